@@ -1,0 +1,134 @@
+//! The settings of a router, one line each.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use rustls::pki_types::CertificateDer;
+use tokio::runtime::Handle;
+
+use crate::{
+    config::{Config, InvalidConfig},
+    dial::Dialer,
+    lookup::Lookup,
+    pool::Shared,
+    provision::Provisioner,
+    resolve::Resolve,
+    router::{Source, TenantRouter},
+    tls,
+};
+
+/// Builds a [`TenantRouter`]. Nothing is checked before [`build`](Self::build), and no setter panics.
+#[must_use = "a builder does nothing until it is built"]
+pub struct RouterBuilder {
+    source: Unchecked,
+    config: Config,
+}
+
+enum Unchecked {
+    Source(Source),
+    Provisioner(Provisioner),
+}
+
+impl RouterBuilder {
+    pub(crate) fn with_lookup(lookup: impl Lookup) -> Self {
+        Self {
+            source: Unchecked::Source(Source::Lookup(Box::new(lookup))),
+            config: Config::default(),
+        }
+    }
+
+    pub(crate) fn with_provisioner(provisioner: Provisioner) -> Self {
+        Self {
+            source: Unchecked::Provisioner(provisioner),
+            config: Config::default(),
+        }
+    }
+
+    /// Tenants that have a pool at the same time; beyond it the least recently used one loses its own. Defaults to
+    /// 1000; raise it if more tenants than that are busy at once (an idle pool costs about 1 KB).
+    pub fn max_pools(mut self, count: u64) -> Self {
+        self.config.max_pools = count;
+        self
+    }
+
+    /// Connections per tenant. Defaults to 4; raise it for tenants with many queries side by side.
+    pub fn pool_size(mut self, count: usize) -> Self {
+        self.config.pool_size = count;
+        self
+    }
+
+    /// Connections of one tenant that may be in opening side by side while its compute is awake. Defaults to 4; more
+    /// can trip the limit on attempts at Neon's proxy. A compute that may be asleep always gets one.
+    pub fn concurrent_dials(mut self, count: usize) -> Self {
+        self.config.concurrent_dials = count;
+        self
+    }
+
+    /// Longest wait of one `get`, over everything it does. Defaults to 20 seconds: Neon advises 10 to 15 for a cold
+    /// start, and a creation comes on top. Shorten it to answer your own callers sooner; what was begun goes on.
+    pub fn get_timeout(mut self, limit: Duration) -> Self {
+        self.config.get_timeout = limit;
+        self
+    }
+
+    /// Longest time for one wake, however many callers come and go. Defaults to 60 seconds, as long as Neon's own
+    /// proxy waits for its control plane.
+    pub fn wake_timeout(mut self, limit: Duration) -> Self {
+        self.config.wake_timeout = limit;
+        self
+    }
+
+    /// Longest time for finding or creating one tenant's database, however many callers come and go. Defaults to 60
+    /// seconds.
+    pub fn provision_timeout(mut self, limit: Duration) -> Self {
+        self.config.provision_timeout = limit;
+        self
+    }
+
+    /// Idle time after which a connection is asked whether it still lives before it is handed out. Defaults to 30
+    /// seconds; shorten it where sockets die silently, at the price of a round trip. Never asked in the background.
+    pub fn verify_after(mut self, idle: Duration) -> Self {
+        self.config.verify_after = idle;
+        self
+    }
+
+    /// Who turns host names into addresses. Defaults to the system.
+    pub fn resolve(mut self, resolver: impl Resolve) -> Self {
+        self.config.resolve = Arc::new(resolver);
+        self
+    }
+
+    /// Trusts one more root certificate, besides Mozilla's. For servers with a certificate of your own.
+    pub fn root_certificate(mut self, certificate: CertificateDer<'static>) -> Self {
+        self.config.root_certificates.push(certificate);
+        self
+    }
+
+    /// Checks the settings and starts the router on the current runtime.
+    ///
+    /// # Errors
+    /// If a setting cannot work, or if there is no current tokio runtime. Neither opens a connection.
+    pub fn build(self) -> Result<TenantRouter, InvalidConfig> {
+        self.config.check()?;
+        let runtime = Handle::try_current().map_err(|_| {
+            InvalidConfig::new(
+                "no tokio runtime here: call build() inside the one that lives longest",
+            )
+        })?;
+        let source = match self.source {
+            Unchecked::Source(source) => source,
+            Unchecked::Provisioner(provisioner) => Source::Provisioning(provisioner.check()?),
+        };
+        let tls = tls::for_postgres(&self.config.root_certificates)?;
+        let dialer = Dialer::new(Arc::clone(&self.config.resolve), tls);
+        Ok(TenantRouter::new(
+            source,
+            Shared::new(self.config, dialer, runtime),
+        ))
+    }
+}
+
+impl fmt::Debug for RouterBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RouterBuilder").finish_non_exhaustive()
+    }
+}

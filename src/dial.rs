@@ -1,0 +1,185 @@
+//! One connection, opened once, watched from its first byte.
+//!
+//! tokio-postgres's own `connect` repeats a refused login at every address of the host, and its `connect_timeout` ends
+//! with TCP. Here addresses are tried in turn only until one takes the socket; the login is sent once; one deadline
+//! stands over all of it.
+
+use std::{future::Future, io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
+
+use rustls::ClientConfig;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout, timeout_at},
+};
+use tokio_postgres::{CancelToken, Client, NoTls, tls::MakeTlsConnect};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use crate::{
+    endpoint::{Encryption, Endpoint},
+    error::Error,
+    resolve::AnyResolve,
+    tap::{Settling, Tap, Tapped, Watch},
+    verdict::{self, DialFailure},
+};
+
+/// Longest wait for one address to take the socket. Neon's proxies are always up; a lost packet is sent again after 1 s.
+const TCP_TIMEOUT: Duration = Duration::from_secs(3);
+/// A peer that vanished without a word is noticed after about this long.
+const PEER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest time for a cancel request, which nobody waits for.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
+
+type Connector = <MakeRustlsConnect as MakeTlsConnect<TcpStream>>::TlsConnect;
+
+/// Opens connections. One for all tenants.
+pub(crate) struct Dialer {
+    resolve: Arc<dyn AnyResolve>,
+    tls: MakeRustlsConnect,
+}
+
+/// A connection that has logged in.
+pub(crate) struct Dialed {
+    pub(crate) client: Client,
+    pub(crate) watch: Arc<Watch>,
+    /// Moves the bytes; must run for the client to work, and ends with the connection.
+    pub(crate) task: ConnectionTask,
+}
+
+pub(crate) type ConnectionTask =
+    Pin<Box<dyn Future<Output = Result<(), tokio_postgres::Error>> + Send>>;
+
+impl Dialer {
+    pub(crate) fn new(resolve: Arc<dyn AnyResolve>, tls: ClientConfig) -> Self {
+        Self {
+            resolve,
+            tls: MakeRustlsConnect::new(tls),
+        }
+    }
+
+    /// Logs in at `host`, once, by `deadline`.
+    ///
+    /// # Cancel safety
+    /// Dropping it closes the socket; at Neon the wake it may have started goes on.
+    pub(crate) async fn dial(
+        &self,
+        endpoint: &Endpoint,
+        host: &str,
+        deadline: Instant,
+    ) -> Result<Dialed, Error> {
+        let attempt = async {
+            let stream = self
+                .open(host, endpoint.port)
+                .await
+                .map_err(DialFailure::Unreachable)?;
+            self.log_in(endpoint, host, stream).await
+        };
+        match timeout_at(deadline, attempt).await {
+            Ok(result) => result.map_err(|failure| verdict::on_connect(failure, host)),
+            Err(_) => Err(verdict::on_connect(DialFailure::Silent, host)),
+        }
+    }
+
+    /// Asks the server to stop what runs on the connection that `token` belongs to. Nobody learns whether it did.
+    pub(crate) async fn cancel(&self, token: CancelToken, endpoint: &Endpoint, host: &str) {
+        let request = async {
+            let stream = self.open(host, endpoint.port).await?;
+            let sent = match endpoint.encryption {
+                Encryption::None => token.cancel_query_raw(stream, NoTls).await,
+                Encryption::Tls => token.cancel_query_raw(stream, self.connector(host)?).await,
+            };
+            sent.map_err(io::Error::other)
+        };
+        match timeout(CANCEL_TIMEOUT, request).await {
+            Ok(Ok(())) => {}
+            Ok(Err(err)) => tracing::debug!(host, %err, "cancel request failed"),
+            Err(_) => tracing::debug!(host, "cancel request got no answer"),
+        }
+    }
+
+    async fn log_in(
+        &self,
+        endpoint: &Endpoint,
+        host: &str,
+        stream: TcpStream,
+    ) -> Result<Dialed, DialFailure> {
+        let config = endpoint.pg_config();
+        let watch = Watch::new();
+        let (client, task): (_, ConnectionTask) = match endpoint.encryption {
+            Encryption::None => {
+                let tapped = Tap::new(stream, Arc::clone(&watch));
+                let (client, connection) = config
+                    .connect_raw(tapped, NoTls)
+                    .await
+                    .map_err(DialFailure::Login)?;
+                (
+                    client,
+                    Box::pin(Settling::new(connection, Arc::clone(&watch))),
+                )
+            }
+            Encryption::Tls => {
+                let connector = self.connector(host).map_err(DialFailure::Unreachable)?;
+                let tls = Tapped {
+                    connector,
+                    watch: Arc::clone(&watch),
+                };
+                let (client, connection) = config
+                    .connect_raw(stream, tls)
+                    .await
+                    .map_err(DialFailure::Login)?;
+                (
+                    client,
+                    Box::pin(Settling::new(connection, Arc::clone(&watch))),
+                )
+            }
+        };
+        Ok(Dialed {
+            client,
+            watch,
+            task,
+        })
+    }
+
+    fn connector(&self, host: &str) -> io::Result<Connector> {
+        <MakeRustlsConnect as MakeTlsConnect<TcpStream>>::make_tls_connect(
+            &mut self.tls.clone(),
+            host,
+        )
+        .map_err(io::Error::other)
+    }
+
+    /// Opens a socket to the first address of `host` that takes it.
+    async fn open(&self, host: &str, port: u16) -> io::Result<TcpStream> {
+        let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+        for address in self.resolve.resolve(host, port).await? {
+            match timeout(TCP_TIMEOUT, TcpStream::connect(address)).await {
+                Ok(Ok(stream)) => return tuned(stream),
+                Ok(Err(err)) => last = err,
+                Err(_) => last = silent(address),
+            }
+        }
+        Err(last)
+    }
+}
+
+fn silent(address: SocketAddr) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::TimedOut,
+        format!("{address} took no connection within {TCP_TIMEOUT:?}"),
+    )
+}
+
+/// Sets what notices a peer that vanished: keepalive when idle, a limit on unacknowledged data when not.
+///
+/// Neither reaches Postgres: Neon's proxy answers both, so a sleeping compute sleeps on.
+fn tuned(stream: TcpStream) -> io::Result<TcpStream> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(&stream);
+    let keepalive = TcpKeepalive::new()
+        .with_time(PEER_TIMEOUT)
+        .with_interval(PEER_TIMEOUT / 3);
+    socket.set_tcp_keepalive(&keepalive)?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(PEER_TIMEOUT))?;
+    Ok(stream)
+}

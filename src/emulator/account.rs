@@ -1,0 +1,56 @@
+//! The account that Postgres runs under: it refuses to run as root.
+
+use std::{
+    fs, io,
+    os::unix::{fs::chown, process::CommandExt},
+    path::Path,
+    process::Command,
+};
+
+use super::EmulatorError;
+
+/// Whoever runs Postgres: the caller, or an unprivileged account if the caller is root.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Account {
+    switch_to: Option<(u32, u32)>,
+}
+
+impl Account {
+    /// The caller's own account, or `postgres`, or `nobody`.
+    pub(super) fn unprivileged() -> Result<Self, EmulatorError> {
+        if !rustix::process::geteuid().is_root() {
+            return Ok(Self { switch_to: None });
+        }
+        let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
+        let ids = ["postgres", "nobody"]
+            .iter()
+            .find_map(|name| ids_of(&passwd, name));
+        ids.map(|ids| Self { switch_to: Some(ids) }).ok_or_else(|| {
+            EmulatorError::new("Postgres does not run as root, and there is neither an account postgres nor nobody")
+        })
+    }
+
+    /// A command that will run under this account, apart from the terminal's signals.
+    pub(super) fn command(self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new(program);
+        command.process_group(0).current_dir("/");
+        if let Some((uid, gid)) = self.switch_to {
+            command.uid(uid).gid(gid);
+        }
+        command
+    }
+
+    /// Makes `path` the account's.
+    pub(super) fn give(self, path: &Path) -> io::Result<()> {
+        self.switch_to
+            .map_or(Ok(()), |(uid, gid)| chown(path, Some(uid), Some(gid)))
+    }
+}
+
+fn ids_of(passwd: &str, name: &str) -> Option<(u32, u32)> {
+    let line = passwd
+        .lines()
+        .find(|line| line.split(':').next() == Some(name))?;
+    let mut fields = line.split(':').skip(2).map(str::parse);
+    Some((fields.next()?.ok()?, fields.next()?.ok()?))
+}

@@ -1,0 +1,82 @@
+//! Where the Postgres server's programs are.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use super::EmulatorError;
+
+/// The folder with `postgres` and `initdb`.
+#[derive(Clone, Debug)]
+pub(super) struct Binaries(PathBuf);
+
+impl Binaries {
+    /// Looks on `PATH`, asks `pg_config`, then looks in the places of the usual distributions, newest version first.
+    pub(super) fn find() -> Result<Self, EmulatorError> {
+        let mut places: Vec<PathBuf> = env::var_os("PATH")
+            .iter()
+            .flat_map(env::split_paths)
+            .collect();
+        places.extend(told_by_pg_config());
+        for pattern in [
+            "/usr/lib/postgresql",
+            "/usr",
+            "/opt/homebrew/opt",
+            "/usr/local/opt",
+        ] {
+            places.extend(versions_in(Path::new(pattern)));
+        }
+        let found = places.into_iter().find(|place| is_server(place));
+        // The distributions' own start scripts on PATH are links to the folder with everything else.
+        let found = found.map(|place| match fs::canonicalize(place.join("postgres")) {
+            Ok(real) => real.parent().map_or(place, Path::to_path_buf),
+            Err(_) => place,
+        });
+        found
+            .filter(|place| is_server(place))
+            .map(Self)
+            .ok_or_else(|| {
+                EmulatorError::new(
+                    "no Postgres server found; install one (on Debian: apt-get install postgresql)",
+                )
+            })
+    }
+
+    pub(super) fn program(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+fn is_server(place: &Path) -> bool {
+    ["postgres", "initdb"]
+        .iter()
+        .all(|name| place.join(name).is_file())
+}
+
+fn told_by_pg_config() -> Option<PathBuf> {
+    let output = Command::new("pg_config").arg("--bindir").output().ok()?;
+    Some(PathBuf::from(String::from_utf8(output.stdout).ok()?.trim()))
+}
+
+/// `15/bin`, `pgsql-16/bin`, `postgresql@17/bin` and the like below `root`, newest first.
+fn versions_in(root: &Path) -> Vec<PathBuf> {
+    let version = |name: &str| -> Option<u32> {
+        let digits = name
+            .trim_start_matches("pgsql-")
+            .trim_start_matches("postgresql@");
+        digits.parse().ok()
+    };
+    let entries = fs::read_dir(root).into_iter().flatten().flatten();
+    let mut found: Vec<_> = entries
+        .filter_map(|entry| {
+            Some((
+                version(entry.file_name().to_str()?)?,
+                entry.path().join("bin"),
+            ))
+        })
+        .collect();
+    found.sort();
+    found.into_iter().rev().map(|(_, place)| place).collect()
+}

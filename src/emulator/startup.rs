@@ -1,0 +1,166 @@
+//! The first bytes of a client, and what is said to it before a server is there.
+
+use std::{collections::BTreeMap, io};
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+const CANCEL: u32 = 80_877_102;
+const SSL: u32 = 80_877_103;
+const GSS: u32 = 80_877_104;
+/// Postgres takes no longer startup packet.
+const LONGEST: usize = 10_000;
+
+/// The packet with which a client begins.
+#[derive(Debug, Eq, PartialEq)]
+pub(super) enum Hello {
+    /// It asks for TLS.
+    Ssl,
+    /// It asks for GSS encryption, which Neon has not.
+    Gss,
+    /// It asks to stop what another connection does: process id and secret key.
+    Cancel(BackendKey),
+    /// It wants to log in.
+    Startup(BTreeMap<String, String>),
+}
+
+/// Process id and secret key, as in BackendKeyData.
+pub(super) type BackendKey = [u8; 8];
+
+impl Hello {
+    pub(super) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Self> {
+        let length = stream.read_u32().await? as usize;
+        if !(8..=LONGEST).contains(&length) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "not a startup packet",
+            ));
+        }
+        let mut packet = vec![0; length - 4];
+        stream.read_exact(&mut packet).await?;
+        let (code, body) = packet.split_at(4);
+        match (
+            u32::from_be_bytes([code[0], code[1], code[2], code[3]]),
+            body,
+        ) {
+            (SSL, _) => Ok(Self::Ssl),
+            (GSS, _) => Ok(Self::Gss),
+            (CANCEL, [key @ ..]) => key
+                .try_into()
+                .map(Self::Cancel)
+                .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "not a cancel request")),
+            (_, body) => Ok(Self::Startup(parameters(body))),
+        }
+    }
+}
+
+fn parameters(body: &[u8]) -> BTreeMap<String, String> {
+    let mut words = body
+        .split(|&byte| byte == 0)
+        .map(|word| String::from_utf8_lossy(word).into_owned());
+    let mut found = BTreeMap::new();
+    while let (Some(name), Some(value)) = (words.next(), words.next()) {
+        if name.is_empty() {
+            break;
+        }
+        found.insert(name, value);
+    }
+    found
+}
+
+/// The startup packet that goes to Postgres: Neon passes these parameters on and drops all others.
+pub(super) fn forwarded(parameters: &BTreeMap<String, String>) -> Vec<u8> {
+    let mut body = 196_608_u32.to_be_bytes().to_vec();
+    let mut put = |name: &str, value: &str| {
+        body.extend([name.as_bytes(), b"\0", value.as_bytes(), b"\0"].concat())
+    };
+    for name in ["user", "database", "application_name", "replication"] {
+        if let Some(value) = parameters.get(name) {
+            put(name, value);
+        }
+    }
+    let options: Vec<_> = parameters
+        .get("options")
+        .map(|options| own_options(options).collect())
+        .unwrap_or_default();
+    if !options.is_empty() {
+        put("options", &options.join(" "));
+    }
+    put("client_encoding", "UTF8");
+    body.push(0);
+    let length = u32::try_from(body.len() + 4).unwrap_or(u32::MAX);
+    [&length.to_be_bytes()[..], &body].concat()
+}
+
+/// The endpoint that `options=endpoint=…` (or `project=…`) names.
+pub(super) fn endpoint_option(parameters: &BTreeMap<String, String>) -> Option<&str> {
+    let words = parameters.get("options")?.split_ascii_whitespace();
+    words.into_iter().find_map(|word| {
+        word.strip_prefix("endpoint=")
+            .or_else(|| word.strip_prefix("project="))
+    })
+}
+
+/// The options that are for Postgres and not for the proxy.
+fn own_options(options: &str) -> impl Iterator<Item = &str> {
+    let for_proxy = |word: &&str| {
+        ["endpoint=", "project=", "neon_"]
+            .iter()
+            .any(|prefix| word.starts_with(prefix))
+    };
+    options
+        .split_ascii_whitespace()
+        .filter(move |word| !for_proxy(word))
+}
+
+/// Sends an error the way Neon's proxy does before a session exists: severity ERROR and SQLSTATE XX000, whatever the
+/// cause; then closes.
+pub(super) async fn refuse(
+    stream: &mut (impl AsyncWrite + Unpin),
+    message: &str,
+) -> io::Result<()> {
+    let body = [b"SERROR\0CXX000\0M", message.as_bytes(), b"\0\0"].concat();
+    let length = u32::try_from(body.len() + 4).unwrap_or(u32::MAX);
+    stream
+        .write_all(&[b"E", &length.to_be_bytes()[..], &body].concat())
+        .await?;
+    stream.shutdown().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_known_parameters_are_passed_on() {
+        let given = parameters(
+            b"user\0u\0database\0d\0statement_timeout\01\0options\0endpoint=ep-a -c geqo=off\0\0",
+        );
+        assert_eq!(endpoint_option(&given), Some("ep-a"));
+        let packet = forwarded(&given);
+        let passed = parameters(&packet[8..]);
+        assert_eq!(
+            passed.get("options").map(String::as_str),
+            Some("-c geqo=off")
+        );
+        assert_eq!(
+            passed.keys().collect::<Vec<_>>(),
+            ["client_encoding", "database", "options", "user"]
+        );
+        assert_eq!(
+            packet.len(),
+            u32::from_be_bytes(packet[..4].try_into().unwrap()) as usize
+        );
+    }
+
+    #[tokio::test]
+    async fn hostile_first_bytes_are_an_error() {
+        for bytes in [
+            &b"\0\0\0\x04"[..],
+            b"\xff\xff\xff\xff",
+            b"GET / HTTP/1.1\r\n\r\n",
+            b"\0\0\0\x0c\x04\xd2\x16\x2e\0\0\0\0",
+        ] {
+            assert!(Hello::read(&mut &bytes[..]).await.is_err(), "{bytes:?}");
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! What really happened at an endpoint, seen from the outside.
+//!
+//! Proofs about the router are made with these, not with the router's own counters.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+/// What happened at one endpoint so far. A copy: take a new one to see what came since.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Witness {
+    /// Id of the endpoint, `ep-…`.
+    pub endpoint_id: String,
+    /// Its direct host.
+    pub host: String,
+    /// Id of its project.
+    pub project_id: String,
+    /// Name of its project.
+    pub project_name: String,
+    /// Annotations of its branch.
+    pub annotations: BTreeMap<String, String>,
+    /// Whether its Postgres runs now.
+    pub is_awake: bool,
+    /// Starts of its Postgres.
+    pub wakes: Vec<Wake>,
+    /// Times its Postgres was stopped.
+    pub suspends: Vec<Instant>,
+    /// Times a client began to log in, successfully or not.
+    pub auth_attempts: Vec<Instant>,
+    /// Times a client had logged in.
+    pub sessions: Vec<Instant>,
+    /// Clients connected now.
+    pub open_sessions: usize,
+    /// Most clients connected at the same time.
+    pub most_open_sessions: usize,
+}
+
+/// One start of a Postgres.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct Wake {
+    /// When it was asked for.
+    pub at: Instant,
+    /// How long it took, with the delay that was set.
+    pub took: Duration,
+    /// How long Postgres itself took to start.
+    pub start: Duration,
+}
+
+/// Where the emulator writes down what happens at one endpoint.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Log(Arc<Mutex<Entries>>);
+
+#[derive(Debug, Default)]
+pub(super) struct Entries {
+    pub(super) wakes: Vec<Wake>,
+    pub(super) suspends: Vec<Instant>,
+    pub(super) auth_attempts: Vec<Instant>,
+    pub(super) sessions: Vec<Instant>,
+    pub(super) open_sessions: usize,
+    pub(super) most_open_sessions: usize,
+}
+
+impl Log {
+    pub(super) fn entries(&self) -> MutexGuard<'_, Entries> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn woken(&self, at: Instant, start: Duration) {
+        self.entries().wakes.push(Wake {
+            at,
+            took: at.elapsed(),
+            start,
+        });
+    }
+
+    pub(super) fn suspended(&self) {
+        self.entries().suspends.push(Instant::now());
+    }
+
+    pub(super) fn auth_attempt(&self) {
+        self.entries().auth_attempts.push(Instant::now());
+    }
+
+    /// Notes a session; it lasts as long as the value returned.
+    pub(super) fn session(&self) -> OpenSession {
+        let mut entries = self.entries();
+        entries.sessions.push(Instant::now());
+        entries.open_sessions += 1;
+        entries.most_open_sessions = entries.most_open_sessions.max(entries.open_sessions);
+        OpenSession(self.clone())
+    }
+}
+
+/// A client that is connected, until this is dropped.
+pub(super) struct OpenSession(Log);
+
+impl Drop for OpenSession {
+    fn drop(&mut self) {
+        self.0.entries().open_sessions -= 1;
+    }
+}

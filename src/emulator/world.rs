@@ -1,0 +1,358 @@
+//! The projects that exist, and what is being done to them.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use super::{
+    compute::{Compute, Contents, Machine},
+    witness::Witness,
+};
+use crate::secret::Secret;
+
+/// The domain of all hosts. Reserved for tests, so no name server knows it.
+const DOMAIN: &str = "aws.neon.test";
+/// The regions that there are.
+pub(super) const REGIONS: &[&str] = &[
+    "aws-us-east-1",
+    "aws-us-east-2",
+    "aws-us-west-2",
+    "aws-eu-central-1",
+    "aws-eu-west-2",
+    "aws-ap-southeast-1",
+];
+/// The region of a project that names none.
+pub(super) const DEFAULT_REGION: &str = "aws-us-east-2";
+
+/// Everything the emulator knows.
+#[derive(Debug)]
+pub(super) struct World {
+    pub(super) machine: Arc<Machine>,
+    pub(super) settings: Settings,
+    // Guards all projects; held for a look or a change, never across an await.
+    projects: Mutex<Vec<Project>>,
+}
+
+/// How this emulator differs from Neon.
+#[derive(Clone, Debug)]
+pub(super) struct Settings {
+    /// How long each operation takes, besides the start of a compute.
+    pub(super) operation_time: Duration,
+    /// Suspend window of endpoints that ask for the default.
+    pub(super) suspend_after: Duration,
+    /// Whether a new project's compute starts at once, as at Neon.
+    pub(super) start_on_create: bool,
+}
+
+/// What a request asks for.
+#[derive(Clone, Debug)]
+pub(super) struct Wanted {
+    pub(super) name: Option<String>,
+    pub(super) region: String,
+    pub(super) pg_version: u64,
+    pub(super) org_id: Option<String>,
+    pub(super) branch_name: String,
+    pub(super) contents: Contents,
+    pub(super) annotations: BTreeMap<String, String>,
+    pub(super) compute_units: (f64, f64),
+    pub(super) suspend_timeout_seconds: i64,
+    pub(super) quota: Option<serde_json::Value>,
+}
+
+/// A project with its one branch and its one endpoint.
+#[derive(Clone, Debug)]
+pub(super) struct Project {
+    pub(super) id: String,
+    pub(super) name: String,
+    pub(super) wanted: Wanted,
+    pub(super) created_at: SystemTime,
+    pub(super) branch_id: String,
+    pub(super) endpoint_id: String,
+    pub(super) compute: Arc<Compute>,
+    /// Newest last.
+    pub(super) operations: Vec<Operation>,
+}
+
+/// Something being done to a project.
+#[derive(Clone, Debug)]
+pub(super) struct Operation {
+    pub(super) id: String,
+    pub(super) action: &'static str,
+    pub(super) status: Status,
+    pub(super) created_at: SystemTime,
+    pub(super) updated_at: SystemTime,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Status {
+    Scheduling,
+    Running,
+    Finished,
+    Failed,
+}
+
+impl World {
+    pub(super) fn new(machine: Machine, settings: Settings) -> Arc<Self> {
+        Arc::new(Self {
+            machine: Arc::new(machine),
+            settings,
+            projects: Mutex::default(),
+        })
+    }
+
+    pub(super) fn projects(&self) -> MutexGuard<'_, Vec<Project>> {
+        self.projects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn project(&self, id: &str) -> Option<Project> {
+        self.projects()
+            .iter()
+            .find(|project| project.id == id)
+            .cloned()
+    }
+
+    /// The compute of an endpoint.
+    pub(super) fn compute(&self, endpoint_id: &str) -> Option<Arc<Compute>> {
+        self.projects()
+            .iter()
+            .find(|project| project.endpoint_id == endpoint_id)
+            .map(|project| Arc::clone(&project.compute))
+    }
+
+    /// Creates a project; its operations go on after this returns.
+    pub(super) fn create(self: &Arc<Self>, wanted: Wanted) -> Project {
+        let (id, endpoint_id) = (new_id(), format!("ep-{}", new_id()));
+        let window = match wanted.suspend_timeout_seconds {
+            0 => Some(self.settings.suspend_after),
+            seconds => u64::try_from(seconds).ok().map(Duration::from_secs),
+        };
+        let compute = Compute::new(
+            Arc::clone(&self.machine),
+            &endpoint_id,
+            wanted.contents.clone(),
+            window,
+        );
+        let mut actions = vec!["create_timeline"];
+        if self.settings.start_on_create {
+            actions.push("start_compute");
+        }
+        let project = Project {
+            name: wanted.name.clone().unwrap_or_else(|| id.clone()),
+            id,
+            wanted,
+            created_at: SystemTime::now(),
+            branch_id: format!("br-{}", new_id()),
+            endpoint_id,
+            compute,
+            operations: Vec::new(),
+        };
+        self.projects().push(project.clone());
+        self.operate(&project.id, &actions);
+        self.project(&project.id).unwrap_or(project)
+    }
+
+    /// Begins operations, one after the other; `None` if others go on. Returns the new ones.
+    pub(super) fn operate(
+        self: &Arc<Self>,
+        project_id: &str,
+        actions: &[&'static str],
+    ) -> Option<Vec<Operation>> {
+        let mut projects = self.projects();
+        let project = projects
+            .iter_mut()
+            .find(|project| project.id == project_id)?;
+        if project.is_locked() {
+            return None;
+        }
+        let begun: Vec<_> = actions
+            .iter()
+            .map(|action| Operation::new(action))
+            .collect();
+        project.operations.extend(begun.iter().cloned());
+        let (world, compute, id) = (
+            Arc::clone(self),
+            Arc::clone(&project.compute),
+            project_id.to_owned(),
+        );
+        let works: Vec<_> = begun
+            .iter()
+            .map(|operation| (operation.id.clone(), operation.action))
+            .collect();
+        tokio::spawn(async move {
+            for (operation, action) in works {
+                world.set(&id, &operation, Status::Running);
+                tokio::time::sleep(world.settings.operation_time).await;
+                let done = match action {
+                    "start_compute" => compute.wake().await.is_ok(),
+                    "suspend_compute" => {
+                        compute.suspend().await;
+                        true
+                    }
+                    _ => true,
+                };
+                world.set(
+                    &id,
+                    &operation,
+                    if done {
+                        Status::Finished
+                    } else {
+                        Status::Failed
+                    },
+                );
+            }
+        });
+        Some(begun)
+    }
+
+    fn set(&self, project_id: &str, operation_id: &str, status: Status) {
+        let mut projects = self.projects();
+        let project = projects.iter_mut().find(|project| project.id == project_id);
+        let operation = project.and_then(|project| {
+            project
+                .operations
+                .iter_mut()
+                .find(|it| it.id == operation_id)
+        });
+        if let Some(operation) = operation {
+            operation.status = status;
+            operation.updated_at = SystemTime::now();
+        }
+    }
+
+    /// Removes a project; its compute stops and its data goes after this returns.
+    pub(super) fn delete(&self, id: &str) -> Option<Project> {
+        let mut projects = self.projects();
+        let place = projects.iter().position(|project| project.id == id)?;
+        let project = projects.remove(place);
+        let compute = Arc::clone(&project.compute);
+        tokio::spawn(async move { compute.delete().await });
+        Some(project)
+    }
+
+    pub(super) fn witnesses(&self) -> Vec<Witness> {
+        self.projects().iter().map(Project::witness).collect()
+    }
+
+    /// Every name that the proxy's certificate must be valid for.
+    pub(super) fn host_names() -> impl Iterator<Item = String> {
+        REGIONS
+            .iter()
+            .map(|region| format!("*.{}", domain_of(region)))
+    }
+
+    pub(super) fn folder(&self) -> &PathBuf {
+        &self.machine.folder
+    }
+}
+
+impl Project {
+    /// Whether operations go on, so that others must wait.
+    pub(super) fn is_locked(&self) -> bool {
+        self.operations
+            .iter()
+            .any(|operation| matches!(operation.status, Status::Scheduling | Status::Running))
+    }
+
+    pub(super) fn host(&self) -> String {
+        format!("{}.{}", self.endpoint_id, domain_of(&self.wanted.region))
+    }
+
+    pub(super) fn pooler_host(&self) -> String {
+        format!(
+            "{}-pooler.{}",
+            self.endpoint_id,
+            domain_of(&self.wanted.region)
+        )
+    }
+
+    pub(super) fn proxy_host(&self) -> String {
+        domain_of(&self.wanted.region)
+    }
+
+    /// The whole connection string, password included.
+    pub(super) fn uri(&self, pooled: bool) -> String {
+        let Contents {
+            database,
+            role,
+            password,
+        } = &self.wanted.contents;
+        let host = if pooled {
+            self.pooler_host()
+        } else {
+            self.host()
+        };
+        format!(
+            "postgresql://{role}:{}@{host}/{database}?sslmode=require&channel_binding=require",
+            password.expose()
+        )
+    }
+
+    fn witness(&self) -> Witness {
+        let log = self.compute.log.entries();
+        Witness {
+            endpoint_id: self.endpoint_id.clone(),
+            host: self.host(),
+            project_id: self.id.clone(),
+            project_name: self.name.clone(),
+            annotations: self.wanted.annotations.clone(),
+            is_awake: self.compute.is_awake(),
+            wakes: log.wakes.clone(),
+            suspends: log.suspends.clone(),
+            auth_attempts: log.auth_attempts.clone(),
+            sessions: log.sessions.clone(),
+            open_sessions: log.open_sessions,
+            most_open_sessions: log.most_open_sessions,
+        }
+    }
+}
+
+impl Operation {
+    fn new(action: &'static str) -> Self {
+        let now = SystemTime::now();
+        let id = uuid::Uuid::new_v4().to_string();
+        Self {
+            id,
+            action,
+            status: Status::Scheduling,
+            created_at: now,
+            updated_at: now,
+        }
+    }
+}
+
+/// `us-east-2.aws.neon.test` for `aws-us-east-2`.
+fn domain_of(region: &str) -> String {
+    format!("{}.{DOMAIN}", region.trim_start_matches("aws-"))
+}
+
+/// Whether a host name is one of the emulator's.
+pub(super) fn is_own_host(host: &str) -> bool {
+    host.ends_with(DOMAIN)
+}
+
+/// An id like Neon's: two words and a number.
+fn new_id() -> String {
+    const FIRST: &[&str] = &[
+        "cool", "dry", "calm", "dark", "late", "odd", "shy", "still", "wild", "young",
+    ];
+    const SECOND: &[&str] = &[
+        "bird", "bush", "dew", "fire", "hall", "lake", "moon", "pine", "rain", "sun",
+    ];
+    let random = uuid::Uuid::new_v4().as_u128();
+    let pick =
+        |words: &'static [&'static str], part: u128| words[(part % words.len() as u128) as usize];
+    format!(
+        "{}-{}-{:08x}",
+        pick(FIRST, random >> 64),
+        pick(SECOND, random >> 96),
+        random as u32
+    )
+}
+
+/// A password like Neon's.
+pub(super) fn new_password() -> Secret {
+    Secret::new(format!("npg_{}", uuid::Uuid::new_v4().simple()))
+}

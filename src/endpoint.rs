@@ -1,0 +1,148 @@
+//! Where a tenant lives: host, database, role and credential.
+
+use std::time::Duration;
+
+use tokio_postgres::config::{SslMode, SslNegotiation};
+
+use crate::secret::Secret;
+
+/// Neon suspends an idle compute after this long unless told otherwise (`suspend_timeout_seconds: 0` in its API).
+pub const DEFAULT_SUSPEND_WINDOW: Duration = Duration::from_secs(300);
+
+/// The host, database, role and credential at which a tenant lives. What [`Lookup`](crate::Lookup) answers.
+///
+/// ```
+/// use tenantry::{Endpoint, Secret};
+///
+/// let endpoint = Endpoint::neon(
+///     "ep-cool-dew-a1b2c3.us-east-2.aws.neon.tech",
+///     "ep-cool-dew-a1b2c3-pooler.us-east-2.aws.neon.tech",
+///     "neondb",
+///     "neondb_owner",
+///     Secret::new("…"),
+/// );
+/// assert!(endpoint.is_neon);
+/// ```
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct Endpoint {
+    /// The host whose connections go straight to Postgres: migrations, `LISTEN`, `COPY`, session state.
+    pub direct_host: String,
+    /// The host in front of which a pooler stands: everything else. The same as `direct_host` where there is none.
+    pub pooled_host: String,
+    /// TCP port. 5432 unless changed.
+    pub port: u16,
+    /// Name of the database.
+    pub database: String,
+    /// Role to log in as.
+    pub role: String,
+    /// The role's password.
+    pub password: Secret,
+    /// Time without activity after which the compute sleeps; `None` if it never does.
+    pub suspend_window: Option<Duration>,
+    /// Whether Neon's proxy answers there. It takes TLS without the request for it, which saves a round trip.
+    pub is_neon: bool,
+    /// How the connection is encrypted.
+    pub encryption: Encryption,
+}
+
+/// How a connection is encrypted.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum Encryption {
+    /// TLS, with the server's certificate verified against the host name.
+    #[default]
+    Tls,
+    /// None at all: for a Postgres on the same machine.
+    None,
+}
+
+impl Endpoint {
+    /// An endpoint at Neon, by its direct and its pooled (`…-pooler…`) host.
+    pub fn neon(
+        direct_host: impl Into<String>,
+        pooled_host: impl Into<String>,
+        database: impl Into<String>,
+        role: impl Into<String>,
+        password: impl Into<Secret>,
+    ) -> Self {
+        Self {
+            pooled_host: pooled_host.into(),
+            suspend_window: Some(DEFAULT_SUSPEND_WINDOW),
+            is_neon: true,
+            ..Self::postgres(direct_host, database, role, password)
+        }
+    }
+
+    /// A Postgres server that is not Neon's: one host, never asleep.
+    pub fn postgres(
+        host: impl Into<String>,
+        database: impl Into<String>,
+        role: impl Into<String>,
+        password: impl Into<Secret>,
+    ) -> Self {
+        let host = host.into();
+        Self {
+            direct_host: host.clone(),
+            pooled_host: host,
+            port: 5432,
+            database: database.into(),
+            role: role.into(),
+            password: password.into(),
+            suspend_window: None,
+            is_neon: false,
+            encryption: Encryption::Tls,
+        }
+    }
+
+    /// Sets the port. Defaults to 5432.
+    #[must_use]
+    pub fn port(mut self, port: u16) -> Self {
+        self.port = port;
+        self
+    }
+
+    /// Sets the time after which an idle compute sleeps, `None` for never. Defaults to 5 minutes at Neon.
+    #[must_use]
+    pub fn suspend_window(mut self, window: impl Into<Option<Duration>>) -> Self {
+        self.suspend_window = window.into();
+        self
+    }
+
+    /// Turns encryption off, for a Postgres on the same machine. Defaults to TLS with verification.
+    #[must_use]
+    pub fn without_tls(mut self) -> Self {
+        self.encryption = Encryption::None;
+        self
+    }
+
+    /// The login as tokio-postgres wants it. Hosts are left out: the dialer opens the socket itself.
+    pub(crate) fn pg_config(&self) -> tokio_postgres::Config {
+        let mut config = tokio_postgres::Config::new();
+        config
+            .user(&self.role)
+            .password(self.password.expose())
+            .dbname(&self.database)
+            .application_name("tenantry");
+        match self.encryption {
+            Encryption::None => config.ssl_mode(SslMode::Disable),
+            Encryption::Tls => config.ssl_mode(SslMode::Require),
+        };
+        if self.is_neon && self.encryption == Encryption::Tls {
+            config.ssl_negotiation(SslNegotiation::Direct);
+        }
+        config
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_hides_the_password() {
+        let endpoint = Endpoint::postgres("localhost", "app", "app", "hunter2");
+        let printed = format!("{endpoint:?} {:?}", endpoint.pg_config());
+        assert!(!printed.contains("hunter2"), "{printed}");
+    }
+}

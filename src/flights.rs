@@ -1,0 +1,189 @@
+//! One shared in-progress build for a key.
+//!
+//! Slow work belongs to the key, never to the caller who asked first: it runs in a task of its own, and a caller that
+//! gives up leaves it running for everyone else.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    hash::Hash,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use tokio::{runtime::Handle, sync::watch, time::timeout};
+
+use crate::{
+    error::{Error, ErrorKind},
+    retry::{Progress, lock},
+};
+
+/// The flights under way, by key.
+pub(crate) struct Flights<K, V> {
+    // Held for a look-up or a removal, never across an await.
+    table: Arc<Table<K, V>>,
+    runtime: Handle,
+}
+
+type Table<K, V> = Mutex<HashMap<K, Flight<V>>>;
+
+#[derive(Clone)]
+struct Flight<V> {
+    landed: watch::Receiver<Option<Result<V, Error>>>,
+    progress: Progress,
+}
+
+impl<K, V> Flights<K, V>
+where
+    K: Clone + Eq + Hash + Send + 'static,
+    V: Clone + Send + Sync + 'static,
+{
+    /// No flights yet; all of them will run on `runtime`.
+    pub(crate) fn new(runtime: Handle) -> Self {
+        Self {
+            table: Arc::default(),
+            runtime,
+        }
+    }
+
+    /// Joins the flight for `key`, or starts one with `build`, and waits for `patience` at most.
+    ///
+    /// # Cancel safety
+    /// Dropping this future leaves the flight running for everyone else.
+    pub(crate) async fn join<Fut>(
+        &self,
+        key: &K,
+        patience: Duration,
+        build: impl FnOnce() -> (Progress, Fut),
+    ) -> Result<V, Error>
+    where
+        Fut: Future<Output = Result<V, Error>> + Send + 'static,
+    {
+        let mut flight = self.board(key, build);
+        let landed = timeout(patience, flight.landed.wait_for(Option::is_some)).await;
+        match landed {
+            Ok(Ok(result)) => (*result).clone().unwrap_or_else(|| Err(Error::closed())),
+            Ok(Err(_)) => Err(Error::closed()),
+            Err(_) => Err(flight.progress.timed_out()),
+        }
+    }
+
+    /// The flight under way for `key`, or a new one in a task of its own.
+    fn board<Fut>(&self, key: &K, build: impl FnOnce() -> (Progress, Fut)) -> Flight<V>
+    where
+        Fut: Future<Output = Result<V, Error>> + Send + 'static,
+    {
+        let mut table = lock(&self.table);
+        if let Some(flight) = table.get(key) {
+            return flight.clone();
+        }
+        let (progress, work) = build();
+        let (announce, landed) = watch::channel(None);
+        let flight = Flight { landed, progress };
+        table.insert(key.clone(), flight.clone());
+        drop(table); // a runtime that has ended drops the task here and now, and the landing takes the lock
+        let landing = Landing {
+            table: Arc::clone(&self.table),
+            key: key.clone(),
+            announce,
+        };
+        self.runtime.spawn(async move { landing.land(work.await) });
+        flight
+    }
+
+    /// How many flights are under way.
+    pub(crate) fn len(&self) -> usize {
+        lock(&self.table).len()
+    }
+}
+
+/// Frees the key when a flight ends, also by panic or because its runtime is dropped.
+struct Landing<K: Eq + Hash, V> {
+    table: Arc<Table<K, V>>,
+    key: K,
+    announce: watch::Sender<Option<Result<V, Error>>>,
+}
+
+impl<K: Eq + Hash, V> Landing<K, V> {
+    fn land(self, result: Result<V, Error>) {
+        lock(&self.table).remove(&self.key);
+        self.announce.send_replace(Some(result));
+    }
+}
+
+impl<K: Eq + Hash, V> Drop for Landing<K, V> {
+    fn drop(&mut self) {
+        if self.announce.borrow().is_some() {
+            return;
+        }
+        lock(&self.table).remove(&self.key);
+        let err = if std::thread::panicking() {
+            Error::new(
+                ErrorKind::Internal,
+                "a task of tenantry panicked; this is a bug, please report it",
+            )
+        } else {
+            Error::closed()
+        };
+        self.announce.send_replace(Some(Err(err)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Stage;
+    use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+    use tokio::time::sleep;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// Flights whose builds take three seconds and are counted.
+    struct Airport {
+        flights: Flights<&'static str, u32>,
+        departures: Arc<AtomicU32>,
+    }
+
+    impl Airport {
+        fn new() -> Self {
+            Self {
+                flights: Flights::new(Handle::current()),
+                departures: Arc::default(),
+            }
+        }
+
+        async fn join(&self, patience: Duration) -> Result<u32, Error> {
+            let departures = Arc::clone(&self.departures);
+            let build = || {
+                let number = departures.fetch_add(1, Relaxed) + 1;
+                let work = async move {
+                    sleep(3 * SECOND).await;
+                    Ok(number)
+                };
+                (Progress::new(Stage::Lookup, 60 * SECOND), work)
+            };
+            self.flights.join(&"acme", patience, build).await
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_that_gives_up_does_not_stop_the_flight() {
+        let airport = Airport::new();
+        let err = airport.join(SECOND).await.unwrap_err();
+        assert_eq!(err.kind(), ErrorKind::Timeout(Stage::Lookup));
+        assert!(err.retry_after().is_some());
+
+        assert_eq!(airport.join(10 * SECOND).await.unwrap(), 1);
+        assert_eq!(airport.departures.load(Relaxed), 1);
+        assert_eq!(airport.flights.len(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_panic_frees_the_key_and_is_an_error_for_everyone() {
+        let flights: Flights<&str, ()> = Flights::new(Handle::current());
+        let crash = || (Progress::new(Stage::Lookup, SECOND), async { panic!("oh") });
+        let err = flights.join(&"acme", SECOND, crash).await.unwrap_err();
+        assert_eq!(err.kind(), ErrorKind::Internal);
+        assert_eq!(flights.len(), 0);
+    }
+}

@@ -1,0 +1,58 @@
+//! From a tenant to its endpoint: the seam for an app that has its own tenant table.
+
+use std::{future::Future, pin::Pin};
+
+use crate::{endpoint::Endpoint, error::BoxError, tenant::TenantId};
+
+/// Finds the endpoint at which a tenant lives. `None` means that there is no such tenant.
+///
+/// A closure will do:
+///
+/// ```no_run
+/// use tenantry::{BoxError, Endpoint, TenantId, TenantRouter};
+///
+/// # #[tokio::main] async fn main() -> Result<(), BoxError> {
+/// let router = TenantRouter::builder(|tenant: TenantId| async move {
+///     let known = tenant.as_str() == "acme";
+///     Ok(known.then(|| Endpoint::neon("ep-a-1.aws.neon.tech", "ep-a-1-pooler.aws.neon.tech", "app", "app", "…")))
+/// })
+/// .build()?;
+/// # let _ = router; Ok(()) }
+/// ```
+pub trait Lookup: Send + Sync + 'static {
+    /// The endpoint of `tenant`.
+    ///
+    /// # Cancel safety
+    /// Called in a task of the router's own, which no caller can cancel; it ends with the router's runtime.
+    fn lookup(
+        &self,
+        tenant: &TenantId,
+    ) -> impl Future<Output = Result<Option<Endpoint>, BoxError>> + Send;
+}
+
+impl<F, Fut> Lookup for F
+where
+    F: Fn(TenantId) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<Option<Endpoint>, BoxError>> + Send,
+{
+    fn lookup(
+        &self,
+        tenant: &TenantId,
+    ) -> impl Future<Output = Result<Option<Endpoint>, BoxError>> + Send {
+        self(tenant.clone())
+    }
+}
+
+/// What a look-up answers, with the future's type erased.
+pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send + 'a>>;
+
+/// [`Lookup`] with its type erased.
+pub(crate) trait AnyLookup: Send + Sync {
+    fn lookup<'a>(&'a self, tenant: &'a TenantId) -> Answer<'a, Option<Endpoint>>;
+}
+
+impl<L: Lookup> AnyLookup for L {
+    fn lookup<'a>(&'a self, tenant: &'a TenantId) -> Answer<'a, Option<Endpoint>> {
+        Box::pin(Lookup::lookup(self, tenant))
+    }
+}

@@ -1,0 +1,15 @@
+//! Neon's management API.
+//!
+//! Everything here speaks Neon's own nouns (project, branch, endpoint, operation) and nothing outside does. Facts are
+//! from Neon's OpenAPI description (v2) and from recorded answers; unknown fields and values are let through, because
+//! the live service is ahead of its description.
+
+mod client;
+mod refusal;
+mod wire;
+
+pub use client::{Neon, NeonBuilder};
+pub use wire::{
+    Branch, ConnectionDetails, ConnectionParameters, CreateProject, CreatedProject, Endpoint,
+    Operation, Project,
+};

@@ -1,0 +1,118 @@
+//! What a tenant's database gets when it is created.
+
+use std::time::Duration;
+
+/// The size, sleep and limits of a tenant's database, applied when it is created.
+///
+/// Whatever is left out keeps Neon's own default for the account.
+///
+/// ```
+/// use std::time::Duration;
+/// use tenantry::Plan;
+///
+/// let free = Plan::new()
+///     .compute_units(0.25, 0.25)
+///     .suspend_after(Duration::from_secs(60))
+///     .active_time_quota(Duration::from_secs(20 * 3600));
+/// # let _ = free;
+/// ```
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Plan {
+    /// Region of the database, such as `aws-us-east-2`. It cannot be changed later.
+    pub region: Option<String>,
+    /// Major version of Postgres, 14 to 18.
+    pub pg_version: Option<u8>,
+    /// Least and most compute units (1 unit is about 1 vCPU with 4 GB).
+    pub compute_units: Option<(f64, f64)>,
+    /// Time without activity after which the compute sleeps.
+    pub suspend: Suspend,
+    /// The most of each resource in one billing period.
+    pub quota: Quota,
+}
+
+/// When an idle compute goes to sleep.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum Suspend {
+    /// As the account has it (Neon's own default is 5 minutes).
+    #[default]
+    Default,
+    /// After this long; Neon takes 60 seconds to 7 days.
+    After(Duration),
+    /// Never: the compute is billed around the clock.
+    Never,
+}
+
+/// Limits for one billing period. At a limit Neon suspends the database until the period ends or the limit is raised.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct Quota {
+    /// Wall-clock time during which the compute may be awake.
+    pub active_time: Option<Duration>,
+    /// CPU time the compute may use.
+    pub compute_time: Option<Duration>,
+    /// Bytes that may be written.
+    pub written_bytes: Option<u64>,
+    /// Bytes that may leave through the network.
+    pub transfer_bytes: Option<u64>,
+    /// Logical size of the database in bytes; beyond it writes fail.
+    pub logical_size_bytes: Option<u64>,
+}
+
+impl Plan {
+    /// A plan with Neon's own defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the region. Defaults to the one Neon picks for the account; change it to be near the app server.
+    #[must_use]
+    pub fn region(mut self, region: impl Into<String>) -> Self {
+        self.region = Some(region.into());
+        self
+    }
+
+    /// Sets the major version of Postgres. Defaults to Neon's (17 in 2026).
+    #[must_use]
+    pub fn pg_version(mut self, version: u8) -> Self {
+        self.pg_version = Some(version);
+        self
+    }
+
+    /// Sets the range of compute units. Defaults to the account's; raise the maximum for heavy tenants.
+    #[must_use]
+    pub fn compute_units(mut self, min: f64, max: f64) -> Self {
+        self.compute_units = Some((min, max));
+        self
+    }
+
+    /// Sets the time without activity after which the compute sleeps (Neon takes 60 seconds to 7 days). Defaults to
+    /// the account's, normally 5 minutes; shorter costs less and wakes more often.
+    #[must_use]
+    pub fn suspend_after(mut self, window: Duration) -> Self {
+        self.suspend = Suspend::After(window);
+        self
+    }
+
+    /// Keeps the compute awake for ever. It is then billed around the clock.
+    #[must_use]
+    pub fn never_suspend(mut self) -> Self {
+        self.suspend = Suspend::Never;
+        self
+    }
+
+    /// Limits the wall-clock time awake in one billing period. Defaults to no limit.
+    #[must_use]
+    pub fn active_time_quota(mut self, limit: Duration) -> Self {
+        self.quota.active_time = Some(limit);
+        self
+    }
+
+    /// Sets all limits at once. Defaults to none.
+    #[must_use]
+    pub fn quota(mut self, quota: Quota) -> Self {
+        self.quota = quota;
+        self
+    }
+}

@@ -1,0 +1,108 @@
+//! Every tenant's pool, by tenant.
+//!
+//! moka owns which pools live: at most so many, the least recently used one leaves first. Its default policy would
+//! refuse new tenants once it is full, hence LRU.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, Weak},
+};
+
+use moka::{policy::EvictionPolicy, sync::Cache};
+
+use crate::{
+    endpoint::Endpoint,
+    pool::{Pool, Shared},
+    retry::lock,
+    stats::count,
+    tenant::TenantId,
+};
+
+pub(crate) struct Pools {
+    cached: Cache<TenantId, Entry>,
+    // Every pool that is still used by anybody, also after it left the cache: a tenant that comes back finds its own
+    // connections, and its own wake if one is under way. Held for a look-up, never across an await.
+    alive: Mutex<HashMap<TenantId, Weak<Pool>>>,
+    shared: Arc<Shared>,
+}
+
+/// A pool in the cache. The number tells this stay in the cache from an earlier one: moka may report an eviction after
+/// the pool has come back.
+#[derive(Clone)]
+struct Entry {
+    pool: Arc<Pool>,
+    stay: u64,
+}
+
+impl Pools {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        let counts = Arc::clone(&shared);
+        let cached = Cache::builder()
+            .max_capacity(shared.config.max_pools)
+            .eviction_policy(EvictionPolicy::lru())
+            .eviction_listener(move |_, entry: Entry, _| {
+                count(&counts.stats.evicted);
+                entry.pool.retire(entry.stay);
+            })
+            .build();
+        Self {
+            cached,
+            alive: Mutex::default(),
+            shared,
+        }
+    }
+
+    /// The pool of `tenant`, if it is in the cache.
+    pub(crate) fn find(&self, tenant: &str) -> Option<Arc<Pool>> {
+        self.cached.get(tenant).map(|entry| entry.pool)
+    }
+
+    /// Puts the pool of `tenant` at `endpoint` into the cache: the one that is still in use there, or a new one.
+    pub(crate) fn insert(&self, tenant: &TenantId, endpoint: Endpoint) -> Arc<Pool> {
+        let pool = {
+            let mut alive = lock(&self.alive);
+            match alive
+                .get(tenant)
+                .and_then(Weak::upgrade)
+                .filter(|pool| pool.endpoint == endpoint)
+            {
+                Some(pool) => pool,
+                None => {
+                    let pool = Pool::new(tenant.clone(), endpoint, Arc::clone(&self.shared));
+                    alive.insert(tenant.clone(), Arc::downgrade(&pool));
+                    if alive.len() as u64 > 2 * self.shared.config.max_pools {
+                        alive.retain(|_, pool| pool.strong_count() > 0);
+                    }
+                    pool
+                }
+            }
+        };
+        let entry = Entry {
+            pool: Arc::clone(&pool),
+            stay: pool.revive(),
+        };
+        self.cached.insert(tenant.clone(), entry);
+        pool
+    }
+
+    /// Drops the pool of `tenant` from the cache; says whether there was one.
+    pub(crate) fn evict(&self, tenant: &str) -> bool {
+        let found = self.cached.remove(tenant);
+        self.cached.run_pending_tasks();
+        found.is_some()
+    }
+
+    /// Drops every pool from the cache.
+    pub(crate) fn evict_all(&self) {
+        for (_, entry) in &self.cached {
+            entry.pool.retire(entry.stay);
+        }
+        self.cached.invalidate_all();
+        self.cached.run_pending_tasks();
+    }
+
+    pub(crate) fn len(&self) -> u64 {
+        self.cached.run_pending_tasks();
+        self.cached.entry_count()
+    }
+}

@@ -1,0 +1,293 @@
+//! Creating the database that a tenant lacks, once.
+//!
+//! Neon has neither unique project names nor an idempotency key, so a name alone proves nothing: the project must also
+//! carry, in its own annotations, the namespace and the raw id of the tenant. A creation whose answer got lost is
+//! looked up, never repeated.
+
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+
+use sha2::{Digest, Sha256};
+
+use crate::{
+    config::InvalidConfig,
+    control_plane::{AnyControlPlane, ControlPlane, Found, Order},
+    endpoint::Endpoint,
+    error::{BoxError, Error, ErrorKind, Stage},
+    plan::Plan,
+    records::{AnyRecords, Records},
+    retry::{Progress, backoff, retry},
+    stats::{Stats, count},
+    tenant::{Namespace, TenantId},
+};
+
+/// Tag that holds the namespace.
+const NAMESPACE_TAG: &str = "tenantry-namespace";
+/// Tag that holds the tenant's id, byte for byte.
+const TENANT_TAG: &str = "tenantry-tenant";
+
+/// Creates the database of a tenant on its first access.
+///
+/// ```no_run
+/// use tenantry::{Neon, Plan, Provisioner, TenantRouter, records::Memory};
+///
+/// # #[tokio::main] async fn main() -> Result<(), tenantry::BoxError> {
+/// let neon = Neon::builder(std::env::var("NEON_API_KEY")?).build()?;
+/// let provisioner = Provisioner::new(Memory::new(), neon, "production").plan(Plan::new().region("aws-us-east-2"));
+/// let router = TenantRouter::provisioning(provisioner).build()?;
+/// # let _ = router; Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Provisioner {
+    records: Arc<dyn AnyRecords>,
+    control_plane: Arc<dyn AnyControlPlane>,
+    namespace: String,
+    plan: Plan,
+}
+
+impl Provisioner {
+    /// A provisioner that records in `records` what it creates through `control_plane`.
+    ///
+    /// `namespace` keeps environments apart: the same tenant id in `staging` and in `production` is two databases. It
+    /// has 1 to 32 bytes of `a-z`, `0-9` and `-`, and must stay the same for ever; `build` checks it.
+    pub fn new(
+        records: impl Records,
+        control_plane: impl ControlPlane,
+        namespace: impl Into<String>,
+    ) -> Self {
+        Self {
+            records: Arc::new(records),
+            control_plane: Arc::new(control_plane),
+            namespace: namespace.into(),
+            plan: Plan::default(),
+        }
+    }
+
+    /// Sets what a new tenant's database gets. Defaults to the account's own settings; set at least a region near the
+    /// app server.
+    #[must_use]
+    pub fn plan(mut self, plan: Plan) -> Self {
+        self.plan = plan;
+        self
+    }
+
+    /// Checks the settings, once, when the router is built.
+    pub(crate) fn check(self) -> Result<Provisioning, InvalidConfig> {
+        let namespace = Namespace::parse(&self.namespace)
+            .map_err(|err| InvalidConfig::new(format!("namespace {:?}: {err}", self.namespace)))?;
+        Ok(Provisioning {
+            records: self.records,
+            control_plane: self.control_plane,
+            namespace,
+            plan: self.plan,
+        })
+    }
+}
+
+impl fmt::Debug for Provisioner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Provisioner")
+            .field("namespace", &self.namespace)
+            .field("plan", &self.plan)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A [`Provisioner`] whose settings have been checked.
+pub(crate) struct Provisioning {
+    records: Arc<dyn AnyRecords>,
+    control_plane: Arc<dyn AnyControlPlane>,
+    namespace: Namespace,
+    plan: Plan,
+}
+
+impl Provisioning {
+    pub(crate) async fn lookup(&self, tenant: &TenantId) -> Result<Option<Endpoint>, BoxError> {
+        self.records.lookup(tenant).await
+    }
+
+    /// Creates, or finds again, the database of `tenant`, and records it.
+    pub(crate) async fn provision(
+        &self,
+        tenant: &TenantId,
+        progress: &Progress,
+        stats: &Stats,
+    ) -> Result<Endpoint, Error> {
+        progress.enter(Stage::Provision);
+        let claim = self
+            .records
+            .claim(&self.namespace, tenant)
+            .await
+            .map_err(catalog)?;
+        let name = project_name(&self.namespace, tenant);
+        let adopted = if claim.fresh {
+            None
+        } else {
+            self.adopt(&name, tenant, progress).await?
+        };
+        let endpoint = match adopted {
+            Some(endpoint) => {
+                count(&stats.adopted);
+                tracing::debug!(%tenant, name, "provision: adopted");
+                endpoint
+            }
+            None => {
+                let endpoint = self.create(name.clone(), tenant, progress).await?;
+                count(&stats.provisioned);
+                tracing::debug!(%tenant, name, "provision: created");
+                endpoint
+            }
+        };
+        self.records
+            .publish(tenant, claim, endpoint.clone())
+            .await
+            .map_err(catalog)?;
+        Ok(endpoint)
+    }
+
+    /// The tenant's database, if one of its name exists and is provably the tenant's.
+    async fn adopt(
+        &self,
+        name: &str,
+        tenant: &TenantId,
+        progress: &Progress,
+    ) -> Result<Option<Endpoint>, Error> {
+        let mut found = self.control_plane.find(name, progress).await?.into_iter();
+        let Some(Found { id, tags, .. }) = found.next() else {
+            return Ok(None);
+        };
+        if tags != self.tags(tenant) {
+            let message = format!(
+                "a project named {name:?} exists ({id}) and is not marked as this tenant's; rename or delete it"
+            );
+            return Err(Error::new(ErrorKind::Conflict, message));
+        }
+        for duplicate in found {
+            tracing::warn!(%tenant, served = id, duplicate = duplicate.id, "the tenant has two projects; the older one is served");
+        }
+        self.control_plane.ready(&id, progress).await?;
+        self.control_plane.endpoint(&id, progress).await.map(Some)
+    }
+
+    async fn create(
+        &self,
+        name: String,
+        tenant: &TenantId,
+        progress: &Progress,
+    ) -> Result<Endpoint, Error> {
+        let order = Order::new(name, self.tags(tenant), self.plan.clone());
+        match self.control_plane.create(&order, progress).await {
+            Ok(created) => {
+                self.control_plane.ready(&created.id, progress).await?;
+                Ok(created.endpoint)
+            }
+            Err(err) if err.kind().is_transient() => {
+                progress.note(&err);
+                self.recover(&order.name, tenant, progress, &err).await
+            }
+            Err(err) => Err(err),
+        }
+    }
+
+    /// Looks for the database whose creation got no answer, until it turns up or the time is over. The search may miss
+    /// the newest project for a while, so a miss proves nothing and nothing is created again here.
+    async fn recover(
+        &self,
+        name: &str,
+        tenant: &TenantId,
+        progress: &Progress,
+        lost: &Error,
+    ) -> Result<Endpoint, Error> {
+        let waits = backoff(Duration::from_millis(250), Duration::from_secs(5));
+        retry(progress, waits, || async {
+            self.adopt(name, tenant, progress)
+                .await?
+                .ok_or_else(|| lost.clone())
+        })
+        .await
+    }
+
+    fn tags(&self, tenant: &TenantId) -> BTreeMap<String, String> {
+        [
+            (NAMESPACE_TAG, self.namespace.as_str()),
+            (TENANT_TAG, tenant.as_str()),
+        ]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into()
+    }
+}
+
+/// The name of a tenant's project: readable first, and unique by a hash of namespace and raw id (128 bits kept).
+fn project_name(namespace: &Namespace, tenant: &TenantId) -> String {
+    let mut hash = Sha256::new();
+    // The length keeps ("a", "bc") and ("ab", "c") apart.
+    hash.update((namespace.as_str().len() as u64).to_be_bytes());
+    hash.update(namespace.as_str());
+    hash.update(tenant.as_str());
+    let digest: String = hash.finalize()[..16]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let plain = |c: char| {
+        if c.is_ascii_alphanumeric() {
+            c.to_ascii_lowercase()
+        } else {
+            '-'
+        }
+    };
+    let readable: String = tenant.as_str().chars().take(40).map(plain).collect();
+    format!("{namespace}-{readable}-{digest}")
+}
+
+fn catalog(err: BoxError) -> Error {
+    Error::new(ErrorKind::Catalog, "the catalog failed").with_source(err)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    fn name(namespace: &str, tenant: &str) -> String {
+        project_name(
+            &Namespace::parse(namespace).unwrap(),
+            &TenantId::parse(tenant).unwrap(),
+        )
+    }
+
+    #[test]
+    fn different_ids_and_namespaces_never_share_a_name() {
+        let long = "x".repeat(255);
+        let ids = [
+            "acme",
+            "ACME",
+            "Acme",
+            "ac me",
+            "ac-me",
+            "ac_me",
+            "ac.me",
+            "acme-",
+            "-acme",
+            "\u{e9}",
+            "e\u{301}",
+            "..",
+            "%",
+            "'",
+            &format!("{long}1"),
+            &format!("{long}2"),
+        ];
+        let mut names: HashSet<_> = ids.iter().map(|id| name("prod", id)).collect();
+        names.extend(ids.iter().map(|id| name("staging", id)));
+        names.extend([name("a", "bc"), name("ab", "c"), name("prod-a", "cme")]);
+        assert_eq!(names.len(), 2 * ids.len() + 3);
+    }
+
+    #[test]
+    fn a_name_is_stable_and_fits_neon() {
+        // Changing this string orphans every project ever created.
+        assert_eq!(
+            name("prod", "Acme, Inc."),
+            "prod-acme--inc--d3eca8fd8dde6511af9e32e779dbf511"
+        );
+        assert!(name(&"n".repeat(32), &"x".repeat(256)).len() <= 256);
+    }
+}

@@ -1,0 +1,186 @@
+//! How often, and how long: the one retry loop, and the deadline with everything it needs to explain itself.
+
+use std::{
+    future::Future,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use tokio::time::{Instant, sleep};
+
+use crate::error::{Error, ErrorKind, Stage};
+
+/// How far one piece of slow work has come: its deadline, its stage, and the last failure it met.
+///
+/// The work writes it, whoever waits for the work reads it, so that a caller whose own time is over still hears why.
+#[derive(Clone, Debug)]
+pub struct Progress {
+    started: Instant,
+    deadline: Instant,
+    // Guards the stage and the failure, which are written together.
+    seen: Arc<Mutex<Seen>>,
+}
+
+#[derive(Debug)]
+struct Seen {
+    stage: Stage,
+    last_failure: Option<Error>,
+}
+
+impl Progress {
+    /// Starts work that ends `limit` from now at the latest.
+    pub fn new(stage: Stage, limit: Duration) -> Self {
+        let started = Instant::now();
+        let seen = Arc::new(Mutex::new(Seen {
+            stage,
+            last_failure: None,
+        }));
+        Self {
+            started,
+            deadline: started + limit,
+            seen,
+        }
+    }
+
+    /// When the work must have ended.
+    pub fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// Says which stage begins.
+    pub fn enter(&self, stage: Stage) {
+        self.seen().stage = stage;
+    }
+
+    /// Notes a failure that is going to be retried.
+    pub fn note(&self, failure: &Error) {
+        self.seen().last_failure = Some(failure.clone());
+    }
+
+    /// The error for whoever stops waiting now: the stage, and the last failure as its source.
+    pub(crate) fn timed_out(&self) -> Error {
+        let seen = self.seen();
+        timed_out(
+            seen.stage,
+            self.started.elapsed(),
+            seen.last_failure.clone(),
+        )
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        lock(&self.seen)
+    }
+}
+
+/// The error for a wait of `waited` that ended at `stage`, after `last_failure`.
+pub(crate) fn timed_out(stage: Stage, waited: Duration, last_failure: Option<Error>) -> Error {
+    let message = format!("out of time while {stage}, {waited:.1?} after it began");
+    let err = Error::new(ErrorKind::Timeout(stage), message);
+    match last_failure {
+        // The work goes on without this caller, so coming back soon can help.
+        None => err.with_retry_after(Duration::from_secs(1)),
+        Some(failure) => {
+            let wait = failure.retry_after().unwrap_or(Duration::from_secs(1));
+            err.with_retry_after(wait).with_source(failure)
+        }
+    }
+}
+
+/// Waits that double from `first` up to `most`, each shortened or lengthened by chance.
+pub(crate) fn backoff(first: Duration, most: Duration) -> impl Iterator<Item = Duration> + Send {
+    ExponentialBuilder::default()
+        .with_min_delay(first)
+        .with_max_delay(most)
+        .with_factor(2.0)
+        .with_jitter()
+        .without_max_times()
+        .build()
+}
+
+/// Runs `attempt` until it succeeds, fails for good, or the time is over.
+///
+/// Waits at least as long as a failure's own `retry_after` says.
+///
+/// # Cancel safety
+/// Dropping it drops the attempt under way.
+pub(crate) async fn retry<T, Fut>(
+    progress: &Progress,
+    mut waits: impl Iterator<Item = Duration>,
+    mut attempt: impl FnMut() -> Fut,
+) -> Result<T, Error>
+where
+    Fut: Future<Output = Result<T, Error>>,
+{
+    loop {
+        let err = match attempt().await {
+            Ok(value) => return Ok(value),
+            Err(err) if !err.kind().is_transient() => return Err(err),
+            Err(err) => err,
+        };
+        progress.note(&err);
+        let wait = waits
+            .next()
+            .unwrap_or_default()
+            .max(err.retry_after().unwrap_or_default());
+        if Instant::now() + wait >= progress.deadline {
+            return Err(progress.timed_out());
+        }
+        sleep(wait).await;
+    }
+}
+
+/// Locks; what a panicking holder left behind is still whole, as no holder runs foreign code.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{error::Error as _, sync::atomic::AtomicU32, sync::atomic::Ordering::Relaxed};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    async fn attempts(limit: Duration, failures: Vec<Error>) -> (Result<(), Error>, u32, Duration) {
+        let (count, start) = (AtomicU32::new(0), Instant::now());
+        let mut failures = failures.into_iter();
+        let progress = Progress::new(Stage::Provision, limit);
+        let result = retry(&progress, backoff(SECOND, 4 * SECOND), || {
+            count.fetch_add(1, Relaxed);
+            std::future::ready(failures.next().map_or(Ok(()), Err))
+        });
+        (result.await, count.load(Relaxed), start.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_transient_failure_is_tried_again_and_a_refusal_is_not() {
+        let locked = Error::new(ErrorKind::Locked, "busy");
+        let refused = Error::new(ErrorKind::Refused, "no");
+        let (result, count, _) = attempts(60 * SECOND, vec![locked.clone(), locked.clone()]).await;
+        assert_eq!((result.is_ok(), count), (true, 3));
+        let (result, count, _) = attempts(60 * SECOND, vec![locked, refused]).await;
+        assert_eq!((result.unwrap_err().kind(), count), (ErrorKind::Refused, 2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_is_never_shorter_than_the_server_asked_for() {
+        let limited = Error::new(ErrorKind::RateLimited, "slow down").with_retry_after(30 * SECOND);
+        let (result, _, took) = attempts(60 * SECOND, vec![limited]).await;
+        assert!(result.is_ok() && took >= 30 * SECOND, "{took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn out_of_time_is_an_error_that_names_the_stage_and_the_last_failure() {
+        let limited = Error::new(ErrorKind::RateLimited, "slow down").with_retry_after(30 * SECOND);
+        let (result, count, took) = attempts(20 * SECOND, vec![limited]).await;
+        let err = result.unwrap_err();
+        assert_eq!(
+            (err.kind(), count),
+            (ErrorKind::Timeout(Stage::Provision), 1)
+        );
+        assert_eq!(err.source().unwrap().to_string(), "slow down");
+        assert_eq!(err.retry_after(), Some(30 * SECOND));
+        assert!(took < SECOND, "no wait that cannot help: {took:?}");
+    }
+}

@@ -1,0 +1,277 @@
+//! From a tenant to a connection.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, timeout},
+};
+
+use crate::{
+    builder::RouterBuilder,
+    client::TenantClient,
+    endpoint::Endpoint,
+    error::{BoxError, Error, ErrorKind, Stage},
+    flights::Flights,
+    lookup::{AnyLookup, Lookup},
+    pool::{Lease, Pool, Shared},
+    pools::Pools,
+    provision::{Provisioner, Provisioning},
+    retry::Progress,
+    stats::{Status, count},
+    tenant::TenantId,
+    wake::Reason,
+};
+
+/// Longest wait, in `close`, for connections to say goodbye.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Turns a tenant's id into a live connection to that tenant's own database.
+///
+/// Cheap to clone; all clones share the same pools. Its tasks run on the runtime that `build` was called on, and no
+/// matter on which runtime callers are; when that runtime ends, every call answers [`ErrorKind::Closed`].
+#[derive(Clone)]
+pub struct TenantRouter {
+    inner: Arc<Inner>,
+}
+
+/// How the router learns where a tenant lives.
+pub(crate) enum Source {
+    /// From the application's own table.
+    Lookup(Box<dyn AnyLookup>),
+    /// From records that it keeps itself, creating what is missing.
+    Provisioning(Provisioning),
+}
+
+pub(crate) struct Inner {
+    source: Arc<Source>,
+    pools: Arc<Pools>,
+    flights: Flights<TenantId, Arc<Pool>>,
+    shared: Arc<Shared>,
+}
+
+impl TenantRouter {
+    /// A router that asks `lookup` where a tenant lives. A tenant it does not know is an error.
+    pub fn builder(lookup: impl Lookup) -> RouterBuilder {
+        RouterBuilder::with_lookup(lookup)
+    }
+
+    /// A router that creates the database of a tenant it does not know.
+    pub fn provisioning(provisioner: Provisioner) -> RouterBuilder {
+        RouterBuilder::with_provisioner(provisioner)
+    }
+
+    pub(crate) fn new(source: Source, shared: Arc<Shared>) -> Self {
+        let pools = Arc::new(Pools::new(Arc::clone(&shared)));
+        let flights = Flights::new(shared.runtime.clone());
+        Self {
+            inner: Arc::new(Inner {
+                source: Arc::new(source),
+                pools,
+                flights,
+                shared,
+            }),
+        }
+    }
+
+    /// A connection to the database of `tenant`.
+    ///
+    /// With an idle connection at hand this does no I/O. Otherwise it looks the tenant up, creates its database if that
+    /// is allowed, wakes it if it sleeps, and opens a connection, all within `get_timeout`. Whatever it started goes on
+    /// when the time is over, so calling again later can succeed at once.
+    ///
+    /// # Errors
+    /// The [kind](Error::kind) says what happened. [`ErrorKind::Timeout`] names the stage, has the last failure as its
+    /// source, and says by [`retry_after`](Error::retry_after) when to come back.
+    ///
+    /// # Cancel safety
+    /// Dropping the future gives up this caller's place and nothing else: a look-up, a creation or a wake under way
+    /// goes on for whoever comes next.
+    pub async fn get<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> Result<TenantClient, Error> {
+        self.inner
+            .get(tenant.as_ref(), Reason::Request)
+            .await
+            .map(TenantClient::new)
+    }
+
+    /// Starts waking the database of `tenant`, so that a later `get` need not wait for it.
+    ///
+    /// Costs a wake, and so at Neon at least one suspend window of compute time, if the database sleeps and nobody
+    /// comes.
+    pub fn warm<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> Warm {
+        let (inner, tenant) = (Arc::clone(&self.inner), tenant.as_ref().to_owned());
+        let runtime = self.inner.shared.runtime.clone();
+        Warm {
+            task: runtime.spawn(async move { inner.get(&tenant, Reason::Warm).await.map(drop) }),
+        }
+    }
+
+    /// Forgets where `tenant` lives and closes its idle connections; says whether anything was known. Connections in
+    /// use go on, and are closed when they come back. The next `get` looks the tenant up again.
+    pub fn evict<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> bool {
+        self.inner.pools.evict(tenant.as_ref())
+    }
+
+    /// What the router holds now and has done so far. Asks no tenant anything.
+    pub fn status(&self) -> Status {
+        let Inner {
+            pools,
+            flights,
+            shared,
+            ..
+        } = &*self.inner;
+        Status {
+            pools: pools.len(),
+            connections: shared.connections.len() as u64,
+            flights: flights.len() as u64,
+            ..shared.stats.snapshot()
+        }
+    }
+
+    /// Ends the router: calls that wait and all later ones answer [`ErrorKind::Closed`], idle connections are closed
+    /// now and those in use when they come back. Returns when all are closed, after 5 seconds at the latest.
+    ///
+    /// # Cancel safety
+    /// The router is closed by the first poll; dropping the future only ends the waiting.
+    pub async fn close(&self) {
+        let Inner { pools, shared, .. } = &*self.inner;
+        shared.life.finish();
+        pools.evict_all();
+        shared.connections.close();
+        let _ = timeout(CLOSE_TIMEOUT, shared.connections.wait()).await;
+    }
+}
+
+impl Inner {
+    async fn get(&self, tenant: &str, reason: Reason) -> Result<Lease, Error> {
+        let Shared { life, stats, .. } = &*self.shared;
+        if life.is_over() {
+            return Err(Error::closed());
+        }
+        let pool = self.pools.find(tenant);
+        if let Some(lease) = pool.as_ref().and_then(Pool::get_now) {
+            count(&stats.reused);
+            return Ok(lease);
+        }
+        let result = tokio::select! {
+            biased;
+            () = life.ended() => Err(Error::closed()),
+            result = self.get_slowly(tenant, pool, reason) => result,
+        };
+        count(if result.is_ok() {
+            &stats.waited
+        } else {
+            &stats.failed
+        });
+        result
+    }
+
+    async fn get_slowly(
+        &self,
+        raw: &str,
+        pool: Option<Arc<Pool>>,
+        reason: Reason,
+    ) -> Result<Lease, Error> {
+        let tenant = TenantId::parse(raw)?;
+        let patience = self.shared.config.get_timeout;
+        let until = Instant::now() + patience;
+        let found = match pool {
+            Some(pool) => Ok(pool),
+            None => {
+                self.flights
+                    .join(&tenant, patience, || self.find(&tenant))
+                    .await
+            }
+        };
+        let lease = match found {
+            Ok(pool) => pool.get(until, reason).await,
+            Err(err) => Err(err),
+        };
+        lease.map_err(|err| err.with_tenant(&tenant))
+    }
+
+    /// The flight that finds a tenant's endpoint, or creates it, and makes its pool.
+    fn find(
+        &self,
+        tenant: &TenantId,
+    ) -> (
+        Progress,
+        impl Future<Output = Result<Arc<Pool>, Error>> + Send + 'static,
+    ) {
+        let progress = Progress::new(Stage::Lookup, self.shared.config.provision_timeout);
+        let (source, pools, shared) = (
+            Arc::clone(&self.source),
+            Arc::clone(&self.pools),
+            Arc::clone(&self.shared),
+        );
+        let (tenant, seen) = (tenant.clone(), progress.clone());
+        let flight = async move {
+            if let Some(pool) = pools.find(tenant.as_str()) {
+                return Ok(pool); // it landed between the caller's look and this one
+            }
+            let work = source.endpoint(&tenant, &seen, &shared);
+            let endpoint = tokio::time::timeout_at(seen.deadline(), work)
+                .await
+                .map_err(|_| seen.timed_out())??;
+            Ok(pools.insert(&tenant, endpoint))
+        };
+        (progress, flight)
+    }
+}
+
+impl Source {
+    async fn endpoint(
+        &self,
+        tenant: &TenantId,
+        progress: &Progress,
+        shared: &Shared,
+    ) -> Result<Endpoint, Error> {
+        count(&shared.stats.lookups);
+        let known = match self {
+            Self::Lookup(lookup) => lookup.lookup(tenant).await,
+            Self::Provisioning(provisioning) => provisioning.lookup(tenant).await,
+        };
+        match (known.map_err(lookup_failed)?, self) {
+            (Some(endpoint), _) => Ok(endpoint),
+            (None, Self::Lookup(_)) => Err(Error::new(ErrorKind::UnknownTenant, "no such tenant")),
+            (None, Self::Provisioning(provisioning)) => {
+                provisioning
+                    .provision(tenant, progress, &shared.stats)
+                    .await
+            }
+        }
+    }
+}
+
+fn lookup_failed(err: BoxError) -> Error {
+    Error::new(ErrorKind::Catalog, "looking the tenant up failed").with_source(err)
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.shared.life.finish();
+        self.pools.evict_all();
+    }
+}
+
+impl fmt::Debug for TenantRouter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TenantRouter").finish_non_exhaustive()
+    }
+}
+
+/// A wake under way. Dropping it lets it run.
+#[derive(Debug)]
+pub struct Warm {
+    task: JoinHandle<Result<(), Error>>,
+}
+
+impl Warm {
+    /// Waits until the database is awake, or the wake has failed.
+    ///
+    /// # Cancel safety
+    /// Dropping the future lets the wake run.
+    pub async fn done(self) -> Result<(), Error> {
+        self.task.await.unwrap_or_else(|_| Err(Error::closed()))
+    }
+}

@@ -1,0 +1,579 @@
+//! What passes on a connection, seen by its message headers.
+//!
+//! tokio-postgres says neither whether a transaction is open nor whether a query that nobody waits for any more is
+//! still running. Both decide whether a connection may go to the next user, so the decrypted stream is watched as it
+//! passes. Only headers are read, and of bodies one status byte and the start of an error.
+//!
+//! A request that has been sent but not yet written is invisible to the stream: it waits in a channel until the
+//! connection's task runs. [`Settling`] closes that gap. It stands between the channel and the task's waker, and notes
+//! that something is about to be written before the task knows.
+
+use std::{
+    collections::VecDeque,
+    future::Future,
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{
+            AtomicBool, AtomicU8, AtomicU32, AtomicU64,
+            Ordering::{AcqRel, Acquire, Relaxed, Release},
+        },
+    },
+    task::{Context, Poll, Wake, Waker},
+    time::Duration,
+};
+
+use futures_util::task::AtomicWaker;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::Notify,
+    time::Instant,
+};
+use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
+
+/// What is known of one connection. Shared by its stream, its task and its user.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    opened: Instant,
+    /// Milliseconds from `opened` to the last return into the pool, plus one; 0 if it never came back.
+    used: AtomicU64,
+    /// Transaction status of the last ReadyForQuery: `I` idle, `T` in a transaction, `E` in a failed one.
+    status: AtomicU8,
+    /// Requests written, or begun, whose ReadyForQuery has not come. Mere closing of statements is not counted.
+    outstanding: AtomicU32,
+    /// The five bytes of the last error's SQLSTATE, as a number; 0 for none.
+    sqlstate: AtomicU64,
+    /// How often the task has been woken.
+    woken: AtomicU64,
+    /// The value of `woken` at the start of the last turn in which the task did all it could. Where it is less than `woken`, a request may be
+    /// waiting to be written.
+    settled: AtomicU64,
+    /// Whether the stream has bytes that it could not write.
+    blocked: AtomicBool,
+    /// Whether the task has read all there is, and so has handed on all that it read.
+    drained: AtomicBool,
+    /// Whether it lies in the pool, where nobody uses it.
+    parked: AtomicBool,
+    /// Whether we close it, so that its end says nothing about the server.
+    closing: AtomicBool,
+    /// Rung when we begin to close it.
+    farewell: Notify,
+    /// Rung after every turn of the task.
+    turned: Notify,
+}
+
+impl Watch {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            opened: Instant::now(),
+            used: AtomicU64::new(0),
+            status: AtomicU8::new(0),
+            outstanding: AtomicU32::new(0),
+            sqlstate: AtomicU64::new(0),
+            woken: AtomicU64::new(1),
+            settled: AtomicU64::new(0),
+            blocked: AtomicBool::new(false),
+            drained: AtomicBool::new(false),
+            parked: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
+            farewell: Notify::new(),
+            turned: Notify::new(),
+        })
+    }
+
+    /// Whether nothing is queued, running or open on it.
+    pub(crate) fn is_clean(&self) -> bool {
+        self.settled.load(Acquire) == self.woken.load(Acquire) && self.is_idle()
+    }
+
+    /// Whether nothing that was written is running or open.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.outstanding.load(Acquire) == 0 && self.status.load(Acquire) == b'I'
+    }
+
+    /// Waits until it is clean, for `patience` at most; says whether it is.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost by dropping it.
+    pub(crate) async fn clean_within(&self, patience: Duration) -> bool {
+        let clean = async {
+            loop {
+                let turned = self.turned.notified();
+                if self.is_clean() {
+                    return;
+                }
+                turned.await;
+            }
+        };
+        tokio::time::timeout(patience, clean).await.is_ok()
+    }
+
+    pub(crate) fn opened(&self) -> Instant {
+        self.opened
+    }
+
+    /// Whether a transaction is open, as of the last answer.
+    pub(crate) fn in_transaction(&self) -> bool {
+        matches!(self.status.load(Acquire), b'T' | b'E')
+    }
+
+    /// Notes that it lies in the pool from now on, or no longer.
+    pub(crate) fn set_parked(&self, parked: bool) {
+        self.parked.store(parked, Release);
+    }
+
+    /// Whether something runs on it although it lies in the pool: a request that its last user abandoned.
+    pub(crate) fn is_stray(&self) -> bool {
+        self.parked.load(Acquire) && !self.is_idle()
+    }
+
+    /// Notes that somebody has used it up to now.
+    pub(crate) fn mark_used(&self) {
+        let age = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.used.store(age.saturating_add(1), Relaxed);
+    }
+
+    /// Whether anybody has used it and given it back.
+    pub(crate) fn has_served(&self) -> bool {
+        self.used.load(Relaxed) > 0
+    }
+
+    /// How long it has lain in the pool.
+    pub(crate) fn idle_for(&self) -> Duration {
+        self.opened.elapsed().saturating_sub(Duration::from_millis(
+            self.used.load(Relaxed).saturating_sub(1),
+        ))
+    }
+
+    /// Notes that we close it.
+    pub(crate) fn mark_closing(&self) {
+        self.closing.store(true, Release);
+        self.farewell.notify_one();
+    }
+
+    /// Waits until we have been closing it for `patience`.
+    pub(crate) async fn overdue(&self, patience: Duration) {
+        self.farewell.notified().await;
+        tokio::time::sleep(patience).await;
+    }
+
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing.load(Acquire)
+    }
+
+    /// SQLSTATE of the last error the server sent on it.
+    pub(crate) fn last_sqlstate(&self) -> Option<String> {
+        let packed = self.sqlstate.load(Acquire);
+        (packed != 0).then(|| String::from_utf8_lossy(&packed.to_be_bytes()[3..]).into_owned())
+    }
+}
+
+/// What a batch of requests does to the connection, in the order in which their ReadyForQuery will come.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Batch {
+    /// The login.
+    Startup,
+    /// Something somebody may be waiting for.
+    Work,
+    /// Closing of statements, which disturbs nobody.
+    Housekeeping,
+}
+
+/// A stream that is watched as it passes.
+#[derive(Debug)]
+pub(crate) struct Tap<S> {
+    stream: S,
+    watch: Arc<Watch>,
+    sent: Frames,
+    received: Frames,
+    batches: VecDeque<Batch>,
+    /// Whether the batch being written has done more than close statements.
+    working: bool,
+}
+
+impl<S> Tap<S> {
+    pub(crate) fn new(stream: S, watch: Arc<Watch>) -> Self {
+        let batches = VecDeque::from([Batch::Startup]);
+        Self {
+            stream,
+            watch,
+            sent: Frames::starting(),
+            received: Frames::new(),
+            batches,
+            working: false,
+        }
+    }
+
+    fn note_sent(&mut self, bytes: &[u8]) {
+        let Self {
+            sent,
+            batches,
+            working,
+            watch,
+            ..
+        } = self;
+        sent.pass(bytes, |tag, _| {
+            let ends_batch = matches!(tag, b'S' | b'Q' | b'F');
+            // C: Close; S: Sync; p: password; X: Terminate; 0: the startup packet.
+            if !matches!(tag, b'C' | b'S' | b'p' | b'X' | 0) && !*working {
+                *working = true;
+                watch.outstanding.fetch_add(1, AcqRel);
+            }
+            if ends_batch {
+                let batch = if std::mem::take(working) {
+                    Batch::Work
+                } else {
+                    Batch::Housekeeping
+                };
+                batches.push_back(batch);
+            }
+        });
+    }
+
+    fn note_received(&mut self, bytes: &[u8]) {
+        let Self {
+            received,
+            batches,
+            working,
+            watch,
+            ..
+        } = self;
+        received.pass(bytes, |tag, body| match tag {
+            // The server now takes data and ignores the Sync sent with the COPY; the one after the data ends the batch.
+            b'G' if batches.front() == Some(&Batch::Work) => {
+                batches.pop_front();
+                *working = true;
+            }
+            b'Z' => {
+                watch
+                    .status
+                    .store(body.first().copied().unwrap_or(0), Release);
+                if batches.pop_front() == Some(Batch::Work) {
+                    watch.outstanding.fetch_sub(1, AcqRel);
+                }
+            }
+            b'E' => watch.sqlstate.store(packed_sqlstate(body), Release),
+            _ => {}
+        });
+    }
+}
+
+/// The SQLSTATE in the start of an ErrorResponse's body, packed into a number; 0 if it is not there.
+fn packed_sqlstate(body: &[u8]) -> u64 {
+    let code = body
+        .split(|&b| b == 0)
+        .find_map(|field| field.strip_prefix(b"C"));
+    code.filter(|code| code.len() == 5).map_or(0, |code| {
+        code.iter()
+            .fold(0, |packed, &b| (packed << 8) | u64::from(b))
+    })
+}
+
+/// Cuts a byte stream into messages, of which it keeps the tag and the start of the body.
+#[derive(Debug)]
+struct Frames {
+    /// Tag, four bytes of length, and as much of the body as anybody looks at.
+    head: [u8; Self::KEPT],
+    have: usize,
+    /// Bytes of the body still to come that nobody looks at.
+    skip: usize,
+}
+
+impl Frames {
+    /// An error's severity (twice) and SQLSTATE fit easily.
+    const KEPT: usize = 64;
+
+    fn new() -> Self {
+        Self {
+            head: [0; Self::KEPT],
+            have: 0,
+            skip: 0,
+        }
+    }
+
+    /// Frames whose first message, the startup packet, has no tag.
+    fn starting() -> Self {
+        Self {
+            have: 1,
+            ..Self::new()
+        }
+    }
+
+    /// Calls `seen` with tag and start of body of each message that ends in `bytes` or whose kept part does.
+    fn pass(&mut self, mut bytes: &[u8], mut seen: impl FnMut(u8, &[u8])) {
+        while !bytes.is_empty() {
+            if self.skip > 0 {
+                let n = self.skip.min(bytes.len());
+                self.skip -= n;
+                bytes = &bytes[n..];
+                continue;
+            }
+            let wanted = if self.have < 5 {
+                5
+            } else {
+                5 + self.kept_body()
+            };
+            let n = (wanted - self.have).min(bytes.len());
+            self.head[self.have..self.have + n].copy_from_slice(&bytes[..n]);
+            self.have += n;
+            bytes = &bytes[n..];
+            if self.have >= 5 && self.have == 5 + self.kept_body() {
+                seen(self.head[0], &self.head[5..self.have]);
+                self.skip = self.body_len() - self.kept_body();
+                self.have = 0;
+                self.head[0] = 0;
+            }
+        }
+    }
+
+    fn body_len(&self) -> usize {
+        let length = [self.head[1], self.head[2], self.head[3], self.head[4]];
+        (u32::from_be_bytes(length) as usize).saturating_sub(4)
+    }
+
+    fn kept_body(&self) -> usize {
+        self.body_len().min(Self::KEPT - 5)
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Tap<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
+        self.watch.drained.store(polled.is_pending(), Release);
+        if buf.filled().len() > before {
+            self.note_received(&buf.filled()[before..]);
+        }
+        polled
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Tap<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.watch.blocked.store(polled.is_pending(), Release);
+        if let Poll::Ready(Ok(n)) = polled {
+            self.note_sent(&bytes[..n]);
+        }
+        polled
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+impl<S: TlsStream + Unpin> TlsStream for Tap<S> {
+    fn channel_binding(&self) -> ChannelBinding {
+        self.stream.channel_binding()
+    }
+}
+
+/// A TLS connector whose streams are watched.
+pub(crate) struct Tapped<T> {
+    pub(crate) connector: T,
+    pub(crate) watch: Arc<Watch>,
+}
+
+impl<S, T> TlsConnect<S> for Tapped<T>
+where
+    T: TlsConnect<S>,
+    T::Future: Send + 'static,
+{
+    type Stream = Tap<T::Stream>;
+    type Error = T::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Stream, Self::Error>> + Send>>;
+
+    fn connect(self, stream: S) -> Self::Future {
+        let handshake = self.connector.connect(stream);
+        Box::pin(async move { Ok(Tap::new(handshake.await?, self.watch)) })
+    }
+}
+
+/// A connection's task, whose every waking is noted before it runs.
+pub(crate) struct Settling<F> {
+    connection: F,
+    bell: Arc<Bell>,
+}
+
+impl<F> Settling<F> {
+    pub(crate) fn new(connection: F, watch: Arc<Watch>) -> Self {
+        Self {
+            connection,
+            bell: Arc::new(Bell {
+                watch,
+                task: AtomicWaker::new(),
+            }),
+        }
+    }
+}
+
+impl<F: Future + Unpin> Future for Settling<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        self.bell.task.register(cx.waker());
+        // Read before the turn, stored after it: what arrives in between wakes the task once more.
+        let woken = self.bell.watch.woken.load(Acquire);
+        let waker = Waker::from(Arc::clone(&self.bell));
+        let polled = Pin::new(&mut self.connection).poll(&mut Context::from_waker(&waker));
+        // A task that cannot write, or that nobody takes the rows from, is not done though it waits.
+        if self.bell.watch.drained.load(Acquire) && !self.bell.watch.blocked.load(Acquire) {
+            self.bell.watch.settled.store(woken, Release);
+        }
+        self.bell.watch.turned.notify_waiters();
+        polled
+    }
+}
+
+/// Wakes the connection's task, and says so to whoever wants to know whether all is written.
+struct Bell {
+    watch: Arc<Watch>,
+    task: AtomicWaker,
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.watch.woken.fetch_add(1, AcqRel);
+        self.task.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(body.len() + 4).unwrap().to_be_bytes();
+        [&[tag], &length[..], body].concat()
+    }
+
+    /// A tap after its login, and what it says.
+    fn logged_in() -> (Tap<()>, Arc<Watch>) {
+        let watch = Watch::new();
+        let mut tap = Tap::new((), Arc::clone(&watch));
+        tap.note_sent(&message(0, b"\0\x03\0\0user\0u\0\0")[1..]);
+        tap.note_sent(&message(b'p', b"secret"));
+        tap.note_received(&[message(b'R', &[0; 4]), message(b'Z', b"I")].concat());
+        (tap, watch)
+    }
+
+    fn outstanding(watch: &Watch) -> u32 {
+        watch.outstanding.load(Acquire)
+    }
+
+    #[test]
+    fn a_request_is_outstanding_until_its_ready_for_query() {
+        let (mut tap, watch) = logged_in();
+        assert!(watch.is_idle());
+        tap.note_sent(&message(b'P', b"parse"));
+        assert_eq!(
+            outstanding(&watch),
+            1,
+            "as soon as it begins, before its Sync"
+        );
+        tap.note_sent(
+            &[
+                message(b'B', b""),
+                message(b'S', b""),
+                message(b'Q', b"second"),
+            ]
+            .concat(),
+        );
+        assert_eq!(outstanding(&watch), 2);
+        tap.note_received(&message(b'Z', b"I"));
+        assert_eq!(outstanding(&watch), 1);
+        tap.note_received(&message(b'Z', b"T"));
+        assert_eq!(outstanding(&watch), 0);
+        assert!(!watch.is_idle(), "a transaction is open");
+    }
+
+    #[test]
+    fn closing_a_statement_is_not_work() {
+        let (mut tap, watch) = logged_in();
+        tap.note_sent(
+            &[
+                message(b'C', b"Ss1\0"),
+                message(b'S', b""),
+                message(b'Q', b"x"),
+            ]
+            .concat(),
+        );
+        assert_eq!(outstanding(&watch), 1);
+        tap.note_received(&[message(b'3', b""), message(b'Z', b"I")].concat());
+        assert_eq!(outstanding(&watch), 1, "that was the Close's");
+        tap.note_received(&message(b'Z', b"I"));
+        assert!(watch.is_idle());
+    }
+
+    #[test]
+    fn a_copy_in_is_one_batch_though_it_has_two_syncs() {
+        let (mut tap, watch) = logged_in();
+        tap.note_sent(&[message(b'B', b""), message(b'E', b""), message(b'S', b"")].concat());
+        tap.note_received(&[message(b'2', b""), message(b'G', b"\0\0\0")].concat());
+        tap.note_sent(
+            &[
+                message(b'd', b"row"),
+                message(b'c', b""),
+                message(b'S', b""),
+            ]
+            .concat(),
+        );
+        assert_eq!(outstanding(&watch), 1);
+        tap.note_received(&message(b'Z', b"I"));
+        assert!(watch.is_idle());
+    }
+
+    #[test]
+    fn messages_are_seen_however_the_stream_is_cut() {
+        let error = message(
+            b'E',
+            b"SERROR\0VERROR\0C57014\0Mcanceling statement due to user request, and more text\0\0",
+        );
+        let stream = [message(b'D', &[b'Z'; 3000]), error, message(b'Z', b"E")].concat();
+        for step in [1, 2, 5, 7, 64, 1000, 10_000] {
+            let (mut tap, watch) = logged_in();
+            stream.chunks(step).for_each(|part| tap.note_received(part));
+            assert_eq!(
+                watch.last_sqlstate().as_deref(),
+                Some("57014"),
+                "cut at every {step}"
+            );
+            assert_eq!(watch.status.load(Acquire), b'E');
+        }
+    }
+
+    #[test]
+    fn a_woken_task_that_has_not_run_is_not_clean() {
+        let (_tap, watch) = logged_in();
+        watch.drained.store(true, Release);
+        let idle = std::future::poll_fn(|_| Poll::<()>::Pending);
+        let mut task = Settling::new(idle, Arc::clone(&watch));
+        let bell = Arc::clone(&task.bell);
+        assert!(!watch.is_clean(), "it has never run");
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(Pin::new(&mut task).poll(&mut cx).is_pending());
+        assert!(watch.is_clean());
+        bell.wake(); // a request was sent
+        assert!(!watch.is_clean());
+        assert!(Pin::new(&mut task).poll(&mut cx).is_pending());
+        assert!(watch.is_clean());
+    }
+}

@@ -39,19 +39,28 @@ impl Default for Config {
 impl Config {
     /// Checks every setting; no setter panics.
     pub(crate) fn check(&self) -> Result<(), InvalidConfig> {
-        let positive = [
-            ("max_pools", self.max_pools > 0),
-            ("pool_size", self.pool_size > 0),
-            ("concurrent_dials", self.concurrent_dials > 0),
-            ("get_timeout", !self.get_timeout.is_zero()),
-            ("wake_timeout", !self.wake_timeout.is_zero()),
-            ("provision_timeout", !self.provision_timeout.is_zero()),
+        let counts = [
+            ("max_pools", self.max_pools),
+            ("pool_size", self.pool_size as u64),
+            ("concurrent_dials", self.concurrent_dials as u64),
         ];
-        match positive.iter().find(|(_, ok)| !ok) {
-            Some((name, _)) => Err(InvalidConfig::new(format!("{name} must be more than zero"))),
-            None => Ok(()),
+        if let Some((name, _)) = counts.iter().find(|(_, count)| *count == 0) {
+            return Err(InvalidConfig::new(format!("{name} must be more than zero")));
         }
+        check_limit("get_timeout", self.get_timeout)?;
+        check_limit("wake_timeout", self.wake_timeout)?;
+        check_limit("provision_timeout", self.provision_timeout)
     }
+}
+
+/// Refuses a time limit that nobody can mean: none at all, or more than a day.
+pub(crate) fn check_limit(name: &str, limit: Duration) -> Result<(), InvalidConfig> {
+    if limit.is_zero() || limit > Duration::from_secs(24 * 3600) {
+        return Err(InvalidConfig::new(format!(
+            "{name} must be more than zero and at most a day"
+        )));
+    }
+    Ok(())
 }
 
 /// A setting cannot work. The text names it and says what would.
@@ -79,12 +88,24 @@ mod tests {
     #[test]
     fn the_defaults_are_valid_and_zero_is_not() {
         assert_eq!(Config::default().check(), Ok(()));
-        let err = Config {
+        let none = Config {
             pool_size: 0,
             ..Config::default()
-        }
-        .check()
-        .unwrap_err();
+        };
+        let err = none.check().unwrap_err();
         assert_eq!(err.to_string(), "pool_size must be more than zero");
+        for limit in [Duration::ZERO, Duration::MAX] {
+            let absurd = Config {
+                get_timeout: limit,
+                ..Config::default()
+            };
+            assert!(
+                absurd
+                    .check()
+                    .unwrap_err()
+                    .to_string()
+                    .starts_with("get_timeout")
+            );
+        }
     }
 }

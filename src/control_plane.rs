@@ -112,8 +112,13 @@ impl ControlPlane for Neon {
         let neon = self.within(progress);
         let mut found = Vec::new();
         for project in neon.projects_named(name).await? {
-            let branch = default_branch(&neon, &project.id).await?;
-            found.push(Found::new(project.id, branch.annotations));
+            // Of all branches: the default one may have changed since.
+            let branches = neon.list_branches(&project.id).await?;
+            let tags = branches
+                .into_iter()
+                .flat_map(|branch| branch.annotations)
+                .collect();
+            found.push(Found::new(project.id, tags));
         }
         Ok(found)
     }

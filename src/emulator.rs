@@ -28,7 +28,8 @@
 //! folder is removed. Databases live as long as the emulator.
 //!
 //! # Where it is not Neon
-//! - Passwords are checked by Postgres, so a wrong one wakes the compute; at Neon the proxy checks them first.
+//! - Passwords are checked by Postgres, so a wrong one wakes the compute, and so does an unknown role; at Neon the
+//!   proxy checks them first.
 //! - Behind the `…-pooler` hosts there is no pooler yet: sessions go straight to Postgres, so `SET` and `LISTEN` hold.
 //!   On suspend they are closed without a word, as at Neon.
 //! - A project has one branch with one endpoint. Quotas are stored and shown, not enforced.
@@ -327,9 +328,7 @@ impl Drop for Emulator {
             drop(ending.join());
         }
         drop(self.scratch.take()); // the watchdog stops what runs
-        for project in self.world.projects().iter() {
-            project.compute.reap();
-        }
+        self.world.reap();
     }
 }
 

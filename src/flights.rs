@@ -91,6 +91,13 @@ where
         flight
     }
 
+    /// Says that what the flight for `key` finds may be out of date.
+    pub(crate) fn mark_stale(&self, key: &K) {
+        if let Some(flight) = lock(&self.table).get(key) {
+            flight.progress.mark_stale();
+        }
+    }
+
     /// How many flights are under way.
     pub(crate) fn len(&self) -> usize {
         lock(&self.table).len()

@@ -26,6 +26,7 @@ mod stats;
 mod tap;
 mod tenant;
 mod tls;
+mod trust;
 mod verdict;
 mod wake;
 

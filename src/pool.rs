@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use deadpool_postgres::Client;
+use deadpool_postgres::{Client, StatementCache};
 use tokio::{
     runtime::Handle,
     sync::oneshot,
@@ -33,7 +33,9 @@ use crate::{
 
 /// Longest wait for the answer of an idle connection that is asked whether it still lives.
 const VERIFY_TIMEOUT: Duration = Duration::from_secs(2);
-/// Longest wait for a connection's task to write what its last user left, which takes microseconds.
+/// Longest wait for a turn of a connection's task, which takes microseconds unless the runtime is swamped.
+const TURN_TIMEOUT: Duration = Duration::from_secs(1);
+/// Longest wait for what a connection's last user left, if no transaction is open: it was probably abandoned.
 const SETTLE_TIMEOUT: Duration = Duration::from_millis(10);
 /// Longest wait for the rollback of a transaction that was dropped: a round trip, also between regions.
 const ROLLBACK_TIMEOUT: Duration = Duration::from_millis(100);
@@ -50,6 +52,8 @@ pub(crate) struct Shared {
     pub(crate) runtime: Handle,
     /// The task of every open connection.
     pub(crate) connections: TaskTracker,
+    /// The task of every attempt to open one.
+    pub(crate) attempts: TaskTracker,
 }
 
 impl Shared {
@@ -62,6 +66,7 @@ impl Shared {
             life,
             runtime,
             connections: TaskTracker::new(),
+            attempts: TaskTracker::new(),
         })
     }
 }
@@ -83,6 +88,8 @@ pub(crate) struct State {
     waiters: VecDeque<Waiter>,
     /// Attempts under way.
     pub(crate) dialing: usize,
+    /// Connections that will probably be free in a moment: what their last user left is about to end.
+    settling: usize,
     /// Connections whose tasks have not ended.
     pub(crate) open: usize,
     /// Whether a connection was lost, so that the compute may be asleep.
@@ -91,7 +98,7 @@ pub(crate) struct State {
     pub(crate) early_ends: u32,
     /// Connections opened before this instant are not to be trusted.
     condemned: Option<Instant>,
-    last_failure: Option<Error>,
+    pub(crate) last_failure: Option<Error>,
     /// Whether the pool is out of the cache: what comes back is closed.
     retired: bool,
     /// How often it has entered the cache.
@@ -108,12 +115,39 @@ struct Waiter {
 pub(crate) struct Connection {
     pub(crate) client: Client,
     pub(crate) watch: Arc<Watch>,
+    /// The client's own, by which it is known again: users get at the client by `&mut`, and may swap two of them.
+    statements: Arc<StatementCache>,
 }
 
 impl Connection {
+    pub(crate) fn new(client: Client, watch: Arc<Watch>) -> Self {
+        let statements = Arc::clone(&client.statement_cache);
+        Self {
+            client,
+            watch,
+            statements,
+        }
+    }
+
+    fn is_whole(&self) -> bool {
+        Arc::ptr_eq(&self.statements, &self.client.statement_cache)
+    }
+
     /// Ends it. Its task says goodbye to the server.
     pub(crate) fn close(self) {
         self.watch.mark_closing();
+    }
+
+    fn fitness(&self, config: &Config) -> Fitness {
+        if self.client.is_closed() {
+            Fitness::Closed
+        } else if !self.watch.is_clean() {
+            Fitness::Unsettled
+        } else if self.watch.silent_for() > config.verify_after {
+            Fitness::Unverified
+        } else {
+            Fitness::Fit
+        }
     }
 }
 
@@ -130,9 +164,8 @@ impl Pool {
     /// An idle connection that can be used as it is. No waiting, no I/O, no allocation.
     pub(crate) fn get_now(self: &Arc<Self>) -> Option<Lease> {
         let connection = self.state().pop_idle()?;
-        let mut lease = Lease::new(connection, self);
-        lease.verified = lease.connection().fitness(&self.shared.config) == Fitness::Fit;
-        lease.verified.then_some(lease)
+        let lease = Lease::new(connection, self);
+        (lease.connection().fitness(&self.shared.config) == Fitness::Fit).then_some(lease)
     }
 
     /// A connection, by `until`.
@@ -178,30 +211,31 @@ impl Pool {
     }
 
     /// The lease, if its connection can be used; asks the server where that is in doubt.
-    async fn vet(&self, mut lease: Lease) -> Option<Lease> {
-        let Connection { client, watch } = lease.connection();
+    async fn vet(&self, lease: Lease) -> Option<Lease> {
+        let Connection { client, watch, .. } = lease.connection();
         let mut fitness = lease.connection().fitness(&self.shared.config);
-        if fitness == Fitness::Unsettled && watch.clean_within(SETTLE_TIMEOUT).await {
+        if fitness == Fitness::Unsettled && watch.clean_when_settled(TURN_TIMEOUT).await {
             fitness = lease.connection().fitness(&self.shared.config);
         }
-        lease.verified = match fitness {
-            Fitness::Fit => true,
+        match fitness {
+            Fitness::Fit => Some(lease),
             Fitness::Unverified => {
                 let asked = Instant::now();
                 let answer = timeout(VERIFY_TIMEOUT, client.check_connection()).await;
-                let alive = matches!(answer, Ok(Ok(())));
-                if !alive {
-                    self.condemn(asked);
+                if matches!(answer, Ok(Ok(()))) {
+                    return Some(lease);
                 }
-                alive
+                lease.end();
+                self.condemn(asked);
+                None
             }
-            Fitness::Unsettled | Fitness::Closed => {
+            Fitness::Unsettled => {
                 // Not given back: what cannot be used by this caller cannot be used by the next.
                 lease.discard();
-                return None;
+                None
             }
-        };
-        lease.verified.then_some(lease)
+            Fitness::Closed => None,
+        }
     }
 
     /// Trusts no connection opened before `instant` any more.
@@ -209,25 +243,35 @@ impl Pool {
         let mut state = self.state();
         state.condemned = state.condemned.max(Some(instant));
         state.lost = true;
+        let idle = mem::take(&mut state.idle);
+        let (doomed, kept) = idle
+            .into_iter()
+            .partition::<Vec<_>, _>(|it| state.condemns(it));
+        state.idle = kept;
+        drop(state);
+        doomed.into_iter().for_each(Connection::close);
     }
 
     /// Takes a connection back from its user.
-    fn take_back(self: &Arc<Self>, connection: Connection, verified: bool) {
-        if connection.client.is_closed() {
-            return; // its task has ended or is about to, and sees to the rest
+    fn take_back(self: &Arc<Self>, connection: Connection) {
+        if !connection.is_whole() {
+            // Somebody has swapped its inside with another tenant's.
+            return connection.close();
         }
-        if !connection.watch.is_idle() {
+        if !connection.watch.is_idle() && !connection.client.is_closed() {
             return self.part(connection);
         }
-        if verified {
-            connection.watch.mark_used();
-        }
+        connection.watch.mark_served();
         self.park(connection);
     }
 
     /// Gives a connection to the longest waiter, or keeps it.
     pub(crate) fn park(self: &Arc<Self>, connection: Connection) {
         let mut state = self.state();
+        if connection.client.is_closed() {
+            drop(state);
+            return; // its task has ended or is about to, and sees to the rest
+        }
         if state.condemns(&connection) || self.shared.life.is_over() {
             drop(state);
             return connection.close();
@@ -240,8 +284,13 @@ impl Pool {
             drop(state);
             connection.close();
         } else {
-            connection.watch.set_parked(true);
+            let watch = Arc::clone(&connection.watch);
+            watch.set_parked(true);
             state.idle.push(connection);
+            drop(state);
+            if watch.is_stray() {
+                self.pull(&watch); // its task wrote something just before it could see that it is parked
+            }
         }
     }
 
@@ -254,8 +303,10 @@ impl Pool {
 
     /// Sees to a connection that came back busy, in a task of its own.
     fn part(self: &Arc<Self>, connection: Connection) {
+        self.state().settling += 1;
         let parting = Parting {
             connection: Some(connection),
+            settling: true,
             pool: Arc::clone(self),
         };
         self.shared.runtime.spawn(parting.run());
@@ -267,6 +318,7 @@ impl Pool {
             .idle
             .iter()
             .position(|idle| Arc::ptr_eq(&idle.watch, watch))?;
+        watch.set_parked(false);
         Some(state.idle.remove(place))
     }
 
@@ -275,11 +327,12 @@ impl Pool {
         drop(self.take_idle(watch));
         let mut state = self.state();
         state.open -= 1;
-        if !watch.is_closing() {
+        let ours = watch.is_closing();
+        let early = !ours && !watch.has_served() && watch.opened().elapsed() < EARLY_END;
+        state.early_ends = if early { state.early_ends + 1 } else { 0 };
+        if !ours {
             count(&self.shared.stats.closed_by_peer);
             state.lost = true;
-            let early = !watch.has_served() && watch.opened().elapsed() < EARLY_END;
-            state.early_ends = if early { state.early_ends + 1 } else { 0 };
         }
         drop(state);
         self.pump();
@@ -356,7 +409,8 @@ impl State {
             config.concurrent_dials
         };
         let room = config.pool_size.saturating_sub(self.open + self.dialing);
-        let unserved = self.waiters.len().saturating_sub(self.dialing);
+        let coming = self.dialing + self.settling;
+        let unserved = self.waiters.len().saturating_sub(coming);
         let due = unserved.min(at_once.saturating_sub(self.dialing)).min(room);
         (
             due,
@@ -403,25 +457,9 @@ enum Fitness {
     Closed,
 }
 
-impl Connection {
-    fn fitness(&self, config: &Config) -> Fitness {
-        if self.client.is_closed() {
-            Fitness::Closed
-        } else if !self.watch.is_clean() {
-            Fitness::Unsettled
-        } else if self.watch.idle_for() > config.verify_after {
-            Fitness::Unverified
-        } else {
-            Fitness::Fit
-        }
-    }
-}
-
 /// A connection on loan. Dropping it gives it back.
 pub(crate) struct Lease {
     connection: Option<Connection>,
-    /// Whether it was found alive since it was last used.
-    verified: bool,
     pool: Arc<Pool>,
 }
 
@@ -429,7 +467,6 @@ impl Lease {
     fn new(connection: Connection, pool: &Arc<Pool>) -> Self {
         Self {
             connection: Some(connection),
-            verified: false,
             pool: Arc::clone(pool),
         }
     }
@@ -437,17 +474,24 @@ impl Lease {
     pub(crate) fn connection(&self) -> &Connection {
         self.connection
             .as_ref()
-            .expect("only drop and discard take it")
+            .expect("only drop, end and discard take it")
     }
 
     pub(crate) fn connection_mut(&mut self) -> &mut Connection {
         self.connection
             .as_mut()
-            .expect("only drop and discard take it")
+            .expect("only drop, end and discard take it")
     }
 
     pub(crate) fn tenant(&self) -> &TenantId {
         &self.pool.tenant
+    }
+
+    /// Has it closed instead of given back.
+    fn end(mut self) {
+        if let Some(connection) = self.connection.take() {
+            connection.close();
+        }
     }
 
     /// Has it cancelled and closed instead of given back.
@@ -461,7 +505,7 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         if let Some(connection) = self.connection.take() {
-            self.pool.take_back(connection, self.verified);
+            self.pool.take_back(connection);
         }
     }
 }
@@ -469,26 +513,25 @@ impl Drop for Lease {
 /// A connection that came back with a query running or a transaction open. Its drop closes it.
 struct Parting {
     connection: Option<Connection>,
+    settling: bool,
     pool: Arc<Pool>,
 }
 
 impl Parting {
     /// Waits a moment for what is over anyway (a rollback under way), then cancels the query and closes.
     async fn run(mut self) {
-        let Some(Connection { client, watch }) = &self.connection else {
+        let clean = self.settle().await;
+        self.settled();
+        let Some(Connection { client, watch, .. }) = &self.connection else {
             return;
         };
-        let patience = if watch.in_transaction() {
-            ROLLBACK_TIMEOUT
-        } else {
-            SETTLE_TIMEOUT
-        };
-        if watch.clean_within(patience).await {
+        if clean {
             if let Some(connection) = self.connection.take() {
                 self.pool.park(connection);
             }
             return;
         }
+        self.pool.pump(); // whoever waited for this one needs another
         let Pool {
             tenant,
             endpoint,
@@ -496,16 +539,37 @@ impl Parting {
             ..
         } = &*self.pool;
         count(&shared.stats.discarded);
-        tracing::debug!(%tenant, sqlstate = watch.last_sqlstate(), "connection came back busy; closing it");
+        let sqlstate = watch.last_sqlstate();
+        tracing::debug!(%tenant, sqlstate, "connection came back busy; closing it");
+        let token = client.cancel_token();
         shared
             .dialer
-            .cancel(client.cancel_token(), endpoint, &endpoint.pooled_host)
+            .cancel(token, endpoint, &endpoint.pooled_host)
             .await;
+    }
+
+    async fn settle(&self) -> bool {
+        let Some(Connection { watch, .. }) = &self.connection else {
+            return false;
+        };
+        let patience = if watch.in_transaction() {
+            ROLLBACK_TIMEOUT
+        } else {
+            SETTLE_TIMEOUT
+        };
+        watch.clean_within(patience).await
+    }
+
+    fn settled(&mut self) {
+        if mem::take(&mut self.settling) {
+            self.pool.state().settling -= 1;
+        }
     }
 }
 
 impl Drop for Parting {
     fn drop(&mut self) {
+        self.settled();
         if let Some(connection) = self.connection.take() {
             connection.close();
         }

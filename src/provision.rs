@@ -4,9 +4,15 @@
 //! carry, in its own annotations, the namespace and the raw id of the tenant. A creation whose answer got lost is
 //! looked up, never repeated.
 
-use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use sha2::{Digest, Sha256};
+use tokio::time::Instant;
 
 use crate::{
     config::InvalidConfig,
@@ -15,11 +21,14 @@ use crate::{
     error::{BoxError, Error, ErrorKind, Stage},
     plan::Plan,
     records::{AnyRecords, Records},
-    retry::{Progress, backoff, retry},
+    retry::{Progress, backoff, lock, retry},
     stats::{Stats, count},
     tenant::{Namespace, TenantId},
 };
 
+/// How long a creation that got no answer may still turn up. A creation takes a second or two at Neon; until then nothing
+/// is created for the tenant again.
+const DOUBT: Duration = Duration::from_secs(60);
 /// Tag that holds the namespace.
 const NAMESPACE_TAG: &str = "tenantry-namespace";
 /// Tag that holds the tenant's id, byte for byte.
@@ -36,7 +45,6 @@ const TENANT_TAG: &str = "tenantry-tenant";
 /// let router = TenantRouter::provisioning(provisioner).build()?;
 /// # let _ = router; Ok(()) }
 /// ```
-#[derive(Clone)]
 pub struct Provisioner {
     records: Arc<dyn AnyRecords>,
     control_plane: Arc<dyn AnyControlPlane>,
@@ -79,6 +87,7 @@ impl Provisioner {
             control_plane: self.control_plane,
             namespace,
             plan: self.plan,
+            in_doubt: Mutex::default(),
         })
     }
 }
@@ -98,6 +107,8 @@ pub(crate) struct Provisioning {
     control_plane: Arc<dyn AnyControlPlane>,
     namespace: Namespace,
     plan: Plan,
+    // Tenants for which a creation was sent and not answered, and since when. Held for a look, never across an await.
+    in_doubt: Mutex<HashMap<TenantId, Instant>>,
 }
 
 impl Provisioning {
@@ -155,19 +166,26 @@ impl Provisioning {
         let Some(Found { id, tags, .. }) = found.next() else {
             return Ok(None);
         };
-        if tags != self.tags(tenant) {
+        if self
+            .tags(tenant)
+            .iter()
+            .any(|(key, value)| tags.get(key) != Some(value))
+        {
             let message = format!(
-                "a project named {name:?} exists ({id}) and is not marked as this tenant's; rename or delete it"
+                "a project named {name:?} exists ({id}) whose annotations do not name this tenant; \
+                 find out whose it is, then rename it or annotate its default branch"
             );
             return Err(Error::new(ErrorKind::Conflict, message));
         }
         for duplicate in found {
-            tracing::warn!(%tenant, served = id, duplicate = duplicate.id, "the tenant has two projects; the older one is served");
+            let duplicate = duplicate.id;
+            tracing::warn!(%tenant, served = id, duplicate, "the tenant has two projects; the older one is served");
         }
         self.control_plane.ready(&id, progress).await?;
         self.control_plane.endpoint(&id, progress).await.map(Some)
     }
 
+    /// Creates the tenant's database, unless one that was ordered earlier may still turn up.
     async fn create(
         &self,
         name: String,
@@ -175,17 +193,29 @@ impl Provisioning {
         progress: &Progress,
     ) -> Result<Endpoint, Error> {
         let order = Order::new(name, self.tags(tenant), self.plan.clone());
-        match self.control_plane.create(&order, progress).await {
+        let doubt = lock(&self.in_doubt).get(tenant).copied();
+        if doubt.is_some_and(|since| since.elapsed() < DOUBT) {
+            return self.recover(&order.name, tenant, progress).await;
+        }
+        // Before it is sent: this work may be dropped before the answer comes.
+        lock(&self.in_doubt).insert(tenant.clone(), Instant::now());
+        let endpoint = match self.control_plane.create(&order, progress).await {
+            Ok(_) if doubt.is_some() => self.recover(&order.name, tenant, progress).await?, // the older one is served
             Ok(created) => {
                 self.control_plane.ready(&created.id, progress).await?;
-                Ok(created.endpoint)
+                created.endpoint
             }
-            Err(err) if err.kind().is_transient() => {
+            Err(err) if err.kind() == ErrorKind::ControlPlane => {
                 progress.note(&err);
-                self.recover(&order.name, tenant, progress, &err).await
+                self.recover(&order.name, tenant, progress).await?
             }
-            Err(err) => Err(err),
-        }
+            Err(err) => {
+                lock(&self.in_doubt).remove(tenant);
+                return Err(err);
+            }
+        };
+        lock(&self.in_doubt).remove(tenant);
+        Ok(endpoint)
     }
 
     /// Looks for the database whose creation got no answer, until it turns up or the time is over. The search may miss
@@ -195,13 +225,18 @@ impl Provisioning {
         name: &str,
         tenant: &TenantId,
         progress: &Progress,
-        lost: &Error,
     ) -> Result<Endpoint, Error> {
         let waits = backoff(Duration::from_millis(250), Duration::from_secs(5));
+        let missing = || {
+            Error::new(
+                ErrorKind::ControlPlane,
+                "a creation got no answer, and the project cannot be found yet",
+            )
+        };
         retry(progress, waits, || async {
             self.adopt(name, tenant, progress)
                 .await?
-                .ok_or_else(|| lost.clone())
+                .ok_or_else(missing)
         })
         .await
     }

@@ -26,6 +26,8 @@ pub struct Progress {
 struct Seen {
     stage: Stage,
     last_failure: Option<Error>,
+    /// Whether somebody knows that what the work finds may be out of date.
+    stale: bool,
 }
 
 impl Progress {
@@ -35,6 +37,7 @@ impl Progress {
         let seen = Arc::new(Mutex::new(Seen {
             stage,
             last_failure: None,
+            stale: false,
         }));
         Self {
             started,
@@ -56,6 +59,20 @@ impl Progress {
     /// Notes a failure that is going to be retried.
     pub fn note(&self, failure: &Error) {
         self.seen().last_failure = Some(failure.clone());
+    }
+
+    pub(crate) fn mark_stale(&self) {
+        self.seen().stale = true;
+    }
+
+    /// Whether it was marked since the last time somebody asked.
+    pub(crate) fn take_stale(&self) -> bool {
+        std::mem::take(&mut self.seen().stale)
+    }
+
+    /// Time left; none when the deadline has passed.
+    pub fn remaining(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
     }
 
     /// The error for whoever stops waiting now: the stage, and the last failure as its source.

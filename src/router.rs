@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::{
     task::JoinHandle,
-    time::{Instant, timeout},
+    time::{Instant, timeout, timeout_at},
 };
 
 use crate::{
@@ -109,7 +109,12 @@ impl TenantRouter {
     /// Forgets where `tenant` lives and closes its idle connections; says whether anything was known. Connections in
     /// use go on, and are closed when they come back. The next `get` looks the tenant up again.
     pub fn evict<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> bool {
-        self.inner.pools.evict(tenant.as_ref())
+        let Inner { pools, flights, .. } = &*self.inner;
+        // In this order: a flight that lands in between finds the mark after it has put its pool into the cache.
+        if let Ok(tenant) = TenantId::parse(tenant.as_ref()) {
+            flights.mark_stale(&tenant);
+        }
+        pools.evict(tenant.as_ref())
     }
 
     /// What the router holds now and has done so far. Asks no tenant anything.
@@ -138,7 +143,12 @@ impl TenantRouter {
         shared.life.finish();
         pools.evict_all();
         shared.connections.close();
-        let _ = timeout(CLOSE_TIMEOUT, shared.connections.wait()).await;
+        shared.attempts.close();
+        let all = async {
+            shared.attempts.wait().await;
+            shared.connections.wait().await;
+        };
+        let _ = timeout(CLOSE_TIMEOUT, all).await;
     }
 }
 
@@ -209,11 +219,17 @@ impl Inner {
             if let Some(pool) = pools.find(tenant.as_str()) {
                 return Ok(pool); // it landed between the caller's look and this one
             }
-            let work = source.endpoint(&tenant, &seen, &shared);
-            let endpoint = tokio::time::timeout_at(seen.deadline(), work)
-                .await
-                .map_err(|_| seen.timed_out())??;
-            Ok(pools.insert(&tenant, endpoint))
+            loop {
+                let work = source.endpoint(&tenant, &seen, &shared);
+                let endpoint = timeout_at(seen.deadline(), work)
+                    .await
+                    .map_err(|_| seen.timed_out())??;
+                let pool = pools.insert(&tenant, endpoint);
+                if !seen.take_stale() {
+                    return Ok(pool);
+                }
+                pools.evict(tenant.as_str()); // evicted while it was being looked up: what was found may be old
+            }
         };
         (progress, flight)
     }

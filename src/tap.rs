@@ -17,10 +17,10 @@ use std::{
         Arc,
         atomic::{
             AtomicBool, AtomicU8, AtomicU32, AtomicU64,
-            Ordering::{AcqRel, Acquire, Relaxed, Release},
+            Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst},
         },
     },
-    task::{Context, Poll, Wake, Waker},
+    task::{Context, Poll, Wake, Waker, ready},
     time::Duration,
 };
 
@@ -28,7 +28,7 @@ use futures_util::task::AtomicWaker;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::Notify,
-    time::Instant,
+    time::{Instant, timeout},
 };
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 
@@ -36,11 +36,14 @@ use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 #[derive(Debug)]
 pub(crate) struct Watch {
     opened: Instant,
-    /// Milliseconds from `opened` to the last return into the pool, plus one; 0 if it never came back.
-    used: AtomicU64,
+    /// Milliseconds from `opened` to the last bytes that came from the server.
+    heard: AtomicU64,
+    /// Whether anybody has used it and given it back in order.
+    served: AtomicBool,
     /// Transaction status of the last ReadyForQuery: `I` idle, `T` in a transaction, `E` in a failed one.
     status: AtomicU8,
     /// Requests written, or begun, whose ReadyForQuery has not come. Mere closing of statements is not counted.
+    /// Ordered with `parked`: whoever parks looks here afterwards, whoever writes looks there afterwards.
     outstanding: AtomicU32,
     /// The five bytes of the last error's SQLSTATE, as a number; 0 for none.
     sqlstate: AtomicU64,
@@ -67,7 +70,8 @@ impl Watch {
     pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self {
             opened: Instant::now(),
-            used: AtomicU64::new(0),
+            heard: AtomicU64::new(0),
+            served: AtomicBool::new(false),
             status: AtomicU8::new(0),
             outstanding: AtomicU32::new(0),
             sqlstate: AtomicU64::new(0),
@@ -84,12 +88,17 @@ impl Watch {
 
     /// Whether nothing is queued, running or open on it.
     pub(crate) fn is_clean(&self) -> bool {
-        self.settled.load(Acquire) == self.woken.load(Acquire) && self.is_idle()
+        self.is_settled() && self.is_idle()
+    }
+
+    /// Whether its task has done all it could, so that the rest of what is known here is true.
+    fn is_settled(&self) -> bool {
+        self.settled.load(Acquire) == self.woken.load(Acquire)
     }
 
     /// Whether nothing that was written is running or open.
     pub(crate) fn is_idle(&self) -> bool {
-        self.outstanding.load(Acquire) == 0 && self.status.load(Acquire) == b'I'
+        self.outstanding.load(SeqCst) == 0 && self.status.load(Acquire) == b'I'
     }
 
     /// Waits until it is clean, for `patience` at most; says whether it is.
@@ -97,16 +106,28 @@ impl Watch {
     /// # Cancel safety
     /// Nothing is lost by dropping it.
     pub(crate) async fn clean_within(&self, patience: Duration) -> bool {
-        let clean = async {
+        self.within(patience, Self::is_clean).await
+    }
+
+    /// Waits until its task has done all it could, for `patience` at most; says whether it is clean then.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost by dropping it.
+    pub(crate) async fn clean_when_settled(&self, patience: Duration) -> bool {
+        self.within(patience, Self::is_settled).await && self.is_clean()
+    }
+
+    async fn within(&self, patience: Duration, condition: impl Fn(&Self) -> bool) -> bool {
+        let holds = async {
             loop {
                 let turned = self.turned.notified();
-                if self.is_clean() {
+                if condition(self) {
                     return;
                 }
                 turned.await;
             }
         };
-        tokio::time::timeout(patience, clean).await.is_ok()
+        timeout(patience, holds).await.is_ok()
     }
 
     pub(crate) fn opened(&self) -> Instant {
@@ -120,30 +141,32 @@ impl Watch {
 
     /// Notes that it lies in the pool from now on, or no longer.
     pub(crate) fn set_parked(&self, parked: bool) {
-        self.parked.store(parked, Release);
+        self.parked.store(parked, SeqCst);
     }
 
     /// Whether something runs on it although it lies in the pool: a request that its last user abandoned.
     pub(crate) fn is_stray(&self) -> bool {
-        self.parked.load(Acquire) && !self.is_idle()
+        self.parked.load(SeqCst) && !self.is_idle()
     }
 
-    /// Notes that somebody has used it up to now.
-    pub(crate) fn mark_used(&self) {
-        let age = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.used.store(age.saturating_add(1), Relaxed);
+    /// Notes that somebody has used it and given it back in order.
+    pub(crate) fn mark_served(&self) {
+        self.served.store(true, Release);
     }
 
-    /// Whether anybody has used it and given it back.
     pub(crate) fn has_served(&self) -> bool {
-        self.used.load(Relaxed) > 0
+        self.served.load(Acquire)
     }
 
-    /// How long it has lain in the pool.
-    pub(crate) fn idle_for(&self) -> Duration {
-        self.opened.elapsed().saturating_sub(Duration::from_millis(
-            self.used.load(Relaxed).saturating_sub(1),
-        ))
+    fn mark_heard(&self) {
+        let age = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.heard.store(age, Relaxed);
+    }
+
+    /// How long ago the server last sent anything, and so was alive for certain.
+    pub(crate) fn silent_for(&self) -> Duration {
+        let heard = Duration::from_millis(self.heard.load(Relaxed));
+        self.opened.elapsed().saturating_sub(heard)
     }
 
     /// Notes that we close it.
@@ -218,7 +241,7 @@ impl<S> Tap<S> {
             // C: Close; S: Sync; p: password; X: Terminate; 0: the startup packet.
             if !matches!(tag, b'C' | b'S' | b'p' | b'X' | 0) && !*working {
                 *working = true;
-                watch.outstanding.fetch_add(1, AcqRel);
+                watch.outstanding.fetch_add(1, SeqCst);
             }
             if ends_batch {
                 let batch = if std::mem::take(working) {
@@ -250,7 +273,7 @@ impl<S> Tap<S> {
                     .status
                     .store(body.first().copied().unwrap_or(0), Release);
                 if batches.pop_front() == Some(Batch::Work) {
-                    watch.outstanding.fetch_sub(1, AcqRel);
+                    watch.outstanding.fetch_sub(1, SeqCst);
                 }
             }
             b'E' => watch.sqlstate.store(packed_sqlstate(body), Release),
@@ -347,13 +370,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for Tap<S> {
         let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
         self.watch.drained.store(polled.is_pending(), Release);
         if buf.filled().len() > before {
+            self.watch.mark_heard();
             self.note_received(&buf.filled()[before..]);
         }
         polled
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Tap<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Tap<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -371,8 +395,17 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Tap<S> {
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
+    /// Ends when the other side has ended too: until then the server still counts the connection.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+        loop {
+            let mut rest = [0; 256];
+            let mut rest = ReadBuf::new(&mut rest);
+            let read = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut rest));
+            if read.is_err() || rest.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+        }
     }
 }
 

@@ -55,19 +55,16 @@ impl Pool {
                 pool: Arc::clone(self),
                 landed: false,
             };
-            self.shared.runtime.spawn(async move {
-                let dialed = if waking {
-                    attempt.wake(reason, early_ends).await
-                } else {
-                    attempt
-                        .dial(&Progress::new(
-                            Stage::Checkout,
-                            attempt.pool.shared.config.wake_timeout,
-                        ))
-                        .await
+            let life = Arc::clone(&self.shared.life);
+            let task = async move {
+                let dialed = tokio::select! {
+                    biased;
+                    () = life.ended() => Err(Error::closed()),
+                    dialed = attempt.make(waking, reason, early_ends) => dialed,
                 };
                 attempt.land(dialed);
-            });
+            };
+            self.shared.attempts.spawn_on(task, &self.shared.runtime);
         }
     }
 }
@@ -79,6 +76,14 @@ struct Attempt {
 }
 
 impl Attempt {
+    async fn make(&self, waking: bool, reason: Reason, early_ends: u32) -> Result<Dialed, Error> {
+        if waking {
+            return self.wake(reason, early_ends).await;
+        }
+        let limit = self.pool.shared.config.wake_timeout;
+        self.dial(&Progress::new(Stage::Checkout, limit)).await
+    }
+
     /// Tries until the compute is up, says no, or the time is over.
     async fn wake(&self, reason: Reason, early_ends: u32) -> Result<Dialed, Error> {
         let stats = &self.pool.shared.stats;
@@ -128,6 +133,7 @@ impl Attempt {
             Ok(dialed) => {
                 state.open += 1;
                 state.lost = false;
+                state.last_failure = None;
                 drop(state);
                 open(pool, dialed);
             }
@@ -186,7 +192,7 @@ fn open(pool: &Arc<Pool>, dialed: Dialed) {
     // deadpool's client aborts this handle when it is dropped; the real task still has to say goodbye.
     let stand_in = pool.shared.runtime.spawn(std::future::ready(()));
     match mint(client, stand_in) {
-        Some(client) => pool.park(Connection { client, watch }),
+        Some(client) => pool.park(Connection::new(client, watch)),
         None => watch.mark_closing(),
     }
 }

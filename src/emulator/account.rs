@@ -1,7 +1,7 @@
 //! The account that Postgres runs under: it refuses to run as root.
 
 use std::{
-    fs, io,
+    env, fs, io,
     os::unix::{fs::chown, process::CommandExt},
     path::Path,
     process::Command,
@@ -33,11 +33,21 @@ impl Account {
     /// A command that will run under this account, apart from the terminal's signals.
     pub(super) fn command(self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
-        command.process_group(0).current_dir("/");
+        command
+            .process_group(0)
+            .current_dir("/")
+            .env_clear() // PGPORT, PGOPTIONS and their like would change what is started
+            .envs(env::var_os("PATH").map(|path| ("PATH", path)));
         if let Some((uid, gid)) = self.switch_to {
             command.uid(uid).gid(gid);
         }
         command
+    }
+
+    /// Whether `uid` is the caller's or this account's.
+    pub(super) fn owns(self, uid: u32) -> bool {
+        uid == rustix::process::geteuid().as_raw()
+            || self.switch_to.is_some_and(|(own, _)| own == uid)
     }
 
     /// Makes `path` the account's.

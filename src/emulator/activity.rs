@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::{Client, types::Type};
 use tokio_util::sync::CancellationToken;
 
@@ -14,6 +14,9 @@ use super::{EmulatorError, compute::Compute};
 /// How often Neon's monitor looks.
 const LOOK: Duration = Duration::from_millis(500);
 
+/// Longest wait for what it sees.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
+
 const SEEN: &str = "
 SELECT (SELECT coalesce(sum(active_time), 0)::float8 + coalesce(sum(sessions), 0)::float8
           FROM pg_stat_database WHERE datname NOT IN ('postgres', 'template0', 'template1')),
@@ -21,20 +24,26 @@ SELECT (SELECT coalesce(sum(active_time), 0)::float8 + coalesce(sum(sessions), 0
        extract(epoch FROM clock_timestamp() - max(state_change))::float8
   FROM pg_stat_activity WHERE backend_type = 'client backend' AND usename <> 'cloud_admin'";
 
-/// Watches `compute` and suspends it after `window` without activity. Ends with the compute's present run.
+/// Watches one run of `compute` and suspends it after `window` without activity. Ends with that run.
 pub(super) async fn suspend_when_idle(
     compute: Arc<Compute>,
     window: Duration,
     run: CancellationToken,
 ) {
-    let watched = tokio::select! {
-        () = run.cancelled() => return,
-        watched = idle_for(&compute, window) => watched,
-    };
-    match watched {
-        Ok(()) => drop(compute.suspend().await),
-        Err(err) if run.is_cancelled() => drop(err),
-        Err(err) => tracing::warn!(%err, "emulator: lost sight of a compute; it stays awake"),
+    loop {
+        let watched = tokio::select! {
+            () = run.cancelled() => return,
+            watched = idle_for(&compute, window) => watched,
+        };
+        match watched {
+            Ok(()) => {
+                compute.suspend_run(&run).await;
+                return;
+            }
+            // A crash of one of its processes makes Postgres end all sessions, this one too.
+            Err(err) => tracing::debug!(%err, "emulator: lost sight of a compute; looking again"),
+        }
+        sleep(LOOK).await;
     }
 }
 
@@ -45,9 +54,10 @@ async fn idle_for(compute: &Compute, window: Duration) -> Result<(), EmulatorErr
     let mut last_total = None;
     while last_active.elapsed() < window {
         sleep(LOOK.min(window / 4)).await;
-        let (total, idle) = look(&admin)
-            .await
-            .map_err(|err| EmulatorError::new("cannot watch a compute").because(err))?;
+        let seen = timeout(LOOK_TIMEOUT, look(&admin)).await;
+        let seen = seen.map_err(|_| EmulatorError::new("a compute does not answer"))?;
+        let (total, idle) =
+            seen.map_err(|err| EmulatorError::new("cannot watch a compute").because(err))?;
         let now = Instant::now();
         if last_total.replace(total) != Some(total) {
             last_active = now;

@@ -25,6 +25,15 @@ pub(super) const BASE: &str = "/api/v2";
 /// Most projects on a page.
 const LONGEST_PAGE: usize = 400;
 
+/// Names that no role may have.
+const RESERVED_ROLES: &[&str] = &[
+    "neon_superuser",
+    "cloud_admin",
+    "zenith_admin",
+    "public",
+    "none",
+];
+
 #[derive(Clone)]
 struct Api {
     world: Arc<World>,
@@ -198,6 +207,12 @@ impl CreateProject {
         let role = branch
             .role_name
             .unwrap_or_else(|| format!("{database}_owner"));
+        if database.is_empty() || database == "postgres" || database.starts_with("template") {
+            return Err(Refused::invalid("the database's name is empty or reserved"));
+        }
+        if role.is_empty() || role.starts_with("pg") || RESERVED_ROLES.contains(&role.as_str()) {
+            return Err(Refused::invalid("the role's name is empty or reserved"));
+        }
         Ok(Wanted {
             name,
             region,

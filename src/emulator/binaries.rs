@@ -39,7 +39,7 @@ impl Binaries {
             .map(Self)
             .ok_or_else(|| {
                 EmulatorError::new(
-                    "no Postgres server found; install one (on Debian: apt-get install postgresql)",
+                    "no Postgres server of version 14 or later found; install one (on Debian: apt-get install postgresql)",
                 )
             })
     }
@@ -49,10 +49,27 @@ impl Binaries {
     }
 }
 
+/// Whether a server is there that is new enough: the first to count the sessions of a database is 14.
 fn is_server(place: &Path) -> bool {
     ["postgres", "initdb"]
         .iter()
         .all(|name| place.join(name).is_file())
+        && major_version(place).is_some_and(|major| major >= 14)
+}
+
+/// `15` of `postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)`.
+fn major_version(place: &Path) -> Option<u32> {
+    let output = Command::new(place.join("postgres"))
+        .arg("--version")
+        .output()
+        .ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    let version = text.split_once(") ")?.1;
+    version
+        .split(|c: char| !c.is_ascii_digit())
+        .next()?
+        .parse()
+        .ok()
 }
 
 fn told_by_pg_config() -> Option<PathBuf> {

@@ -3,10 +3,11 @@
 use std::{
     fs,
     io::{self, Read},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Stdio},
     sync::{
-        Arc, Mutex as StdMutex, PoisonError,
+        Arc, Mutex as StdMutex, MutexGuard, PoisonError,
         atomic::{
             AtomicBool,
             Ordering::{Acquire, Release},
@@ -15,11 +16,12 @@ use std::{
     time::Duration,
 };
 
+use postgres_protocol::password::scram_sha_256;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::{
     net::UnixStream,
     sync::Mutex,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 use tokio_postgres::{Client, NoTls};
 use tokio_util::sync::CancellationToken;
@@ -35,7 +37,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How often to look whether Postgres is ready. It takes some 30 ms.
 const LOOK: Duration = Duration::from_millis(1);
 /// Port number in the name of the socket; nothing listens on TCP.
-const PORT: u16 = 5432;
+const PORT: &str = "5432";
 
 /// What all computes of an emulator share.
 #[derive(Debug)]
@@ -66,23 +68,27 @@ pub(super) struct Compute {
     suspend_window: Option<Duration>,
     pub(super) log: Log,
     // Held during a start or a stop, so that they never overlap.
-    running: Mutex<Option<Running>>,
+    state: Mutex<State>,
+    // The process, wherever a start or a stop is; held by whoever signals or reaps it.
+    postgres: Arc<StdMutex<Option<Child>>>,
     awake: AtomicBool,
-    gone: AtomicBool,
 }
 
-#[derive(Debug)]
-struct Running {
-    postgres: Child,
-    /// Cancelled before Postgres is stopped: Neon kills its pooler first.
-    pooler: CancellationToken,
+#[derive(Debug, Default)]
+struct State {
+    /// The present run, until it is suspended.
+    run: Option<CancellationToken>,
+    /// Whether role, password and database are there.
+    filled: bool,
+    gone: bool,
 }
 
-/// Where a session connects to, and what cuts it if it is pooled.
+/// Where a session connects to, and the run it belongs to.
 #[derive(Clone, Debug)]
 pub(super) struct Reached {
     pub(super) socket: PathBuf,
-    pub(super) pooler: CancellationToken,
+    /// Cancelled before Postgres is stopped: Neon kills its pooler first.
+    pub(super) run: CancellationToken,
 }
 
 impl Compute {
@@ -99,9 +105,9 @@ impl Compute {
             contents,
             suspend_window,
             log: Log::default(),
-            running: Mutex::new(None),
+            state: Mutex::default(),
+            postgres: Arc::default(),
             awake: AtomicBool::new(false),
-            gone: AtomicBool::new(false),
         })
     }
 
@@ -111,103 +117,125 @@ impl Compute {
 
     /// Starts Postgres if it does not run, and says where it is.
     pub(super) async fn wake(self: &Arc<Self>) -> Result<Reached, EmulatorError> {
-        let mut running = self.running.lock().await;
-        if self.gone.load(Acquire) {
+        let mut state = self.state.lock().await;
+        if state.gone {
             return Err(EmulatorError::new("the endpoint has been deleted"));
         }
-        if let Some(Running { postgres, pooler }) = running.as_mut() {
-            if matches!(postgres.try_wait(), Ok(None)) {
+        if let Some(run) = state.run.clone() {
+            if self.runs() {
                 return Ok(Reached {
                     socket: self.socket(),
-                    pooler: pooler.clone(),
+                    run,
                 });
             }
         }
         let asked = Instant::now();
-        let delay = *self
-            .machine
-            .wake_delay
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let delay = *lock(&self.machine.wake_delay);
         sleep(delay).await;
-        let first = !self.data().exists();
-        if first {
+        if !self.data().exists() {
             let compute = Arc::clone(self);
             blocking(move || compute.fill_folder()).await?;
         }
         let began = Instant::now();
-        let postgres = self.start().await?;
+        self.start().await?;
         let start = began.elapsed();
-        let pooler = CancellationToken::new();
-        *running = Some(Running {
-            postgres,
-            pooler: pooler.clone(),
-        });
-        if first {
-            self.fill_database().await?;
+        if !state.filled {
+            let filled = timeout(PATIENCE, self.fill_database()).await;
+            let late = |_| EmulatorError::new("setting up a compute's database took too long");
+            if let Err(err) = filled.map_err(late).flatten() {
+                self.stop().await;
+                return Err(err);
+            }
+            state.filled = true;
         }
+        let run = CancellationToken::new();
+        state.run = Some(run.clone());
         self.awake.store(true, Release);
         self.log.woken(asked, start);
-        drop(running);
         if let Some(window) = self.suspend_window {
             tokio::spawn(activity::suspend_when_idle(
                 Arc::clone(self),
                 window,
-                pooler.clone(),
+                run.clone(),
             ));
         }
         Ok(Reached {
             socket: self.socket(),
-            pooler,
+            run,
         })
     }
 
     /// Stops Postgres as Neon does: the pooler is killed, then Postgres gets its fast stop. Says whether it ran.
     pub(super) async fn suspend(self: &Arc<Self>) -> bool {
-        let mut slot = self.running.lock().await;
-        let Some(Running { postgres, pooler }) = slot.take() else {
+        let mut state = self.state.lock().await;
+        self.end_run(&mut state).await
+    }
+
+    /// The same, unless the run has ended already and another one may have begun.
+    pub(super) async fn suspend_run(self: &Arc<Self>, run: &CancellationToken) -> bool {
+        let mut state = self.state.lock().await;
+        !run.is_cancelled() && self.end_run(&mut state).await
+    }
+
+    async fn end_run(&self, state: &mut State) -> bool {
+        let Some(run) = state.run.take() else {
             return false;
         };
         self.awake.store(false, Release);
-        pooler.cancel();
-        let stopped = blocking(move || {
-            let mut postgres = postgres;
-            stop(&mut postgres, Signal::INT);
-            Ok(())
-        });
-        if let Err(err) = stopped.await {
-            tracing::warn!(%err, "emulator: stopping a compute failed");
-        }
+        run.cancel();
+        self.stop().await;
         self.log.suspended();
         true
     }
 
     /// Stops Postgres for good and removes its data.
     pub(super) async fn delete(self: &Arc<Self>) {
-        self.gone.store(true, Release);
-        self.suspend().await;
+        let mut state = self.state.lock().await;
+        state.gone = true;
+        self.end_run(&mut state).await;
         let folder = self.folder.clone();
         let removed = blocking(move || {
-            fs::remove_dir_all(&folder)
-                .or_else(missing_is_fine)
-                .map_err(|err| EmulatorError::new("cannot remove").because(err))
+            let removed = fs::remove_dir_all(&folder).or_else(missing_is_fine);
+            removed.map_err(|err| EmulatorError::new("cannot remove a folder").because(err))
         });
         if let Err(err) = removed.await {
             tracing::warn!(%err, "emulator: a deleted compute's data is still there");
         }
     }
 
+    /// Whether the process is there.
+    fn runs(&self) -> bool {
+        lock(&self.postgres)
+            .as_mut()
+            .is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
+    /// Gives Postgres its fast stop and waits for its end.
+    async fn stop(&self) {
+        let postgres = Arc::clone(&self.postgres);
+        let stopped = blocking(move || {
+            end(&postgres, Signal::INT);
+            Ok(())
+        });
+        if let Err(err) = stopped.await {
+            tracing::debug!(%err, "emulator: a compute is stopped by the watchdog instead");
+        }
+    }
+
     /// Reaps Postgres after the watchdog has stopped it. Blocks the thread.
     pub(super) fn reap(&self) {
-        if let Ok(mut slot) = self.running.try_lock() {
-            if let Some(Running { mut postgres, .. }) = slot.take() {
-                stop(&mut postgres, Signal::KILL);
-            }
-        }
+        end(&self.postgres, Signal::KILL);
     }
 
     /// A session of the emulator's own, which does not count as activity.
     pub(super) async fn admin(&self, database: &str) -> Result<Client, EmulatorError> {
+        let late = |_| EmulatorError::new("a compute does not take the emulator's login");
+        timeout(PATIENCE, self.log_in(database))
+            .await
+            .map_err(late)?
+    }
+
+    async fn log_in(&self, database: &str) -> Result<Client, EmulatorError> {
         let failed = |err: io::Error| EmulatorError::new("cannot reach a compute").because(err);
         let stream = UnixStream::connect(self.socket()).await.map_err(failed)?;
         let login = tokio_postgres::Config::new()
@@ -232,10 +260,17 @@ impl Compute {
     fn fill_folder(&self) -> Result<(), EmulatorError> {
         let failed = |err| EmulatorError::new("cannot create a compute's folder").because(err);
         fs::create_dir_all(&self.folder).map_err(failed)?;
+        fs::set_permissions(&self.folder, fs::Permissions::from_mode(0o700)).map_err(failed)?;
         self.machine.account.give(&self.folder).map_err(failed)?;
+        // Under another name until it is whole.
+        let part = self.folder.join("data.part");
+        fs::remove_dir_all(&part)
+            .or_else(missing_is_fine)
+            .map_err(failed)?;
         self.machine
             .template
-            .clone_to(&self.data(), self.machine.account)
+            .clone_to(&part, self.machine.account)?;
+        fs::rename(&part, self.data()).map_err(failed)
     }
 
     /// Gives the role its password, and makes what the template does not have.
@@ -253,13 +288,19 @@ impl Compute {
                 quoted(role, '"')
             ));
         }
+        // Its verifier, not the password itself: drivers log the statements they run.
+        let verifier = scram_sha_256(password.expose().as_bytes());
         sql.push_str(&format!(
             "ALTER ROLE {} PASSWORD {}",
             quoted(role, '"'),
-            quoted(password.expose(), '\'')
+            quoted(&verifier, '\'')
         ));
         let failed = |err| EmulatorError::new("cannot set up a compute's database").because(err);
         admin.batch_execute(&sql).await.map_err(failed)?;
+        if role != "neondb_owner" && database == "neondb" {
+            let owner = format!("ALTER DATABASE neondb OWNER TO {}", quoted(role, '"'));
+            admin.batch_execute(&owner).await.map_err(failed)?;
+        }
         if database != "neondb" {
             let create = format!(
                 "CREATE DATABASE {} OWNER {}",
@@ -272,9 +313,10 @@ impl Compute {
     }
 
     /// Execs Postgres and waits until it takes connections.
-    async fn start(&self) -> Result<Child, EmulatorError> {
+    async fn start(&self) -> Result<(), EmulatorError> {
         let failed = |err: io::Error| EmulatorError::new("cannot start Postgres").because(err);
-        let log = fs::File::create(self.folder.join("postgres.log")).map_err(failed)?;
+        let said = self.folder.join("postgres.log");
+        let log = fs::File::create(&said).map_err(failed)?;
         let mut command = self
             .machine
             .account
@@ -283,19 +325,22 @@ impl Compute {
             .arg("-D")
             .arg(self.data())
             .arg("-k")
-            .arg(&self.folder);
-        let mut postgres = command
+            .arg(&self.folder)
+            .args(["-p", PORT]);
+        let spawned = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
-            .spawn()
-            .map_err(failed)?;
+            .spawn();
+        let pid = {
+            let mut slot = lock(&self.postgres);
+            slot.insert(spawned.map_err(failed)?).id()
+        };
         let deadline = Instant::now() + PATIENCE;
-        while !says_ready(&self.data(), postgres.id()) {
-            let ended = postgres.try_wait().map_err(failed)?;
-            if ended.is_some() || Instant::now() > deadline {
-                stop(&mut postgres, Signal::KILL);
-                let said = fs::read_to_string(self.folder.join("postgres.log")).unwrap_or_default();
+        while !says_ready(&self.data(), pid) {
+            if !self.runs() || Instant::now() > deadline {
+                self.stop().await;
+                let said = fs::read_to_string(&said).unwrap_or_default();
                 return Err(EmulatorError::new(format!(
                     "Postgres did not start: {}",
                     said.trim()
@@ -303,7 +348,7 @@ impl Compute {
             }
             sleep(LOOK).await;
         }
-        Ok(postgres)
+        Ok(())
     }
 }
 
@@ -318,8 +363,10 @@ fn says_ready(data: &Path, pid: u32) -> bool {
         && lines.nth(6).is_some_and(|state| state.trim() == "ready")
 }
 
-/// Signals a process we started and waits for its end, with force at last. Blocks the thread.
-fn stop(process: &mut Child, signal: Signal) {
+/// Signals the process in `slot`, waits for its end, with force at last, and reaps it. Blocks the thread.
+fn end(slot: &StdMutex<Option<Child>>, signal: Signal) {
+    let mut slot = lock(slot);
+    let Some(process) = slot.as_mut() else { return };
     let pid = i32::try_from(process.id()).ok().and_then(Pid::from_raw);
     if let (Some(pid), Ok(None)) = (pid, process.try_wait()) {
         let _ = kill_process(pid, signal);
@@ -328,6 +375,11 @@ fn stop(process: &mut Child, signal: Signal) {
         let _ = process.kill();
         let _ = process.wait();
     }
+    *slot = None;
+}
+
+fn lock<T>(mutex: &StdMutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Runs what blocks apart from the emulator's own tasks.

@@ -1,28 +1,31 @@
 //! Waiting for processes, with a deadline.
 
 use std::{
+    io::{Read, Write},
     process::{Child, Command, Stdio},
     thread,
     time::Duration,
 };
 
-use tokio::time::Instant;
-
 use super::EmulatorError;
 
 /// How often to look whether a process has ended.
 const LOOK: Duration = Duration::from_millis(1);
+/// Longest time for a program that prepares something.
+const RUN_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Waits until `child` has ended, for `patience` at most; says whether it has. Blocks the thread.
+/// Waits until `child` has ended, for `patience` or somewhat longer; says whether it has. Blocks the thread.
+///
+/// Counts looks and does not read a clock: the caller's may be paused.
 pub(super) fn wait_for(child: &mut Child, patience: Duration) -> bool {
-    let deadline = Instant::now() + patience;
-    loop {
+    for _ in 0..patience.as_millis() {
         match child.try_wait() {
-            Ok(None) if Instant::now() < deadline => thread::sleep(LOOK),
-            Ok(ended) => return ended.is_some(),
+            Ok(None) => thread::sleep(LOOK),
+            Ok(Some(_)) => return true,
             Err(_) => return false,
         }
     }
+    false
 }
 
 /// Runs `command` to its end; an error holds what it said. Blocks the thread.
@@ -34,23 +37,31 @@ pub(super) fn run(command: &mut Command, input: Option<&str>) -> Result<(), Emul
     } else {
         Stdio::null()
     };
-    let mut child = command
+    command
         .stdin(stdin)
         .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(failed)?;
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(failed)?;
     if let (Some(mut stdin), Some(input)) = (child.stdin.take(), input) {
-        std::io::Write::write_all(&mut stdin, input.as_bytes()).map_err(failed)?;
+        stdin.write_all(input.as_bytes()).map_err(failed)?;
     }
-    let output = child.wait_with_output().map_err(failed)?;
-    if output.status.success() {
+    if !wait_for(&mut child, RUN_TIMEOUT) {
+        let _ = child.kill();
+        let _ = child.wait();
+        return Err(EmulatorError::new(format!(
+            "{name} took longer than {RUN_TIMEOUT:?}"
+        )));
+    }
+    let status = child.wait().map_err(failed)?;
+    if status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
+    let mut said = String::new();
+    if let Some(stderr) = child.stderr.take() {
+        let _ = stderr.take(10_000).read_to_string(&mut said);
+    }
     Err(EmulatorError::new(format!(
-        "{name} failed ({}): {}",
-        output.status,
+        "{name} failed ({status}): {}",
         said.trim()
     )))
 }

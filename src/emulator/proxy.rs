@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    error::Error,
     io,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
@@ -15,7 +16,6 @@ use tokio::{
     time::timeout,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
-use tokio_util::sync::CancellationToken;
 
 use super::{
     compute::{Compute, Reached},
@@ -27,6 +27,15 @@ use super::{
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
 /// First byte of a TLS handshake.
 const TLS_HANDSHAKE: u8 = 0x16;
+
+/// Times a compute may be stopped under a client that is connecting.
+const TRIES: u32 = 20;
+/// The emulator's own role, which no client may use.
+const ADMIN: &str = "cloud_admin";
+/// SQLSTATE of a Postgres that starts or stops.
+const CANNOT_CONNECT_NOW: &str = "57P03";
+/// SQLSTATE of a wrong password. Neon's own text for it has single quotes.
+const INVALID_PASSWORD: &str = "28P01";
 
 const NO_TLS: &str = "connection is insecure (try using `sslmode=require`)";
 const NO_ENDPOINT: &str = "Endpoint ID is not specified. Either please upgrade the postgres client library (libpq) for SNI support or pass the endpoint ID (first part of the domain name) as a parameter: '?options=endpoint%3D<endpoint-id>'. See more at https://neon.tech/sni";
@@ -121,7 +130,8 @@ impl Proxy {
             None => (named.as_str(), false),
         };
         let user = parameters.get("user").map_or("", String::as_str);
-        let Some(compute) = self.world.compute(id) else {
+        let compute = self.world.compute(id).filter(|_| user != ADMIN);
+        let Some(compute) = compute else {
             return refuse(
                 &mut stream,
                 &format!("password authentication failed for user '{user}'"),
@@ -129,66 +139,64 @@ impl Proxy {
             .await;
         };
         compute.log.auth_attempt();
-        let (server, reached) = match reach(&compute).await {
-            Ok(reached) => reached,
+        match begin(&compute, &forwarded(&parameters)).await {
+            Ok(begun) => self.pass(stream, begun, &compute, pooled).await,
             Err(err) => {
                 tracing::debug!(%err, id, "emulator: cannot reach a compute");
-                return refuse(&mut stream, "Couldn't connect to compute node").await;
+                refuse(&mut stream, "Couldn't connect to compute node").await
             }
-        };
-        // Suspending kills the pooler first: its clients see a bare close, while direct ones hear it from Postgres.
-        let cut = if pooled {
-            reached.pooler
-        } else {
-            CancellationToken::new()
-        };
-        self.pass(
-            stream,
-            server,
-            forwarded(&parameters),
-            &compute,
-            reached.socket,
-            cut,
-        )
-        .await
+        }
     }
 
     /// Passes bytes both ways until one side ends.
     async fn pass(
         &self,
         stream: TlsStream<TcpStream>,
-        mut server: UnixStream,
-        startup: Vec<u8>,
+        begun: Begun,
         compute: &Compute,
-        socket: PathBuf,
-        cut: CancellationToken,
+        pooled: bool,
     ) -> io::Result<()> {
-        server.write_all(&startup).await?;
+        let Begun {
+            server,
+            first,
+            reached,
+        } = begun;
         let (mut client_in, mut client_out) = tokio::io::split(stream);
         let (mut server_in, mut server_out) = server.into_split();
-        let upward = async {
-            copy(&mut client_in, &mut server_out).await?;
-            server_out.shutdown().await
-        };
-        let downward = async {
-            let key = login(&mut server_in, &mut client_out).await?;
-            let _session = compute.log.session();
-            let _key = key.map(|key| self.remember(key, socket));
-            let copied = tokio::select! {
-                copied = copy(&mut server_in, &mut client_out) => copied.map(drop),
-                () = cut.cancelled() => Ok(()),
+        let ended = {
+            let upward = async {
+                // Whatever ends it: the server hears the end, and has the last word.
+                let _ = copy(&mut client_in, &mut server_out).await;
+                let _ = server_out.shutdown().await;
             };
-            client_out.shutdown().await?;
-            copied
+            let session = async {
+                let key = login(first, &mut server_in, &mut client_out).await?;
+                let _session = compute.log.session();
+                let _key = key.map(|key| self.remember(key, reached.socket));
+                copy(&mut server_in, &mut client_out).await
+            };
+            // Suspending kills the pooler first: its clients see a bare close, while direct ones hear it from Postgres.
+            let cut = async {
+                reached.run.cancelled().await;
+                if !pooled {
+                    std::future::pending::<()>().await;
+                }
+            };
+            let downward = async {
+                tokio::select! {
+                    biased;
+                    () = cut => Ok(()),
+                    passed = session => passed.map(drop),
+                }
+            };
+            tokio::pin!(upward, downward);
+            tokio::select! {
+                ended = &mut downward => ended,
+                () = &mut upward => downward.await,
+            }
         };
-        tokio::pin!(upward, downward);
-        tokio::select! {
-            ended = &mut downward => ended,
-            ended = &mut upward => match ended {
-                Ok(()) => downward.await, // the server has heard the goodbye and ends as well
-                Err(err) => Err(err),
-            },
-        }
+        client_out.shutdown().await?;
+        ended
     }
 
     fn remember(&self, key: BackendKey, socket: PathBuf) -> Remembered<'_> {
@@ -247,39 +255,108 @@ fn endpoint_named(sni: Option<&str>, option: Option<&str>) -> Result<String, Str
     }
 }
 
-/// Wakes the compute and connects; once more if it was stopped in between.
-async fn reach(
-    compute: &Arc<Compute>,
-) -> Result<(UnixStream, Reached), Box<dyn std::error::Error + Send + Sync>> {
-    let reached = compute.wake().await?;
-    if let Ok(server) = UnixStream::connect(&reached.socket).await {
-        return Ok((server, reached));
-    }
-    let reached = compute.wake().await?;
-    Ok((UnixStream::connect(&reached.socket).await?, reached))
+/// A session that Postgres has taken up.
+struct Begun {
+    server: UnixStream,
+    /// What it said first.
+    first: Message,
+    reached: Reached,
 }
 
-/// Passes the server's messages on until the first ReadyForQuery; the key is what BackendKeyData said.
+/// Wakes the compute, connects and sends the startup packet; again if the compute was stopped in between, which the
+/// client does not notice at Neon either.
+async fn begin(
+    compute: &Arc<Compute>,
+    startup: &[u8],
+) -> Result<Begun, Box<dyn Error + Send + Sync>> {
+    let mut last = io::Error::from(io::ErrorKind::ConnectionRefused);
+    for _ in 0..TRIES {
+        let reached = compute.wake().await?;
+        let attempt = async {
+            let mut server = UnixStream::connect(&reached.socket).await?;
+            server.write_all(startup).await?;
+            let first = Message::read(&mut server).await?;
+            Ok::<_, io::Error>((server, first))
+        };
+        match attempt.await {
+            Ok((_, first)) if first.text(b'C').as_deref() == Some(CANNOT_CONNECT_NOW) => {}
+            Ok((server, first)) if !reached.run.is_cancelled() => {
+                return Ok(Begun {
+                    server,
+                    first,
+                    reached,
+                });
+            }
+            Ok(_) => {}
+            Err(err) => last = err,
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Err(last.into())
+}
+
+/// A message of the server's.
+struct Message(Vec<u8>);
+
+impl Message {
+    async fn read(server: &mut (impl AsyncRead + Unpin)) -> io::Result<Self> {
+        let mut bytes = vec![0; 5];
+        server.read_exact(&mut bytes).await?;
+        let length = u32::from_be_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]) as usize;
+        bytes.resize(length + 1, 0);
+        server.read_exact(&mut bytes[5..]).await?;
+        Ok(Self(bytes))
+    }
+
+    fn tag(&self) -> u8 {
+        self.0[0]
+    }
+
+    fn body(&self) -> &[u8] {
+        &self.0[5..]
+    }
+
+    /// A field of an error.
+    fn text(&self, field: u8) -> Option<String> {
+        let fields = (self.tag() == b'E').then(|| self.body().split(|&byte| byte == 0))?;
+        let found = fields
+            .into_iter()
+            .find_map(|text| text.strip_prefix(&[field]))?;
+        Some(String::from_utf8_lossy(found).into_owned())
+    }
+}
+
+/// Passes the server's messages on, from `first` to the first ReadyForQuery; the key is what BackendKeyData said. An
+/// error loses its severity and its code on the way, as at Neon.
 async fn login(
+    first: Message,
     server: &mut (impl AsyncRead + Unpin),
     client: &mut (impl AsyncWrite + Unpin),
 ) -> io::Result<Option<BackendKey>> {
-    let mut key = None;
+    let (mut key, mut message) = (None, first);
     loop {
-        let mut message = vec![0; 5];
-        server.read_exact(&mut message).await?;
-        let length = u32::from_be_bytes([message[1], message[2], message[3], message[4]]) as usize;
-        message.resize(length + 1, 0);
-        server.read_exact(&mut message[5..]).await?;
-        if message[0] == b'K' {
-            key = message[5..].try_into().ok();
+        match message.tag() {
+            b'E' => {
+                let text = message.text(b'M').unwrap_or_default();
+                let refused = message.text(b'C').as_deref() == Some(INVALID_PASSWORD);
+                let text = if refused {
+                    text.replace('"', "'")
+                } else {
+                    text
+                };
+                refuse(client, &text).await?;
+                return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+            }
+            b'K' => key = message.body().try_into().ok(),
+            _ => {}
         }
-        client.write_all(&message).await?;
-        if message[0] != b'S' && message[0] != b'K' {
+        client.write_all(&message.0).await?;
+        if !matches!(message.tag(), b'S' | b'K') {
             client.flush().await?;
         }
-        if message[0] == b'Z' {
+        if message.tag() == b'Z' {
             return Ok(key);
         }
+        message = Message::read(server).await?;
     }
 }

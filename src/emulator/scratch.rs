@@ -7,7 +7,11 @@
 use std::{
     env,
     fs::{self, File, Permissions},
-    os::unix::{fs::PermissionsExt, process::CommandExt},
+    io,
+    os::unix::{
+        fs::{MetadataExt, PermissionsExt},
+        process::CommandExt,
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -16,29 +20,37 @@ use std::{
 use super::{EmulatorError, account::Account, process::wait_for};
 
 const PREFIX: &str = "tenantry-emulator-";
-/// Age from which a folder without a lock is nobody's.
-const STALE: Duration = Duration::from_secs(60);
 
 /// What the watchdog does once its input ends: stop what runs in the folder, wait for the end of it, remove it.
+///
+/// What runs there is what has its working directory there, as every Postgres process has, or what is about to. A
+/// Postgres that is told to quit ends its own processes within 5 seconds; force comes after that.
 const WATCHDOG: &str = r#"
 trap '' INT TERM HUP
 cat >/dev/null
 running() {
+  find /proc/[0-9]*/cwd -maxdepth 0 -lname "$TENANTRY_SCRATCH/*" 2>/dev/null | tr -dc '0-9\n'
   grep -laF -e "$TENANTRY_SCRATCH/" /proc/[0-9]*/cmdline 2>/dev/null | while read -r file; do
     case $(tr '\0' ' ' <"$file" 2>/dev/null) in
-      */postgres\ -D*|*/initdb\ *|cp\ -a*) echo "$file" | tr -dc '0-9\n' ;;
+      */postgres\ -*|*/initdb\ *|cp\ -a*) echo "$file" | tr -dc '0-9\n' ;;
     esac
   done
 }
 for signal in QUIT KILL; do
   turns=0
-  while pids=$(running) && [ -n "$pids" ] && [ $turns -lt 300 ]; do
-    [ $turns -eq 0 ] && kill -$signal $pids 2>/dev/null
+  while pids=$(running) && [ -n "$pids" ] && [ $turns -lt 700 ]; do
+    [ $((turns % 100)) -eq 0 ] && kill -$signal $pids 2>/dev/null
     turns=$((turns + 1)); sleep 0.01
   done
 done
-rm -rf "$TENANTRY_SCRATCH"
+turns=0
+until rm -rf "$TENANTRY_SCRATCH" 2>/dev/null || [ $turns -ge 100 ]; do
+  turns=$((turns + 1)); sleep 0.01
+done
 "#;
+
+/// Longest wait for the watchdog's work: two times seven seconds, and a little.
+const WATCHDOG_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A folder of our own, and its watchdog.
 #[derive(Debug)]
@@ -53,21 +65,23 @@ impl Scratch {
     /// Makes a folder that `account` can write to, after removing those of owners that were killed.
     pub(super) fn new(account: Account) -> Result<Self, EmulatorError> {
         let place = env::temp_dir();
-        remove_abandoned(&place);
-        // Kept, not dropped: the watchdog removes it.
-        let path = tempfile::Builder::new()
-            .prefix(PREFIX)
-            .tempdir_in(&place)
-            .map_err(failed("create a folder"))?
-            .keep();
-        let lock = File::create(path.join("lock")).map_err(failed("create a lock file"))?;
+        remove_abandoned(&place, account);
+        // Under a name that nobody cleans up until it is locked. Kept, not dropped: the watchdog removes it.
+        let made = tempfile::Builder::new()
+            .prefix("tenantry-new-")
+            .tempdir_in(&place);
+        let made = made.map_err(failed("create a folder"))?;
+        let lock = File::create(made.path().join("lock")).map_err(failed("create a lock file"))?;
         lock.try_lock()
             .map_err(|err| EmulatorError::new("cannot lock a new folder").because(err))?;
-        fs::set_permissions(&path, Permissions::from_mode(0o755))
+        fs::set_permissions(made.path(), Permissions::from_mode(0o755))
             .map_err(failed("open up the folder"))?;
         account
-            .give(&path)
+            .give(made.path())
             .map_err(failed("give the folder away"))?;
+        let path = place.join(format!("{PREFIX}{}", uuid::Uuid::new_v4().simple()));
+        fs::rename(made.path(), &path).map_err(failed("name the folder"))?;
+        drop(made.keep());
         let watchdog = watchdog(&path, Stdio::piped()).map_err(failed("start the watchdog"))?;
         Ok(Self {
             path,
@@ -83,7 +97,7 @@ impl Scratch {
     /// Ends all that runs in the folder and removes it.
     fn remove(&mut self) {
         drop(self.watchdog.stdin.take());
-        if !wait_for(&mut self.watchdog, Duration::from_secs(10)) {
+        if !wait_for(&mut self.watchdog, WATCHDOG_TIMEOUT) {
             tracing::warn!(folder = %self.path.display(), "emulator: the folder could not be removed in time");
         }
     }
@@ -95,7 +109,7 @@ impl Drop for Scratch {
     }
 }
 
-fn watchdog(path: &Path, input: Stdio) -> std::io::Result<Child> {
+fn watchdog(path: &Path, input: Stdio) -> io::Result<Child> {
     Command::new("sh")
         .args(["-c", WATCHDOG])
         .env("TENANTRY_SCRATCH", path) // not as an argument: it looks for processes that have the path there
@@ -108,28 +122,31 @@ fn watchdog(path: &Path, input: Stdio) -> std::io::Result<Child> {
 }
 
 /// Removes folders whose owner and watchdog were both killed: nobody holds their lock.
-fn remove_abandoned(place: &Path) {
+fn remove_abandoned(place: &Path, account: Account) {
     for entry in fs::read_dir(place).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        if !name.to_str().is_some_and(|name| name.starts_with(PREFIX)) {
+        let own = entry
+            .metadata()
+            .is_ok_and(|it| it.is_dir() && account.owns(it.uid()));
+        if !own
+            || !entry
+                .file_name()
+                .to_str()
+                .is_some_and(|name| name.starts_with(PREFIX))
+        {
             continue;
         }
-        let abandoned = match File::open(entry.path().join("lock")) {
-            Ok(lock) => lock.try_lock().is_ok(),
-            // Half removed; or just made, and its owner has not come to the lock yet.
-            Err(_) => entry
-                .metadata()
-                .and_then(|it| it.modified())
-                .is_ok_and(|at| at.elapsed().is_ok_and(|age| age > STALE)),
+        let lock = match File::open(entry.path().join("lock")) {
+            Ok(lock) if lock.try_lock().is_ok() => Some(lock),
+            Err(err) if err.kind() == io::ErrorKind::NotFound => None, // half removed
+            _ => continue,
         };
-        if abandoned {
-            if let Ok(mut cleaner) = watchdog(&entry.path(), Stdio::null()) {
-                wait_for(&mut cleaner, Duration::from_secs(10));
-            }
+        if let Ok(mut cleaner) = watchdog(&entry.path(), Stdio::null()) {
+            wait_for(&mut cleaner, WATCHDOG_TIMEOUT);
         }
+        drop(lock); // held until here, so that two cleaners do not meet
     }
 }
 
-fn failed(what: &'static str) -> impl Fn(std::io::Error) -> EmulatorError {
+fn failed(what: &'static str) -> impl Fn(io::Error) -> EmulatorError {
     move |err| EmulatorError::new(format!("cannot {what}")).because(err)
 }

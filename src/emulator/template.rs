@@ -14,6 +14,7 @@ use super::{EmulatorError, account::Account, binaries::Binaries, process::run, s
 /// Small, quick and careless: the data is thrown away.
 const SETTINGS: &str = "
 listen_addresses = ''
+unix_socket_permissions = 0700
 fsync = off
 synchronous_commit = off
 full_page_writes = off
@@ -33,7 +34,8 @@ log_timezone = UTC
 timezone = UTC
 ";
 
-/// Only the emulator itself logs in without a password, and it alone can reach the socket.
+/// The emulator itself logs in without a password: the proxy lets nobody else in by that name, and the socket is in a
+/// folder that only it can enter.
 const HBA: &str = "local all cloud_admin trust\nlocal all all scram-sha-256\n";
 
 /// What Neon has in every new project, and its owner's rights.

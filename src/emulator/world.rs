@@ -7,6 +7,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use percent_encoding::{AsciiSet, utf8_percent_encode};
+
 use super::{
     compute::{Compute, Contents, Machine},
     witness::Witness,
@@ -27,6 +29,9 @@ pub(super) const REGIONS: &[&str] = &[
 /// The region of a project that names none.
 pub(super) const DEFAULT_REGION: &str = "aws-us-east-2";
 
+/// What is not written plainly in a URI.
+const OUTSIDE_A_WORD: &AsciiSet = &percent_encoding::NON_ALPHANUMERIC.remove(b'_').remove(b'-');
+
 /// Everything the emulator knows.
 #[derive(Debug)]
 pub(super) struct World {
@@ -34,6 +39,8 @@ pub(super) struct World {
     pub(super) settings: Settings,
     // Guards all projects; held for a look or a change, never across an await.
     projects: Mutex<Vec<Project>>,
+    // Every compute that ever was, so that each is reaped at the end.
+    computes: Mutex<Vec<Arc<Compute>>>,
 }
 
 /// How this emulator differs from Neon.
@@ -100,11 +107,21 @@ impl World {
             machine: Arc::new(machine),
             settings,
             projects: Mutex::default(),
+            computes: Mutex::default(),
         })
     }
 
     pub(super) fn projects(&self) -> MutexGuard<'_, Vec<Project>> {
         self.projects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn computes(&self) -> MutexGuard<'_, Vec<Arc<Compute>>> {
+        self.computes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reaps what the watchdog has stopped. Blocks the thread.
+    pub(super) fn reap(&self) {
+        self.computes().iter().for_each(|compute| compute.reap());
     }
 
     pub(super) fn project(&self, id: &str) -> Option<Project> {
@@ -135,6 +152,7 @@ impl World {
             wanted.contents.clone(),
             window,
         );
+        self.computes().push(Arc::clone(&compute));
         let mut actions = vec!["create_timeline"];
         if self.settings.start_on_create {
             actions.push("start_compute");
@@ -223,12 +241,16 @@ impl World {
     }
 
     /// Removes a project; its compute stops and its data goes after this returns.
-    pub(super) fn delete(&self, id: &str) -> Option<Project> {
+    pub(super) fn delete(self: &Arc<Self>, id: &str) -> Option<Project> {
         let mut projects = self.projects();
         let place = projects.iter().position(|project| project.id == id)?;
         let project = projects.remove(place);
         let compute = Arc::clone(&project.compute);
-        tokio::spawn(async move { compute.delete().await });
+        let world = Arc::clone(self);
+        tokio::spawn(async move {
+            compute.delete().await;
+            world.computes().retain(|it| !Arc::ptr_eq(it, &compute));
+        });
         Some(project)
     }
 
@@ -284,9 +306,11 @@ impl Project {
         } else {
             self.host()
         };
+        let encoded = |part| utf8_percent_encode(part, OUTSIDE_A_WORD);
+        let (role, database) = (encoded(role), encoded(database));
+        let password = password.expose();
         format!(
-            "postgresql://{role}:{}@{host}/{database}?sslmode=require&channel_binding=require",
-            password.expose()
+            "postgresql://{role}:{password}@{host}/{database}?sslmode=require&channel_binding=require"
         )
     }
 

@@ -18,12 +18,12 @@ use super::{
     },
 };
 use crate::{
-    config::InvalidConfig,
+    config::{InvalidConfig, check_limit},
     endpoint,
     error::{Error, ErrorKind, Stage},
     retry::{Progress, backoff, retry},
     secret::Secret,
-    tls,
+    trust,
 };
 
 /// Where Neon's API answers.
@@ -61,11 +61,12 @@ struct Inner {
     base: Url,
     key: Secret,
     org_id: Option<String>,
+    request_timeout: Duration,
     call_timeout: Duration,
 }
 
 /// Settings of a [`Neon`] client.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[must_use = "a builder does nothing until it is built"]
 pub struct NeonBuilder {
     key: Secret,
@@ -116,6 +117,8 @@ impl NeonBuilder {
             .ok_or_else(|| {
                 InvalidConfig::new("the base url of neon's api is not an http(s) url")
             })?;
+        check_limit("request_timeout", self.request_timeout)?;
+        check_limit("call_timeout", self.call_timeout)?;
         if self.key.expose().is_empty()
             || !self
                 .key
@@ -128,10 +131,9 @@ impl NeonBuilder {
             ));
         }
         let http = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls::for_https(&self.root_certificates)?)
+            .tls_backend_preconfigured(trust::client_config(&self.root_certificates)?)
             .user_agent(concat!("tenantry/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(self.request_timeout)
             .pool_max_idle_per_host(4)
             .redirect(redirect::Policy::none()) // a redirect would carry the key elsewhere
             .retry(reqwest::retry::never())
@@ -140,6 +142,7 @@ impl NeonBuilder {
         let Self {
             key,
             org_id,
+            request_timeout,
             call_timeout,
             ..
         } = self;
@@ -149,6 +152,7 @@ impl NeonBuilder {
                 base,
                 key,
                 org_id,
+                request_timeout,
                 call_timeout,
             }),
             progress: None,
@@ -405,9 +409,10 @@ impl Neon {
     ) -> Result<T, Error> {
         let url = self.url(path)?;
         let waits = backoff(Duration::from_millis(250), Duration::from_secs(10));
-        let (method, url, progress) = (&method, &url, self.progress());
-        let answer = retry(&progress, waits, || async move {
-            match self.send(method, url, query, body).await {
+        let (method, url, progress) = (&method, &url, &self.progress());
+        let answer = retry(progress, waits, || async move {
+            let limit = self.inner.request_timeout.min(progress.remaining());
+            match self.send(method, url, query, body, limit).await {
                 Ok(answer) => Ok(Ok(answer)),
                 Err(refusal) if refusal.may_repeat(method) => Err(refusal.error),
                 Err(refusal) => Ok(Err(refusal.error)),
@@ -422,11 +427,13 @@ impl Neon {
         url: &Url,
         query: &[(&str, &str)],
         body: Option<&Value>,
+        limit: Duration,
     ) -> Result<T, Refusal> {
         let Inner { http, key, .. } = &*self.inner;
         let mut request = http
             .request(method.clone(), url.clone())
-            .bearer_auth(key.expose());
+            .bearer_auth(key.expose())
+            .timeout(limit);
         if !query.is_empty() {
             request = request.query(query);
         }
@@ -478,10 +485,19 @@ fn decoded(part: &str) -> Option<Secret> {
         .map(|plain| Secret::new(plain.into_owned()))
 }
 
+// A base url may carry credentials, so only the host of it is shown.
+impl fmt::Debug for NeonBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NeonBuilder")
+            .field("org_id", &self.org_id)
+            .finish_non_exhaustive()
+    }
+}
+
 impl fmt::Debug for Neon {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Neon")
-            .field("base", &self.inner.base.as_str())
+            .field("host", &self.inner.base.host_str())
             .finish_non_exhaustive()
     }
 }

@@ -125,8 +125,15 @@ fn describe(
     text
 }
 
-/// Seconds, or a date.
+/// No wait is believed that is longer than this.
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    asked_wait(headers).map(|wait| wait.min(LONGEST_WAIT))
+}
+
+/// Seconds, or a date.
+fn asked_wait(headers: &HeaderMap) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if let Ok(seconds) = value.parse() {
         return Some(Duration::from_secs(seconds));
@@ -211,6 +218,7 @@ mod tests {
         };
         assert_eq!(parse("7"), Some(Duration::from_secs(7)));
         assert_eq!(parse("Thu, 01 Jan 1970 00:00:00 GMT"), Some(Duration::ZERO));
+        assert_eq!(parse("18446744073709551615"), Some(LONGEST_WAIT));
         assert_eq!(parse("soon"), None);
     }
 }

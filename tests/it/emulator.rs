@@ -1,0 +1,308 @@
+//! The emulator by itself, seen by clients that are not the router.
+
+use std::{
+    future::Future,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
+use tenantry::{
+    neon::{ConnectionParameters, CreateProject, CreatedProject},
+    tokio_postgres::{self, Client, Config, config::SslMode, error::SqlState, tls::MakeTlsConnect},
+};
+use tokio::{net::TcpStream, task::JoinHandle};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use crate::support::{LONG, Stage, eventually};
+
+/// A client's half of a connection, and how its task ends.
+type Connected = (Client, JoinHandle<Result<(), tokio_postgres::Error>>);
+
+impl Stage {
+    async fn project(&self) -> CreatedProject {
+        let created = self
+            .neon()
+            .create_project(&CreateProject::new("p"))
+            .await
+            .unwrap();
+        self.neon()
+            .wait_for_operations(&created.project.id)
+            .await
+            .unwrap();
+        created
+    }
+
+    fn tls(&self) -> MakeRustlsConnect {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.emulator.root_certificate()).unwrap();
+        let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()));
+        let config = config
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots);
+        MakeRustlsConnect::new(config.with_no_client_auth())
+    }
+
+    /// Connects with TLS for the name `host`, after the request for it.
+    async fn connect(
+        &self,
+        host: &str,
+        config: &Config,
+    ) -> Result<Connected, tokio_postgres::Error> {
+        let stream = TcpStream::connect(self.emulator.proxy_address())
+            .await
+            .unwrap();
+        let tls = MakeTlsConnect::<TcpStream>::make_tls_connect(&mut self.tls(), host).unwrap();
+        let (client, connection) = config.connect_raw(stream, tls).await?;
+        Ok((client, tokio::spawn(connection)))
+    }
+}
+
+fn login(at: &ConnectionParameters) -> Config {
+    let mut config = Config::new();
+    config
+        .user(&at.role)
+        .password(at.password.expose())
+        .dbname(&at.database)
+        .ssl_mode(SslMode::Require);
+    config
+}
+
+fn parameters(created: &CreatedProject) -> &ConnectionParameters {
+    &created.connection_uris[0].connection_parameters
+}
+
+async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(LONG, future).await.expect("too long")
+}
+
+#[tokio::test]
+async fn an_endpoint_is_found_by_sni_or_by_option() {
+    let stage = Stage::new().await;
+    let created = stage.project().await;
+    let at = parameters(&created);
+    for host in [&at.host, &at.pooler_host] {
+        let (client, _) = stage.connect(host, &login(at)).await.unwrap();
+        assert_eq!(
+            client
+                .query_one("SELECT current_user::text", &[])
+                .await
+                .unwrap()
+                .get::<_, &str>(0),
+            at.role
+        );
+    }
+    // The certificate is valid for the loopback address, for clients that cannot resolve the emulator's names.
+    for host in ["127.0.0.1", "localhost"] {
+        let option = format!("endpoint={}", created.endpoints[0].id);
+        let (client, _) = stage
+            .connect(host, login(at).options(&option))
+            .await
+            .unwrap();
+        client.batch_execute("SELECT 1").await.unwrap();
+    }
+    assert_eq!(stage.emulator.witnesses()[0].sessions.len(), 4);
+}
+
+#[tokio::test]
+async fn what_neon_refuses_is_refused_with_its_text_and_code() {
+    let stage = Stage::new().await;
+    let created = stage.project().await;
+    let at = parameters(&created);
+    let nowhere = at.host.replacen("ep-", "ep-no-", 1);
+    let cases = [
+        (
+            nowhere.as_str(),
+            None,
+            "password authentication failed for user 'neondb_owner'",
+        ),
+        ("127.0.0.1", None, "Endpoint ID is not specified."),
+        (
+            at.host.as_str(),
+            Some("endpoint=ep-other"),
+            "Inconsistent project name inferred from SNI",
+        ),
+    ];
+    for (host, option, text) in cases {
+        let mut config = login(at);
+        option.map(|option| config.options(option));
+        let err = stage.connect(host, &config).await.err().expect(text);
+        let db = err.as_db_error().expect(text);
+        assert!(db.message().starts_with(text), "{}", db.message());
+        assert_eq!(
+            (db.severity(), db.code()),
+            ("ERROR", &SqlState::INTERNAL_ERROR)
+        );
+    }
+    let mut plain = login(at);
+    let stream = TcpStream::connect(stage.emulator.proxy_address())
+        .await
+        .unwrap();
+    let refused = plain
+        .ssl_mode(SslMode::Disable)
+        .connect_raw(stream, tokio_postgres::NoTls)
+        .await
+        .err()
+        .unwrap();
+    assert!(
+        refused
+            .as_db_error()
+            .unwrap()
+            .message()
+            .starts_with("connection is insecure")
+    );
+    assert!(
+        stage
+            .connect(&at.host, login(at).password("wrong"))
+            .await
+            .is_err()
+    );
+}
+
+#[tokio::test]
+async fn suspend_tells_direct_sessions_and_cuts_pooled_ones_without_a_word() {
+    let stage = Stage::new().await;
+    let created = stage.project().await;
+    let at = parameters(&created);
+    let (direct, direct_end) = stage.connect(&at.host, &login(at)).await.unwrap();
+    let (pooled, pooled_end) = stage.connect(&at.pooler_host, &login(at)).await.unwrap();
+    direct
+        .batch_execute("CREATE TABLE t AS SELECT 1 AS n")
+        .await
+        .unwrap();
+    assert!(stage.emulator.suspend(&created.endpoints[0].id).await);
+
+    let told = soon(direct_end).await.unwrap().unwrap_err();
+    assert_eq!(told.code(), Some(&SqlState::ADMIN_SHUTDOWN));
+    let cut = soon(pooled_end).await.unwrap().unwrap_err();
+    assert!(cut.is_closed() && cut.code().is_none(), "{cut:?}");
+    assert!(direct.is_closed() && pooled.is_closed());
+
+    // It comes back with its data on the next connection, through either host.
+    let (client, _) = stage.connect(&at.pooler_host, &login(at)).await.unwrap();
+    assert_eq!(
+        client
+            .query_one("SELECT n FROM t", &[])
+            .await
+            .unwrap()
+            .get::<_, i32>(0),
+        1
+    );
+    assert_eq!(stage.emulator.witnesses()[0].wakes.len(), 2);
+}
+
+#[tokio::test]
+async fn it_sleeps_after_its_window_though_connections_are_open_and_not_while_one_works() {
+    let stage = Stage::with(|emulator| emulator.suspend_after(Duration::from_millis(800))).await;
+    let created = stage.project().await;
+    let at = parameters(&created);
+    let (client, end) = stage.connect(&at.host, &login(at)).await.unwrap();
+    let working = Instant::now();
+    client
+        .batch_execute("SELECT pg_sleep(2)")
+        .await
+        .expect("awake as long as a query runs");
+    client.batch_execute("BEGIN").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1200)).await; // time itself is under test: a transaction keeps it awake
+    client
+        .batch_execute("COMMIT")
+        .await
+        .expect("awake as long as a transaction is open");
+    assert!(stage.emulator.witnesses()[0].suspends.is_empty());
+    let told = soon(end).await.unwrap().unwrap_err();
+    assert_eq!(told.code(), Some(&SqlState::ADMIN_SHUTDOWN));
+    assert!(working.elapsed() > Duration::from_secs(3));
+    assert!(!stage.emulator.witnesses()[0].is_awake);
+}
+
+#[tokio::test]
+async fn a_query_is_cancelled_through_either_host() {
+    let stage = Stage::new().await;
+    let created = stage.project().await;
+    let at = parameters(&created);
+    for host in [&at.host, &at.pooler_host] {
+        let (client, _) = stage.connect(host, &login(at)).await.unwrap();
+        let token = client.cancel_token();
+        let cancel = async {
+            let running = || async {
+                let (other, _) = stage.connect(&at.host, &login(at)).await.unwrap();
+                let count = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)' AND state = 'active'";
+                other.query_one(count, &[]).await.unwrap().get::<_, i64>(0) > 0
+            };
+            while !running().await {}
+            let stream = TcpStream::connect(stage.emulator.proxy_address())
+                .await
+                .unwrap();
+            let tls =
+                MakeTlsConnect::<TcpStream>::make_tls_connect(&mut stage.tls(), host).unwrap();
+            token.cancel_query_raw(stream, tls).await.unwrap();
+        };
+        let (result, ()) =
+            soon(async { tokio::join!(client.batch_execute("SELECT pg_sleep(60)"), cancel) }).await;
+        assert_eq!(result.unwrap_err().code(), Some(&SqlState::QUERY_CANCELED));
+    }
+}
+
+#[tokio::test]
+async fn a_wake_takes_the_delay_and_little_more() {
+    let stage = Stage::with(|emulator| emulator.wake_delay(Duration::from_millis(350))).await;
+    let created = stage.project().await;
+    let at = parameters(&created);
+    stage.emulator.suspend(&created.endpoints[0].id).await;
+    let start = Instant::now();
+    let callers = (0..10).map(|_| async {
+        stage
+            .connect(&at.pooler_host, &login(at))
+            .await
+            .map(|(client, _)| client)
+    });
+    let clients = futures_util::future::join_all(callers).await;
+    assert!(clients.iter().all(Result::is_ok));
+    assert!(start.elapsed() >= Duration::from_millis(350));
+    let it = stage.emulator.witnesses().remove(0);
+    assert_eq!(it.wakes.len(), 2, "one start for ten clients");
+    assert!(it.wakes[1].took >= Duration::from_millis(350));
+    assert_eq!(it.most_open_sessions, 10);
+}
+
+#[tokio::test]
+async fn deleting_a_project_ends_its_compute_and_removes_its_data() {
+    let stage = Stage::new().await;
+    let created = stage.project().await;
+    let at = parameters(&created);
+    let (client, _) = stage.connect(&at.host, &login(at)).await.unwrap();
+    let data = stage.emulator.folder().join(&created.endpoints[0].id);
+    assert!(data.exists());
+    stage
+        .neon()
+        .delete_project(&created.project.id)
+        .await
+        .unwrap();
+    eventually("its data is gone", || !data.exists()).await;
+    eventually("its sessions are closed", || client.is_closed()).await;
+    assert!(stage.connect(&at.host, &login(at)).await.is_err());
+}
+
+#[tokio::test]
+async fn hostile_clients_disturb_nobody() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let stage = Stage::new().await;
+    let created = stage.project().await;
+    for bytes in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        b"\xff\xff\xff\xff\xff\xff\xff\xff",
+        b"\x16\x03\x01\x00\x05hello",
+        b"",
+    ] {
+        let mut stream = TcpStream::connect(stage.emulator.proxy_address())
+            .await
+            .unwrap();
+        stream.write_all(bytes).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut answer = Vec::new();
+        let _ = soon(stream.read_to_end(&mut answer)).await;
+    }
+    let at = parameters(&created);
+    stage.connect(&at.host, &login(at)).await.unwrap();
+}

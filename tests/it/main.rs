@@ -1,0 +1,18 @@
+//! What must be true end to end, on real Postgres processes; and exact orders of events, on scripted servers.
+
+// A test that cannot go on says so where it stands.
+#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::expect_used, reason = "tests")]
+
+mod api;
+mod connections;
+mod emulator;
+mod eviction;
+mod isolation;
+mod layers;
+mod provisioning;
+mod runtimes;
+mod secrets;
+mod support;
+mod traces;
+mod wake;

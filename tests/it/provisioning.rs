@@ -1,0 +1,171 @@
+//! Databases that do not exist yet, and those that exist already.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tenantry::{ErrorKind, Plan, Provisioner, TenantRouter, neon::CreateProject, records::Memory};
+
+use crate::support::{Reply, ScriptedApi, Stage, eventually, run_on};
+
+#[tokio::test]
+async fn a_hundred_callers_on_a_new_tenant_make_one_project() {
+    let stage = Stage::new().await;
+    let router = stage.router();
+    let calls = (0..100).map(|_| {
+        let router = router.clone();
+        tokio::spawn(async move { router.get("acme").await.map(drop) })
+    });
+    for call in futures_util::future::join_all(calls).await {
+        call.unwrap().unwrap();
+    }
+    assert_eq!(stage.emulator.witnesses().len(), 1);
+    assert_eq!(router.status().provisioned, 1);
+    assert_eq!(router.status().lookups, 1);
+}
+
+#[tokio::test]
+async fn callers_that_give_up_do_not_stop_the_creation() {
+    let stage = Stage::with(|emulator| emulator.operation_time(Duration::from_millis(200))).await;
+    let router = stage.router();
+    for _ in 0..5 {
+        let impatient = tokio::time::timeout(Duration::from_millis(10), router.get("acme"));
+        assert!(impatient.await.is_err());
+    }
+    eventually("it is created", || router.status().provisioned == 1).await;
+    drop(router.get("acme").await.unwrap());
+    assert_eq!(stage.emulator.witnesses().len(), 1);
+}
+
+#[tokio::test]
+async fn after_a_restart_with_memory_the_old_projects_are_adopted() {
+    let stage = Stage::new().await;
+    let tenants = ["acme", "globex"];
+    let before = stage.router();
+    for tenant in tenants {
+        run_on(
+            &before.get(tenant).await.unwrap(),
+            &format!("CREATE TABLE t AS SELECT '{tenant}' AS owner"),
+        )
+        .await;
+    }
+    before.close().await;
+    drop(before);
+
+    let after = stage.router();
+    for tenant in tenants {
+        assert_eq!(
+            run_on(&after.get(tenant).await.unwrap(), "SELECT owner FROM t").await,
+            tenant
+        );
+    }
+    assert_eq!((after.status().adopted, after.status().provisioned), (2, 0));
+    assert_eq!(stage.emulator.witnesses().len(), 2);
+}
+
+#[tokio::test]
+async fn a_project_of_that_name_without_our_mark_is_a_conflict() {
+    let stage = Stage::new().await;
+    let router = stage.router();
+    drop(router.get("acme").await.unwrap());
+    let ours = stage.witness("acme");
+    router.close().await;
+    stage.neon().delete_project(&ours.project_id).await.unwrap();
+    stage
+        .neon()
+        .create_project(&CreateProject::new(&ours.project_name))
+        .await
+        .unwrap();
+
+    let err = stage.router().get("acme").await.unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::Conflict);
+    assert_eq!(
+        stage.emulator.witnesses().len(),
+        1,
+        "nothing was created beside it"
+    );
+}
+
+#[tokio::test]
+async fn the_plan_is_applied_at_creation() {
+    let stage = Stage::new().await;
+    let plan = Plan::new()
+        .region("aws-eu-central-1")
+        .compute_units(0.5, 2.0)
+        .suspend_after(Duration::from_secs(120));
+    let provisioner = Provisioner::new(Memory::new(), stage.neon(), "test").plan(plan);
+    let router = stage
+        .at(TenantRouter::provisioning(provisioner))
+        .build()
+        .unwrap();
+    drop(router.get("acme").await.unwrap());
+    let it = stage.witness("acme");
+    assert!(it.host.contains(".eu-central-1."), "{}", it.host);
+    let endpoint = stage
+        .neon()
+        .get_endpoint(&it.project_id, &it.endpoint_id)
+        .await
+        .unwrap();
+    assert_eq!(endpoint.suspend_window(), Some(Duration::from_secs(120)));
+}
+
+#[tokio::test]
+async fn a_plan_that_neon_refuses_is_an_error_that_says_why() {
+    let stage = Stage::new().await;
+    let provisioner = Provisioner::new(Memory::new(), stage.neon(), "test")
+        .plan(Plan::new().region("mars-north-1"));
+    let router = stage
+        .at(TenantRouter::provisioning(provisioner))
+        .build()
+        .unwrap();
+    let err = router.get("acme").await.unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::Refused);
+    assert!(err.to_string().contains("unknown region"), "{err}");
+}
+
+#[tokio::test]
+async fn a_creation_whose_answer_is_lost_is_looked_up_and_not_repeated() {
+    let empty = || Reply::Json(200, json!({ "projects": [] }));
+    // Search; create, whose answer is lost; search, which misses it for a while.
+    let script = [
+        empty(),
+        Reply::Html(524),
+        empty(),
+        empty(),
+        Reply::Hangup,
+        empty(),
+    ];
+    let api = ScriptedApi::new(script).await;
+    let neon = api.client().build().unwrap();
+    let router = TenantRouter::provisioning(Provisioner::new(Memory::new(), neon, "test"))
+        .provision_timeout(Duration::from_secs(4))
+        .build()
+        .unwrap();
+    let warm = router.warm("acme");
+    eventually("the script is used up", || api.seen().len() == 6).await;
+    let posts = api
+        .seen()
+        .iter()
+        .filter(|request| request.starts_with("POST"))
+        .count();
+    assert_eq!(posts, 1, "{:?}", api.seen());
+    api.assert_done();
+    drop((warm, router));
+}
+
+#[tokio::test]
+async fn a_bad_namespace_is_refused_when_the_router_is_built() {
+    let neon = || tenantry::Neon::builder("key").build().unwrap();
+    for bad in [
+        "",
+        "Production",
+        "a/b",
+        "way-too-long-for-a-namespace-of-ours",
+    ] {
+        let built =
+            TenantRouter::provisioning(Provisioner::new(Memory::new(), neon(), bad)).build();
+        assert!(
+            built.unwrap_err().to_string().contains("namespace"),
+            "{bad:?}"
+        );
+    }
+}

@@ -1,0 +1,151 @@
+//! An API that answers by a script, for exact orders of answers. A script must be used up.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    extract::{Request, State},
+    http::{StatusCode, header::RETRY_AFTER},
+    response::{IntoResponse, Response},
+};
+use serde_json::Value;
+use tenantry::{Neon, neon::NeonBuilder};
+use tokio::{net::TcpListener, task::JoinHandle};
+
+/// One answer of the script.
+#[derive(Clone, Debug)]
+pub(crate) enum Reply {
+    Json(u16, Value),
+    Html(u16),
+    TooMany {
+        retry_after: Option<u64>,
+    },
+    /// Sends the client elsewhere.
+    Redirect,
+    /// Takes this long, then answers with an empty list.
+    Slow(Duration),
+    /// Closes the connection without a word.
+    Hangup,
+}
+
+#[derive(Clone, Default)]
+struct Script {
+    replies: Arc<Mutex<VecDeque<Reply>>>,
+    /// Answered when the script is used up.
+    endless: Option<Reply>,
+    seen: Arc<Mutex<Vec<String>>>,
+}
+
+/// The server with the script.
+pub(crate) struct ScriptedApi {
+    url: String,
+    script: Script,
+    server: JoinHandle<()>,
+}
+
+impl ScriptedApi {
+    /// Answers with `replies`, one after the other, and nothing else.
+    pub(crate) async fn new(replies: impl IntoIterator<Item = Reply>) -> Self {
+        let replies = Arc::new(Mutex::new(replies.into_iter().collect()));
+        Self::serve(Script {
+            replies,
+            ..Script::default()
+        })
+        .await
+    }
+
+    /// Answers with `reply`, whatever comes.
+    pub(crate) async fn endless(reply: Reply) -> Self {
+        Self::serve(Script {
+            endless: Some(reply),
+            ..Script::default()
+        })
+        .await
+    }
+
+    async fn serve(script: Script) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/api/v2", listener.local_addr().unwrap());
+        let routes = Router::new().fallback(answer).with_state(script.clone());
+        let server = tokio::spawn(async move { axum::serve(listener, routes).await.unwrap() });
+        Self {
+            url,
+            script,
+            server,
+        }
+    }
+
+    /// A client of this server, to be set up further.
+    pub(crate) fn client(&self) -> NeonBuilder {
+        Neon::builder("napi_script").base_url(&self.url)
+    }
+
+    /// The requests so far, as `METHOD /path?query`.
+    pub(crate) fn seen(&self) -> Vec<String> {
+        self.script.seen.lock().unwrap().clone()
+    }
+
+    /// Fails unless every answer has been used.
+    pub(crate) fn assert_done(&self) {
+        let left = self.script.replies.lock().unwrap();
+        assert!(left.is_empty(), "not asked for: {left:?}");
+    }
+}
+
+impl Drop for ScriptedApi {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+async fn answer(State(script): State<Script>, request: Request) -> Response {
+    let path = request
+        .uri()
+        .path_and_query()
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    script
+        .seen
+        .lock()
+        .unwrap()
+        .push(format!("{} {path}", request.method()));
+    let next = script
+        .replies
+        .lock()
+        .unwrap()
+        .pop_front()
+        .or(script.endless);
+    let status = |code| StatusCode::from_u16(code).unwrap();
+    match next.unwrap_or_else(|| panic!("not in the script: {path}")) {
+        Reply::Json(code, body) => (status(code), axum::Json(body)).into_response(),
+        Reply::Html(code) => {
+            (status(code), "<html><title>origin error</title></html>").into_response()
+        }
+        Reply::TooMany {
+            retry_after: Some(seconds),
+        } => (
+            StatusCode::TOO_MANY_REQUESTS,
+            [(RETRY_AFTER, seconds.to_string())],
+            "{}",
+        )
+            .into_response(),
+        Reply::TooMany { retry_after: None } => {
+            (StatusCode::TOO_MANY_REQUESTS, "{}").into_response()
+        }
+        Reply::Redirect => {
+            (StatusCode::FOUND, [("location", "http://127.0.0.1:1/")]).into_response()
+        }
+        Reply::Slow(time) => {
+            tokio::time::sleep(time).await;
+            axum::Json(serde_json::json!({ "projects": [] })).into_response()
+        }
+        // A body that fails before its first byte makes hyper close the connection.
+        Reply::Hangup => Response::new(axum::body::Body::from_stream(futures_util::stream::once(
+            async { Err::<&[u8], _>(std::io::Error::other("hang up")) },
+        ))),
+    }
+}

@@ -1,0 +1,115 @@
+//! An emulator, and routers that use it.
+
+use std::{
+    future::Future,
+    time::{Duration, Instant},
+};
+
+use tenantry::{
+    Neon, Provisioner, RouterBuilder, TenantClient, TenantRouter,
+    emulator::{Emulator, EmulatorBuilder, Witness},
+    records::Memory,
+};
+
+use super::LONG;
+
+/// An emulator of one's own.
+pub(crate) struct Stage {
+    pub(crate) emulator: Emulator,
+}
+
+impl Stage {
+    /// A stage with an emulator as it comes.
+    pub(crate) async fn new() -> Self {
+        Self::with(|emulator| emulator).await
+    }
+
+    /// A stage with an emulator that is set up first.
+    pub(crate) async fn with(set_up: impl FnOnce(EmulatorBuilder) -> EmulatorBuilder) -> Self {
+        let quick = Emulator::builder().operation_time(Duration::from_millis(5));
+        Self {
+            emulator: set_up(quick).start().await.expect("emulator"),
+        }
+    }
+
+    /// A client of the emulator's API.
+    pub(crate) fn neon(&self) -> Neon {
+        let neon = Neon::builder(self.emulator.api_key()).base_url(self.emulator.api_url());
+        neon.build().expect("neon client")
+    }
+
+    /// A router that provisions in `namespace`, with an empty catalog, to be set up further.
+    pub(crate) fn builder(&self, namespace: &str) -> RouterBuilder {
+        let provisioner = Provisioner::new(Memory::new(), self.neon(), namespace);
+        self.at(TenantRouter::provisioning(provisioner))
+    }
+
+    /// `builder`, pointed at the emulator.
+    pub(crate) fn at(&self, builder: RouterBuilder) -> RouterBuilder {
+        builder
+            .resolve(self.emulator.resolver())
+            .root_certificate(self.emulator.root_certificate())
+    }
+
+    /// A router that provisions, as it comes.
+    pub(crate) fn router(&self) -> TenantRouter {
+        self.builder("test").build().expect("router")
+    }
+
+    /// What happened at the endpoint of `tenant`, which must have exactly one.
+    pub(crate) fn witness(&self, tenant: &str) -> Witness {
+        let is_its = |it: &Witness| {
+            it.annotations
+                .get("tenantry-tenant")
+                .is_some_and(|id| id == tenant)
+        };
+        let mut found: Vec<_> = self
+            .emulator
+            .witnesses()
+            .into_iter()
+            .filter(is_its)
+            .collect();
+        assert_eq!(found.len(), 1, "projects of {tenant:?}");
+        found.remove(0)
+    }
+
+    /// Suspends the compute of `tenant`.
+    pub(crate) async fn suspend(&self, tenant: &str) {
+        assert!(
+            self.emulator
+                .suspend(&self.witness(tenant).endpoint_id)
+                .await,
+            "{tenant:?} was asleep already"
+        );
+    }
+
+    /// Creates `tenant` and suspends its compute.
+    pub(crate) async fn asleep(&self, router: &TenantRouter, tenant: &str) {
+        drop(router.get(tenant).await.expect("first access"));
+        self.suspend(tenant).await;
+    }
+}
+
+/// Waits until `condition` holds; the test has failed if it does not in a long time.
+pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < LONG, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// Runs `sql` on `client` and returns the first column of the first row as text.
+pub(crate) async fn run_on(client: &TenantClient, sql: &str) -> String {
+    let answer = within_long(client.simple_query(sql)).await.expect("query");
+    let row = answer.iter().find_map(|message| match message {
+        tenantry::tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0),
+        _ => None,
+    });
+    row.unwrap_or_default().to_owned()
+}
+
+/// `future`, which has failed if it takes long.
+async fn within_long<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(LONG, future).await.expect("too long")
+}

@@ -1,0 +1,171 @@
+//! Databases that sleep, and callers who come.
+
+use std::time::Duration;
+
+use tenantry::{Endpoint, ErrorKind, Stage as CallStage, TenantRouter};
+
+use crate::support::{Stage, eventually, run_on};
+
+const DELAY: Duration = Duration::from_millis(300);
+
+#[tokio::test]
+async fn when_all_sockets_died_by_suspend_the_next_get_works() {
+    let stage = Stage::new().await;
+    let router = stage.router();
+    run_on(
+        &router.get("acme").await.unwrap(),
+        "CREATE TABLE t AS SELECT 'kept' AS note",
+    )
+    .await;
+    for round in 1..=3 {
+        let held: Vec<_> = futures_util::future::join_all((0..4).map(|_| router.get("acme"))).await;
+        assert!(held.iter().all(Result::is_ok));
+        drop(held);
+        stage.suspend("acme").await;
+        // At once, while the news of the closed sockets may still be on its way.
+        let client = router.get("acme").await.unwrap();
+        assert_eq!(run_on(&client, "SELECT note FROM t").await, "kept");
+        drop(client);
+        assert_eq!(stage.witness("acme").wakes.len(), 1 + round);
+    }
+}
+
+#[tokio::test]
+async fn a_sleeping_tenant_gets_one_attempt_for_all_callers() {
+    let stage = Stage::with(|emulator| emulator.wake_delay(DELAY)).await;
+    let router = stage.router();
+    stage.asleep(&router, "acme").await;
+    let before = stage.witness("acme");
+    let callers: Vec<_> = (0..50)
+        .map(|_| {
+            tokio::spawn({
+                let router = router.clone();
+                async move { router.get("acme").await.map(drop) }
+            })
+        })
+        .collect();
+    eventually("the attempt has begun", || {
+        stage.witness("acme").auth_attempts.len() > before.auth_attempts.len()
+    })
+    .await;
+    for caller in callers {
+        caller.await.unwrap().unwrap();
+    }
+    let after = stage.witness("acme");
+    let woken = after.wakes.last().unwrap();
+    let new = &after.auth_attempts[before.auth_attempts.len()..];
+    let asleep = new.iter().filter(|at| **at < woken.at + woken.took).count();
+    assert_eq!(asleep, 1, "attempts while it slept");
+    assert_eq!(after.wakes.len(), before.wakes.len() + 1);
+    assert_eq!(router.status().wakes_by_request, 2);
+}
+
+#[tokio::test]
+async fn callers_that_give_up_do_not_stop_the_wake() {
+    let stage = Stage::with(|emulator| emulator.wake_delay(DELAY)).await;
+    let router = stage.router();
+    stage.asleep(&router, "acme").await;
+    let before = stage.witness("acme");
+    for _ in 0..10 {
+        let impatient = tokio::time::timeout(Duration::from_millis(10), router.get("acme"));
+        assert!(impatient.await.is_err(), "a wake takes longer");
+    }
+    eventually("it wakes though nobody waits", || {
+        stage.witness("acme").is_awake
+    })
+    .await;
+    // The connection waits in the pool for whoever comes next.
+    drop(router.get("acme").await.unwrap());
+    let after = stage.witness("acme");
+    assert_eq!(after.wakes.len(), before.wakes.len() + 1);
+    assert_eq!(after.auth_attempts.len(), before.auth_attempts.len() + 1);
+}
+
+#[tokio::test]
+async fn a_wake_that_takes_longer_than_a_call_is_a_timeout_that_says_so() {
+    let stage = Stage::new().await;
+    let router = stage
+        .builder("test")
+        .get_timeout(Duration::from_millis(1500))
+        .build()
+        .unwrap();
+    stage.asleep(&router, "acme").await;
+    stage.emulator.set_wake_delay(Duration::from_secs(3));
+    let err = router.get("acme").await.unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::Timeout(CallStage::Wake));
+    assert!(err.retry_after().is_some());
+    eventually("the wake goes on", || stage.witness("acme").is_awake).await;
+    router.get("acme").await.unwrap();
+    assert_eq!(stage.witness("acme").wakes.len(), 2);
+}
+
+#[tokio::test]
+async fn warm_wakes_without_a_caller_and_is_counted_as_such() {
+    let stage = Stage::with(|emulator| emulator.wake_delay(DELAY)).await;
+    let router = stage.router();
+    stage.asleep(&router, "acme").await;
+    let before = router.status();
+    drop(router.warm("acme")); // dropping it stops nothing
+    eventually("it is awake", || stage.witness("acme").is_awake).await;
+    router.warm("acme").done().await.unwrap();
+    let after = router.status();
+    assert_eq!(after.wakes_by_warm, before.wakes_by_warm + 1);
+    assert_eq!(after.wakes_by_request, before.wakes_by_request);
+    let attempts = stage.witness("acme").auth_attempts.len();
+    drop(router.get("acme").await.unwrap());
+    assert_eq!(
+        stage.witness("acme").auth_attempts.len(),
+        attempts,
+        "the warm connection was there"
+    );
+}
+
+#[tokio::test]
+async fn an_idle_connection_does_not_keep_a_database_awake_and_nothing_of_ours_wakes_it() {
+    let stage = Stage::with(|emulator| emulator.suspend_after(Duration::from_millis(600))).await;
+    let router = stage.router();
+    drop(router.get("acme").await.unwrap());
+    eventually("it falls asleep", || {
+        !stage.witness("acme").suspends.is_empty()
+    })
+    .await;
+    let asleep = stage.witness("acme");
+    // Several windows, with everything running that a router does by itself.
+    for _ in 0..20 {
+        router.status();
+        tokio::time::sleep(Duration::from_millis(100)).await; // time itself is under test
+    }
+    let later = stage.witness("acme");
+    assert!(!later.is_awake);
+    assert_eq!(later.auth_attempts, asleep.auth_attempts);
+    assert_eq!(later.wakes, asleep.wakes);
+}
+
+#[tokio::test]
+async fn a_refused_login_is_told_to_everyone_at_once_and_names_no_password() {
+    let stage = Stage::new().await;
+    let router = stage.router();
+    drop(router.get("acme").await.unwrap());
+    let host = stage.witness("acme").host;
+    let pooled = host.replacen('.', "-pooler.", 1);
+    let wrong = stage.at(TenantRouter::builder(move |_| {
+        let (host, pooled) = (host.clone(), pooled.clone());
+        async move {
+            Ok(Some(Endpoint::neon(
+                host,
+                pooled,
+                "neondb",
+                "neondb_owner",
+                "hunter2",
+            )))
+        }
+    }));
+    let wrong = wrong.build().unwrap();
+    let calls = futures_util::future::join_all((0..10).map(|_| wrong.get("acme"))).await;
+    for call in calls {
+        let err = call.unwrap_err();
+        assert_eq!(err.kind(), ErrorKind::Refused);
+        assert!(err.to_string().contains("check role and password"), "{err}");
+        assert!(!format!("{err:?}").contains("hunter2"));
+    }
+}

@@ -2,7 +2,9 @@
 //!
 //! Run it with `tests/with-postgres cargo run --example quickstart`.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use tenantry::{BoxError, Neon, Provisioner, TenantRouter, emulator::Emulator, records::Memory};
 

@@ -116,7 +116,9 @@ impl RouterBuilder {
         })?;
         let source = match self.source {
             Unchecked::Source(source) => source,
-            Unchecked::Provisioner(provisioner) => Source::Provisioning(provisioner.check()?),
+            Unchecked::Provisioner(provisioner) => {
+                Source::Provisioning(Box::new(provisioner.check()?))
+            }
         };
         let tls = tls::for_postgres(&self.config.root_certificates)?;
         let dialer = Dialer::new(Arc::clone(&self.config.resolve), tls);

@@ -153,7 +153,7 @@ impl EmulatorBuilder {
     pub async fn start(self) -> Result<Emulator, EmulatorError> {
         let (done, started) = tokio::sync::oneshot::channel();
         // A thread of its own: this blocks, and a runtime cannot be made or dropped inside another one.
-        std::thread::spawn(move || done.send(self.start_blocking()));
+        std::thread::spawn(move || drop(done.send(self.start_blocking())));
         started.await.unwrap_or_else(|_| {
             Err(EmulatorError::new(
                 "the emulator's first thread ended early",

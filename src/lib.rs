@@ -1,4 +1,4 @@
-//! From a tenant's id to a live connection to that tenant's own Neon (serverless Postgres) database.
+#![doc = include_str!("../README.md")]
 
 mod builder;
 mod client;

@@ -360,12 +360,12 @@ impl Pool {
 
     fn out_of_time(&self, started: Instant) -> Error {
         let state = self.state();
-        let stage = if state.believes_asleep() {
+        let waited_for = if state.believes_asleep() {
             Stage::Wake
         } else {
             Stage::Checkout
         };
-        timed_out(stage, started.elapsed(), state.last_failure.clone())
+        timed_out(waited_for, started.elapsed(), state.last_failure.clone())
     }
 
     /// Puts the pool out of use: idle connections close now, leased ones when they come back. Callers in the queue are

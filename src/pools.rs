@@ -59,29 +59,27 @@ impl Pools {
 
     /// Puts the pool of `tenant` at `endpoint` into the cache: the one that is still in use there, or a new one.
     pub(crate) fn insert(&self, tenant: &TenantId, endpoint: Endpoint) -> Arc<Pool> {
-        let pool = {
-            let mut alive = lock(&self.alive);
-            match alive
-                .get(tenant)
-                .and_then(Weak::upgrade)
-                .filter(|pool| pool.endpoint == endpoint)
-            {
-                Some(pool) => pool,
-                None => {
-                    let pool = Pool::new(tenant.clone(), endpoint, Arc::clone(&self.shared));
-                    alive.insert(tenant.clone(), Arc::downgrade(&pool));
-                    if alive.len() as u64 > 2 * self.shared.config.max_pools {
-                        alive.retain(|_, pool| pool.strong_count() > 0);
-                    }
-                    pool
-                }
-            }
-        };
+        let pool = self.alive_or_new(tenant, endpoint);
         let entry = Entry {
             pool: Arc::clone(&pool),
             stay: pool.revive(),
         };
         self.cached.insert(tenant.clone(), entry);
+        pool
+    }
+
+    /// The pool of `tenant` at `endpoint` that somebody still uses, or a new one.
+    fn alive_or_new(&self, tenant: &TenantId, endpoint: Endpoint) -> Arc<Pool> {
+        let mut alive = lock(&self.alive);
+        let known = alive.get(tenant).and_then(Weak::upgrade);
+        if let Some(pool) = known.filter(|pool| pool.endpoint == endpoint) {
+            return pool;
+        }
+        let pool = Pool::new(tenant.clone(), endpoint, Arc::clone(&self.shared));
+        alive.insert(tenant.clone(), Arc::downgrade(&pool));
+        if alive.len() as u64 > 2 * self.shared.config.max_pools {
+            alive.retain(|_, pool| pool.strong_count() > 0);
+        }
         pool
     }
 

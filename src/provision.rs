@@ -135,18 +135,15 @@ impl Provisioning {
         } else {
             self.adopt(&name, tenant, progress).await?
         };
-        let endpoint = match adopted {
-            Some(endpoint) => {
-                count(&stats.adopted);
-                tracing::debug!(%tenant, name, "provision: adopted");
-                endpoint
-            }
-            None => {
-                let endpoint = self.create(name.clone(), tenant, progress).await?;
-                count(&stats.provisioned);
-                tracing::debug!(%tenant, name, "provision: created");
-                endpoint
-            }
+        let endpoint = if let Some(endpoint) = adopted {
+            count(&stats.adopted);
+            tracing::debug!(%tenant, name, "provision: adopted");
+            endpoint
+        } else {
+            let endpoint = self.create(name.clone(), tenant, progress).await?;
+            count(&stats.provisioned);
+            tracing::debug!(%tenant, name, "provision: created");
+            endpoint
         };
         self.records
             .publish(tenant, claim, endpoint.clone())
@@ -258,10 +255,8 @@ fn project_name(namespace: &Namespace, tenant: &TenantId) -> String {
     hash.update((namespace.as_str().len() as u64).to_be_bytes());
     hash.update(namespace.as_str());
     hash.update(tenant.as_str());
-    let digest: String = hash.finalize()[..16]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let digest = hash.finalize();
+    let kept = u128::from_be_bytes(std::array::from_fn(|place| digest[place]));
     let plain = |c: char| {
         if c.is_ascii_alphanumeric() {
             c.to_ascii_lowercase()
@@ -270,7 +265,7 @@ fn project_name(namespace: &Namespace, tenant: &TenantId) -> String {
         }
     };
     let readable: String = tenant.as_str().chars().take(40).map(plain).collect();
-    format!("{namespace}-{readable}-{digest}")
+    format!("{namespace}-{readable}-{kept:032x}")
 }
 
 fn catalog(err: BoxError) -> Error {

@@ -40,7 +40,7 @@ pub(crate) enum Source {
     /// From the application's own table.
     Lookup(Box<dyn AnyLookup>),
     /// From records that it keeps itself, creating what is missing.
-    Provisioning(Provisioning),
+    Provisioning(Box<Provisioning>),
 }
 
 pub(crate) struct Inner {

@@ -13,7 +13,7 @@ use crate::config::InvalidConfig;
 pub(crate) fn client_config(
     extra: &[CertificateDer<'static>],
 ) -> Result<ClientConfig, InvalidConfig> {
-    let mut roots = RootCertStore::from_iter(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+    let mut roots: RootCertStore = webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect();
     for certificate in extra {
         roots.add(certificate.clone()).map_err(|err| {
             InvalidConfig::new(format!("a root certificate cannot be used: {err}"))

@@ -212,74 +212,76 @@ fn sources<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ErrorKind::{Connect, QuotaExhausted, RateLimited, Refused};
+
+    /// What Neon's proxy was seen to say while connecting.
+    const SAID: &[(&str, ErrorKind)] = &[
+        (
+            "password authentication failed for user 'neondb_owner'",
+            Refused,
+        ),
+        (
+            "The requested endpoint could not be found, or you don't have access to it. Please check",
+            Refused,
+        ),
+        (
+            "Control plane request failed: endpoint cannot be found",
+            Refused,
+        ),
+        (
+            "The endpoint has been disabled. Enable it using Neon API and retry.",
+            Refused,
+        ),
+        (
+            "This IP address 127.0.0.1 is not allowed to connect to this endpoint.",
+            Refused,
+        ),
+        (
+            "Your project has exceeded the active time quota. Upgrade your plan to increase limits.",
+            QuotaExhausted,
+        ),
+        (
+            "Your account or project has exceeded the compute time quota. Upgrade your plan",
+            QuotaExhausted,
+        ),
+        (
+            "You've exceeded the compute time for this branch. Upgrade your plan",
+            QuotaExhausted,
+        ),
+        (
+            "You have exceeded the limit of concurrently active endpoints. Please suspend some",
+            RateLimited,
+        ),
+        (
+            "Too many connections to this endpoint. Please try again later.",
+            RateLimited,
+        ),
+        ("Too many connections attempts", RateLimited),
+        (
+            "Failed to acquire permit to connect to the database. Too many database",
+            RateLimited,
+        ),
+        (
+            "You've exceeded the rate limit. Please wait a moment and try again.",
+            RateLimited,
+        ),
+        ("database \"nodb\" does not exist", Refused),
+        ("Couldn't connect to compute node", Connect),
+        ("Control plane request failed", Connect),
+        (
+            "the database system is not yet accepting connections",
+            Connect,
+        ),
+        (
+            "Control plane request failed: endpoint is temporarily unavailable. Check your quotas and/or",
+            Connect,
+        ),
+    ];
 
     #[test]
     fn neons_texts_decide_while_connecting() {
-        use ErrorKind::{Connect, QuotaExhausted, RateLimited, Refused};
-        let table = [
-            (
-                "password authentication failed for user 'neondb_owner'",
-                Refused,
-            ),
-            (
-                "The requested endpoint could not be found, or you don't have access to it. Please check",
-                Refused,
-            ),
-            (
-                "Control plane request failed: endpoint cannot be found",
-                Refused,
-            ),
-            (
-                "The endpoint has been disabled. Enable it using Neon API and retry.",
-                Refused,
-            ),
-            (
-                "This IP address 127.0.0.1 is not allowed to connect to this endpoint.",
-                Refused,
-            ),
-            (
-                "Your project has exceeded the active time quota. Upgrade your plan to increase limits.",
-                QuotaExhausted,
-            ),
-            (
-                "Your account or project has exceeded the compute time quota. Upgrade your plan",
-                QuotaExhausted,
-            ),
-            (
-                "You've exceeded the compute time for this branch. Upgrade your plan",
-                QuotaExhausted,
-            ),
-            (
-                "You have exceeded the limit of concurrently active endpoints. Please suspend some",
-                RateLimited,
-            ),
-            (
-                "Too many connections to this endpoint. Please try again later.",
-                RateLimited,
-            ),
-            ("Too many connections attempts", RateLimited),
-            (
-                "Failed to acquire permit to connect to the database. Too many database",
-                RateLimited,
-            ),
-            (
-                "You've exceeded the rate limit. Please wait a moment and try again.",
-                RateLimited,
-            ),
-            ("database \"nodb\" does not exist", Refused),
-            ("Couldn't connect to compute node", Connect),
-            ("Control plane request failed", Connect),
-            (
-                "the database system is not yet accepting connections",
-                Connect,
-            ),
-            (
-                "Control plane request failed: endpoint is temporarily unavailable. Check your quotas and/or",
-                Connect,
-            ),
-        ];
-        for (text, kind) in table {
-            assert_eq!(by_text(text).unwrap_or(TRANSIENT).0, kind, "{text}");
+        for (text, kind) in SAID {
+            assert_eq!(by_text(text).unwrap_or(TRANSIENT).0, *kind, "{text}");
         }
     }
 }

@@ -201,10 +201,11 @@ fn open(pool: &Arc<Pool>, dialed: Dialed) {
 async fn tend(mut task: ConnectionTask, ending: Ending) {
     let turns = poll_fn(|cx| {
         let polled = task.as_mut().poll(cx);
-        if polled.is_pending() && ending.watch.is_stray() {
-            if let Some(pool) = ending.pool.upgrade() {
-                pool.pull(&ending.watch);
-            }
+        if polled.is_pending()
+            && ending.watch.is_stray()
+            && let Some(pool) = ending.pool.upgrade()
+        {
+            pool.pull(&ending.watch);
         }
         polled
     });

@@ -171,64 +171,82 @@ impl CreateProject {
             pg_version,
             org_id,
             branch,
-            default_endpoint_settings: endpoint,
+            default_endpoint_settings,
             settings,
         } = self;
-        if name
+        let named = name
             .as_ref()
-            .is_some_and(|name| name.is_empty() || name.chars().count() > 256)
-        {
-            return Err(Refused::invalid("project name has 1 to 256 characters"));
-        }
+            .is_none_or(|name| (1..=256).contains(&name.chars().count()));
+        check(named, "project name has 1 to 256 characters")?;
         let region = region_id.unwrap_or_else(|| DEFAULT_REGION.to_owned());
-        if !REGIONS.contains(&region.as_str()) {
-            return Err(Refused::invalid("unknown region"));
-        }
+        check(REGIONS.contains(&region.as_str()), "unknown region")?;
         let pg_version = pg_version.unwrap_or(17);
-        if !(14..=18).contains(&pg_version) {
-            return Err(Refused::invalid("pg_version is 14 to 18"));
-        }
-        if !matches!(endpoint.suspend_timeout_seconds, -1 | 0 | 60..=604_800) {
-            return Err(Refused::invalid(
-                "suspend_timeout_seconds is -1, 0, or 60 to 604800",
-            ));
-        }
-        if branch.annotations.len() > 50 {
-            return Err(Refused::invalid("a branch has 50 annotations at most"));
-        }
-        let min = endpoint.autoscaling_limit_min_cu.unwrap_or(0.25);
-        let max = endpoint.autoscaling_limit_max_cu.unwrap_or(min);
-        if min < 0.25 || max < min {
-            return Err(Refused::invalid(
-                "compute units are 0.25 or more, and the maximum not below the minimum",
-            ));
-        }
-        let database = branch.database_name.unwrap_or_else(|| "neondb".to_owned());
-        let role = branch
-            .role_name
-            .unwrap_or_else(|| format!("{database}_owner"));
-        if database.is_empty() || database == "postgres" || database.starts_with("template") {
-            return Err(Refused::invalid("the database's name is empty or reserved"));
-        }
-        if role.is_empty() || role.starts_with("pg") || RESERVED_ROLES.contains(&role.as_str()) {
-            return Err(Refused::invalid("the role's name is empty or reserved"));
-        }
+        check((14..=18).contains(&pg_version), "pg_version is 14 to 18")?;
+        check(
+            branch.annotations.len() <= 50,
+            "a branch has 50 annotations at most",
+        )?;
+        let suspend_timeout_seconds = default_endpoint_settings.suspend_timeout_seconds;
         Ok(Wanted {
             name,
             region,
             pg_version,
             org_id,
-            branch_name: branch.name.unwrap_or_else(|| "main".to_owned()),
-            contents: Contents {
-                database,
-                role,
-                password: new_password(),
-            },
-            annotations: branch.annotations,
-            compute_units: (min, max),
-            suspend_timeout_seconds: endpoint.suspend_timeout_seconds,
+            compute_units: default_endpoint_settings.checked()?,
+            branch_name: branch.name.clone().unwrap_or_else(|| "main".to_owned()),
+            annotations: branch.annotations.clone(),
+            contents: branch.checked()?,
+            suspend_timeout_seconds,
             quota: settings.and_then(|settings| settings.get("quota").cloned()),
         })
+    }
+}
+
+impl CreateBranch {
+    /// Database and role, with a new password.
+    fn checked(self) -> Result<Contents, Refused> {
+        let database = self.database_name.unwrap_or_else(|| "neondb".to_owned());
+        let role = self
+            .role_name
+            .unwrap_or_else(|| format!("{database}_owner"));
+        let reserved = database == "postgres" || database.starts_with("template");
+        check(
+            !database.is_empty() && !reserved,
+            "the database's name is empty or reserved",
+        )?;
+        let reserved = role.starts_with("pg") || RESERVED_ROLES.contains(&role.as_str());
+        check(
+            !role.is_empty() && !reserved,
+            "the role's name is empty or reserved",
+        )?;
+        Ok(Contents {
+            database,
+            role,
+            password: new_password(),
+        })
+    }
+}
+
+impl EndpointSettings {
+    /// Least and most compute units.
+    fn checked(&self) -> Result<(f64, f64), Refused> {
+        let window = matches!(self.suspend_timeout_seconds, -1 | 0 | 60..=604_800);
+        check(window, "suspend_timeout_seconds is -1, 0, or 60 to 604800")?;
+        let min = self.autoscaling_limit_min_cu.unwrap_or(0.25);
+        let max = self.autoscaling_limit_max_cu.unwrap_or(min);
+        check(
+            min >= 0.25 && max >= min,
+            "compute units are 0.25 or more, and the maximum not below the minimum",
+        )?;
+        Ok((min, max))
+    }
+}
+
+fn check(holds: bool, otherwise: &str) -> Result<(), Refused> {
+    if holds {
+        Ok(())
+    } else {
+        Err(Refused::invalid(otherwise))
     }
 }
 

@@ -121,13 +121,9 @@ impl Compute {
         if state.gone {
             return Err(EmulatorError::new("the endpoint has been deleted"));
         }
-        if let Some(run) = state.run.clone() {
-            if self.runs() {
-                return Ok(Reached {
-                    socket: self.socket(),
-                    run,
-                });
-            }
+        if let Some(run) = state.run.clone().filter(|_| self.runs()) {
+            let socket = self.socket();
+            return Ok(Reached { socket, run });
         }
         let asked = Instant::now();
         let delay = *lock(&self.machine.wake_delay);
@@ -281,33 +277,30 @@ impl Compute {
             password,
         } = &self.contents;
         let admin = self.admin("postgres").await?;
-        let mut sql = String::new();
-        if role != "neondb_owner" {
-            sql.push_str(&format!(
-                "CREATE ROLE {} LOGIN CREATEDB CREATEROLE BYPASSRLS;",
-                quoted(role, '"')
-            ));
-        }
+        let name = quoted(role, '"');
         // Its verifier, not the password itself: drivers log the statements they run.
-        let verifier = scram_sha_256(password.expose().as_bytes());
-        sql.push_str(&format!(
-            "ALTER ROLE {} PASSWORD {}",
-            quoted(role, '"'),
-            quoted(&verifier, '\'')
-        ));
-        let failed = |err| EmulatorError::new("cannot set up a compute's database").because(err);
-        admin.batch_execute(&sql).await.map_err(failed)?;
+        let verifier = quoted(&scram_sha_256(password.expose().as_bytes()), '\'');
+        let mut sql = vec![format!("ALTER ROLE {name} PASSWORD {verifier}")];
+        if role != "neondb_owner" {
+            sql.insert(
+                0,
+                format!("CREATE ROLE {name} LOGIN CREATEDB CREATEROLE BYPASSRLS"),
+            );
+        }
         if role != "neondb_owner" && database == "neondb" {
-            let owner = format!("ALTER DATABASE neondb OWNER TO {}", quoted(role, '"'));
-            admin.batch_execute(&owner).await.map_err(failed)?;
+            sql.push(format!("ALTER DATABASE neondb OWNER TO {name}"));
         }
         if database != "neondb" {
-            let create = format!(
-                "CREATE DATABASE {} OWNER {}",
-                quoted(database, '"'),
-                quoted(role, '"')
-            );
-            admin.batch_execute(&create).await.map_err(failed)?;
+            sql.push(format!(
+                "CREATE DATABASE {} OWNER {name}",
+                quoted(database, '"')
+            ));
+        }
+        for statement in sql {
+            let done = admin.batch_execute(&statement).await;
+            done.map_err(|err| {
+                EmulatorError::new("cannot set up a compute's database").because(err)
+            })?;
         }
         Ok(())
     }

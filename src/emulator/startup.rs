@@ -44,7 +44,7 @@ impl Hello {
         ) {
             (SSL, _) => Ok(Self::Ssl),
             (GSS, _) => Ok(Self::Gss),
-            (CANCEL, [key @ ..]) => key
+            (CANCEL, key) => key
                 .try_into()
                 .map(Self::Cancel)
                 .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "not a cancel request")),
@@ -71,7 +71,7 @@ fn parameters(body: &[u8]) -> BTreeMap<String, String> {
 pub(super) fn forwarded(parameters: &BTreeMap<String, String>) -> Vec<u8> {
     let mut body = 196_608_u32.to_be_bytes().to_vec();
     let mut put = |name: &str, value: &str| {
-        body.extend([name.as_bytes(), b"\0", value.as_bytes(), b"\0"].concat())
+        body.extend([name.as_bytes(), b"\0", value.as_bytes(), b"\0"].concat());
     };
     for name in ["user", "database", "application_name", "replication"] {
         if let Some(value) = parameters.get(name) {
@@ -133,7 +133,7 @@ mod tests {
     #[test]
     fn only_known_parameters_are_passed_on() {
         let given = parameters(
-            b"user\0u\0database\0d\0statement_timeout\01\0options\0endpoint=ep-a -c geqo=off\0\0",
+            b"user\0u\0database\0d\0statement_timeout\x001\0options\0endpoint=ep-a -c geqo=off\0\0",
         );
         assert_eq!(endpoint_option(&given), Some("ep-a"));
         let packet = forwarded(&given);

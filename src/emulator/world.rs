@@ -365,14 +365,14 @@ fn new_id() -> String {
     const SECOND: &[&str] = &[
         "bird", "bush", "dew", "fire", "hall", "lake", "moon", "pine", "rain", "sun",
     ];
-    let random = uuid::Uuid::new_v4().as_u128();
-    let pick =
-        |words: &'static [&'static str], part: u128| words[(part % words.len() as u128) as usize];
+    let random = uuid::Uuid::new_v4();
+    let (a, b, _, rest) = random.as_fields();
+    let pick = |words: &[&'static str], n: u32| words[n as usize % words.len()];
+    let number = u32::from_be_bytes([rest[4], rest[5], rest[6], rest[7]]);
     format!(
-        "{}-{}-{:08x}",
-        pick(FIRST, random >> 64),
-        pick(SECOND, random >> 96),
-        random as u32
+        "{}-{}-{number:08x}",
+        pick(FIRST, a),
+        pick(SECOND, u32::from(b))
     )
 }
 

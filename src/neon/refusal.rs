@@ -101,28 +101,27 @@ fn describe(
     told: &GeneralError,
     kind: ErrorKind,
 ) -> String {
-    let mut text = format!("neon's api answered {status}");
+    let mut text = vec![format!("neon's api answered {status}")];
     if !told.message.is_empty() {
-        text.push_str(&format!(": {}", told.message));
+        text.push(format!(": {}", told.message));
     }
-    match status.as_u16() {
-        401 | 403 => {
-            text.push_str(" (check the api key, and that it may do this in this organization)")
-        }
-        300..=399 => text.push_str(" (a redirect; check the base url)"),
-        404 => text.push_str(" (it does not exist, or this api key may not see it)"),
+    let advice = match status.as_u16() {
+        401 | 403 => " (check the api key, and that it may do this in this organization)",
+        300..=399 => " (a redirect; check the base url)",
+        404 => " (it does not exist, or this api key may not see it)",
         _ if kind == ErrorKind::QuotaExhausted => {
-            text.push_str(" (a limit of the plan; raise it or free something)")
+            " (a limit of the plan; raise it or free something)"
         }
-        _ => {}
-    }
+        _ => "",
+    };
+    text.push(advice.to_owned());
     let id = headers
         .get("x-neon-ret-request-id")
         .and_then(|id| id.to_str().ok());
     if let Some(id) = id.or(told.request_id.as_deref()) {
-        text.push_str(&format!(" [request {id}]"));
+        text.push(format!(" [request {id}]"));
     }
-    text
+    text.concat()
 }
 
 /// No wait is believed that is longer than this.

@@ -1,9 +1,8 @@
 //! Neon's API: the client against the emulator, and against answers that no emulator gives.
 
-use std::{
-    error::Error as _,
-    time::{Duration, Instant},
-};
+use std::{error::Error as _, time::Duration};
+
+use tokio::time::Instant;
 
 use serde_json::json;
 use tenantry::{
@@ -54,7 +53,7 @@ async fn projects_are_created_found_and_deleted() {
         .collect();
     assert_eq!(
         &named,
-        &[id.clone()],
+        std::slice::from_ref(id),
         "the search matches parts of names, the method does not"
     );
     let branches = neon.list_branches(id).await.unwrap();

@@ -1,6 +1,8 @@
 //! What happens to connections between their users.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use tenantry::{BoxError, tokio_postgres::types::Type};
 

@@ -1,10 +1,8 @@
 //! The emulator by itself, seen by clients that are not the router.
 
-use std::{
-    future::Future,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{future::Future, sync::Arc, time::Duration};
+
+use tokio::time::Instant;
 
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
 use tenantry::{
@@ -127,7 +125,7 @@ async fn what_neon_refuses_is_refused_with_its_text_and_code() {
     for (host, option, text) in cases {
         let mut config = login(at);
         option.map(|option| config.options(option));
-        let err = stage.connect(host, &config).await.err().expect(text);
+        let err = stage.connect(host, &config).await.expect_err(text);
         let db = err.as_db_error().expect(text);
         assert!(db.message().starts_with(text), "{}", db.message());
         assert_eq!(

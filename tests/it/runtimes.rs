@@ -1,6 +1,8 @@
 //! Several runtimes in one process, and what remains when one of them ends.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use tenantry::ErrorKind;
 use tokio::runtime::Runtime;

@@ -73,52 +73,53 @@ fn assert_clean(value: &impl Debug, secrets: &[String]) {
     }
 }
 
+fn assert_nothing_leaked() {
+    let lines = *LINES.lock().unwrap_or_else(PoisonError::into_inner);
+    assert!(lines > 100, "nothing was logged");
+    let leaks = LEAKS.lock().unwrap_or_else(PoisonError::into_inner);
+    assert!(leaks.is_empty(), "{leaks:#?}");
+}
+
 #[tokio::test]
 async fn no_secret_is_logged_printed_or_told() {
     let stage = Stage::new().await;
-    let key = stage.emulator.api_key().expose().to_owned();
+    let wrong_password = "wrong-password".to_owned();
     watch([
-        key.clone(),
-        "napi_wrong_key".into(),
-        "wrong-password".into(),
+        stage.emulator.api_key().expose().to_owned(),
+        wrong_password.clone(),
     ]);
     let neon = stage.neon();
     let created = neon.create_project(&CreateProject::new("p")).await.unwrap();
     let at = created.connection_uris[0].connection_parameters.clone();
+    let (id, compute) = (&created.project.id, &created.endpoints[0].id);
+    let uri = neon
+        .connection_uri(id, compute, &at.database, &at.role, true)
+        .await
+        .unwrap();
     let secrets = [
-        key,
+        stage.emulator.api_key().expose().to_owned(),
         at.password.expose().to_owned(),
-        "napi_wrong_key".into(),
-        "wrong-password".into(),
+        wrong_password,
     ];
     watch([secrets[1].clone()]);
-    let uri = neon
-        .connection_uri(
-            &created.project.id,
-            &created.endpoints[0].id,
-            &at.database,
-            &at.role,
-            true,
-        )
-        .await;
-    assert_clean(&(&created, &at, &neon, uri.unwrap()), &secrets);
+    assert_clean(&(&created, &at, &neon, uri), &secrets);
 
-    // A whole life of a tenant at the finest log level.
-    let endpoint = Endpoint::neon(
+    // A whole life of a tenant at the finest log level, and a refused one.
+    let known = Endpoint::neon(
         &at.host,
         &at.pooler_host,
         &at.database,
         &at.role,
         at.password.clone(),
     );
-    let mut wrong = endpoint.clone();
-    wrong.password = "wrong-password".into();
-    let (known, unknown) = (endpoint.clone(), wrong.clone());
+    let mut wrong = known.clone();
+    wrong.password = secrets[2].as_str().into();
+    assert_clean(&(&known, &wrong), &secrets);
     let router = stage.at(TenantRouter::builder(move |tenant: tenantry::TenantId| {
         let endpoint = if tenant.as_str() == "acme" {
             known.clone()
         } else {
-            unknown.clone()
+            wrong.clone()
         };
         async move { Ok(Some(endpoint)) }
     }));
@@ -126,15 +127,24 @@ async fn no_secret_is_logged_printed_or_told() {
     let router = router.build().unwrap();
     let client = router.get("acme").await.unwrap();
     run_on(&client, "SELECT 1").await;
-    assert_clean(&(&client, &*client, &router, &endpoint, &wrong), &secrets);
+    assert_clean(&(&client, &*client, &router), &secrets);
     drop(client);
     stage.emulator.suspend_all().await;
     drop(router.get("acme").await.unwrap());
     let refused = router.get("globex").await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Refused);
     assert_clean(&refused, &secrets);
+    assert_nothing_leaked();
+}
 
-    // A refused key, and provisioning.
+#[tokio::test]
+async fn no_api_key_is_logged_printed_or_told() {
+    let stage = Stage::new().await;
+    let secrets = [
+        "napi_wrong_key".to_owned(),
+        stage.emulator.api_key().expose().to_owned(),
+    ];
+    watch(secrets.clone());
     let builder = Neon::builder("napi_wrong_key").base_url(stage.emulator.api_url());
     assert_clean(&builder, &secrets);
     let refused = builder
@@ -147,11 +157,5 @@ async fn no_secret_is_logged_printed_or_told() {
     let provisioner = Provisioner::new(Memory::new(), stage.neon(), "test");
     assert_clean(&provisioner, &secrets);
     drop(stage.router().get("initech").await.unwrap());
-
-    assert!(
-        *LINES.lock().unwrap_or_else(PoisonError::into_inner) > 100,
-        "nothing was logged"
-    );
-    let leaks = LEAKS.lock().unwrap_or_else(PoisonError::into_inner);
-    assert!(leaks.is_empty(), "{leaks:#?}");
+    assert_nothing_leaked();
 }

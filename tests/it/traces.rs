@@ -93,7 +93,7 @@ impl Served {
         i32::try_from(self.process.id()).unwrap()
     }
 
-    async fn ended(mut self) -> PathBuf {
+    fn ended(mut self) -> PathBuf {
         self.process.wait().unwrap();
         self.folder
     }
@@ -128,7 +128,7 @@ async fn nothing_is_left_after_ctrl_c_or_a_kill() {
     for signal in [Signal::INT, Signal::TERM, Signal::KILL] {
         let served = Served::start();
         send(served.pid(), signal);
-        assert_gone(&served.ended().await).await;
+        assert_gone(&served.ended()).await;
     }
 }
 
@@ -139,9 +139,11 @@ async fn what_a_kill_of_everything_leaves_the_next_run_removes() {
     let watchdogs = processes_with(&format!("TENANTRY_SCRATCH={}", folder.display()));
     assert!(!watchdogs.is_empty());
     // The template's watchdog belongs to another folder and does its own work.
-    watchdogs.iter().for_each(|pid| send(*pid, Signal::KILL));
+    for pid in watchdogs {
+        send(pid, Signal::KILL);
+    }
     send(served.pid(), Signal::KILL);
-    served.ended().await;
+    served.ended();
     assert!(
         folder.exists() && !processes_with(&format!("{}/ep-", folder.display())).is_empty(),
         "left behind"

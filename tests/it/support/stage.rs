@@ -1,9 +1,8 @@
 //! An emulator, and routers that use it.
 
-use std::{
-    future::Future,
-    time::{Duration, Instant},
-};
+use std::{future::Future, time::Duration};
+
+use tokio::time::Instant;
 
 use tenantry::{
     Neon, Provisioner, RouterBuilder, TenantClient, TenantRouter,

@@ -1,0 +1,89 @@
+//! What all benchmarks share: samples, a table, and the file of figures.
+
+use std::{fs, path::Path, time::Duration};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use tenantry::BoxError;
+
+/// Measured times, in order of size.
+#[derive(Default)]
+pub(crate) struct Samples {
+    milliseconds: Vec<f64>,
+}
+
+impl Samples {
+    pub(crate) fn add(&mut self, took: Duration) {
+        let place = self
+            .milliseconds
+            .partition_point(|it| *it < took.as_secs_f64() * 1e3);
+        self.milliseconds.insert(place, took.as_secs_f64() * 1e3);
+    }
+
+    /// The value below which that share of the samples lies, in milliseconds; not a number without samples.
+    pub(crate) fn at(&self, share: f64) -> f64 {
+        #[allow(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a share of a count of samples is a small count"
+        )]
+        let place = ((self.milliseconds.len() as f64 * share).ceil() as usize).saturating_sub(1);
+        self.milliseconds.get(place).copied().unwrap_or(f64::NAN)
+    }
+
+    pub(crate) fn ms(&self, share: f64) -> String {
+        format!("{:.1} ms", self.at(share))
+    }
+}
+
+/// A table whose columns are as wide as they must be.
+pub(crate) struct Table(Vec<Vec<String>>);
+
+impl Table {
+    pub(crate) fn new(head: &[&str]) -> Self {
+        Self(vec![head.iter().map(ToString::to_string).collect()])
+    }
+
+    pub(crate) fn row(&mut self, cells: &[&str]) {
+        self.0.push(cells.iter().map(ToString::to_string).collect());
+    }
+
+    pub(crate) fn print(&self) {
+        let width = |column: usize| {
+            self.0
+                .iter()
+                .map(|row| row[column].chars().count())
+                .max()
+                .unwrap_or(0)
+        };
+        for row in &self.0 {
+            let cells = row.iter().enumerate().map(|(column, cell)| match column {
+                0 => format!("{cell:<0$}", width(column)),
+                _ => format!("{cell:>0$}", width(column)),
+            });
+            println!("{}", cells.collect::<Vec<_>>().join("  "));
+        }
+    }
+}
+
+/// Says how far a long run is, where somebody watches.
+pub(crate) fn progress(samples: usize) -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:40} {pos} of {len}, {eta} left");
+    let bar = ProgressBar::new(samples as u64);
+    style.map_or_else(|_| bar.clone(), |style| bar.clone().with_style(style))
+}
+
+/// Writes `target/figures/<bench>.json`: flat pairs of name and number.
+pub(crate) fn write_figures(bench: &str, figures: &[(&str, f64)]) -> Result<(), BoxError> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/figures");
+    fs::create_dir_all(&folder)?;
+    let pairs: serde_json::Map<_, _> = figures
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), serde_json::json!(value)))
+        .collect();
+    fs::write(
+        folder.join(format!("{bench}.json")),
+        serde_json::to_string_pretty(&pairs)?,
+    )?;
+    Ok(())
+}

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use tenantry::{BoxError, tokio_postgres::types::Type};
 
-use crate::support::{LONG, Stage, eventually, run_on};
+use crate::support::{LONG, Relay, Stage, eventually, run_on};
 
 #[tokio::test]
 async fn the_second_access_opens_nothing() {
@@ -224,4 +224,71 @@ async fn a_full_pool_is_a_timeout_that_says_so() {
     assert_eq!(err.tenant().map(tenantry::TenantId::as_str), Some("acme"));
     assert!(err.retry_after().is_some());
     drop(held);
+}
+
+#[tokio::test]
+async fn idle_connections_that_died_silently_cost_one_wait_together() {
+    let stage = Stage::new().await;
+    let relay = Relay::to(stage.emulator.proxy_address()).await;
+    let router = stage
+        .builder("test")
+        .resolve(relay.resolver())
+        .verify_after(Duration::ZERO)
+        .build()
+        .unwrap();
+    let held = futures_util::future::join_all((0..4).map(|_| router.get("acme"))).await;
+    assert!(held.iter().all(Result::is_ok));
+    drop(held);
+    eventually("all four are open", || router.status().connections == 4).await;
+    relay.freeze();
+    let start = Instant::now();
+    assert_eq!(
+        run_on(&router.get("acme").await.unwrap(), "SELECT 1").await,
+        "1"
+    );
+    // One connection is asked, for two seconds, and ended within one more; its siblings are not asked.
+    assert!(
+        start.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        start.elapsed()
+    );
+    eventually("the dead ones are gone", || {
+        router.status().connections == 1
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_recently_used_connection_is_not_asked_whether_it_lives() {
+    let stage = Stage::new().await;
+    let relay = Relay::to(stage.emulator.proxy_address()).await;
+    let router = stage
+        .builder("test")
+        .resolve(relay.resolver())
+        .build()
+        .unwrap();
+    drop(router.get("acme").await.unwrap());
+    relay.freeze();
+    let start = Instant::now();
+    drop(router.get("acme").await.unwrap());
+    assert!(start.elapsed() < Duration::from_secs(1), "it was asked");
+}
+
+#[tokio::test]
+async fn connections_whose_insides_were_swapped_are_not_pooled() {
+    let stage = Stage::new().await;
+    let router = stage.router();
+    let (mut acme, mut globex) = (
+        router.get("acme").await.unwrap(),
+        router.get("globex").await.unwrap(),
+    );
+    std::mem::swap(&mut *acme, &mut *globex);
+    drop((acme, globex));
+    for tenant in ["acme", "globex"] {
+        let client = router.get(tenant).await.unwrap();
+        client
+            .batch_execute("CREATE TABLE t (n int)")
+            .await
+            .expect("an empty database of its own");
+    }
 }

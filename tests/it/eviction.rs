@@ -1,8 +1,15 @@
 //! Pools that leave the cache.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
 use tenantry::{Endpoint, TenantRouter};
+use tokio::sync::Notify;
 
 use crate::support::{Stage, eventually, run_on};
 
@@ -96,10 +103,10 @@ async fn after_eviction_a_moved_tenant_is_found_at_its_new_place() {
             password,
         ));
     }
-    let moved = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
-    let place = std::sync::Arc::clone(&moved);
+    let moved = Arc::new(AtomicUsize::new(0));
+    let place = Arc::clone(&moved);
     let router = stage.at(TenantRouter::builder(move |_| {
-        let endpoint = endpoints[place.load(std::sync::atomic::Ordering::SeqCst)].clone();
+        let endpoint = endpoints[place.load(SeqCst)].clone();
         async move { Ok(Some(endpoint)) }
     }));
     let router = router.build().unwrap();
@@ -107,7 +114,7 @@ async fn after_eviction_a_moved_tenant_is_found_at_its_new_place() {
         run_on(&router.get("acme").await.unwrap(), "SELECT place FROM t").await,
         "old"
     );
-    moved.store(1, std::sync::atomic::Ordering::SeqCst);
+    moved.store(1, SeqCst);
     assert_eq!(
         run_on(&router.get("acme").await.unwrap(), "SELECT place FROM t").await,
         "old"
@@ -117,4 +124,58 @@ async fn after_eviction_a_moved_tenant_is_found_at_its_new_place() {
         run_on(&router.get("acme").await.unwrap(), "SELECT place FROM t").await,
         "new"
     );
+}
+
+#[tokio::test]
+async fn an_eviction_during_a_look_up_makes_it_look_again() {
+    let stage = Stage::new().await;
+    drop(stage.router().get("acme").await.unwrap());
+    let it = stage.witness("acme");
+    let uri = stage
+        .neon()
+        .connection_uri(
+            &it.project_id,
+            &it.endpoint_id,
+            "neondb",
+            "neondb_owner",
+            true,
+        )
+        .await;
+    let config: tenantry::tokio_postgres::Config = uri.unwrap().expose().parse().unwrap();
+    let password = String::from_utf8(config.get_password().unwrap().to_vec()).unwrap();
+    let pooled = it.host.replacen('.', "-pooler.", 1);
+    let right = Endpoint::neon(it.host, pooled, "neondb", "neondb_owner", password);
+    let mut rotated = right.clone();
+    rotated.password = "the old one".into();
+
+    // The first look-up reads the old password and takes its time.
+    let (begun, release) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (entered, wait) = (Arc::clone(&begun), Arc::clone(&release));
+    let asked = Arc::new(AtomicUsize::new(0));
+    let router = stage.at(TenantRouter::builder(move |_| {
+        let first = asked.fetch_add(1, SeqCst) == 0;
+        let endpoint = if first {
+            rotated.clone()
+        } else {
+            right.clone()
+        };
+        let (entered, wait) = (Arc::clone(&entered), Arc::clone(&wait));
+        async move {
+            if first {
+                entered.notify_one();
+                wait.notified().await;
+            }
+            Ok(Some(endpoint))
+        }
+    }));
+    let router = router.build().unwrap();
+    let call = tokio::spawn({
+        let router = router.clone();
+        async move { router.get("acme").await.map(drop) }
+    });
+    begun.notified().await;
+    router.evict("acme"); // the application has stored the new password
+    release.notify_one();
+    call.await.unwrap().unwrap();
+    assert_eq!(router.status().lookups, 2);
 }

@@ -1,8 +1,10 @@
 //! What the tests share: a stage with an emulator and routers on it, and a scripted API.
 
+mod relay;
 mod script;
 mod stage;
 
+pub(crate) use relay::Relay;
 pub(crate) use script::{Reply, ScriptedApi};
 pub(crate) use stage::{Stage, eventually, run_on};
 

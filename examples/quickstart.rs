@@ -1,24 +1,16 @@
-//! Three tenants that nobody has ever seen, each with a database of its own, on Neon's emulator.
+//! Three tenants that nobody has ever seen, each with a database of its own, on an emulator of Neon.
 //!
 //! Run it with `tests/with-postgres cargo run --example quickstart`.
 
 use std::time::Duration;
-
-use tokio::time::Instant;
-
 use tenantry::{BoxError, Neon, Provisioner, TenantRouter, emulator::Emulator, records::Memory};
-
-const TENANTS: [&str; 3] = ["acme", "globex", "initech"];
+use tokio::time::Instant;
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
-    // Neon on this machine, as slow to wake as the real one. With a real API key, leave out this and the three lines
-    // that mention it.
-    let emulator = Emulator::builder()
-        .wake_delay(Duration::from_millis(350))
-        .start()
-        .await?;
-
+    // Neon on this machine, as slow to wake as the real one.
+    let delay = Duration::from_millis(350);
+    let emulator = Emulator::builder().wake_delay(delay).start().await?;
     let neon = Neon::builder(emulator.api_key())
         .base_url(emulator.api_url())
         .build()?;
@@ -28,69 +20,60 @@ async fn main() -> Result<(), BoxError> {
         .build()?;
 
     println!(
-        "{:<10} {:<26} {:>12} {:>12}  rows",
-        "tenant", "access", "get", "query"
+        "tenant   access                    get     of it wake         query  rows of its own"
     );
-    for tenant in TENANTS {
-        visit(&router, tenant, "first: database created").await?;
-    }
-    for tenant in TENANTS {
-        visit(&router, tenant, "second: idle connection").await?;
-    }
-    emulator.suspend_all().await; // Neon does this by itself after five idle minutes
-    for tenant in TENANTS {
-        visit(&router, tenant, "after suspend: woken").await?;
+    for access in ["first: created", "second: reused", "asleep: woken"] {
+        for tenant in ["acme", "globex", "initech"] {
+            visit(&router, &emulator, tenant, access).await?;
+        }
+        if access.starts_with("second") {
+            emulator.suspend_all().await; // Neon does this by itself after five idle minutes
+        }
     }
 
-    println!(
-        "\n{:<10} {:<44} {:>6} {:>9}",
-        "tenant", "host", "wakes", "sessions"
-    );
+    println!("\ntenant   wakes  sessions  host");
     for it in emulator.witnesses() {
-        let tenant = &it.annotations["tenantry-tenant"];
+        let (tenant, wakes) = (&it.annotations["tenantry-tenant"], it.wakes.len());
         println!(
-            "{tenant:<10} {:<44} {:>6} {:>9}",
-            it.host,
-            it.wakes.len(),
-            it.sessions.len()
+            "{tenant:<8} {wakes:>5}  {:>8}  {}",
+            it.sessions.len(),
+            it.host
         );
     }
-    let status = router.status();
-    println!(
-        "\n{} created, {} connections opened, {} reused",
-        status.provisioned, status.opened, status.reused
-    );
     router.close().await;
     Ok(())
 }
 
-/// Gets the tenant's connection, adds a row to the tenant's own table, and reads back all that is there.
-async fn visit(router: &TenantRouter, tenant: &str, access: &str) -> Result<(), BoxError> {
+/// Gets the tenant's connection, adds a row to its own table, and reads back all that is there.
+async fn visit(
+    router: &TenantRouter,
+    emulator: &Emulator,
+    tenant: &str,
+    access: &str,
+) -> Result<(), BoxError> {
     let start = Instant::now();
     let client = router.get(tenant).await?;
     let got = start.elapsed();
     client
-        .batch_execute("CREATE TABLE IF NOT EXISTS visits (note text)")
+        .batch_execute("CREATE TABLE IF NOT EXISTS visits (visitor text)")
         .await?;
     client
-        .execute(
-            "INSERT INTO visits VALUES ($1)",
-            &[&format!("{tenant} was here")],
-        )
+        .execute("INSERT INTO visits VALUES ($1)", &[&tenant])
         .await?;
 
-    let start = Instant::now();
+    let begin = Instant::now();
     let rows = client
-        .query_typed("SELECT note, count(*) FROM visits GROUP BY note", &[])
+        .query_typed("SELECT visitor FROM visits", &[])
         .await?;
-    let queried = start.elapsed();
-    let notes: Vec<_> = rows
-        .iter()
-        .map(|row| format!("{:?} × {}", row.get::<_, &str>(0), row.get::<_, i64>(1)))
-        .collect();
-    println!(
-        "{tenant:<10} {access:<26} {got:>12.1?} {queried:>12.1?}  {}",
-        notes.join(", ")
-    );
+    let queried = begin.elapsed();
+
+    let all = emulator.witnesses().into_iter().flat_map(|it| it.wakes);
+    let woken: Duration = all
+        .filter(|wake| wake.at >= start)
+        .map(|wake| wake.took)
+        .sum();
+    let times = [got, woken, queried].map(|time| format!("{:>10.3} ms", time.as_secs_f64() * 1e3));
+    let visitors: Vec<&str> = rows.iter().map(|row| row.get(0)).collect();
+    println!("{tenant:<8} {access:<15} {}  {visitors:?}", times.join(" "));
     Ok(())
 }

@@ -540,7 +540,11 @@ impl Parting {
         } = &*self.pool;
         count(&shared.stats.discarded);
         let sqlstate = watch.last_sqlstate();
-        tracing::debug!(%tenant, sqlstate, "connection came back busy; closing it");
+        tracing::debug!(
+            tenant = tenant.as_str(),
+            sqlstate,
+            "connection came back busy; closing it"
+        );
         let token = client.cancel_token();
         shared
             .dialer

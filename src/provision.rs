@@ -135,20 +135,25 @@ impl Provisioning {
         } else {
             self.adopt(&name, tenant, progress).await?
         };
-        let endpoint = if let Some(endpoint) = adopted {
-            count(&stats.adopted);
-            tracing::debug!(%tenant, name, "provision: adopted");
-            endpoint
+        let (endpoint, outcome, counter) = if let Some(endpoint) = adopted {
+            (endpoint, "adopted", &stats.adopted)
         } else {
             let endpoint = self.create(name.clone(), tenant, progress).await?;
-            count(&stats.provisioned);
-            tracing::debug!(%tenant, name, "provision: created");
-            endpoint
+            (endpoint, "created", &stats.provisioned)
         };
         self.records
             .publish(tenant, claim, endpoint.clone())
             .await
             .map_err(catalog)?;
+        count(counter);
+        let elapsed = progress.elapsed();
+        tracing::debug!(
+            tenant = tenant.as_str(),
+            name,
+            outcome,
+            ?elapsed,
+            "provision"
+        );
         Ok(endpoint)
     }
 
@@ -176,7 +181,12 @@ impl Provisioning {
         }
         for duplicate in found {
             let duplicate = duplicate.id;
-            tracing::warn!(%tenant, served = id, duplicate, "the tenant has two projects; the older one is served");
+            tracing::warn!(
+                tenant = tenant.as_str(),
+                served = id,
+                duplicate,
+                "the tenant has two projects; the older one is served"
+            );
         }
         self.control_plane.ready(&id, progress).await?;
         self.control_plane.endpoint(&id, progress).await.map(Some)
@@ -309,6 +319,8 @@ mod tests {
         names.extend(ids.iter().map(|id| name("staging", id)));
         names.extend([name("a", "bc"), name("ab", "c"), name("prod-a", "cme")]);
         assert_eq!(names.len(), 2 * ids.len() + 3);
+        let hashes: HashSet<_> = names.iter().map(|name| &name[name.len() - 32..]).collect();
+        assert_eq!(hashes.len(), names.len(), "the hash alone keeps them apart");
     }
 
     #[test]

@@ -70,6 +70,11 @@ impl Progress {
         std::mem::take(&mut self.seen().stale)
     }
 
+    /// Time since the work began.
+    pub fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
     /// Time left; none when the deadline has passed.
     pub fn remaining(&self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now())

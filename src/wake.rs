@@ -14,7 +14,10 @@ use std::{
 
 use deadpool_postgres::{Client, Manager, ManagerConfig, RecyclingMethod};
 use futures_util::FutureExt;
-use tokio::{task::JoinHandle, time::sleep};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep},
+};
 
 use crate::{
     dial::{ConnectionTask, Dialed},
@@ -91,7 +94,7 @@ impl Attempt {
             Reason::Request => count(&stats.wakes_by_request),
             Reason::Warm => count(&stats.wakes_by_warm),
         }
-        tracing::debug!(tenant = %self.pool.tenant, ?reason, "wake");
+        tracing::debug!(tenant = self.pool.tenant.as_str(), ?reason, "wake");
         let progress = Progress::new(Stage::Wake, self.pool.shared.config.wake_timeout);
         if early_ends > 0 {
             // The last ones were closed as soon as they were open: trying at once would only go round.
@@ -112,13 +115,18 @@ impl Attempt {
             ..
         } = &*self.pool;
         count(&shared.stats.dials);
+        let (tenant, began) = (tenant.as_str(), Instant::now());
         let dialed = shared
             .dialer
             .dial(endpoint, &endpoint.pooled_host, progress.deadline())
             .await;
-        if let Err(err) = &dialed {
-            tracing::debug!(%tenant, kind = ?err.kind(), %err, "connect failed");
-            self.pool.note(err);
+        let elapsed = began.elapsed();
+        match &dialed {
+            Ok(_) => tracing::debug!(tenant, ?elapsed, "connect"),
+            Err(err) => {
+                tracing::debug!(tenant, ?elapsed, kind = ?err.kind(), %err, "connect");
+                self.pool.note(err);
+            }
         }
         dialed
     }
@@ -146,7 +154,7 @@ impl Attempt {
             Err(err) => {
                 let everyone = state.open == 0;
                 drop(state);
-                tracing::debug!(tenant = %pool.tenant, kind = ?err.kind(), %err, "refused");
+                tracing::debug!(tenant = pool.tenant.as_str(), kind = ?err.kind(), %err, "refused");
                 pool.fail(&err, everyone);
             }
         }

@@ -383,8 +383,10 @@ impl Neon {
     pub async fn wait_for_operations(&self, project_id: &str) -> Result<Vec<Operation>, Error> {
         let progress = self.progress();
         let neon = self.within(&progress);
-        // One request covers all operations of the project; the waits stay far below the API's rate limit.
-        let waits = backoff(Duration::from_millis(100), Duration::from_secs(2));
+        // One request covers all operations of the project. The waits grow slowly, so that little time is lost at the
+        // end, and stay far below the API's rate limit.
+        let grow = |wait: &Duration| Some((*wait * 3 / 2).min(Duration::from_secs(1)));
+        let waits = std::iter::successors(Some(Duration::from_millis(100)), grow);
         retry(&progress, waits, || async {
             let operations = neon.list_operations(project_id).await?;
             match operations.iter().find(|operation| operation.is_pending()) {

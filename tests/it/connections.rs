@@ -282,13 +282,14 @@ async fn connections_whose_insides_were_swapped_are_not_pooled() {
         router.get("acme").await.unwrap(),
         router.get("globex").await.unwrap(),
     );
+    run_on(&acme, "CREATE TABLE t AS SELECT 'acme' AS owner").await;
+    run_on(&globex, "CREATE TABLE t AS SELECT 'globex' AS owner").await;
     std::mem::swap(&mut *acme, &mut *globex);
     drop((acme, globex));
     for tenant in ["acme", "globex"] {
-        let client = router.get(tenant).await.unwrap();
-        client
-            .batch_execute("CREATE TABLE t (n int)")
-            .await
-            .expect("an empty database of its own");
+        assert_eq!(
+            run_on(&router.get(tenant).await.unwrap(), "SELECT owner FROM t").await,
+            tenant
+        );
     }
 }

@@ -39,16 +39,21 @@ async fn a_full_cache_keeps_a_new_tenant() {
 async fn eviction_never_closes_a_connection_under_its_user() {
     let stage = Stage::new().await;
     let router = stage.router();
-    let client = router.get("acme").await.unwrap();
+    let (client, other) = (
+        router.get("acme").await.unwrap(),
+        router.get("acme").await.unwrap(),
+    );
     assert!(router.evict("acme"));
     assert!(!router.evict("acme"));
     assert_eq!(run_on(&client, "SELECT 1").await, "1");
     drop(client);
     eventually("it is closed when it comes back", || {
-        stage.witness("acme").open_sessions == 0
+        stage.witness("acme").open_sessions == 1
     })
     .await;
-    assert_eq!(router.status().connections, 0);
+    assert_eq!(run_on(&other, "SELECT 1").await, "1");
+    drop(other);
+    eventually("so is the other", || router.status().connections == 0).await;
 }
 
 #[tokio::test]

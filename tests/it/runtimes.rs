@@ -94,6 +94,22 @@ fn when_the_routers_own_runtime_ends_every_call_says_closed() {
     );
 }
 
+#[test]
+fn an_idle_router_notices_the_end_of_its_runtime() {
+    let (home, guest) = (Runtime::new().unwrap(), Runtime::new().unwrap());
+    let stage = guest.block_on(Stage::new());
+    let router = home.block_on(async { stage.router() });
+    drop(guest.block_on(router.get("acme")).unwrap());
+    home.shutdown_timeout(Duration::from_secs(5));
+    for tenant in ["acme", "nobody-yet"] {
+        assert_eq!(
+            guest.block_on(router.get(tenant)).unwrap_err().kind(),
+            ErrorKind::Closed,
+            "{tenant}"
+        );
+    }
+}
+
 #[tokio::test]
 async fn close_ends_waiting_calls_and_all_connections() {
     let stage = Stage::new().await;

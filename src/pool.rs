@@ -58,12 +58,11 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn new(config: Config, dialer: Dialer, runtime: Handle) -> Arc<Self> {
-        let life = Life::on(&runtime);
         Arc::new(Self {
             config,
             dialer,
             stats: Stats::default(),
-            life,
+            life: Arc::default(),
             runtime,
             connections: TaskTracker::new(),
             attempts: TaskTracker::new(),

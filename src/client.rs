@@ -5,7 +5,7 @@ use std::{
     ops::{Deref, DerefMut},
 };
 
-use crate::{pool::Lease, tenant::TenantId};
+use crate::{lease::Lease, tenant::TenantId};
 
 /// A live connection to one tenant's database. Dropping it gives it back.
 ///

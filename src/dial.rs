@@ -19,8 +19,9 @@ use crate::{
     endpoint::{Encryption, Endpoint},
     error::Error,
     resolve::AnyResolve,
-    tap::{Settling, Tap, Tapped, Watch},
+    tap::{Tap, Tapped},
     verdict::{self, DialFailure},
+    watch::{Settling, Watch},
 };
 
 /// Longest wait for one address to take the socket. Neon's proxies are always up; a lost packet is sent again after 1 s.

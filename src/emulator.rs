@@ -42,6 +42,7 @@ mod api;
 mod binaries;
 mod certificate;
 mod compute;
+mod create;
 mod error;
 mod process;
 mod proxy;

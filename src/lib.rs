@@ -10,6 +10,7 @@ pub mod emulator;
 mod endpoint;
 mod error;
 mod flights;
+mod lease;
 mod life;
 mod lookup;
 pub mod neon;
@@ -29,6 +30,7 @@ mod tls;
 mod trust;
 mod verdict;
 mod wake;
+mod watch;
 
 pub use builder::RouterBuilder;
 pub use client::TenantClient;

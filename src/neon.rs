@@ -4,11 +4,13 @@
 //! from Neon's OpenAPI description (v2) and from recorded answers; unknown fields and values are let through, because
 //! the live service is ahead of its description.
 
+mod builder;
 mod client;
 mod refusal;
 mod wire;
 
-pub use client::{Neon, NeonBuilder};
+pub use builder::NeonBuilder;
+pub use client::Neon;
 pub use wire::{
     Branch, ConnectionDetails, ConnectionParameters, CreateProject, CreatedProject, Endpoint,
     Operation, Project,

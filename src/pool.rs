@@ -10,7 +10,6 @@ use std::{
     time::Duration,
 };
 
-use deadpool_postgres::{Client, StatementCache};
 use tokio::{
     runtime::Handle,
     sync::oneshot,
@@ -23,22 +22,19 @@ use crate::{
     dial::Dialer,
     endpoint::Endpoint,
     error::{Error, Stage},
+    lease::{Connection, Fitness, Lease, Parting},
     life::Life,
     retry::{lock, timed_out},
     stats::{Stats, count},
-    tap::Watch,
     tenant::TenantId,
     wake::Reason,
+    watch::Watch,
 };
 
 /// Longest wait for the answer of an idle connection that is asked whether it still lives.
 const VERIFY_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest wait for a turn of a connection's task, which takes microseconds unless the runtime is swamped.
 const TURN_TIMEOUT: Duration = Duration::from_secs(1);
-/// Longest wait for what a connection's last user left, if no transaction is open: it was probably abandoned.
-const SETTLE_TIMEOUT: Duration = Duration::from_millis(10);
-/// Longest wait for the rollback of a transaction that was dropped: a round trip, also between regions.
-const ROLLBACK_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// A connection that ends sooner than this, without having served anybody, says that more of them will.
 const EARLY_END: Duration = Duration::from_secs(1);
@@ -88,7 +84,7 @@ pub(crate) struct State {
     /// Attempts under way.
     pub(crate) dialing: usize,
     /// Connections that will probably be free in a moment: what their last user left is about to end.
-    settling: usize,
+    pub(crate) settling: usize,
     /// Connections whose tasks have not ended.
     pub(crate) open: usize,
     /// Whether a connection was lost, so that the compute may be asleep.
@@ -108,46 +104,6 @@ pub(crate) struct State {
 struct Waiter {
     turn: oneshot::Sender<Result<Lease, Error>>,
     reason: Reason,
-}
-
-/// A connection and what is known of it.
-pub(crate) struct Connection {
-    pub(crate) client: Client,
-    pub(crate) watch: Arc<Watch>,
-    /// The client's own, by which it is known again: users get at the client by `&mut`, and may swap two of them.
-    statements: Arc<StatementCache>,
-}
-
-impl Connection {
-    pub(crate) fn new(client: Client, watch: Arc<Watch>) -> Self {
-        let statements = Arc::clone(&client.statement_cache);
-        Self {
-            client,
-            watch,
-            statements,
-        }
-    }
-
-    fn is_whole(&self) -> bool {
-        Arc::ptr_eq(&self.statements, &self.client.statement_cache)
-    }
-
-    /// Ends it. Its task says goodbye to the server.
-    pub(crate) fn close(self) {
-        self.watch.mark_closing();
-    }
-
-    fn fitness(&self, config: &Config) -> Fitness {
-        if self.client.is_closed() {
-            Fitness::Closed
-        } else if !self.watch.is_clean() {
-            Fitness::Unsettled
-        } else if self.watch.silent_for() > config.verify_after {
-            Fitness::Unverified
-        } else {
-            Fitness::Fit
-        }
-    }
 }
 
 impl Pool {
@@ -252,7 +208,7 @@ impl Pool {
     }
 
     /// Takes a connection back from its user.
-    fn take_back(self: &Arc<Self>, connection: Connection) {
+    pub(crate) fn take_back(self: &Arc<Self>, connection: Connection) {
         if !connection.is_whole() {
             // Somebody has swapped its inside with another tenant's.
             return connection.close();
@@ -301,13 +257,8 @@ impl Pool {
     }
 
     /// Sees to a connection that came back busy, in a task of its own.
-    fn part(self: &Arc<Self>, connection: Connection) {
-        self.state().settling += 1;
-        let parting = Parting {
-            connection: Some(connection),
-            settling: true,
-            pool: Arc::clone(self),
-        };
+    pub(crate) fn part(self: &Arc<Self>, connection: Connection) {
+        let parting = Parting::new(connection, self);
         self.shared.runtime.spawn(parting.run());
     }
 
@@ -440,141 +391,5 @@ impl fmt::Debug for Pool {
         f.debug_struct("Pool")
             .field("tenant", &self.tenant)
             .finish_non_exhaustive()
-    }
-}
-
-/// What can be said of a connection without asking the server.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Fitness {
-    /// Can be used as it is.
-    Fit,
-    /// Something may be about to be written on it.
-    Unsettled,
-    /// Has lain so long that it may be dead without knowing.
-    Unverified,
-    /// Its task has ended.
-    Closed,
-}
-
-/// A connection on loan. Dropping it gives it back.
-pub(crate) struct Lease {
-    connection: Option<Connection>,
-    pool: Arc<Pool>,
-}
-
-impl Lease {
-    fn new(connection: Connection, pool: &Arc<Pool>) -> Self {
-        Self {
-            connection: Some(connection),
-            pool: Arc::clone(pool),
-        }
-    }
-
-    pub(crate) fn connection(&self) -> &Connection {
-        self.connection
-            .as_ref()
-            .expect("only drop, end and discard take it")
-    }
-
-    pub(crate) fn connection_mut(&mut self) -> &mut Connection {
-        self.connection
-            .as_mut()
-            .expect("only drop, end and discard take it")
-    }
-
-    pub(crate) fn tenant(&self) -> &TenantId {
-        &self.pool.tenant
-    }
-
-    /// Has it closed instead of given back.
-    fn end(mut self) {
-        if let Some(connection) = self.connection.take() {
-            connection.close();
-        }
-    }
-
-    /// Has it cancelled and closed instead of given back.
-    fn discard(mut self) {
-        if let Some(connection) = self.connection.take() {
-            self.pool.part(connection);
-        }
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        if let Some(connection) = self.connection.take() {
-            self.pool.take_back(connection);
-        }
-    }
-}
-
-/// A connection that came back with a query running or a transaction open. Its drop closes it.
-struct Parting {
-    connection: Option<Connection>,
-    settling: bool,
-    pool: Arc<Pool>,
-}
-
-impl Parting {
-    /// Waits a moment for what is over anyway (a rollback under way), then cancels the query and closes.
-    async fn run(mut self) {
-        let clean = self.settle().await;
-        self.settled();
-        let Some(Connection { client, watch, .. }) = &self.connection else {
-            return;
-        };
-        if clean {
-            if let Some(connection) = self.connection.take() {
-                self.pool.park(connection);
-            }
-            return;
-        }
-        self.pool.pump(); // whoever waited for this one needs another
-        let Pool {
-            tenant,
-            endpoint,
-            shared,
-            ..
-        } = &*self.pool;
-        count(&shared.stats.discarded);
-        let sqlstate = watch.last_sqlstate();
-        tracing::debug!(
-            tenant = tenant.as_str(),
-            sqlstate,
-            "connection came back busy; closing it"
-        );
-        let token = client.cancel_token();
-        shared
-            .dialer
-            .cancel(token, endpoint, &endpoint.pooled_host)
-            .await;
-    }
-
-    async fn settle(&self) -> bool {
-        let Some(Connection { watch, .. }) = &self.connection else {
-            return false;
-        };
-        let patience = if watch.in_transaction() {
-            ROLLBACK_TIMEOUT
-        } else {
-            SETTLE_TIMEOUT
-        };
-        watch.clean_within(patience).await
-    }
-
-    fn settled(&mut self) {
-        if mem::take(&mut self.settling) {
-            self.pool.state().settling -= 1;
-        }
-    }
-}
-
-impl Drop for Parting {
-    fn drop(&mut self) {
-        self.settled();
-        if let Some(connection) = self.connection.take() {
-            connection.close();
-        }
     }
 }

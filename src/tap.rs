@@ -3,10 +3,6 @@
 //! tokio-postgres says neither whether a transaction is open nor whether a query that nobody waits for any more is
 //! still running. Both decide whether a connection may go to the next user, so the decrypted stream is watched as it
 //! passes. Only headers are read, and of bodies one status byte and the start of an error.
-//!
-//! A request that has been sent but not yet written is invisible to the stream: it waits in a channel until the
-//! connection's task runs. [`Settling`] closes that gap. It stands between the channel and the task's waker, and notes
-//! that something is about to be written before the task knows.
 
 use std::{
     collections::VecDeque,
@@ -15,182 +11,15 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{
-            AtomicBool, AtomicU8, AtomicU32, AtomicU64,
-            Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst},
-        },
+        atomic::Ordering::{Release, SeqCst},
     },
-    task::{Context, Poll, Wake, Waker, ready},
-    time::Duration,
+    task::{Context, Poll, ready},
 };
 
-use futures_util::task::AtomicWaker;
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    sync::Notify,
-    time::{Instant, timeout},
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 
-/// What is known of one connection. Shared by its stream, its task and its user.
-#[derive(Debug)]
-pub(crate) struct Watch {
-    opened: Instant,
-    /// Milliseconds from `opened` to the last bytes that came from the server.
-    heard: AtomicU64,
-    /// Whether anybody has used it and given it back in order.
-    served: AtomicBool,
-    /// Transaction status of the last ReadyForQuery: `I` idle, `T` in a transaction, `E` in a failed one.
-    status: AtomicU8,
-    /// Requests written, or begun, whose ReadyForQuery has not come. Mere closing of statements is not counted.
-    /// Ordered with `parked`: whoever parks looks here afterwards, whoever writes looks there afterwards.
-    outstanding: AtomicU32,
-    /// The five bytes of the last error's SQLSTATE, as a number; 0 for none.
-    sqlstate: AtomicU64,
-    /// How often the task has been woken.
-    woken: AtomicU64,
-    /// The value of `woken` at the start of the last turn in which the task did all it could. Where it is less than `woken`, a request may be
-    /// waiting to be written.
-    settled: AtomicU64,
-    /// Whether the stream has bytes that it could not write.
-    blocked: AtomicBool,
-    /// Whether the task has read all there is, and so has handed on all that it read.
-    drained: AtomicBool,
-    /// Whether it lies in the pool, where nobody uses it.
-    parked: AtomicBool,
-    /// Whether we close it, so that its end says nothing about the server.
-    closing: AtomicBool,
-    /// Rung when we begin to close it.
-    farewell: Notify,
-    /// Rung after every turn of the task.
-    turned: Notify,
-}
-
-impl Watch {
-    pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self {
-            opened: Instant::now(),
-            heard: AtomicU64::new(0),
-            served: AtomicBool::new(false),
-            status: AtomicU8::new(0),
-            outstanding: AtomicU32::new(0),
-            sqlstate: AtomicU64::new(0),
-            woken: AtomicU64::new(1),
-            settled: AtomicU64::new(0),
-            blocked: AtomicBool::new(false),
-            drained: AtomicBool::new(false),
-            parked: AtomicBool::new(false),
-            closing: AtomicBool::new(false),
-            farewell: Notify::new(),
-            turned: Notify::new(),
-        })
-    }
-
-    /// Whether nothing is queued, running or open on it.
-    pub(crate) fn is_clean(&self) -> bool {
-        self.is_settled() && self.is_idle()
-    }
-
-    /// Whether its task has done all it could, so that the rest of what is known here is true.
-    fn is_settled(&self) -> bool {
-        self.settled.load(Acquire) == self.woken.load(Acquire)
-    }
-
-    /// Whether nothing that was written is running or open.
-    pub(crate) fn is_idle(&self) -> bool {
-        self.outstanding.load(SeqCst) == 0 && self.status.load(Acquire) == b'I'
-    }
-
-    /// Waits until it is clean, for `patience` at most; says whether it is.
-    ///
-    /// # Cancel safety
-    /// Nothing is lost by dropping it.
-    pub(crate) async fn clean_within(&self, patience: Duration) -> bool {
-        self.within(patience, Self::is_clean).await
-    }
-
-    /// Waits until its task has done all it could, for `patience` at most; says whether it is clean then.
-    ///
-    /// # Cancel safety
-    /// Nothing is lost by dropping it.
-    pub(crate) async fn clean_when_settled(&self, patience: Duration) -> bool {
-        self.within(patience, Self::is_settled).await && self.is_clean()
-    }
-
-    async fn within(&self, patience: Duration, condition: impl Fn(&Self) -> bool) -> bool {
-        let holds = async {
-            loop {
-                let turned = self.turned.notified();
-                if condition(self) {
-                    return;
-                }
-                turned.await;
-            }
-        };
-        timeout(patience, holds).await.is_ok()
-    }
-
-    pub(crate) fn opened(&self) -> Instant {
-        self.opened
-    }
-
-    /// Whether a transaction is open, as of the last answer.
-    pub(crate) fn in_transaction(&self) -> bool {
-        matches!(self.status.load(Acquire), b'T' | b'E')
-    }
-
-    /// Notes that it lies in the pool from now on, or no longer.
-    pub(crate) fn set_parked(&self, parked: bool) {
-        self.parked.store(parked, SeqCst);
-    }
-
-    /// Whether something runs on it although it lies in the pool: a request that its last user abandoned.
-    pub(crate) fn is_stray(&self) -> bool {
-        self.parked.load(SeqCst) && !self.is_idle()
-    }
-
-    /// Notes that somebody has used it and given it back in order.
-    pub(crate) fn mark_served(&self) {
-        self.served.store(true, Release);
-    }
-
-    pub(crate) fn has_served(&self) -> bool {
-        self.served.load(Acquire)
-    }
-
-    fn mark_heard(&self) {
-        let age = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.heard.store(age, Relaxed);
-    }
-
-    /// How long ago the server last sent anything, and so was alive for certain.
-    pub(crate) fn silent_for(&self) -> Duration {
-        let heard = Duration::from_millis(self.heard.load(Relaxed));
-        self.opened.elapsed().saturating_sub(heard)
-    }
-
-    /// Notes that we close it.
-    pub(crate) fn mark_closing(&self) {
-        self.closing.store(true, Release);
-        self.farewell.notify_one();
-    }
-
-    /// Waits until we have been closing it for `patience`.
-    pub(crate) async fn overdue(&self, patience: Duration) {
-        self.farewell.notified().await;
-        tokio::time::sleep(patience).await;
-    }
-
-    pub(crate) fn is_closing(&self) -> bool {
-        self.closing.load(Acquire)
-    }
-
-    /// SQLSTATE of the last error the server sent on it.
-    pub(crate) fn last_sqlstate(&self) -> Option<String> {
-        let packed = self.sqlstate.load(Acquire);
-        (packed != 0).then(|| String::from_utf8_lossy(&packed.to_be_bytes()[3..]).into_owned())
-    }
-}
+use crate::watch::Watch;
 
 /// What a batch of requests does to the connection, in the order in which their ReadyForQuery will come.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -436,61 +265,10 @@ where
     }
 }
 
-/// A connection's task, whose every waking is noted before it runs.
-pub(crate) struct Settling<F> {
-    connection: F,
-    bell: Arc<Bell>,
-}
-
-impl<F> Settling<F> {
-    pub(crate) fn new(connection: F, watch: Arc<Watch>) -> Self {
-        Self {
-            connection,
-            bell: Arc::new(Bell {
-                watch,
-                task: AtomicWaker::new(),
-            }),
-        }
-    }
-}
-
-impl<F: Future + Unpin> Future for Settling<F> {
-    type Output = F::Output;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        self.bell.task.register(cx.waker());
-        // Read before the turn, stored after it: what arrives in between wakes the task once more.
-        let woken = self.bell.watch.woken.load(Acquire);
-        let waker = Waker::from(Arc::clone(&self.bell));
-        let polled = Pin::new(&mut self.connection).poll(&mut Context::from_waker(&waker));
-        // A task that cannot write, or that nobody takes the rows from, is not done though it waits.
-        if self.bell.watch.drained.load(Acquire) && !self.bell.watch.blocked.load(Acquire) {
-            self.bell.watch.settled.store(woken, Release);
-        }
-        self.bell.watch.turned.notify_waiters();
-        polled
-    }
-}
-
-/// Wakes the connection's task, and says so to whoever wants to know whether all is written.
-struct Bell {
-    watch: Arc<Watch>,
-    task: AtomicWaker,
-}
-
-impl Wake for Bell {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.watch.woken.fetch_add(1, AcqRel);
-        self.task.wake();
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering::Acquire;
+
     use super::*;
 
     fn message(tag: u8, body: &[u8]) -> Vec<u8> {
@@ -591,22 +369,5 @@ mod tests {
             );
             assert_eq!(watch.status.load(Acquire), b'E');
         }
-    }
-
-    #[test]
-    fn a_woken_task_that_has_not_run_is_not_clean() {
-        let (_tap, watch) = logged_in();
-        watch.drained.store(true, Release);
-        let idle = std::future::poll_fn(|_| Poll::<()>::Pending);
-        let mut task = Settling::new(idle, Arc::clone(&watch));
-        let bell = Arc::clone(&task.bell);
-        assert!(!watch.is_clean(), "it has never run");
-        let mut cx = Context::from_waker(Waker::noop());
-        assert!(Pin::new(&mut task).poll(&mut cx).is_pending());
-        assert!(watch.is_clean());
-        bell.wake(); // a request was sent
-        assert!(!watch.is_clean());
-        assert!(Pin::new(&mut task).poll(&mut cx).is_pending());
-        assert!(watch.is_clean());
     }
 }

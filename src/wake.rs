@@ -22,10 +22,11 @@ use tokio::{
 use crate::{
     dial::{ConnectionTask, Dialed},
     error::{Error, ErrorKind, Stage},
-    pool::{Connection, Pool},
+    lease::Connection,
+    pool::Pool,
     retry::{Progress, backoff, lock, retry},
     stats::count,
-    tap::Watch,
+    watch::Watch,
 };
 
 /// First wait between two attempts to wake a compute. Most faults of a cold start pass within it.

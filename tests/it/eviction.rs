@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use tenantry::{Endpoint, TenantRouter};
+use tenantry::TenantRouter;
 use tokio::sync::Notify;
 
 use crate::support::{Stage, eventually, run_on};
@@ -87,26 +87,7 @@ async fn after_eviction_a_moved_tenant_is_found_at_its_new_place() {
     }
     let mut endpoints = Vec::new();
     for it in stage.emulator.witnesses() {
-        let uri = stage
-            .neon()
-            .connection_uri(
-                &it.project_id,
-                &it.endpoint_id,
-                "neondb",
-                "neondb_owner",
-                true,
-            )
-            .await;
-        let config: tenantry::tokio_postgres::Config = uri.unwrap().expose().parse().unwrap();
-        let password = String::from_utf8(config.get_password().unwrap().to_vec()).unwrap();
-        let pooled = it.host.replacen('.', "-pooler.", 1);
-        endpoints.push(Endpoint::neon(
-            it.host,
-            pooled,
-            "neondb",
-            "neondb_owner",
-            password,
-        ));
+        endpoints.push(stage.endpoint(&it).await);
     }
     let moved = Arc::new(AtomicUsize::new(0));
     let place = Arc::clone(&moved);
@@ -135,21 +116,7 @@ async fn after_eviction_a_moved_tenant_is_found_at_its_new_place() {
 async fn an_eviction_during_a_look_up_makes_it_look_again() {
     let stage = Stage::new().await;
     drop(stage.router().get("acme").await.unwrap());
-    let it = stage.witness("acme");
-    let uri = stage
-        .neon()
-        .connection_uri(
-            &it.project_id,
-            &it.endpoint_id,
-            "neondb",
-            "neondb_owner",
-            true,
-        )
-        .await;
-    let config: tenantry::tokio_postgres::Config = uri.unwrap().expose().parse().unwrap();
-    let password = String::from_utf8(config.get_password().unwrap().to_vec()).unwrap();
-    let pooled = it.host.replacen('.', "-pooler.", 1);
-    let right = Endpoint::neon(it.host, pooled, "neondb", "neondb_owner", password);
+    let right = stage.endpoint(&stage.witness("acme")).await;
     let mut rotated = right.clone();
     rotated.password = "the old one".into();
 

@@ -15,12 +15,12 @@ const ROWS: &[(&str, &[&str])] = &[
         &["retry", "flights", "life", "stats", "trust"],
     ),
     ("neon", &["neon"]),
-    ("dial", &["tls", "tap", "dial", "verdict"]),
+    ("dial", &["tls", "watch", "tap", "dial", "verdict"]),
     (
         "tenancy",
         &["lookup", "records", "control_plane", "provision"],
     ),
-    ("pools", &["wake", "pool", "pools"]),
+    ("pools", &["lease", "wake", "pool", "pools"]),
     ("face", &["client", "router", "builder"]),
     ("edge", &[]),
 ];

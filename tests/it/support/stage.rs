@@ -5,9 +5,10 @@ use std::{future::Future, time::Duration};
 use tokio::time::Instant;
 
 use tenantry::{
-    Neon, Provisioner, RouterBuilder, TenantClient, TenantRouter,
+    Endpoint, Neon, Provisioner, RouterBuilder, TenantClient, TenantRouter,
     emulator::{Emulator, EmulatorBuilder, Witness},
     records::Memory,
+    tokio_postgres::Config,
 };
 
 use super::LONG;
@@ -70,6 +71,22 @@ impl Stage {
             .collect();
         assert_eq!(found.len(), 1, "projects of {tenant:?}");
         found.remove(0)
+    }
+
+    /// Where `it` is, as an application's own table would have it.
+    pub(crate) async fn endpoint(&self, it: &Witness) -> Endpoint {
+        let neon = self.neon();
+        let uri = neon.connection_uri(
+            &it.project_id,
+            &it.endpoint_id,
+            "neondb",
+            "neondb_owner",
+            true,
+        );
+        let config: Config = uri.await.unwrap().expose().parse().unwrap();
+        let password = String::from_utf8(config.get_password().unwrap().to_vec()).unwrap();
+        let pooled = it.host.replacen('.', "-pooler.", 1);
+        Endpoint::neon(&it.host, pooled, "neondb", "neondb_owner", password)
     }
 
     /// Suspends the compute of `tenant`.

@@ -1,0 +1,197 @@
+//! A connection on loan, and what becomes of it when it comes back.
+
+use std::{mem, sync::Arc, time::Duration};
+
+use deadpool_postgres::{Client, StatementCache};
+
+use crate::{config::Config, pool::Pool, stats::count, tenant::TenantId, watch::Watch};
+
+/// Longest wait for what a connection's last user left, if no transaction is open: it was probably abandoned.
+const SETTLE_TIMEOUT: Duration = Duration::from_millis(10);
+/// Longest wait for the rollback of a transaction that was dropped: a round trip, also between regions.
+const ROLLBACK_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// A connection and what is known of it.
+pub(crate) struct Connection {
+    pub(crate) client: Client,
+    pub(crate) watch: Arc<Watch>,
+    /// The client's own, by which it is known again: users get at the client by `&mut`, and may swap two of them.
+    statements: Arc<StatementCache>,
+}
+
+impl Connection {
+    pub(crate) fn new(client: Client, watch: Arc<Watch>) -> Self {
+        let statements = Arc::clone(&client.statement_cache);
+        Self {
+            client,
+            watch,
+            statements,
+        }
+    }
+
+    pub(crate) fn is_whole(&self) -> bool {
+        Arc::ptr_eq(&self.statements, &self.client.statement_cache)
+    }
+
+    /// Ends it. Its task says goodbye to the server.
+    pub(crate) fn close(self) {
+        self.watch.mark_closing();
+    }
+
+    pub(crate) fn fitness(&self, config: &Config) -> Fitness {
+        if self.client.is_closed() {
+            Fitness::Closed
+        } else if !self.watch.is_clean() {
+            Fitness::Unsettled
+        } else if self.watch.silent_for() > config.verify_after {
+            Fitness::Unverified
+        } else {
+            Fitness::Fit
+        }
+    }
+}
+
+/// What can be said of a connection without asking the server.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Fitness {
+    /// Can be used as it is.
+    Fit,
+    /// Something may be about to be written on it.
+    Unsettled,
+    /// Has lain so long that it may be dead without knowing.
+    Unverified,
+    /// Its task has ended.
+    Closed,
+}
+
+/// A connection on loan. Dropping it gives it back.
+pub(crate) struct Lease {
+    connection: Option<Connection>,
+    pool: Arc<Pool>,
+}
+
+impl Lease {
+    pub(crate) fn new(connection: Connection, pool: &Arc<Pool>) -> Self {
+        Self {
+            connection: Some(connection),
+            pool: Arc::clone(pool),
+        }
+    }
+
+    pub(crate) fn connection(&self) -> &Connection {
+        self.connection
+            .as_ref()
+            .expect("only drop, end and discard take it")
+    }
+
+    pub(crate) fn connection_mut(&mut self) -> &mut Connection {
+        self.connection
+            .as_mut()
+            .expect("only drop, end and discard take it")
+    }
+
+    pub(crate) fn tenant(&self) -> &TenantId {
+        &self.pool.tenant
+    }
+
+    /// Has it closed instead of given back.
+    pub(crate) fn end(mut self) {
+        if let Some(connection) = self.connection.take() {
+            connection.close();
+        }
+    }
+
+    /// Has it cancelled and closed instead of given back.
+    pub(crate) fn discard(mut self) {
+        if let Some(connection) = self.connection.take() {
+            self.pool.part(connection);
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            self.pool.take_back(connection);
+        }
+    }
+}
+
+/// A connection that came back with a query running or a transaction open. Its drop closes it.
+pub(crate) struct Parting {
+    connection: Option<Connection>,
+    settling: bool,
+    pool: Arc<Pool>,
+}
+
+impl Parting {
+    pub(crate) fn new(connection: Connection, pool: &Arc<Pool>) -> Self {
+        pool.state().settling += 1;
+        Self {
+            connection: Some(connection),
+            settling: true,
+            pool: Arc::clone(pool),
+        }
+    }
+
+    /// Waits a moment for what is over anyway (a rollback under way), then cancels the query and closes.
+    pub(crate) async fn run(mut self) {
+        let clean = self.settle().await;
+        self.settled();
+        let Some(Connection { client, watch, .. }) = &self.connection else {
+            return;
+        };
+        if clean {
+            if let Some(connection) = self.connection.take() {
+                self.pool.park(connection);
+            }
+            return;
+        }
+        self.pool.pump(); // whoever waited for this one needs another
+        let Pool {
+            tenant,
+            endpoint,
+            shared,
+            ..
+        } = &*self.pool;
+        count(&shared.stats.discarded);
+        let sqlstate = watch.last_sqlstate();
+        tracing::debug!(
+            tenant = tenant.as_str(),
+            sqlstate,
+            "connection came back busy; closing it"
+        );
+        let token = client.cancel_token();
+        shared
+            .dialer
+            .cancel(token, endpoint, &endpoint.pooled_host)
+            .await;
+    }
+
+    async fn settle(&self) -> bool {
+        let Some(Connection { watch, .. }) = &self.connection else {
+            return false;
+        };
+        let patience = if watch.in_transaction() {
+            ROLLBACK_TIMEOUT
+        } else {
+            SETTLE_TIMEOUT
+        };
+        watch.clean_within(patience).await
+    }
+
+    fn settled(&mut self) {
+        if mem::take(&mut self.settling) {
+            self.pool.state().settling -= 1;
+        }
+    }
+}
+
+impl Drop for Parting {
+    fn drop(&mut self) {
+        self.settled();
+        if let Some(connection) = self.connection.take() {
+            connection.close();
+        }
+    }
+}

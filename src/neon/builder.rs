@@ -1,0 +1,131 @@
+//! The settings of a client.
+
+use std::{fmt, time::Duration};
+
+use reqwest::redirect;
+use rustls::pki_types::CertificateDer;
+use url::Url;
+
+use super::client::{Inner, Neon};
+use crate::{
+    config::{InvalidConfig, check_limit},
+    secret::Secret,
+    trust,
+};
+
+/// Where Neon's API answers.
+const BASE_URL: &str = "https://console.neon.tech/api/v2";
+/// Longest wait for a connection to the API.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Settings of a [`Neon`] client.
+#[derive(Clone)]
+#[must_use = "a builder does nothing until it is built"]
+pub struct NeonBuilder {
+    key: Secret,
+    base_url: String,
+    org_id: Option<String>,
+    request_timeout: Duration,
+    call_timeout: Duration,
+    root_certificates: Vec<CertificateDer<'static>>,
+}
+
+impl NeonBuilder {
+    pub(super) fn new(key: Secret) -> Self {
+        Self {
+            key,
+            base_url: BASE_URL.to_owned(),
+            org_id: None,
+            request_timeout: Duration::from_secs(15),
+            call_timeout: Duration::from_secs(60),
+            root_certificates: Vec::new(),
+        }
+    }
+
+    /// Sets where the API answers. Defaults to Neon's; change it for an emulator or a gateway.
+    pub fn base_url(mut self, url: impl Into<String>) -> Self {
+        self.base_url = url.into();
+        self
+    }
+
+    /// Sets the organization that owns the projects. Needed with a personal API key; an organization's own key implies
+    /// it.
+    pub fn org_id(mut self, org_id: impl Into<String>) -> Self {
+        self.org_id = Some(org_id.into());
+        self
+    }
+
+    /// Longest wait for one answer. Defaults to 15 seconds: a creation takes about one.
+    pub fn request_timeout(mut self, limit: Duration) -> Self {
+        self.request_timeout = limit;
+        self
+    }
+
+    /// Longest time for one call with all its repetitions, where no other work sets a deadline. Defaults to 60 seconds.
+    pub fn call_timeout(mut self, limit: Duration) -> Self {
+        self.call_timeout = limit;
+        self
+    }
+
+    /// Trusts one more root certificate, besides Mozilla's.
+    pub fn root_certificate(mut self, certificate: CertificateDer<'static>) -> Self {
+        self.root_certificates.push(certificate);
+        self
+    }
+
+    /// Checks the settings. Sends nothing.
+    pub fn build(self) -> Result<Neon, InvalidConfig> {
+        let base = Url::parse(&self.base_url)
+            .ok()
+            .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+            .ok_or_else(|| {
+                InvalidConfig::new("the base url of neon's api is not an http(s) url")
+            })?;
+        check_limit("request_timeout", self.request_timeout)?;
+        check_limit("call_timeout", self.call_timeout)?;
+        if self.key.expose().is_empty()
+            || !self
+                .key
+                .expose()
+                .bytes()
+                .all(|byte| byte.is_ascii_graphic())
+        {
+            return Err(InvalidConfig::new(
+                "neon's api key is empty or has characters that no key has",
+            ));
+        }
+        let http = reqwest::Client::builder()
+            .tls_backend_preconfigured(trust::client_config(&self.root_certificates)?)
+            .user_agent(concat!("tenantry/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(CONNECT_TIMEOUT)
+            .pool_max_idle_per_host(4)
+            .redirect(redirect::Policy::none()) // a redirect would carry the key elsewhere
+            .retry(reqwest::retry::never())
+            .build()
+            .map_err(|err| InvalidConfig::new(format!("no http client: {err}")))?;
+        let Self {
+            key,
+            org_id,
+            request_timeout,
+            call_timeout,
+            ..
+        } = self;
+        Ok(Neon::new(Inner {
+            http,
+            base,
+            key,
+            org_id,
+            request_timeout,
+            call_timeout,
+        }))
+    }
+}
+
+// A base url may carry credentials, so only the host of it is shown.
+impl fmt::Debug for NeonBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NeonBuilder")
+            .field("org_id", &self.org_id)
+            .finish_non_exhaustive()
+    }
+}

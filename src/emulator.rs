@@ -28,8 +28,6 @@
 //! folder is removed. Databases live as long as the emulator.
 //!
 //! # Where it is not Neon
-//! - Passwords are checked by Postgres, so a wrong one wakes the compute, and so does an unknown role; at Neon the
-//!   proxy checks them first.
 //! - Behind the `…-pooler` hosts there is no pooler yet: sessions go straight to Postgres, so `SET` and `LISTEN` hold.
 //!   On suspend they are closed without a word, as at Neon.
 //! - A project has one branch with one endpoint. Quotas are stored and shown, not enforced.
@@ -44,9 +42,13 @@ mod certificate;
 mod compute;
 mod create;
 mod error;
+mod login;
+mod message;
 mod process;
 mod proxy;
+mod scram;
 mod scratch;
+mod session;
 mod startup;
 mod template;
 mod witness;
@@ -70,7 +72,7 @@ use account::Account;
 use binaries::Binaries;
 use certificate::Certificates;
 use compute::Machine;
-use proxy::Proxy;
+use proxy::{Gate, Proxy};
 use scratch::Scratch;
 use template::Template;
 use world::{Settings, World};
@@ -129,6 +131,13 @@ impl EmulatorBuilder {
     /// projects.
     pub fn start_on_create(mut self, start: bool) -> Self {
         self.settings.start_on_create = start;
+        self
+    }
+
+    /// Whether errors before a session exists carry the SQLSTATEs that Neon's live service has begun to send (2026) in
+    /// place of `XX000` for all of them. Defaults to no.
+    pub fn live_codes(mut self, live: bool) -> Self {
+        self.settings.live_codes = live;
         self
     }
 
@@ -201,7 +210,8 @@ impl EmulatorBuilder {
         let (api, proxy) = (address(&api_listener)?, address(&proxy_listener)?);
         let routes = api::router(Arc::clone(&world), key.clone());
         runtime.spawn(async move { axum::serve(api_listener, routes).await });
-        runtime.spawn(Proxy::new(Arc::clone(&world), certificates.server).serve(proxy_listener));
+        let gate = Gate::new(certificates.server, certificates.binding);
+        runtime.spawn(Proxy::new(Arc::clone(&world), gate).serve(proxy_listener));
         let root = certificates.root;
         Ok(Emulator {
             world,
@@ -231,6 +241,7 @@ impl Emulator {
             operation_time: Duration::from_millis(50),
             suspend_after: Duration::from_secs(300),
             start_on_create: true,
+            live_codes: false,
         };
         EmulatorBuilder {
             settings,

@@ -25,6 +25,7 @@ pub(super) fn created(project: &Project) -> Value {
         database,
         role,
         password,
+        ..
     } = &project.wanted.contents;
     let parameters = json!({
         "database": database, "password": password.expose(), "role": role,

@@ -11,6 +11,7 @@ use rustls::{
     crypto::aws_lc_rs,
     pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
 };
+use sha2::{Digest, Sha256};
 
 use super::EmulatorError;
 
@@ -19,6 +20,8 @@ pub(super) struct Certificates {
     pub(super) root: CertificateDer<'static>,
     pub(super) root_pem: String,
     pub(super) server: Arc<ServerConfig>,
+    /// SHA-256 of the server's certificate, for channel binding.
+    pub(super) binding: Vec<u8>,
 }
 
 impl Certificates {
@@ -27,6 +30,7 @@ impl Certificates {
         let failed = |err| EmulatorError::new("cannot make certificates").because(err);
         let authority = authority().map_err(failed)?;
         let (chain, key) = leaf(names, &authority).map_err(failed)?;
+        let binding = Sha256::digest(&chain[0]).to_vec();
         let server = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()
             .and_then(|config| config.with_no_client_auth().with_single_cert(chain, key));
@@ -37,6 +41,7 @@ impl Certificates {
             root: authority.der().clone(),
             root_pem: authority.pem(),
             server: Arc::new(server),
+            binding,
         })
     }
 }

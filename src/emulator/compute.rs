@@ -16,7 +16,6 @@ use std::{
     time::Duration,
 };
 
-use postgres_protocol::password::scram_sha_256;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::{
     net::UnixStream,
@@ -28,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     EmulatorError, account::Account, activity, binaries::Binaries, process::wait_for,
-    template::Template, witness::Log,
+    scram::Verifier, template::Template, witness::Log,
 };
 use crate::secret::Secret;
 
@@ -56,6 +55,7 @@ pub(super) struct Contents {
     pub(super) database: String,
     pub(super) role: String,
     pub(super) password: Secret,
+    pub(super) verifier: Verifier,
 }
 
 /// A Postgres that may or may not run.
@@ -159,6 +159,20 @@ impl Compute {
             socket: self.socket(),
             run,
         })
+    }
+
+    /// What a client that logs in as `role` must prove; one that nobody can prove if there is no such role.
+    pub(super) fn verifier(&self, role: &str) -> Verifier {
+        if role == self.contents.role {
+            self.contents.verifier.clone()
+        } else {
+            Verifier::mock()
+        }
+    }
+
+    /// Whether `password` is that of `role`.
+    pub(super) fn takes(&self, role: &str, password: &Secret) -> bool {
+        role == self.contents.role && *password == self.contents.password
     }
 
     /// Stops Postgres as Neon does: the pooler is killed, then Postgres gets its fast stop. Says whether it ran.
@@ -274,12 +288,13 @@ impl Compute {
         let Contents {
             database,
             role,
-            password,
+            verifier,
+            ..
         } = &self.contents;
         let admin = self.admin("postgres").await?;
         let name = quoted(role, '"');
         // Its verifier, not the password itself: drivers log the statements they run.
-        let verifier = quoted(&scram_sha_256(password.expose().as_bytes()), '\'');
+        let verifier = quoted(verifier.expose(), '\'');
         let mut sql = vec![format!("ALTER ROLE {name} PASSWORD {verifier}")];
         if role != "neondb_owner" {
             sql.insert(

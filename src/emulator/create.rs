@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::{
     api::Refused,
     compute::Contents,
+    scram::Verifier,
     world::{DEFAULT_REGION, REGIONS, Wanted, new_password},
 };
 
@@ -111,10 +112,13 @@ impl CreateBranch {
             !role.is_empty() && !reserved,
             "the role's name is empty or reserved",
         )?;
+        let password = new_password();
+        let verifier = Verifier::of(&password);
         Ok(Contents {
             database,
             role,
-            password: new_password(),
+            password,
+            verifier,
         })
     }
 }

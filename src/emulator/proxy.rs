@@ -1,59 +1,73 @@
-//! The proxy in front of all computes: finds the endpoint, wakes it, passes bytes.
+//! The proxy in front of all computes: takes the client's hello, finds its endpoint, lets it in.
+//!
+//! In Neon's order: TLS, startup packet, password; only then is the compute woken, and the client hears nothing until
+//! it is up.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    error::Error,
-    io,
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 
 use rustls::ServerConfig;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy},
-    net::{TcpListener, TcpStream, UnixStream},
+    io::AsyncWriteExt,
+    net::{TcpListener, TcpStream},
     time::timeout,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::{
-    compute::{Compute, Reached},
-    startup::{BackendKey, Hello, endpoint_option, forwarded, refuse},
+    compute::Compute,
+    login::{self, Refusal},
+    message::{Message, refuse},
+    scram::Verifier,
+    session::Sessions,
+    startup::{Hello, endpoint_option, forwarded, negotiation},
     world::World,
 };
+use crate::secret::Secret;
 
 /// Neon's limit for TLS and the startup packet.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
 /// First byte of a TLS handshake.
 const TLS_HANDSHAKE: u8 = 0x16;
-
-/// Times a compute may be stopped under a client that is connecting.
-const TRIES: u32 = 20;
 /// The emulator's own role, which no client may use.
 const ADMIN: &str = "cloud_admin";
-/// SQLSTATE of a Postgres that starts or stops.
-const CANNOT_CONNECT_NOW: &str = "57P03";
-/// SQLSTATE of a wrong password. Neon's own text for it has single quotes.
-const INVALID_PASSWORD: &str = "28P01";
 
 const NO_TLS: &str = "connection is insecure (try using `sslmode=require`)";
 const NO_ENDPOINT: &str = "Endpoint ID is not specified. Either please upgrade the postgres client library (libpq) for SNI support or pass the endpoint ID (first part of the domain name) as a parameter: '?options=endpoint%3D<endpoint-id>'. See more at https://neon.tech/sni";
 
+/// What every client passes first.
+pub(super) struct Gate {
+    tls: TlsAcceptor,
+    /// Hash of the certificate, for channel binding.
+    certificate: Vec<u8>,
+}
+
+impl Gate {
+    pub(super) fn new(tls: Arc<ServerConfig>, certificate: Vec<u8>) -> Self {
+        let tls = TlsAcceptor::from(tls);
+        Self { tls, certificate }
+    }
+}
+
 /// What the proxy needs to serve a client.
 pub(super) struct Proxy {
     world: Arc<World>,
-    tls: TlsAcceptor,
-    /// Where to send the cancel request for a session.
-    keys: Mutex<HashMap<BackendKey, PathBuf>>,
+    gate: Gate,
+    sessions: Sessions,
+}
+
+/// A client that has said what it wants.
+struct Client {
+    stream: TlsStream<TcpStream>,
+    parameters: BTreeMap<String, String>,
 }
 
 impl Proxy {
-    pub(super) fn new(world: Arc<World>, tls: Arc<ServerConfig>) -> Arc<Self> {
+    pub(super) fn new(world: Arc<World>, gate: Gate) -> Arc<Self> {
+        let sessions = Sessions::default();
         Arc::new(Self {
             world,
-            tls: TlsAcceptor::from(tls),
-            keys: Mutex::default(),
+            gate,
+            sessions,
         })
     }
 
@@ -79,22 +93,14 @@ impl Proxy {
 
     async fn client(&self, stream: TcpStream) -> io::Result<()> {
         stream.set_nodelay(true)?;
-        let greeted = timeout(HANDSHAKE_TIMEOUT, self.greet(stream)).await??;
-        let Some((stream, hello)) = greeted else {
-            return Ok(());
-        };
-        match hello {
-            Hello::Cancel(key) => self.cancel(key).await,
-            Hello::Startup(parameters) => self.session(stream, parameters).await,
-            Hello::Ssl | Hello::Gss => Ok(()),
+        match timeout(HANDSHAKE_TIMEOUT, self.greet(stream)).await?? {
+            Some(client) => self.admit(client).await,
+            None => Ok(()),
         }
     }
 
     /// TLS with or without the request for it, then the startup packet. `None` if that was all.
-    async fn greet(
-        &self,
-        mut stream: TcpStream,
-    ) -> io::Result<Option<(TlsStream<TcpStream>, Hello)>> {
+    async fn greet(&self, mut stream: TcpStream) -> io::Result<Option<Client>> {
         let mut first = [0];
         while stream.peek(&mut first).await? > 0 && first[0] != TLS_HANDSHAKE {
             match Hello::read(&mut stream).await? {
@@ -104,259 +110,107 @@ impl Proxy {
                 }
                 Hello::Gss => stream.write_all(b"N").await?,
                 // libpq sends these without TLS.
-                Hello::Cancel(key) => return self.cancel(key).await.map(|()| None),
-                Hello::Startup(_) => return refuse(&mut stream, NO_TLS).await.map(|()| None),
+                Hello::Cancel(key) => return self.sessions.cancel(key).await.map(|()| None),
+                Hello::Startup(..) => {
+                    return refuse(&mut stream, "XX000", NO_TLS).await.map(|()| None);
+                }
             }
         }
-        let mut stream = self.tls.accept(stream).await?;
-        let hello = Hello::read(&mut stream).await?;
-        Ok(Some((stream, hello)))
+        let mut stream = self.gate.tls.accept(stream).await?;
+        match Hello::read(&mut stream).await? {
+            Hello::Startup(minor, parameters) => {
+                if let Some(answer) = negotiation(minor, &parameters) {
+                    answer.write(&mut stream).await?;
+                }
+                Ok(Some(Client { stream, parameters }))
+            }
+            Hello::Cancel(key) => self.sessions.cancel(key).await.map(|()| None),
+            Hello::Ssl | Hello::Gss => Ok(None),
+        }
     }
 
-    async fn session(
-        &self,
-        mut stream: TlsStream<TcpStream>,
-        parameters: BTreeMap<String, String>,
-    ) -> io::Result<()> {
-        let named = match endpoint_named(
-            stream.get_ref().1.server_name(),
-            endpoint_option(&parameters),
-        ) {
-            Ok(named) => named,
-            Err(message) => return refuse(&mut stream, &message).await,
+    /// Lets a client in and serves it to its end.
+    async fn admit(&self, mut client: Client) -> io::Result<()> {
+        match self.check(&mut client).await {
+            Ok((compute, pooled, proved)) => {
+                let Client { stream, parameters } = client;
+                let startup = forwarded(&parameters);
+                let codes = self.world.settings.live_codes;
+                self.sessions
+                    .serve(stream, &startup, &compute, pooled, proved, codes)
+                    .await
+            }
+            Err(Refusal(text)) => {
+                let code = code_of(self.world.settings.live_codes, &text);
+                refuse(&mut client.stream, code, &text).await
+            }
+        }
+    }
+
+    /// The client's compute, whether it wants the pooler, and the message that completes its login.
+    async fn check(&self, client: &mut Client) -> Result<(Arc<Compute>, bool, Message), Refusal> {
+        let Client { stream, parameters } = client;
+        let sni = stream.get_ref().1.server_name().map(str::to_owned);
+        let user = parameters.get("user").cloned();
+        let user =
+            user.ok_or_else(|| Refusal("Parameter 'user' is missing in startup packet.".into()))?;
+        let Some(named) = endpoint_named(sni.as_deref(), endpoint_option(parameters))? else {
+            let (named, password) = login::endpoint_in_password(stream, NO_ENDPOINT).await?;
+            let (compute, pooled) = self.find(&named, &user);
+            compute
+                .as_ref()
+                .inspect(|compute| compute.log.auth_attempt());
+            let known = compute.filter(|compute| compute.takes(&user, &Secret::new(password)));
+            let compute = known.ok_or_else(|| Refusal(login::wrong_password(&user)))?;
+            return Ok((compute, pooled, Message::authentication(0, &[])));
         };
+        let (compute, pooled) = self.find(&named, &user);
+        compute
+            .as_ref()
+            .inspect(|compute| compute.log.auth_attempt());
+        // Whoever names an endpoint or a role that does not exist is asked for its password all the same.
+        let verifier = compute
+            .as_ref()
+            .map_or_else(Verifier::mock, |compute| compute.verifier(&user));
+        let proved = login::authenticate(stream, &user, &verifier, &self.gate.certificate).await?;
+        let compute = compute.ok_or_else(|| Refusal(login::wrong_password(&user)))?;
+        Ok((compute, pooled, proved))
+    }
+
+    /// The compute that `named` is, and whether the host with the pooler was named.
+    fn find(&self, named: &str, user: &str) -> (Option<Arc<Compute>>, bool) {
         let (id, pooled) = match named.strip_suffix("-pooler") {
             Some(id) => (id, true),
-            None => (named.as_str(), false),
+            None => (named, false),
         };
-        let user = parameters.get("user").map_or("", String::as_str);
-        let compute = self.world.compute(id).filter(|_| user != ADMIN);
-        let Some(compute) = compute else {
-            return refuse(
-                &mut stream,
-                &format!("password authentication failed for user '{user}'"),
-            )
-            .await;
-        };
-        compute.log.auth_attempt();
-        match begin(&compute, &forwarded(&parameters)).await {
-            Ok(begun) => self.pass(stream, begun, &compute, pooled).await,
-            Err(err) => {
-                tracing::debug!(%err, id, "emulator: cannot reach a compute");
-                refuse(&mut stream, "Couldn't connect to compute node").await
-            }
-        }
-    }
-
-    /// Passes bytes both ways until one side ends.
-    async fn pass(
-        &self,
-        stream: TlsStream<TcpStream>,
-        begun: Begun,
-        compute: &Compute,
-        pooled: bool,
-    ) -> io::Result<()> {
-        let Begun {
-            server,
-            first,
-            reached,
-        } = begun;
-        let (mut client_in, mut client_out) = tokio::io::split(stream);
-        let (mut server_in, mut server_out) = server.into_split();
-        let ended = {
-            let upward = async {
-                // Whatever ends it: the server hears the end, and has the last word.
-                let _ = copy(&mut client_in, &mut server_out).await;
-                let _ = server_out.shutdown().await;
-            };
-            let session = async {
-                let key = login(first, &mut server_in, &mut client_out).await?;
-                let _session = compute.log.session();
-                let _key = key.map(|key| self.remember(key, reached.socket));
-                copy(&mut server_in, &mut client_out).await
-            };
-            // Suspending kills the pooler first: its clients see a bare close, while direct ones hear it from Postgres.
-            let cut = async {
-                reached.run.cancelled().await;
-                if !pooled {
-                    std::future::pending::<()>().await;
-                }
-            };
-            let downward = async {
-                tokio::select! {
-                    biased;
-                    () = cut => Ok(()),
-                    passed = session => passed.map(drop),
-                }
-            };
-            tokio::pin!(upward, downward);
-            tokio::select! {
-                ended = &mut downward => ended,
-                () = &mut upward => downward.await,
-            }
-        };
-        client_out.shutdown().await?;
-        ended
-    }
-
-    fn remember(&self, key: BackendKey, socket: PathBuf) -> Remembered<'_> {
-        self.keys
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(key, socket);
-        Remembered { proxy: self, key }
-    }
-
-    /// Passes a cancel request on to the compute whose session it is about.
-    async fn cancel(&self, key: BackendKey) -> io::Result<()> {
-        let socket = self
-            .keys
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&key)
-            .cloned();
-        let Some(socket) = socket else { return Ok(()) };
-        let mut server = UnixStream::connect(socket).await?;
-        server
-            .write_all(&[&[0, 0, 0, 16, 4, 0xd2, 0x16, 0x2e][..], &key].concat())
-            .await?;
-        server.read_to_end(&mut Vec::new()).await?;
-        Ok(())
+        (self.world.compute(id).filter(|_| user != ADMIN), pooled)
     }
 }
 
-/// A session's key, known as long as the session lasts.
-struct Remembered<'a> {
-    proxy: &'a Proxy,
-    key: BackendKey,
-}
-
-impl Drop for Remembered<'_> {
-    fn drop(&mut self) {
-        self.proxy
-            .keys
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&self.key);
-    }
-}
-
-/// The endpoint that SNI or the option names; both must agree.
-fn endpoint_named(sni: Option<&str>, option: Option<&str>) -> Result<String, String> {
+/// The endpoint that SNI or the option names; both must agree. `None` if neither does.
+fn endpoint_named(sni: Option<&str>, option: Option<&str>) -> Result<Option<String>, Refusal> {
     let from_sni = sni
         .and_then(|name| name.split('.').next())
         .filter(|label| label.starts_with("ep-"));
     match (from_sni, option) {
-        (Some(sni), Some(option)) if sni != option => Err(format!(
+        (Some(sni), Some(option)) if sni != option => Err(Refusal(format!(
             "Inconsistent project name inferred from SNI ('{sni}') and project option ('{option}')."
-        )),
-        (Some(named), _) | (None, Some(named)) => Ok(named.to_owned()),
-        (None, None) => Err(NO_ENDPOINT.to_owned()),
+        ))),
+        (named, other) => Ok(named.or(other).map(str::to_owned)),
     }
 }
 
-/// A session that Postgres has taken up.
-struct Begun {
-    server: UnixStream,
-    /// What it said first.
-    first: Message,
-    reached: Reached,
-}
-
-/// Wakes the compute, connects and sends the startup packet; again if the compute was stopped in between, which the
-/// client does not notice at Neon either.
-async fn begin(
-    compute: &Arc<Compute>,
-    startup: &[u8],
-) -> Result<Begun, Box<dyn Error + Send + Sync>> {
-    let mut last = io::Error::from(io::ErrorKind::ConnectionRefused);
-    for _ in 0..TRIES {
-        let reached = compute.wake().await?;
-        let attempt = async {
-            let mut server = UnixStream::connect(&reached.socket).await?;
-            server.write_all(startup).await?;
-            let first = Message::read(&mut server).await?;
-            Ok::<_, io::Error>((server, first))
-        };
-        match attempt.await {
-            Ok((_, first)) if first.text(b'C').as_deref() == Some(CANNOT_CONNECT_NOW) => {}
-            Ok((server, first)) if !reached.run.is_cancelled() => {
-                return Ok(Begun {
-                    server,
-                    first,
-                    reached,
-                });
-            }
-            Ok(_) => {}
-            Err(err) => last = err,
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    Err(last.into())
-}
-
-/// A message of the server's.
-struct Message(Vec<u8>);
-
-impl Message {
-    async fn read(server: &mut (impl AsyncRead + Unpin)) -> io::Result<Self> {
-        let mut bytes = vec![0; 5];
-        server.read_exact(&mut bytes).await?;
-        let length = u32::from_be_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]) as usize;
-        bytes.resize(length + 1, 0);
-        server.read_exact(&mut bytes[5..]).await?;
-        Ok(Self(bytes))
-    }
-
-    fn tag(&self) -> u8 {
-        self.0[0]
-    }
-
-    fn body(&self) -> &[u8] {
-        &self.0[5..]
-    }
-
-    /// A field of an error.
-    fn text(&self, field: u8) -> Option<String> {
-        let fields = (self.tag() == b'E').then(|| self.body().split(|&byte| byte == 0))?;
-        let found = fields
-            .into_iter()
-            .find_map(|text| text.strip_prefix(&[field]))?;
-        Some(String::from_utf8_lossy(found).into_owned())
-    }
-}
-
-/// Passes the server's messages on, from `first` to the first ReadyForQuery; the key is what BackendKeyData said. An
-/// error loses its severity and its code on the way, as at Neon.
-async fn login(
-    first: Message,
-    server: &mut (impl AsyncRead + Unpin),
-    client: &mut (impl AsyncWrite + Unpin),
-) -> io::Result<Option<BackendKey>> {
-    let (mut key, mut message) = (None, first);
-    loop {
-        match message.tag() {
-            b'E' => {
-                let text = message.text(b'M').unwrap_or_default();
-                let refused = message.text(b'C').as_deref() == Some(INVALID_PASSWORD);
-                let text = if refused {
-                    text.replace('"', "'")
-                } else {
-                    text
-                };
-                refuse(client, &text).await?;
-                return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
-            }
-            b'K' => key = message.body().try_into().ok(),
-            _ => {}
-        }
-        client.write_all(&message.0).await?;
-        if !matches!(message.tag(), b'S' | b'K') {
-            client.flush().await?;
-        }
-        if message.tag() == b'Z' {
-            return Ok(key);
-        }
-        message = Message::read(server).await?;
+/// The SQLSTATE of an error before a session exists: `XX000` for everything, or what the live service sends by now.
+pub(super) fn code_of(live: bool, text: &str) -> &'static str {
+    if !live {
+        "XX000"
+    } else if text.starts_with("password authentication failed") {
+        "28P01"
+    } else if text.starts_with("The endpoint has been disabled") {
+        "28000"
+    } else if text.starts_with("Failed to acquire permit") {
+        "53300"
+    } else {
+        "XX000"
     }
 }

@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, io};
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+use super::message::Message;
 
 const CANCEL: u32 = 80_877_102;
 const SSL: u32 = 80_877_103;
@@ -19,8 +21,8 @@ pub(super) enum Hello {
     Gss,
     /// It asks to stop what another connection does: process id and secret key.
     Cancel(BackendKey),
-    /// It wants to log in.
-    Startup(BTreeMap<String, String>),
+    /// It wants to log in: the minor version of the protocol, and its parameters.
+    Startup(u16, BTreeMap<String, String>),
 }
 
 /// Process id and secret key, as in BackendKeyData.
@@ -48,7 +50,10 @@ impl Hello {
                 .try_into()
                 .map(Self::Cancel)
                 .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "not a cancel request")),
-            (_, body) => Ok(Self::Startup(parameters(body))),
+            (_, body) => Ok(Self::Startup(
+                u16::from_be_bytes([code[2], code[3]]),
+                parameters(body),
+            )),
         }
     }
 }
@@ -67,23 +72,48 @@ fn parameters(body: &[u8]) -> BTreeMap<String, String> {
     found
 }
 
-/// The startup packet that goes to Postgres: Neon passes these parameters on and drops all others.
+/// The answer to a client that asks for a newer protocol, or for parts of it that Neon does not know: what it gets is
+/// 3.0. `None` if it asks for nothing else.
+pub(super) fn negotiation(minor: u16, parameters: &BTreeMap<String, String>) -> Option<Message> {
+    let unknown: Vec<_> = parameters
+        .keys()
+        .filter(|name| name.starts_with("_pq_."))
+        .collect();
+    if minor == 0 && unknown.is_empty() {
+        return None;
+    }
+    let count = u32::try_from(unknown.len()).unwrap_or(0);
+    let mut body = [0_u32.to_be_bytes(), count.to_be_bytes()].concat();
+    for name in unknown {
+        body.extend_from_slice(name.as_bytes());
+        body.push(0);
+    }
+    Some(Message::new(b'v', &body))
+}
+
+/// The startup packet that goes to Postgres: Neon passes these parameters on and drops all others, unless an option
+/// asks it not to.
 pub(super) fn forwarded(parameters: &BTreeMap<String, String>) -> Vec<u8> {
     let mut body = 196_608_u32.to_be_bytes().to_vec();
     let mut put = |name: &str, value: &str| {
         body.extend([name.as_bytes(), b"\0", value.as_bytes(), b"\0"].concat());
     };
-    for name in ["user", "database", "application_name", "replication"] {
-        if let Some(value) = parameters.get(name) {
+    let options = parameters.get("options").map_or("", String::as_str);
+    let all = options
+        .split_ascii_whitespace()
+        .any(|word| word == "neon_proxy_params_compat:true");
+    for (name, value) in parameters {
+        let known =
+            ["user", "database", "application_name", "replication"].contains(&name.as_str());
+        let own =
+            ["options", "client_encoding"].contains(&name.as_str()) || name.starts_with("_pq_.");
+        if known || (all && !own) {
             put(name, value);
         }
     }
-    let options: Vec<_> = parameters
-        .get("options")
-        .map(|options| own_options(options).collect())
-        .unwrap_or_default();
-    if !options.is_empty() {
-        put("options", &options.join(" "));
+    let own: Vec<_> = own_options(options).collect();
+    if !own.is_empty() {
+        put("options", &own.join(" "));
     }
     put("client_encoding", "UTF8");
     body.push(0);
@@ -112,20 +142,6 @@ fn own_options(options: &str) -> impl Iterator<Item = &str> {
         .filter(move |word| !for_proxy(word))
 }
 
-/// Sends an error the way Neon's proxy does before a session exists: severity ERROR and SQLSTATE XX000, whatever the
-/// cause; then closes.
-pub(super) async fn refuse(
-    stream: &mut (impl AsyncWrite + Unpin),
-    message: &str,
-) -> io::Result<()> {
-    let body = [b"SERROR\0CXX000\0M", message.as_bytes(), b"\0\0"].concat();
-    let length = u32::try_from(body.len() + 4).unwrap_or(u32::MAX);
-    stream
-        .write_all(&[b"E", &length.to_be_bytes()[..], &body].concat())
-        .await?;
-    stream.shutdown().await
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -146,6 +162,10 @@ mod tests {
             passed.keys().collect::<Vec<_>>(),
             ["client_encoding", "database", "options", "user"]
         );
+        let compat = parameters(
+            b"user\0u\0work_mem\x001MB\0options\0neon_proxy_params_compat:true\0\0".as_slice(),
+        );
+        assert!(parameters(&forwarded(&compat)[8..]).contains_key("work_mem"));
         assert_eq!(
             packet.len(),
             u32::from_be_bytes(packet[..4].try_into().unwrap()) as usize

@@ -34,9 +34,9 @@ log_timezone = UTC
 timezone = UTC
 ";
 
-/// The emulator itself logs in without a password: the proxy lets nobody else in by that name, and the socket is in a
-/// folder that only it can enter.
-const HBA: &str = "local all cloud_admin trust\nlocal all all scram-sha-256\n";
+/// Nobody is asked for a password: the proxy has seen to that, and the socket is in a folder that only the emulator can
+/// enter.
+const HBA: &str = "local all all trust\n";
 
 /// What Neon has in every new project, and its owner's rights.
 const SETUP: &str = "

@@ -52,6 +52,8 @@ pub(super) struct Settings {
     pub(super) suspend_after: Duration,
     /// Whether a new project's compute starts at once, as at Neon.
     pub(super) start_on_create: bool,
+    /// Whether errors before a session exists carry a code of their own.
+    pub(super) live_codes: bool,
 }
 
 /// What a request asks for.
@@ -300,6 +302,7 @@ impl Project {
             database,
             role,
             password,
+            ..
         } = &self.wanted.contents;
         let host = if pooled {
             self.pooler_host()

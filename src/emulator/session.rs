@@ -1,0 +1,217 @@
+//! A client that has been let in: reach its compute, pass bytes, carry cancel requests.
+
+use std::{
+    collections::HashMap,
+    error::Error,
+    io,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, copy},
+    net::{TcpStream, UnixStream},
+    time::sleep,
+};
+use tokio_rustls::server::TlsStream;
+
+use super::{
+    compute::{Compute, Reached},
+    message::{Message, refuse},
+    proxy::code_of,
+    startup::BackendKey,
+};
+
+/// Times a compute may be stopped under a client that is connecting.
+const TRIES: u32 = 20;
+/// SQLSTATE of a Postgres that starts or stops.
+const CANNOT_CONNECT_NOW: &str = "57P03";
+
+/// The sessions that there are.
+#[derive(Default)]
+pub(super) struct Sessions {
+    // Where to send the cancel request for each. Held for a look or a change.
+    keys: Mutex<HashMap<BackendKey, PathBuf>>,
+}
+
+impl Sessions {
+    /// Wakes the compute and passes bytes both ways until one side ends. `proved` is held back until the compute is up.
+    pub(super) async fn serve(
+        &self,
+        mut stream: TlsStream<TcpStream>,
+        startup: &[u8],
+        compute: &Arc<Compute>,
+        pooled: bool,
+        proved: Message,
+        live_codes: bool,
+    ) -> io::Result<()> {
+        match begin(compute, startup).await {
+            Ok(Begun::Session(session)) => {
+                self.pass(stream, session, proved, compute, pooled).await
+            }
+            Ok(Begun::Refused(text)) => {
+                refuse(&mut stream, code_of(live_codes, &text), &text).await
+            }
+            Err(err) => {
+                tracing::debug!(%err, "emulator: cannot reach a compute");
+                refuse(&mut stream, "XX000", "Couldn't connect to compute node").await
+            }
+        }
+    }
+
+    async fn pass(
+        &self,
+        stream: TlsStream<TcpStream>,
+        session: Session,
+        proved: Message,
+        compute: &Compute,
+        pooled: bool,
+    ) -> io::Result<()> {
+        let Session {
+            server,
+            greeting,
+            key,
+            reached,
+        } = session;
+        let (mut client_in, mut client_out) = tokio::io::split(stream);
+        let (mut server_in, mut server_out) = server.into_split();
+        let ended = {
+            let upward = async {
+                // Whatever ends it: the server hears the end, and has the last word.
+                let _ = copy(&mut client_in, &mut server_out).await;
+                let _ = server_out.shutdown().await;
+            };
+            let session = async {
+                // All in one burst: the client has heard nothing since its proof.
+                proved.write(&mut client_out).await?;
+                client_out.write_all(&greeting).await?;
+                client_out.flush().await?;
+                let _session = compute.log.session();
+                let _key = key.map(|key| self.remember(key, reached.socket));
+                copy(&mut server_in, &mut client_out).await
+            };
+            // Suspending kills the pooler first: its clients see a bare close, while direct ones hear it from Postgres.
+            let cut = async {
+                reached.run.cancelled().await;
+                if !pooled {
+                    std::future::pending::<()>().await;
+                }
+            };
+            let downward = async {
+                tokio::select! {
+                    biased;
+                    () = cut => Ok(()),
+                    passed = session => passed.map(drop),
+                }
+            };
+            tokio::pin!(upward, downward);
+            tokio::select! {
+                ended = &mut downward => ended,
+                () = &mut upward => downward.await,
+            }
+        };
+        client_out.shutdown().await?;
+        ended
+    }
+
+    fn remember(&self, key: BackendKey, socket: PathBuf) -> Remembered<'_> {
+        self.keys().insert(key, socket);
+        Remembered {
+            sessions: self,
+            key,
+        }
+    }
+
+    /// Passes a cancel request on to the compute whose session it is about.
+    pub(super) async fn cancel(&self, key: BackendKey) -> io::Result<()> {
+        let Some(socket) = self.keys().get(&key).cloned() else {
+            return Ok(());
+        };
+        let mut server = UnixStream::connect(socket).await?;
+        let request = [&[0, 0, 0, 16, 4, 0xd2, 0x16, 0x2e][..], &key].concat();
+        server.write_all(&request).await?;
+        server.read_to_end(&mut Vec::new()).await?;
+        Ok(())
+    }
+
+    fn keys(&self) -> MutexGuard<'_, HashMap<BackendKey, PathBuf>> {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A session's key, known as long as the session lasts.
+struct Remembered<'a> {
+    sessions: &'a Sessions,
+    key: BackendKey,
+}
+
+impl Drop for Remembered<'_> {
+    fn drop(&mut self) {
+        self.sessions.keys().remove(&self.key);
+    }
+}
+
+/// How a startup packet was taken.
+enum Begun {
+    Session(Session),
+    /// With this text. Severity and code are lost at Neon.
+    Refused(String),
+}
+
+/// A session that Postgres has taken up.
+struct Session {
+    server: UnixStream,
+    /// Everything that it said up to the first ReadyForQuery.
+    greeting: Vec<u8>,
+    key: Option<BackendKey>,
+    reached: Reached,
+}
+
+/// Wakes the compute, connects and sends the startup packet; again if the compute was stopped in between, which the
+/// client does not notice at Neon either.
+async fn begin(
+    compute: &Arc<Compute>,
+    startup: &[u8],
+) -> Result<Begun, Box<dyn Error + Send + Sync>> {
+    let mut last = io::Error::from(io::ErrorKind::ConnectionRefused);
+    for _ in 0..TRIES {
+        let reached = compute.wake().await?;
+        match greet(reached, startup).await {
+            Ok(Ok(session)) if !session.reached.run.is_cancelled() => {
+                return Ok(Begun::Session(session));
+            }
+            Ok(Err(refused)) if refused.field(b'C').as_deref() != Some(CANNOT_CONNECT_NOW) => {
+                return Ok(Begun::Refused(refused.field(b'M').unwrap_or_default()));
+            }
+            Ok(_) => {}
+            Err(err) => last = err,
+        }
+        sleep(Duration::from_millis(5)).await;
+    }
+    Err(last.into())
+}
+
+/// Sends the startup packet and takes the answer: a session, or an error.
+async fn greet(reached: Reached, startup: &[u8]) -> io::Result<Result<Session, Message>> {
+    let mut server = UnixStream::connect(&reached.socket).await?;
+    server.write_all(startup).await?;
+    let (mut greeting, mut key) = (Vec::new(), None);
+    loop {
+        let message = Message::read(&mut server).await?;
+        match message.tag() {
+            b'E' => return Ok(Err(message)),
+            b'K' => key = message.body().try_into().ok(),
+            _ => {}
+        }
+        message.write(&mut greeting).await?;
+        if message.tag() == b'Z' {
+            return Ok(Ok(Session {
+                server,
+                greeting,
+                key,
+                reached,
+            }));
+        }
+    }
+}

@@ -1,10 +1,9 @@
 //! The emulator by itself, seen by clients that are not the router.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{future::Future, time::Duration};
 
 use tokio::time::Instant;
 
-use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
 use tenantry::{
     neon::{ConnectionParameters, CreateProject, CreatedProject},
     tokio_postgres::{self, Client, Config, config::SslMode, error::SqlState, tls::MakeTlsConnect},
@@ -15,7 +14,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use crate::support::{LONG, Stage, eventually};
 
 /// A client's half of a connection, and how its task ends.
-type Connected = (Client, JoinHandle<Result<(), tokio_postgres::Error>>);
+pub(crate) type Connected = (Client, JoinHandle<Result<(), tokio_postgres::Error>>);
 
 impl Stage {
     async fn project(&self) -> CreatedProject {
@@ -32,18 +31,13 @@ impl Stage {
     }
 
     fn tls(&self) -> MakeRustlsConnect {
-        let mut roots = RootCertStore::empty();
-        roots.add(self.emulator.root_certificate()).unwrap();
-        let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()));
-        let config = config
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots);
-        MakeRustlsConnect::new(config.with_no_client_auth())
+        let mut config = (*self.tls_config()).clone();
+        config.alpn_protocols.clear();
+        MakeRustlsConnect::new(config)
     }
 
     /// Connects with TLS for the name `host`, after the request for it.
-    async fn connect(
+    pub(crate) async fn connect(
         &self,
         host: &str,
         config: &Config,

@@ -16,3 +16,4 @@ mod secrets;
 mod support;
 mod traces;
 mod wake;
+mod wire;

@@ -1,6 +1,8 @@
 //! An emulator, and routers that use it.
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
+
+use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
 
 use tokio::time::Instant;
 
@@ -87,6 +89,20 @@ impl Stage {
         let password = String::from_utf8(config.get_password().unwrap().to_vec()).unwrap();
         let pooled = it.host.replacen('.', "-pooler.", 1);
         Endpoint::neon(&it.host, pooled, "neondb", "neondb_owner", password)
+    }
+
+    /// TLS that trusts the emulator, for clients that are not the router.
+    pub(crate) fn tls_config(&self) -> Arc<ClientConfig> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.emulator.root_certificate()).unwrap();
+        let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()));
+        let config = config
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots);
+        let mut config = config.with_no_client_auth();
+        config.alpn_protocols = vec![b"postgresql".to_vec()];
+        Arc::new(config)
     }
 
     /// Suspends the compute of `tenant`.

@@ -1,0 +1,238 @@
+//! The emulator at the wire, held against what Neon's own proxy was observed to do.
+
+use std::time::Duration;
+
+use tenantry::neon::{ConnectionParameters, CreateProject};
+
+use crate::support::{RawClient, Seen, Stage};
+
+const DELAY: Duration = Duration::from_millis(300);
+const SOON: Duration = Duration::from_millis(200);
+
+/// A project whose compute sleeps.
+async fn asleep(stage: &Stage) -> ConnectionParameters {
+    let created = stage
+        .neon()
+        .create_project(&CreateProject::new("p"))
+        .await
+        .unwrap();
+    stage
+        .neon()
+        .wait_for_operations(&created.project.id)
+        .await
+        .unwrap();
+    stage.emulator.suspend_all().await;
+    created.connection_uris[0].connection_parameters.clone()
+}
+
+fn tags(seen: &[Seen]) -> String {
+    seen.iter().map(|message| message.tag).collect()
+}
+
+/// Asserts that it is an error as Neon's proxy sends it, and nothing came before or comes after.
+async fn assert_refused(client: &mut RawClient, seen: &[Seen], text: &str) {
+    assert_eq!(tags(seen), "E", "{seen:?}");
+    let told = |field| seen[0].field(field).unwrap_or_default();
+    assert_eq!((told('S').as_str(), told('C').as_str()), ("ERROR", "XX000"));
+    assert!(told('M').starts_with(text), "{}", told('M'));
+    assert!(seen[0].field('V').is_none(), "Neon sends no such field");
+    assert!(client.next().await.is_none(), "closed after the error");
+}
+
+#[tokio::test]
+async fn the_client_hears_nothing_between_its_proof_and_the_end_of_the_wake() {
+    let stage = Stage::with(|emulator| emulator.wake_delay(DELAY)).await;
+    let at = asleep(&stage).await;
+    for host in [&at.host, &at.pooler_host] {
+        let wakes = stage.emulator.witnesses()[0].wakes.len();
+        let mut client = RawClient::connect(&stage, host).await;
+        client
+            .startup(0, &[("user", &at.role), ("database", &at.database)])
+            .await;
+        client.prove(at.password.expose()).await;
+        assert_eq!(
+            stage.emulator.witnesses()[0].wakes.len(),
+            wakes,
+            "not before the proof"
+        );
+        let seen = client.until_ready().await;
+        assert_eq!((seen[0].kind(), seen[1].kind()), (12, 0), "final, then ok");
+        assert!(
+            tags(&seen).ends_with("KZ") && tags(&seen[2..]).starts_with('S'),
+            "{}",
+            tags(&seen)
+        );
+        let (first, last) = (seen[0].after, seen[seen.len() - 1].after);
+        assert!(
+            first >= DELAY,
+            "held back until the compute was up: {first:?}"
+        );
+        assert!(last < first + SOON, "in one burst: {first:?} to {last:?}");
+        stage.emulator.suspend_all().await;
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_password_an_unknown_role_and_an_unknown_endpoint_look_alike_and_wake_nothing() {
+    let stage = Stage::new().await;
+    let at = asleep(&stage).await;
+    let nowhere = at.host.replacen("ep-", "ep-no-", 1);
+    let right = at.password.expose();
+    for (host, user, password) in [
+        (at.host.as_str(), "neondb_owner", "wrong"),
+        (at.pooler_host.as_str(), "neondb_owner", "wrong"),
+        (at.host.as_str(), "nobody", right),
+        (at.host.as_str(), "cloud_admin", right),
+        (nowhere.as_str(), "neondb_owner", right),
+    ] {
+        let mut client = RawClient::connect(&stage, host).await;
+        let seen = client.log_in(password, &[("user", user)]).await;
+        let text = format!("password authentication failed for user '{user}'");
+        assert_refused(&mut client, &seen, &text).await;
+    }
+    let it = &stage.emulator.witnesses()[0];
+    assert!(!it.is_awake);
+    assert_eq!(it.wakes.len(), 1, "that was its creation");
+}
+
+#[tokio::test]
+async fn errors_of_postgres_lose_their_code_while_connecting() {
+    let stage = Stage::new().await;
+    let at = asleep(&stage).await;
+    for host in [&at.host, &at.pooler_host] {
+        let mut client = RawClient::connect(&stage, host).await;
+        let seen = client
+            .log_in(at.password.expose(), &[("database", "nodb")])
+            .await;
+        assert_refused(&mut client, &seen, "database \"nodb\" does not exist").await;
+    }
+}
+
+#[tokio::test]
+async fn a_switch_gives_errors_the_codes_of_the_live_service() {
+    let stage = Stage::with(|emulator| emulator.live_codes(true)).await;
+    let at = asleep(&stage).await;
+    let mut client = RawClient::connect(&stage, &at.host).await;
+    let seen = client.log_in("wrong", &[]).await;
+    assert_eq!(seen[0].field('C').as_deref(), Some("28P01"));
+}
+
+#[tokio::test]
+async fn without_a_name_the_endpoint_may_stand_in_the_password() {
+    let stage = Stage::new().await;
+    let at = asleep(&stage).await;
+    let id = at.host.split('.').next().unwrap();
+    for (password, works) in [(at.password.expose(), true), ("wrong", false)] {
+        for separator in [';', '$'] {
+            let mut client = RawClient::connect(&stage, "127.0.0.1").await;
+            client
+                .startup(0, &[("user", &at.role), ("database", &at.database)])
+                .await;
+            assert_eq!(client.next().await.unwrap().kind(), 3, "in clear");
+            client
+                .send(
+                    b'p',
+                    format!("endpoint={id}{separator}{password}\0").as_bytes(),
+                )
+                .await;
+            let seen = client.until_ready().await;
+            assert_eq!(tags(&seen).ends_with('Z'), works, "{seen:?}");
+        }
+    }
+    let mut client = RawClient::connect(&stage, "127.0.0.1").await;
+    client.startup(0, &[("user", &at.role)]).await;
+    client.next().await.unwrap();
+    client.send(b'p', b"just a password\0").await;
+    let seen = client.until_ready().await;
+    assert_refused(&mut client, &seen, "Endpoint ID is not specified.").await;
+}
+
+#[tokio::test]
+async fn startup_parameters_are_passed_on_or_dropped_as_at_neon() {
+    let stage = Stage::new().await;
+    let at = asleep(&stage).await;
+    let shown = |seen: &[Seen]| {
+        let row = seen
+            .iter()
+            .find(|message| message.tag == 'D')
+            .expect("a row");
+        String::from_utf8_lossy(&row.body[6..]).into_owned()
+    };
+    let mut client = RawClient::connect(&stage, &at.host).await;
+    let more = [
+        ("statement_timeout", "1234"),
+        ("client_encoding", "LATIN1"),
+        ("application_name", "mine"),
+        ("options", "-c lock_timeout=77"),
+    ];
+    client.log_in(at.password.expose(), &more).await;
+    assert_eq!(
+        shown(&client.query("SHOW statement_timeout").await),
+        "0",
+        "dropped without a word"
+    );
+    assert_eq!(
+        shown(&client.query("SHOW client_encoding").await),
+        "UTF8",
+        "forced"
+    );
+    assert_eq!(shown(&client.query("SHOW application_name").await), "mine");
+    assert_eq!(shown(&client.query("SHOW lock_timeout").await), "77ms");
+
+    let mut client = RawClient::connect(&stage, &at.host).await;
+    let compat = [
+        ("statement_timeout", "1234"),
+        ("options", "neon_proxy_params_compat:true"),
+    ];
+    client.log_in(at.password.expose(), &compat).await;
+    assert_eq!(
+        shown(&client.query("SHOW statement_timeout").await),
+        "1234ms"
+    );
+}
+
+#[tokio::test]
+async fn a_newer_protocol_is_negotiated_down() {
+    let stage = Stage::new().await;
+    let at = asleep(&stage).await;
+    let mut client = RawClient::connect(&stage, &at.host).await;
+    client
+        .startup(
+            2,
+            &[
+                ("user", &at.role),
+                ("database", &at.database),
+                ("_pq_.teleport", "on"),
+            ],
+        )
+        .await;
+    let answer = client.next().await.unwrap();
+    assert_eq!(answer.tag, 'v');
+    assert_eq!(
+        answer.body,
+        [&[0, 0, 0, 0, 0, 0, 0, 1][..], b"_pq_.teleport\0"].concat()
+    );
+    client.prove(at.password.expose()).await;
+    assert!(tags(&client.until_ready().await).ends_with('Z'));
+}
+
+#[tokio::test]
+async fn channel_binding_works() {
+    use tenantry::tokio_postgres::{
+        Config,
+        config::{ChannelBinding, SslMode},
+    };
+    let stage = Stage::new().await;
+    let at = asleep(&stage).await;
+    let mut config = Config::new();
+    config
+        .user(&at.role)
+        .password(at.password.expose())
+        .dbname(&at.database)
+        .ssl_mode(SslMode::Require);
+    let (client, _) = stage
+        .connect(&at.host, config.channel_binding(ChannelBinding::Require))
+        .await
+        .unwrap();
+    client.batch_execute("SELECT 1").await.unwrap();
+}

@@ -20,16 +20,14 @@
 //! ```
 //!
 //! # What it needs
-//! The programs of a Postgres server, 14 or later, on `PATH` or where the distributions put them; Linux; `sh`, `cp`,
-//! `grep`. It starts them as the caller, or as `postgres` or `nobody` if the caller is root.
+//! The programs of a Postgres server, 14 or later, and PgBouncer, 1.21 or later, on `PATH` or where the distributions put
+//! them; Linux; `sh`, `cp`, `find`, `grep`. It starts them as the caller, or as `postgres` or `nobody` if the caller is root.
 //!
 //! # What it leaves
 //! Nothing. When the [`Emulator`] is dropped, or the process ends in whatever way, every Postgres is stopped and the
 //! folder is removed. Databases live as long as the emulator.
 //!
 //! # Where it is not Neon
-//! - Behind the `…-pooler` hosts there is no pooler yet: sessions go straight to Postgres, so `SET` and `LISTEN` hold.
-//!   On suspend they are closed without a word, as at Neon.
 //! - A project has one branch with one endpoint. Quotas are stored and shown, not enforced.
 //! - Every Postgres has the version of the programs found, whatever `pg_version` says.
 
@@ -41,9 +39,11 @@ mod binaries;
 mod certificate;
 mod compute;
 mod create;
+mod daemon;
 mod error;
 mod login;
 mod message;
+mod pooler;
 mod process;
 mod proxy;
 mod scram;

@@ -8,9 +8,12 @@ use std::{
 
 use super::EmulatorError;
 
-/// The folder with `postgres` and `initdb`.
+/// The folder with `postgres` and `initdb`, and PgBouncer.
 #[derive(Clone, Debug)]
-pub(super) struct Binaries(PathBuf);
+pub(super) struct Binaries {
+    server: PathBuf,
+    pgbouncer: PathBuf,
+}
 
 impl Binaries {
     /// Looks on `PATH`, asks `pg_config`, then looks in the places of the usual distributions, newest version first.
@@ -34,19 +37,63 @@ impl Binaries {
             Ok(real) => real.parent().map_or(place, Path::to_path_buf),
             Err(_) => place,
         });
-        found
-            .filter(|place| is_server(place))
-            .map(Self)
-            .ok_or_else(|| {
-                EmulatorError::new(
-                    "no Postgres server of version 14 or later found; install one (on Debian: apt-get install postgresql)",
-                )
-            })
+        let server = found.filter(|place| is_server(place)).ok_or_else(|| {
+            EmulatorError::new("no Postgres server of version 14 or later found; install one (on Debian: apt-get install postgresql)")
+        })?;
+        let pgbouncer = find_pgbouncer().ok_or_else(|| {
+            EmulatorError::new("no PgBouncer of version 1.21 or later found; install one, or run through tests/with-postgres")
+        })?;
+        Ok(Self { server, pgbouncer })
+    }
+
+    pub(super) fn pgbouncer(&self) -> &Path {
+        &self.pgbouncer
     }
 
     pub(super) fn program(&self, name: &str) -> PathBuf {
-        self.0.join(name)
+        self.server.join(name)
     }
+}
+
+/// On `PATH`, where the distributions put it, or where `tests/with-postgres` has built it. 1.21 is the first that takes
+/// prepared statements in transaction mode.
+fn find_pgbouncer() -> Option<PathBuf> {
+    let mut places: Vec<PathBuf> = env::var_os("PATH")
+        .iter()
+        .flat_map(env::split_paths)
+        .collect();
+    places.extend(["/usr/sbin", "/usr/bin"].map(PathBuf::from));
+    let home = || env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    let cache = env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(home);
+    let built = cache
+        .into_iter()
+        .flat_map(|cache| fs::read_dir(cache.join("tenantry")))
+        .flatten()
+        .flatten();
+    places.extend(built.map(|entry| entry.path()));
+    places
+        .into_iter()
+        .map(|place| place.join("pgbouncer"))
+        .find(|program| is_new_pgbouncer(program))
+}
+
+/// Whether it says `PgBouncer 1.21` or more.
+fn is_new_pgbouncer(program: &Path) -> bool {
+    let said = Command::new(program).arg("--version").output().ok();
+    let text = said
+        .and_then(|output| String::from_utf8(output.stdout).ok())
+        .unwrap_or_default();
+    let mut numbers = text
+        .trim_start_matches("PgBouncer ")
+        .split(|c: char| !c.is_ascii_digit())
+        .map(str::parse::<u32>);
+    let version = (
+        numbers.next().and_then(Result::ok),
+        numbers.next().and_then(Result::ok),
+    );
+    version >= (Some(1), Some(21))
 }
 
 /// Whether a server is there that is new enough: the first to count the sessions of a database is 14.

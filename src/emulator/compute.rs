@@ -5,9 +5,9 @@ use std::{
     io::{self, Read},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::{Child, Stdio},
+    process::Stdio,
     sync::{
-        Arc, Mutex as StdMutex, MutexGuard, PoisonError,
+        Arc, Mutex as StdMutex, PoisonError,
         atomic::{
             AtomicBool,
             Ordering::{Acquire, Release},
@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use tokio::{
     net::UnixStream,
     sync::Mutex,
@@ -26,7 +26,7 @@ use tokio_postgres::{Client, NoTls};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    EmulatorError, account::Account, activity, binaries::Binaries, process::wait_for,
+    EmulatorError, account::Account, activity, binaries::Binaries, daemon::Daemon, pooler::Pooler,
     scram::Verifier, template::Template, witness::Log,
 };
 use crate::secret::Secret;
@@ -69,8 +69,8 @@ pub(super) struct Compute {
     pub(super) log: Log,
     // Held during a start or a stop, so that they never overlap.
     state: Mutex<State>,
-    // The process, wherever a start or a stop is; held by whoever signals or reaps it.
-    postgres: Arc<StdMutex<Option<Child>>>,
+    postgres: Daemon,
+    pooler: Pooler,
     awake: AtomicBool,
 }
 
@@ -86,8 +86,11 @@ struct State {
 /// Where a session connects to, and the run it belongs to.
 #[derive(Clone, Debug)]
 pub(super) struct Reached {
-    pub(super) socket: PathBuf,
-    /// Cancelled before Postgres is stopped: Neon kills its pooler first.
+    /// Postgres's own socket.
+    pub(super) direct: PathBuf,
+    /// PgBouncer's.
+    pub(super) pooled: PathBuf,
+    /// Cancelled before either is stopped.
     pub(super) run: CancellationToken,
 }
 
@@ -99,6 +102,7 @@ impl Compute {
         suspend_window: Option<Duration>,
     ) -> Arc<Self> {
         let folder = machine.folder.join(id);
+        let pooler = Pooler::new(machine.template.pgbouncer(), &folder);
         Arc::new(Self {
             machine,
             folder,
@@ -106,7 +110,8 @@ impl Compute {
             suspend_window,
             log: Log::default(),
             state: Mutex::default(),
-            postgres: Arc::default(),
+            postgres: Daemon::default(),
+            pooler,
             awake: AtomicBool::new(false),
         })
     }
@@ -121,25 +126,36 @@ impl Compute {
         if state.gone {
             return Err(EmulatorError::new("the endpoint has been deleted"));
         }
-        if let Some(run) = state.run.clone().filter(|_| self.runs()) {
-            let socket = self.socket();
-            return Ok(Reached { socket, run });
+        if let Some(run) = state.run.clone().filter(|_| self.postgres.runs()) {
+            if !self.pooler.runs() {
+                self.pooler.start(self.machine.account).await?;
+            }
+            return Ok(self.reached(run));
         }
         let asked = Instant::now();
-        let delay = *lock(&self.machine.wake_delay);
+        let delay = *self
+            .machine
+            .wake_delay
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         sleep(delay).await;
         if !self.data().exists() {
             let compute = Arc::clone(self);
             blocking(move || compute.fill_folder()).await?;
         }
         let began = Instant::now();
-        self.start().await?;
+        let (pooler, postgres) =
+            tokio::join!(self.pooler.start(self.machine.account), self.start());
+        if let Err(err) = pooler.and(postgres) {
+            self.halt().await;
+            return Err(err);
+        }
         let start = began.elapsed();
         if !state.filled {
             let filled = timeout(PATIENCE, self.fill_database()).await;
             let late = |_| EmulatorError::new("setting up a compute's database took too long");
             if let Err(err) = filled.map_err(late).flatten() {
-                self.stop().await;
+                self.halt().await;
                 return Err(err);
             }
             state.filled = true;
@@ -155,10 +171,15 @@ impl Compute {
                 run.clone(),
             ));
         }
-        Ok(Reached {
-            socket: self.socket(),
+        Ok(self.reached(run))
+    }
+
+    fn reached(&self, run: CancellationToken) -> Reached {
+        Reached {
+            direct: self.socket(),
+            pooled: self.pooler.socket(),
             run,
-        })
+        }
     }
 
     /// What a client that logs in as `role` must prove; one that nobody can prove if there is no such role.
@@ -193,9 +214,15 @@ impl Compute {
         };
         self.awake.store(false, Release);
         run.cancel();
-        self.stop().await;
+        self.halt().await;
         self.log.suspended();
         true
+    }
+
+    /// The pooler first, without a word; then Postgres gets its fast stop.
+    async fn halt(&self) {
+        self.pooler.kill().await;
+        self.postgres.stop(Signal::INT).await;
     }
 
     /// Stops Postgres for good and removes its data.
@@ -213,28 +240,10 @@ impl Compute {
         }
     }
 
-    /// Whether the process is there.
-    fn runs(&self) -> bool {
-        lock(&self.postgres)
-            .as_mut()
-            .is_some_and(|child| matches!(child.try_wait(), Ok(None)))
-    }
-
-    /// Gives Postgres its fast stop and waits for its end.
-    async fn stop(&self) {
-        let postgres = Arc::clone(&self.postgres);
-        let stopped = blocking(move || {
-            end(&postgres, Signal::INT);
-            Ok(())
-        });
-        if let Err(err) = stopped.await {
-            tracing::debug!(%err, "emulator: a compute is stopped by the watchdog instead");
-        }
-    }
-
-    /// Reaps Postgres after the watchdog has stopped it. Blocks the thread.
+    /// Reaps what the watchdog has stopped. Blocks the thread.
     pub(super) fn reap(&self) {
-        end(&self.postgres, Signal::KILL);
+        self.pooler.reap();
+        self.postgres.end(Signal::KILL);
     }
 
     /// A session of the emulator's own, which does not count as activity.
@@ -335,19 +344,15 @@ impl Compute {
             .arg("-k")
             .arg(&self.folder)
             .args(["-p", PORT]);
-        let spawned = command
+        command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(log)
-            .spawn();
-        let pid = {
-            let mut slot = lock(&self.postgres);
-            slot.insert(spawned.map_err(failed)?).id()
-        };
+            .stderr(log);
+        let pid = self.postgres.start(&mut command).map_err(failed)?;
         let deadline = Instant::now() + PATIENCE;
         while !says_ready(&self.data(), pid) {
-            if !self.runs() || Instant::now() > deadline {
-                self.stop().await;
+            if !self.postgres.runs() || Instant::now() > deadline {
+                self.postgres.stop(Signal::INT).await;
                 let said = fs::read_to_string(&said).unwrap_or_default();
                 return Err(EmulatorError::new(format!(
                     "Postgres did not start: {}",
@@ -369,25 +374,6 @@ fn says_ready(data: &Path, pid: u32) -> bool {
     read.is_ok()
         && lines.next() == Some(pid.to_string().as_str())
         && lines.nth(6).is_some_and(|state| state.trim() == "ready")
-}
-
-/// Signals the process in `slot`, waits for its end, with force at last, and reaps it. Blocks the thread.
-fn end(slot: &StdMutex<Option<Child>>, signal: Signal) {
-    let mut slot = lock(slot);
-    let Some(process) = slot.as_mut() else { return };
-    let pid = i32::try_from(process.id()).ok().and_then(Pid::from_raw);
-    if let (Some(pid), Ok(None)) = (pid, process.try_wait()) {
-        let _ = kill_process(pid, signal);
-    }
-    if !wait_for(process, PATIENCE) {
-        let _ = process.kill();
-        let _ = process.wait();
-    }
-    *slot = None;
-}
-
-fn lock<T>(mutex: &StdMutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Runs what blocks apart from the emulator's own tasks.

@@ -32,7 +32,7 @@ running() {
   find /proc/[0-9]*/cwd -maxdepth 0 -lname "$TENANTRY_SCRATCH/*" 2>/dev/null | tr -dc '0-9\n'
   grep -laF -e "$TENANTRY_SCRATCH/" /proc/[0-9]*/cmdline 2>/dev/null | while read -r file; do
     case $(tr '\0' ' ' <"$file" 2>/dev/null) in
-      */postgres\ -*|*/initdb\ *|cp\ -a*) echo "$file" | tr -dc '0-9\n' ;;
+      */postgres\ -*|*/initdb\ *|*/pgbouncer\ *|cp\ -a*) echo "$file" | tr -dc '0-9\n' ;;
     esac
   done
 }

@@ -17,7 +17,7 @@ use tokio::{
 use tokio_rustls::server::TlsStream;
 
 use super::{
-    compute::{Compute, Reached},
+    compute::Compute,
     message::{Message, refuse},
     proxy::code_of,
     startup::BackendKey,
@@ -46,10 +46,8 @@ impl Sessions {
         proved: Message,
         live_codes: bool,
     ) -> io::Result<()> {
-        match begin(compute, startup).await {
-            Ok(Begun::Session(session)) => {
-                self.pass(stream, session, proved, compute, pooled).await
-            }
+        match begin(compute, startup, pooled).await {
+            Ok(Begun::Session(session)) => self.pass(stream, session, proved, compute).await,
             Ok(Begun::Refused(text)) => {
                 refuse(&mut stream, code_of(live_codes, &text), &text).await
             }
@@ -66,13 +64,12 @@ impl Sessions {
         session: Session,
         proved: Message,
         compute: &Compute,
-        pooled: bool,
     ) -> io::Result<()> {
         let Session {
             server,
             greeting,
             key,
-            reached,
+            socket,
         } = session;
         let (mut client_in, mut client_out) = tokio::io::split(stream);
         let (mut server_in, mut server_out) = server.into_split();
@@ -88,31 +85,17 @@ impl Sessions {
                 client_out.write_all(&greeting).await?;
                 client_out.flush().await?;
                 let _session = compute.log.session();
-                let _key = key.map(|key| self.remember(key, reached.socket));
+                let _key = key.map(|key| self.remember(key, socket));
                 copy(&mut server_in, &mut client_out).await
             };
-            // Suspending kills the pooler first: its clients see a bare close, while direct ones hear it from Postgres.
-            let cut = async {
-                reached.run.cancelled().await;
-                if !pooled {
-                    std::future::pending::<()>().await;
-                }
-            };
-            let downward = async {
-                tokio::select! {
-                    biased;
-                    () = cut => Ok(()),
-                    passed = session => passed.map(drop),
-                }
-            };
-            tokio::pin!(upward, downward);
+            tokio::pin!(upward, session);
             tokio::select! {
-                ended = &mut downward => ended,
-                () = &mut upward => downward.await,
+                ended = &mut session => ended,
+                () = &mut upward => session.await,
             }
         };
         client_out.shutdown().await?;
-        ended
+        ended.map(drop)
     }
 
     fn remember(&self, key: BackendKey, socket: PathBuf) -> Remembered<'_> {
@@ -165,7 +148,8 @@ struct Session {
     /// Everything that it said up to the first ReadyForQuery.
     greeting: Vec<u8>,
     key: Option<BackendKey>,
-    reached: Reached,
+    /// Where its cancel requests go.
+    socket: PathBuf,
 }
 
 /// Wakes the compute, connects and sends the startup packet; again if the compute was stopped in between, which the
@@ -173,12 +157,18 @@ struct Session {
 async fn begin(
     compute: &Arc<Compute>,
     startup: &[u8],
+    pooled: bool,
 ) -> Result<Begun, Box<dyn Error + Send + Sync>> {
     let mut last = io::Error::from(io::ErrorKind::ConnectionRefused);
     for _ in 0..TRIES {
         let reached = compute.wake().await?;
-        match greet(reached, startup).await {
-            Ok(Ok(session)) if !session.reached.run.is_cancelled() => {
+        let socket = if pooled {
+            reached.pooled
+        } else {
+            reached.direct
+        };
+        match greet(socket, startup).await {
+            Ok(Ok(session)) if !reached.run.is_cancelled() => {
                 return Ok(Begun::Session(session));
             }
             Ok(Err(refused)) if refused.field(b'C').as_deref() != Some(CANNOT_CONNECT_NOW) => {
@@ -193,8 +183,8 @@ async fn begin(
 }
 
 /// Sends the startup packet and takes the answer: a session, or an error.
-async fn greet(reached: Reached, startup: &[u8]) -> io::Result<Result<Session, Message>> {
-    let mut server = UnixStream::connect(&reached.socket).await?;
+async fn greet(socket: PathBuf, startup: &[u8]) -> io::Result<Result<Session, Message>> {
+    let mut server = UnixStream::connect(&socket).await?;
     server.write_all(startup).await?;
     let (mut greeting, mut key) = (Vec::new(), None);
     loop {
@@ -210,7 +200,7 @@ async fn greet(reached: Reached, startup: &[u8]) -> io::Result<Result<Session, M
                 server,
                 greeting,
                 key,
-                reached,
+                socket,
             }));
         }
     }

@@ -5,7 +5,7 @@
 use std::{
     fs::{self, OpenOptions},
     io::Write,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
@@ -48,6 +48,8 @@ CREATE DATABASE neondb OWNER neondb_owner;
 #[derive(Debug)]
 pub(super) struct Template {
     scratch: Scratch,
+    /// A copy, as the original may be where the account cannot reach it.
+    pgbouncer: PathBuf,
 }
 
 /// The template of this process, as long as an emulator uses it.
@@ -102,7 +104,14 @@ impl Template {
                 .arg("postgres"),
             Some(&SETUP.replace(";\n", ";\n\n")),
         )?;
-        Ok(Self { scratch })
+        let pgbouncer = scratch.path().join("pgbouncer");
+        let failed = |err| EmulatorError::new("cannot copy PgBouncer").because(err);
+        fs::copy(binaries.pgbouncer(), &pgbouncer).map_err(failed)?;
+        Ok(Self { scratch, pgbouncer })
+    }
+
+    pub(super) fn pgbouncer(&self) -> &Path {
+        &self.pgbouncer
     }
 
     /// Copies the data folder to `target`. Blocks the thread.

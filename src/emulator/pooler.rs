@@ -1,0 +1,116 @@
+//! A compute's PgBouncer, with Neon's settings.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use rustix::process::Signal;
+use tokio::{
+    net::UnixStream,
+    time::{Instant, sleep},
+};
+
+use super::{EmulatorError, account::Account, daemon::Daemon};
+
+/// Longest wait for it to start.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often to look whether it takes connections. It takes some 4 ms.
+const LOOK: Duration = Duration::from_millis(1);
+/// Port number in the name of the socket; nothing listens on TCP.
+const PORT: u16 = 6432;
+
+/// The pooler of one compute, beside its Postgres in the same folder.
+#[derive(Debug)]
+pub(super) struct Pooler {
+    program: PathBuf,
+    folder: PathBuf,
+    process: Daemon,
+}
+
+impl Pooler {
+    /// For the Postgres whose socket is in `folder`.
+    pub(super) fn new(program: &Path, folder: &Path) -> Self {
+        Self {
+            program: program.to_owned(),
+            folder: folder.to_owned(),
+            process: Daemon::default(),
+        }
+    }
+
+    pub(super) fn runs(&self) -> bool {
+        self.process.runs()
+    }
+
+    pub(super) fn socket(&self) -> PathBuf {
+        self.folder.join(format!(".s.PGSQL.{PORT}"))
+    }
+
+    /// Starts it and waits until it takes connections. It needs no Postgres for that.
+    pub(super) async fn start(&self, account: Account) -> Result<(), EmulatorError> {
+        let failed = |err: io::Error| EmulatorError::new("cannot start PgBouncer").because(err);
+        let settings = self.folder.join("pgbouncer.ini");
+        fs::write(&settings, self.settings()).map_err(failed)?;
+        let said = self.folder.join("pgbouncer.log");
+        let log = fs::File::create(&said).map_err(failed)?;
+        let mut command = account.command(&self.program);
+        command
+            .arg(&settings)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        self.process.start(&mut command).map_err(failed)?;
+        let deadline = Instant::now() + PATIENCE;
+        while UnixStream::connect(self.socket()).await.is_err() {
+            if !self.runs() || Instant::now() > deadline {
+                self.kill().await;
+                let said = fs::read_to_string(&said).unwrap_or_default();
+                return Err(EmulatorError::new(format!(
+                    "PgBouncer did not start: {}",
+                    said.trim()
+                )));
+            }
+            sleep(LOOK).await;
+        }
+        Ok(())
+    }
+
+    /// Ends it without a word to its clients, as Neon does before it stops Postgres.
+    pub(super) async fn kill(&self) {
+        self.process.stop(Signal::KILL).await;
+    }
+
+    /// Reaps it after the watchdog has stopped it. Blocks the thread.
+    pub(super) fn reap(&self) {
+        self.process.end(Signal::KILL);
+    }
+
+    /// Neon's documented settings for a compute of 0.25 units; the rest is PgBouncer's default, as there. The proxy has
+    /// checked the password, so every role is trusted, and nobody but the proxy can reach the socket.
+    fn settings(&self) -> String {
+        let folder = self.folder.display();
+        format!(
+            "[databases]
+* = host={folder} port=5432
+pgbouncer_auth = host={folder} port=5432 dbname=postgres pool_size=1
+[pgbouncer]
+listen_addr =
+listen_port = {PORT}
+unix_socket_dir = {folder}
+unix_socket_mode = 0700
+auth_type = trust
+auth_user = cloud_admin
+auth_dbname = pgbouncer_auth
+auth_query = SELECT rolname::text, ''::text FROM pg_roles WHERE rolname = $1
+pool_mode = transaction
+max_client_conn = 10000
+default_pool_size = 93
+max_prepared_statements = 1000
+query_wait_timeout = 120
+ignore_startup_parameters = extra_float_digits
+"
+        )
+    }
+}

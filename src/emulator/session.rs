@@ -28,6 +28,8 @@ const TRIES: u32 = 20;
 /// SQLSTATE of a Postgres that starts or stops.
 const CANNOT_CONNECT_NOW: &str = "57P03";
 
+const UNSUPPORTED_PARAMETER: &str = ". Please use unpooled connection or remove this parameter from the startup package. More details: https://neon.tech/docs/connect/connection-errors#unsupported-startup-parameter";
+
 /// The sessions that there are.
 #[derive(Default)]
 pub(super) struct Sessions {
@@ -172,7 +174,9 @@ async fn begin(
                 return Ok(Begun::Session(session));
             }
             Ok(Err(refused)) if refused.field(b'C').as_deref() != Some(CANNOT_CONNECT_NOW) => {
-                return Ok(Begun::Refused(refused.field(b'M').unwrap_or_default()));
+                return Ok(Begun::Refused(told(
+                    &refused.field(b'M').unwrap_or_default(),
+                )));
             }
             Ok(_) => {}
             Err(err) => last = err,
@@ -180,6 +184,16 @@ async fn begin(
         sleep(Duration::from_millis(5)).await;
     }
     Err(last.into())
+}
+
+/// What the client is told in place of `text`: the proxy adds advice to one error of the pooler's.
+fn told(text: &str) -> String {
+    let advice = if text.starts_with("unsupported startup parameter") {
+        UNSUPPORTED_PARAMETER
+    } else {
+        ""
+    };
+    format!("{text}{advice}")
 }
 
 /// Sends the startup packet and takes the answer: a session, or an error.

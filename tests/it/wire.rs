@@ -147,17 +147,19 @@ async fn without_a_name_the_endpoint_may_stand_in_the_password() {
     assert_refused(&mut client, &seen, "Endpoint ID is not specified.").await;
 }
 
+/// The first column of the first row.
+fn shown(seen: &[Seen]) -> String {
+    let row = seen
+        .iter()
+        .find(|message| message.tag == 'D')
+        .expect("a row");
+    String::from_utf8_lossy(&row.body[6..]).into_owned()
+}
+
 #[tokio::test]
 async fn startup_parameters_are_passed_on_or_dropped_as_at_neon() {
     let stage = Stage::new().await;
     let at = asleep(&stage).await;
-    let shown = |seen: &[Seen]| {
-        let row = seen
-            .iter()
-            .find(|message| message.tag == 'D')
-            .expect("a row");
-        String::from_utf8_lossy(&row.body[6..]).into_owned()
-    };
     let mut client = RawClient::connect(&stage, &at.host).await;
     let more = [
         ("statement_timeout", "1234"),
@@ -235,4 +237,74 @@ async fn channel_binding_works() {
         .await
         .unwrap();
     client.batch_execute("SELECT 1").await.unwrap();
+}
+
+#[tokio::test]
+async fn the_pooler_is_a_real_one_in_transaction_mode() {
+    let stage = Stage::new().await;
+    let at = asleep(&stage).await;
+    let pooled = async || {
+        let mut client = RawClient::connect(&stage, &at.pooler_host).await;
+        let seen = client.log_in(at.password.expose(), &[]).await;
+        assert!(tags(&seen).ends_with('Z'), "{seen:?}");
+        client
+    };
+    let (mut first, mut second) = (pooled().await, pooled().await);
+    let pid = "SELECT pg_backend_pid()";
+    assert_eq!(
+        shown(&first.query(pid).await),
+        shown(&second.query(pid).await),
+        "they share a server connection"
+    );
+
+    // What one sets the other has, and what one prepares another connection does not know.
+    first.query("SET statement_timeout = 777").await;
+    assert_eq!(
+        shown(&second.query("SHOW statement_timeout").await),
+        "777ms"
+    );
+    first.query("PREPARE q1 AS SELECT 1").await;
+    second.query("BEGIN").await;
+    let missing = first.query("EXECUTE q1").await;
+    assert_eq!(
+        missing[0].field('C').as_deref(),
+        Some("26000"),
+        "{missing:?}"
+    );
+    second.query("COMMIT").await;
+}
+
+#[tokio::test]
+async fn options_that_the_pooler_does_not_know_are_refused_with_neons_advice() {
+    let stage = Stage::new().await;
+    let at = asleep(&stage).await;
+    let mut client = RawClient::connect(&stage, &at.pooler_host).await;
+    let seen = client
+        .log_in(
+            at.password.expose(),
+            &[("options", "-c statement_timeout=1234")],
+        )
+        .await;
+    let text = "unsupported startup parameter in options: statement_timeout. Please use unpooled connection";
+    assert_refused(&mut client, &seen, text).await;
+}
+
+#[tokio::test]
+async fn prepared_statements_of_the_protocol_outlive_a_change_of_the_server_connection() {
+    let stage = Stage::new().await;
+    let router = stage.router();
+    let (client, mut other) = (
+        router.get("acme").await.unwrap(),
+        router.get("acme").await.unwrap(),
+    );
+    let statement = client
+        .prepare_cached("SELECT pg_backend_pid()")
+        .await
+        .unwrap();
+    let first: i32 = client.query_one(&statement, &[]).await.unwrap().get(0);
+    let held = other.transaction().await.unwrap();
+    held.query_typed("SELECT 1", &[]).await.unwrap(); // takes the server connection that both had
+    let second: i32 = client.query_one(&statement, &[]).await.unwrap().get(0);
+    assert_ne!(first, second);
+    held.rollback().await.unwrap();
 }

@@ -19,6 +19,19 @@
 //! # drop(acme); Ok(()) }
 //! ```
 //!
+//! # Faults
+//! A [`Fault`] makes an endpoint answer as Neon does when its control plane or a compute is in trouble, with Neon's texts
+//! and times. [`Emulator::freeze`], [`Emulator::crash`] and [`Emulator::suspend`] happen to running computes. The same
+//! from outside the process, with the API's key as bearer, below the API's address:
+//!
+//! | request | what |
+//! |---|---|
+//! | `GET /_emulator/endpoints` | what was seen of each endpoint |
+//! | `POST /_emulator/endpoints/{id}/fault` | a fault as JSON, such as `{"wake_busy": {"text": "…", "times": 3}}` or `"compute_silent"` |
+//! | `DELETE /_emulator/endpoints/{id}/fault` | clears it |
+//! | `POST /_emulator/endpoints/{id}/suspend`, `freeze`, `thaw`, `crash`, `kill_pooler` | at once |
+//! | `POST /_emulator/endpoints/{id}/wake_delay_ms/{n}` | from the next start on |
+//!
 //! # What it needs
 //! The programs of a Postgres server, 14 or later, and PgBouncer, 1.21 or later, on `PATH` or where the distributions put
 //! them; Linux; `sh`, `cp`, `find`, `grep`. It starts them as the caller, or as `postgres` or `nobody` if the caller is root.
@@ -38,9 +51,11 @@ mod api;
 mod binaries;
 mod certificate;
 mod compute;
+mod control;
 mod create;
 mod daemon;
 mod error;
+mod fault;
 mod login;
 mod message;
 mod pooler;
@@ -66,12 +81,13 @@ use rustls::pki_types::CertificateDer;
 use tokio::{net::TcpListener, runtime::Runtime};
 
 pub use error::EmulatorError;
+pub use fault::Fault;
 pub use witness::{Wake, Witness};
 
 use account::Account;
 use binaries::Binaries;
 use certificate::Certificates;
-use compute::Machine;
+use compute::{Compute, Machine};
 use proxy::{Gate, Proxy};
 use scratch::Scratch;
 use template::Template;
@@ -297,6 +313,41 @@ impl Emulator {
             .wake_delay
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = delay;
+    }
+
+    /// Sets the time before each start of one endpoint's compute, from now on. Says whether there is such an endpoint.
+    pub fn set_wake_delay_of(&self, endpoint_id: &str, delay: Duration) -> bool {
+        self.at(endpoint_id, |compute| compute.set_wake_delay(delay))
+    }
+
+    /// Makes something go wrong at an endpoint, for whoever connects, until it is cleared with `None`. Says whether
+    /// there is such an endpoint.
+    pub fn set_fault(&self, endpoint_id: &str, fault: impl Into<Option<Fault>>) -> bool {
+        self.at(endpoint_id, |compute| compute.faults.set(fault.into()))
+    }
+
+    /// Stops all processes of a compute in their tracks: whoever waits for them waits on. Says whether there is such an
+    /// endpoint.
+    pub fn freeze(&self, endpoint_id: &str) -> bool {
+        self.at(endpoint_id, Compute::freeze)
+    }
+
+    /// Lets a frozen compute go on. Says whether there is such an endpoint.
+    pub fn thaw(&self, endpoint_id: &str) -> bool {
+        self.at(endpoint_id, Compute::thaw)
+    }
+
+    /// Kills all processes of a compute: no goodbye to anybody, and recovery at the next start. Says whether there is
+    /// such an endpoint.
+    pub fn crash(&self, endpoint_id: &str) -> bool {
+        self.at(endpoint_id, Compute::crash)
+    }
+
+    fn at(&self, endpoint_id: &str, act: impl FnOnce(&Compute)) -> bool {
+        self.world
+            .compute(endpoint_id)
+            .map(|compute| act(&compute))
+            .is_some()
     }
 
     /// What happened at each endpoint, oldest first. Deleted ones are gone from it.

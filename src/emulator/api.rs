@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use super::{
     answers,
     compute::Contents,
+    control,
     create::CreateBody,
     world::{Project, World},
 };
@@ -62,9 +63,11 @@ pub(super) fn router(world: Arc<World>, key: Secret) -> Router {
         )
         .fallback(|| async { Refused::not_found("this path") })
         .method_not_allowed_fallback(|| async { Refused::not_found("this path") })
-        .layer(middleware::from_fn_with_state(api.clone(), authorized))
-        .with_state(api);
-    Router::new().nest(BASE, routes)
+        .with_state(api.clone());
+    Router::new()
+        .nest(BASE, routes)
+        .nest("/_emulator", control::router(Arc::clone(&api.world)))
+        .layer(middleware::from_fn_with_state(api, authorized))
 }
 
 async fn authorized(

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
     process::Stdio,
     sync::{
-        Arc, Mutex as StdMutex, PoisonError,
+        Arc, Mutex as StdMutex, MutexGuard, PoisonError,
         atomic::{
             AtomicBool,
             Ordering::{Acquire, Release},
@@ -26,8 +26,8 @@ use tokio_postgres::{Client, NoTls};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    EmulatorError, account::Account, activity, binaries::Binaries, daemon::Daemon, pooler::Pooler,
-    scram::Verifier, template::Template, witness::Log,
+    EmulatorError, account::Account, activity, binaries::Binaries, daemon::Daemon, fault::Faults,
+    pooler::Pooler, process::signal_all, scram::Verifier, template::Template, witness::Log,
 };
 use crate::secret::Secret;
 
@@ -67,6 +67,9 @@ pub(super) struct Compute {
     /// Time without activity until it is stopped; `None` for never.
     suspend_window: Option<Duration>,
     pub(super) log: Log,
+    pub(super) faults: Faults,
+    /// Time before each start, in place of the machine's.
+    wake_delay: StdMutex<Option<Duration>>,
     // Held during a start or a stop, so that they never overlap.
     state: Mutex<State>,
     postgres: Daemon,
@@ -109,6 +112,8 @@ impl Compute {
             contents,
             suspend_window,
             log: Log::default(),
+            faults: Faults::default(),
+            wake_delay: StdMutex::default(),
             state: Mutex::default(),
             postgres: Daemon::default(),
             pooler,
@@ -133,11 +138,7 @@ impl Compute {
             return Ok(self.reached(run));
         }
         let asked = Instant::now();
-        let delay = *self
-            .machine
-            .wake_delay
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let delay = lock(&self.wake_delay).unwrap_or(*lock(&self.machine.wake_delay));
         sleep(delay).await;
         if !self.data().exists() {
             let compute = Arc::clone(self);
@@ -221,6 +222,7 @@ impl Compute {
 
     /// The pooler first, without a word; then Postgres gets its fast stop.
     async fn halt(&self) {
+        self.thaw(); // a frozen process hears no signal
         self.pooler.kill().await;
         self.postgres.stop(Signal::INT).await;
     }
@@ -238,6 +240,32 @@ impl Compute {
         if let Err(err) = removed.await {
             tracing::warn!(%err, "emulator: a deleted compute's data is still there");
         }
+    }
+
+    /// Sets the time before each start of this compute, from now on.
+    pub(super) fn set_wake_delay(&self, delay: Duration) {
+        *lock(&self.wake_delay) = Some(delay);
+    }
+
+    /// Stops all its processes in their tracks: whoever waits for them waits on.
+    pub(super) fn freeze(&self) {
+        signal_all(&self.folder, Signal::STOP);
+    }
+
+    /// Lets them go on.
+    pub(super) fn thaw(&self) {
+        signal_all(&self.folder, Signal::CONT);
+    }
+
+    /// Kills all its processes: no goodbye to anybody, and recovery at the next start.
+    pub(super) fn crash(&self) {
+        self.awake.store(false, Release);
+        signal_all(&self.folder, Signal::KILL);
+    }
+
+    /// Kills the pooler only; it is started again for the next client.
+    pub(super) async fn kill_pooler(&self) {
+        self.pooler.kill().await;
     }
 
     /// Reaps what the watchdog has stopped. Blocks the thread.
@@ -374,6 +402,10 @@ fn says_ready(data: &Path, pid: u32) -> bool {
     read.is_ok()
         && lines.next() == Some(pid.to_string().as_str())
         && lines.nth(6).is_some_and(|state| state.trim() == "ready")
+}
+
+fn lock<T>(mutex: &StdMutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Runs what blocks apart from the emulator's own tasks.

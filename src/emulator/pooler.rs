@@ -56,6 +56,7 @@ impl Pooler {
         let said = self.folder.join("pgbouncer.log");
         let log = fs::File::create(&said).map_err(failed)?;
         let mut command = account.command(&self.program);
+        command.current_dir(&self.folder); // so that it is found with the compute's other processes
         command
             .arg(&settings)
             .stdin(Stdio::null())

@@ -1,11 +1,15 @@
 //! Waiting for processes, with a deadline.
 
 use std::{
+    fs,
     io::{Read, Write},
+    path::Path,
     process::{Child, Command, Stdio},
     thread,
     time::Duration,
 };
+
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::EmulatorError;
 
@@ -26,6 +30,23 @@ pub(super) fn wait_for(child: &mut Child, patience: Duration) -> bool {
         }
     }
     false
+}
+
+/// Sends `signal` to every process whose working directory is in `folder`, as that of every Postgres process is.
+pub(super) fn signal_all(folder: &Path, signal: Signal) {
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let pid = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok());
+        let within =
+            || fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(folder));
+        if let Some(pid) = pid.and_then(Pid::from_raw)
+            && within()
+        {
+            let _ = kill_process(pid, signal);
+        }
+    }
 }
 
 /// Runs `command` to its end; an error holds what it said. Blocks the thread.

@@ -18,6 +18,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::{
     compute::Compute,
+    fault::Fate,
     message::{Message, refuse},
     proxy::code_of,
     startup::BackendKey,
@@ -50,6 +51,7 @@ impl Sessions {
     ) -> io::Result<()> {
         match begin(compute, startup, pooled).await {
             Ok(Begun::Session(session)) => self.pass(stream, session, proved, compute).await,
+            Ok(Begun::Silence) => hear_out(stream).await,
             Ok(Begun::Refused(text)) => {
                 refuse(&mut stream, code_of(live_codes, &text), &text).await
             }
@@ -142,6 +144,26 @@ enum Begun {
     Session(Session),
     /// With this text. Severity and code are lost at Neon.
     Refused(String),
+    /// Not at all; nor does the client hear anything.
+    Silence,
+}
+
+impl Begun {
+    /// What a fault makes of it; `None` if there is none.
+    fn by(fate: Fate) -> Option<Self> {
+        match fate {
+            Fate::Connects => None,
+            Fate::Told(text) => Some(Self::Refused(text)),
+            Fate::Silence => Some(Self::Silence),
+        }
+    }
+}
+
+/// Says nothing until the client leaves.
+async fn hear_out(mut stream: TlsStream<TcpStream>) -> io::Result<()> {
+    let mut heard = [0; 256];
+    while stream.read(&mut heard).await? > 0 {}
+    Ok(())
 }
 
 /// A session that Postgres has taken up.
@@ -163,7 +185,15 @@ async fn begin(
 ) -> Result<Begun, Box<dyn Error + Send + Sync>> {
     let mut last = io::Error::from(io::ErrorKind::ConnectionRefused);
     for _ in 0..TRIES {
+        if !compute.is_awake()
+            && let Some(begun) = Begun::by(compute.faults.on_wake(pooled).await)
+        {
+            return Ok(begun);
+        }
         let reached = compute.wake().await?;
+        if let Some(begun) = Begun::by(compute.faults.on_connect().await) {
+            return Ok(begun);
+        }
         let socket = if pooled {
             reached.pooled
         } else {

@@ -8,6 +8,7 @@ mod api;
 mod connections;
 mod emulator;
 mod eviction;
+mod faults;
 mod isolation;
 mod layers;
 mod provisioning;

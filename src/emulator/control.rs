@@ -1,0 +1,96 @@
+//! The emulator's own paths, below `/_emulator`: what it has seen, and faults on command. They take the API's key.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Json, Router,
+    extract::{Path, State},
+    http::StatusCode,
+    routing::{get, post},
+};
+use serde_json::{Value, json};
+
+use super::{compute::Compute, fault::Fault, witness::Witness, world::World};
+
+/// The paths, without the prefix.
+pub(super) fn router(world: Arc<World>) -> Router {
+    let endpoint = "/endpoints/{endpoint}";
+    Router::new()
+        .route("/endpoints", get(list))
+        .route(
+            &format!("{endpoint}/fault"),
+            post(set_fault).delete(clear_fault),
+        )
+        .route(
+            &format!("{endpoint}/wake_delay_ms/{{delay}}"),
+            post(set_wake_delay),
+        )
+        .route(&format!("{endpoint}/{{action}}"), post(act))
+        .with_state(world)
+}
+
+type Endpoint = Result<Arc<Compute>, (StatusCode, &'static str)>;
+
+fn find(world: &World, id: &str) -> Endpoint {
+    world
+        .compute(id)
+        .ok_or((StatusCode::NOT_FOUND, "no such endpoint\n"))
+}
+
+async fn list(State(world): State<Arc<World>>) -> Json<Value> {
+    Json(world.witnesses().iter().map(shown).collect())
+}
+
+fn shown(it: &Witness) -> Value {
+    json!({
+        "endpoint_id": it.endpoint_id, "host": it.host, "project_id": it.project_id, "project_name": it.project_name,
+        "is_awake": it.is_awake, "wakes": it.wakes.len(), "suspends": it.suspends.len(),
+        "auth_attempts": it.auth_attempts.len(), "sessions": it.sessions.len(), "open_sessions": it.open_sessions,
+    })
+}
+
+async fn set_fault(
+    State(world): State<Arc<World>>,
+    Path(id): Path<String>,
+    Json(fault): Json<Fault>,
+) -> Result<(), (StatusCode, &'static str)> {
+    find(&world, &id)?.faults.set(Some(fault));
+    Ok(())
+}
+
+async fn clear_fault(
+    State(world): State<Arc<World>>,
+    Path(id): Path<String>,
+) -> Result<(), (StatusCode, &'static str)> {
+    find(&world, &id)?.faults.set(None);
+    Ok(())
+}
+
+async fn set_wake_delay(
+    State(world): State<Arc<World>>,
+    Path((id, delay)): Path<(String, u64)>,
+) -> Result<(), (StatusCode, &'static str)> {
+    find(&world, &id)?.set_wake_delay(Duration::from_millis(delay));
+    Ok(())
+}
+
+async fn act(
+    State(world): State<Arc<World>>,
+    Path((id, action)): Path<(String, String)>,
+) -> Result<(), (StatusCode, &'static str)> {
+    let compute = find(&world, &id)?;
+    match action.as_str() {
+        "suspend" => drop(compute.suspend().await),
+        "freeze" => compute.freeze(),
+        "thaw" => compute.thaw(),
+        "crash" => compute.crash(),
+        "kill_pooler" => compute.kill_pooler().await,
+        _ => {
+            return Err((
+                StatusCode::NOT_FOUND,
+                "suspend, freeze, thaw, crash, kill_pooler\n",
+            ));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,315 @@
+//! Faults on command, held against what Neon's own proxy, PgBouncer and Postgres were observed to do.
+
+use std::time::Duration;
+
+use tenantry::{
+    emulator::Fault,
+    neon::{ConnectionParameters, CreateProject},
+};
+
+use crate::support::{RawClient, Seen, Stage, eventually};
+
+struct Project {
+    id: String,
+    at: ConnectionParameters,
+}
+
+impl Project {
+    /// A project whose compute is awake.
+    async fn new(stage: &Stage) -> Self {
+        let created = stage
+            .neon()
+            .create_project(&CreateProject::new("p"))
+            .await
+            .unwrap();
+        stage
+            .neon()
+            .wait_for_operations(&created.project.id)
+            .await
+            .unwrap();
+        let at = created.connection_uris[0].connection_parameters.clone();
+        Self {
+            id: created.endpoints[0].id.clone(),
+            at,
+        }
+    }
+
+    fn hosts(&self) -> [&str; 2] {
+        [&self.at.host, &self.at.pooler_host]
+    }
+
+    /// Logs in through `host`; the messages since the proof.
+    async fn log_in(&self, stage: &Stage, host: &str) -> (RawClient, Vec<Seen>) {
+        let mut client = RawClient::connect(stage, host).await;
+        let seen = client.log_in(self.at.password.expose(), &[]).await;
+        (client, seen)
+    }
+
+    async fn session(&self, stage: &Stage, host: &str) -> RawClient {
+        let (client, seen) = self.log_in(stage, host).await;
+        assert!(seen.last().is_some_and(|last| last.tag == 'Z'), "{seen:?}");
+        client
+    }
+}
+
+/// The text of the one error that was sent, and when it came.
+fn told(seen: &[Seen]) -> (String, Duration) {
+    assert_eq!(seen.len(), 1, "{seen:?}");
+    let field = |field| seen[0].field(field).unwrap_or_default();
+    assert_eq!(
+        (field('S').as_str(), field('C').as_str()),
+        ("ERROR", "XX000")
+    );
+    (field('M'), seen[0].after)
+}
+
+#[tokio::test]
+async fn a_refused_wake_is_told_at_once_and_repeated_on_that_host_only() {
+    const QUOTA: &str =
+        "Your project has exceeded the active time quota. Upgrade your plan to increase limits.";
+    let stage = Stage::new().await;
+    let project = Project::new(&stage).await;
+    stage.emulator.suspend(&project.id).await;
+    stage
+        .emulator
+        .set_fault(&project.id, Fault::WakeRefused { text: QUOTA.into() });
+    let [direct, pooled] = project.hosts();
+    let (text, after) = told(&project.log_in(&stage, pooled).await.1);
+    assert_eq!(text, QUOTA);
+    assert!(after < Duration::from_secs(1), "{after:?}");
+
+    stage.emulator.set_fault(&project.id, None);
+    assert_eq!(
+        told(&project.log_in(&stage, pooled).await.1).0,
+        QUOTA,
+        "from the proxy's memory"
+    );
+    project.session(&stage, direct).await; // the other host asks for itself
+    assert_eq!(stage.emulator.witnesses()[0].wakes.len(), 2);
+}
+
+#[tokio::test]
+async fn a_busy_control_plane_is_asked_again_within_the_proxy() {
+    let stage = Stage::new().await;
+    let project = Project::new(&stage).await;
+    stage.emulator.suspend(&project.id).await;
+    let text = "Your project already has running operations. Please wait until they complete, and then try again.";
+    let busy = |times| Fault::WakeBusy {
+        text: text.into(),
+        times,
+    };
+    stage.emulator.set_fault(&project.id, busy(4));
+    let (_, seen) = project.log_in(&stage, &project.at.host).await;
+    let after = seen.last().unwrap().after;
+    assert!(after > Duration::from_millis(570), "four waits: {after:?}");
+
+    stage.emulator.suspend(&project.id).await;
+    stage.emulator.set_fault(&project.id, busy(100));
+    let (said, after) = told(&project.log_in(&stage, &project.at.host).await.1);
+    assert_eq!(said, text);
+    assert!((4.3..6.0).contains(&after.as_secs_f64()), "{after:?}");
+}
+
+#[tokio::test]
+async fn a_compute_that_cannot_be_reached_is_told_in_neons_words_and_time() {
+    let stage = Stage::new().await;
+    let project = Project::new(&stage).await;
+    let reset = "error communicating with the server: Connection reset by peer (os error 104)";
+    for (fault, text, at_least) in [
+        (
+            Fault::ComputeRefuses,
+            "Couldn't connect to compute node",
+            3.0,
+        ),
+        (Fault::ComputeCloses, reset, 0.0),
+    ] {
+        stage.emulator.set_fault(&project.id, fault);
+        for host in project.hosts() {
+            let (said, after) = told(&project.log_in(&stage, host).await.1);
+            assert_eq!(said, text);
+            assert!(
+                (at_least..at_least + 2.0).contains(&after.as_secs_f64()),
+                "{after:?}"
+            );
+        }
+    }
+    stage.emulator.set_fault(&project.id, None);
+    for host in project.hosts() {
+        project.session(&stage, host).await;
+    }
+}
+
+#[tokio::test]
+async fn a_silent_and_a_frozen_compute_say_nothing() {
+    let stage = Stage::new().await;
+    let project = Project::new(&stage).await;
+    let patience = Duration::from_millis(700);
+    stage.emulator.set_fault(&project.id, Fault::ComputeSilent);
+    assert!(
+        tokio::time::timeout(patience, project.log_in(&stage, &project.at.host))
+            .await
+            .is_err()
+    );
+    stage.emulator.set_fault(&project.id, None);
+
+    for host in project.hosts() {
+        let mut client = project.session(&stage, host).await;
+        stage.emulator.freeze(&project.id);
+        assert!(
+            tokio::time::timeout(patience, client.query("SELECT 1"))
+                .await
+                .is_err()
+        );
+        assert!(
+            tokio::time::timeout(patience, project.log_in(&stage, host))
+                .await
+                .is_err()
+        );
+        stage.emulator.thaw(&project.id);
+        let rest = client.until('Z').await;
+        assert!(
+            rest.iter().any(|message| message.tag == 'D'),
+            "the answer comes after all: {rest:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_killed_compute_says_no_goodbye_and_comes_back() {
+    let stage = Stage::new().await;
+    let project = Project::new(&stage).await;
+    for host in project.hosts() {
+        let mut idle = project.session(&stage, host).await;
+        let mut busy = project.session(&stage, host).await;
+        busy.query("CREATE TABLE IF NOT EXISTS t (n int)").await;
+        busy.send(b'Q', b"SELECT pg_sleep(60)\0").await;
+        stage.emulator.crash(&project.id);
+        for client in [&mut idle, &mut busy] {
+            assert!(client.next().await.is_none(), "closed without a word");
+        }
+        eventually("it is asleep", || !stage.emulator.witnesses()[0].is_awake).await;
+        let mut again = project.session(&stage, &project.at.host).await;
+        assert_eq!(
+            again.query("SELECT * FROM t").await.last().unwrap().tag,
+            'Z'
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_suspend_ends_sessions_as_it_does_at_neon() {
+    let stage = Stage::new().await;
+    let project = Project::new(&stage).await;
+    for sql in [None, Some("BEGIN"), Some("SELECT pg_sleep(60)")] {
+        let [direct, pooled] = project.hosts();
+        let (mut direct, mut pooled) = (
+            project.session(&stage, direct).await,
+            project.session(&stage, pooled).await,
+        );
+        for client in [&mut direct, &mut pooled] {
+            match sql {
+                Some("BEGIN") => drop(client.query("BEGIN").await),
+                Some(sql) => client.send(b'Q', format!("{sql}\0").as_bytes()).await,
+                None => {}
+            }
+        }
+        stage.emulator.suspend(&project.id).await;
+        let last = direct.until_ready().await;
+        let error = last.last().expect("told");
+        assert_eq!(error.field('C').as_deref(), Some("57P01"), "{sql:?}");
+        assert_eq!(error.field('S').as_deref(), Some("FATAL"), "{sql:?}");
+        assert!(direct.next().await.is_none());
+        assert!(
+            pooled.next().await.is_none(),
+            "closed without a word: {sql:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_killed_pooler_is_back_for_the_next_client() {
+    let stage = Stage::new().await;
+    let project = Project::new(&stage).await;
+    let mut client = project.session(&stage, &project.at.pooler_host).await;
+    let url = stage.emulator.api_url().replace(
+        "/api/v2",
+        &format!("/_emulator/endpoints/{}/kill_pooler", project.id),
+    );
+    let request = reqwest::Client::builder()
+        .tls_backend_preconfigured((*stage.tls_config()).clone())
+        .build()
+        .unwrap();
+    let request = request
+        .post(url)
+        .bearer_auth(stage.emulator.api_key().expose());
+    assert!(request.send().await.unwrap().status().is_success());
+    assert!(client.next().await.is_none(), "closed without a word");
+    project.session(&stage, &project.at.pooler_host).await;
+    assert_eq!(
+        stage.emulator.witnesses()[0].wakes.len(),
+        1,
+        "Postgres ran on"
+    );
+}
+
+#[tokio::test]
+async fn faults_are_given_over_http_too_with_the_key_only() {
+    let stage = Stage::new().await;
+    let project = Project::new(&stage).await;
+    let base = stage
+        .emulator
+        .api_url()
+        .replace("/api/v2", "/_emulator/endpoints");
+    let http = reqwest::Client::builder()
+        .tls_backend_preconfigured((*stage.tls_config()).clone())
+        .build()
+        .unwrap();
+    let key = stage.emulator.api_key();
+    let fault = format!("{base}/{}/fault", project.id);
+    let body = serde_json::json!("compute_closes");
+    assert_eq!(
+        http.post(&fault).json(&body).send().await.unwrap().status(),
+        401
+    );
+    assert!(
+        http.post(&fault)
+            .bearer_auth(key.expose())
+            .json(&body)
+            .send()
+            .await
+            .unwrap()
+            .status()
+            .is_success()
+    );
+    told(&project.log_in(&stage, &project.at.host).await.1);
+    assert!(
+        http.delete(&fault)
+            .bearer_auth(key.expose())
+            .send()
+            .await
+            .unwrap()
+            .status()
+            .is_success()
+    );
+    project.session(&stage, &project.at.host).await;
+    let seen: serde_json::Value = http
+        .get(&base)
+        .bearer_auth(key.expose())
+        .send()
+        .await
+        .unwrap()
+        .json()
+        .await
+        .unwrap();
+    assert_eq!(seen[0]["endpoint_id"], project.id);
+    let nowhere = format!("{base}/ep-nowhere/fault");
+    assert_eq!(
+        http.delete(&nowhere)
+            .bearer_auth(key.expose())
+            .send()
+            .await
+            .unwrap()
+            .status(),
+        404
+    );
+}

@@ -137,6 +137,9 @@ impl Compute {
             }
             return Ok(self.reached(run));
         }
+        if let Some(crashed) = state.run.take() {
+            crashed.cancel();
+        }
         let asked = Instant::now();
         let delay = lock(&self.wake_delay).unwrap_or(*lock(&self.machine.wake_delay));
         sleep(delay).await;
@@ -260,6 +263,7 @@ impl Compute {
     /// Kills all its processes: no goodbye to anybody, and recovery at the next start.
     pub(super) fn crash(&self) {
         self.awake.store(false, Release);
+        self.freeze(); // so that none of them can tell of the others' end
         signal_all(&self.folder, Signal::KILL);
     }
 

@@ -21,7 +21,7 @@
 //!
 //! # Faults
 //! A [`Fault`] makes an endpoint answer as Neon does when its control plane or a compute is in trouble, with Neon's texts
-//! and times. [`Emulator::freeze`], [`Emulator::crash`] and [`Emulator::suspend`] happen to running computes. The same
+//! and times; an [`ApiFault`] does the same to requests to the API. [`Emulator::freeze`], [`Emulator::crash`] and [`Emulator::suspend`] happen to running computes. The same
 //! from outside the process, with the API's key as bearer, below the API's address:
 //!
 //! | request | what |
@@ -31,6 +31,9 @@
 //! | `DELETE /_emulator/endpoints/{id}/fault` | clears it |
 //! | `POST /_emulator/endpoints/{id}/suspend`, `freeze`, `thaw`, `crash`, `kill_pooler` | at once |
 //! | `POST /_emulator/endpoints/{id}/wake_delay_ms/{n}` | from the next start on |
+//! | `POST /_emulator/api_faults` | `{"route": "POST /projects", "fault": "answer_lost", "times": 1}` |
+//! | `DELETE /_emulator/api_faults` | clears them |
+//! | `POST /_emulator/search_lag_ms/{n}` | the search misses a new project for so long |
 //!
 //! # What it needs
 //! The programs of a Postgres server, 14 or later, and PgBouncer, 1.21 or later, on `PATH` or where the distributions put
@@ -48,6 +51,7 @@ mod account;
 mod activity;
 mod answers;
 mod api;
+mod api_fault;
 mod binaries;
 mod certificate;
 mod compute;
@@ -80,6 +84,7 @@ use std::{
 use rustls::pki_types::CertificateDer;
 use tokio::{net::TcpListener, runtime::Runtime};
 
+pub use api_fault::ApiFault;
 pub use error::EmulatorError;
 pub use fault::Fault;
 pub use witness::{Wake, Witness};
@@ -324,6 +329,16 @@ impl Emulator {
     /// there is such an endpoint.
     pub fn set_fault(&self, endpoint_id: &str, fault: impl Into<Option<Fault>>) -> bool {
         self.at(endpoint_id, |compute| compute.faults.set(fault.into()))
+    }
+
+    /// Makes the next `times` requests to the API that begin with `route`, such as `POST /projects`, meet `fault`.
+    pub fn fail_api(&self, route: &str, fault: ApiFault, times: u32) {
+        self.world.api_faults.add(route.to_owned(), fault, times);
+    }
+
+    /// Makes the API's search miss a project for so long after its creation. Neon promises nothing about that.
+    pub fn set_search_lag(&self, lag: Duration) {
+        self.world.set_search_lag(lag);
     }
 
     /// Stops all processes of a compute in their tracks: whoever waits for them waits on. Says whether there is such an

@@ -63,6 +63,7 @@ pub(super) fn router(world: Arc<World>, key: Secret) -> Router {
         )
         .fallback(|| async { Refused::not_found("this path") })
         .method_not_allowed_fallback(|| async { Refused::not_found("this path") })
+        .layer(middleware::from_fn_with_state(api.clone(), faulty))
         .with_state(api.clone());
     Router::new()
         .nest(BASE, routes)
@@ -88,6 +89,18 @@ async fn authorized(
             "supplied credentials do not pass authentication".into(),
         )
         .into_response()
+    }
+}
+
+/// Lets the request meet the fault that waits for it.
+async fn faulty(State(api): State<Api>, request: Request, next: Next) -> Response {
+    let named = format!("{} {}", request.method(), request.uri().path());
+    match api.world.api_faults.meet(&named) {
+        None => next.run(request).await,
+        Some(fault) => match fault.instead() {
+            Some(answer) => answer,
+            None => fault.afterwards(next.run(request).await).await,
+        },
     }
 }
 
@@ -152,7 +165,8 @@ async fn list_projects(State(api): State<Api>, Query(query): Query<ListQuery>) -
             .org_id
             .as_ref()
             .is_none_or(|org| project.wanted.org_id.as_ref() == Some(org));
-        org && (project.name.contains(part) || project.id.contains(part))
+        let found = project.name.contains(part) || project.id.contains(part);
+        org && found && (part.is_empty() || api.world.is_listed(project))
     };
     let projects = api.world.projects();
     let after = query.cursor.as_deref();

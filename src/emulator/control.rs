@@ -8,14 +8,17 @@ use axum::{
     http::StatusCode,
     routing::{get, post},
 };
+use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{compute::Compute, fault::Fault, witness::Witness, world::World};
+use super::{api_fault::ApiFault, compute::Compute, fault::Fault, witness::Witness, world::World};
 
 /// The paths, without the prefix.
 pub(super) fn router(world: Arc<World>) -> Router {
     let endpoint = "/endpoints/{endpoint}";
     Router::new()
+        .route("/api_faults", post(add_api_fault).delete(clear_api_faults))
+        .route("/search_lag_ms/{lag}", post(set_search_lag))
         .route("/endpoints", get(list))
         .route(
             &format!("{endpoint}/fault"),
@@ -93,4 +96,28 @@ async fn act(
         }
     }
     Ok(())
+}
+
+#[derive(Deserialize)]
+struct AddApiFault {
+    route: String,
+    fault: ApiFault,
+    #[serde(default = "once")]
+    times: u32,
+}
+
+fn once() -> u32 {
+    1
+}
+
+async fn add_api_fault(State(world): State<Arc<World>>, Json(add): Json<AddApiFault>) {
+    world.api_faults.add(add.route, add.fault, add.times);
+}
+
+async fn clear_api_faults(State(world): State<Arc<World>>) {
+    world.api_faults.clear();
+}
+
+async fn set_search_lag(State(world): State<Arc<World>>, Path(lag): Path<u64>) {
+    world.set_search_lag(Duration::from_millis(lag));
 }

@@ -3,13 +3,17 @@
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, SystemTime},
 };
 
 use percent_encoding::{AsciiSet, utf8_percent_encode};
 
 use super::{
+    api_fault::ApiFaults,
     compute::{Compute, Contents, Machine},
     witness::Witness,
 };
@@ -39,6 +43,9 @@ pub(super) struct World {
     pub(super) settings: Settings,
     // Guards all projects; held for a look or a change, never across an await.
     projects: Mutex<Vec<Project>>,
+    pub(super) api_faults: ApiFaults,
+    /// For how long the search misses a new project, in milliseconds.
+    search_lag: AtomicU64,
     // Every compute that ever was, so that each is reaped at the end.
     computes: Mutex<Vec<Arc<Compute>>>,
 }
@@ -109,12 +116,26 @@ impl World {
             machine: Arc::new(machine),
             settings,
             projects: Mutex::default(),
+            api_faults: ApiFaults::default(),
+            search_lag: AtomicU64::new(0),
             computes: Mutex::default(),
         })
     }
 
     pub(super) fn projects(&self) -> MutexGuard<'_, Vec<Project>> {
         self.projects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets for how long the search misses a new project.
+    pub(super) fn set_search_lag(&self, lag: Duration) {
+        let milliseconds = u64::try_from(lag.as_millis()).unwrap_or(u64::MAX);
+        self.search_lag.store(milliseconds, Relaxed);
+    }
+
+    /// Whether the search sees it by now.
+    pub(super) fn is_listed(&self, project: &Project) -> bool {
+        let lag = Duration::from_millis(self.search_lag.load(Relaxed));
+        project.created_at.elapsed().unwrap_or_default() >= lag
     }
 
     fn computes(&self) -> MutexGuard<'_, Vec<Arc<Compute>>> {

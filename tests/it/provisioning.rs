@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use serde_json::json;
-use tenantry::{ErrorKind, Plan, Provisioner, TenantRouter, neon::CreateProject, records::Memory};
+use tenantry::{
+    ErrorKind, Plan, Provisioner, TenantRouter, emulator::ApiFault, neon::CreateProject,
+    records::Memory,
+};
 
 use crate::support::{Reply, ScriptedApi, Stage, eventually, run_on};
 
@@ -168,4 +171,78 @@ async fn a_bad_namespace_is_refused_when_the_router_is_built() {
             "{bad:?}"
         );
     }
+}
+
+#[tokio::test]
+async fn a_lost_answer_ends_with_one_project_though_the_search_misses_it_for_a_while() {
+    let stage = Stage::new().await;
+    stage.emulator.set_search_lag(Duration::from_secs(2));
+    stage
+        .emulator
+        .fail_api("POST /projects", ApiFault::AnswerLost, 1);
+    let router = stage.router();
+    let answer = run_on(&router.get("acme").await.unwrap(), "SELECT 'served'").await;
+    assert_eq!(answer, "served");
+    assert_eq!(
+        stage.emulator.witnesses().len(),
+        1,
+        "looked up, not created again"
+    );
+}
+
+#[tokio::test]
+async fn while_a_creation_is_in_doubt_later_calls_look_for_it_too() {
+    let stage = Stage::new().await;
+    stage.emulator.set_search_lag(Duration::from_secs(3));
+    stage
+        .emulator
+        .fail_api("POST /projects", ApiFault::AnswerLost, 1);
+    let router = stage
+        .builder("test")
+        .provision_timeout(Duration::from_secs(1))
+        .build()
+        .unwrap();
+    for _ in 0..2 {
+        let err = router.get("acme").await.unwrap_err();
+        assert_eq!(err.kind(), ErrorKind::Timeout(tenantry::Stage::Provision));
+    }
+    eventually("it turns up", || router.status().flights == 0).await;
+    let served = loop {
+        if let Ok(client) = router.get("acme").await {
+            break client;
+        }
+    };
+    drop(served);
+    assert_eq!(
+        stage.emulator.witnesses().len(),
+        1,
+        "three flights, one project"
+    );
+}
+
+#[tokio::test]
+async fn refusals_that_pass_end_with_one_project() {
+    let stage = Stage::new().await;
+    stage
+        .emulator
+        .fail_api("POST /projects", ApiFault::Locked, 1);
+    stage.emulator.fail_api(
+        "POST /projects",
+        ApiFault::RateLimited {
+            retry_after: Some(1),
+        },
+        1,
+    );
+    stage
+        .emulator
+        .fail_api("POST /projects", ApiFault::Status(503), 1);
+    stage
+        .emulator
+        .fail_api("GET /projects", ApiFault::Html(524), 2);
+    stage
+        .emulator
+        .fail_api("GET /projects", ApiFault::Slow { milliseconds: 300 }, 1);
+    let router = stage.router();
+    drop(router.get("acme").await.unwrap());
+    assert_eq!(stage.emulator.witnesses().len(), 1);
 }

@@ -1,0 +1,135 @@
+//! What can go wrong at the API, on command.
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use axum::{
+    Json,
+    body::Body,
+    http::{StatusCode, header::RETRY_AFTER},
+    response::{IntoResponse, Response},
+};
+use serde::Deserialize;
+use serde_json::json;
+
+/// Something that goes wrong with requests to the API.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum ApiFault {
+    /// 423: other operations hold the project. Nothing is done.
+    Locked,
+    /// 429, with the seconds to wait if any. Nothing is done.
+    RateLimited {
+        /// What `Retry-After` says.
+        retry_after: Option<u64>,
+    },
+    /// This status with Neon's error body. Nothing is done.
+    Status(u16),
+    /// This status with a page of HTML, as the network in front of Neon's API answers. Nothing is done.
+    Html(u16),
+    /// The work is done, and the connection closed instead of an answer.
+    AnswerLost,
+    /// The work is done, and the answer comes so many milliseconds late.
+    Slow {
+        /// How late.
+        milliseconds: u64,
+    },
+}
+
+/// Faults that wait for their requests.
+#[derive(Debug, Default)]
+pub(super) struct ApiFaults {
+    // Guards the list; held for a look or a change.
+    waiting: Mutex<Vec<Waiting>>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    route: String,
+    fault: ApiFault,
+    times: u32,
+}
+
+impl ApiFaults {
+    /// The next `times` requests that begin with `route` (`POST /projects`) meet `fault`.
+    pub(super) fn add(&self, route: String, fault: ApiFault, times: u32) {
+        self.waiting().push(Waiting {
+            route,
+            fault,
+            times,
+        });
+    }
+
+    pub(super) fn clear(&self) {
+        self.waiting().clear();
+    }
+
+    /// The fault that a request meets, if any.
+    pub(super) fn meet(&self, request: &str) -> Option<ApiFault> {
+        let mut waiting = self.waiting();
+        let place = waiting
+            .iter()
+            .position(|it| request.starts_with(&it.route))?;
+        let fault = waiting[place].fault.clone();
+        waiting[place].times = waiting[place].times.saturating_sub(1);
+        waiting.retain(|it| it.times > 0);
+        Some(fault)
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Vec<Waiting>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ApiFault {
+    /// The answer in place of the work; `None` if the work is done first.
+    pub(super) fn instead(&self) -> Option<Response> {
+        match self {
+            Self::Locked => {
+                let text = "project already has running conflicting operations, scheduling of new ones is prohibited";
+                Some(refused(StatusCode::LOCKED, text))
+            }
+            Self::RateLimited { retry_after } => {
+                let mut answer = refused(StatusCode::TOO_MANY_REQUESTS, "rate limit exceeded");
+                if let Some(seconds) = retry_after {
+                    answer.headers_mut().insert(RETRY_AFTER, (*seconds).into());
+                }
+                Some(answer)
+            }
+            Self::Status(code) => Some(refused(status(*code), "as ordered")),
+            Self::Html(code) => {
+                let page = "<html><head><title>origin error</title></head></html>";
+                Some((status(*code), [("content-type", "text/html")], page).into_response())
+            }
+            Self::AnswerLost | Self::Slow { .. } => None,
+        }
+    }
+
+    /// What becomes of the answer when the work is done.
+    pub(super) async fn afterwards(&self, answer: Response) -> Response {
+        match self {
+            // A body that fails before its first byte makes the server close the connection.
+            Self::AnswerLost => {
+                Response::new(Body::from_stream(futures_util::stream::once(async {
+                    Err::<&[u8], _>(std::io::Error::other("lost on command"))
+                })))
+            }
+            Self::Slow { milliseconds } => {
+                tokio::time::sleep(Duration::from_millis(*milliseconds)).await;
+                answer
+            }
+            Self::Locked | Self::RateLimited { .. } | Self::Status(_) | Self::Html(_) => answer,
+        }
+    }
+}
+
+fn refused(status: StatusCode, message: &str) -> Response {
+    (status, Json(json!({ "code": "", "message": message }))).into_response()
+}
+
+fn status(code: u16) -> StatusCode {
+    StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+}

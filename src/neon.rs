@@ -6,6 +6,7 @@
 
 mod builder;
 mod client;
+mod limiter;
 mod refusal;
 mod wire;
 

@@ -6,7 +6,10 @@ use reqwest::redirect;
 use rustls::pki_types::CertificateDer;
 use url::Url;
 
-use super::client::{Inner, Neon};
+use super::{
+    client::{Inner, Neon},
+    limiter::{Limiter, PER_MINUTE},
+};
 use crate::{
     config::{InvalidConfig, check_limit},
     secret::Secret,
@@ -27,6 +30,7 @@ pub struct NeonBuilder {
     org_id: Option<String>,
     request_timeout: Duration,
     call_timeout: Duration,
+    requests_per_minute: u32,
     root_certificates: Vec<CertificateDer<'static>>,
 }
 
@@ -38,6 +42,7 @@ impl NeonBuilder {
             org_id: None,
             request_timeout: Duration::from_secs(15),
             call_timeout: Duration::from_secs(60),
+            requests_per_minute: PER_MINUTE,
             root_certificates: Vec::new(),
         }
     }
@@ -67,6 +72,13 @@ impl NeonBuilder {
         self
     }
 
+    /// Most requests in a minute, over all clones of the client. Defaults to 700, Neon's limit for an account; give each
+    /// of several processes its share, or raise it with a higher limit of your own.
+    pub fn requests_per_minute(mut self, count: u32) -> Self {
+        self.requests_per_minute = count;
+        self
+    }
+
     /// Trusts one more root certificate, besides Mozilla's.
     pub fn root_certificate(mut self, certificate: CertificateDer<'static>) -> Self {
         self.root_certificates.push(certificate);
@@ -81,6 +93,11 @@ impl NeonBuilder {
             .ok_or_else(|| {
                 InvalidConfig::new("the base url of neon's api is not an http(s) url")
             })?;
+        if self.requests_per_minute == 0 {
+            return Err(InvalidConfig::new(
+                "requests_per_minute must be more than zero",
+            ));
+        }
         check_limit("request_timeout", self.request_timeout)?;
         check_limit("call_timeout", self.call_timeout)?;
         if self.key.expose().is_empty()
@@ -108,6 +125,7 @@ impl NeonBuilder {
             org_id,
             request_timeout,
             call_timeout,
+            requests_per_minute,
             ..
         } = self;
         Ok(Neon::new(Inner {
@@ -117,6 +135,7 @@ impl NeonBuilder {
             org_id,
             request_timeout,
             call_timeout,
+            limiter: Limiter::new(requests_per_minute),
         }))
     }
 }

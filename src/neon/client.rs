@@ -10,6 +10,7 @@ use url::Url;
 
 use super::{
     builder::NeonBuilder,
+    limiter::Limiter,
     refusal::Refusal,
     wire::{
         Annotation, Branch, BranchesAnswer, ConnectionUriAnswer, CreateProject, CreatedProject,
@@ -31,7 +32,7 @@ const PAGE: usize = 400;
 ///
 /// Every call ends by its deadline. A call that was refused for now (423, 429, 503) is repeated until then, and so is a
 /// call that changes nothing after any fault of the transport; a call that changes something and whose outcome is
-/// unknown is never repeated.
+/// unknown is never repeated. Calls wait for their turn under Neon's rate limit, clones of a client together.
 ///
 /// ```no_run
 /// use tenantry::Neon;
@@ -57,6 +58,7 @@ pub(super) struct Inner {
     pub(super) org_id: Option<String>,
     pub(super) request_timeout: Duration,
     pub(super) call_timeout: Duration,
+    pub(super) limiter: Limiter,
 }
 
 impl Neon {
@@ -312,6 +314,7 @@ impl Neon {
         let waits = backoff(Duration::from_millis(250), Duration::from_secs(10));
         let (method, url, progress) = (&method, &url, &self.progress());
         let answer = retry(progress, waits, || async move {
+            self.inner.limiter.pass(progress).await?;
             let limit = self.inner.request_timeout.min(progress.remaining());
             match self.send(method, url, query, body, limit).await {
                 Ok(answer) => Ok(Ok(answer)),

@@ -36,7 +36,9 @@ impl Stage {
 
     /// A client of the emulator's API.
     pub(crate) fn neon(&self) -> Neon {
-        let neon = Neon::builder(self.emulator.api_key()).base_url(self.emulator.api_url());
+        let neon = Neon::builder(self.emulator.api_key())
+            .base_url(self.emulator.api_url())
+            .requests_per_minute(100_000);
         neon.build().expect("neon client")
     }
 

@@ -29,7 +29,8 @@ const WATCHDOG: &str = r#"
 trap '' INT TERM HUP
 cat >/dev/null
 running() {
-  find /proc/[0-9]*/cwd -maxdepth 0 -lname "$TENANTRY_SCRATCH/*" 2>/dev/null | tr -dc '0-9\n'
+  within=$(find /proc/[0-9]*/cwd -maxdepth 0 -lname "$TENANTRY_SCRATCH/*" 2>/dev/null | tr -dc '0-9\n')
+  if [ -n "$within" ]; then echo "$within"; return; fi
   grep -laF -e "$TENANTRY_SCRATCH/" /proc/[0-9]*/cmdline 2>/dev/null | while read -r file; do
     case $(tr '\0' ' ' <"$file" 2>/dev/null) in
       */postgres\ -*|*/initdb\ *|*/pgbouncer\ *|cp\ -a*) echo "$file" | tr -dc '0-9\n' ;;
@@ -49,8 +50,8 @@ until rm -rf "$TENANTRY_SCRATCH" 2>/dev/null || [ $turns -ge 100 ]; do
 done
 "#;
 
-/// Longest wait for the watchdog's work: two times seven seconds, and a little.
-const WATCHDOG_TIMEOUT: Duration = Duration::from_secs(20);
+/// Longest wait for the watchdog's work. Removing the data of hundreds of computes takes most of it.
+const WATCHDOG_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A folder of our own, and its watchdog.
 #[derive(Debug)]

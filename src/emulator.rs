@@ -8,6 +8,7 @@ mod api_fault;
 mod binaries;
 mod certificate;
 mod compute;
+mod contents;
 mod control;
 mod create;
 mod daemon;
@@ -15,6 +16,7 @@ mod error;
 mod fault;
 mod login;
 mod message;
+mod names;
 mod pooler;
 mod process;
 mod proxy;
@@ -380,7 +382,7 @@ pub struct EmulatorResolver {
 
 impl Resolve for EmulatorResolver {
     async fn resolve(&self, host: &str, _port: u16) -> io::Result<Vec<SocketAddr>> {
-        if world::is_own_host(host) {
+        if names::is_own_host(host) {
             Ok(vec![self.proxy])
         } else {
             Err(io::Error::new(

@@ -6,7 +6,7 @@ use humantime::format_rfc3339_seconds;
 use serde_json::{Map, Value, json};
 
 use super::{
-    compute::Contents,
+    contents::Contents,
     world::{Operation, Project, Status},
 };
 

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::{
     answers,
-    compute::Contents,
+    contents::Contents,
     control,
     create::CreateBody,
     world::{Project, World},

@@ -26,10 +26,10 @@ use tokio_postgres::{Client, NoTls};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    EmulatorError, account::Account, activity, binaries::Binaries, daemon::Daemon, fault::Faults,
-    pooler::Pooler, process::signal_all, scram::Verifier, template::Template, witness::Log,
+    EmulatorError, account::Account, activity, binaries::Binaries, contents::Contents,
+    daemon::Daemon, fault::Faults, pooler::Pooler, process::signal_all, template::Template,
+    witness::Log,
 };
-use crate::secret::Secret;
 
 /// Longest wait for Postgres to start or stop.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -49,21 +49,12 @@ pub(super) struct Machine {
     pub(super) wake_delay: StdMutex<Duration>,
 }
 
-/// What is in a compute's database from its first start on.
-#[derive(Clone, Debug)]
-pub(super) struct Contents {
-    pub(super) database: String,
-    pub(super) role: String,
-    pub(super) password: Secret,
-    pub(super) verifier: Verifier,
-}
-
 /// A Postgres that may or may not run.
 #[derive(Debug)]
 pub(super) struct Compute {
     machine: Arc<Machine>,
     folder: PathBuf,
-    contents: Contents,
+    pub(super) contents: Contents,
     /// Time without activity until it is stopped; `None` for never.
     suspend_window: Option<Duration>,
     pub(super) log: Log,
@@ -184,20 +175,6 @@ impl Compute {
             pooled: self.pooler.socket(),
             run,
         }
-    }
-
-    /// What a client that logs in as `role` must prove; one that nobody can prove if there is no such role.
-    pub(super) fn verifier(&self, role: &str) -> Verifier {
-        if role == self.contents.role {
-            self.contents.verifier.clone()
-        } else {
-            Verifier::mock()
-        }
-    }
-
-    /// Whether `password` is that of `role`.
-    pub(super) fn takes(&self, role: &str, password: &Secret) -> bool {
-        role == self.contents.role && *password == self.contents.password
     }
 
     /// Stops Postgres as Neon does: the pooler is killed, then Postgres gets its fast stop. Says whether it ran.
@@ -326,33 +303,8 @@ impl Compute {
 
     /// Gives the role its password, and makes what the template does not have.
     async fn fill_database(&self) -> Result<(), EmulatorError> {
-        let Contents {
-            database,
-            role,
-            verifier,
-            ..
-        } = &self.contents;
         let admin = self.admin("postgres").await?;
-        let name = quoted(role, '"');
-        // Its verifier, not the password itself: drivers log the statements they run.
-        let verifier = quoted(verifier.expose(), '\'');
-        let mut sql = vec![format!("ALTER ROLE {name} PASSWORD {verifier}")];
-        if role != "neondb_owner" {
-            sql.insert(
-                0,
-                format!("CREATE ROLE {name} LOGIN CREATEDB CREATEROLE BYPASSRLS"),
-            );
-        }
-        if role != "neondb_owner" && database == "neondb" {
-            sql.push(format!("ALTER DATABASE neondb OWNER TO {name}"));
-        }
-        if database != "neondb" {
-            sql.push(format!(
-                "CREATE DATABASE {} OWNER {name}",
-                quoted(database, '"')
-            ));
-        }
-        for statement in sql {
+        for statement in self.contents.statements() {
             let done = admin.batch_execute(&statement).await;
             done.map_err(|err| {
                 EmulatorError::new("cannot set up a compute's database").because(err)
@@ -420,13 +372,6 @@ async fn blocking<T: Send + 'static>(
         Ok(result) => result,
         Err(err) => Err(EmulatorError::new("the emulator is ending").because(err)),
     }
-}
-
-fn quoted(text: &str, quote: char) -> String {
-    format!(
-        "{quote}{}{quote}",
-        text.replace(quote, &format!("{quote}{quote}"))
-    )
 }
 
 fn missing_is_fine(err: io::Error) -> io::Result<()> {

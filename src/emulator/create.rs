@@ -7,9 +7,10 @@ use serde_json::Value;
 
 use super::{
     api::Refused,
-    compute::Contents,
+    contents::Contents,
+    names::{DEFAULT_REGION, REGIONS, new_password},
     scram::Verifier,
-    world::{DEFAULT_REGION, REGIONS, Wanted, new_password},
+    world::Wanted,
 };
 
 /// Names that no role may have.

@@ -160,7 +160,8 @@ impl Proxy {
             compute
                 .as_ref()
                 .inspect(|compute| compute.log.auth_attempt());
-            let known = compute.filter(|compute| compute.takes(&user, &Secret::new(password)));
+            let known =
+                compute.filter(|compute| compute.contents.takes(&user, &Secret::new(password)));
             let compute = known.ok_or_else(|| Refusal(login::wrong_password(&user)))?;
             return Ok((compute, pooled, Message::authentication(0, &[])));
         };
@@ -171,7 +172,7 @@ impl Proxy {
         // Whoever names an endpoint or a role that does not exist is asked for its password all the same.
         let verifier = compute
             .as_ref()
-            .map_or_else(Verifier::mock, |compute| compute.verifier(&user));
+            .map_or_else(Verifier::mock, |compute| compute.contents.verifier(&user));
         let proved = login::authenticate(stream, &user, &verifier, &self.gate.certificate).await?;
         let compute = compute.ok_or_else(|| Refusal(login::wrong_password(&user)))?;
         Ok((compute, pooled, proved))

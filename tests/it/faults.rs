@@ -89,6 +89,26 @@ async fn a_refused_wake_is_told_at_once_and_repeated_on_that_host_only() {
 }
 
 #[tokio::test]
+async fn a_control_plane_that_is_down_says_so_and_keeps_saying_so() {
+    let stage = Stage::new().await;
+    let project = Project::new(&stage).await;
+    stage
+        .emulator
+        .set_fault(&project.id, Fault::ControlPlaneDown);
+    project.session(&stage, &project.at.host).await; // awake: nobody asks the control plane
+    stage.emulator.suspend(&project.id).await;
+    assert_eq!(
+        told(&project.log_in(&stage, &project.at.host).await.1).0,
+        "Control plane request failed"
+    );
+    stage.emulator.set_fault(&project.id, None);
+    assert_eq!(
+        told(&project.log_in(&stage, &project.at.host).await.1).0,
+        "Control plane request failed"
+    );
+}
+
+#[tokio::test]
 async fn a_busy_control_plane_is_asked_again_within_the_proxy() {
     let stage = Stage::new().await;
     let project = Project::new(&stage).await;
@@ -122,10 +142,16 @@ async fn a_compute_that_cannot_be_reached_is_told_in_neons_words_and_time() {
             3.0,
         ),
         (Fault::ComputeCloses, reset, 0.0),
+        (
+            Fault::ComputeUnreachable,
+            "Couldn't connect to compute node",
+            15.0,
+        ),
     ] {
         stage.emulator.set_fault(&project.id, fault);
-        for host in project.hosts() {
-            let (said, after) = told(&project.log_in(&stage, host).await.1);
+        let both = project.hosts().map(|host| project.log_in(&stage, host));
+        for (_, seen) in futures_util::future::join_all(both).await {
+            let (said, after) = told(&seen);
             assert_eq!(said, text);
             assert!(
                 (at_least..at_least + 2.0).contains(&after.as_secs_f64()),

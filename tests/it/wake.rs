@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tenantry::{Endpoint, ErrorKind, Stage as CallStage, TenantRouter};
+use tenantry::{Endpoint, ErrorKind, Stage as CallStage, TenantRouter, emulator::Fault};
 
 use crate::support::{Stage, eventually, run_on};
 
@@ -168,4 +168,39 @@ async fn a_refused_login_is_told_to_everyone_at_once_and_names_no_password() {
         assert!(err.to_string().contains("check role and password"), "{err}");
         assert!(!format!("{err:?}").contains("hunter2"));
     }
+}
+
+#[tokio::test]
+async fn a_quota_is_told_at_once_and_a_passing_fault_is_waited_out() {
+    const QUOTA: &str =
+        "Your project has exceeded the active time quota. Upgrade your plan to increase limits.";
+    let stage = Stage::new().await;
+    let router = stage.router();
+    for tenant in ["spent", "shaky"] {
+        stage.asleep(&router, tenant).await;
+    }
+    let (spent, shaky) = (
+        stage.witness("spent").endpoint_id,
+        stage.witness("shaky").endpoint_id,
+    );
+    stage
+        .emulator
+        .set_fault(&spent, Fault::WakeRefused { text: QUOTA.into() });
+    let err = router.get("spent").await.unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::QuotaExhausted);
+    assert!(err.retry_after().is_some());
+    assert!(err.to_string().contains("raise it or wait"), "{err}");
+
+    stage.emulator.set_fault(&shaky, Fault::ComputeCloses);
+    let waiting = tokio::spawn({
+        let router = router.clone();
+        async move { router.get("shaky").await.map(drop) }
+    });
+    let attempts = stage.witness("shaky").auth_attempts.len();
+    eventually("it tries again and again", || {
+        stage.witness("shaky").auth_attempts.len() > attempts + 2
+    })
+    .await;
+    stage.emulator.set_fault(&shaky, None);
+    waiting.await.unwrap().unwrap();
 }

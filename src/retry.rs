@@ -11,6 +11,9 @@ use tokio::time::{Instant, sleep};
 
 use crate::error::{Error, ErrorKind, Stage};
 
+/// No work takes longer than this.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
+
 /// How far one piece of slow work has come: its deadline, its stage, and the last failure it met.
 ///
 /// The work writes it, whoever waits for the work reads it, so that a caller whose own time is over still hears why.
@@ -31,7 +34,7 @@ struct Seen {
 }
 
 impl Progress {
-    /// Starts work that ends `limit` from now at the latest.
+    /// Starts work that ends `limit` from now at the latest, and after a day in any case.
     pub fn new(stage: Stage, limit: Duration) -> Self {
         let started = Instant::now();
         let seen = Arc::new(Mutex::new(Seen {
@@ -41,7 +44,7 @@ impl Progress {
         }));
         Self {
             started,
-            deadline: started + limit,
+            deadline: started + limit.min(LONGEST),
             seen,
         }
     }
@@ -173,6 +176,12 @@ mod tests {
             std::future::ready(failures.next().map_or(Ok(()), Err))
         });
         (result.await, count.load(Relaxed), start.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_absurd_limit_is_a_day_and_no_panic() {
+        let progress = Progress::new(Stage::Lookup, Duration::MAX);
+        assert_eq!(progress.remaining(), LONGEST);
     }
 
     #[tokio::test(start_paused = true)]

@@ -41,8 +41,8 @@ pub(crate) struct Watch {
     pub(crate) sqlstate: AtomicU64,
     /// How often the task has been woken.
     woken: AtomicU64,
-    /// The value of `woken` at the start of the last turn in which the task did all it could. Where it is less than `woken`, a request may be
-    /// waiting to be written.
+    /// The value of `woken` at the start of the last turn in which the task did all it could. Where it is less than
+    /// `woken`, a request may be waiting to be written.
     settled: AtomicU64,
     /// Whether the stream has bytes that it could not write.
     pub(crate) blocked: AtomicBool,

@@ -1,5 +1,7 @@
 //! SCRAM-SHA-256, the server's side (RFC 5802 and 7677), with and without channel binding.
 
+use std::fmt;
+
 use base64::{Engine, prelude::BASE64_STANDARD as BASE64};
 use hmac::{Hmac, KeyInit, Mac};
 use postgres_protocol::password::scram_sha_256;
@@ -13,7 +15,7 @@ pub(super) const PLUS: &str = "SCRAM-SHA-256-PLUS";
 pub(super) const PLAIN: &str = "SCRAM-SHA-256";
 
 /// What a server keeps of a password: enough to check it, not enough to log in with it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Verifier {
     text: Secret,
     iterations: String,
@@ -46,6 +48,13 @@ impl Verifier {
     /// As Postgres stores it.
     pub(super) fn expose(&self) -> &str {
         self.text.expose()
+    }
+}
+
+// With its keys one could pose as the server.
+impl fmt::Debug for Verifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Verifier(..)")
     }
 }
 
@@ -171,6 +180,12 @@ mod tests {
             Err(Denied::WrongPassword)
         );
         assert_eq!(exchange("wrong", PLUS, bound()), Err(Denied::WrongPassword));
+    }
+
+    #[test]
+    fn debug_shows_nothing_of_it() {
+        let verifier = Verifier::of(&Secret::new("right"));
+        assert_eq!(format!("{verifier:?}"), "Verifier(..)");
     }
 
     #[test]

@@ -140,7 +140,7 @@ impl NeonBuilder {
     }
 }
 
-// A base url may carry credentials, so only the host of it is shown.
+// A base url may carry credentials, so it is not shown.
 impl fmt::Debug for NeonBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("NeonBuilder")

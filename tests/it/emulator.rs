@@ -5,7 +5,7 @@ use std::{future::Future, time::Duration};
 use tokio::time::Instant;
 
 use tenantry::{
-    neon::{ConnectionParameters, CreateProject, CreatedProject},
+    neon::{ConnectionParameters, CreatedProject},
     tokio_postgres::{self, Client, Config, config::SslMode, error::SqlState, tls::MakeTlsConnect},
 };
 use tokio::{net::TcpStream, task::JoinHandle};
@@ -17,19 +17,6 @@ use crate::support::{LONG, Stage, eventually};
 pub(crate) type Connected = (Client, JoinHandle<Result<(), tokio_postgres::Error>>);
 
 impl Stage {
-    async fn project(&self) -> CreatedProject {
-        let created = self
-            .neon()
-            .create_project(&CreateProject::new("p"))
-            .await
-            .unwrap();
-        self.neon()
-            .wait_for_operations(&created.project.id)
-            .await
-            .unwrap();
-        created
-    }
-
     fn tls(&self) -> MakeRustlsConnect {
         let mut config = (*self.tls_config()).clone();
         config.alpn_protocols.clear();
@@ -51,7 +38,7 @@ impl Stage {
     }
 }
 
-fn login(at: &ConnectionParameters) -> Config {
+pub(crate) fn login(at: &ConnectionParameters) -> Config {
     let mut config = Config::new();
     config
         .user(&at.role)

@@ -2,10 +2,7 @@
 
 use std::time::Duration;
 
-use tenantry::{
-    emulator::Fault,
-    neon::{ConnectionParameters, CreateProject},
-};
+use tenantry::{emulator::Fault, neon::ConnectionParameters};
 
 use crate::support::{RawClient, Seen, Stage, eventually};
 
@@ -17,16 +14,7 @@ struct Project {
 impl Project {
     /// A project whose compute is awake.
     async fn new(stage: &Stage) -> Self {
-        let created = stage
-            .neon()
-            .create_project(&CreateProject::new("p"))
-            .await
-            .unwrap();
-        stage
-            .neon()
-            .wait_for_operations(&created.project.id)
-            .await
-            .unwrap();
+        let created = stage.project().await;
         let at = created.connection_uris[0].connection_parameters.clone();
         Self {
             id: created.endpoints[0].id.clone(),

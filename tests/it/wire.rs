@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use tenantry::neon::{ConnectionParameters, CreateProject};
+use tenantry::{neon::ConnectionParameters, tokio_postgres::config::ChannelBinding};
 
+use crate::emulator::login;
 use crate::support::{RawClient, Seen, Stage};
 
 const DELAY: Duration = Duration::from_millis(300);
@@ -11,16 +12,7 @@ const SOON: Duration = Duration::from_millis(200);
 
 /// A project whose compute sleeps.
 async fn asleep(stage: &Stage) -> ConnectionParameters {
-    let created = stage
-        .neon()
-        .create_project(&CreateProject::new("p"))
-        .await
-        .unwrap();
-    stage
-        .neon()
-        .wait_for_operations(&created.project.id)
-        .await
-        .unwrap();
+    let created = stage.project().await;
     stage.emulator.suspend_all().await;
     created.connection_uris[0].connection_parameters.clone()
 }
@@ -220,22 +212,11 @@ async fn a_newer_protocol_is_negotiated_down() {
 
 #[tokio::test]
 async fn channel_binding_works() {
-    use tenantry::tokio_postgres::{
-        Config,
-        config::{ChannelBinding, SslMode},
-    };
     let stage = Stage::new().await;
     let at = asleep(&stage).await;
-    let mut config = Config::new();
-    config
-        .user(&at.role)
-        .password(at.password.expose())
-        .dbname(&at.database)
-        .ssl_mode(SslMode::Require);
-    let (client, _) = stage
-        .connect(&at.host, config.channel_binding(ChannelBinding::Require))
-        .await
-        .unwrap();
+    let mut config = login(&at);
+    config.channel_binding(ChannelBinding::Require);
+    let (client, _) = stage.connect(&at.host, &config).await.unwrap();
     client.batch_execute("SELECT 1").await.unwrap();
 }
 

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use tenantry::{
     Endpoint, Neon, Provisioner, RouterBuilder, TenantClient, TenantRouter,
     emulator::{Emulator, EmulatorBuilder, Witness},
+    neon::{CreateProject, CreatedProject},
     records::Memory,
     tokio_postgres::Config,
 };
@@ -32,6 +33,20 @@ impl Stage {
         Self {
             emulator: set_up(quick).start().await.expect("emulator"),
         }
+    }
+
+    /// A project whose compute is awake.
+    pub(crate) async fn project(&self) -> CreatedProject {
+        let created = self
+            .neon()
+            .create_project(&CreateProject::new("p"))
+            .await
+            .unwrap();
+        self.neon()
+            .wait_for_operations(&created.project.id)
+            .await
+            .unwrap();
+        created
     }
 
     /// A client of the emulator's API.

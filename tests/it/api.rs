@@ -322,3 +322,20 @@ async fn a_client_with_settings_that_cannot_work_is_not_built() {
         assert!(Neon::builder(key).build().is_err(), "{key:?}");
     }
 }
+
+#[tokio::test]
+async fn clones_of_a_client_share_one_rate() {
+    let api = ScriptedApi::endless(Reply::Json(200, json!({ "project": { "id": "p-1" } }))).await;
+    let neon = api.client().requests_per_minute(60).build().unwrap();
+    let start = Instant::now();
+    for _ in 0..3 {
+        neon.clone().get_project("p-1").await.unwrap();
+    }
+    // Two of sixty pass at once; the third has its turn a second later.
+    assert!(
+        start.elapsed() > Duration::from_millis(900),
+        "{:?}",
+        start.elapsed()
+    );
+    assert!(api.client().requests_per_minute(0).build().is_err());
+}

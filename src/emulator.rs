@@ -5,7 +5,9 @@ mod activity;
 mod answers;
 mod api;
 mod api_fault;
+mod api_limit;
 mod binaries;
+mod builder;
 mod certificate;
 mod compute;
 mod contents;
@@ -17,41 +19,48 @@ mod fault;
 mod login;
 mod message;
 mod names;
+mod operation;
 mod pooler;
+mod postgres;
 mod process;
+mod project;
 mod proxy;
+mod reason;
+mod replies;
 mod scram;
 mod scratch;
 mod session;
 mod startup;
+mod stop;
 mod template;
+mod usage;
 mod witness;
 mod world;
 
 use std::{
-    fmt, fs, io,
-    net::{Ipv4Addr, SocketAddr},
+    fmt, io,
+    net::SocketAddr,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, PoisonError},
     time::Duration,
 };
 
 use rustls::pki_types::CertificateDer;
-use tokio::{net::TcpListener, runtime::Runtime};
+use tokio::runtime::Runtime;
 
 pub use api_fault::ApiFault;
+pub use builder::EmulatorBuilder;
 pub use error::EmulatorError;
 pub use fault::Fault;
+pub use reason::Reason;
+pub use stop::Stop;
+pub use usage::Usage;
 pub use witness::{Wake, Witness};
 
-use account::Account;
-use binaries::Binaries;
-use certificate::Certificates;
-use compute::{Compute, Machine};
-use proxy::{Gate, Proxy};
+use compute::Compute;
+use proxy::Proxy;
 use scratch::Scratch;
-use template::Template;
-use world::{Settings, World};
+use world::World;
 
 use crate::{resolve::Resolve, secret::Secret};
 
@@ -61,145 +70,14 @@ use crate::{resolve::Resolve, secret::Secret};
 pub struct Emulator {
     world: Arc<World>,
     api: SocketAddr,
-    proxy: SocketAddr,
+    proxy: Arc<Proxy>,
+    proxy_address: SocketAddr,
     key: Secret,
     root: CertificateDer<'static>,
     root_pem: PathBuf,
     runtime: Option<Runtime>,
     // Declared after everything that uses the folder.
     scratch: Option<Scratch>,
-}
-
-/// Settings of an [`Emulator`].
-#[derive(Clone, Debug)]
-#[must_use = "a builder does nothing until it is started"]
-pub struct EmulatorBuilder {
-    settings: Settings,
-    wake_delay: Duration,
-    api_port: u16,
-    proxy_port: u16,
-    api_key: Option<Secret>,
-}
-
-impl EmulatorBuilder {
-    /// Time before each start of a compute. Defaults to none, so that tests are quick; a cold start at Neon takes some
-    /// 350 milliseconds.
-    pub fn wake_delay(mut self, delay: Duration) -> Self {
-        self.wake_delay = delay;
-        self
-    }
-
-    /// Time without activity after which a compute sleeps, for endpoints that ask for the default. Defaults to Neon's
-    /// five minutes, and may be shorter than the minute that Neon's API takes.
-    pub fn suspend_after(mut self, window: Duration) -> Self {
-        self.settings.suspend_after = window;
-        self
-    }
-
-    /// How long each operation takes, besides the start of a compute. Defaults to 50 milliseconds. As long as one goes
-    /// on, the project is locked.
-    pub fn operation_time(mut self, time: Duration) -> Self {
-        self.settings.operation_time = time;
-        self
-    }
-
-    /// Whether a new project's compute starts at once, as at Neon. Defaults to yes; turn it off for thousands of
-    /// projects.
-    pub fn start_on_create(mut self, start: bool) -> Self {
-        self.settings.start_on_create = start;
-        self
-    }
-
-    /// Whether errors before a session exists carry the SQLSTATEs that Neon's live service has begun to send (2026) in
-    /// place of `XX000` for all of them. Defaults to no.
-    pub fn live_codes(mut self, live: bool) -> Self {
-        self.settings.live_codes = live;
-        self
-    }
-
-    /// Ports of the API and of the proxy on 127.0.0.1. Default to whatever is free.
-    pub fn ports(mut self, api: u16, proxy: u16) -> Self {
-        (self.api_port, self.proxy_port) = (api, proxy);
-        self
-    }
-
-    /// The API key that is taken. Defaults to a random one.
-    pub fn api_key(mut self, key: impl Into<Secret>) -> Self {
-        self.api_key = Some(key.into());
-        self
-    }
-
-    /// Starts the emulator. Takes about half a second, the first time in a process.
-    ///
-    /// # Errors
-    /// If there is no Postgres server, no unprivileged account, or a port is taken. The text says what to change.
-    ///
-    /// # Cancel safety
-    /// Dropping it ends what was started.
-    pub async fn start(self) -> Result<Emulator, EmulatorError> {
-        let (done, started) = tokio::sync::oneshot::channel();
-        // A thread of its own: this blocks, and a runtime cannot be made or dropped inside another one.
-        std::thread::spawn(move || drop(done.send(self.start_blocking())));
-        started.await.unwrap_or_else(|_| {
-            Err(EmulatorError::new(
-                "the emulator's first thread ended early",
-            ))
-        })
-    }
-
-    fn start_blocking(self) -> Result<Emulator, EmulatorError> {
-        let (binaries, account) = (Binaries::find()?, Account::unprivileged()?);
-        let scratch = Scratch::new(account)?;
-        let template = Template::shared(&binaries, account)?;
-        let folder = scratch.path().to_owned();
-        let wake_delay = Mutex::new(self.wake_delay);
-        let world = World::new(
-            Machine {
-                binaries,
-                account,
-                template,
-                folder,
-                wake_delay,
-            },
-            self.settings,
-        );
-        let certificates = Certificates::new(World::host_names())?;
-        let root_pem = scratch.path().join("ca.pem");
-        fs::write(&root_pem, &certificates.root_pem)
-            .map_err(failed("write the root certificate"))?;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .thread_name("tenantry-emulator")
-            .enable_all()
-            .build()
-            .map_err(failed("start threads"))?;
-        let key = self
-            .api_key
-            .unwrap_or_else(|| Secret::new(format!("napi_{}", uuid::Uuid::new_v4().simple())));
-        let bind = |port| {
-            runtime
-                .block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, port)))
-                .map_err(failed("open a port"))
-        };
-        let (api_listener, proxy_listener) = (bind(self.api_port)?, bind(self.proxy_port)?);
-        let address = |listener: &TcpListener| listener.local_addr().map_err(failed("open a port"));
-        let (api, proxy) = (address(&api_listener)?, address(&proxy_listener)?);
-        let routes = api::router(Arc::clone(&world), key.clone());
-        runtime.spawn(async move { axum::serve(api_listener, routes).await });
-        let gate = Gate::new(certificates.server, certificates.binding);
-        runtime.spawn(Proxy::new(Arc::clone(&world), gate).serve(proxy_listener));
-        let root = certificates.root;
-        Ok(Emulator {
-            world,
-            api,
-            proxy,
-            key,
-            root,
-            root_pem,
-            runtime: Some(runtime),
-            scratch: Some(scratch),
-        })
-    }
 }
 
 impl Emulator {
@@ -213,19 +91,7 @@ impl Emulator {
 
     /// Settings for an emulator.
     pub fn builder() -> EmulatorBuilder {
-        let settings = Settings {
-            operation_time: Duration::from_millis(50),
-            suspend_after: Duration::from_secs(300),
-            start_on_create: true,
-            live_codes: false,
-        };
-        EmulatorBuilder {
-            settings,
-            wake_delay: Duration::ZERO,
-            api_port: 0,
-            proxy_port: 0,
-            api_key: None,
-        }
+        EmulatorBuilder::new()
     }
 
     /// Where the API answers, for [`NeonBuilder::base_url`](crate::neon::NeonBuilder::base_url).
@@ -240,13 +106,15 @@ impl Emulator {
 
     /// Where the proxy takes Postgres clients, whatever the host.
     pub fn proxy_address(&self) -> SocketAddr {
-        self.proxy
+        self.proxy_address
     }
 
     /// Turns the emulator's host names into the proxy's address, for
     /// [`RouterBuilder::resolve`](crate::RouterBuilder::resolve). Knows no other names.
     pub fn resolver(&self) -> EmulatorResolver {
-        EmulatorResolver { proxy: self.proxy }
+        EmulatorResolver {
+            proxy: self.proxy_address,
+        }
     }
 
     /// The root of the proxy's certificate, for
@@ -325,20 +193,72 @@ impl Emulator {
         self.world.witnesses()
     }
 
+    /// Cuts all clients off without a word, and makes the proxy forget which errors it repeats: as when Neon restarts
+    /// a proxy. New clients are let in at once.
+    pub fn restart_proxy(&self) {
+        self.proxy.restart();
+    }
+
+    /// Counts `usage` besides what the project really uses, so that a quota is reached without waiting for it. Says
+    /// whether there is such a project. A compute that is awake is suspended within a second, if a quota is reached.
+    pub fn add_usage(&self, project_id: &str, usage: Usage) -> bool {
+        let project = self.world.project(project_id);
+        project
+            .inspect(|project| project.ledger.add(usage))
+            .is_some()
+    }
+
+    /// Gives an endpoint's compute another endpoint in place of this one, which is gone: whoever knows only the old
+    /// host is told that the password is wrong. Returns the new id, or `None` if there is no such endpoint.
+    ///
+    /// # Cancel safety
+    /// Dropping it leaves the compute awake at worst.
+    pub async fn move_endpoint(&self, endpoint_id: &str) -> Option<String> {
+        let (compute, moved) = self.world.move_endpoint(endpoint_id)?;
+        self.run(async move { compute.suspend(Stop::Neon).await })
+            .await?;
+        Some(moved)
+    }
+
+    /// Gives an endpoint's role another password, at once, and ends its sessions; wakes it for that. Returns the
+    /// password, or `None` if there is no such endpoint or it does not start.
+    ///
+    /// # Cancel safety
+    /// Dropping it lets the change be made.
+    pub async fn rotate_password(&self, endpoint_id: &str) -> Option<Secret> {
+        let (world, endpoint_id) = (Arc::clone(&self.world), endpoint_id.to_owned());
+        self.run(async move { world.rotate_password(&endpoint_id).await })
+            .await?
+    }
+
     /// Suspends an endpoint as Neon does after its window: pooled clients see a bare close, direct ones `57P01`. Says
     /// whether it was awake. Returns when its Postgres has ended.
     ///
     /// # Cancel safety
     /// Dropping it lets the suspend run.
     pub async fn suspend(&self, endpoint_id: &str) -> bool {
-        let (Some(compute), Some(runtime)) = (self.world.compute(endpoint_id), &self.runtime)
-        else {
+        self.stop(endpoint_id, Stop::Neon).await
+    }
+
+    /// Suspends an endpoint in another of the ways that computes stop. Says whether it was awake. Returns when its
+    /// Postgres has ended.
+    ///
+    /// # Cancel safety
+    /// Dropping it lets the suspend run.
+    pub async fn stop(&self, endpoint_id: &str, how: Stop) -> bool {
+        let Some(compute) = self.world.compute(endpoint_id) else {
             return false;
         };
-        runtime
-            .spawn(async move { compute.suspend().await })
-            .await
-            .unwrap_or(false)
+        let stopped = self.run(async move { compute.suspend(how).await });
+        stopped.await.unwrap_or(false)
+    }
+
+    /// Runs `work` on the emulator's own threads; `None` if they are gone.
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Option<T> {
+        self.runtime.as_ref()?.spawn(work).await.ok()
     }
 
     /// Suspends every endpoint that is awake.
@@ -369,7 +289,7 @@ impl fmt::Debug for Emulator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Emulator")
             .field("api", &self.api)
-            .field("proxy", &self.proxy)
+            .field("proxy", &self.proxy_address)
             .finish_non_exhaustive()
     }
 }
@@ -391,8 +311,4 @@ impl Resolve for EmulatorResolver {
             ))
         }
     }
-}
-
-fn failed(what: &'static str) -> impl Fn(io::Error) -> EmulatorError {
-    move |err| EmulatorError::new(format!("cannot {what}")).because(err)
 }

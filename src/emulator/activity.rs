@@ -21,19 +21,20 @@ const SEEN: &str = "
 SELECT (SELECT coalesce(sum(active_time), 0)::float8 + coalesce(sum(sessions), 0)::float8
           FROM pg_stat_database WHERE datname NOT IN ('postgres', 'template0', 'template1')),
        coalesce(bool_or(state <> 'idle'), false),
-       extract(epoch FROM clock_timestamp() - max(state_change))::float8
+       extract(epoch FROM clock_timestamp() - max(state_change))::float8,
+       (pg_current_wal_lsn() - '0/0'::pg_lsn)::int8
   FROM pg_stat_activity WHERE backend_type = 'client backend' AND usename <> 'cloud_admin'";
 
-/// Watches one run of `compute` and suspends it after `window` without activity. Ends with that run.
-pub(super) async fn suspend_when_idle(
-    compute: Arc<Compute>,
-    window: Duration,
-    run: CancellationToken,
-) {
+const STORED: &str = "
+SELECT (pg_current_wal_lsn() - '0/0'::pg_lsn)::int8, sum(pg_database_size(oid))::int8 FROM pg_database";
+
+/// Watches one run of `compute` and suspends it after its window without activity, or when its project has used up its
+/// quota. Ends with that run.
+pub(super) async fn suspend_when_idle(compute: Arc<Compute>, run: CancellationToken) {
     loop {
         let watched = tokio::select! {
             () = run.cancelled() => return,
-            watched = idle_for(&compute, window) => watched,
+            watched = idle(&compute) => watched,
         };
         match watched {
             Ok(()) => {
@@ -47,40 +48,77 @@ pub(super) async fn suspend_when_idle(
     }
 }
 
-/// Returns when there has been no activity for `window`.
-async fn idle_for(compute: &Compute, window: Duration) -> Result<(), EmulatorError> {
-    let admin = compute.admin("postgres").await?;
+/// Returns when it should sleep.
+async fn idle(compute: &Compute) -> Result<(), EmulatorError> {
+    let admin = compute.postgres.admin("postgres").await?;
     let mut last_active = Instant::now();
     let mut last_total = None;
-    while last_active.elapsed() < window {
-        sleep(LOOK.min(window / 4)).await;
+    loop {
         let seen = timeout(LOOK_TIMEOUT, look(&admin)).await;
         let seen = seen.map_err(|_| EmulatorError::new("a compute does not answer"))?;
-        let (total, idle) =
-            seen.map_err(|err| EmulatorError::new("cannot watch a compute").because(err))?;
+        let Seen { total, idle, wal } = seen.map_err(cannot_watch)?;
+        compute.meter.wal_at(wal);
         let now = Instant::now();
         if last_total.replace(total) != Some(total) {
             last_active = now;
         } else if let Some(idle) = idle {
             last_active = last_active.max(now.checked_sub(idle).unwrap_or(now));
         }
+        let window = compute.terms().suspend_window;
+        let idle = window.is_some_and(|window| last_active.elapsed() >= window);
+        if idle || compute.refusal().is_some() {
+            return Ok(());
+        }
+        sleep(window.map_or(LOOK, |window| LOOK.min(window / 4))).await;
     }
-    Ok(())
 }
 
-/// A number that grows with every activity, and how long all sessions have been idle, if there are any.
-async fn look(admin: &Client) -> Result<(f64, Option<Duration>), tokio_postgres::Error> {
+/// Reads the counters that only Postgres knows.
+pub(super) async fn read_meter(compute: &Compute) -> Result<(), EmulatorError> {
+    let work = async {
+        let admin = compute.postgres.admin("postgres").await?;
+        let no_types: &[(&(dyn tokio_postgres::types::ToSql + Sync), Type)] = &[];
+        let rows = admin.query_typed(STORED, no_types).await;
+        for row in rows.map_err(cannot_watch)? {
+            let (wal, stored): (i64, i64) = (row.get(0), row.get(1));
+            compute.meter.wal_at(wal.unsigned_abs());
+            compute.meter.stores(stored.unsigned_abs());
+        }
+        Ok(())
+    };
+    let late = |_| EmulatorError::new("a compute does not answer");
+    timeout(LOOK_TIMEOUT, work).await.map_err(late)?
+}
+
+fn cannot_watch(err: tokio_postgres::Error) -> EmulatorError {
+    EmulatorError::new("cannot watch a compute").because(err)
+}
+
+/// What a look shows.
+struct Seen {
+    /// Grows with every activity.
+    total: f64,
+    /// How long all sessions have been idle, if there are any.
+    idle: Option<Duration>,
+    /// Position in the write-ahead log.
+    wal: u64,
+}
+
+async fn look(admin: &Client) -> Result<Seen, tokio_postgres::Error> {
     let no_types: &[(&(dyn tokio_postgres::types::ToSql + Sync), Type)] = &[];
-    let row = admin.query_typed(SEEN, no_types).await?.pop();
-    let Some(row) = row else {
-        return Ok((0.0, None));
+    let mut seen = Seen {
+        total: 0.0,
+        idle: None,
+        wal: 0,
     };
-    let (total, busy, idle): (f64, bool, Option<f64>) =
-        (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-    let idle = if busy {
-        Some(Duration::ZERO)
-    } else {
-        idle.map(|seconds| Duration::from_secs_f64(seconds.max(0.0)))
-    };
-    Ok((total, idle))
+    for row in admin.query_typed(SEEN, no_types).await? {
+        let (busy, idle): (bool, Option<f64>) = (row.try_get(1)?, row.try_get(2)?);
+        let idle = idle.map(|seconds| Duration::from_secs_f64(seconds.max(0.0)));
+        seen = Seen {
+            total: row.try_get(0)?,
+            idle: if busy { Some(Duration::ZERO) } else { idle },
+            wal: row.try_get::<_, i64>(3)?.unsigned_abs(),
+        };
+    }
+    Ok(seen)
 }

@@ -7,87 +7,130 @@ use serde_json::{Map, Value, json};
 
 use super::{
     contents::Contents,
-    world::{Operation, Project, Status},
+    operation::{Operation, Status},
+    project::{Branch, Endpoint, Project},
 };
 
 /// The time that Neon writes where it means none.
 const NO_TIME: &str = "0001-01-01T00:00:00Z";
 const PROVISIONER: &str = "k8s-neonvm";
 const OWNER: &str = "92cdd2ee-a6d8-4647-868f-124531123b03";
+/// For how long a deleted project can be recovered.
+const RECOVERABLE: std::time::Duration = std::time::Duration::from_secs(7 * 24 * 3600);
 
 fn time(at: SystemTime) -> String {
     format_rfc3339_seconds(at).to_string()
 }
 
-/// The answer to a creation.
-pub(super) fn created(project: &Project) -> Value {
-    let Contents {
-        database,
-        role,
-        password,
-        ..
-    } = &project.wanted.contents;
-    let parameters = json!({
-        "database": database, "password": password.expose(), "role": role,
-        "host": project.host(), "pooler_host": project.pooler_host(),
+/// The answer to the creation of a project.
+pub(super) fn created_project(project: &Project) -> Value {
+    let mut value = json!({
+        "project": self::project(project), "connection_uris": [], "roles": [], "databases": [],
+        "operations": operations(&project.id, &project.operations), "endpoints": [],
     });
-    let at = time(project.created_at);
+    for branch in &project.branches {
+        let endpoint = project.endpoint_of(&branch.id);
+        merge(&mut value, born(project, branch, endpoint));
+    }
+    value
+}
+
+/// The answer to the creation of a branch.
+pub(super) fn created_branch(
+    project: &Project,
+    branch: &Branch,
+    endpoint: Option<&Endpoint>,
+    begun: &[Operation],
+) -> Value {
+    let mut value = born(project, branch, endpoint);
+    merge(
+        &mut value,
+        json!({ "operations": operations(&project.id, begun) }),
+    );
+    value
+}
+
+/// What comes with a new branch.
+fn born(project: &Project, branch: &Branch, endpoint: Option<&Endpoint>) -> Value {
+    let contents = branch.compute.contents();
+    let Contents { database, role, .. } = &contents;
+    let at = time(branch.created_at);
+    let uris = endpoint.map(|it| connection(project, it, &contents));
     json!({
-        "project": self::project(project),
-        "connection_uris": [{ "connection_uri": project.uri(false), "connection_parameters": parameters }],
-        "roles": [{
-            "branch_id": project.branch_id, "name": role, "password": password.expose(), "protected": false,
-            "created_at": at, "updated_at": at,
-        }],
+        "branch": self::branch(project, branch),
+        "endpoints": endpoint.map(|it| self::endpoint(project, it)).into_iter().collect::<Vec<_>>(),
+        "connection_uris": uris.into_iter().collect::<Vec<_>>(),
+        "roles": [self::role(branch, &contents)],
         "databases": [{
-            "id": 1, "branch_id": project.branch_id, "name": database, "owner_name": role,
-            "created_at": at, "updated_at": at,
+            "id": 1, "branch_id": branch.id, "name": database, "owner_name": role, "created_at": at, "updated_at": at,
         }],
-        "operations": project.operations.iter().map(|it| operation(project, it)).collect::<Vec<_>>(),
-        "branch": branch(project),
-        "endpoints": [endpoint(project)],
+    })
+}
+
+fn connection(project: &Project, endpoint: &Endpoint, contents: &Contents) -> Value {
+    json!({
+        "connection_uri": project.uri(endpoint, false),
+        "connection_parameters": {
+            "database": contents.database, "password": contents.password.expose(), "role": contents.role,
+            "host": project.host(endpoint), "pooler_host": project.pooler_host(endpoint),
+        },
+    })
+}
+
+/// A role with its password.
+pub(super) fn role(branch: &Branch, contents: &Contents) -> Value {
+    let at = time(branch.created_at);
+    json!({
+        "branch_id": branch.id, "name": contents.role, "password": contents.password.expose(), "protected": false,
+        "created_at": at, "updated_at": at,
     })
 }
 
 pub(super) fn project(project: &Project) -> Value {
     let mut value = common(project);
+    let used = project.ledger.used();
     let counters = json!({
-        "data_storage_bytes_hour": 0, "data_transfer_bytes": 0, "written_data_bytes": 0, "compute_time_seconds": 0,
-        "active_time_seconds": 0, "consumption_period_start": NO_TIME, "consumption_period_end": NO_TIME,
-        "history_retention_seconds": 86400,
+        "data_storage_bytes_hour": 0, "data_transfer_bytes": used.data_transfer_bytes,
+        "written_data_bytes": used.written_data_bytes, "compute_time_seconds": used.compute_time_seconds,
+        "active_time_seconds": used.active_time_seconds, "consumption_period_start": NO_TIME,
+        "consumption_period_end": NO_TIME, "history_retention_seconds": 86400,
     });
     merge(&mut value, counters);
     value
 }
 
 /// A project as it stands in a list.
-pub(super) fn listed(project: &Project) -> Value {
+pub(super) fn listed_project(project: &Project) -> Value {
     let mut value = common(project);
-    merge(&mut value, json!({ "active_time": 0 }));
+    let active = project.ledger.used().active_time_seconds;
+    merge(&mut value, json!({ "active_time": active }));
+    if let Some(at) = project.deleted_at {
+        let until = time(at + RECOVERABLE);
+        merge(
+            &mut value,
+            json!({ "deleted_at": time(at), "recoverable_until": until }),
+        );
+    }
     value
 }
 
 fn common(project: &Project) -> Value {
-    let wanted = &project.wanted;
-    let at = time(project.created_at);
     let mut value = json!({
-        "id": project.id, "name": project.name, "platform_id": "aws", "region_id": wanted.region,
-        "provisioner": PROVISIONER, "pg_version": wanted.pg_version, "proxy_host": project.proxy_host(),
+        "id": project.id, "name": project.name, "platform_id": "aws", "region_id": project.region,
+        "provisioner": PROVISIONER, "pg_version": project.pg_version, "proxy_host": project.proxy_host(),
         "cpu_used_sec": 0, "branch_logical_size_limit": 512, "branch_logical_size_limit_bytes": 536_870_912,
-        "store_passwords": true, "creation_source": "console", "created_at": at, "updated_at": at, "owner_id": OWNER,
+        "store_passwords": true, "creation_source": "console", "created_at": time(project.created_at),
+        "updated_at": time(project.updated_at), "owner_id": OWNER,
         "default_endpoint_settings": {
-            "autoscaling_limit_min_cu": wanted.compute_units.0, "autoscaling_limit_max_cu": wanted.compute_units.1,
-            "suspend_timeout_seconds": wanted.suspend_timeout_seconds,
+            "autoscaling_limit_min_cu": project.defaults.units.0, "autoscaling_limit_max_cu": project.defaults.units.1,
+            "suspend_timeout_seconds": project.defaults.suspend_timeout_seconds,
         },
         "settings": {
-            "allowed_ips": { "ips": [], "protected_branches_only": false },
+            "allowed_ips": { "ips": [], "protected_branches_only": false }, "quota": project.ledger.quota(),
             "enable_logical_replication": false, "block_public_connections": false, "block_vpc_connections": false,
         },
     });
-    if let Some(quota) = &wanted.quota {
-        value["settings"]["quota"] = quota.clone();
-    }
-    if let Some(org_id) = &wanted.org_id {
+    if let Some(org_id) = &project.org_id {
         value["org_id"] = json!(org_id);
     }
     value
@@ -99,75 +142,84 @@ fn merge(value: &mut Value, more: Value) {
     }
 }
 
-pub(super) fn branch(project: &Project) -> Value {
-    let at = time(project.created_at);
-    let creating = pending(project, "create_timeline");
+pub(super) fn branch(project: &Project, branch: &Branch) -> Value {
+    let at = time(branch.created_at);
+    let creates = |it: &Operation| ["create_timeline", "create_branch"].contains(&it.action);
+    let is_new = |it: &Operation| it.goes_on() && it.branch_id.as_ref() == Some(&branch.id);
+    let creating = project
+        .operations
+        .iter()
+        .any(|it| creates(it) && is_new(it));
+    let used = branch.compute.meter.used();
     let mut value = json!({
-        "id": project.branch_id, "project_id": project.id, "name": project.wanted.branch_name,
+        "id": branch.id, "project_id": project.id, "name": branch.name,
         "current_state": if creating { "init" } else { "ready" }, "state_changed_at": at, "creation_source": "console",
-        "primary": true, "default": true, "protected": false, "cpu_used_sec": 0, "compute_time_seconds": 0,
-        "active_time_seconds": 0, "written_data_bytes": 0, "data_transfer_bytes": 0, "created_at": at, "updated_at": at,
+        "primary": branch.default, "default": branch.default, "protected": false, "cpu_used_sec": 0,
+        "compute_time_seconds": used.compute_time_seconds, "active_time_seconds": used.active_time_seconds,
+        "written_data_bytes": used.written_data_bytes, "data_transfer_bytes": used.data_transfer_bytes,
+        "logical_size": branch.compute.meter.stored(), "created_at": at, "updated_at": at,
     });
     if creating {
         value["pending_state"] = json!("ready");
     }
+    if let Some(parent_id) = &branch.parent_id {
+        value["parent_id"] = json!(parent_id);
+    }
     value
 }
 
-/// The annotations of all branches, by branch.
-pub(super) fn annotations(project: &Project) -> Value {
-    let mut all = Map::new();
-    if !project.wanted.annotations.is_empty() {
-        all.insert(project.branch_id.clone(), annotation(project));
-    }
+/// The annotations of those branches that have any, by branch.
+pub(super) fn annotations(branches: &[&Branch]) -> Value {
+    let noted = branches.iter().filter(|it| !it.annotations.is_empty());
+    let all: Map<_, _> = noted.map(|it| (it.id.clone(), annotation(it))).collect();
     Value::Object(all)
 }
 
-pub(super) fn annotation(project: &Project) -> Value {
-    let at = time(project.created_at);
+pub(super) fn annotation(branch: &Branch) -> Value {
+    let at = time(branch.created_at);
     json!({
-        "object": { "type": "console/branch", "id": project.branch_id }, "value": project.wanted.annotations,
+        "object": { "type": "console/branch", "id": branch.id }, "value": branch.annotations,
         "created_at": at, "updated_at": at,
     })
 }
 
-pub(super) fn endpoint(project: &Project) -> Value {
-    let wanted = &project.wanted;
-    let at = time(project.created_at);
-    let awake = project.compute.is_awake();
-    let ever = !project.compute.log.entries().wakes.is_empty();
-    let state = if awake {
-        "active"
-    } else if ever {
-        "idle"
-    } else {
-        "init"
+pub(super) fn endpoint(project: &Project, endpoint: &Endpoint) -> Value {
+    let Endpoint { size, compute, .. } = endpoint;
+    let ever = !compute.log.entries().wakes.is_empty();
+    let state = match (compute.is_awake(), ever) {
+        (true, _) => "active",
+        (false, true) => "idle",
+        (false, false) => "init",
     };
     let mut value = json!({
-        "host": project.host(), "id": project.endpoint_id, "project_id": project.id, "branch_id": project.branch_id,
-        "autoscaling_limit_min_cu": wanted.compute_units.0, "autoscaling_limit_max_cu": wanted.compute_units.1,
-        "region_id": wanted.region, "type": "read_write", "current_state": state, "settings": {},
-        "pooler_enabled": false, "pooler_mode": "transaction", "disabled": false, "passwordless_access": true,
-        "creation_source": "console", "created_at": at, "updated_at": at, "proxy_host": project.proxy_host(),
-        "suspend_timeout_seconds": wanted.suspend_timeout_seconds, "provisioner": PROVISIONER,
+        "host": project.host(endpoint), "id": endpoint.id, "project_id": project.id, "branch_id": endpoint.branch_id,
+        "autoscaling_limit_min_cu": size.units.0, "autoscaling_limit_max_cu": size.units.1,
+        "region_id": project.region, "type": "read_write", "current_state": state, "settings": {},
+        "pooler_enabled": false, "pooler_mode": "transaction", "disabled": endpoint.disabled,
+        "passwordless_access": true, "creation_source": "console", "created_at": time(endpoint.created_at),
+        "updated_at": time(endpoint.updated_at), "proxy_host": project.proxy_host(),
+        "suspend_timeout_seconds": size.suspend_timeout_seconds, "provisioner": PROVISIONER,
     });
-    if pending(project, "start_compute") {
-        value["pending_state"] = json!("active");
-    } else if pending(project, "suspend_compute") {
-        value["pending_state"] = json!("idle");
+    let is_its = |it: &Operation| it.goes_on() && it.endpoint_id.as_ref() == Some(&endpoint.id);
+    // What comes last is what it will be.
+    let pending = project.operations.iter().rev().filter(|it| is_its(it));
+    let becomes = pending.into_iter().find_map(|it| match it.action {
+        "start_compute" => Some("active"),
+        "suspend_compute" => Some("idle"),
+        _ => None,
+    });
+    if let Some(becomes) = becomes {
+        value["pending_state"] = json!(becomes);
     }
     value
 }
 
-fn pending(project: &Project, action: &str) -> bool {
-    let goes_on = |it: &Operation| matches!(it.status, Status::Scheduling | Status::Running);
-    project
-        .operations
-        .iter()
-        .any(|it| it.action == action && goes_on(it))
+pub(super) fn operations(project_id: &str, operations: &[Operation]) -> Vec<Value> {
+    let all = operations.iter();
+    all.map(|it| operation(project_id, it)).collect()
 }
 
-pub(super) fn operation(project: &Project, operation: &Operation) -> Value {
+pub(super) fn operation(project_id: &str, operation: &Operation) -> Value {
     let status = match operation.status {
         Status::Scheduling => "scheduling",
         Status::Running => "running",
@@ -179,12 +231,56 @@ pub(super) fn operation(project: &Project, operation: &Operation) -> Value {
         .duration_since(operation.created_at)
         .unwrap_or_default();
     let mut value = json!({
-        "id": operation.id, "project_id": project.id, "branch_id": project.branch_id, "action": operation.action,
-        "status": status, "failures_count": 0, "created_at": time(operation.created_at),
+        "id": operation.id, "project_id": project_id, "action": operation.action, "status": status,
+        "failures_count": u8::from(operation.error.is_some()), "created_at": time(operation.created_at),
         "updated_at": time(operation.updated_at), "total_duration_ms": u64::try_from(took.as_millis()).unwrap_or(0),
     });
-    if operation.action.ends_with("_compute") {
-        value["endpoint_id"] = json!(project.endpoint_id);
+    let optional = [
+        ("branch_id", &operation.branch_id),
+        ("endpoint_id", &operation.endpoint_id),
+        ("error", &operation.error),
+    ];
+    for (field, known) in optional {
+        if let Some(known) = known {
+            value[field] = json!(known);
+        }
     }
     value
+}
+
+/// What a project has used, in one timeframe if any.
+pub(super) fn consumption(
+    project: &Project,
+    present: Option<(SystemTime, SystemTime)>,
+    metrics: &[String],
+) -> Value {
+    let used = project.ledger.used();
+    let stored = |root: bool| -> u64 {
+        let branches = project.branches.iter();
+        let kind = branches.filter(|it| it.parent_id.is_none() == root);
+        kind.map(|it| it.compute.meter.stored()).sum()
+    };
+    let value = |name: &str| match name {
+        "compute_unit_seconds" => used.compute_time_seconds,
+        "root_branch_bytes_month" => stored(true),
+        "child_branch_bytes_month" => stored(false),
+        "public_network_transfer_bytes" => used.data_transfer_bytes,
+        _ => 0,
+    };
+    let metrics: Vec<_> = metrics
+        .iter()
+        .map(|name| json!({ "metric_name": name, "value": value(name) }))
+        .collect();
+    let frames: Vec<_> = present
+        .iter()
+        .map(|(from, to)| {
+            json!({ "timeframe_start": time(*from), "timeframe_end": time(*to), "metrics": metrics })
+        })
+        .collect();
+    json!({
+        "project_id": project.id,
+        "periods": [{
+            "period_id": OWNER, "period_plan": "launch", "period_start": time(project.created_at), "consumption": frames,
+        }],
+    })
 }

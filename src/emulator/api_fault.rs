@@ -7,12 +7,15 @@ use std::{
 
 use axum::{
     Json,
-    body::Body,
-    http::{StatusCode, header::RETRY_AFTER},
+    body::{Body, to_bytes},
+    http::{
+        StatusCode,
+        header::{CONTENT_LENGTH, RETRY_AFTER},
+    },
     response::{IntoResponse, Response},
 };
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Something that goes wrong with requests to the API.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
@@ -37,6 +40,8 @@ pub enum ApiFault {
         /// How late.
         milliseconds: u64,
     },
+    /// The work is done, and the answer has fields and values that no description knows, as that of a newer API.
+    Unfamiliar,
 }
 
 /// Faults that wait for their requests.
@@ -104,7 +109,7 @@ impl ApiFault {
                 let page = "<html><head><title>origin error</title></head></html>";
                 Some((status(*code), [("content-type", "text/html")], page).into_response())
             }
-            Self::AnswerLost | Self::Slow { .. } => None,
+            Self::AnswerLost | Self::Slow { .. } | Self::Unfamiliar => None,
         }
     }
 
@@ -121,8 +126,46 @@ impl ApiFault {
                 tokio::time::sleep(Duration::from_millis(*milliseconds)).await;
                 answer
             }
+            Self::Unfamiliar => unfamiliar(answer).await,
             Self::Locked | Self::RateLimited { .. } | Self::Status(_) | Self::Html(_) => answer,
         }
+    }
+}
+
+/// The same answer as an API that is ahead of its description would give it.
+async fn unfamiliar(answer: Response) -> Response {
+    let (mut head, body) = answer.into_parts();
+    let body = to_bytes(body, usize::MAX).await.unwrap_or_default();
+    let Ok(mut value) = serde_json::from_slice(&body) else {
+        return Response::from_parts(head, Body::from(body));
+    };
+    estrange(&mut value);
+    head.headers.remove(CONTENT_LENGTH);
+    Response::from_parts(head, Body::from(value.to_string()))
+}
+
+/// Gives every object a field that nobody knows, and every word that is one of a list a value that is not.
+fn estrange(value: &mut Value) {
+    /// Fields whose values Neon lists, and adds to.
+    const LISTED: &[&str] = &[
+        "action",
+        "creation_source",
+        "platform_id",
+        "provisioner",
+        "pooler_mode",
+    ];
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(estrange),
+        Value::Object(fields) => {
+            for (name, value) in fields.iter_mut() {
+                if LISTED.contains(&name.as_str()) {
+                    *value = json!("unheard_of");
+                }
+                estrange(value);
+            }
+            fields.insert("brand_new".to_owned(), json!({ "deep": [1, null, "x"] }));
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }
 

@@ -1,11 +1,8 @@
-//! One endpoint's compute: a real Postgres that starts when somebody comes and stops when nobody does.
+//! One branch's compute: a real Postgres that starts when somebody comes and stops when nobody does.
 
 use std::{
     fs,
-    io::{self, Read},
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-    process::Stdio,
+    path::PathBuf,
     sync::{
         Arc, Mutex as StdMutex, MutexGuard, PoisonError,
         atomic::{
@@ -18,25 +15,28 @@ use std::{
 
 use rustix::process::Signal;
 use tokio::{
-    net::UnixStream,
-    sync::Mutex,
-    time::{Instant, sleep, timeout},
+    sync::{Mutex, MutexGuard as AsyncGuard},
+    time::{Instant, sleep},
 };
-use tokio_postgres::{Client, NoTls};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    EmulatorError, account::Account, activity, binaries::Binaries, contents::Contents,
-    daemon::Daemon, fault::Faults, pooler::Pooler, process::signal_all, template::Template,
+    EmulatorError,
+    account::Account,
+    activity,
+    binaries::Binaries,
+    contents::Contents,
+    fault::Faults,
+    pooler::Pooler,
+    postgres::Postgres,
+    process::{blocking, missing_is_fine, signal_all},
+    reason::Reason,
+    stop::Stop,
+    template::Template,
+    usage::{Ledger, Meter},
     witness::Log,
 };
-
-/// Longest wait for Postgres to start or stop.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// How often to look whether Postgres is ready. It takes some 30 ms.
-const LOOK: Duration = Duration::from_millis(1);
-/// Port number in the name of the socket; nothing listens on TCP.
-const PORT: &str = "5432";
+use crate::secret::Secret;
 
 /// What all computes of an emulator share.
 #[derive(Debug)]
@@ -49,21 +49,34 @@ pub(super) struct Machine {
     pub(super) wake_delay: StdMutex<Duration>,
 }
 
+/// What the owner of a compute may change while it lives.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terms {
+    /// Time without activity until it is stopped; `None` for never.
+    pub(super) suspend_window: Option<Duration>,
+    /// Compute units at least.
+    pub(super) units: f64,
+    /// Whether nobody may wake it.
+    pub(super) disabled: bool,
+}
+
 /// A Postgres that may or may not run.
 #[derive(Debug)]
 pub(super) struct Compute {
     machine: Arc<Machine>,
     folder: PathBuf,
-    pub(super) contents: Contents,
-    /// Time without activity until it is stopped; `None` for never.
-    suspend_window: Option<Duration>,
-    pub(super) log: Log,
-    pub(super) faults: Faults,
+    // These three are held for a look or a change.
+    contents: StdMutex<Contents>,
+    terms: StdMutex<Terms>,
     /// Time before each start, in place of the machine's.
     wake_delay: StdMutex<Option<Duration>>,
+    pub(super) log: Log,
+    pub(super) faults: Faults,
+    pub(super) meter: Arc<Meter>,
+    ledger: Arc<Ledger>,
     // Held during a start or a stop, so that they never overlap.
     state: Mutex<State>,
-    postgres: Daemon,
+    pub(super) postgres: Postgres,
     pooler: Pooler,
     awake: AtomicBool,
 }
@@ -93,20 +106,23 @@ impl Compute {
         machine: Arc<Machine>,
         id: &str,
         contents: Contents,
-        suspend_window: Option<Duration>,
+        terms: Terms,
+        ledger: Arc<Ledger>,
     ) -> Arc<Self> {
         let folder = machine.folder.join(id);
         let pooler = Pooler::new(machine.template.pgbouncer(), &folder);
         Arc::new(Self {
+            postgres: Postgres::new(Arc::clone(&machine), &folder),
             machine,
             folder,
-            contents,
-            suspend_window,
+            contents: StdMutex::new(contents),
+            terms: StdMutex::new(terms),
+            wake_delay: StdMutex::default(),
             log: Log::default(),
             faults: Faults::default(),
-            wake_delay: StdMutex::default(),
+            meter: ledger.meter(),
+            ledger,
             state: Mutex::default(),
-            postgres: Daemon::default(),
             pooler,
             awake: AtomicBool::new(false),
         })
@@ -114,6 +130,24 @@ impl Compute {
 
     pub(super) fn is_awake(&self) -> bool {
         self.awake.load(Acquire)
+    }
+
+    pub(super) fn contents(&self) -> Contents {
+        lock(&self.contents).clone()
+    }
+
+    pub(super) fn terms(&self) -> Terms {
+        *lock(&self.terms)
+    }
+
+    pub(super) fn set_terms(&self, terms: Terms) {
+        *lock(&self.terms) = terms;
+    }
+
+    /// Why the control plane does not wake it; `None` if it does.
+    pub(super) fn refusal(&self) -> Option<Reason> {
+        let disabled = self.terms().disabled.then_some(Reason::EndpointDisabled);
+        disabled.or_else(|| self.ledger.exceeded())
     }
 
     /// Starts Postgres if it does not run, and says where it is.
@@ -130,88 +164,123 @@ impl Compute {
         }
         if let Some(crashed) = state.run.take() {
             crashed.cancel();
+            self.meter.suspended();
         }
         let asked = Instant::now();
         let delay = lock(&self.wake_delay).unwrap_or(*lock(&self.machine.wake_delay));
         sleep(delay).await;
-        if !self.data().exists() {
+        if !self.postgres.has_data() {
             let compute = Arc::clone(self);
-            blocking(move || compute.fill_folder()).await?;
+            blocking(move || compute.postgres.make_data(None)).await?;
         }
-        let began = Instant::now();
-        let (pooler, postgres) =
-            tokio::join!(self.pooler.start(self.machine.account), self.start());
-        if let Err(err) = pooler.and(postgres) {
-            self.halt().await;
-            return Err(err);
-        }
-        let start = began.elapsed();
-        if !state.filled {
-            let filled = timeout(PATIENCE, self.fill_database()).await;
-            let late = |_| EmulatorError::new("setting up a compute's database took too long");
-            if let Err(err) = filled.map_err(late).flatten() {
-                self.halt().await;
+        let start = match self.start(&mut state).await {
+            Ok(start) => start,
+            Err(err) => {
+                self.halt(Stop::Neon).await;
                 return Err(err);
             }
-            state.filled = true;
-        }
+        };
         let run = CancellationToken::new();
         state.run = Some(run.clone());
         self.awake.store(true, Release);
+        self.meter.woken(self.terms().units);
         self.log.woken(asked, start);
-        if let Some(window) = self.suspend_window {
-            tokio::spawn(activity::suspend_when_idle(
-                Arc::clone(self),
-                window,
-                run.clone(),
-            ));
-        }
+        tokio::spawn(activity::suspend_when_idle(Arc::clone(self), run.clone()));
         Ok(self.reached(run))
+    }
+
+    /// Starts both processes; how long that took.
+    async fn start(&self, state: &mut State) -> Result<Duration, EmulatorError> {
+        let began = Instant::now();
+        let recovering = self.faults.recovery().filter(|_| state.filled);
+        let postgres = async {
+            match recovering {
+                Some(time) => self.postgres.start_recovering(time).await,
+                None => self.postgres.start().await,
+            }
+        };
+        let (pooler, postgres) = tokio::join!(self.pooler.start(self.machine.account), postgres);
+        pooler.and(postgres)?;
+        let start = began.elapsed();
+        if !state.filled {
+            // Gives the role its password, and makes what the template does not have.
+            let statements = self.contents().statements();
+            self.postgres.execute("postgres", &statements).await?;
+            state.filled = true;
+        }
+        Ok(start)
     }
 
     fn reached(&self, run: CancellationToken) -> Reached {
         Reached {
-            direct: self.socket(),
+            direct: self.postgres.socket(),
             pooled: self.pooler.socket(),
             run,
         }
     }
 
-    /// Stops Postgres as Neon does: the pooler is killed, then Postgres gets its fast stop. Says whether it ran.
-    pub(super) async fn suspend(self: &Arc<Self>) -> bool {
+    /// Stops it in one of the ways that there are. Says whether it ran.
+    pub(super) async fn suspend(self: &Arc<Self>, how: Stop) -> bool {
         let mut state = self.state.lock().await;
-        self.end_run(&mut state).await
+        self.end_run(&mut state, how).await
     }
 
-    /// The same, unless the run has ended already and another one may have begun.
+    /// As Neon does, unless the run has ended already and another one may have begun.
     pub(super) async fn suspend_run(self: &Arc<Self>, run: &CancellationToken) -> bool {
         let mut state = self.state.lock().await;
-        !run.is_cancelled() && self.end_run(&mut state).await
+        !run.is_cancelled() && self.end_run(&mut state, Stop::Neon).await
     }
 
-    async fn end_run(&self, state: &mut State) -> bool {
+    async fn end_run(&self, state: &mut State, how: Stop) -> bool {
         let Some(run) = state.run.take() else {
             return false;
         };
         self.awake.store(false, Release);
         run.cancel();
-        self.halt().await;
+        self.halt(how).await;
+        self.meter.suspended();
         self.log.suspended();
         true
     }
 
-    /// The pooler first, without a word; then Postgres gets its fast stop.
-    async fn halt(&self) {
+    async fn halt(&self, how: Stop) {
         self.thaw(); // a frozen process hears no signal
-        self.pooler.kill().await;
-        self.postgres.stop(Signal::INT).await;
+        match how {
+            Stop::Neon => {
+                self.pooler.kill().await;
+                self.postgres.stop(Signal::INT).await;
+            }
+            Stop::Fast => {
+                self.postgres.stop(Signal::INT).await;
+                self.pooler.kill().await;
+            }
+            Stop::Immediate => {
+                self.postgres.stop(Signal::QUIT).await;
+                self.pooler.kill().await;
+            }
+            Stop::Kill => {
+                self.kill_all();
+                self.pooler.kill().await;
+                self.postgres.stop(Signal::KILL).await;
+            }
+        }
+    }
+
+    /// Stops Postgres for as long as the project is deleted.
+    pub(super) async fn retire(self: &Arc<Self>) {
+        let mut state = self.state.lock().await;
+        state.gone = true;
+        self.end_run(&mut state, Stop::Neon).await;
+    }
+
+    /// Lets it be woken again after its project has been recovered.
+    pub(super) async fn restore(&self) {
+        self.state.lock().await.gone = false;
     }
 
     /// Stops Postgres for good and removes its data.
     pub(super) async fn delete(self: &Arc<Self>) {
-        let mut state = self.state.lock().await;
-        state.gone = true;
-        self.end_run(&mut state).await;
+        self.retire().await;
         let folder = self.folder.clone();
         let removed = blocking(move || {
             let removed = fs::remove_dir_all(&folder).or_else(missing_is_fine);
@@ -219,6 +288,58 @@ impl Compute {
         });
         if let Err(err) = removed.await {
             tracing::warn!(%err, "emulator: a deleted compute's data is still there");
+        }
+    }
+
+    /// Makes this compute's data a copy of `parent`'s as it is now. The parent may run on.
+    pub(super) async fn copy_from(
+        self: &Arc<Self>,
+        parent: &Arc<Self>,
+    ) -> Result<(), EmulatorError> {
+        let mut state = self.state.lock().await;
+        let from: AsyncGuard<'_, State> = parent.state.lock().await;
+        if !parent.postgres.has_data() {
+            return Ok(()); // nobody has written anything yet
+        }
+        if parent.postgres.runs() {
+            let checkpoint = ["CHECKPOINT".to_owned()];
+            parent.postgres.execute("postgres", &checkpoint).await?;
+        }
+        let (child, source) = (Arc::clone(self), Arc::clone(parent));
+        // Stopped in its tracks: what is in its files then is what a crash would leave, and Postgres recovers from that.
+        parent.freeze();
+        let copied = blocking(move || child.postgres.make_data(Some(&source.postgres))).await;
+        parent.thaw();
+        state.filled = from.filled;
+        copied
+    }
+
+    /// Gives the owner another password and ends all sessions, as Neon does.
+    pub(super) async fn reset_password(
+        self: &Arc<Self>,
+        password: Secret,
+    ) -> Result<(), EmulatorError> {
+        self.wake().await?;
+        let state = self.state.lock().await;
+        let contents = self.contents().with_password(password);
+        let mut statements = vec![contents.password_statement()];
+        statements.push(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename <> 'cloud_admin'"
+                .into(),
+        );
+        self.postgres.execute("postgres", &statements).await?;
+        self.pooler.kill().await;
+        *lock(&self.contents) = contents;
+        drop(state);
+        Ok(())
+    }
+
+    /// Reads the counters that only Postgres knows, if it is awake.
+    pub(super) async fn read_meter(&self) {
+        if self.is_awake()
+            && let Err(err) = activity::read_meter(self).await
+        {
+            tracing::debug!(%err, "emulator: counters of a compute are not up to date");
         }
     }
 
@@ -240,6 +361,10 @@ impl Compute {
     /// Kills all its processes: no goodbye to anybody, and recovery at the next start.
     pub(super) fn crash(&self) {
         self.awake.store(false, Release);
+        self.kill_all();
+    }
+
+    fn kill_all(&self) {
         self.freeze(); // so that none of them can tell of the others' end
         signal_all(&self.folder, Signal::KILL);
     }
@@ -252,132 +377,10 @@ impl Compute {
     /// Reaps what the watchdog has stopped. Blocks the thread.
     pub(super) fn reap(&self) {
         self.pooler.reap();
-        self.postgres.end(Signal::KILL);
+        self.postgres.reap();
     }
-
-    /// A session of the emulator's own, which does not count as activity.
-    pub(super) async fn admin(&self, database: &str) -> Result<Client, EmulatorError> {
-        let late = |_| EmulatorError::new("a compute does not take the emulator's login");
-        timeout(PATIENCE, self.log_in(database))
-            .await
-            .map_err(late)?
-    }
-
-    async fn log_in(&self, database: &str) -> Result<Client, EmulatorError> {
-        let failed = |err: io::Error| EmulatorError::new("cannot reach a compute").because(err);
-        let stream = UnixStream::connect(self.socket()).await.map_err(failed)?;
-        let login = tokio_postgres::Config::new()
-            .user("cloud_admin")
-            .dbname(database)
-            .connect_raw(stream, NoTls)
-            .await;
-        let (client, connection) =
-            login.map_err(|err| EmulatorError::new("cannot log in at a compute").because(err))?;
-        tokio::spawn(connection);
-        Ok(client)
-    }
-
-    fn data(&self) -> PathBuf {
-        self.folder.join("data")
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.folder.join(format!(".s.PGSQL.{PORT}"))
-    }
-
-    fn fill_folder(&self) -> Result<(), EmulatorError> {
-        let failed = |err| EmulatorError::new("cannot create a compute's folder").because(err);
-        fs::create_dir_all(&self.folder).map_err(failed)?;
-        fs::set_permissions(&self.folder, fs::Permissions::from_mode(0o700)).map_err(failed)?;
-        self.machine.account.give(&self.folder).map_err(failed)?;
-        // Under another name until it is whole.
-        let part = self.folder.join("data.part");
-        fs::remove_dir_all(&part)
-            .or_else(missing_is_fine)
-            .map_err(failed)?;
-        self.machine
-            .template
-            .clone_to(&part, self.machine.account)?;
-        fs::rename(&part, self.data()).map_err(failed)
-    }
-
-    /// Gives the role its password, and makes what the template does not have.
-    async fn fill_database(&self) -> Result<(), EmulatorError> {
-        let admin = self.admin("postgres").await?;
-        for statement in self.contents.statements() {
-            let done = admin.batch_execute(&statement).await;
-            done.map_err(|err| {
-                EmulatorError::new("cannot set up a compute's database").because(err)
-            })?;
-        }
-        Ok(())
-    }
-
-    /// Execs Postgres and waits until it takes connections.
-    async fn start(&self) -> Result<(), EmulatorError> {
-        let failed = |err: io::Error| EmulatorError::new("cannot start Postgres").because(err);
-        let said = self.folder.join("postgres.log");
-        let log = fs::File::create(&said).map_err(failed)?;
-        let mut command = self
-            .machine
-            .account
-            .command(self.machine.binaries.program("postgres"));
-        command
-            .arg("-D")
-            .arg(self.data())
-            .arg("-k")
-            .arg(&self.folder)
-            .args(["-p", PORT]);
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log);
-        let pid = self.postgres.start(&mut command).map_err(failed)?;
-        let deadline = Instant::now() + PATIENCE;
-        while !says_ready(&self.data(), pid) {
-            if !self.postgres.runs() || Instant::now() > deadline {
-                self.postgres.stop(Signal::INT).await;
-                let said = fs::read_to_string(&said).unwrap_or_default();
-                return Err(EmulatorError::new(format!(
-                    "Postgres did not start: {}",
-                    said.trim()
-                )));
-            }
-            sleep(LOOK).await;
-        }
-        Ok(())
-    }
-}
-
-/// Whether Postgres has written into its own file that it takes connections. Asking it would be a session.
-fn says_ready(data: &Path, pid: u32) -> bool {
-    let mut text = String::new();
-    let read = fs::File::open(data.join("postmaster.pid"))
-        .and_then(|mut file| file.read_to_string(&mut text));
-    let mut lines = text.lines();
-    read.is_ok()
-        && lines.next() == Some(pid.to_string().as_str())
-        && lines.nth(6).is_some_and(|state| state.trim() == "ready")
 }
 
 fn lock<T>(mutex: &StdMutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Runs what blocks apart from the emulator's own tasks.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, EmulatorError> + Send + 'static,
-) -> Result<T, EmulatorError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(err) => Err(EmulatorError::new("the emulator is ending").because(err)),
-    }
-}
-
-fn missing_is_fine(err: io::Error) -> io::Result<()> {
-    if err.kind() == io::ErrorKind::NotFound {
-        Ok(())
-    } else {
-        Err(err)
-    }
 }

@@ -27,32 +27,39 @@ impl Contents {
         role == self.role && *password == self.password
     }
 
+    /// The same with another password.
+    pub(super) fn with_password(&self, password: Secret) -> Self {
+        let verifier = Verifier::of(&password);
+        Self {
+            password,
+            verifier,
+            ..self.clone()
+        }
+    }
+
+    /// Sets the role's password.
+    pub(super) fn password_statement(&self) -> String {
+        let name = quoted(&self.role, '"');
+        // Its verifier, not the password itself: drivers log the statements they run.
+        let verifier = quoted(self.verifier.expose(), '\'');
+        format!("ALTER ROLE {name} PASSWORD {verifier}")
+    }
+
     /// What makes it of the template: the role's password, and whatever the template does not have.
     pub(super) fn statements(&self) -> Vec<String> {
-        let Self {
-            database,
-            role,
-            verifier,
-            ..
-        } = self;
+        let Self { database, role, .. } = self;
         let name = quoted(role, '"');
-        // Its verifier, not the password itself: drivers log the statements they run.
-        let verifier = quoted(verifier.expose(), '\'');
-        let mut sql = vec![format!("ALTER ROLE {name} PASSWORD {verifier}")];
+        let mut sql = vec![self.password_statement()];
         if role != "neondb_owner" {
-            sql.insert(
-                0,
-                format!("CREATE ROLE {name} LOGIN CREATEDB CREATEROLE BYPASSRLS"),
-            );
+            let create = format!("CREATE ROLE {name} LOGIN CREATEDB CREATEROLE BYPASSRLS");
+            sql.insert(0, create);
         }
         if role != "neondb_owner" && database == "neondb" {
             sql.push(format!("ALTER DATABASE neondb OWNER TO {name}"));
         }
         if database != "neondb" {
-            sql.push(format!(
-                "CREATE DATABASE {} OWNER {name}",
-                quoted(database, '"')
-            ));
+            let database = quoted(database, '"');
+            sql.push(format!("CREATE DATABASE {database} OWNER {name}"));
         }
         sql
     }

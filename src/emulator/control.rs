@@ -11,10 +11,13 @@ use axum::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{api_fault::ApiFault, compute::Compute, fault::Fault, witness::Witness, world::World};
+use super::{
+    api_fault::ApiFault, compute::Compute, fault::Fault, proxy::Proxy, stop::Stop, usage::Usage,
+    witness::Witness, world::World,
+};
 
 /// The paths, without the prefix.
-pub(super) fn router(world: Arc<World>) -> Router {
+pub(super) fn router(world: Arc<World>, proxy: Arc<Proxy>) -> Router {
     let endpoint = "/endpoints/{endpoint}";
     Router::new()
         .route("/api_faults", post(add_api_fault).delete(clear_api_faults))
@@ -28,8 +31,16 @@ pub(super) fn router(world: Arc<World>) -> Router {
             &format!("{endpoint}/wake_delay_ms/{{delay}}"),
             post(set_wake_delay),
         )
+        .route(&format!("{endpoint}/suspend/{{how}}"), post(suspend))
+        .route(&format!("{endpoint}/move"), post(move_endpoint))
+        .route(
+            &format!("{endpoint}/rotate_password"),
+            post(rotate_password),
+        )
         .route(&format!("{endpoint}/{{action}}"), post(act))
+        .route("/projects/{project}/usage", post(add_usage))
         .with_state(world)
+        .route("/restart_proxy", post(|| async move { proxy.restart() }))
 }
 
 type Endpoint = Result<Arc<Compute>, (StatusCode, &'static str)>;
@@ -83,7 +94,7 @@ async fn act(
 ) -> Result<(), (StatusCode, &'static str)> {
     let compute = find(&world, &id)?;
     match action.as_str() {
-        "suspend" => drop(compute.suspend().await),
+        "suspend" => drop(compute.suspend(Stop::Neon).await),
         "freeze" => compute.freeze(),
         "thaw" => compute.thaw(),
         "crash" => compute.crash(),
@@ -95,6 +106,46 @@ async fn act(
             ));
         }
     }
+    Ok(())
+}
+
+type Missing = (StatusCode, &'static str);
+
+async fn suspend(
+    State(world): State<Arc<World>>,
+    Path((id, how)): Path<(String, Stop)>,
+) -> Result<(), Missing> {
+    find(&world, &id)?.suspend(how).await;
+    Ok(())
+}
+
+async fn move_endpoint(
+    State(world): State<Arc<World>>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, Missing> {
+    let moved = world.move_endpoint(&id);
+    let (compute, id) = moved.ok_or((StatusCode::NOT_FOUND, "no such endpoint\n"))?;
+    compute.suspend(Stop::Neon).await;
+    Ok(Json(json!({ "endpoint_id": id })))
+}
+
+async fn rotate_password(
+    State(world): State<Arc<World>>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, Missing> {
+    let rotated = world.rotate_password(&id).await;
+    let password = rotated.ok_or((StatusCode::NOT_FOUND, "no such endpoint\n"))?;
+    Ok(Json(json!({ "password": password.expose() })))
+}
+
+async fn add_usage(
+    State(world): State<Arc<World>>,
+    Path(id): Path<String>,
+    Json(usage): Json<Usage>,
+) -> Result<(), Missing> {
+    let project = world.project(&id);
+    let project = project.ok_or((StatusCode::NOT_FOUND, "no such project\n"))?;
+    project.ledger.add(usage);
     Ok(())
 }
 

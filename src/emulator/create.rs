@@ -1,16 +1,16 @@
-//! What the creation of a project asks for.
+//! What requests ask for, checked as Neon checks it.
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use serde_json::Value;
 
 use super::{
     api::Refused,
     contents::Contents,
     names::{DEFAULT_REGION, REGIONS, new_password},
+    project::Size,
     scram::Verifier,
-    world::Wanted,
+    usage::Quota,
 };
 
 /// Names that no role may have.
@@ -21,6 +21,28 @@ const RESERVED_ROLES: &[&str] = &[
     "public",
     "none",
 ];
+
+/// A project to be created.
+#[derive(Clone, Debug)]
+pub(super) struct NewProject {
+    pub(super) name: Option<String>,
+    pub(super) region: String,
+    pub(super) pg_version: u64,
+    pub(super) org_id: Option<String>,
+    pub(super) branch: NewBranch,
+    pub(super) contents: Contents,
+    pub(super) size: Size,
+    pub(super) quota: Quota,
+}
+
+/// A branch to be created.
+#[derive(Clone, Debug)]
+pub(super) struct NewBranch {
+    pub(super) name: Option<String>,
+    pub(super) annotations: BTreeMap<String, String>,
+    /// The size of its endpoint, if it gets one.
+    pub(super) endpoint: Option<Size>,
+}
 
 #[derive(Deserialize)]
 pub(super) struct CreateBody {
@@ -35,8 +57,8 @@ pub(super) struct CreateProject {
     pg_version: Option<u64>,
     org_id: Option<String>,
     branch: CreateBranch,
-    default_endpoint_settings: EndpointSettings,
-    settings: Option<Value>,
+    default_endpoint_settings: SizeBody,
+    settings: Settings,
 }
 
 #[derive(Default, Deserialize)]
@@ -48,50 +70,49 @@ struct CreateBranch {
     annotations: BTreeMap<String, String>,
 }
 
+/// What a project has besides its size.
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct EndpointSettings {
+pub(super) struct Settings {
+    pub(super) quota: Option<Quota>,
+}
+
+/// The size of an endpoint, as far as it is given.
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct SizeBody {
     autoscaling_limit_min_cu: Option<f64>,
     autoscaling_limit_max_cu: Option<f64>,
-    suspend_timeout_seconds: i64,
+    suspend_timeout_seconds: Option<i64>,
 }
 
 impl CreateProject {
     /// What it asks for, with Neon's defaults; refused where Neon refuses.
-    pub(super) fn checked(self) -> Result<Wanted, Refused> {
-        let Self {
-            name,
-            region_id,
-            pg_version,
-            org_id,
-            branch,
-            default_endpoint_settings,
-            settings,
-        } = self;
-        let named = name
-            .as_ref()
-            .is_none_or(|name| (1..=256).contains(&name.chars().count()));
-        check(named, "project name has 1 to 256 characters")?;
-        let region = region_id.unwrap_or_else(|| DEFAULT_REGION.to_owned());
+    pub(super) fn checked(self) -> Result<NewProject, Refused> {
+        if let Some(name) = &self.name {
+            check_name(name)?;
+        }
+        let region = self.region_id.unwrap_or_else(|| DEFAULT_REGION.to_owned());
         check(REGIONS.contains(&region.as_str()), "unknown region")?;
-        let pg_version = pg_version.unwrap_or(17);
+        let pg_version = self.pg_version.unwrap_or(17);
         check((14..=18).contains(&pg_version), "pg_version is 14 to 18")?;
-        check(
-            branch.annotations.len() <= 50,
-            "a branch has 50 annotations at most",
-        )?;
-        let suspend_timeout_seconds = default_endpoint_settings.suspend_timeout_seconds;
-        Ok(Wanted {
-            name,
+        let branch = self.branch;
+        check_annotations(&branch.annotations)?;
+        let size = self.default_endpoint_settings.checked(SizeBody::NEONS)?;
+        let name = branch.name.clone().unwrap_or_else(|| "main".to_owned());
+        Ok(NewProject {
+            name: self.name,
             region,
             pg_version,
-            org_id,
-            compute_units: default_endpoint_settings.checked()?,
-            branch_name: branch.name.clone().unwrap_or_else(|| "main".to_owned()),
-            annotations: branch.annotations.clone(),
+            org_id: self.org_id,
+            branch: NewBranch {
+                name: Some(name),
+                annotations: branch.annotations.clone(),
+                endpoint: Some(size),
+            },
             contents: branch.checked()?,
-            suspend_timeout_seconds,
-            quota: settings.and_then(|settings| settings.get("quota").cloned()),
+            size,
+            quota: self.settings.quota.unwrap_or_default(),
         })
     }
 }
@@ -124,22 +145,47 @@ impl CreateBranch {
     }
 }
 
-impl EndpointSettings {
-    /// Least and most compute units.
-    fn checked(&self) -> Result<(f64, f64), Refused> {
-        let window = matches!(self.suspend_timeout_seconds, -1 | 0 | 60..=604_800);
+impl SizeBody {
+    /// What Neon gives who asks for nothing.
+    const NEONS: Size = Size {
+        units: (0.25, 0.25),
+        suspend_timeout_seconds: 0,
+    };
+
+    /// The size asked for; what is not given is as `otherwise`.
+    pub(super) fn checked(self, otherwise: Size) -> Result<Size, Refused> {
+        let suspend = self.suspend_timeout_seconds;
+        let suspend = suspend.unwrap_or(otherwise.suspend_timeout_seconds);
+        let window = matches!(suspend, -1 | 0 | 60..=604_800);
         check(window, "suspend_timeout_seconds is -1, 0, or 60 to 604800")?;
-        let min = self.autoscaling_limit_min_cu.unwrap_or(0.25);
-        let max = self.autoscaling_limit_max_cu.unwrap_or(min);
+        let min = self.autoscaling_limit_min_cu.unwrap_or(otherwise.units.0);
+        let max = self.autoscaling_limit_max_cu;
+        let max = max.unwrap_or_else(|| otherwise.units.1.max(min));
         check(
             min >= 0.25 && max >= min,
             "compute units are 0.25 or more, and the maximum not below the minimum",
         )?;
-        Ok((min, max))
+        Ok(Size {
+            units: (min, max),
+            suspend_timeout_seconds: suspend,
+        })
     }
 }
 
-fn check(holds: bool, otherwise: &str) -> Result<(), Refused> {
+/// A project or branch has a name of 1 to 256 characters.
+pub(super) fn check_name(name: &str) -> Result<(), Refused> {
+    let fits = (1..=256).contains(&name.chars().count());
+    check(fits, "a name has 1 to 256 characters")
+}
+
+pub(super) fn check_annotations(annotations: &BTreeMap<String, String>) -> Result<(), Refused> {
+    check(
+        annotations.len() <= 50,
+        "a branch has 50 annotations at most",
+    )
+}
+
+pub(super) fn check(holds: bool, otherwise: &str) -> Result<(), Refused> {
     if holds {
         Ok(())
     } else {

@@ -11,27 +11,44 @@ use std::{
 use serde::Deserialize;
 use tokio::time::{Instant, sleep};
 
-/// Something that goes wrong at an endpoint, for whoever connects, until it is cleared.
+use super::reason::Reason;
+
+/// Something that goes wrong at an endpoint, for whoever connects, until it is cleared or has happened as often as it
+/// says.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Fault {
-    /// The control plane refuses to wake the compute and gives this text for the user. The proxy asks once, tells the
-    /// text, and repeats it for 30 seconds on that host without asking again, even if the fault has been cleared.
+    /// The control plane does not wake the compute. What the proxy makes of it depends on the [`Reason`].
     WakeRefused {
-        /// What the client is told, word for word, such as a quota's text.
-        text: String,
-    },
-    /// The control plane is busy with the endpoint, so many times. The proxy asks up to nine times within 4.4 seconds,
-    /// and then tells the text.
-    WakeBusy {
-        /// What the client is told if it stays busy.
-        text: String,
-        /// How often it is busy.
-        times: u32,
+        /// Why.
+        reason: Reason,
+        /// What the client is told in place of the reason's own text, word for word.
+        #[serde(default)]
+        text: Option<String>,
+        /// How often it does not; `None` for always.
+        #[serde(default)]
+        times: Option<u32>,
     },
     /// The control plane is down. The proxy tells so at once, and repeats it for 30 seconds on that host.
     ControlPlaneDown,
+    /// The client's address is not on the endpoint's list. It is told before it has logged in.
+    AddressNotAllowed,
+    /// More connections are tried than the endpoint may have, so many times. Told before the login.
+    TooManyConnections {
+        /// How often it is told.
+        times: u32,
+    },
+    /// More wakes are asked for than the proxy passes on, so many times. Told after the login.
+    TooManyWakes {
+        /// How often it is told.
+        times: u32,
+    },
+    /// More connections are being opened than the proxy allows at once, so many times. Told after the wake.
+    NoPermit {
+        /// How often it is told.
+        times: u32,
+    },
     /// The compute is up and takes no TCP connection. The client is told after 3.1 seconds.
     ComputeRefuses,
     /// Packets to the compute get lost. The client is told after 15 seconds.
@@ -40,6 +57,26 @@ pub enum Fault {
     ComputeCloses,
     /// The compute takes the connection and says nothing. The client hears nothing, as long as it waits.
     ComputeSilent,
+    /// The compute's next start is a recovery that takes so long; set it on a compute that is asleep and has run
+    /// before. Direct clients are told that the database system is starting up. PgBouncer takes clients, tries once,
+    /// and tries again 15 seconds later. Happens once.
+    ComputeRecovers {
+        /// How long.
+        milliseconds: u64,
+    },
+    /// The next COMMIT is done, and everything is killed before its answer reaches the client. Happens once.
+    CommitAnswerLost,
+}
+
+impl Fault {
+    /// The control plane refuses wakes for `reason`, in its own words, so many times or (`None`) always.
+    pub fn wake_refused(reason: Reason, times: impl Into<Option<u32>>) -> Self {
+        Self::WakeRefused {
+            reason,
+            text: None,
+            times: times.into(),
+        }
+    }
 }
 
 /// How long the proxy repeats an error of the control plane.
@@ -56,6 +93,10 @@ const UNREACHABLE: Duration = Duration::from_secs(15);
 const NO_COMPUTE: &str = "Couldn't connect to compute node";
 const RESET: &str = "error communicating with the server: Connection reset by peer (os error 104)";
 const CONTROL_PLANE: &str = "Control plane request failed";
+const NOT_ALLOWED: &str = "This IP address 127.0.0.1 is not allowed to connect to this endpoint. Please add it to the allowed list in the Neon console. Make sure to check for IPv4 or IPv6 addresses.";
+const TOO_MANY_CONNECTIONS: &str = "Too many connections to this endpoint. Please try again later.";
+const TOO_MANY_WAKES: &str = "Too many connections attempts";
+const NO_PERMIT: &str = "Failed to acquire permit to connect to the database. Too many database connection attempts are currently ongoing.";
 
 /// The faults of one endpoint.
 #[derive(Debug, Default)]
@@ -88,79 +129,126 @@ impl Faults {
         self.seen().fault = fault;
     }
 
-    /// What the control plane answers when the proxy asks it to wake the compute.
-    pub(super) async fn on_wake(&self, pooled: bool) -> Fate {
+    /// Forgets what the proxy repeats, as a new proxy does.
+    pub(super) fn forget(&self) {
+        self.seen().repeated.clear();
+    }
+
+    /// What the client is told before it may log in; `None` if nothing.
+    pub(super) fn on_access(&self) -> Option<&'static str> {
+        let mut seen = self.seen();
+        match &mut seen.fault {
+            Some(Fault::AddressNotAllowed) => Some(NOT_ALLOWED),
+            Some(Fault::TooManyConnections { times }) => {
+                spend(times).then_some(TOO_MANY_CONNECTIONS)
+            }
+            _ => None,
+        }
+    }
+
+    /// What becomes of the wish to wake the compute, which the control plane may refuse for a reason of its own
+    /// (`standing`).
+    pub(super) async fn on_wake(
+        &self,
+        pooled: bool,
+        standing: impl Fn() -> Option<Reason>,
+    ) -> Fate {
         if let Some((since, text)) = self.seen().repeated.get(&pooled)
             && since.elapsed() < REPEATED
         {
             return Fate::Told(text.clone());
         }
         let mut wait = BUSY_WAIT;
-        for asked in 1..=BUSY_ASKED {
-            let Some(answer) = self.ask(pooled) else {
-                return Fate::Connects;
-            };
-            if let Some(text) = answer.lasting {
-                return Fate::Told(text);
+        let mut asked = 1;
+        loop {
+            match self.ask(&standing) {
+                Answer::Wakes => return Fate::Connects,
+                Answer::Limited => return Fate::Told(TOO_MANY_WAKES.to_owned()),
+                Answer::Lasting(text) => {
+                    let repeated = (Instant::now(), text.clone());
+                    self.seen().repeated.insert(pooled, repeated);
+                    return Fate::Told(text);
+                }
+                Answer::Busy(text) if asked == BUSY_ASKED => return Fate::Told(text),
+                Answer::Busy(_) => sleep(wait).await,
             }
-            if asked < BUSY_ASKED {
-                sleep(wait).await;
-                wait = wait * 8 / 5;
-            }
+            wait = wait * 8 / 5;
+            asked += 1;
         }
-        Fate::Told(self.busy_text())
     }
 
-    /// One question to the control plane; `None` if it wakes the compute.
-    fn ask(&self, pooled: bool) -> Option<Answer> {
-        let mut seen = self.seen();
-        let lasting = match &mut seen.fault {
-            Some(Fault::WakeBusy { times, .. }) if *times > 0 => {
-                *times -= 1;
-                return Some(Answer { lasting: None });
-            }
-            Some(Fault::WakeRefused { text }) => text.clone(),
-            Some(Fault::ControlPlaneDown) => CONTROL_PLANE.to_owned(),
-            Some(
-                Fault::WakeBusy { .. }
-                | Fault::ComputeRefuses
-                | Fault::ComputeUnreachable
-                | Fault::ComputeCloses
-                | Fault::ComputeSilent,
-            )
-            | None => return None,
+    /// One question to the control plane.
+    fn ask(&self, standing: impl Fn() -> Option<Reason>) -> Answer {
+        let standing = || match standing() {
+            Some(reason) => Answer::Lasting(reason.text().to_owned()),
+            None => Answer::Wakes,
         };
-        seen.repeated
-            .insert(pooled, (Instant::now(), lasting.clone()));
-        Some(Answer {
-            lasting: Some(lasting),
-        })
-    }
-
-    fn busy_text(&self) -> String {
-        match &self.seen().fault {
-            Some(Fault::WakeBusy { text, .. }) => text.clone(),
-            _ => CONTROL_PLANE.to_owned(),
+        match &mut self.seen().fault {
+            Some(Fault::WakeRefused {
+                reason,
+                text,
+                times,
+            }) => {
+                if times.as_mut().is_some_and(|times| !spend(times)) {
+                    return standing();
+                }
+                let text = text.clone().unwrap_or_else(|| reason.text().to_owned());
+                if reason.passes() {
+                    Answer::Busy(text)
+                } else {
+                    Answer::Lasting(text)
+                }
+            }
+            Some(Fault::ControlPlaneDown) => Answer::Lasting(CONTROL_PLANE.to_owned()),
+            Some(Fault::TooManyWakes { times }) => {
+                if spend(times) {
+                    Answer::Limited
+                } else {
+                    standing()
+                }
+            }
+            _ => standing(),
         }
     }
 
     /// What the compute does when the proxy connects to it.
     pub(super) async fn on_connect(&self) -> Fate {
-        let fault = self.seen().fault.clone();
-        match fault {
-            Some(Fault::ComputeRefuses) => {
-                sleep(REFUSED).await;
-                Fate::Told(NO_COMPUTE.to_owned())
+        let (met, spent) = match &mut self.seen().fault {
+            Some(Fault::NoPermit { times }) => (Some(Fault::NoPermit { times: 0 }), !spend(times)),
+            fault => (fault.clone(), false),
+        };
+        let (wait, text) = match met {
+            Some(Fault::NoPermit { .. }) if !spent => (Duration::ZERO, NO_PERMIT),
+            Some(Fault::ComputeRefuses) => (REFUSED, NO_COMPUTE),
+            Some(Fault::ComputeUnreachable) => (UNREACHABLE, NO_COMPUTE),
+            Some(Fault::ComputeCloses) => (Duration::ZERO, RESET),
+            Some(Fault::ComputeSilent) => return Fate::Silence,
+            _ => return Fate::Connects,
+        };
+        sleep(wait).await;
+        Fate::Told(text.to_owned())
+    }
+
+    /// How long the next start recovers; `None` if it need not. Asked once.
+    pub(super) fn recovery(&self) -> Option<Duration> {
+        let mut seen = self.seen();
+        match seen.fault {
+            Some(Fault::ComputeRecovers { milliseconds }) => {
+                seen.fault = None;
+                Some(Duration::from_millis(milliseconds))
             }
-            Some(Fault::ComputeUnreachable) => {
-                sleep(UNREACHABLE).await;
-                Fate::Told(NO_COMPUTE.to_owned())
-            }
-            Some(Fault::ComputeCloses) => Fate::Told(RESET.to_owned()),
-            Some(Fault::ComputeSilent) => Fate::Silence,
-            Some(Fault::WakeRefused { .. } | Fault::WakeBusy { .. } | Fault::ControlPlaneDown)
-            | None => Fate::Connects,
+            _ => None,
         }
+    }
+
+    /// Whether the answer to a COMMIT gets lost. It is the last one that does.
+    pub(super) fn loses_commit(&self) -> bool {
+        let mut seen = self.seen();
+        let loses = seen.fault == Some(Fault::CommitAnswerLost);
+        if loses {
+            seen.fault = None;
+        }
+        loses
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
@@ -168,14 +256,35 @@ impl Faults {
     }
 }
 
-/// What the control plane says instead of waking the compute: a text that lasts, or that it is busy.
-struct Answer {
-    lasting: Option<String>,
+/// What the control plane says when it is asked for a wake.
+enum Answer {
+    Wakes,
+    /// The proxy does not even ask.
+    Limited,
+    /// Not now. The proxy asks again.
+    Busy(String),
+    /// Not at all. The proxy repeats it for a while without asking.
+    Lasting(String),
+}
+
+/// Takes one off, if there is one.
+fn spend(times: &mut u32) -> bool {
+    let left = *times > 0;
+    *times = times.saturating_sub(1);
+    left
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn refused(reason: Reason, text: &str, times: Option<u32>) -> Fault {
+        Fault::WakeRefused {
+            reason,
+            text: Some(text.to_owned()),
+            times,
+        }
+    }
 
     fn told(text: &str) -> Fate {
         Fate::Told(text.to_owned())
@@ -184,37 +293,33 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_refusal_is_repeated_for_thirty_seconds_on_its_own_host() {
         let faults = Faults::default();
-        faults.set(Some(Fault::WakeRefused {
-            text: "over quota".into(),
-        }));
-        assert_eq!(faults.on_wake(true).await, told("over quota"));
+        faults.set(Some(refused(Reason::ActiveTimeQuota, "over quota", None)));
+        assert_eq!(faults.on_wake(true, || None).await, told("over quota"));
         faults.set(None);
         assert_eq!(
-            faults.on_wake(true).await,
+            faults.on_wake(true, || None).await,
             told("over quota"),
             "from memory"
         );
         assert_eq!(
-            faults.on_wake(false).await,
+            faults.on_wake(false, || None).await,
             Fate::Connects,
             "the other host asks for itself"
         );
         sleep(REPEATED).await;
-        assert_eq!(faults.on_wake(true).await, Fate::Connects);
+        assert_eq!(faults.on_wake(true, || None).await, Fate::Connects);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_busy_control_plane_is_asked_again_for_four_seconds() {
         let faults = Faults::default();
         let busy = |times| {
-            Some(Fault::WakeBusy {
-                text: "running operations".into(),
-                times,
-            })
+            let refused = refused(Reason::RunningOperations, "running operations", Some(times));
+            Some(refused)
         };
         faults.set(busy(4));
         let start = Instant::now();
-        assert_eq!(faults.on_wake(false).await, Fate::Connects);
+        assert_eq!(faults.on_wake(false, || None).await, Fate::Connects);
         assert!(
             (500..700).contains(&start.elapsed().as_millis()),
             "{:?}",
@@ -223,7 +328,10 @@ mod tests {
 
         faults.set(busy(100));
         let start = Instant::now();
-        assert_eq!(faults.on_wake(false).await, told("running operations"));
+        assert_eq!(
+            faults.on_wake(false, || None).await,
+            told("running operations")
+        );
         assert!(
             (4200..4600).contains(&start.elapsed().as_millis()),
             "{:?}",
@@ -231,7 +339,7 @@ mod tests {
         );
         faults.set(None);
         assert_eq!(
-            faults.on_wake(false).await,
+            faults.on_wake(false, || None).await,
             Fate::Connects,
             "not remembered"
         );

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{Read, Write},
+    io::{self, Read, Write},
     path::Path,
     process::{Child, Command, Stdio},
     thread,
@@ -11,7 +11,7 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::EmulatorError;
+use super::{EmulatorError, account::Account};
 
 /// How often to look whether a process has ended.
 const LOOK: Duration = Duration::from_millis(1);
@@ -85,4 +85,29 @@ pub(super) fn run(command: &mut Command, input: Option<&str>) -> Result<(), Emul
         "{name} failed ({status}): {}",
         said.trim()
     )))
+}
+
+/// Copies a folder, without copying the data where the file system can. Blocks the thread.
+pub(super) fn copy(account: Account, from: &Path, to: &Path) -> Result<(), EmulatorError> {
+    let mut copy = account.command("cp");
+    run(copy.args(["-a", "--reflink=auto"]).arg(from).arg(to), None)
+}
+
+/// Runs what blocks apart from the emulator's own tasks.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, EmulatorError> + Send + 'static,
+) -> Result<T, EmulatorError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(err) => Err(EmulatorError::new("the emulator is ending").because(err)),
+    }
+}
+
+/// For removals: what is not there need not go.
+pub(super) fn missing_is_fine(err: io::Error) -> io::Result<()> {
+    if err.kind() == io::ErrorKind::NotFound {
+        Ok(())
+    } else {
+        Err(err)
+    }
 }

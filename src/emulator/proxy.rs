@@ -3,7 +3,12 @@
 //! In Neon's order: TLS, startup packet, password; only then is the compute woken, and the client hears nothing until
 //! it is up.
 
-use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use rustls::ServerConfig;
 use tokio::{
@@ -12,6 +17,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     compute::Compute,
@@ -53,6 +59,8 @@ pub(super) struct Proxy {
     world: Arc<World>,
     gate: Gate,
     sessions: Sessions,
+    // Cancelled and replaced at a restart; held for a look or a change.
+    life: Mutex<CancellationToken>,
 }
 
 /// A client that has said what it wants.
@@ -68,7 +76,21 @@ impl Proxy {
             world,
             gate,
             sessions,
+            life: Mutex::default(),
         })
+    }
+
+    /// Cuts all clients off without a word, not even TLS's, and forgets what control planes said: as a proxy that is
+    /// killed and started again.
+    pub(super) fn restart(&self) {
+        let mut life = self.life.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *life).cancel();
+        self.world.forget();
+    }
+
+    fn life(&self) -> CancellationToken {
+        let life = self.life.lock().unwrap_or_else(PoisonError::into_inner);
+        life.clone()
     }
 
     /// Serves clients until it is dropped.
@@ -76,9 +98,12 @@ impl Proxy {
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    let proxy = Arc::clone(&self);
+                    let (proxy, life) = (Arc::clone(&self), self.life());
                     tokio::spawn(async move {
-                        if let Err(err) = proxy.client(stream).await {
+                        let served = life
+                            .run_until_cancelled(Box::pin(proxy.client(stream)))
+                            .await;
+                        if let Some(Err(err)) = served {
                             tracing::debug!(%err, "emulator: a client's connection ended");
                         }
                     });
@@ -156,35 +181,36 @@ impl Proxy {
             user.ok_or_else(|| Refusal("Parameter 'user' is missing in startup packet.".into()))?;
         let Some(named) = endpoint_named(sni.as_deref(), endpoint_option(parameters))? else {
             let (named, password) = login::endpoint_in_password(stream, NO_ENDPOINT).await?;
-            let (compute, pooled) = self.find(&named, &user);
-            compute
-                .as_ref()
-                .inspect(|compute| compute.log.auth_attempt());
-            let known =
-                compute.filter(|compute| compute.contents.takes(&user, &Secret::new(password)));
+            let (compute, pooled) = self.find(&named, &user)?;
+            let password = Secret::new(password);
+            let known = compute.filter(|compute| compute.contents().takes(&user, &password));
             let compute = known.ok_or_else(|| Refusal(login::wrong_password(&user)))?;
             return Ok((compute, pooled, Message::authentication(0, &[])));
         };
-        let (compute, pooled) = self.find(&named, &user);
-        compute
-            .as_ref()
-            .inspect(|compute| compute.log.auth_attempt());
+        let (compute, pooled) = self.find(&named, &user)?;
         // Whoever names an endpoint or a role that does not exist is asked for its password all the same.
         let verifier = compute
             .as_ref()
-            .map_or_else(Verifier::mock, |compute| compute.contents.verifier(&user));
+            .map_or_else(Verifier::mock, |compute| compute.contents().verifier(&user));
         let proved = login::authenticate(stream, &user, &verifier, &self.gate.certificate).await?;
         let compute = compute.ok_or_else(|| Refusal(login::wrong_password(&user)))?;
         Ok((compute, pooled, proved))
     }
 
-    /// The compute that `named` is, and whether the host with the pooler was named.
-    fn find(&self, named: &str, user: &str) -> (Option<Arc<Compute>>, bool) {
+    /// The compute that `named` is, and whether the host with the pooler was named. Counts the attempt.
+    fn find(&self, named: &str, user: &str) -> Result<(Option<Arc<Compute>>, bool), Refusal> {
         let (id, pooled) = match named.strip_suffix("-pooler") {
             Some(id) => (id, true),
             None => (named, false),
         };
-        (self.world.compute(id).filter(|_| user != ADMIN), pooled)
+        let compute = self.world.compute(id).filter(|_| user != ADMIN);
+        if let Some(compute) = &compute {
+            compute.log.auth_attempt();
+            if let Some(text) = compute.faults.on_access() {
+                return Err(Refusal(text.to_owned()));
+            }
+        }
+        Ok((compute, pooled))
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, copy},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy},
     net::{TcpStream, UnixStream},
     time::sleep,
 };
@@ -21,6 +21,7 @@ use super::{
     fault::Fate,
     message::{Message, refuse},
     proxy::code_of,
+    replies::Replies,
     startup::BackendKey,
 };
 
@@ -28,6 +29,8 @@ use super::{
 const TRIES: u32 = 20;
 /// SQLSTATE of a Postgres that starts or stops.
 const CANNOT_CONNECT_NOW: &str = "57P03";
+/// What one says that stops. A client does not notice; what one says that starts or recovers, it is told.
+const STOPS: &str = "the database system is shutting down";
 
 const UNSUPPORTED_PARAMETER: &str = ". Please use unpooled connection or remove this parameter from the startup package. More details: https://neon.tech/docs/connect/connection-errors#unsupported-startup-parameter";
 
@@ -67,7 +70,7 @@ impl Sessions {
         stream: TlsStream<TcpStream>,
         session: Session,
         proved: Message,
-        compute: &Compute,
+        compute: &Arc<Compute>,
     ) -> io::Result<()> {
         let Session {
             server,
@@ -88,9 +91,10 @@ impl Sessions {
                 proved.write(&mut client_out).await?;
                 client_out.write_all(&greeting).await?;
                 client_out.flush().await?;
+                compute.meter.transferred(greeting.len());
                 let _session = compute.log.session();
                 let _key = key.map(|key| self.remember(key, socket));
-                copy(&mut server_in, &mut client_out).await
+                downward(&mut server_in, &mut client_out, compute).await
             };
             tokio::pin!(upward, session);
             tokio::select! {
@@ -99,7 +103,7 @@ impl Sessions {
             }
         };
         client_out.shutdown().await?;
-        ended.map(drop)
+        ended
     }
 
     fn remember(&self, key: BackendKey, socket: PathBuf) -> Remembered<'_> {
@@ -124,6 +128,32 @@ impl Sessions {
 
     fn keys(&self) -> MutexGuard<'_, HashMap<BackendKey, PathBuf>> {
         self.keys.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Passes on what the server says, until it ends or the answer to a COMMIT is to get lost.
+async fn downward(
+    server: &mut (impl AsyncRead + Unpin),
+    client: &mut (impl AsyncWrite + Unpin),
+    compute: &Arc<Compute>,
+) -> io::Result<()> {
+    let mut replies = Replies::default();
+    let mut piece = vec![0; 16 * 1024];
+    loop {
+        let length = server.read(&mut piece).await?;
+        if length == 0 {
+            return Ok(());
+        }
+        let committed = replies.pass(&piece[..length]);
+        let lost = committed.filter(|_| compute.faults.loses_commit());
+        let passed = &piece[..lost.unwrap_or(length)];
+        client.write_all(passed).await?;
+        client.flush().await?;
+        compute.meter.transferred(passed.len());
+        if lost.is_some() {
+            compute.crash();
+            return Ok(());
+        }
     }
 }
 
@@ -186,7 +216,8 @@ async fn begin(
     let mut last = io::Error::from(io::ErrorKind::ConnectionRefused);
     for _ in 0..TRIES {
         if !compute.is_awake()
-            && let Some(begun) = Begun::by(compute.faults.on_wake(pooled).await)
+            && let Some(begun) =
+                Begun::by(compute.faults.on_wake(pooled, || compute.refusal()).await)
         {
             return Ok(begun);
         }
@@ -203,10 +234,12 @@ async fn begin(
             Ok(Ok(session)) if !reached.run.is_cancelled() => {
                 return Ok(Begun::Session(session));
             }
-            Ok(Err(refused)) if refused.field(b'C').as_deref() != Some(CANNOT_CONNECT_NOW) => {
-                return Ok(Begun::Refused(told(
-                    &refused.field(b'M').unwrap_or_default(),
-                )));
+            Ok(Err(refused)) => {
+                let (code, text) = (refused.field(b'C'), refused.field(b'M'));
+                let text = text.unwrap_or_default();
+                if code.as_deref() != Some(CANNOT_CONNECT_NOW) || text != STOPS {
+                    return Ok(Begun::Refused(told(&text)));
+                }
             }
             Ok(_) => {}
             Err(err) => last = err,

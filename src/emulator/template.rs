@@ -9,14 +9,20 @@ use std::{
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
-use super::{EmulatorError, account::Account, binaries::Binaries, process::run, scratch::Scratch};
+use super::{
+    EmulatorError,
+    account::Account,
+    binaries::Binaries,
+    process::{copy, run},
+    scratch::Scratch,
+};
 
-/// Small, quick and careless: the data is thrown away.
+/// Small and quick. Nothing is forced to the disk, as the data is thrown away with the machine's memory; but what is
+/// committed outlives a killed process, as at Neon.
 const SETTINGS: &str = "
 listen_addresses = ''
 unix_socket_permissions = 0700
 fsync = off
-synchronous_commit = off
 full_page_writes = off
 wal_level = minimal
 max_wal_senders = 0
@@ -116,14 +122,6 @@ impl Template {
 
     /// Copies the data folder to `target`. Blocks the thread.
     pub(super) fn clone_to(&self, target: &Path, account: Account) -> Result<(), EmulatorError> {
-        let source = self.scratch.path().join("data");
-        run(
-            account
-                .command("cp")
-                .args(["-a", "--reflink=auto"])
-                .arg(source)
-                .arg(target),
-            None,
-        )
+        copy(account, &self.scratch.path().join("data"), target)
     }
 }

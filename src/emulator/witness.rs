@@ -22,6 +22,8 @@ pub struct Witness {
     pub project_id: String,
     /// Name of its project.
     pub project_name: String,
+    /// Id of its branch.
+    pub branch_id: String,
     /// Annotations of its branch.
     pub annotations: BTreeMap<String, String>,
     /// Whether its Postgres runs now.

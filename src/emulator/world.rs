@@ -1,7 +1,6 @@
-//! The projects that exist, and what is being done to them.
+//! The projects that exist, and what changes them.
 
 use std::{
-    collections::BTreeMap,
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -10,18 +9,19 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use percent_encoding::{AsciiSet, utf8_percent_encode};
-
 use super::{
     api_fault::ApiFaults,
-    compute::{Compute, Machine},
+    api_limit::ApiLimit,
+    compute::{Compute, Machine, Terms},
     contents::Contents,
-    names::{REGIONS, domain_of, new_id},
+    create::{NewBranch, NewProject},
+    names::{REGIONS, domain_of, new_id, new_password},
+    operation::{Operation, Status, Step, Work},
+    project::{Branch, Endpoint, Project, Size},
+    usage::Ledger,
     witness::Witness,
 };
-
-/// What is not written plainly in a URI.
-const OUTSIDE_A_WORD: &AsciiSet = &percent_encoding::NON_ALPHANUMERIC.remove(b'_').remove(b'-');
+use crate::secret::Secret;
 
 /// Everything the emulator knows.
 #[derive(Debug)]
@@ -31,6 +31,7 @@ pub(super) struct World {
     // Guards all projects; held for a look or a change, never across an await.
     projects: Mutex<Vec<Project>>,
     pub(super) api_faults: ApiFaults,
+    pub(super) api_limit: Option<ApiLimit>,
     /// For how long the search misses a new project, in milliseconds.
     search_lag: AtomicU64,
     // Every compute that ever was, so that each is reaped at the end.
@@ -48,67 +49,34 @@ pub(super) struct Settings {
     pub(super) start_on_create: bool,
     /// Whether errors before a session exists carry a code of their own.
     pub(super) live_codes: bool,
+    /// Most requests to the API in a minute, and in a second on one route.
+    pub(super) api_limit: Option<(u32, u32)>,
 }
 
-/// What a request asks for.
-#[derive(Clone, Debug)]
-pub(super) struct Wanted {
-    pub(super) name: Option<String>,
-    pub(super) region: String,
-    pub(super) pg_version: u64,
-    pub(super) org_id: Option<String>,
-    pub(super) branch_name: String,
-    pub(super) contents: Contents,
-    pub(super) annotations: BTreeMap<String, String>,
-    pub(super) compute_units: (f64, f64),
-    pub(super) suspend_timeout_seconds: i64,
-    pub(super) quota: Option<serde_json::Value>,
-}
-
-/// A project with its one branch and its one endpoint.
-#[derive(Clone, Debug)]
-pub(super) struct Project {
-    pub(super) id: String,
-    pub(super) name: String,
-    pub(super) wanted: Wanted,
-    pub(super) created_at: SystemTime,
-    pub(super) branch_id: String,
-    pub(super) endpoint_id: String,
-    pub(super) compute: Arc<Compute>,
-    /// Newest last.
-    pub(super) operations: Vec<Operation>,
-}
-
-/// Something being done to a project.
-#[derive(Clone, Debug)]
-pub(super) struct Operation {
-    pub(super) id: String,
-    pub(super) action: &'static str,
-    pub(super) status: Status,
-    pub(super) created_at: SystemTime,
-    pub(super) updated_at: SystemTime,
-}
-
+/// Why a change was not made.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Status {
-    Scheduling,
-    Running,
-    Finished,
-    Failed,
+pub(super) enum Hindrance {
+    /// There is no such thing.
+    Missing,
+    /// Operations go on.
+    Locked,
 }
 
 impl World {
     pub(super) fn new(machine: Machine, settings: Settings) -> Arc<Self> {
+        let limit = settings.api_limit;
         Arc::new(Self {
             machine: Arc::new(machine),
             settings,
             projects: Mutex::default(),
             api_faults: ApiFaults::default(),
+            api_limit: limit.map(|(minute, second)| ApiLimit::new(minute, second)),
             search_lag: AtomicU64::new(0),
             computes: Mutex::default(),
         })
     }
 
+    /// All projects, deleted ones too.
     pub(super) fn projects(&self) -> MutexGuard<'_, Vec<Project>> {
         self.projects.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -134,138 +102,239 @@ impl World {
         self.computes().iter().for_each(|compute| compute.reap());
     }
 
+    /// A copy of a project that is not deleted.
     pub(super) fn project(&self, id: &str) -> Option<Project> {
-        self.projects()
-            .iter()
-            .find(|project| project.id == id)
-            .cloned()
+        let projects = self.projects();
+        let found = projects.iter().find(|project| project.id == id);
+        found.filter(|it| it.deleted_at.is_none()).cloned()
     }
 
     /// The compute of an endpoint.
     pub(super) fn compute(&self, endpoint_id: &str) -> Option<Arc<Compute>> {
-        self.projects()
+        let projects = self.projects();
+        let mut endpoints = projects
             .iter()
-            .find(|project| project.endpoint_id == endpoint_id)
-            .map(|project| Arc::clone(&project.compute))
+            .filter(|project| project.deleted_at.is_none())
+            .flat_map(|project| &project.endpoints);
+        let found = endpoints.find(|endpoint| endpoint.id == endpoint_id)?;
+        Some(Arc::clone(&found.compute))
+    }
+
+    /// Forgets what a proxy repeats.
+    pub(super) fn forget(&self) {
+        let computes = self.computes();
+        computes.iter().for_each(|compute| compute.faults.forget());
+    }
+
+    /// Changes a project that is not deleted.
+    pub(super) fn change<T>(&self, id: &str, change: impl FnOnce(&mut Project) -> T) -> Option<T> {
+        let mut projects = self.projects();
+        let found = projects.iter_mut().find(|project| project.id == id);
+        let project = found.filter(|it| it.deleted_at.is_none())?;
+        project.updated_at = SystemTime::now();
+        Some(change(project))
     }
 
     /// Creates a project; its operations go on after this returns.
-    pub(super) fn create(self: &Arc<Self>, wanted: Wanted) -> Project {
-        let (id, endpoint_id) = (new_id(), format!("ep-{}", new_id()));
-        let window = match wanted.suspend_timeout_seconds {
-            0 => Some(self.settings.suspend_after),
-            seconds => u64::try_from(seconds).ok().map(Duration::from_secs),
-        };
-        let compute = Compute::new(
-            Arc::clone(&self.machine),
-            &endpoint_id,
-            wanted.contents.clone(),
-            window,
-        );
-        self.computes().push(Arc::clone(&compute));
-        let mut actions = vec!["create_timeline"];
+    pub(super) fn create(self: &Arc<Self>, wanted: NewProject) -> Project {
+        let id = new_id();
+        let ledger = Ledger::new(wanted.quota);
+        let branch = wanted.branch;
+        let branch = self.new_branch(&branch, None, wanted.contents, &ledger, wanted.size);
+        let endpoint = new_endpoint(&branch, wanted.size);
+        let begin = Step::on_branch("create_timeline", &branch.id, Work::Nothing);
+        let mut steps = vec![begin];
         if self.settings.start_on_create {
-            actions.push("start_compute");
+            steps.push(start(&endpoint));
         }
+        let now = SystemTime::now();
         let project = Project {
-            name: wanted.name.clone().unwrap_or_else(|| id.clone()),
+            name: wanted.name.unwrap_or_else(|| id.clone()),
             id,
-            wanted,
-            created_at: SystemTime::now(),
-            branch_id: format!("br-{}", new_id()),
-            endpoint_id,
-            compute,
+            region: wanted.region,
+            pg_version: wanted.pg_version,
+            org_id: wanted.org_id,
+            defaults: wanted.size,
+            ledger,
+            created_at: now,
+            updated_at: now,
+            deleted_at: None,
+            branches: vec![branch],
+            endpoints: vec![endpoint],
             operations: Vec::new(),
         };
         self.projects().push(project.clone());
-        self.operate(&project.id, &actions);
+        drop(self.operate(&project.id, steps));
         self.project(&project.id).unwrap_or(project)
     }
 
-    /// Begins operations, one after the other; `None` if others go on. Returns the new ones.
+    /// Creates a branch with a copy of `parent`'s data; its operations go on after this returns.
+    pub(super) fn create_branch(
+        self: &Arc<Self>,
+        project: &Project,
+        parent: &Branch,
+        wanted: &NewBranch,
+    ) -> Result<(Branch, Option<Endpoint>, Vec<Operation>), Hindrance> {
+        let size = wanted.endpoint.unwrap_or(project.defaults);
+        let contents = parent.compute.contents();
+        let branch = self.new_branch(wanted, Some(&parent.id), contents, &project.ledger, size);
+        let endpoint = wanted.endpoint.map(|size| new_endpoint(&branch, size));
+        let copy = Work::Copy(Arc::clone(&branch.compute), Arc::clone(&parent.compute));
+        let mut steps = vec![Step::on_branch("create_branch", &branch.id, copy)];
+        steps.extend(endpoint.as_ref().map(start));
+        let operations = self.operate(&project.id, steps)?;
+        self.change(&project.id, |project| {
+            project.branches.push(branch.clone());
+            project.endpoints.extend(endpoint.clone());
+        });
+        Ok((branch, endpoint, operations))
+    }
+
+    fn new_branch(
+        &self,
+        wanted: &NewBranch,
+        parent_id: Option<&str>,
+        contents: Contents,
+        ledger: &Arc<Ledger>,
+        size: Size,
+    ) -> Branch {
+        let id = format!("br-{}", new_id());
+        let compute = Compute::new(
+            Arc::clone(&self.machine),
+            &id,
+            contents,
+            self.terms(size, false),
+            Arc::clone(ledger),
+        );
+        self.computes().push(Arc::clone(&compute));
+        Branch {
+            name: wanted.name.clone().unwrap_or_else(|| id.clone()),
+            id,
+            parent_id: parent_id.map(str::to_owned),
+            default: parent_id.is_none(),
+            annotations: wanted.annotations.clone(),
+            created_at: SystemTime::now(),
+            compute,
+        }
+    }
+
+    /// What a compute of that size keeps to.
+    pub(super) fn terms(&self, size: Size, disabled: bool) -> Terms {
+        let suspend_window = match size.suspend_timeout_seconds {
+            0 => Some(self.settings.suspend_after),
+            seconds => u64::try_from(seconds).ok().map(Duration::from_secs),
+        };
+        Terms {
+            suspend_window,
+            units: size.units.0,
+            disabled,
+        }
+    }
+
+    /// Begins operations, one after the other. Returns the new ones.
     pub(super) fn operate(
         self: &Arc<Self>,
         project_id: &str,
-        actions: &[&'static str],
-    ) -> Option<Vec<Operation>> {
-        let mut projects = self.projects();
-        let project = projects
-            .iter_mut()
-            .find(|project| project.id == project_id)?;
-        if project.is_locked() {
-            return None;
-        }
-        let begun: Vec<_> = actions
-            .iter()
-            .map(|action| Operation::new(action))
-            .collect();
-        project.operations.extend(begun.iter().cloned());
-        let (world, compute, id) = (
-            Arc::clone(self),
-            Arc::clone(&project.compute),
-            project_id.to_owned(),
-        );
-        let works: Vec<_> = begun
-            .iter()
-            .map(|operation| (operation.id.clone(), operation.action))
-            .collect();
+        steps: Vec<Step>,
+    ) -> Result<Vec<Operation>, Hindrance> {
+        let (begun, works): (Vec<_>, Vec<_>) = steps.into_iter().map(Step::begun).unzip();
+        self.change(project_id, |project| {
+            if project.is_locked() {
+                return Err(Hindrance::Locked);
+            }
+            project.operations.extend(begun.iter().cloned());
+            Ok(())
+        })
+        .ok_or(Hindrance::Missing)
+        .flatten()?;
+        let works: Vec<_> = begun.iter().map(|it| it.id.clone()).zip(works).collect();
+        let (world, project_id) = (Arc::clone(self), project_id.to_owned());
         tokio::spawn(async move {
-            for (operation, action) in works {
-                world.set(&id, &operation, Status::Running);
+            for (operation, work) in works {
+                world.set(&project_id, &operation, Status::Running, None);
                 tokio::time::sleep(world.settings.operation_time).await;
-                let done = match action {
-                    "start_compute" => compute.wake().await.is_ok(),
-                    "suspend_compute" => {
-                        compute.suspend().await;
-                        true
-                    }
-                    _ => true,
+                let (status, error) = match work.run().await {
+                    Ok(()) => (Status::Finished, None),
+                    Err(err) => (Status::Failed, Some(err.to_string())),
                 };
-                world.set(
-                    &id,
-                    &operation,
-                    if done {
-                        Status::Finished
-                    } else {
-                        Status::Failed
-                    },
-                );
+                world.set(&project_id, &operation, status, error);
             }
         });
-        Some(begun)
+        Ok(begun)
     }
 
-    fn set(&self, project_id: &str, operation_id: &str, status: Status) {
+    fn set(&self, project_id: &str, operation_id: &str, status: Status, error: Option<String>) {
         let mut projects = self.projects();
         let project = projects.iter_mut().find(|project| project.id == project_id);
-        let operation = project.and_then(|project| {
-            project
-                .operations
-                .iter_mut()
-                .find(|it| it.id == operation_id)
-        });
-        if let Some(operation) = operation {
-            operation.status = status;
+        let mut operations = project.into_iter().flat_map(|it| &mut it.operations);
+        if let Some(operation) = operations.find(|it| it.id == operation_id) {
+            (operation.status, operation.error) = (status, error);
             operation.updated_at = SystemTime::now();
         }
     }
 
-    /// Removes a project; its compute stops and its data goes after this returns.
-    pub(super) fn delete(self: &Arc<Self>, id: &str) -> Option<Project> {
-        let mut projects = self.projects();
-        let place = projects.iter().position(|project| project.id == id)?;
-        let project = projects.remove(place);
-        let compute = Arc::clone(&project.compute);
-        let world = Arc::clone(self);
+    /// Deletes a project so that it can be recovered; its computes stop after this returns.
+    pub(super) fn delete(&self, id: &str) -> Option<Project> {
+        let project = self.change(id, |project| {
+            project.deleted_at = Some(SystemTime::now());
+            project.clone()
+        })?;
+        let computes: Vec<_> = project
+            .branches
+            .iter()
+            .map(|it| Arc::clone(&it.compute))
+            .collect();
         tokio::spawn(async move {
-            compute.delete().await;
-            world.computes().retain(|it| !Arc::ptr_eq(it, &compute));
+            for compute in computes {
+                compute.retire().await;
+            }
         });
         Some(project)
     }
 
+    /// Brings a deleted project back.
+    pub(super) async fn recover(&self, id: &str) -> Option<Project> {
+        let deleted = {
+            let projects = self.projects();
+            let found = projects.iter().find(|project| project.id == id);
+            found.filter(|it| it.deleted_at.is_some()).cloned()?
+        };
+        for branch in &deleted.branches {
+            branch.compute.restore().await;
+        }
+        let mut projects = self.projects();
+        let project = projects.iter_mut().find(|project| project.id == id)?;
+        (project.deleted_at, project.updated_at) = (None, SystemTime::now());
+        Some(project.clone())
+    }
+
+    /// Gives a branch's compute another endpoint, under which nobody knows it. The old one is gone.
+    pub(super) fn move_endpoint(&self, endpoint_id: &str) -> Option<(Arc<Compute>, String)> {
+        let mut projects = self.projects();
+        let mut endpoints = projects.iter_mut().flat_map(|it| &mut it.endpoints);
+        let endpoint = endpoints.find(|endpoint| endpoint.id == endpoint_id)?;
+        endpoint.id = format!("ep-{}", new_id());
+        Some((Arc::clone(&endpoint.compute), endpoint.id.clone()))
+    }
+
+    /// Gives an endpoint's role another password.
+    pub(super) async fn rotate_password(&self, endpoint_id: &str) -> Option<Secret> {
+        let compute = self.compute(endpoint_id)?;
+        let password = new_password();
+        let reset = compute.reset_password(password.clone()).await;
+        reset
+            .inspect_err(|err| tracing::warn!(%err, "emulator: cannot reset a password"))
+            .ok()?;
+        Some(password)
+    }
+
+    /// What was seen of each endpoint that is not deleted, oldest first.
     pub(super) fn witnesses(&self) -> Vec<Witness> {
-        self.projects().iter().map(Project::witness).collect()
+        let projects = self.projects();
+        let present = projects.iter().filter(|it| it.deleted_at.is_none());
+        present
+            .flat_map(|project| project.endpoints.iter().map(|it| project.witness(it)))
+            .collect()
     }
 
     /// Every name that the proxy's certificate must be valid for.
@@ -280,80 +349,27 @@ impl World {
     }
 }
 
-impl Project {
-    /// Whether operations go on, so that others must wait.
-    pub(super) fn is_locked(&self) -> bool {
-        self.operations
-            .iter()
-            .any(|operation| matches!(operation.status, Status::Scheduling | Status::Running))
-    }
-
-    pub(super) fn host(&self) -> String {
-        format!("{}.{}", self.endpoint_id, domain_of(&self.wanted.region))
-    }
-
-    pub(super) fn pooler_host(&self) -> String {
-        format!(
-            "{}-pooler.{}",
-            self.endpoint_id,
-            domain_of(&self.wanted.region)
-        )
-    }
-
-    pub(super) fn proxy_host(&self) -> String {
-        domain_of(&self.wanted.region)
-    }
-
-    /// The whole connection string, password included.
-    pub(super) fn uri(&self, pooled: bool) -> String {
-        let Contents {
-            database,
-            role,
-            password,
-            ..
-        } = &self.wanted.contents;
-        let host = if pooled {
-            self.pooler_host()
-        } else {
-            self.host()
-        };
-        let encoded = |part| utf8_percent_encode(part, OUTSIDE_A_WORD);
-        let (role, database) = (encoded(role), encoded(database));
-        let password = password.expose();
-        format!(
-            "postgresql://{role}:{password}@{host}/{database}?sslmode=require&channel_binding=require"
-        )
-    }
-
-    fn witness(&self) -> Witness {
-        let log = self.compute.log.entries();
-        Witness {
-            endpoint_id: self.endpoint_id.clone(),
-            host: self.host(),
-            project_id: self.id.clone(),
-            project_name: self.name.clone(),
-            annotations: self.wanted.annotations.clone(),
-            is_awake: self.compute.is_awake(),
-            wakes: log.wakes.clone(),
-            suspends: log.suspends.clone(),
-            auth_attempts: log.auth_attempts.clone(),
-            sessions: log.sessions.clone(),
-            open_sessions: log.open_sessions,
-            most_open_sessions: log.most_open_sessions,
-        }
+fn new_endpoint(branch: &Branch, size: Size) -> Endpoint {
+    let now = SystemTime::now();
+    Endpoint {
+        id: format!("ep-{}", new_id()),
+        branch_id: branch.id.clone(),
+        size,
+        disabled: false,
+        created_at: now,
+        updated_at: now,
+        compute: Arc::clone(&branch.compute),
     }
 }
 
-impl Operation {
-    fn new(action: &'static str) -> Self {
-        let now = SystemTime::now();
-        let id = uuid::Uuid::new_v4().to_string();
-        Self {
-            id,
-            action,
-            status: Status::Scheduling,
-            created_at: now,
-            updated_at: now,
-        }
-    }
+/// The operation that starts an endpoint's compute.
+pub(super) fn start(endpoint: &Endpoint) -> Step {
+    let work = Work::Start(Arc::clone(&endpoint.compute));
+    Step::on_endpoint("start_compute", &endpoint.branch_id, &endpoint.id, work)
+}
+
+/// The operation that suspends an endpoint's compute.
+pub(super) fn suspend(endpoint: &Endpoint) -> Step {
+    let work = Work::Suspend(Arc::clone(&endpoint.compute));
+    Step::on_endpoint("suspend_compute", &endpoint.branch_id, &endpoint.id, work)
 }

@@ -246,21 +246,25 @@ async fn a_wake_takes_the_delay_and_little_more() {
 }
 
 #[tokio::test]
-async fn deleting_a_project_ends_its_compute_and_removes_its_data() {
+async fn deleting_a_project_ends_its_compute_and_recovering_it_brings_its_data_back() {
     let stage = Stage::new().await;
     let created = stage.project().await;
-    let at = parameters(&created);
+    let (at, id) = (parameters(&created), &created.project.id);
     let (client, _) = stage.connect(&at.host, &login(at)).await.unwrap();
-    let data = stage.emulator.folder().join(&created.endpoints[0].id);
-    assert!(data.exists());
-    stage
-        .neon()
-        .delete_project(&created.project.id)
+    client
+        .batch_execute("CREATE TABLE t AS SELECT 1 AS n")
         .await
         .unwrap();
-    eventually("its data is gone", || !data.exists()).await;
+    stage.neon().delete_project(id).await.unwrap();
     eventually("its sessions are closed", || client.is_closed()).await;
     assert!(stage.connect(&at.host, &login(at)).await.is_err());
+    assert!(stage.emulator.witnesses().is_empty());
+
+    let recovered = stage.neon().recover_project(id).await.unwrap();
+    assert_eq!(recovered.id, *id);
+    let (client, _) = stage.connect(&at.pooler_host, &login(at)).await.unwrap();
+    let row = client.query_one("SELECT n FROM t", &[]).await.unwrap();
+    assert_eq!(row.get::<_, i32>(0), 1);
 }
 
 #[tokio::test]

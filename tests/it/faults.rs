@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use tenantry::{emulator::Fault, neon::ConnectionParameters};
+use tenantry::{
+    emulator::{Fault, Reason},
+    neon::ConnectionParameters,
+};
 
 use crate::support::{RawClient, Seen, Stage, eventually};
 
@@ -58,9 +61,10 @@ async fn a_refused_wake_is_told_at_once_and_repeated_on_that_host_only() {
     let stage = Stage::new().await;
     let project = Project::new(&stage).await;
     stage.emulator.suspend(&project.id).await;
-    stage
-        .emulator
-        .set_fault(&project.id, Fault::WakeRefused { text: QUOTA.into() });
+    stage.emulator.set_fault(
+        &project.id,
+        Fault::wake_refused(Reason::ActiveTimeQuota, None),
+    );
     let [direct, pooled] = project.hosts();
     let (text, after) = told(&project.log_in(&stage, pooled).await.1);
     assert_eq!(text, QUOTA);
@@ -102,10 +106,7 @@ async fn a_busy_control_plane_is_asked_again_within_the_proxy() {
     let project = Project::new(&stage).await;
     stage.emulator.suspend(&project.id).await;
     let text = "Your project already has running operations. Please wait until they complete, and then try again.";
-    let busy = |times| Fault::WakeBusy {
-        text: text.into(),
-        times,
-    };
+    let busy = |times: u32| Fault::wake_refused(Reason::RunningOperations, times);
     stage.emulator.set_fault(&project.id, busy(4));
     let (_, seen) = project.log_in(&stage, &project.at.host).await;
     let after = seen.last().unwrap().after;

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use tenantry::{Endpoint, ErrorKind, Stage as CallStage, TenantRouter, emulator::Fault};
+use tenantry::{
+    Endpoint, ErrorKind, Stage as CallStage, TenantRouter,
+    emulator::{Fault, Reason},
+};
 
 use crate::support::{Stage, eventually, run_on};
 
@@ -172,8 +175,6 @@ async fn a_refused_login_is_told_to_everyone_at_once_and_names_no_password() {
 
 #[tokio::test]
 async fn a_quota_is_told_at_once_and_a_passing_fault_is_waited_out() {
-    const QUOTA: &str =
-        "Your project has exceeded the active time quota. Upgrade your plan to increase limits.";
     let stage = Stage::new().await;
     let router = stage.router();
     for tenant in ["spent", "shaky"] {
@@ -185,7 +186,7 @@ async fn a_quota_is_told_at_once_and_a_passing_fault_is_waited_out() {
     );
     stage
         .emulator
-        .set_fault(&spent, Fault::WakeRefused { text: QUOTA.into() });
+        .set_fault(&spent, Fault::wake_refused(Reason::ActiveTimeQuota, None));
     let err = router.get("spent").await.unwrap_err();
     assert_eq!(err.kind(), ErrorKind::QuotaExhausted);
     assert!(err.retry_after().is_some());

@@ -1,0 +1,81 @@
+//! The API's rate limits, for those who want to meet them.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+const MINUTE: Duration = Duration::from_secs(60);
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Counts requests: at most so many in any minute, and so many in any second on one route.
+#[derive(Debug)]
+pub(super) struct ApiLimit {
+    per_minute: usize,
+    per_second: usize,
+    // Guards the counts; held for a look or a change.
+    passed: Mutex<Passed>,
+}
+
+#[derive(Debug, Default)]
+struct Passed {
+    all: VecDeque<Instant>,
+    by_route: HashMap<String, VecDeque<Instant>>,
+}
+
+impl ApiLimit {
+    pub(super) fn new(per_minute: u32, per_second: u32) -> Self {
+        Self {
+            per_minute: per_minute as usize,
+            per_second: per_second as usize,
+            passed: Mutex::default(),
+        }
+    }
+
+    /// Whether one more request may pass, on `route`.
+    pub(super) fn passes(&self, route: String) -> bool {
+        let now = Instant::now();
+        let mut passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner);
+        let Passed { all, by_route } = &mut *passed;
+        let route = by_route.entry(route).or_default();
+        forget(all, now, MINUTE);
+        forget(route, now, SECOND);
+        let fits = all.len() < self.per_minute && route.len() < self.per_second;
+        if fits {
+            all.push_back(now);
+            route.push_back(now);
+        }
+        fits
+    }
+}
+
+fn forget(times: &mut VecDeque<Instant>, now: Instant, window: Duration) {
+    while times
+        .front()
+        .is_some_and(|time| now.duration_since(*time) >= window)
+    {
+        times.pop_front();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_route_has_its_second_and_all_have_their_minute() {
+        let limit = ApiLimit::new(5, 2);
+        let pass = |route: &str| limit.passes(route.to_owned());
+        assert_eq!(
+            [pass("a"), pass("a"), pass("a"), pass("b")],
+            [true, true, false, true]
+        );
+        tokio::time::advance(SECOND).await;
+        assert_eq!([pass("a"), pass("a"), pass("b")], [true, true, false]);
+        tokio::time::advance(MINUTE).await;
+        assert!(pass("b"));
+    }
+}

@@ -1,0 +1,117 @@
+//! What is being done to a project. As long as an operation goes on, the project is locked.
+
+use std::{sync::Arc, time::SystemTime};
+
+use super::{EmulatorError, compute::Compute, stop::Stop};
+use crate::secret::Secret;
+
+/// Something being done to a project.
+#[derive(Clone, Debug)]
+pub(super) struct Operation {
+    pub(super) id: String,
+    pub(super) action: &'static str,
+    pub(super) branch_id: Option<String>,
+    pub(super) endpoint_id: Option<String>,
+    pub(super) status: Status,
+    pub(super) error: Option<String>,
+    pub(super) created_at: SystemTime,
+    pub(super) updated_at: SystemTime,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Status {
+    Scheduling,
+    Running,
+    Finished,
+    Failed,
+}
+
+/// An operation before it begins: what it is called, what it is about, and what it does.
+#[derive(Debug)]
+pub(super) struct Step {
+    action: &'static str,
+    branch_id: Option<String>,
+    endpoint_id: Option<String>,
+    work: Work,
+}
+
+/// What an operation does, besides taking its time.
+#[derive(Debug)]
+pub(super) enum Work {
+    Nothing,
+    Start(Arc<Compute>),
+    Suspend(Arc<Compute>),
+    /// Copies the second one's data to the first.
+    Copy(Arc<Compute>, Arc<Compute>),
+    ResetPassword(Arc<Compute>, Secret),
+    Delete(Arc<Compute>),
+}
+
+impl Step {
+    /// About a branch.
+    pub(super) fn on_branch(action: &'static str, branch_id: &str, work: Work) -> Self {
+        Self {
+            action,
+            branch_id: Some(branch_id.to_owned()),
+            endpoint_id: None,
+            work,
+        }
+    }
+
+    /// About an endpoint of a branch.
+    pub(super) fn on_endpoint(
+        action: &'static str,
+        branch_id: &str,
+        endpoint_id: &str,
+        work: Work,
+    ) -> Self {
+        Self {
+            endpoint_id: Some(endpoint_id.to_owned()),
+            ..Self::on_branch(action, branch_id, work)
+        }
+    }
+
+    /// The operation, and what is to be done for it.
+    pub(super) fn begun(self) -> (Operation, Work) {
+        let now = SystemTime::now();
+        let operation = Operation {
+            id: uuid::Uuid::new_v4().to_string(),
+            action: self.action,
+            branch_id: self.branch_id,
+            endpoint_id: self.endpoint_id,
+            status: Status::Scheduling,
+            error: None,
+            created_at: now,
+            updated_at: now,
+        };
+        (operation, self.work)
+    }
+}
+
+impl Operation {
+    pub(super) fn goes_on(&self) -> bool {
+        matches!(self.status, Status::Scheduling | Status::Running)
+    }
+}
+
+impl Work {
+    pub(super) async fn run(self) -> Result<(), EmulatorError> {
+        match self {
+            Self::Nothing => Ok(()),
+            Self::Start(compute) => match compute.refusal() {
+                Some(reason) => Err(EmulatorError::new(reason.text())),
+                None => compute.wake().await.map(drop),
+            },
+            Self::Suspend(compute) => {
+                compute.suspend(Stop::Neon).await;
+                Ok(())
+            }
+            Self::Copy(child, parent) => child.copy_from(&parent).await,
+            Self::ResetPassword(compute, password) => compute.reset_password(password).await,
+            Self::Delete(compute) => {
+                compute.delete().await;
+                Ok(())
+            }
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! A compute's Postgres: its data folder, its process, and the emulator's own sessions.
+
+use std::{
+    fs,
+    io::{self, Read, Write},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::Arc,
+    time::Duration,
+};
+
+use rustix::process::Signal;
+use tokio::{
+    net::UnixStream,
+    time::{Instant, sleep, timeout},
+};
+use tokio_postgres::{Client, NoTls};
+
+use super::{
+    EmulatorError,
+    compute::Machine,
+    daemon::Daemon,
+    process::{self, blocking, missing_is_fine},
+};
+
+/// Longest wait for it to start or stop.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often to look whether it is ready. It takes some 30 ms.
+const LOOK: Duration = Duration::from_millis(1);
+/// Port number in the name of the socket; nothing listens on TCP.
+const PORT: &str = "5432";
+/// A file that is read at each start before anything is recovered, and written anew afterwards.
+const READ_FIRST: &str = "pg_logical/replorigin_checkpoint";
+
+/// The Postgres of one compute.
+#[derive(Debug)]
+pub(super) struct Postgres {
+    machine: Arc<Machine>,
+    folder: PathBuf,
+    process: Daemon,
+}
+
+impl Postgres {
+    /// With its data and its socket in `folder`.
+    pub(super) fn new(machine: Arc<Machine>, folder: &Path) -> Self {
+        Self {
+            machine,
+            folder: folder.to_owned(),
+            process: Daemon::default(),
+        }
+    }
+
+    pub(super) fn runs(&self) -> bool {
+        self.process.runs()
+    }
+
+    pub(super) fn socket(&self) -> PathBuf {
+        self.folder.join(format!(".s.PGSQL.{PORT}"))
+    }
+
+    pub(super) fn has_data(&self) -> bool {
+        self.data().exists()
+    }
+
+    fn data(&self) -> PathBuf {
+        self.folder.join("data")
+    }
+
+    /// Makes the data folder, of the template or of another Postgres's. Blocks the thread.
+    pub(super) fn make_data(&self, of: Option<&Self>) -> Result<(), EmulatorError> {
+        let account = self.machine.account;
+        let failed = |err| EmulatorError::new("cannot create a compute's folder").because(err);
+        fs::create_dir_all(&self.folder).map_err(failed)?;
+        fs::set_permissions(&self.folder, fs::Permissions::from_mode(0o700)).map_err(failed)?;
+        account.give(&self.folder).map_err(failed)?;
+        // Under another name until it is whole.
+        let part = self.folder.join("data.part");
+        fs::remove_dir_all(&part)
+            .or_else(missing_is_fine)
+            .map_err(failed)?;
+        match of {
+            Some(other) => process::copy(account, &other.data(), &part)?,
+            None => self.machine.template.clone_to(&part, account)?,
+        }
+        fs::remove_file(part.join("postmaster.pid"))
+            .or_else(missing_is_fine)
+            .map_err(failed)?;
+        fs::rename(&part, self.data()).map_err(failed)
+    }
+
+    /// Execs it and waits until it takes connections.
+    pub(super) async fn start(&self) -> Result<(), EmulatorError> {
+        let pid = self.exec()?;
+        self.until("take connections", || says_ready(&self.data(), pid))
+            .await
+    }
+
+    /// Execs it and holds it up in its recovery for `time`; returns when it answers that it is not ready.
+    pub(super) async fn start_recovering(&self, time: Duration) -> Result<(), EmulatorError> {
+        let failed = |err| EmulatorError::new("cannot hold up a recovery").because(err);
+        // As a pipe it is read when somebody writes.
+        let gate = self.data().join(READ_FIRST);
+        let content = fs::read(&gate).map_err(failed)?;
+        fs::remove_file(&gate).map_err(failed)?;
+        let mut mkfifo = self.machine.account.command("mkfifo");
+        blocking(move || process::run(mkfifo.arg(&gate), None)).await?;
+        let gate = self.data().join(READ_FIRST);
+        // Open for both, so that opening waits for nobody, here or there.
+        let pipe = fs::OpenOptions::new().read(true).write(true).open(gate);
+        let mut pipe = pipe.map_err(failed)?;
+        let pid = self.exec()?;
+        self.until("listen", || self.socket().exists()).await?;
+        let (process, data) = (self.process.clone(), self.data());
+        tokio::spawn(async move {
+            sleep(time).await;
+            if let Err(err) = pipe.write_all(&content) {
+                tracing::warn!(%err, "emulator: a recovery goes on");
+            }
+            while process.runs() && !says_ready(&data, pid) {
+                sleep(LOOK).await; // until it has read what was written
+            }
+        });
+        Ok(())
+    }
+
+    fn exec(&self) -> Result<u32, EmulatorError> {
+        let failed = |err: io::Error| EmulatorError::new("cannot start Postgres").because(err);
+        let log = fs::File::create(self.said()).map_err(failed)?;
+        let mut command = self
+            .machine
+            .account
+            .command(self.machine.binaries.program("postgres"));
+        command
+            .arg("-D")
+            .arg(self.data())
+            .arg("-k")
+            .arg(&self.folder)
+            .args(["-p", PORT]);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        self.process.start(&mut command).map_err(failed)
+    }
+
+    /// Waits until `done`, as long as it runs.
+    async fn until(&self, what: &str, done: impl Fn() -> bool) -> Result<(), EmulatorError> {
+        let deadline = Instant::now() + PATIENCE;
+        while !done() {
+            if !self.runs() || Instant::now() > deadline {
+                self.stop(Signal::INT).await;
+                let said = fs::read_to_string(self.said()).unwrap_or_default();
+                let said = said.trim();
+                return Err(EmulatorError::new(format!(
+                    "Postgres does not {what}: {said}"
+                )));
+            }
+            sleep(LOOK).await;
+        }
+        Ok(())
+    }
+
+    fn said(&self) -> PathBuf {
+        self.folder.join("postgres.log")
+    }
+
+    /// Signals it and waits for its end.
+    pub(super) async fn stop(&self, signal: Signal) {
+        self.process.stop(signal).await;
+    }
+
+    /// Reaps it after the watchdog has stopped it. Blocks the thread.
+    pub(super) fn reap(&self) {
+        self.process.end(Signal::KILL);
+    }
+
+    /// A session of the emulator's own, which does not count as activity.
+    pub(super) async fn admin(&self, database: &str) -> Result<Client, EmulatorError> {
+        let late = |_| EmulatorError::new("a compute does not take the emulator's login");
+        timeout(PATIENCE, self.log_in(database))
+            .await
+            .map_err(late)?
+    }
+
+    async fn log_in(&self, database: &str) -> Result<Client, EmulatorError> {
+        let failed = |err: io::Error| EmulatorError::new("cannot reach a compute").because(err);
+        let stream = UnixStream::connect(self.socket()).await.map_err(failed)?;
+        let login = tokio_postgres::Config::new()
+            .user("cloud_admin")
+            .dbname(database)
+            .connect_raw(stream, NoTls)
+            .await;
+        let (client, connection) =
+            login.map_err(|err| EmulatorError::new("cannot log in at a compute").because(err))?;
+        tokio::spawn(connection);
+        Ok(client)
+    }
+
+    /// Runs statements in a session of the emulator's own.
+    pub(super) async fn execute(
+        &self,
+        database: &str,
+        statements: &[String],
+    ) -> Result<(), EmulatorError> {
+        let work = async {
+            let admin = self.admin(database).await?;
+            for statement in statements {
+                let done = admin.batch_execute(statement).await;
+                done.map_err(|err| {
+                    EmulatorError::new("a compute does not take the emulator's statement")
+                        .because(err)
+                })?;
+            }
+            Ok(())
+        };
+        let late = |_| EmulatorError::new("a compute does not answer the emulator");
+        timeout(PATIENCE, work).await.map_err(late)?
+    }
+}
+
+/// Whether Postgres has written into its own file that it takes connections. Asking it would be a session.
+fn says_ready(data: &Path, pid: u32) -> bool {
+    let mut text = String::new();
+    let read = fs::File::open(data.join("postmaster.pid"))
+        .and_then(|mut file| file.read_to_string(&mut text));
+    let mut lines = text.lines();
+    read.is_ok()
+        && lines.next() == Some(pid.to_string().as_str())
+        && lines.nth(6).is_some_and(|state| state.trim() == "ready")
+}

@@ -1,0 +1,122 @@
+//! Why Neon's control plane does not wake a compute.
+
+use serde::Deserialize;
+
+/// Why the control plane does not wake a compute: Neon's own reasons, with the texts it gives for the user where they
+/// are known.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Reason {
+    /// `RUNNING_OPERATIONS`. Passes: the proxy asks up to nine times within 4.4 seconds before it tells the client.
+    RunningOperations,
+    /// `CONCURRENCY_LIMIT_REACHED`. Passes; its text is not known.
+    ConcurrencyLimitReached,
+    /// `LOCK_ALREADY_TAKEN`. Passes; its text is not known.
+    LockAlreadyTaken,
+    /// `ENDPOINT_IDLE`. Passes; its text is not known.
+    EndpointIdle,
+    /// `PROJECT_UNDER_MAINTENANCE`. Passes; its text is not known.
+    ProjectUnderMaintenance,
+    /// The active time of the project is used up. From here on a refusal lasts: the proxy tells it at once, and
+    /// repeats it for 30 seconds on that host without asking again.
+    ActiveTimeQuota,
+    /// The compute time of the account or the project is used up.
+    ComputeTimeQuota,
+    /// The project has written as much as it may.
+    WrittenDataQuota,
+    /// The project has sent as much as it may.
+    DataTransferQuota,
+    /// The project stores as much as it may.
+    LogicalSizeQuota,
+    /// The compute time of a branch that is not the default one is used up.
+    BranchComputeTimeQuota,
+    /// As many computes are active as may be at once.
+    ActiveEndpointsLimit,
+    /// The control plane is asked too often.
+    RateLimitExceeded,
+    /// The endpoint is disabled.
+    EndpointDisabled,
+    /// The endpoint is gone since the client's password was looked up.
+    EndpointNotFound,
+    /// 423 or 422 without a text: maintenance, a state between two others, or a quota.
+    Unavailable,
+    /// 404 without a text.
+    NotFound,
+    /// 500, 502, 503, 429 without a text, or an answer that cannot be read.
+    Failed,
+}
+
+impl Reason {
+    /// Whether the proxy asks again by itself.
+    pub(super) const fn passes(self) -> bool {
+        match self {
+            Self::RunningOperations
+            | Self::ConcurrencyLimitReached
+            | Self::LockAlreadyTaken
+            | Self::EndpointIdle
+            | Self::ProjectUnderMaintenance => true,
+            Self::ActiveTimeQuota
+            | Self::ComputeTimeQuota
+            | Self::WrittenDataQuota
+            | Self::DataTransferQuota
+            | Self::LogicalSizeQuota
+            | Self::BranchComputeTimeQuota
+            | Self::ActiveEndpointsLimit
+            | Self::RateLimitExceeded
+            | Self::EndpointDisabled
+            | Self::EndpointNotFound
+            | Self::Unavailable
+            | Self::NotFound
+            | Self::Failed => false,
+        }
+    }
+
+    /// What the client is told.
+    pub(super) const fn text(self) -> &'static str {
+        match self {
+            Self::RunningOperations => {
+                "Your project already has running operations. Please wait until they complete, and then try again."
+            }
+            Self::ActiveTimeQuota => {
+                "Your project has exceeded the active time quota. Upgrade your plan to increase limits."
+            }
+            Self::ComputeTimeQuota => {
+                "Your account or project has exceeded the compute time quota. Upgrade your plan to increase limits."
+            }
+            Self::WrittenDataQuota => {
+                "Your project has exceeded the written data quota. Upgrade your plan to increase limits."
+            }
+            Self::DataTransferQuota => {
+                "Your project has exceeded the data transfer quota. Upgrade your plan to increase limits."
+            }
+            Self::LogicalSizeQuota => {
+                "Your project has exceeded the logical size quota. Upgrade your plan to increase limits."
+            }
+            Self::BranchComputeTimeQuota => {
+                "You've exceeded the compute time for this branch. Upgrade your plan to increase limits."
+            }
+            Self::ActiveEndpointsLimit => {
+                "You have exceeded the limit of concurrently active endpoints. Please suspend some endpoints and try again."
+            }
+            Self::RateLimitExceeded => {
+                "You've exceeded the rate limit. Please wait a moment and try again."
+            }
+            Self::EndpointDisabled => {
+                "The endpoint has been disabled. Enable it using the API and retry."
+            }
+            Self::EndpointNotFound => {
+                "The requested endpoint could not be found, or you don't have access to it. Please check the provided ID and try again."
+            }
+            Self::Unavailable => {
+                "Control plane request failed: endpoint is temporarily unavailable. Check your quotas and/or contact our support."
+            }
+            Self::NotFound => "Control plane request failed: endpoint cannot be found",
+            Self::ConcurrencyLimitReached
+            | Self::LockAlreadyTaken
+            | Self::EndpointIdle
+            | Self::ProjectUnderMaintenance
+            | Self::Failed => "Control plane request failed",
+        }
+    }
+}

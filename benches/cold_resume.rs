@@ -179,7 +179,7 @@ impl Target {
     async fn of(emulator: &Emulator, neon: &Neon) -> Result<Self, BoxError> {
         let it = emulator.witnesses().remove(0);
         let uri = neon
-            .connection_uri(
+            .get_connection_uri(
                 &it.project_id,
                 &it.endpoint_id,
                 "neondb",

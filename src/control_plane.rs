@@ -113,7 +113,7 @@ impl ControlPlane for Neon {
         let mut found = Vec::new();
         for project in neon.projects_named(name).await? {
             // Of all branches: the default one may have changed since.
-            let branches = neon.list_branches(&project.id).await?;
+            let branches = neon.list_project_branches(&project.id).await?;
             let tags = branches
                 .into_iter()
                 .flat_map(|branch| branch.annotations)
@@ -173,7 +173,7 @@ impl ControlPlane for Neon {
     async fn endpoint(&self, id: &str, progress: &Progress) -> Result<Endpoint, Error> {
         let neon = self.within(progress);
         let branch = default_branch(&neon, id).await?;
-        let endpoints = neon.list_endpoints(id).await?;
+        let endpoints = neon.list_project_endpoints(id).await?;
         let serves = |endpoint: &&neon::Endpoint| {
             endpoint.branch_id == branch.id && endpoint.kind == "read_write"
         };
@@ -188,7 +188,7 @@ impl ControlPlane for Neon {
 }
 
 async fn default_branch(neon: &Neon, project_id: &str) -> Result<neon::Branch, Error> {
-    let branches = neon.list_branches(project_id).await?;
+    let branches = neon.list_project_branches(project_id).await?;
     branches
         .into_iter()
         .find(|branch| branch.default)

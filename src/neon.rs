@@ -4,15 +4,25 @@
 //! from Neon's OpenAPI description (v2) and from recorded answers; unknown fields and values are let through, because
 //! the live service is ahead of its description.
 
+mod branches;
 mod builder;
+mod cause;
 mod client;
+mod computes;
+mod consumption;
 mod limiter;
+mod operations;
+mod projects;
 mod refusal;
+mod roles;
+mod route;
 mod wire;
 
 pub use builder::NeonBuilder;
 pub use client::Neon;
 pub use wire::{
-    Branch, ConnectionDetails, ConnectionParameters, CreateProject, CreatedProject, Endpoint,
-    Operation, Project,
+    Branch, ConnectionDetails, ConnectionParameters, ConsumptionMetric, ConsumptionPage,
+    ConsumptionPeriod, ConsumptionQuery, ConsumptionTimeframe, CreateBranch, CreateProject,
+    CreatedBranch, CreatedProject, Endpoint, Granularity, ListProjects, Operation, Project,
+    ProjectConsumption, ProjectsPage, UpdateEndpoint, UpdateProject,
 };

@@ -8,7 +8,7 @@ use url::Url;
 
 use super::{
     client::{Inner, Neon},
-    limiter::{Limiter, PER_MINUTE},
+    limiter::{Limiter, PER_MINUTE, PER_SECOND, Rate},
 };
 use crate::{
     config::{InvalidConfig, check_limit},
@@ -31,6 +31,7 @@ pub struct NeonBuilder {
     request_timeout: Duration,
     call_timeout: Duration,
     requests_per_minute: u32,
+    rate_share: f64,
     root_certificates: Vec<CertificateDer<'static>>,
 }
 
@@ -43,6 +44,7 @@ impl NeonBuilder {
             request_timeout: Duration::from_secs(15),
             call_timeout: Duration::from_secs(60),
             requests_per_minute: PER_MINUTE,
+            rate_share: 1.0,
             root_certificates: Vec::new(),
         }
     }
@@ -72,10 +74,18 @@ impl NeonBuilder {
         self
     }
 
-    /// Most requests in a minute, over all clones of the client. Defaults to 700, Neon's limit for an account; give each
-    /// of several processes its share, or raise it with a higher limit of your own.
+    /// Most requests in a minute, over all clients of this key in the process. Defaults to 700, Neon's limit; raise it
+    /// with a higher limit of your own. Of several clients the smallest number holds for all while it lives.
     pub fn requests_per_minute(mut self, count: u32) -> Self {
         self.requests_per_minute = count;
+        self
+    }
+
+    /// Sets the part of Neon's limits that this process uses, more than 0 and at most 1: of the requests in a minute,
+    /// and of the 40 in a second that Neon takes on one route. Defaults to 1; with n replicas of an app give each 1/n,
+    /// since Neon counts them together.
+    pub fn rate_share(mut self, share: f64) -> Self {
+        self.rate_share = share;
         self
     }
 
@@ -87,31 +97,56 @@ impl NeonBuilder {
 
     /// Checks the settings. Sends nothing.
     pub fn build(self) -> Result<Neon, InvalidConfig> {
-        let base = Url::parse(&self.base_url)
+        let base = self.checked_base()?;
+        self.check()?;
+        let http = self.http()?;
+        let whole = Rate {
+            per_minute: self.requests_per_minute,
+            per_second: PER_SECOND,
+        };
+        let limiter = Limiter::new(&base, &self.key, whole.share(self.rate_share));
+        Ok(Neon::new(Inner {
+            http,
+            base,
+            key: self.key,
+            org_id: self.org_id,
+            request_timeout: self.request_timeout,
+            call_timeout: self.call_timeout,
+            limiter,
+        }))
+    }
+
+    fn checked_base(&self) -> Result<Url, InvalidConfig> {
+        Url::parse(&self.base_url)
             .ok()
             .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
-            .ok_or_else(|| {
-                InvalidConfig::new("the base url of neon's api is not an http(s) url")
-            })?;
+            .ok_or_else(|| InvalidConfig::new("the base url of neon's api is not an http(s) url"))
+    }
+
+    fn check(&self) -> Result<(), InvalidConfig> {
         if self.requests_per_minute == 0 {
             return Err(InvalidConfig::new(
                 "requests_per_minute must be more than zero",
             ));
         }
+        if !(self.rate_share > 0.0 && self.rate_share <= 1.0) {
+            return Err(InvalidConfig::new(
+                "rate_share must be more than zero and at most one",
+            ));
+        }
         check_limit("request_timeout", self.request_timeout)?;
         check_limit("call_timeout", self.call_timeout)?;
-        if self.key.expose().is_empty()
-            || !self
-                .key
-                .expose()
-                .bytes()
-                .all(|byte| byte.is_ascii_graphic())
-        {
+        let key = self.key.expose();
+        if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(InvalidConfig::new(
                 "neon's api key is empty or has characters that no key has",
             ));
         }
-        let http = reqwest::Client::builder()
+        Ok(())
+    }
+
+    fn http(&self) -> Result<reqwest::Client, InvalidConfig> {
+        reqwest::Client::builder()
             .tls_backend_preconfigured(trust::client_config(&self.root_certificates)?)
             .user_agent(concat!("tenantry/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT_TIMEOUT)
@@ -119,24 +154,7 @@ impl NeonBuilder {
             .redirect(redirect::Policy::none()) // a redirect would carry the key elsewhere
             .retry(reqwest::retry::never())
             .build()
-            .map_err(|err| InvalidConfig::new(format!("no http client: {err}")))?;
-        let Self {
-            key,
-            org_id,
-            request_timeout,
-            call_timeout,
-            requests_per_minute,
-            ..
-        } = self;
-        Ok(Neon::new(Inner {
-            http,
-            base,
-            key,
-            org_id,
-            request_timeout,
-            call_timeout,
-            limiter: Limiter::new(requests_per_minute),
-        }))
+            .map_err(|err| InvalidConfig::new(format!("no http client: {err}")))
     }
 }
 

@@ -1,74 +1,126 @@
 //! Staying below Neon's rate limit.
 //!
-//! Neon takes 700 requests a minute and 40 a second on one route from an account, and answers 429 beyond that. One
-//! limiter serves all clones of a client: requests pass in the order in which they come, a few at once, then evenly.
+//! Neon takes 700 requests a minute and 40 a second on one route, and answers 429 beyond that; whether it counts by key,
+//! by organization or by account is not documented. All clients of one key at one address stand in one line, wherever
+//! in the process they were built. Requests pass in the order in which they come, those of
+//! [`Neon::background`](super::Neon::background) after all others, a few at once, then evenly.
 
-use std::{sync::Mutex, time::Duration};
+mod account;
+mod line;
+mod rate;
 
-use tokio::time::{Instant, sleep_until};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
+use tokio::time::{Instant, timeout_at};
+use url::Url;
+
+pub(super) use rate::{PER_MINUTE, PER_SECOND, Rate};
+
+use self::line::{Line, Ticket, Turn};
 use crate::{
     error::{Error, ErrorKind},
     retry::{Progress, lock},
+    secret::Secret,
 };
 
-/// Neon's limit for an account, by the minute.
-pub(super) const PER_MINUTE: u32 = 700;
-/// The share of a minute's requests that may pass at once. With 700 it is 28: with the 11 that follow in the same
-/// second it stays below Neon's 40.
-const AT_ONCE: u32 = 25;
+/// Who waits for a request. The first class passes first.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) enum Class {
+    /// A person, or a tenant's first access.
+    Interactive,
+    /// Nobody.
+    Background,
+}
 
-/// A bucket that leaks evenly.
+/// A client's place at the line of its key.
+///
+/// While clients with different rates stand there, the smallest holds for all.
 #[derive(Debug)]
 pub(super) struct Limiter {
-    interval: Duration,
-    /// How far ahead of the even pace a request may be.
-    lead: Duration,
-    // When the next request is due at the even pace. Held for a few instructions.
-    due: Mutex<Option<Instant>>,
+    // Held for a few instructions.
+    line: Arc<Mutex<Line>>,
+    rate: Rate,
 }
 
 impl Limiter {
-    /// At most `per_minute` requests in any minute.
-    pub(super) fn new(per_minute: u32) -> Self {
-        let at_once = (per_minute / AT_ONCE).max(1);
-        let evenly = per_minute.saturating_sub(at_once).max(1);
-        let interval = Duration::from_secs(60) / evenly;
-        let due = Mutex::new(None);
-        Self {
-            interval,
-            lead: interval * (at_once - 1),
-            due,
+    /// The limiter of a client that sends `key` to `base`.
+    pub(super) fn new(base: &Url, key: &Secret, rate: Rate) -> Self {
+        let line = account::line_of(base, key);
+        lock(&line).enter(rate);
+        Self { line, rate }
+    }
+
+    /// Waits for the turn of one more request of `route`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::RateLimited`], with the time to wait, as soon as it is known that the turn would come after the
+    /// deadline: at once, unless requests of a higher class come later and pass first.
+    ///
+    /// # Cancel safety
+    /// Dropping it leaves the line; those behind move up.
+    pub(super) async fn pass(
+        &self,
+        route: &'static str,
+        class: Class,
+        progress: &Progress,
+    ) -> Result<(), Error> {
+        let ticket = lock(&self.line).join(route, class);
+        let waiting = Waiting {
+            line: &self.line,
+            ticket,
+        };
+        let deadline = progress.deadline();
+        loop {
+            let at = match waiting.look(deadline)? {
+                Turn::Now => return Ok(()),
+                Turn::At(at) => at.min(deadline),
+                Turn::Behind => deadline,
+            };
+            // Whether the bell rang or the time came: what is to be done is decided by another look.
+            let _ = timeout_at(at, waiting.ticket.bell.notified()).await;
         }
     }
 
-    /// Waits for the turn of one more request.
-    ///
-    /// # Errors
-    /// [`ErrorKind::RateLimited`] at once, with the time to wait, if the turn would come after the deadline.
-    ///
-    /// # Cancel safety
-    /// Dropping it gives up the turn, which nobody else gets.
-    pub(super) async fn pass(&self, progress: &Progress) -> Result<(), Error> {
+    /// Lets no request of `route` pass for a time, as Neon asked for.
+    pub(super) fn hold(&self, route: &'static str, wait: Duration) {
+        lock(&self.line).hold(route, Instant::now() + wait);
+    }
+}
+
+impl Drop for Limiter {
+    fn drop(&mut self) {
+        lock(&self.line).exit(self.rate);
+    }
+}
+
+/// A request that waits. Its drop leaves the line.
+struct Waiting<'a> {
+    line: &'a Mutex<Line>,
+    ticket: Ticket,
+}
+
+impl Waiting<'_> {
+    /// What is to be done now, given that the turn must come before `deadline`.
+    fn look(&self, deadline: Instant) -> Result<Turn, Error> {
         let now = Instant::now();
-        let turn = {
-            let mut due = lock(&self.due);
-            let next = due.map_or(now, |due| due.max(now));
-            let turn = next
-                .checked_sub(self.lead)
-                .map_or(now, |turn| turn.max(now));
-            if turn >= progress.deadline() {
-                let message = "too many calls of neon's api wait for their turn; it has a limit by the minute";
-                let wait = turn.saturating_duration_since(now);
-                return Err(Error::new(ErrorKind::RateLimited, message).with_retry_after(wait));
-            }
-            *due = Some(next + self.interval);
-            turn
-        };
-        if turn > now {
-            sleep_until(turn).await;
+        let mut line = lock(self.line);
+        let turn = line.estimate(&self.ticket, now);
+        if turn >= deadline {
+            let message =
+                "too many calls of neon's api wait for their turn; it has a limit by the minute";
+            let wait = turn.saturating_duration_since(now);
+            return Err(Error::new(ErrorKind::RateLimited, message).with_retry_after(wait));
         }
-        Ok(())
+        Ok(line.turn(&self.ticket, now))
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        lock(self.line).leave(&self.ticket, Instant::now());
     }
 }
 
@@ -77,38 +129,223 @@ mod tests {
     use super::*;
     use crate::error::Stage;
 
-    async fn passed_within(limiter: &Limiter, time: Duration) -> u32 {
-        let (progress, end) = (
-            Progress::new(Stage::Provision, 10 * time),
-            Instant::now() + time,
-        );
-        let mut passed = 0;
-        while limiter.pass(&progress).await.is_ok() && Instant::now() < end {
-            passed += 1;
-        }
-        passed
+    const SECOND: Duration = Duration::from_secs(1);
+    const MINUTE: Duration = Duration::from_secs(60);
+    const FULL: Rate = Rate {
+        per_minute: PER_MINUTE,
+        per_second: PER_SECOND,
+    };
+
+    /// The limiter of a client with a key that no other test has.
+    fn limiter(key: &str, rate: Rate) -> Arc<Limiter> {
+        let base = Url::parse("https://limiter.test").unwrap();
+        Arc::new(Limiter::new(&base, &Secret::from(key), rate))
+    }
+
+    fn patient() -> Progress {
+        Progress::new(Stage::Provision, 600 * SECOND)
+    }
+
+    /// When the requests that `count` callers send at once pass, in that order, since the first.
+    async fn passes(
+        limiter: &Arc<Limiter>,
+        routes: &[&'static str],
+        count: usize,
+    ) -> Vec<Duration> {
+        let (start, progress) = (Instant::now(), patient());
+        let callers = (0..count).map(|n| {
+            let (limiter, route, progress) = (limiter, routes[n % routes.len()], &progress);
+            async move {
+                limiter
+                    .pass(route, Class::Interactive, progress)
+                    .await
+                    .unwrap();
+                start.elapsed()
+            }
+        });
+        futures_util::future::join_all(callers).await
+    }
+
+    /// The most that pass in any `window`.
+    fn most_within(times: &[Duration], window: Duration) -> usize {
+        let mut times = times.to_vec();
+        times.sort();
+        let from = |place: usize| {
+            let end = times[place] + window;
+            times[place..]
+                .iter()
+                .take_while(|time| **time < end)
+                .count()
+        };
+        (0..times.len()).map(from).max().unwrap_or_default()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn no_minute_and_no_second_has_more_than_neon_takes_and_little_less() {
-        let minute = passed_within(&Limiter::new(PER_MINUTE), Duration::from_secs(60)).await;
-        assert!((665..=700).contains(&minute), "{minute}");
-        let second = passed_within(&Limiter::new(PER_MINUTE), Duration::from_secs(1)).await;
-        assert!((28..=40).contains(&second), "{second}");
+    async fn no_minute_has_more_than_neon_takes_and_none_much_less() {
+        let times = passes(&limiter("minute", FULL), &["a", "b", "c"], 1500).await;
+        let most = most_within(&times, MINUTE);
+        assert!((690..=700).contains(&most), "{most}");
+        let last = times.iter().max().unwrap();
+        assert!(
+            *last < 135 * SECOND,
+            "1500 take little more than two minutes: {last:?}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_second_has_more_of_a_route_than_neon_takes_and_no_route_waits_for_another() {
+        let one = passes(&limiter("second", FULL), &["a"], 100).await;
+        assert!((28..=40).contains(&most_within(&one, SECOND)));
+
+        // An account with a higher limit by the minute.
+        let raised = Rate {
+            per_minute: 100_000,
+            ..FULL
+        };
+        let times = passes(&limiter("raised", raised), &["a", "a", "a", "b"], 400).await;
+        let of = |wanted: bool| -> Vec<Duration> {
+            let each = times.iter().enumerate();
+            each.filter(|(n, _)| (n % 4 == 3) == wanted)
+                .map(|(_, time)| *time)
+                .collect()
+        };
+        let (a, b) = (of(false), of(true));
+        for route in [&a, &b] {
+            assert_eq!(most_within(route, SECOND), 40);
+        }
+        assert!(
+            *b.iter().max().unwrap() < 3 * SECOND,
+            "b does not stand behind a"
+        );
+        assert!(*a.iter().max().unwrap() < 8 * SECOND);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_share_is_a_part_of_both_limits() {
+        let quarter = FULL.share(0.25);
+        assert_eq!((quarter.per_minute, quarter.per_second), (175, 10));
+        let times = passes(&limiter("share", quarter), &["a"], 400).await;
+        let most = most_within(&times, MINUTE);
+        assert!((170..=175).contains(&most), "{most}");
+        assert!(most_within(&times, SECOND) <= 10);
+        let least = FULL.share(1e-9);
+        assert_eq!((least.per_minute, least.per_second), (1, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn clients_of_one_key_share_a_line_and_the_smaller_rate_holds() {
+        let (large, small) = (limiter("shared", FULL), limiter("shared", FULL.share(0.1)));
+        let both = [passes(&large, &["a"], 30), passes(&small, &["b"], 30)];
+        let times = futures_util::future::join_all(both).await.concat();
+        assert!(
+            *times.iter().max().unwrap() > 45 * SECOND,
+            "60 at 70 a minute"
+        );
+        drop(small);
+        let alone = passes(&large, &["a"], 30).await;
+        assert!(*alone.iter().max().unwrap() < 10 * SECOND);
+
+        // A client that is built anew does not begin anew.
+        drop(large);
+        let again = passes(&limiter("shared", FULL), &["a"], 29).await;
+        assert!(*again.iter().max().unwrap() > SECOND, "{again:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_background_request_lets_interactive_ones_pass_and_then_has_its_turn() {
+        let limiter = limiter("background", FULL);
+        passes(&limiter, &["a"], 28).await; // what passes at once
+        let (start, progress) = (Instant::now(), patient());
+        let background = limiter.pass("a", Class::Background, &progress);
+        let background = async {
+            background.await.unwrap();
+            start.elapsed()
+        };
+        let later = async {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            passes(&limiter, &["a", "b"], 30).await;
+            start.elapsed()
+        };
+        let (background, interactive) = tokio::join!(background, later);
+        assert!(background > interactive, "{background:?} {interactive:?}");
+        assert!(background < interactive + Duration::from_millis(200));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_gives_up_leaves_no_gap_and_stops_nobody() {
+        let limiter = limiter(
+            "dropped",
+            Rate {
+                per_minute: 60,
+                ..FULL
+            },
+        );
+        passes(&limiter, &["a"], 2).await; // what passes at once
+        let (start, progress) = (Instant::now(), patient());
+        let mut impatient: Vec<_> = (0..20)
+            .map(|_| Box::pin(limiter.pass("a", Class::Interactive, &progress)))
+            .collect();
+        for each in &mut impatient {
+            assert!(futures_util::poll!(each).is_pending());
+        }
+        let mut last = Box::pin(limiter.pass("a", Class::Background, &progress));
+        assert!(futures_util::poll!(&mut last).is_pending());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        drop(impatient);
+        last.await.unwrap();
+        assert!(start.elapsed() < 2 * SECOND, "{:?}", start.elapsed());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_turn_after_the_deadline_is_refused_at_once_and_says_when() {
-        let limiter = Limiter::new(60);
-        let patient = Progress::new(Stage::Provision, Duration::from_secs(600));
-        for _ in 0..30 {
-            limiter.pass(&patient).await.unwrap();
-        }
+        let limiter = limiter(
+            "refused",
+            Rate {
+                per_minute: 60,
+                ..FULL
+            },
+        );
+        passes(&limiter, &["a"], 30).await;
         let hurried = Progress::new(Stage::Provision, Duration::from_millis(100));
         let start = Instant::now();
-        let err = limiter.pass(&hurried).await.unwrap_err();
+        let err = limiter
+            .pass("b", Class::Interactive, &hurried)
+            .await
+            .unwrap_err();
         assert_eq!(err.kind(), ErrorKind::RateLimited);
         assert!(err.retry_after().unwrap() > Duration::from_millis(500));
         assert_eq!(start.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_background_request_that_is_passed_by_too_many_is_refused_by_its_deadline() {
+        let limiter = limiter(
+            "overtaken",
+            Rate {
+                per_minute: 60,
+                ..FULL
+            },
+        );
+        passes(&limiter, &["a"], 2).await;
+        let (start, progress) = (Instant::now(), Progress::new(Stage::Provision, 5 * SECOND));
+        let background = limiter.pass("a", Class::Background, &progress);
+        let (refused, _) = tokio::join!(background, passes(&limiter, &["a"], 20));
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::RateLimited);
+        assert!(start.elapsed() < 30 * SECOND);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_route_that_neon_wants_less_of_is_held_and_no_other() {
+        let limiter = limiter("held", FULL);
+        limiter.hold("a", 10 * SECOND);
+        assert_eq!(passes(&limiter, &["b"], 1).await, [Duration::ZERO]);
+        assert_eq!(passes(&limiter, &["a"], 1).await, [10 * SECOND]);
+        limiter.hold("a", 10 * SECOND);
+        let hurried = Progress::new(Stage::Provision, SECOND);
+        let refused = limiter
+            .pass("a", Class::Interactive, &hurried)
+            .await
+            .unwrap_err();
+        assert_eq!(refused.retry_after(), Some(10 * SECOND));
     }
 }

@@ -7,8 +7,15 @@ use reqwest::{
     header::{HeaderMap, RETRY_AFTER},
 };
 
-use super::wire::GeneralError;
+use super::{cause::Cause, wire::RefusedBody};
 use crate::error::{Error, ErrorKind};
+
+/// No wait is believed that is longer than this.
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+/// Most characters of Neon's own words that an error repeats.
+const LONGEST_WORDS: usize = 300;
+/// What a text has that may hold a password or a key.
+const SECRETIVE: [&str; 4] = ["postgres://", "postgresql://", "napi_", "bearer "];
 
 /// A call that failed, and whether it may have done its work all the same.
 #[derive(Debug)]
@@ -19,7 +26,7 @@ pub(super) struct Refusal {
 
 /// Whether a failed call did its work.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Outcome {
+pub(super) enum Outcome {
     /// Certainly not.
     NotDone,
     /// Nobody knows.
@@ -30,6 +37,12 @@ impl Refusal {
     /// Whether the call may be sent again: it was refused for now, or it changes nothing.
     pub(super) fn may_repeat(&self, method: &Method) -> bool {
         self.error.kind().is_transient() && (self.outcome == Outcome::NotDone || method.is_safe())
+    }
+
+    /// How long Neon wants no more calls of this kind.
+    pub(super) fn slow_down(&self) -> Option<Duration> {
+        let limited = self.error.kind() == ErrorKind::RateLimited;
+        limited.then(|| self.error.retry_after()).flatten()
     }
 
     /// A failure below HTTP.
@@ -52,11 +65,22 @@ impl Refusal {
     }
 
     /// A success whose body is not what it should be: a gateway's page, or half an answer.
-    pub(super) fn unreadable(status: StatusCode, err: &serde_json::Error) -> Self {
+    pub(super) fn unreadable(
+        status: StatusCode,
+        headers: &HeaderMap,
+        body: &[u8],
+        err: &serde_json::Error,
+    ) -> Self {
         // Only the place: serde's text may quote the body, which may hold a password.
-        let place = format!("line {} column {}", err.line(), err.column());
-        let message =
-            format!("neon's api answered {status} with a body that is not as described ({place})");
+        let what = not_json(body).map_or_else(
+            || {
+                let (line, column) = (err.line(), err.column());
+                format!("a body that is not as described (line {line} column {column})")
+            },
+            str::to_owned,
+        );
+        let id = request_id(headers).map_or_else(String::new, |id| format!(" [request {id}]"));
+        let message = format!("neon's api answered {status} with {what}{id}");
         Self {
             error: Error::new(ErrorKind::ControlPlane, message),
             outcome: Outcome::Unknown,
@@ -67,65 +91,72 @@ impl Refusal {
     pub(super) async fn answer(response: Response) -> Self {
         let (status, headers) = (response.status(), response.headers().clone());
         let body = response.bytes().await.unwrap_or_default();
-        let told: GeneralError = serde_json::from_slice(&body).unwrap_or_default();
-        let (kind, outcome) = classify(status, &told.code, &told.message);
-        let error = Error::new(kind, describe(status, &headers, &told, kind))
-            .with_retry_after(retry_after(&headers));
-        Self { error, outcome }
-    }
-}
-
-/// Status first, then the code, which is often empty, then the text.
-fn classify(status: StatusCode, code: &str, message: &str) -> (ErrorKind, Outcome) {
-    use Outcome::{NotDone, Unknown};
-    let quota = message.contains("quota") || message.contains("exceeded");
-    let kind = match status.as_u16() {
-        409 => ErrorKind::Conflict,
-        402 => ErrorKind::QuotaExhausted,
-        422 if code.ends_with("_EXCEEDED") => ErrorKind::QuotaExhausted,
-        422 if message.contains("not ready yet") => ErrorKind::Locked,
-        423 if quota => ErrorKind::QuotaExhausted,
-        423 => ErrorKind::Locked,
-        429 => ErrorKind::RateLimited,
-        // Neon's description: a 503 is always safe to repeat.
-        503 => ErrorKind::ControlPlane,
-        500..=599 => return (ErrorKind::ControlPlane, Unknown),
-        _ => ErrorKind::Refused,
-    };
-    (kind, NotDone)
-}
-
-fn describe(
-    status: StatusCode,
-    headers: &HeaderMap,
-    told: &GeneralError,
-    kind: ErrorKind,
-) -> String {
-    let mut text = vec![format!("neon's api answered {status}")];
-    if !told.message.is_empty() {
-        text.push(format!(": {}", told.message));
-    }
-    let advice = match status.as_u16() {
-        401 | 403 => " (check the api key, and that it may do this in this organization)",
-        300..=399 => " (a redirect; check the base url)",
-        404 => " (it does not exist, or this api key may not see it)",
-        _ if kind == ErrorKind::QuotaExhausted => {
-            " (a limit of the plan; raise it or free something)"
+        let told = serde_json::from_slice::<RefusedBody>(&body).ok();
+        let cause = told.as_ref().map_or_else(
+            || Cause::of(status, "", ""),
+            |told| Cause::of(status, &told.code, &told.message),
+        );
+        let words = match &told {
+            Some(told) => words(told),
+            None => not_json(&body).map(|what| format!(", with {what}")),
+        };
+        let advice = cause
+            .advice()
+            .map(|advice| format!(" ({advice})"))
+            .unwrap_or_default();
+        let id = request_id(&headers).or_else(|| told.as_ref()?.request_id.as_deref());
+        let id = id.map_or_else(String::new, |id| format!(" [request {id}]"));
+        let words = words.unwrap_or_default();
+        let message = format!("neon's api answered {status}{words}{advice}{id}");
+        Self {
+            error: Error::new(cause.kind(), message).with_retry_after(retry_after(&headers)),
+            outcome: cause.outcome(),
         }
-        _ => "",
-    };
-    text.push(advice.to_owned());
-    let id = headers
-        .get("x-neon-ret-request-id")
-        .and_then(|id| id.to_str().ok());
-    if let Some(id) = id.or(told.request_id.as_deref()) {
-        text.push(format!(" [request {id}]"));
     }
-    text.concat()
 }
 
-/// No wait is believed that is longer than this.
-const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+/// The id under which Neon's support finds the request.
+pub(super) fn request_id(headers: &HeaderMap) -> Option<&str> {
+    ["x-neon-ret-request-id", "x-request-id"]
+        .iter()
+        .find_map(|name| headers.get(*name)?.to_str().ok())
+}
+
+/// What a body is that was not written by the API, if that can be seen.
+fn not_json(body: &[u8]) -> Option<&'static str> {
+    match body.trim_ascii_start().first() {
+        None => Some("an empty body"),
+        Some(b'<') => Some("a page of html, from the network in front of it"),
+        Some(_) => None,
+    }
+}
+
+/// What Neon says itself, short and without anything that may be secret.
+fn words(told: &RefusedBody) -> Option<String> {
+    let mut words = vec![told.message.clone()];
+    words.extend(told.limits.iter().map(|limit| {
+        format!(
+            "the destination's {} is {}, not {}",
+            limit.name, limit.actual, limit.expected
+        )
+    }));
+    words.extend(
+        told.projects
+            .iter()
+            .map(|project| format!("project {} is tied to {}", project.id, project.integration)),
+    );
+    words.retain(|text| !text.is_empty());
+    if words.is_empty() {
+        return None;
+    }
+    let said: String = words.join("; ");
+    let lower = said.to_lowercase();
+    if SECRETIVE.iter().any(|mark| lower.contains(mark)) {
+        return Some(", in words that are not repeated, as they may hold a secret".to_owned());
+    }
+    let shown = said.chars().filter(|c| !c.is_control()).take(LONGEST_WORDS);
+    Some(format!(": {}", shown.collect::<String>()))
+}
 
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     asked_wait(headers).map(|wait| wait.min(LONGEST_WAIT))
@@ -144,56 +175,7 @@ fn asked_wait(headers: &HeaderMap) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn each_refusal_has_its_kind_and_its_outcome() {
-        use ErrorKind::{Conflict, ControlPlane, Locked, QuotaExhausted, RateLimited, Refused};
-        use Outcome::{NotDone, Unknown};
-        let table = [
-            (400, "", "invalid request", Refused, NotDone),
-            (401, "", "", Refused, NotDone),
-            (403, "", "", Refused, NotDone),
-            (404, "", "project not found", Refused, NotDone),
-            (409, "", "branch already exists", Conflict, NotDone),
-            (
-                422,
-                "PROJECTS_LIMIT_EXCEEDED",
-                "projects limit exceeded",
-                QuotaExhausted,
-                NotDone,
-            ),
-            (422, "", "branch not ready yet", Locked, NotDone),
-            (422, "", "something else", Refused, NotDone),
-            (
-                423,
-                "",
-                "project already has running conflicting operations",
-                Locked,
-                NotDone,
-            ),
-            (
-                423,
-                "",
-                "compute time quota reached",
-                QuotaExhausted,
-                NotDone,
-            ),
-            (429, "", "", RateLimited, NotDone),
-            (500, "", "", ControlPlane, Unknown),
-            (502, "", "", ControlPlane, Unknown),
-            (503, "", "", ControlPlane, NotDone),
-            (524, "", "", ControlPlane, Unknown),
-            (302, "", "", Refused, NotDone),
-        ];
-        for (status, code, message, kind, outcome) in table {
-            let status = StatusCode::from_u16(status).unwrap();
-            assert_eq!(
-                classify(status, code, message),
-                (kind, outcome),
-                "{status} {code} {message}"
-            );
-        }
-    }
+    use serde_json::json;
 
     #[test]
     fn a_call_of_unknown_outcome_is_repeated_only_if_it_changes_nothing() {
@@ -203,8 +185,10 @@ mod tests {
         };
         let unknown = refusal(ErrorKind::ControlPlane, Outcome::Unknown);
         assert!(unknown.may_repeat(&Method::GET));
-        assert!(!unknown.may_repeat(&Method::POST));
-        assert!(refusal(ErrorKind::Locked, Outcome::NotDone).may_repeat(&Method::POST));
+        for writes in [Method::POST, Method::PATCH, Method::DELETE] {
+            assert!(!unknown.may_repeat(&writes));
+            assert!(refusal(ErrorKind::Locked, Outcome::NotDone).may_repeat(&writes));
+        }
         assert!(!refusal(ErrorKind::Refused, Outcome::NotDone).may_repeat(&Method::GET));
     }
 
@@ -219,5 +203,22 @@ mod tests {
         assert_eq!(parse("Thu, 01 Jan 1970 00:00:00 GMT"), Some(Duration::ZERO));
         assert_eq!(parse("18446744073709551615"), Some(LONGEST_WAIT));
         assert_eq!(parse("soon"), None);
+    }
+
+    #[test]
+    fn neons_words_are_repeated_in_short_and_secrets_are_not() {
+        let said = |message: &str| {
+            let told = serde_json::from_value(json!({ "message": message, "code": null }));
+            words(&told.unwrap())
+        };
+        assert_eq!(said(""), None);
+        assert_eq!(said("no\nsuch"), Some(": nosuch".to_owned()));
+        assert!(said(&"x".repeat(9999)).unwrap().len() < 310);
+        for secret in [
+            "cannot parse postgresql://r:hunter2@h/d",
+            "header Authorization: Bearer hunter2",
+        ] {
+            assert!(!said(secret).unwrap().contains("hunter2"));
+        }
     }
 }

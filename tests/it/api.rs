@@ -56,13 +56,13 @@ async fn projects_are_created_found_and_deleted() {
         std::slice::from_ref(id),
         "the search matches parts of names, the method does not"
     );
-    let branches = neon.list_branches(id).await.unwrap();
+    let branches = neon.list_project_branches(id).await.unwrap();
     assert!(branches[0].default);
     assert_eq!(branches[0].annotations, order.annotations);
 
-    let endpoint = &neon.list_endpoints(id).await.unwrap()[0];
+    let endpoint = &neon.list_project_endpoints(id).await.unwrap()[0];
     let uri = neon
-        .connection_uri(id, &endpoint.id, &at.database, &at.role, true)
+        .get_connection_uri(id, &endpoint.id, &at.database, &at.role, true)
         .await
         .unwrap();
     assert!(uri.expose().contains(&at.pooler_host) && uri.expose().contains(at.password.expose()));
@@ -86,7 +86,7 @@ async fn a_compute_is_started_and_suspended_and_operations_are_waited_for() {
 
     // Locked by its creation, which the client waits out.
     assert_eq!(
-        neon.start_endpoint(id, endpoint)
+        neon.start_project_endpoint(id, endpoint)
             .await
             .unwrap()
             .current_state,
@@ -99,19 +99,28 @@ async fn a_compute_is_started_and_suspended_and_operations_are_waited_for() {
             .all(|operation| operation.status == "finished"),
         "{operations:?}"
     );
-    let one = neon.get_operation(id, &operations[0].id).await.unwrap();
+    let one = neon
+        .get_project_operation(id, &operations[0].id)
+        .await
+        .unwrap();
     assert_eq!(one, operations[0]);
 
-    neon.suspend_endpoint(id, endpoint).await.unwrap();
+    neon.suspend_project_endpoint(id, endpoint).await.unwrap();
     neon.wait_for_operations(id).await.unwrap();
     assert_eq!(
-        neon.get_endpoint(id, endpoint).await.unwrap().current_state,
+        neon.get_project_endpoint(id, endpoint)
+            .await
+            .unwrap()
+            .current_state,
         "idle"
     );
-    neon.start_endpoint(id, endpoint).await.unwrap();
+    neon.start_project_endpoint(id, endpoint).await.unwrap();
     neon.wait_for_operations(id).await.unwrap();
     assert_eq!(
-        neon.get_endpoint(id, endpoint).await.unwrap().current_state,
+        neon.get_project_endpoint(id, endpoint)
+            .await
+            .unwrap()
+            .current_state,
         "active"
     );
     assert_eq!(stage.emulator.witnesses()[0].wakes.len(), 2);

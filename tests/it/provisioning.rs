@@ -105,7 +105,7 @@ async fn the_plan_is_applied_at_creation() {
     assert!(it.host.contains(".eu-central-1."), "{}", it.host);
     let endpoint = stage
         .neon()
-        .get_endpoint(&it.project_id, &it.endpoint_id)
+        .get_project_endpoint(&it.project_id, &it.endpoint_id)
         .await
         .unwrap();
     assert_eq!(endpoint.suspend_window(), Some(Duration::from_secs(120)));

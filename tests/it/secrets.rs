@@ -93,7 +93,7 @@ async fn no_secret_is_logged_printed_or_told() {
     let at = created.connection_uris[0].connection_parameters.clone();
     let (id, compute) = (&created.project.id, &created.endpoints[0].id);
     let uri = neon
-        .connection_uri(id, compute, &at.database, &at.role, true)
+        .get_connection_uri(id, compute, &at.database, &at.role, true)
         .await
         .unwrap();
     let secrets = [

@@ -2,14 +2,20 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
 use axum::{
     Router,
     extract::{Request, State},
-    http::{StatusCode, header::RETRY_AFTER},
+    http::{
+        StatusCode,
+        header::{CONTENT_TYPE, RETRY_AFTER},
+    },
     response::{IntoResponse, Response},
 };
 use serde_json::Value;
@@ -21,6 +27,8 @@ use tokio::{net::TcpListener, task::JoinHandle};
 pub(crate) enum Reply {
     Json(u16, Value),
     Html(u16),
+    /// A body that need not be JSON, though it is said to be.
+    Text(u16, &'static str),
     TooMany {
         retry_after: Option<u64>,
     },
@@ -38,12 +46,15 @@ struct Script {
     /// Answered when the script is used up.
     endless: Option<Reply>,
     seen: Arc<Mutex<Vec<String>>>,
+    /// Their bodies; null for none.
+    bodies: Arc<Mutex<Vec<Value>>>,
 }
 
 /// The server with the script.
 pub(crate) struct ScriptedApi {
     url: String,
     script: Script,
+    key: String,
     server: JoinHandle<()>,
 }
 
@@ -72,8 +83,12 @@ impl ScriptedApi {
         let url = format!("http://{}/api/v2", listener.local_addr().unwrap());
         let routes = Router::new().fallback(answer).with_state(script.clone());
         let server = tokio::spawn(async move { axum::serve(listener, routes).await.unwrap() });
+        // A key of its own: clients of one key at one address share what they may send.
+        static SERVERS: AtomicU32 = AtomicU32::new(0);
+        let key = format!("napi_script_{}", SERVERS.fetch_add(1, Relaxed));
         Self {
             url,
+            key,
             script,
             server,
         }
@@ -81,12 +96,17 @@ impl ScriptedApi {
 
     /// A client of this server, to be set up further.
     pub(crate) fn client(&self) -> NeonBuilder {
-        Neon::builder("napi_script").base_url(&self.url)
+        Neon::builder(self.key.as_str()).base_url(&self.url)
     }
 
-    /// The requests so far, as `METHOD /path?query`.
+    /// The requests so far, the first of which has the id `req-1`, as `METHOD /path?query`.
     pub(crate) fn seen(&self) -> Vec<String> {
         self.script.seen.lock().unwrap().clone()
+    }
+
+    /// The bodies of the requests so far; null for none.
+    pub(crate) fn bodies(&self) -> Vec<Value> {
+        self.script.bodies.lock().unwrap().clone()
     }
 
     /// Fails unless every answer has been used.
@@ -108,22 +128,39 @@ async fn answer(State(script): State<Script>, request: Request) -> Response {
         .path_and_query()
         .map(ToString::to_string)
         .unwrap_or_default();
-    script
-        .seen
-        .lock()
-        .unwrap()
-        .push(format!("{} {path}", request.method()));
+    let line = format!("{} {path}", request.method());
+    let body = axum::body::to_bytes(request.into_body(), 1 << 20)
+        .await
+        .unwrap();
+    let number = {
+        let mut seen = script.seen.lock().unwrap();
+        seen.push(line);
+        let body = serde_json::from_slice(&body).unwrap_or_default();
+        script.bodies.lock().unwrap().push(body);
+        seen.len()
+    };
     let next = script
         .replies
         .lock()
         .unwrap()
         .pop_front()
         .or(script.endless);
+    let next = next.unwrap_or_else(|| panic!("not in the script: {path}"));
+    let mut response = write(next).await;
+    let id = format!("req-{number}").parse().unwrap();
+    response.headers_mut().insert("x-neon-ret-request-id", id);
+    response
+}
+
+async fn write(reply: Reply) -> Response {
     let status = |code| StatusCode::from_u16(code).unwrap();
-    match next.unwrap_or_else(|| panic!("not in the script: {path}")) {
+    match reply {
         Reply::Json(code, body) => (status(code), axum::Json(body)).into_response(),
         Reply::Html(code) => {
             (status(code), "<html><title>origin error</title></html>").into_response()
+        }
+        Reply::Text(code, body) => {
+            (status(code), [(CONTENT_TYPE, "application/json")], body).into_response()
         }
         Reply::TooMany {
             retry_after: Some(seconds),

@@ -95,7 +95,7 @@ impl Stage {
     /// Where `it` is, as an application's own table would have it.
     pub(crate) async fn endpoint(&self, it: &Witness) -> Endpoint {
         let neon = self.neon();
-        let uri = neon.connection_uri(
+        let uri = neon.get_connection_uri(
             &it.project_id,
             &it.endpoint_id,
             "neondb",

@@ -1,0 +1,310 @@
+//! Why Neon refused a call: one table over status, code and text.
+//!
+//! The statuses and codes are from Neon's OpenAPI description and from answers seen in the wild; the texts are from
+//! Neon's own client of its API (`neon_api.py`), its proxy, and what it tells users. A code is often empty.
+
+use reqwest::StatusCode;
+
+use super::refusal::Outcome;
+use crate::error::ErrorKind;
+
+/// Why a call was refused.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Cause {
+    /// 409: something of that name is there.
+    AlreadyExists,
+    /// Any other status: nothing that Neon's description knows.
+    Another,
+    /// 401 and 403: a wrong key answers either.
+    BadKey,
+    /// 423, 422: another operation on the project goes on, or one that this needs has not ended.
+    Busy,
+    /// 410: it was there once.
+    Gone,
+    /// 400 and others: the request itself.
+    Invalid,
+    /// 402, and 422 or 423 that say so: a quota or a limit of the plan.
+    LimitReached,
+    /// 423 that says so: Neon works on the project.
+    Maintenance,
+    /// 404: not there, or not for this key.
+    NotFound,
+    /// 404 that says so: a call that only a person's key may make.
+    NotForOrganizationKeys,
+    /// 400 that says so: a personal key, and no organization named.
+    OrganizationMissing,
+    /// 412, which only the call for a password answers.
+    PasswordNotStored,
+    /// 429, and a 423 that says so.
+    RateLimited,
+    /// 3xx.
+    Redirected,
+    /// 503: Neon's description says that repeating is always safe.
+    Unavailable,
+    /// 5xx and 408: it may have happened all the same.
+    UnknownOutcome,
+    /// 406: limits of a transfer's destination, or a range of time that is too long.
+    Unmet,
+    /// 501 and 405: no such call.
+    Unsupported,
+}
+
+impl Cause {
+    /// The status decides; where it has several meanings the code does, and where that is empty the text.
+    pub(super) fn of(status: StatusCode, code: &str, text: &str) -> Self {
+        let text = text.to_lowercase();
+        let says = |words: &str| text.contains(words);
+        let limit = code.contains("_LIMIT_EXCEEDED")
+            || code.ends_with("_EXCEEDED")
+            || ["quota", "exceeded the", "limit exceeded"]
+                .iter()
+                .any(|words| says(words));
+        match status.as_u16() {
+            300..=399 => Self::Redirected,
+            400 if says("org_id is required") => Self::OrganizationMissing,
+            401 => Self::BadKey,
+            402 => Self::LimitReached,
+            403 if code.contains("_EXCEEDED") => Self::LimitReached,
+            403 => Self::BadKey,
+            404 if says("not allowed for organization api keys") => Self::NotForOrganizationKeys,
+            404 => Self::NotFound,
+            405 | 501 => Self::Unsupported,
+            406 => Self::Unmet,
+            412 => Self::PasswordNotStored,
+            408 => Self::UnknownOutcome,
+            409 => Self::AlreadyExists,
+            410 => Self::Gone,
+            422 if code.ends_with("_ALREADY_EXISTS") => Self::AlreadyExists,
+            422 if says("not ready yet") => Self::Busy,
+            423 if says("maintenance") || code.contains("MAINTENANCE") => Self::Maintenance,
+            423 if says("rate limit") => Self::RateLimited,
+            422 | 423 if limit => Self::LimitReached,
+            422 | 400 => Self::Invalid,
+            423 => Self::Busy,
+            429 => Self::RateLimited,
+            503 => Self::Unavailable,
+            500..=599 => Self::UnknownOutcome,
+            _ => Self::Another,
+        }
+    }
+
+    /// What it is in our words.
+    pub(super) const fn kind(self) -> ErrorKind {
+        match self {
+            Self::AlreadyExists => ErrorKind::Conflict,
+            Self::LimitReached => ErrorKind::QuotaExhausted,
+            Self::Busy | Self::Maintenance => ErrorKind::Locked,
+            Self::RateLimited => ErrorKind::RateLimited,
+            Self::Unavailable | Self::UnknownOutcome => ErrorKind::ControlPlane,
+            Self::Another
+            | Self::BadKey
+            | Self::Gone
+            | Self::Invalid
+            | Self::NotFound
+            | Self::NotForOrganizationKeys
+            | Self::OrganizationMissing
+            | Self::PasswordNotStored
+            | Self::Redirected
+            | Self::Unmet
+            | Self::Unsupported => ErrorKind::Refused,
+        }
+    }
+
+    /// Whether the call did its work.
+    pub(super) const fn outcome(self) -> Outcome {
+        match self {
+            Self::UnknownOutcome => Outcome::Unknown,
+            Self::AlreadyExists
+            | Self::Another
+            | Self::BadKey
+            | Self::Busy
+            | Self::Gone
+            | Self::Invalid
+            | Self::LimitReached
+            | Self::Maintenance
+            | Self::NotFound
+            | Self::NotForOrganizationKeys
+            | Self::OrganizationMissing
+            | Self::PasswordNotStored
+            | Self::RateLimited
+            | Self::Redirected
+            | Self::Unavailable
+            | Self::Unmet
+            | Self::Unsupported => Outcome::NotDone,
+        }
+    }
+
+    /// What to change.
+    pub(super) const fn advice(self) -> Option<&'static str> {
+        match self {
+            Self::BadKey => Some("check the api key, and that it may do this in this organization"),
+            Self::Gone | Self::NotFound => {
+                Some("it does not exist, or this api key may not see it")
+            }
+            Self::LimitReached => Some("a limit of the plan; raise it or free something"),
+            Self::Maintenance => Some("neon maintains the project; this passes"),
+            Self::NotForOrganizationKeys => {
+                Some("use the personal api key of somebody who belongs to the organization")
+            }
+            Self::OrganizationMissing => {
+                Some("name the organization with org_id, or use an organization's own api key")
+            }
+            Self::PasswordNotStored => {
+                Some("the project does not store passwords; a reset shows a new one")
+            }
+            Self::Redirected => Some("a redirect; check the base url"),
+            Self::Unsupported => Some("check the base url; this api does not know the call"),
+            Self::AlreadyExists
+            | Self::Another
+            | Self::Busy
+            | Self::Invalid
+            | Self::RateLimited
+            | Self::Unavailable
+            | Self::UnknownOutcome
+            | Self::Unmet => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_refusal_has_its_cause() {
+        use Cause::{
+            AlreadyExists, Another, BadKey, Busy, Gone, Invalid, LimitReached, Maintenance,
+            NotForOrganizationKeys, NotFound, OrganizationMissing, PasswordNotStored, RateLimited,
+            Redirected, Unavailable, UnknownOutcome, Unmet, Unsupported,
+        };
+        let table = [
+            (302, "", "", Redirected),
+            (
+                400,
+                "",
+                "invalid request: decode application/json: invalid: project (field required)",
+                Invalid,
+            ),
+            (400, "", "Org_ID is required", OrganizationMissing),
+            (401, "", "", BadKey),
+            (402, "", "", LimitReached),
+            (403, "", "", BadKey),
+            (403, "PROJECTS_LIMIT_EXCEEDED", "", LimitReached),
+            (404, "", "project not found", NotFound),
+            (
+                404,
+                "",
+                "not allowed for organization API keys",
+                NotForOrganizationKeys,
+            ),
+            (405, "", "", Unsupported),
+            (406, "", "", Unmet),
+            (408, "", "", UnknownOutcome),
+            (409, "", "branch already exists", AlreadyExists),
+            (410, "", "", Gone),
+            (412, "", "", PasswordNotStored),
+            (418, "", "", Another),
+            (
+                422,
+                "PROJECTS_LIMIT_EXCEEDED",
+                "projects limit exceeded",
+                LimitReached,
+            ),
+            (422, "BRANCHES_LIMIT_EXCEEDED", "", LimitReached),
+            (422, "ROOT_BRANCHES_LIMIT_EXCEEDED", "", LimitReached),
+            (422, "ACTIVE_ENDPOINTS_LIMIT_EXCEEDED", "", LimitReached),
+            (
+                422,
+                "BRANCH_SIZE_LIMIT_EXCEEDED_THRESHOLD",
+                "",
+                LimitReached,
+            ),
+            (422, "COMPUTE_TIME_EXCEEDED", "", LimitReached),
+            (
+                422,
+                "NON_PRIMARY_BRANCH_COMPUTE_TIME_EXCEEDED",
+                "",
+                LimitReached,
+            ),
+            (422, "PROJECT_ID_ALREADY_EXISTS", "", AlreadyExists),
+            (422, "", "Projects limit exceeded", LimitReached),
+            (422, "", "branch not ready yet", Busy),
+            (422, "", "something else", Invalid),
+            (423, "", "", Busy),
+            (
+                423,
+                "",
+                "project already has running conflicting operations, scheduling of new ones is prohibited",
+                Busy,
+            ),
+            (
+                423,
+                "",
+                "endpoint is in some transitive state, could not suspend",
+                Busy,
+            ),
+            (423, "", "lock wait time exceeded, try again", Busy),
+            (423, "", "compute time quota reached", LimitReached),
+            (
+                423,
+                "",
+                "Your project has exceeded the active time quota. Upgrade your plan.",
+                LimitReached,
+            ),
+            (
+                423,
+                "",
+                "You've exceeded the compute time for this branch.",
+                LimitReached,
+            ),
+            (
+                423,
+                "",
+                "You have exceeded the limit of concurrently active endpoints.",
+                LimitReached,
+            ),
+            (
+                423,
+                "",
+                "You've exceeded the rate limit. Please wait a moment and try again.",
+                RateLimited,
+            ),
+            (423, "", "project is under Maintenance", Maintenance),
+            (423, "PROJECT_UNDER_MAINTENANCE", "", Maintenance),
+            (429, "", "", RateLimited),
+            (429, "", "you have exceeded the limit", RateLimited),
+            (500, "", "", UnknownOutcome),
+            (501, "", "", Unsupported),
+            (502, "", "", UnknownOutcome),
+            (503, "", "", Unavailable),
+            (504, "", "", UnknownOutcome),
+            (524, "", "", UnknownOutcome),
+        ];
+        for (status, code, text, cause) in table {
+            let status = StatusCode::from_u16(status).unwrap();
+            assert_eq!(
+                Cause::of(status, code, text),
+                cause,
+                "{status} {code} {text}"
+            );
+        }
+    }
+
+    #[test]
+    fn only_a_refusal_for_now_is_worth_another_attempt() {
+        for (cause, again) in [
+            (Cause::Busy, true),
+            (Cause::Maintenance, true),
+            (Cause::RateLimited, true),
+            (Cause::Unavailable, true),
+            (Cause::UnknownOutcome, true),
+            (Cause::AlreadyExists, false),
+            (Cause::BadKey, false),
+            (Cause::LimitReached, false),
+            (Cause::NotFound, false),
+            (Cause::Unmet, false),
+        ] {
+            assert_eq!(cause.kind().is_transient(), again, "{cause:?}");
+        }
+    }
+}

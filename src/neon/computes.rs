@@ -1,0 +1,105 @@
+//! The calls about compute endpoints.
+
+use super::{
+    client::Neon,
+    route::{Call, Route},
+    wire::{Endpoint, EndpointAnswer, EndpointsAnswer, UpdateEndpoint},
+};
+use crate::error::Error;
+
+static LIST: Route = Route::get("listProjectEndpoints", "/projects/{project_id}/endpoints");
+static GET: Route = Route::get(
+    "getProjectEndpoint",
+    "/projects/{project_id}/endpoints/{endpoint_id}",
+);
+static UPDATE: Route = Route::patch(
+    "updateProjectEndpoint",
+    "/projects/{project_id}/endpoints/{endpoint_id}",
+);
+static START: Route = Route::post(
+    "startProjectEndpoint",
+    "/projects/{project_id}/endpoints/{endpoint_id}/start",
+);
+static SUSPEND: Route = Route::post(
+    "suspendProjectEndpoint",
+    "/projects/{project_id}/endpoints/{endpoint_id}/suspend",
+);
+static RESTART: Route = Route::post(
+    "restartProjectEndpoint",
+    "/projects/{project_id}/endpoints/{endpoint_id}/restart",
+);
+
+impl Neon {
+    /// `GET /projects/{project_id}/endpoints` (`listProjectEndpoints`): the endpoints of all branches. Wakes none.
+    pub async fn list_project_endpoints(&self, project_id: &str) -> Result<Vec<Endpoint>, Error> {
+        let answer: EndpointsAnswer = self.call(Call::new(&LIST, &[project_id])).await?;
+        Ok(answer.endpoints)
+    }
+
+    /// `GET /projects/{project_id}/endpoints/{endpoint_id}` (`getProjectEndpoint`). Does not wake it.
+    pub async fn get_project_endpoint(
+        &self,
+        project_id: &str,
+        endpoint_id: &str,
+    ) -> Result<Endpoint, Error> {
+        let call = Call::new(&GET, &[project_id, endpoint_id]);
+        self.endpoint(call).await
+    }
+
+    /// `PATCH /projects/{project_id}/endpoints/{endpoint_id}` (`updateProjectEndpoint`): changes size and sleep, or
+    /// forbids that anything wakes it.
+    ///
+    /// The change holds when the operations have ended ([`wait_for_operations`](Self::wait_for_operations)). Neon wakes
+    /// a sleeping compute for it, and lets it sleep again.
+    pub async fn update_project_endpoint(
+        &self,
+        project_id: &str,
+        endpoint_id: &str,
+        update: &UpdateEndpoint,
+    ) -> Result<Endpoint, Error> {
+        let path = [project_id, endpoint_id];
+        let call = Call::new(&UPDATE, &path).body(update.body());
+        self.endpoint(call).await
+    }
+
+    /// `POST /projects/{project_id}/endpoints/{endpoint_id}/start` (`startProjectEndpoint`). It is awake when the
+    /// operations have ended ([`wait_for_operations`](Self::wait_for_operations)). A connection wakes it just so.
+    ///
+    /// # Errors
+    /// [`ErrorKind::QuotaExhausted`](crate::ErrorKind::QuotaExhausted) if a quota keeps it asleep.
+    pub async fn start_project_endpoint(
+        &self,
+        project_id: &str,
+        endpoint_id: &str,
+    ) -> Result<Endpoint, Error> {
+        let call = Call::new(&START, &[project_id, endpoint_id]);
+        self.endpoint(call).await
+    }
+
+    /// `POST /projects/{project_id}/endpoints/{endpoint_id}/suspend` (`suspendProjectEndpoint`): cuts its connections.
+    /// It is asleep when the operations have ended ([`wait_for_operations`](Self::wait_for_operations)).
+    pub async fn suspend_project_endpoint(
+        &self,
+        project_id: &str,
+        endpoint_id: &str,
+    ) -> Result<Endpoint, Error> {
+        let call = Call::new(&SUSPEND, &[project_id, endpoint_id]);
+        self.endpoint(call).await
+    }
+
+    /// `POST /projects/{project_id}/endpoints/{endpoint_id}/restart` (`restartProjectEndpoint`): cuts its connections.
+    /// It is awake again when the operations have ended ([`wait_for_operations`](Self::wait_for_operations)).
+    pub async fn restart_project_endpoint(
+        &self,
+        project_id: &str,
+        endpoint_id: &str,
+    ) -> Result<Endpoint, Error> {
+        let call = Call::new(&RESTART, &[project_id, endpoint_id]);
+        self.endpoint(call).await
+    }
+
+    async fn endpoint(&self, call: Call<'_>) -> Result<Endpoint, Error> {
+        let answer: EndpointAnswer = self.call(call).await?;
+        Ok(answer.endpoint)
+    }
+}

@@ -1,0 +1,68 @@
+//! The calls about operations, and the wait for their end.
+
+use std::time::Duration;
+
+use super::{
+    client::Neon,
+    route::{Call, Route},
+    wire::{Operation, OperationAnswer, OperationsAnswer},
+};
+use crate::{
+    error::{Error, ErrorKind},
+    retry::retry,
+};
+
+static LIST: Route = Route::get("listProjectOperations", "/projects/{project_id}/operations");
+static GET: Route = Route::get(
+    "getProjectOperation",
+    "/projects/{project_id}/operations/{operation_id}",
+);
+
+/// How many operations are listed: more than one call starts.
+const NEWEST: &str = "10";
+
+impl Neon {
+    /// `GET /projects/{project_id}/operations` (`listProjectOperations`): the newest ten.
+    pub async fn list_project_operations(&self, project_id: &str) -> Result<Vec<Operation>, Error> {
+        let call = Call::new(&LIST, &[project_id]).query("limit", Some(NEWEST.into()));
+        let answer: OperationsAnswer = self.call(call).await?;
+        Ok(answer.operations)
+    }
+
+    /// `GET /projects/{project_id}/operations/{operation_id}` (`getProjectOperation`).
+    pub async fn get_project_operation(
+        &self,
+        project_id: &str,
+        operation_id: &str,
+    ) -> Result<Operation, Error> {
+        let call = Call::new(&GET, &[project_id, operation_id]);
+        let answer: OperationAnswer = self.call(call).await?;
+        Ok(answer.operation)
+    }
+
+    /// Waits until none of the project's newest ten operations goes on, and returns them. Whether one has failed is for
+    /// the caller to see.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost by dropping it.
+    pub async fn wait_for_operations(&self, project_id: &str) -> Result<Vec<Operation>, Error> {
+        let progress = self.progress();
+        let neon = self.within(&progress);
+        // One request covers all operations of the project. The waits grow slowly, so that little time is lost at the
+        // end, and stay far below the API's rate limit.
+        let grow = |wait: &Duration| Some((*wait * 3 / 2).min(Duration::from_secs(1)));
+        let waits = std::iter::successors(Some(Duration::from_millis(100)), grow);
+        retry(&progress, waits, || async {
+            let operations = neon.list_project_operations(project_id).await?;
+            match operations.iter().find(|operation| operation.is_pending()) {
+                Some(pending) => {
+                    let message =
+                        format!("project {project_id}: operation {} goes on", pending.action);
+                    Err(Error::new(ErrorKind::Locked, message))
+                }
+                None => Ok(operations),
+            }
+        })
+        .await
+    }
+}

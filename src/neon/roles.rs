@@ -1,0 +1,118 @@
+//! The calls about roles: how they log in.
+
+use percent_encoding::percent_decode_str;
+use url::Url;
+
+use super::{
+    client::Neon,
+    route::{Call, Route},
+    wire::{ConnectionUriAnswer, DATABASE, Endpoint, PasswordAnswer, ROLE, ResetAnswer},
+};
+use crate::{
+    endpoint,
+    error::{Error, ErrorKind},
+    secret::Secret,
+};
+
+static REVEAL: Route = Route::get(
+    "getProjectBranchRolePassword",
+    "/projects/{project_id}/branches/{branch_id}/roles/{role_name}/reveal_password",
+);
+static RESET: Route = Route::post(
+    "resetProjectBranchRolePassword",
+    "/projects/{project_id}/branches/{branch_id}/roles/{role_name}/reset_password",
+);
+static URI: Route = Route::get("getConnectionURI", "/projects/{project_id}/connection_uri");
+
+impl Neon {
+    /// `GET /projects/{project_id}/branches/{branch_id}/roles/{role_name}/reveal_password`
+    /// (`getProjectBranchRolePassword`): the password of a role.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Refused`] with 412 in the text if the project does not store passwords; only a
+    /// [reset](Self::reset_project_branch_role_password) shows one then.
+    pub async fn get_project_branch_role_password(
+        &self,
+        project_id: &str,
+        branch_id: &str,
+        role: &str,
+    ) -> Result<Secret, Error> {
+        let call = Call::new(&REVEAL, &[project_id, branch_id, role]);
+        let answer: PasswordAnswer = self.call(call).await?;
+        Ok(answer.password)
+    }
+
+    /// `POST /projects/{project_id}/branches/{branch_id}/roles/{role_name}/reset_password`
+    /// (`resetProjectBranchRolePassword`): gives a role a new password.
+    ///
+    /// The new password holds, and the old one no more, when the operations have ended
+    /// ([`wait_for_operations`](Self::wait_for_operations)). Neon wakes the compute for it and cuts its connections.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ControlPlane`] means that it is unknown which password holds:
+    /// [ask](Self::get_project_branch_role_password), or reset again.
+    pub async fn reset_project_branch_role_password(
+        &self,
+        project_id: &str,
+        branch_id: &str,
+        role: &str,
+    ) -> Result<Secret, Error> {
+        let call = Call::new(&RESET, &[project_id, branch_id, role]);
+        let answer: ResetAnswer = self.call(call).await?;
+        Ok(answer.role.password)
+    }
+
+    /// `GET /projects/{project_id}/connection_uri` (`getConnectionURI`): the URI of a role at a database of an endpoint,
+    /// password included; through the pooler if `pooled`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Refused`] if the project does not store passwords.
+    pub async fn get_connection_uri(
+        &self,
+        project_id: &str,
+        endpoint_id: &str,
+        database: &str,
+        role: &str,
+        pooled: bool,
+    ) -> Result<Secret, Error> {
+        let pooled = if pooled { "true" } else { "false" };
+        let call = Call::new(&URI, &[project_id])
+            .query("endpoint_id", Some(endpoint_id.into()))
+            .query("database_name", Some(database.into()))
+            .query("role_name", Some(role.into()))
+            .query("pooled", Some(pooled.into()));
+        let answer: ConnectionUriAnswer = self.call(call).await?;
+        Ok(answer.uri)
+    }
+
+    /// Where tenantry's own role logs in at `compute`, password included.
+    pub(crate) async fn credentials(
+        &self,
+        project_id: &str,
+        compute: &Endpoint,
+    ) -> Result<endpoint::Endpoint, Error> {
+        let uri = self
+            .get_connection_uri(project_id, &compute.id, DATABASE, ROLE, true)
+            .await?;
+        let unreadable = || {
+            Error::new(
+                ErrorKind::ControlPlane,
+                "neon's connection uri is not as described",
+            )
+        };
+        let uri = Url::parse(uri.expose()).map_err(|_| unreadable())?;
+        let password = uri.password().and_then(decoded).ok_or_else(unreadable)?;
+        let pooled_host = uri.host_str().ok_or_else(unreadable)?;
+        let endpoint =
+            endpoint::Endpoint::neon(&compute.host, pooled_host, DATABASE, ROLE, password);
+        Ok(endpoint.suspend_window(compute.suspend_window()))
+    }
+}
+
+/// A part of a URI as it was before it was written into one.
+fn decoded(part: &str) -> Option<Secret> {
+    percent_decode_str(part)
+        .decode_utf8()
+        .ok()
+        .map(|plain| Secret::new(plain.into_owned()))
+}

@@ -1,0 +1,45 @@
+//! How to connect, passwords included.
+
+use serde::Deserialize;
+
+use crate::secret::Secret;
+
+/// How to connect.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct ConnectionDetails {
+    /// The parts. The URI beside them is not read: it names the direct host and contains the password.
+    pub connection_parameters: ConnectionParameters,
+}
+
+/// The parts of a connection.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct ConnectionParameters {
+    /// Name of the database.
+    pub database: String,
+    /// Password of the role.
+    pub password: Secret,
+    /// Role to log in as.
+    pub role: String,
+    /// The direct host.
+    pub host: String,
+    /// The host with the pooler.
+    pub pooler_host: String,
+}
+
+#[derive(Debug, Deserialize)]
+pub(in crate::neon) struct ConnectionUriAnswer {
+    pub(in crate::neon) uri: Secret,
+}
+
+#[derive(Debug, Deserialize)]
+pub(in crate::neon) struct PasswordAnswer {
+    pub(in crate::neon) password: Secret,
+}
+
+/// The password is in the role here, and not beside it.
+#[derive(Debug, Deserialize)]
+pub(in crate::neon) struct ResetAnswer {
+    pub(in crate::neon) role: PasswordAnswer,
+}

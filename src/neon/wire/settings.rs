@@ -1,0 +1,155 @@
+//! Parts of a plan, as Neon reads and writes them.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value, json};
+
+use super::tolerant;
+use crate::plan::{Quota, Suspend};
+
+/// The settings of a compute. What is `None` is left out.
+pub(super) fn compute(
+    compute_units: Option<(f64, f64)>,
+    suspend: Option<Suspend>,
+) -> Map<String, Value> {
+    let mut settings = Map::new();
+    if let Some((min, max)) = compute_units {
+        settings.insert("autoscaling_limit_min_cu".into(), json!(min));
+        settings.insert("autoscaling_limit_max_cu".into(), json!(max));
+    }
+    if let Some(suspend) = suspend {
+        settings.insert("suspend_timeout_seconds".into(), seconds(suspend));
+    }
+    settings
+}
+
+/// What a new compute gets: a default is not sent, so that the account's own holds.
+pub(super) fn new_compute(
+    compute_units: Option<(f64, f64)>,
+    suspend: Suspend,
+) -> Map<String, Value> {
+    compute(
+        compute_units,
+        (suspend != Suspend::Default).then_some(suspend),
+    )
+}
+
+fn seconds(suspend: Suspend) -> Value {
+    match suspend {
+        Suspend::Default => json!(0),
+        Suspend::After(window) => json!(window.as_secs()),
+        Suspend::Never => json!(-1),
+    }
+}
+
+/// The limits that a quota sets.
+pub(super) fn quota(quota: &Quota) -> Map<String, Value> {
+    limits(quota)
+        .into_iter()
+        .filter_map(|(field, limit)| Some((field.to_owned(), json!(limit?))))
+        .collect()
+}
+
+/// Every limit, 0 for none: whether Neon merges a part of a quota into the old one is not documented, and this way it
+/// makes no difference.
+pub(super) fn whole_quota(quota: &Quota) -> Map<String, Value> {
+    limits(quota)
+        .into_iter()
+        .map(|(field, limit)| (field.to_owned(), json!(limit.unwrap_or_default())))
+        .collect()
+}
+
+fn limits(quota: &Quota) -> [(&'static str, Option<u64>); 5] {
+    let seconds = |time: Option<Duration>| time.map(|time| time.as_secs());
+    [
+        ("active_time_seconds", seconds(quota.active_time)),
+        ("compute_time_seconds", seconds(quota.compute_time)),
+        ("written_data_bytes", quota.written_bytes),
+        ("data_transfer_bytes", quota.transfer_bytes),
+        ("logical_size_bytes", quota.logical_size_bytes),
+    ]
+}
+
+pub(super) fn filled(map: Map<String, Value>) -> Option<Value> {
+    (!map.is_empty()).then_some(Value::Object(map))
+}
+
+#[derive(Default, Deserialize)]
+struct Settings {
+    #[serde(default, deserialize_with = "tolerant::or_default")]
+    quota: Limits,
+}
+
+#[derive(Default, Deserialize)]
+struct Limits {
+    #[serde(default, deserialize_with = "tolerant::count")]
+    active_time_seconds: u64,
+    #[serde(default, deserialize_with = "tolerant::count")]
+    compute_time_seconds: u64,
+    #[serde(default, deserialize_with = "tolerant::count")]
+    written_data_bytes: u64,
+    #[serde(default, deserialize_with = "tolerant::count")]
+    data_transfer_bytes: u64,
+    #[serde(default, deserialize_with = "tolerant::count")]
+    logical_size_bytes: u64,
+}
+
+/// The quota among a project's settings; a limit of 0 is none.
+pub(super) fn quota_of<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Quota, D::Error> {
+    let Settings { quota } = tolerant::or_default(deserializer)?;
+    let limit = |value: u64| (value > 0).then_some(value);
+    let time = |seconds: u64| limit(seconds).map(Duration::from_secs);
+    Ok(Quota {
+        active_time: time(quota.active_time_seconds),
+        compute_time: time(quota.compute_time_seconds),
+        written_bytes: limit(quota.written_data_bytes),
+        transfer_bytes: limit(quota.data_transfer_bytes),
+        logical_size_bytes: limit(quota.logical_size_bytes),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quota_is_read_as_it_is_written_and_zero_is_no_limit() {
+        let limited = Quota {
+            active_time: Some(Duration::from_secs(3600)),
+            written_bytes: Some(9),
+            ..Quota::default()
+        };
+        for written in [quota(&limited), whole_quota(&limited)] {
+            assert_eq!(quota_of(json!({ "quota": written })).unwrap(), limited);
+        }
+        assert_eq!(whole_quota(&limited)["data_transfer_bytes"], 0);
+        for none in [
+            json!(null),
+            json!({}),
+            json!({ "quota": null }),
+            json!({ "quota": {} }),
+        ] {
+            assert_eq!(quota_of(&none).unwrap(), Quota::default(), "{none}");
+        }
+    }
+
+    #[test]
+    fn a_default_is_sent_as_zero_only_where_it_replaces_something() {
+        assert_eq!(new_compute(None, Suspend::Default), Map::new());
+        let reset = compute(None, Some(Suspend::Default));
+        assert_eq!(
+            Value::Object(reset),
+            json!({ "suspend_timeout_seconds": 0 })
+        );
+        let never = new_compute(Some((0.25, 2.0)), Suspend::Never);
+        assert_eq!(
+            Value::Object(never),
+            json!({
+                "autoscaling_limit_min_cu": 0.25,
+                "autoscaling_limit_max_cu": 2.0,
+                "suspend_timeout_seconds": -1,
+            })
+        );
+    }
+}

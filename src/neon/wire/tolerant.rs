@@ -1,0 +1,62 @@
+//! Reading what is not quite as described.
+
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+
+/// `null` is read as the default, as serde's own `default` reads only what is left out.
+pub(super) fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
+/// A count. A fraction is cut off, and what is no count is none: it is not worth the answer that it stands in.
+pub(super) fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let value = Value::deserialize(deserializer)?;
+    Ok(value
+        .as_u64()
+        .or_else(|| cut_off(&value)?.try_into().ok())
+        .unwrap_or_default())
+}
+
+/// A whole number below or above zero, read like a [`count`].
+pub(super) fn whole<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
+    let value = Value::deserialize(deserializer)?;
+    Ok(value
+        .as_i64()
+        .or_else(|| cut_off(&value))
+        .unwrap_or_default())
+}
+
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "cutting off is what it is for, and the cast stops at the ends"
+)]
+fn cut_off(value: &Value) -> Option<i64> {
+    value.as_f64().map(|number| number as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_count_is_read_from_whatever_stands_there() {
+        for (written, read) in [
+            (json!(7), 7),
+            (json!(u64::MAX), u64::MAX),
+            (json!(7.9), 7),
+            (json!(-7), 0),
+            (json!(1e300), i64::MAX.unsigned_abs()),
+            (json!(null), 0),
+            (json!("7"), 0),
+        ] {
+            assert_eq!(count(&written).unwrap(), read, "{written}");
+        }
+        assert_eq!(whole(&json!(-1.0)).unwrap(), -1);
+        assert_eq!(whole(&json!(null)).unwrap(), 0);
+    }
+}

@@ -83,9 +83,9 @@ impl Neon {
 
     async fn search(&self, name: &str) -> Result<Vec<Project>, Error> {
         let mut found = Vec::new();
-        let mut list = ListProjects::new().search(name).limit(PAGE);
+        let mut wanted = ListProjects::new().search(name).limit(PAGE);
         loop {
-            let page = self.list_projects(&list).await?;
+            let page = self.list_projects(&wanted).await?;
             if !page.unavailable_project_ids.is_empty() {
                 let message =
                     "neon could not search all projects in time, so absence is not proved";
@@ -94,8 +94,8 @@ impl Neon {
             // A cursor comes even with the last page: a short page is what ends the list.
             let last = page.projects.len() < usize::from(PAGE);
             found.extend(page.projects);
-            list.cursor = page.cursor;
-            if last || list.cursor.is_none() {
+            wanted.cursor = page.cursor;
+            if last || wanted.cursor.is_none() {
                 return Ok(found);
             }
         }

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 #![allow(clippy::expect_used, reason = "tests")]
 
+mod answers;
 mod api;
 mod connections;
 mod emulator;
@@ -11,9 +12,11 @@ mod eviction;
 mod faults;
 mod isolation;
 mod layers;
+mod methods;
 mod provisioning;
 mod runtimes;
 mod secrets;
+mod spans;
 mod support;
 mod traces;
 mod wake;

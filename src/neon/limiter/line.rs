@@ -166,8 +166,8 @@ impl Line {
         let Some((place, _)) = self.next(now) else {
             return;
         };
-        let bells = self.routes.values();
-        if let Some(bell) = bells.filter_map(|route| route.waiting.get(&place)).next() {
+        let mut routes = self.routes.values();
+        if let Some(bell) = routes.find_map(|route| route.waiting.get(&place)) {
             bell.notify_one();
         }
     }

@@ -50,6 +50,8 @@ struct Script {
     bodies: Arc<Mutex<Vec<Value>>>,
 }
 
+static SERVERS: AtomicU32 = AtomicU32::new(0);
+
 /// The server with the script.
 pub(crate) struct ScriptedApi {
     url: String,
@@ -84,12 +86,11 @@ impl ScriptedApi {
         let routes = Router::new().fallback(answer).with_state(script.clone());
         let server = tokio::spawn(async move { axum::serve(listener, routes).await.unwrap() });
         // A key of its own: clients of one key at one address share what they may send.
-        static SERVERS: AtomicU32 = AtomicU32::new(0);
         let key = format!("napi_script_{}", SERVERS.fetch_add(1, Relaxed));
         Self {
             url,
-            key,
             script,
+            key,
             server,
         }
     }

@@ -1,0 +1,242 @@
+//! Answers as Neon really gives them, and answers that nobody should give.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use tenantry::{
+    DEFAULT_SUSPEND_WINDOW, ErrorKind, Provisioner, Resolve, TenantRouter, neon::CreateProject,
+    records::Memory,
+};
+
+use crate::support::{Reply, ScriptedApi};
+
+/// The answer to a creation, in the shape and with the facts of one that was recorded at Neon in January 2025; names
+/// and values are made up.
+fn created_project() -> Value {
+    serde_json::from_str(include_str!("fixtures/created_project.json")).unwrap()
+}
+
+#[tokio::test]
+async fn a_creation_is_read_as_neon_answers_it() {
+    let api = ScriptedApi::new([Reply::Json(201, created_project())]).await;
+    let neon = api.client().build().unwrap();
+    let created = neon
+        .create_project(&CreateProject::new("test-acme"))
+        .await
+        .unwrap();
+    let branch = created.branch.as_ref().expect("a branch");
+    assert!(branch.default && branch.annotations.is_empty());
+    assert_eq!(branch.pending_state.as_deref(), Some("ready"));
+    let zero = "0001-01-01T00:00:00Z"; // before the first billing period
+    assert_eq!(
+        created.project.consumption_period_start.as_deref(),
+        Some(zero)
+    );
+
+    let endpoint = &created.endpoints[0];
+    assert_eq!(
+        endpoint.suspend_window(),
+        Some(DEFAULT_SUSPEND_WINDOW),
+        "0 is the default, not never"
+    );
+    assert_eq!(endpoint.pending_state.as_deref(), Some("active"));
+    let at = &created.connection_uris[0].connection_parameters;
+    assert_eq!(
+        at.host, endpoint.host,
+        "the endpoint's host is the direct one"
+    );
+    assert_eq!(at.pooler_host, endpoint.host.replacen('.', "-pooler.", 1));
+    let states: Vec<_> = created
+        .operations
+        .iter()
+        .map(|operation| (operation.status.as_str(), operation.is_pending()))
+        .collect();
+    assert_eq!(states, [("running", true), ("scheduling", true)]);
+    assert!(!format!("{created:?}").contains("npg_"));
+}
+
+/// Notes which hosts are asked for, and knows none.
+#[derive(Clone, Default)]
+struct Nowhere(Arc<Mutex<Vec<String>>>);
+
+impl Resolve for Nowhere {
+    async fn resolve(&self, host: &str, _port: u16) -> io::Result<Vec<SocketAddr>> {
+        self.0.lock().unwrap().push(host.to_owned());
+        Err(io::Error::other("no such host"))
+    }
+}
+
+#[tokio::test]
+async fn a_tenant_is_provisioned_from_that_answer_and_looked_for_at_the_pooled_host() {
+    let operations = |status: &str| {
+        let operation = json!({ "id": "op-1", "action": "create_timeline", "status": status });
+        Reply::Json(200, json!({ "operations": [operation] }))
+    };
+    let api = ScriptedApi::new([
+        Reply::Json(200, json!({ "projects": [] })),
+        Reply::Json(201, created_project()),
+        operations("running"),
+        operations("finished"),
+    ])
+    .await;
+    let hosts = Nowhere::default();
+    let provisioner = Provisioner::new(Memory::new(), api.client().build().unwrap(), "test");
+    let router = TenantRouter::provisioning(provisioner)
+        .resolve(hosts.clone())
+        .get_timeout(Duration::from_secs(1))
+        .build()
+        .unwrap();
+    let err = router.get("acme").await.unwrap_err();
+    assert!(matches!(err.kind(), ErrorKind::Timeout(_)), "{err:?}");
+    api.assert_done();
+    let hosts = hosts.0.lock().unwrap();
+    let pooled = "ep-amber-field-a9z8y7x6-pooler.us-east-2.aws.neon.tech";
+    assert!(
+        !hosts.is_empty() && hosts.iter().all(|host| host == pooled),
+        "{hosts:?}"
+    );
+}
+
+#[tokio::test]
+async fn what_is_new_missing_or_null_in_an_answer_does_not_lose_it() {
+    let mut strange = created_project();
+    strange["project"]["settings"] = Value::Null;
+    strange["project"]["name"] = Value::Null;
+    strange["project"]["active_time_seconds"] = json!(1.5);
+    strange["project"]["written_data_bytes"] = Value::Null;
+    strange["project"]["brand_new"] = json!({ "deep": [1] });
+    strange["branch"] = Value::Null;
+    strange["roles"] = Value::Null;
+    strange["operations"] =
+        json!([{ "id": "o-1", "action": "teleport", "status": "pondering", "error": null }]);
+    let endpoint = &mut strange["endpoints"][0];
+    for deprecated in ["pooler_enabled", "pooler_mode", "proxy_host", "settings"] {
+        endpoint.as_object_mut().unwrap().remove(deprecated);
+    }
+    endpoint["current_state"] = json!("hibernating");
+    endpoint["type"] = json!("write_only");
+    endpoint["pending_state"] = Value::Null;
+    endpoint["disabled"] = Value::Null;
+    endpoint["suspend_timeout_seconds"] = json!(60.0);
+
+    let api = ScriptedApi::new([Reply::Json(201, strange)]).await;
+    let neon = api.client().build().unwrap();
+    let created = neon.create_project(&CreateProject::new("p")).await.unwrap();
+    assert_eq!(
+        (
+            created.project.name.as_str(),
+            created.project.active_time_seconds
+        ),
+        ("", 1)
+    );
+    assert_eq!(created.branch, None);
+    assert!(!created.operations[0].is_pending());
+    let endpoint = &created.endpoints[0];
+    assert_eq!(endpoint.current_state, "hibernating");
+    assert_eq!(endpoint.suspend_window(), Some(Duration::from_secs(60)));
+}
+
+#[tokio::test]
+async fn a_success_that_cannot_be_read_says_what_it_was_and_nothing_of_its_words() {
+    const HALF: &str = r#"{"project":{"id":"p-1"},"connection_uris":[{"connection_parameters":{"password":"hunter2""#;
+    for (reply, text) in [
+        (
+            Reply::Html(201),
+            "a page of html, from the network in front of it",
+        ),
+        (Reply::Text(200, ""), "an empty body"),
+        (Reply::Text(204, ""), "an empty body"),
+        (
+            Reply::Text(201, HALF),
+            "a body that is not as described (line 1",
+        ),
+        (
+            Reply::Text(201, "hunter2"),
+            "a body that is not as described",
+        ),
+        (
+            Reply::Text(201, r#"{"project":"hunter2"}"#),
+            "a body that is not as described",
+        ),
+    ] {
+        let api = ScriptedApi::new([reply]).await;
+        let neon = api.client().build().unwrap();
+        let err = neon
+            .create_project(&CreateProject::new("p"))
+            .await
+            .unwrap_err();
+        assert_eq!(err.kind(), ErrorKind::ControlPlane, "it may have happened");
+        let told = err.to_string();
+        assert!(
+            told.contains(text) && told.contains("[request req-1]"),
+            "{told}"
+        );
+        assert!(!format!("{err:?}").contains("hunter2"), "{err:?}");
+        assert_eq!(api.seen().len(), 1, "not sent again");
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_says_what_to_change() {
+    let told = |message: &str| json!({ "code": "", "message": message });
+    for (reply, kind, text) in [
+        (
+            Reply::Html(403),
+            ErrorKind::Refused,
+            "with a page of html, from the network in front of it",
+        ),
+        (Reply::Text(418, "plain words"), ErrorKind::Refused, "418"),
+        (
+            Reply::Json(400, told("org_id is required")),
+            ErrorKind::Refused,
+            "name the organization with org_id",
+        ),
+        (
+            Reply::Json(404, told("not allowed for organization API keys")),
+            ErrorKind::Refused,
+            "use the personal api key",
+        ),
+        (
+            Reply::Json(
+                423,
+                told("Your project has exceeded the active time quota."),
+            ),
+            ErrorKind::QuotaExhausted,
+            "a limit of the plan",
+        ),
+        (
+            Reply::Json(
+                422,
+                json!({ "code": "PROJECTS_LIMIT_EXCEEDED", "message": null }),
+            ),
+            ErrorKind::QuotaExhausted,
+            "a limit of the plan",
+        ),
+    ] {
+        let api = ScriptedApi::new([reply]).await;
+        let neon = api.client().build().unwrap();
+        let err = neon.get_project("p-1").await.unwrap_err();
+        assert_eq!(err.kind(), kind, "{err}");
+        assert!(err.to_string().contains(text), "{err}");
+        api.assert_done();
+    }
+}
+
+#[tokio::test]
+async fn a_project_in_maintenance_or_in_transition_is_waited_for() {
+    let locked = |message: &str| Reply::Json(423, json!({ "code": "", "message": message }));
+    let api = ScriptedApi::new([
+        locked("project is under maintenance"),
+        locked("endpoint is in some transitive state, could not suspend"),
+        Reply::Json(200, json!({ "project": { "id": "p-1" } })),
+    ])
+    .await;
+    let neon = api.client().build().unwrap();
+    assert_eq!(neon.delete_project("p-1").await.unwrap().id, "p-1");
+    api.assert_done();
+}

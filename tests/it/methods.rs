@@ -1,0 +1,441 @@
+//! Each method of the client: exactly what it sends, and what it makes of the answer as Neon describes it.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+use tenantry::{
+    Error, ErrorKind, Neon, Plan, Quota, Suspend,
+    neon::{
+        ConsumptionQuery, CreateBranch, CreateProject, Granularity, ListProjects, UpdateEndpoint,
+        UpdateProject,
+    },
+};
+
+use crate::support::{Reply, ScriptedApi};
+
+/// An API that gives these answers, and a client of it.
+async fn scripted(replies: impl IntoIterator<Item = Reply>) -> (ScriptedApi, Neon) {
+    let api = ScriptedApi::new(replies).await;
+    let neon = api.client().org_id("org-a").build().unwrap();
+    (api, neon)
+}
+
+async fn answering(status: u16, body: Value) -> (ScriptedApi, Neon) {
+    scripted([Reply::Json(status, body)]).await
+}
+
+/// Fails unless exactly this was sent.
+fn assert_sent(api: &ScriptedApi, request: &str, body: Value) {
+    assert_eq!(api.seen(), [format!("{request} ").trim_end()]);
+    assert_eq!(api.bodies(), [body]);
+    api.assert_done();
+}
+
+fn endpoint() -> Value {
+    json!({ "endpoint": { "id": "ep-1", "host": "ep-1.neon.tech", "current_state": "idle" }, "operations": [] })
+}
+
+#[tokio::test]
+async fn a_project_is_created_with_its_plan() {
+    let answer = json!({ "project": { "id": "p-1" }, "connection_uris": [] });
+    let (api, neon) = answering(201, answer).await;
+    let mut order = CreateProject::new("acme");
+    order.plan = Plan::new().pg_version(17).never_suspend();
+    order.annotations.insert("tenant".into(), "acme".into());
+    assert_eq!(neon.create_project(&order).await.unwrap().project.id, "p-1");
+    let project = json!({
+        "name": "acme",
+        "pg_version": 17,
+        "org_id": "org-a",
+        "branch": {
+            "database_name": "neondb", "role_name": "neondb_owner", "annotations": { "tenant": "acme" },
+        },
+        "default_endpoint_settings": { "suspend_timeout_seconds": -1 },
+    });
+    assert_sent(&api, "POST /api/v2/projects", json!({ "project": project }));
+}
+
+#[tokio::test]
+async fn projects_are_listed_by_the_page() {
+    let answer = json!({
+        "projects": [
+            { "id": "p-1", "deleted_at": "2026-01-01T00:00:00Z", "recoverable_until": "2026-01-08T00:00:00Z" },
+        ],
+        "unavailable_project_ids": ["p-9"],
+        "pagination": { "cursor": "p-1" },
+        "applications": {}, "integrations": {},
+    });
+    let (api, neon) = answering(200, answer).await;
+    let list = ListProjects::new()
+        .search("a&b")
+        .cursor("p-0")
+        .limit(50)
+        .recoverable();
+    let page = neon.list_projects(&list).await.unwrap();
+    assert_eq!(page.cursor.as_deref(), Some("p-1"));
+    assert_eq!(page.unavailable_project_ids, ["p-9"]);
+    let project = &page.projects[0];
+    assert_eq!(
+        project.recoverable_until.as_deref(),
+        Some("2026-01-08T00:00:00Z")
+    );
+    let query = "search=a%26b&limit=50&recoverable=true&org_id=org-a&cursor=p-0";
+    assert_sent(&api, &format!("GET /api/v2/projects?{query}"), Value::Null);
+}
+
+#[tokio::test]
+async fn a_project_says_what_it_consumed_and_what_it_may() {
+    let answer = json!({ "project": {
+        "id": "p-1", "org_id": "org-a", "pg_version": 17, "active_time_seconds": 60, "compute_time_seconds": 15,
+        "written_data_bytes": 1024, "data_transfer_bytes": 2048,
+        "settings": { "quota": { "active_time_seconds": 3600, "logical_size_bytes": 0 } },
+    } });
+    let (api, neon) = answering(200, answer).await;
+    let project = neon.get_project("p-1").await.unwrap();
+    let consumed = [
+        project.active_time_seconds,
+        project.compute_time_seconds,
+        project.written_data_bytes,
+        project.data_transfer_bytes,
+    ];
+    assert_eq!(consumed, [60, 15, 1024, 2048]);
+    assert_eq!(project.quota.active_time, Some(Duration::from_secs(3600)));
+    assert_eq!(project.quota.logical_size_bytes, None);
+    assert_eq!(project.org_id.as_deref(), Some("org-a"));
+    assert_sent(&api, "GET /api/v2/projects/p-1", Value::Null);
+}
+
+#[tokio::test]
+async fn a_project_is_updated_with_a_whole_quota() {
+    let answer = json!({ "project": { "id": "p-1", "name": "new" }, "operations": [] });
+    let (api, neon) = answering(200, answer).await;
+    let mut quota = Quota::default();
+    quota.written_bytes = Some(9);
+    let plan = Plan::new().compute_units(0.25, 1.0).quota(quota);
+    let update = UpdateProject::new().name("new").plan(&plan);
+    assert_eq!(
+        neon.update_project("p-1", &update).await.unwrap().name,
+        "new"
+    );
+    let project = json!({
+        "name": "new",
+        "default_endpoint_settings": {
+            "autoscaling_limit_min_cu": 0.25, "autoscaling_limit_max_cu": 1.0, "suspend_timeout_seconds": 0,
+        },
+        "settings": { "quota": {
+            "active_time_seconds": 0, "compute_time_seconds": 0, "written_data_bytes": 9, "data_transfer_bytes": 0,
+            "logical_size_bytes": 0,
+        } },
+    });
+    assert_sent(
+        &api,
+        "PATCH /api/v2/projects/p-1",
+        json!({ "project": project }),
+    );
+}
+
+#[tokio::test]
+async fn a_project_is_deleted_and_recovered() {
+    let answer = json!({ "project": { "id": "p-1" }, "branches": [] });
+    let (api, neon) = answering(200, answer.clone()).await;
+    assert_eq!(neon.delete_project("p-1").await.unwrap().id, "p-1");
+    assert_sent(&api, "DELETE /api/v2/projects/p-1", Value::Null);
+    let (api, neon) = answering(200, answer).await;
+    assert_eq!(neon.recover_project("p-1").await.unwrap().id, "p-1");
+    assert_sent(&api, "POST /api/v2/projects/p-1/recover", Value::Null);
+}
+
+#[tokio::test]
+async fn a_branch_is_created_with_a_compute_unless_told_otherwise() {
+    let answer = json!({
+        "branch": { "id": "br-1", "name": "acme", "parent_id": "br-0", "current_state": "init", "pending_state": "ready" },
+        "endpoints": [{ "id": "ep-1", "host": "ep-1.neon.tech", "type": "read_write" }],
+        "operations": [{ "id": "op-1", "action": "create_branch", "status": "running", "branch_id": "br-1" }],
+        "roles": [], "databases": [],
+    });
+    let (api, neon) = answering(201, answer.clone()).await;
+    let mut order = CreateBranch::new("acme");
+    order.parent_id = Some("br-0".into());
+    order.annotations.insert("tenant".into(), "acme".into());
+    order.plan = Plan::new().suspend_after(Duration::from_secs(60));
+    let created = neon.create_project_branch("p-1", &order).await.unwrap();
+    assert_eq!(created.branch.parent_id.as_deref(), Some("br-0"));
+    assert_eq!(created.endpoints[0].id, "ep-1");
+    assert!(created.operations[0].is_pending() && created.connection_uris.is_empty());
+    let body = json!({
+        "branch": { "name": "acme", "parent_id": "br-0" },
+        "endpoints": [{ "type": "read_write", "suspend_timeout_seconds": 60 }],
+        "annotation_value": { "tenant": "acme" },
+    });
+    assert_sent(&api, "POST /api/v2/projects/p-1/branches", body);
+
+    let (api, neon) = answering(201, answer).await;
+    let mut bare = CreateBranch::new("bare");
+    bare.with_endpoint = false;
+    neon.create_project_branch("p-1", &bare).await.unwrap();
+    let body = json!({ "branch": { "name": "bare" } });
+    assert_sent(&api, "POST /api/v2/projects/p-1/branches", body);
+}
+
+#[tokio::test]
+async fn a_branch_of_a_name_that_is_taken_is_a_conflict() {
+    let taken = json!({ "code": "", "message": "branch already exists", "request_id": "body-id" });
+    let (_api, neon) = answering(409, taken).await;
+    let err = neon
+        .create_project_branch("p-1", &CreateBranch::new("main"))
+        .await
+        .unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::Conflict);
+    let text = "neon's api answered 409 Conflict: branch already exists [request req-1]";
+    assert_eq!(err.to_string(), text);
+}
+
+#[tokio::test]
+async fn branches_are_listed_through_all_pages_with_their_annotations() {
+    let page = |id: &str, next: Option<&str>| {
+        Reply::Json(
+            200,
+            json!({
+                "branches": [{ "id": id, "name": id, "default": true }],
+                "annotations": { id: { "object": { "type": "console/branch", "id": id }, "value": { "of": id } } },
+                "pagination": { "next": next, "sort_by": "updated_at", "sort_order": "desc" },
+            }),
+        )
+    };
+    let empty = Reply::Json(200, json!({ "branches": [], "annotations": {} }));
+    let (api, neon) = scripted([page("br-1", Some("a=/b")), page("br-2", Some("c")), empty]).await;
+    let branches = neon.list_project_branches("p-1").await.unwrap();
+    let noted: Vec<_> = branches
+        .iter()
+        .map(|branch| branch.annotations["of"].as_str())
+        .collect();
+    assert_eq!(noted, ["br-1", "br-2"]);
+    let path = "GET /api/v2/projects/p-1/branches?limit=10000";
+    let sent = ["", "&cursor=a%3D%2Fb", "&cursor=c"].map(|cursor| format!("{path}{cursor}"));
+    assert_eq!(api.seen(), sent);
+    api.assert_done();
+}
+
+#[tokio::test]
+async fn a_branch_is_shown_with_its_annotations_and_deleted_once() {
+    let answer = json!({ "branch": { "id": "br-1" }, "annotation": { "object": {}, "value": { "a": "b" } } });
+    let (api, neon) = answering(200, answer).await;
+    let branch = neon.get_project_branch("p-1", "br-1").await.unwrap();
+    assert_eq!(branch.annotations["a"], "b");
+    assert_sent(&api, "GET /api/v2/projects/p-1/branches/br-1", Value::Null);
+
+    let deleted = json!({ "branch": { "id": "br-1" }, "operations": [] });
+    for (reply, expected) in [
+        (Reply::Json(200, deleted), Some("br-1")),
+        (Reply::Text(204, ""), None),
+    ] {
+        let (api, neon) = scripted([reply]).await;
+        let gone = neon.delete_project_branch("p-1", "br-1").await.unwrap();
+        assert_eq!(gone.map(|branch| branch.id).as_deref(), expected);
+        assert_sent(
+            &api,
+            "DELETE /api/v2/projects/p-1/branches/br-1",
+            Value::Null,
+        );
+    }
+}
+
+#[tokio::test]
+async fn endpoints_are_listed_shown_and_updated() {
+    let listed = json!({ "endpoints": [{
+        "id": "ep-1", "host": "h", "disabled": true, "pending_state": "active",
+        "autoscaling_limit_min_cu": 0.25, "autoscaling_limit_max_cu": 2,
+    }] });
+    let (api, neon) = answering(200, listed).await;
+    let endpoint_1 = &neon.list_project_endpoints("p-1").await.unwrap()[0];
+    assert!(endpoint_1.disabled && endpoint_1.pending_state.as_deref() == Some("active"));
+    let limits = [
+        endpoint_1.autoscaling_limit_min_cu,
+        endpoint_1.autoscaling_limit_max_cu,
+    ];
+    assert!(limits.iter().eq(&[0.25, 2.0]), "{limits:?}");
+    assert_sent(&api, "GET /api/v2/projects/p-1/endpoints", Value::Null);
+
+    let (api, neon) = answering(200, endpoint()).await;
+    let shown = neon.get_project_endpoint("p-1", "ep-1").await.unwrap();
+    assert_eq!(shown.current_state, "idle");
+    assert_sent(&api, "GET /api/v2/projects/p-1/endpoints/ep-1", Value::Null);
+
+    let (api, neon) = answering(200, endpoint()).await;
+    let update = UpdateEndpoint::new()
+        .compute_units(0.5, 4.0)
+        .suspend(Suspend::Default)
+        .disabled(true);
+    neon.update_project_endpoint("p-1", "ep-1", &update)
+        .await
+        .unwrap();
+    let body = json!({ "endpoint": {
+        "autoscaling_limit_min_cu": 0.5, "autoscaling_limit_max_cu": 4.0, "suspend_timeout_seconds": 0, "disabled": true,
+    } });
+    assert_sent(&api, "PATCH /api/v2/projects/p-1/endpoints/ep-1", body);
+}
+
+#[tokio::test]
+async fn a_compute_is_started_suspended_and_restarted() {
+    let path = "POST /api/v2/projects/p-1/endpoints/ep-1";
+    let (api, neon) = answering(200, endpoint()).await;
+    neon.start_project_endpoint("p-1", "ep-1").await.unwrap();
+    assert_sent(&api, &format!("{path}/start"), Value::Null);
+    let (api, neon) = answering(200, endpoint()).await;
+    neon.suspend_project_endpoint("p-1", "ep-1").await.unwrap();
+    assert_sent(&api, &format!("{path}/suspend"), Value::Null);
+    let (api, neon) = answering(200, endpoint()).await;
+    neon.restart_project_endpoint("p-1", "ep-1").await.unwrap();
+    assert_sent(&api, &format!("{path}/restart"), Value::Null);
+}
+
+#[tokio::test]
+async fn a_password_is_revealed_and_reset_for_a_role_of_any_name() {
+    let path = "/api/v2/projects/p-1/branches/br-1/roles/app%2Fweb%20%C3%A9";
+    let (api, neon) = answering(200, json!({ "password": "hunter2" })).await;
+    let password = neon
+        .get_project_branch_role_password("p-1", "br-1", "app/web é")
+        .await
+        .unwrap();
+    assert_eq!(password.expose(), "hunter2");
+    assert_sent(&api, &format!("GET {path}/reveal_password"), Value::Null);
+
+    let role = json!({ "branch_id": "br-1", "name": "app/web é", "password": "hunter3" });
+    let (api, neon) = answering(200, json!({ "role": role, "operations": [] })).await;
+    let password = neon
+        .reset_project_branch_role_password("p-1", "br-1", "app/web é")
+        .await
+        .unwrap();
+    assert_eq!(password.expose(), "hunter3");
+    assert_sent(&api, &format!("POST {path}/reset_password"), Value::Null);
+
+    let not_stored = json!({ "code": "", "message": "passwords are not stored" });
+    let (_api, neon) = answering(412, not_stored).await;
+    let err = neon
+        .get_project_branch_role_password("p-1", "br-1", "app")
+        .await
+        .unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::Refused);
+    assert!(
+        err.to_string().contains("does not store passwords"),
+        "{err}"
+    );
+}
+
+#[tokio::test]
+async fn a_connection_uri_names_the_endpoint_the_role_and_the_pooler() {
+    let uri = "postgresql://app:hunter2@ep-1-pooler.neon.tech/db?sslmode=require";
+    let (api, neon) = answering(200, json!({ "uri": uri })).await;
+    let told = neon
+        .get_connection_uri("p-1", "ep-1", "d b", "r&r", true)
+        .await
+        .unwrap();
+    assert_eq!(told.expose(), uri);
+    let query = "endpoint_id=ep-1&database_name=d+b&role_name=r%26r&pooled=true";
+    assert_sent(
+        &api,
+        &format!("GET /api/v2/projects/p-1/connection_uri?{query}"),
+        Value::Null,
+    );
+}
+
+#[tokio::test]
+async fn operations_are_listed_shown_and_waited_for() {
+    let operation =
+        |status: &str| json!({ "id": "op-1", "action": "start_compute", "status": status });
+    let (api, neon) = answering(200, json!({ "operation": operation("cancelled") })).await;
+    let shown = neon.get_project_operation("p-1", "op-1").await.unwrap();
+    assert!(!shown.is_pending() && !shown.has_failed());
+    assert_sent(
+        &api,
+        "GET /api/v2/projects/p-1/operations/op-1",
+        Value::Null,
+    );
+
+    let states = ["scheduling", "running", "a state of tomorrow"];
+    let (api, neon) = scripted(
+        states.map(|status| Reply::Json(200, json!({ "operations": [operation(status)] }))),
+    )
+    .await;
+    let ended = neon.wait_for_operations("p-1").await.unwrap();
+    assert_eq!(ended[0].status, "a state of tomorrow");
+    let path = "GET /api/v2/projects/p-1/operations?limit=10";
+    assert_eq!(api.seen(), [path; 3]);
+}
+
+#[tokio::test]
+async fn consumption_is_asked_for_by_project_and_metric() {
+    let answer = json!({
+        "projects": [{ "project_id": "p-1", "periods": [{
+            "period_id": "b0", "period_plan": "scale", "period_start": "2025-01-01T00:00:00Z", "consumption": [{
+                "timeframe_start": "2025-01-01T00:00:00Z", "timeframe_end": "2025-01-01T01:00:00Z",
+                "metrics": [{ "metric_name": "compute_unit_seconds", "value": 7 }, { "metric_name": "new", "value": 1.5 }],
+            }],
+        }] }],
+        "pagination": { "cursor": "p-1" },
+    });
+    let (api, neon) = answering(200, answer).await;
+    let from = UNIX_EPOCH + Duration::from_secs(1_735_689_600);
+    let metrics = ["compute_unit_seconds", "extra_branches_month"];
+    let query = ConsumptionQuery::new("org-a", from, from + Duration::from_secs(3600), metrics)
+        .granularity(Granularity::Hourly)
+        .projects(["p-1", "p-2"])
+        .cursor("p-0")
+        .limit(100);
+    let page = neon
+        .get_consumption_history_per_project_v2(&query)
+        .await
+        .unwrap();
+    assert_eq!(page.cursor.as_deref(), Some("p-1"));
+    let period = &page.projects[0].periods[0];
+    assert_eq!(period.period_end, None);
+    let values: Vec<_> = period.consumption[0]
+        .metrics
+        .iter()
+        .map(|metric| metric.value)
+        .collect();
+    assert_eq!(values, [7, 1]);
+    let query = "org_id=org-a&from=2025-01-01T00%3A00%3A00Z&to=2025-01-01T01%3A00%3A00Z&granularity=hourly\
+                 &metrics=compute_unit_seconds%2Cextra_branches_month&project_ids=p-1%2Cp-2&cursor=p-0&limit=100";
+    assert_sent(
+        &api,
+        &format!("GET /api/v2/consumption_history/v2/projects?{query}"),
+        Value::Null,
+    );
+}
+
+async fn transfer(reply: Reply) -> (ScriptedApi, Result<(), Error>) {
+    let (api, neon) = scripted([reply]).await;
+    let moved = neon.transfer_projects_from_org_to_org("org-a", "org-b", &["p-1", "p-2"]);
+    let moved = moved.await;
+    (api, moved)
+}
+
+#[tokio::test]
+async fn projects_are_transferred_and_a_refusal_says_what_stands_in_the_way() {
+    for done in [Reply::Json(200, json!({})), Reply::Text(200, "")] {
+        let (api, moved) = transfer(done).await;
+        moved.unwrap();
+        assert_sent(
+            &api,
+            "POST /api/v2/organizations/org-a/projects/transfer",
+            json!({ "destination_org_id": "org-b", "project_ids": ["p-1", "p-2"] }),
+        );
+    }
+    let limits = json!({ "limits": [
+        { "name": "projects_count", "expected": "10", "actual": "12" },
+        { "name": "subscription_type", "expected": "scale_v3", "actual": "free_v3" },
+    ] });
+    let err = transfer(Reply::Json(406, limits)).await.1.unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::Refused);
+    let text = "the destination's projects_count is 12, not 10; the destination's subscription_type is free_v3";
+    assert!(err.to_string().contains(text), "{err}");
+
+    let tied = json!({ "projects": [{ "id": "p-2", "integration": "github" }] });
+    let err = transfer(Reply::Json(422, tied)).await.1.unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::Refused);
+    assert!(
+        err.to_string().contains("project p-2 is tied to github"),
+        "{err}"
+    );
+}

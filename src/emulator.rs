@@ -159,6 +159,12 @@ impl Emulator {
         self.world.api_faults.add(route.to_owned(), fault, times);
     }
 
+    /// How many requests were refused because of [`EmulatorBuilder::api_limits`].
+    pub fn refused_requests(&self) -> u64 {
+        let limit = self.world.api_limit.as_ref();
+        limit.map_or(0, api_limit::ApiLimit::refused)
+    }
+
     /// Makes the API's search miss a project for so long after its creation. Neon promises nothing about that.
     pub fn set_search_lag(&self, lag: Duration) {
         self.world.set_search_lag(lag);

@@ -22,6 +22,7 @@ pub(super) struct ApiLimit {
 
 #[derive(Debug, Default)]
 struct Passed {
+    refused: u64,
     all: VecDeque<Instant>,
     by_route: HashMap<String, VecDeque<Instant>>,
 }
@@ -39,7 +40,11 @@ impl ApiLimit {
     pub(super) fn passes(&self, route: String) -> bool {
         let now = Instant::now();
         let mut passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner);
-        let Passed { all, by_route } = &mut *passed;
+        let Passed {
+            refused,
+            all,
+            by_route,
+        } = &mut *passed;
         let route = by_route.entry(route).or_default();
         forget(all, now, MINUTE);
         forget(route, now, SECOND);
@@ -47,8 +52,16 @@ impl ApiLimit {
         if fits {
             all.push_back(now);
             route.push_back(now);
+        } else {
+            *refused += 1;
         }
         fits
+    }
+
+    /// How many did not pass.
+    pub(super) fn refused(&self) -> u64 {
+        let passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner);
+        passed.refused
     }
 }
 

@@ -12,6 +12,7 @@ mod eviction;
 mod faults;
 mod isolation;
 mod layers;
+mod management;
 mod methods;
 mod provisioning;
 mod runtimes;

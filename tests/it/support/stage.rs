@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tenantry::{
     Endpoint, Neon, Provisioner, RouterBuilder, TenantClient, TenantRouter,
     emulator::{Emulator, EmulatorBuilder, Witness},
-    neon::{CreateProject, CreatedProject},
+    neon::{CreateProject, CreatedProject, NeonBuilder},
     records::Memory,
     tokio_postgres::Config,
 };
@@ -51,10 +51,23 @@ impl Stage {
 
     /// A client of the emulator's API.
     pub(crate) fn neon(&self) -> Neon {
-        let neon = Neon::builder(self.emulator.api_key())
-            .base_url(self.emulator.api_url())
-            .requests_per_minute(100_000);
+        self.neon_at(100_000)
+    }
+
+    /// The same with another rate.
+    pub(crate) fn neon_at(&self, requests_per_minute: u32) -> Neon {
+        let neon = self.neon_builder().requests_per_minute(requests_per_minute);
         neon.build().expect("neon client")
+    }
+
+    /// The same for an organization.
+    pub(crate) fn neon_of(&self, org_id: &str) -> Neon {
+        let neon = self.neon_builder().requests_per_minute(100_000);
+        neon.org_id(org_id).build().expect("neon client")
+    }
+
+    fn neon_builder(&self) -> NeonBuilder {
+        Neon::builder(self.emulator.api_key()).base_url(self.emulator.api_url())
     }
 
     /// A router that provisions in `namespace`, with an empty catalog, to be set up further.

@@ -1,0 +1,420 @@
+//! Neon's API, client and emulator together: what is done to projects, and what it does to their databases.
+
+use std::time::{Duration, SystemTime};
+
+use tenantry::{
+    ErrorKind, Plan,
+    emulator::{ApiFault, Usage},
+    neon::{
+        ConnectionParameters, ConsumptionQuery, CreateBranch, CreateProject, CreatedProject,
+        Granularity, ListProjects, UpdateEndpoint, UpdateProject,
+    },
+    tokio_postgres::{Client, error::SqlState},
+};
+
+use crate::{
+    emulator::login,
+    support::{LONG, RawClient, Stage, eventually},
+};
+
+const DISABLED: &str = "The endpoint has been disabled. Enable it using the API and retry.";
+
+fn at(created: &CreatedProject) -> &ConnectionParameters {
+    &created.connection_uris[0].connection_parameters
+}
+
+async fn session(stage: &Stage, at: &ConnectionParameters) -> Client {
+    stage.connect(&at.host, &login(at)).await.unwrap().0
+}
+
+async fn count(client: &Client) -> i64 {
+    let row = client.query_one("SELECT count(*) FROM notes", &[]).await;
+    row.unwrap().get(0)
+}
+
+/// What a client that knows the password is told in place of a session.
+async fn told(stage: &Stage, at: &ConnectionParameters) -> String {
+    let mut client = RawClient::connect(stage, &at.host).await;
+    let seen = client.log_in(at.password.expose(), &[]).await;
+    let error = seen.last().filter(|last| last.tag == 'E').expect("refused");
+    error.field('M').unwrap()
+}
+
+#[tokio::test]
+async fn a_branch_has_its_parents_data_as_it_was_and_goes_its_own_way() {
+    let stage = Stage::new().await;
+    let (neon, created) = (stage.neon(), stage.project().await);
+    let id = &created.project.id;
+    let parent = session(&stage, at(&created)).await;
+    parent
+        .batch_execute("CREATE TABLE notes AS SELECT generate_series(1, 100000) AS n")
+        .await
+        .unwrap();
+
+    let mut order = CreateBranch::new("feature");
+    order.annotations.insert("colour".into(), "green".into());
+    let branched = neon.create_project_branch(id, &order).await.unwrap();
+    neon.wait_for_operations(id).await.unwrap();
+    parent.batch_execute("DELETE FROM notes").await.unwrap();
+    let there = &branched.connection_uris[0].connection_parameters;
+    assert_ne!(there.host, at(&created).host);
+    assert_eq!(there.password, at(&created).password, "roles come along");
+    let child = session(&stage, there).await;
+    assert_eq!(count(&child).await, 100_000);
+    child
+        .batch_execute("INSERT INTO notes VALUES (0)")
+        .await
+        .unwrap();
+    assert_eq!((count(&child).await, count(&parent).await), (100_001, 0));
+
+    let all = neon.list_project_branches(id).await.unwrap();
+    let [main, feature] = &all[..] else {
+        panic!("{all:?}")
+    };
+    assert!(main.default && !feature.default);
+    assert_eq!(feature.parent_id.as_ref(), Some(&main.id));
+    assert_eq!(feature.annotations, order.annotations);
+    let one = neon.get_project_branch(id, &feature.id).await.unwrap();
+    assert_eq!(&one, feature);
+
+    let taken = neon.create_project_branch(id, &order).await.unwrap_err();
+    assert_eq!(taken.kind(), ErrorKind::Conflict);
+    let default = neon.delete_project_branch(id, &main.id).await.unwrap_err();
+    assert_eq!(default.kind(), ErrorKind::Refused);
+    let deleted = neon.delete_project_branch(id, &feature.id).await.unwrap();
+    assert_eq!(deleted.map(|branch| branch.id), Some(feature.id.clone()));
+    let again = neon.delete_project_branch(id, &feature.id).await.unwrap();
+    assert_eq!(again, None);
+    eventually("its session is closed", || child.is_closed()).await;
+    let data = stage.emulator.folder().join(&feature.id);
+    eventually("its data is gone", || !data.exists()).await;
+    assert_eq!(count(&parent).await, 0);
+}
+
+#[tokio::test]
+async fn a_branch_of_a_sleeping_parent_wakes_only_itself() {
+    let stage = Stage::new().await;
+    let (neon, created) = (stage.neon(), stage.project().await);
+    let id = &created.project.id;
+    let parent = session(&stage, at(&created)).await;
+    let create = "CREATE TABLE notes AS SELECT 1 AS n";
+    parent.batch_execute(create).await.unwrap();
+    stage.emulator.suspend_all().await;
+    let mut order = CreateBranch::new("quiet");
+    let branched = neon.create_project_branch(id, &order).await.unwrap();
+    neon.wait_for_operations(id).await.unwrap();
+    let there = &branched.connection_uris[0].connection_parameters;
+    assert_eq!(count(&session(&stage, there).await).await, 1);
+
+    order = CreateBranch::new("without");
+    order.with_endpoint = false;
+    let branched = neon.create_project_branch(id, &order).await.unwrap();
+    assert!(branched.endpoints.is_empty() && branched.connection_uris.is_empty());
+    neon.wait_for_operations(id).await.unwrap();
+    let seen = stage.emulator.witnesses();
+    assert_eq!(seen.len(), 2, "one for each endpoint");
+    assert!(!seen[0].is_awake && seen[1].is_awake);
+    assert_eq!(neon.list_project_branches(id).await.unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn an_endpoint_is_disabled_enabled_resized_and_restarted() {
+    let stage = Stage::new().await;
+    let (neon, created) = (stage.neon(), stage.project().await);
+    let (id, endpoint) = (&created.project.id, &created.endpoints[0].id);
+    let (client, end) = stage
+        .connect(&at(&created).host, &login(at(&created)))
+        .await
+        .unwrap();
+
+    let mut update = UpdateEndpoint::default();
+    update.disabled = Some(true);
+    let disabled = neon.update_project_endpoint(id, endpoint, &update).await;
+    assert!(disabled.unwrap().disabled);
+    let ended = tokio::time::timeout(LONG, end).await.unwrap().unwrap();
+    assert_eq!(ended.unwrap_err().code(), Some(&SqlState::ADMIN_SHUTDOWN));
+    assert!(client.is_closed());
+    neon.wait_for_operations(id).await.unwrap();
+    assert_eq!(told(&stage, at(&created)).await, DISABLED);
+    assert_eq!(stage.emulator.witnesses()[0].wakes.len(), 1);
+
+    update.disabled = Some(false);
+    update.compute_units = Some((0.5, 2.0));
+    let enabled = neon.update_project_endpoint(id, endpoint, &update).await;
+    assert!(!enabled.unwrap().disabled);
+    neon.wait_for_operations(id).await.unwrap();
+    let seen = neon.get_project_endpoint(id, endpoint).await.unwrap();
+    assert!((seen.autoscaling_limit_max_cu - 2.0).abs() < 1e-9);
+    assert_eq!(seen.current_state, "idle", "woken for a moment only");
+    stage.emulator.restart_proxy(); // it would repeat for 30 seconds that the endpoint is disabled
+    let client = session(&stage, at(&created)).await;
+
+    neon.restart_project_endpoint(id, endpoint).await.unwrap();
+    neon.wait_for_operations(id).await.unwrap();
+    eventually("its session is closed", || client.is_closed()).await;
+    assert!(stage.emulator.witnesses()[0].is_awake);
+}
+
+#[tokio::test]
+async fn a_shorter_window_holds_from_the_moment_it_is_set() {
+    let window = Duration::from_millis(400);
+    let stage = Stage::with(|emulator| emulator.suspend_after(window)).await;
+    let neon = stage.neon();
+    let mut order = CreateProject::new("p");
+    order.plan = Plan::new().never_suspend();
+    let created = neon.create_project(&order).await.unwrap();
+    let id = &created.project.id;
+    neon.wait_for_operations(id).await.unwrap();
+    tokio::time::sleep(3 * window).await; // time itself is under test
+    assert!(stage.emulator.witnesses()[0].is_awake);
+    let mut update = UpdateEndpoint::default();
+    update.suspend = Some(tenantry::Suspend::Default);
+    let endpoint = &created.endpoints[0].id;
+    neon.update_project_endpoint(id, endpoint, &update)
+        .await
+        .unwrap();
+    eventually("it sleeps", || !stage.emulator.witnesses()[0].is_awake).await;
+}
+
+#[tokio::test]
+async fn a_roles_password_is_revealed_and_reset() {
+    let stage = Stage::new().await;
+    let (neon, created) = (stage.neon(), stage.project().await);
+    let (id, at) = (&created.project.id, at(&created));
+    let branch = &neon.list_project_branches(id).await.unwrap()[0].id;
+    let known = neon.get_project_branch_role_password(id, branch, &at.role);
+    assert_eq!(known.await.unwrap(), at.password);
+    let nobody = neon.get_project_branch_role_password(id, branch, "nobody");
+    assert_eq!(nobody.await.unwrap_err().kind(), ErrorKind::Refused);
+
+    let direct = session(&stage, at).await;
+    let (pooled, _) = stage.connect(&at.pooler_host, &login(at)).await.unwrap();
+    let reset = neon.reset_project_branch_role_password(id, branch, &at.role);
+    let password = reset.await.unwrap();
+    neon.wait_for_operations(id).await.unwrap();
+    eventually("its sessions are closed", || {
+        direct.is_closed() && pooled.is_closed()
+    })
+    .await;
+    let mut config = login(at);
+    let old = stage.connect(&at.host, &config).await.err().unwrap();
+    let text = old.as_db_error().unwrap().message().to_owned();
+    assert!(text.starts_with("password authentication failed"), "{text}");
+    config.password(password.expose());
+    stage.connect(&at.pooler_host, &config).await.unwrap();
+    let uri = neon.get_connection_uri(id, &created.endpoints[0].id, &at.database, &at.role, true);
+    assert!(uri.await.unwrap().expose().contains(password.expose()));
+}
+
+#[tokio::test]
+async fn a_quota_reached_while_connected_ends_the_session_until_it_is_raised() {
+    let stage = Stage::new().await;
+    let neon = stage.neon();
+    let mut order = CreateProject::new("p");
+    order.plan = Plan::new().active_time_quota(Duration::from_secs(3600));
+    let created = neon.create_project(&order).await.unwrap();
+    let id = &created.project.id;
+    neon.wait_for_operations(id).await.unwrap();
+    let client = session(&stage, at(&created)).await;
+
+    let mut usage = Usage::default();
+    usage.active_time_seconds = 3600;
+    assert!(stage.emulator.add_usage(id, usage));
+    eventually("its session is closed", || client.is_closed()).await;
+    let text = told(&stage, at(&created)).await;
+    assert!(text.contains("exceeded the active time quota"), "{text}");
+    let start = neon
+        .start_project_endpoint(id, &created.endpoints[0].id)
+        .await;
+    drop(start);
+    assert_eq!(stage.emulator.witnesses()[0].wakes.len(), 1);
+    let seen = neon.get_project(id).await.unwrap();
+    assert!(seen.active_time_seconds >= 3600, "{seen:?}");
+
+    let mut update = UpdateProject::default();
+    update.quota = Some(
+        Plan::new()
+            .active_time_quota(Duration::from_secs(7200))
+            .quota,
+    );
+    neon.update_project(id, &update).await.unwrap();
+    stage.emulator.restart_proxy(); // it would repeat for 30 seconds that the quota is exhausted
+    session(&stage, at(&created)).await;
+}
+
+#[tokio::test]
+async fn what_is_used_is_counted() {
+    let stage = Stage::new().await;
+    let neon = stage.neon();
+    let mut order = CreateProject::new("p");
+    order.plan = Plan::new().compute_units(1.0, 1.0);
+    let created = neon.create_project(&order).await.unwrap();
+    let id = &created.project.id;
+    neon.wait_for_operations(id).await.unwrap();
+    let client = session(&stage, at(&created)).await;
+    let write = "CREATE TABLE notes AS SELECT repeat('x', 1000) AS n FROM generate_series(1, 1000)";
+    client.batch_execute(write).await.unwrap();
+    client.query("SELECT n FROM notes", &[]).await.unwrap();
+
+    // WAL of a new table's rows is skipped at this level of logging; what is inserted later is not.
+    let more = "INSERT INTO notes SELECT repeat('y', 1000) FROM generate_series(1, 1000)";
+    client.batch_execute(more).await.unwrap();
+    client.batch_execute("SELECT pg_sleep(1.1)").await.unwrap(); // time itself is under test
+    let used = neon.get_project(id).await.unwrap();
+    assert!(used.written_data_bytes > 1_000_000, "{used:?}");
+    assert!(used.data_transfer_bytes > 1_000_000, "{used:?}");
+    assert!(used.active_time_seconds >= 1, "{used:?}");
+    assert!(used.compute_time_seconds >= 1, "{used:?}");
+}
+
+#[tokio::test]
+async fn an_organization_sees_what_its_projects_used_and_hands_them_over() {
+    const METRICS: [&str; 2] = ["compute_unit_seconds", "public_network_transfer_bytes"];
+    let stage = Stage::new().await;
+    let neon = stage.neon_of("org-first");
+    let mut ids = Vec::new();
+    for name in ["a", "b", "c"] {
+        let created = neon.create_project(&CreateProject::new(name)).await;
+        ids.push(created.unwrap().project.id);
+    }
+    let mut usage = Usage::default();
+    usage.compute_time_seconds = 1000;
+    stage.emulator.add_usage(&ids[1], usage);
+
+    let now = SystemTime::now();
+    let hour = Duration::from_secs(3600);
+    let mut query = ConsumptionQuery::new("org-first", now - hour, now + hour, METRICS)
+        .granularity(Granularity::Hourly);
+    query.limit = Some(2);
+    let mut seen = Vec::new();
+    loop {
+        let page = neon
+            .get_consumption_history_per_project_v2(&query)
+            .await
+            .unwrap();
+        if page.projects.is_empty() {
+            break;
+        }
+        for project in &page.projects {
+            let metrics = &project.periods[0].consumption[0].metrics;
+            assert_eq!(metrics[0].metric_name, METRICS[0]);
+            seen.push((project.project_id.clone(), metrics[0].value));
+        }
+        query.cursor = page.cursor;
+    }
+    assert_eq!(
+        seen.iter().map(|(id, _)| id).collect::<Vec<_>>(),
+        ids.iter().rev().collect::<Vec<_>>()
+    );
+    assert!(seen[1].1 >= 1000 && seen[0].1 < 1000, "{seen:?}");
+    (query.cursor, query.from) = (None, now - 400 * hour);
+    let old = neon.get_consumption_history_per_project_v2(&query).await;
+    assert_eq!(old.unwrap_err().kind(), ErrorKind::Refused);
+
+    neon.transfer_projects_from_org_to_org("org-first", "org-second", &[&ids[0], &ids[1]])
+        .await
+        .unwrap();
+    let again = neon
+        .transfer_projects_from_org_to_org("org-first", "org-second", &[&ids[0]])
+        .await;
+    assert_eq!(again.unwrap_err().kind(), ErrorKind::Refused);
+    let named = |page: tenantry::neon::ProjectsPage| {
+        let names = page.projects.into_iter().map(|it| it.name);
+        names.collect::<Vec<_>>()
+    };
+    let list = ListProjects::default();
+    assert_eq!(named(neon.list_projects(&list).await.unwrap()), ["c"]);
+    let second = stage.neon_of("org-second");
+    assert_eq!(
+        named(second.list_projects(&list).await.unwrap()),
+        ["a", "b"]
+    );
+}
+
+#[tokio::test]
+async fn projects_are_renamed_paged_through_and_recovered() {
+    let stage = Stage::new().await;
+    let neon = stage.neon();
+    let mut ids = Vec::new();
+    for n in 0..5 {
+        let order = CreateProject::new(format!("p-{n}"));
+        ids.push(neon.create_project(&order).await.unwrap().project.id);
+    }
+    let mut update = UpdateProject::default();
+    update.name = Some("renamed".into());
+    let renamed = neon.update_project(&ids[4], &update).await.unwrap();
+    assert_eq!(renamed.name, "renamed");
+
+    let mut list = ListProjects::default();
+    (list.search, list.limit) = (Some("p-".into()), Some(3));
+    let first = neon.list_projects(&list).await.unwrap();
+    list.cursor.clone_from(&first.cursor);
+    let second = neon.list_projects(&list).await.unwrap();
+    let found = first.projects.iter().chain(&second.projects);
+    let found: Vec<_> = found.map(|it| it.id.as_str()).collect();
+    assert_eq!(found, ids[..4]);
+
+    neon.delete_project(&ids[0]).await.unwrap();
+    let gone = neon.delete_project(&ids[0]).await.unwrap_err();
+    assert_eq!(gone.kind(), ErrorKind::Refused);
+    let mut deleted = ListProjects::default();
+    deleted.recoverable = true;
+    let recoverable = neon.list_projects(&deleted).await.unwrap().projects;
+    assert_eq!(recoverable[0].id, ids[0]);
+    assert!(recoverable[0].recoverable_until.is_some());
+    neon.recover_project(&ids[0]).await.unwrap();
+    assert!(
+        neon.list_projects(&deleted)
+            .await
+            .unwrap()
+            .projects
+            .is_empty()
+    );
+    assert_eq!(neon.get_project(&ids[0]).await.unwrap().name, "p-0");
+}
+
+#[tokio::test]
+async fn an_api_that_is_ahead_of_its_description_is_understood() {
+    let stage = Stage::new().await;
+    let neon = stage.neon();
+    stage.emulator.fail_api("", ApiFault::Unfamiliar, u32::MAX);
+    let created = neon.create_project(&CreateProject::new("p")).await.unwrap();
+    let (id, endpoint) = (&created.project.id, &created.endpoints[0].id);
+    assert_eq!(created.operations[0].action, "unheard_of");
+    neon.wait_for_operations(id).await.unwrap();
+    neon.get_project_endpoint(id, endpoint).await.unwrap();
+    neon.list_project_branches(id).await.unwrap();
+    let order = CreateBranch::new("b");
+    neon.create_project_branch(id, &order).await.unwrap();
+    assert_eq!(neon.projects_named("p").await.unwrap().len(), 1);
+    let router = stage.router();
+    drop(router.get("acme").await.unwrap());
+}
+
+#[tokio::test]
+async fn a_client_that_knows_the_apis_limits_meets_none_of_them() {
+    let stage = Stage::with(|emulator| emulator.api_limits(700, 40)).await;
+    let neon = stage.neon_at(700);
+    let created = neon.create_project(&CreateProject::new("p")).await.unwrap();
+    let calls = (0..60).map(|_| neon.get_project(&created.project.id));
+    let answers = futures_util::future::join_all(calls).await;
+    assert!(answers.iter().all(Result::is_ok));
+    assert_eq!(stage.emulator.refused_requests(), 0);
+
+    let http = reqwest::Client::builder()
+        .tls_backend_preconfigured((*stage.tls_config()).clone())
+        .build()
+        .unwrap();
+    let url = format!(
+        "{}/projects/{}",
+        stage.emulator.api_url(),
+        created.project.id
+    );
+    let key = stage.emulator.api_key();
+    let calls = (0..60).map(|_| http.get(&url).bearer_auth(key.expose()).send());
+    let answers = futures_util::future::join_all(calls).await;
+    let refused = answers
+        .iter()
+        .filter(|it| it.as_ref().unwrap().status() == 429);
+    assert!(refused.count() >= 1, "one that does not know them does");
+}

@@ -38,6 +38,9 @@ use super::{
 };
 use crate::secret::Secret;
 
+/// How long the pooler has to pass on what Postgres said last, where it is stopped after it.
+const POOLER_OUTLIVES: Duration = Duration::from_millis(50);
+
 /// What all computes of an emulator share.
 #[derive(Debug)]
 pub(super) struct Machine {
@@ -252,10 +255,12 @@ impl Compute {
             }
             Stop::Fast => {
                 self.postgres.stop(Signal::INT).await;
+                sleep(POOLER_OUTLIVES).await;
                 self.pooler.kill().await;
             }
             Stop::Immediate => {
                 self.postgres.stop(Signal::QUIT).await;
+                sleep(POOLER_OUTLIVES).await;
                 self.pooler.kill().await;
             }
             Stop::Kill => {

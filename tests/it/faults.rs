@@ -2,57 +2,9 @@
 
 use std::time::Duration;
 
-use tenantry::{
-    emulator::{Fault, Reason},
-    neon::ConnectionParameters,
-};
+use tenantry::emulator::{Fault, Reason};
 
-use crate::support::{RawClient, Seen, Stage, eventually};
-
-struct Project {
-    id: String,
-    at: ConnectionParameters,
-}
-
-impl Project {
-    /// A project whose compute is awake.
-    async fn new(stage: &Stage) -> Self {
-        let created = stage.project().await;
-        let at = created.connection_uris[0].connection_parameters.clone();
-        Self {
-            id: created.endpoints[0].id.clone(),
-            at,
-        }
-    }
-
-    fn hosts(&self) -> [&str; 2] {
-        [&self.at.host, &self.at.pooler_host]
-    }
-
-    /// Logs in through `host`; the messages since the proof.
-    async fn log_in(&self, stage: &Stage, host: &str) -> (RawClient, Vec<Seen>) {
-        let mut client = RawClient::connect(stage, host).await;
-        let seen = client.log_in(self.at.password.expose(), &[]).await;
-        (client, seen)
-    }
-
-    async fn session(&self, stage: &Stage, host: &str) -> RawClient {
-        let (client, seen) = self.log_in(stage, host).await;
-        assert!(seen.last().is_some_and(|last| last.tag == 'Z'), "{seen:?}");
-        client
-    }
-}
-
-/// The text of the one error that was sent, and when it came.
-fn told(seen: &[Seen]) -> (String, Duration) {
-    assert_eq!(seen.len(), 1, "{seen:?}");
-    let field = |field| seen[0].field(field).unwrap_or_default();
-    assert_eq!(
-        (field('S').as_str(), field('C').as_str()),
-        ("ERROR", "XX000")
-    );
-    (field('M'), seen[0].after)
-}
+use crate::support::{Project, Stage, eventually, told};
 
 #[tokio::test]
 async fn a_refused_wake_is_told_at_once_and_repeated_on_that_host_only() {

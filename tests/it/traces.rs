@@ -86,7 +86,7 @@ impl Served {
     }
 
     fn postgres(&self) -> Vec<i32> {
-        processes_with(&format!("{}/ep-", self.folder.display()))
+        processes_with(&format!("{}/br-", self.folder.display()))
     }
 
     fn pid(&self) -> i32 {
@@ -145,7 +145,7 @@ async fn what_a_kill_of_everything_leaves_the_next_run_removes() {
     send(served.pid(), Signal::KILL);
     served.ended();
     assert!(
-        folder.exists() && !processes_with(&format!("{}/ep-", folder.display())).is_empty(),
+        folder.exists() && !processes_with(&format!("{}/br-", folder.display())).is_empty(),
         "left behind"
     );
     let _next = Stage::new().await;

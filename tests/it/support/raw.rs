@@ -39,6 +39,15 @@ impl Seen {
     }
 }
 
+/// How a server closes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum End {
+    /// With TLS's own goodbye.
+    Closed,
+    /// The bare end of the TCP stream.
+    Cut,
+}
+
 /// A connection that has said nothing but TLS.
 pub(crate) struct RawClient {
     stream: TlsStream<TcpStream>,
@@ -101,6 +110,22 @@ impl RawClient {
             body,
             after: self.start.elapsed(),
         })
+    }
+
+    /// The messages that are still to come, and how the server closes.
+    pub(crate) async fn to_the_end(&mut self) -> (Vec<Seen>, End) {
+        let mut seen = Vec::new();
+        while let Some(message) = self.next().await {
+            seen.push(message);
+        }
+        // What ended the last message ends this too, and tells why.
+        let ended = self.stream.read(&mut [0]).await;
+        let end = match ended {
+            Ok(0) => End::Closed,
+            Ok(_) => panic!("half a message"),
+            Err(_) => End::Cut,
+        };
+        (seen, end)
     }
 
     /// Messages up to one with `tag`, or an error, or the end.

@@ -26,6 +26,9 @@ use crate::{
     secret::Secret,
 };
 
+/// Longest time for which one answer holds a route: the limits are by the minute.
+const LONGEST_HOLD: Duration = Duration::from_secs(60);
+
 /// Who waits for a request. The first class passes first.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) enum Class {
@@ -84,9 +87,11 @@ impl Limiter {
         }
     }
 
-    /// Lets no request of `route` pass for a time, as Neon asked for.
+    /// Lets no request of `route` pass for a time, as Neon asked for. Only of that route, because some, such as that of
+    /// consumption, have a limit of their own.
     pub(super) fn hold(&self, route: &'static str, wait: Duration) {
-        lock(&self.line).hold(route, Instant::now() + wait);
+        let until = Instant::now() + wait.min(LONGEST_HOLD);
+        lock(&self.line).hold(route, until);
     }
 }
 
@@ -328,10 +333,57 @@ mod tests {
         );
         passes(&limiter, &["a"], 2).await;
         let (start, progress) = (Instant::now(), Progress::new(Stage::Provision, 5 * SECOND));
-        let background = limiter.pass("a", Class::Background, &progress);
-        let (refused, _) = tokio::join!(background, passes(&limiter, &["a"], 20));
+        let background = async {
+            let refused = limiter.pass("a", Class::Background, &progress).await;
+            (refused, start.elapsed())
+        };
+        let ((refused, after), _) = tokio::join!(background, passes(&limiter, &["a"], 20));
         assert_eq!(refused.unwrap_err().kind(), ErrorKind::RateLimited);
-        assert!(start.elapsed() < 30 * SECOND);
+        assert!(after < 5 * SECOND, "{after:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_becomes_the_next_by_time_alone_is_told() {
+        let limiter = limiter("by time", FULL);
+        limiter.hold("a", SECOND);
+        limiter.hold("b", 2 * SECOND);
+        let a = passes(&limiter, &["a"], 1);
+        let b = passes(&limiter, &["b"], 1);
+        let longer = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            limiter.hold("a", 10 * SECOND);
+        };
+        let (a, b, ()) = tokio::join!(a, b, longer);
+        assert_eq!(b, [2 * SECOND]);
+        assert_eq!(a, [Duration::from_millis(10_100)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_is_forgotten_when_others_come_and_go() {
+        let limiter = limiter("come and go", FULL);
+        let (start, progress) = (Instant::now(), patient());
+        let requests = (0..400_u32).map(|n| {
+            let (limiter, progress) = (&limiter, &progress);
+            let route = ["a", "b", "c"][n as usize % 3];
+            let class = if n % 5 == 0 {
+                Class::Background
+            } else {
+                Class::Interactive
+            };
+            let millis =
+                move |most: u32, factor: u32| Duration::from_millis((n * factor % most).into());
+            async move {
+                tokio::time::sleep(millis(20_000, 7919)).await;
+                let pass = limiter.pass(route, class, progress);
+                if n % 2 == 0 {
+                    let _ = tokio::time::timeout(millis(3000, 104_729), pass).await;
+                } else {
+                    pass.await.unwrap();
+                }
+            }
+        });
+        futures_util::future::join_all(requests).await;
+        assert!(start.elapsed() < 40 * SECOND, "{:?}", start.elapsed());
     }
 
     #[tokio::test(start_paused = true)]

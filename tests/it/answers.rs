@@ -9,8 +9,8 @@ use std::{
 
 use serde_json::{Value, json};
 use tenantry::{
-    DEFAULT_SUSPEND_WINDOW, ErrorKind, Provisioner, Resolve, TenantRouter, neon::CreateProject,
-    records::Memory,
+    DEFAULT_SUSPEND_WINDOW, Error, ErrorKind, Provisioner, Resolve, TenantRouter,
+    neon::CreateProject, records::Memory,
 };
 
 use crate::support::{Reply, ScriptedApi};
@@ -239,4 +239,40 @@ async fn a_project_in_maintenance_or_in_transition_is_waited_for() {
     let neon = api.client().build().unwrap();
     assert_eq!(neon.delete_project("p-1").await.unwrap().id, "p-1");
     api.assert_done();
+}
+
+async fn transfer(reply: Reply) -> (ScriptedApi, Result<(), Error>) {
+    let api = ScriptedApi::new([reply]).await;
+    let neon = api.client().build().unwrap();
+    let moved = neon.transfer_projects_from_org_to_org("org-a", "org-b", &["p-1", "p-2"]);
+    let moved = moved.await;
+    (api, moved)
+}
+
+#[tokio::test]
+async fn projects_are_transferred_and_a_refusal_says_what_stands_in_the_way() {
+    for done in [Reply::Json(200, json!({})), Reply::Text(200, "")] {
+        let (api, moved) = transfer(done).await;
+        moved.unwrap();
+        let path = "POST /api/v2/organizations/org-a/projects/transfer";
+        assert_eq!(api.seen(), [path]);
+        let body = json!({ "destination_org_id": "org-b", "project_ids": ["p-1", "p-2"] });
+        assert_eq!(api.bodies(), [body]);
+    }
+    let limits = json!({ "limits": [
+        { "name": "projects_count", "expected": "10", "actual": "12" },
+        { "name": "subscription_type", "expected": "scale_v3", "actual": "free_v3" },
+    ] });
+    let err = transfer(Reply::Json(406, limits)).await.1.unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::Refused);
+    let text = "the destination's projects_count is 12, not 10; the destination's subscription_type is free_v3";
+    assert!(err.to_string().contains(text), "{err}");
+
+    let tied = json!({ "projects": [{ "id": "p-2", "integration": "github" }] });
+    let err = transfer(Reply::Json(422, tied)).await.1.unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::Refused);
+    assert!(
+        err.to_string().contains("project p-2 is tied to github"),
+        "{err}"
+    );
 }

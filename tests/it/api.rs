@@ -327,18 +327,24 @@ async fn a_client_with_settings_that_cannot_work_is_not_built() {
             "{url:?}"
         );
     }
+    for share in [0.0, -0.5, 1.01, f64::NAN, f64::INFINITY] {
+        let client = Neon::builder("key").rate_share(share);
+        assert!(client.build().is_err(), "{share}");
+    }
     for key in ["", "a b", "a\nb", "clé"] {
         assert!(Neon::builder(key).build().is_err(), "{key:?}");
     }
 }
 
 #[tokio::test]
-async fn clones_of_a_client_share_one_rate() {
+async fn all_clients_of_a_key_share_one_rate() {
     let api = ScriptedApi::endless(Reply::Json(200, json!({ "project": { "id": "p-1" } }))).await;
-    let neon = api.client().requests_per_minute(60).build().unwrap();
+    let neon = api.client().requests_per_minute(120).rate_share(0.5);
+    let neon = neon.build().unwrap();
+    let another = api.client().build().unwrap();
     let start = Instant::now();
-    for _ in 0..3 {
-        neon.clone().get_project("p-1").await.unwrap();
+    for client in [&neon, &another, &neon.background()] {
+        client.get_project("p-1").await.unwrap();
     }
     // Two of sixty pass at once; the third has its turn a second later.
     assert!(

@@ -4,7 +4,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 use tenantry::{
-    Error, ErrorKind, Neon, Plan, Quota, Suspend,
+    ErrorKind, Neon, Plan, Quota, Suspend,
     neon::{
         ConsumptionQuery, CreateBranch, CreateProject, Granularity, ListProjects, UpdateEndpoint,
         UpdateProject,
@@ -401,41 +401,5 @@ async fn consumption_is_asked_for_by_project_and_metric() {
         &api,
         &format!("GET /api/v2/consumption_history/v2/projects?{query}"),
         Value::Null,
-    );
-}
-
-async fn transfer(reply: Reply) -> (ScriptedApi, Result<(), Error>) {
-    let (api, neon) = scripted([reply]).await;
-    let moved = neon.transfer_projects_from_org_to_org("org-a", "org-b", &["p-1", "p-2"]);
-    let moved = moved.await;
-    (api, moved)
-}
-
-#[tokio::test]
-async fn projects_are_transferred_and_a_refusal_says_what_stands_in_the_way() {
-    for done in [Reply::Json(200, json!({})), Reply::Text(200, "")] {
-        let (api, moved) = transfer(done).await;
-        moved.unwrap();
-        assert_sent(
-            &api,
-            "POST /api/v2/organizations/org-a/projects/transfer",
-            json!({ "destination_org_id": "org-b", "project_ids": ["p-1", "p-2"] }),
-        );
-    }
-    let limits = json!({ "limits": [
-        { "name": "projects_count", "expected": "10", "actual": "12" },
-        { "name": "subscription_type", "expected": "scale_v3", "actual": "free_v3" },
-    ] });
-    let err = transfer(Reply::Json(406, limits)).await.1.unwrap_err();
-    assert_eq!(err.kind(), ErrorKind::Refused);
-    let text = "the destination's projects_count is 12, not 10; the destination's subscription_type is free_v3";
-    assert!(err.to_string().contains(text), "{err}");
-
-    let tied = json!({ "projects": [{ "id": "p-2", "integration": "github" }] });
-    let err = transfer(Reply::Json(422, tied)).await.1.unwrap_err();
-    assert_eq!(err.kind(), ErrorKind::Refused);
-    assert!(
-        err.to_string().contains("project p-2 is tied to github"),
-        "{err}"
     );
 }

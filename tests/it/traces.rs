@@ -95,7 +95,15 @@ impl Served {
 
     fn ended(mut self) -> PathBuf {
         self.process.wait().unwrap();
-        self.folder
+        self.folder.clone()
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        // Nothing, if it has been waited for.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }
 

@@ -113,7 +113,7 @@ impl RawClient {
     }
 
     /// The messages that are still to come, and how the server closes.
-    pub(crate) async fn to_the_end(&mut self) -> (Vec<Seen>, End) {
+    pub(crate) async fn until_closed(&mut self) -> (Vec<Seen>, End) {
         let mut seen = Vec::new();
         while let Some(message) = self.next().await {
             seen.push(message);

@@ -6,6 +6,7 @@
 
 mod answers;
 mod api;
+mod clients;
 mod connections;
 mod emulator;
 mod eviction;

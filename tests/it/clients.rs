@@ -1,0 +1,322 @@
+//! Programs that know nothing of this crate, at a running `neon_emulator`: each connects through both hosts, loses its
+//! connection to a suspend between two commands, and goes on by its own means.
+
+use std::{
+    env, fs,
+    io::{BufRead, BufReader, Read},
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    process::{self, ChildStdout, Stdio},
+};
+
+use rustix::{
+    fs::{Mode, OFlags},
+    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+};
+use serde_json::Value;
+use tokio::{
+    fs::File,
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    process::{Child, Command},
+    time::timeout,
+};
+
+use crate::support::LONG;
+
+/// The example `neon_emulator` in a process of its own, and what it printed.
+struct Running {
+    _process: Tied,
+    // Held open: it may print more.
+    _output: BufReader<ChildStdout>,
+    /// The API's host and port.
+    api: String,
+    key: String,
+    /// The password of the project's role, and how libpq reaches its pooled host.
+    password: String,
+    pooled: String,
+}
+
+impl Running {
+    /// Starts it and reads what it prints.
+    fn start() -> Self {
+        let mut process = Tied::start(&example("neon_emulator"));
+        let mut output = BufReader::new(process.0.stdout.take().unwrap());
+        let lines = output.by_ref().lines().map_while(Result::ok);
+        let lines: Vec<_> = lines.take(5).collect();
+        let printed = |label| {
+            let found = lines.iter().find_map(|line| line.strip_prefix(label));
+            found
+                .unwrap_or_else(|| panic!("no {label}: {lines:?}"))
+                .trim()
+        };
+        let (password, pooled) = printed("psql ").split_once(" psql ").unwrap();
+        let api = printed("API URL ").strip_prefix("http://").unwrap();
+        Self {
+            api: api.strip_suffix("/api/v2").unwrap().to_owned(),
+            key: printed("API key ").to_owned(),
+            password: password.strip_prefix("PGPASSWORD=").unwrap().to_owned(),
+            pooled: pooled.trim_matches('\'').to_owned(),
+            _process: process,
+            _output: output,
+        }
+    }
+
+    /// How libpq reaches the project's two hosts.
+    fn hosts(&self) -> [String; 2] {
+        [
+            self.pooled.replacen("-pooler.", ".", 1),
+            self.pooled.clone(),
+        ]
+    }
+
+    /// The value of `name` in what libpq is told.
+    fn parameter(&self, name: &str) -> &str {
+        let mut words = self.pooled.split(' ');
+        words
+            .find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
+            .unwrap()
+    }
+
+    fn endpoint(&self) -> &str {
+        self.parameter("host").split_once("-pooler.").unwrap().0
+    }
+
+    /// Suspends the compute over HTTP, as a program in any language would.
+    async fn suspend(&self) {
+        self.http(&format!(
+            "POST /_emulator/endpoints/{}/suspend",
+            self.endpoint()
+        ))
+        .await;
+    }
+
+    /// How often the compute was started.
+    async fn wakes(&self) -> u64 {
+        let answer = self.http("GET /_emulator/endpoints").await;
+        let seen: Value = serde_json::from_str(&answer).expect(&answer);
+        seen[0]["wakes"].as_u64().unwrap()
+    }
+
+    async fn http(&self, request: &str) -> String {
+        let head = format!(
+            "{request} HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+            self.api, self.key
+        );
+        let mut stream = TcpStream::connect(&self.api).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        let read = stream.read_to_string(&mut answer);
+        timeout(LONG, read).await.expect("too long").unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").expect(&answer);
+        assert!(head.starts_with("HTTP/1.1 200"), "{answer}");
+        body.to_owned()
+    }
+
+    /// A program of the Postgres installation that knows the password and speaks English. It ends when it is dropped.
+    fn client(&self, name: &str) -> Command {
+        let mut command = Command::new(program(name));
+        command.env("PGPASSWORD", &self.password);
+        command.env("LC_ALL", "C").kill_on_drop(true);
+        command
+    }
+}
+
+/// A process that gets Ctrl-C when this is dropped, or when the test ends in whatever way, so that it takes with it what
+/// it has started.
+struct Tied(process::Child);
+
+impl Tied {
+    fn start(program: &Path) -> Self {
+        let process = process::Command::new("sh")
+            .args(["-c", r#""$0" & cat; kill -INT $!; wait"#])
+            .arg(program)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn();
+        Self(process.unwrap())
+    }
+}
+
+impl Drop for Tied {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
+    }
+}
+
+/// The example as Cargo built it beside this test.
+fn example(name: &str) -> PathBuf {
+    let this = env::current_exe().unwrap();
+    let profile = this.ancestors().nth(2).unwrap();
+    let path = profile.join("examples").join(name);
+    assert!(
+        path.is_file(),
+        "{} is missing: `cargo test` builds it, and so does `cargo build --example {name}`",
+        path.display()
+    );
+    path
+}
+
+/// A program on `PATH` or, where the distributions keep those of the server off it, beside the newest server.
+fn program(name: &str) -> PathBuf {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let on_path = env::split_paths(&path);
+    let told = process::Command::new("pg_config").arg("--bindir").output();
+    let told = told.map(|output| String::from_utf8_lossy(&output.stdout).trim().into());
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
+    let mut versions: Vec<_> = versions.flatten().map(|entry| entry.path()).collect();
+    versions.sort();
+    let beside_server = versions.into_iter().rev().map(|it| it.join("bin"));
+    on_path
+        .chain(told)
+        .chain(beside_server)
+        .map(|place| place.join(name))
+        .find(|path| path.is_file())
+        .unwrap_or_else(|| panic!("{name} is neither on PATH nor beside the Postgres server; install it (on Debian: apt-get install postgresql)"))
+}
+
+/// A program that is talked to: what is typed, and what it says on either of its outputs.
+struct Dialogue {
+    program: Child,
+    input: File,
+    output: File,
+}
+
+impl Dialogue {
+    /// Through pipes, as in a script.
+    fn piped(mut command: Command) -> Self {
+        let (theirs, input) = std::io::pipe().unwrap();
+        let (output, said) = std::io::pipe().unwrap();
+        command.stdin(theirs).stderr(said.try_clone().unwrap());
+        let program = command.stdout(said).spawn().unwrap();
+        Self::of(program, input.into(), output.into())
+    }
+
+    /// At a terminal, as before a person.
+    fn at_terminal(mut command: Command) -> Self {
+        let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+        grantpt(&ours).unwrap();
+        unlockpt(&ours).unwrap();
+        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let name = ptsname(&ours, Vec::new()).unwrap();
+        let theirs = rustix::fs::open(name, flags, Mode::empty()).unwrap();
+        command.stdin(theirs.try_clone().unwrap());
+        command.stdout(theirs.try_clone().unwrap()).stderr(theirs);
+        let program = command.spawn().unwrap();
+        Self::of(program, ours.try_clone().unwrap(), ours)
+    }
+
+    fn of(program: Child, input: OwnedFd, output: OwnedFd) -> Self {
+        let [input, output] = [input, output].map(|end| File::from_std(end.into()));
+        Self {
+            program,
+            input,
+            output,
+        }
+    }
+
+    async fn say(&mut self, line: &str) {
+        let line = format!("{line}\n");
+        self.input.write_all(line.as_bytes()).await.unwrap();
+        self.input.flush().await.unwrap();
+    }
+
+    /// What it says up to `mark`, which it must.
+    async fn until(&mut self, mark: &str) -> String {
+        let mut said = String::new();
+        while !said.ends_with(mark) {
+            match timeout(LONG, self.output.read_u8()).await {
+                Ok(Ok(byte)) => said.push(char::from(byte)),
+                silent => panic!("no {mark:?} after {said:?}: {silent:?}"),
+            }
+        }
+        said
+    }
+
+    /// The rest of what it says. It must end well.
+    async fn end(mut self) -> String {
+        drop(self.input);
+        let mut rest = Vec::new();
+        // A terminal whose program has ended gives an error, not an end.
+        let read = self.output.read_to_end(&mut rest);
+        let _ = timeout(LONG, read).await.expect("too long");
+        let rest = String::from_utf8_lossy(&rest).into_owned();
+        let status = self.program.wait().await.unwrap();
+        assert!(status.success(), "{status}: {rest}");
+        rest
+    }
+}
+
+#[tokio::test]
+async fn psql_at_its_prompt_connects_again_by_itself() {
+    let running = Running::start();
+    for (suspends, host) in (1..).zip(running.hosts()) {
+        let mut psql = running.client("psql");
+        psql.args(["-XnAt", "-P", "pager=off", &host]);
+        let mut psql = Dialogue::at_terminal(psql);
+        psql.until("=> ").await;
+        psql.say("SELECT 40 + 1;").await;
+        psql.until("41\r\n").await;
+        psql.until("=> ").await;
+        running.suspend().await;
+        psql.say("SELECT 40 + 2;").await;
+        psql.until("The connection to the server was lost. Attempting reset: Succeeded.")
+            .await;
+        psql.until("=> ").await;
+        psql.say("SELECT 40 + 3;").await;
+        psql.until("43\r\n").await;
+        psql.say("\\q").await;
+        psql.end().await;
+        assert_eq!(running.wakes().await, 1 + suspends, "{host}");
+    }
+}
+
+/// Away from a terminal psql ends with code 2 at a lost connection, so its script connects again before it goes on.
+#[tokio::test]
+async fn a_script_of_psql_goes_on_once_it_connects_again() {
+    let running = Running::start();
+    for host in running.hosts() {
+        let mut psql = running.client("psql");
+        psql.args(["-XAt", "-v", "ON_ERROR_STOP=1", &host]);
+        let mut psql = Dialogue::piped(psql);
+        psql.say("SELECT 40 + 1;").await;
+        psql.until("41\n").await;
+        running.suspend().await;
+        psql.say("\\connect\nSELECT 40 + 2;").await;
+        let said = psql.end().await;
+        assert_eq!(
+            said,
+            "You are now connected to database \"neondb\" as user \"neondb_owner\".\n42\n"
+        );
+    }
+    assert_eq!(running.wakes().await, 3);
+}
+
+/// A suspend at the end of every transaction, each of which has a connection of its own (`-C`). Without that, pgbench
+/// gives up a client whose connection is lost, whatever its `--max-tries`.
+#[tokio::test]
+async fn pgbench_with_a_connection_for_each_transaction_loses_none() {
+    let running = Running::start();
+    let script = Path::new(env!("CARGO_TARGET_TMPDIR")).join("suspended_after_each.sql");
+    let text = "SELECT count(*) FROM pgbench_accounts;\n\\shell echo done; read suspended\n";
+    fs::write(&script, text).unwrap();
+    for host in running.hosts() {
+        let mut fill = running.client("pgbench");
+        let filled = fill.args(["-i", "-q", &host]).output().await.unwrap();
+        assert!(filled.status.success(), "{filled:?}");
+        let mut pgbench = running.client("pgbench");
+        pgbench.args(["-n", "-C", "-t", "3", "-f"]).arg(&script);
+        pgbench.arg(&host);
+        let mut pgbench = Dialogue::piped(pgbench);
+        for _ in 0..3 {
+            pgbench.until("done\n").await;
+            running.suspend().await;
+            pgbench.say("").await;
+        }
+        let said = pgbench.end().await;
+        assert!(said.contains("actually processed: 3/3"), "{said}");
+    }
+    // The first fill found it awake; the second and every transaction but each first had to wake it.
+    assert_eq!(running.wakes().await, 1 + 2 + 1 + 2);
+}

@@ -14,6 +14,7 @@ use rustix::{
     pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
 };
 use serde_json::Value;
+use sqlx::postgres::PgPoolOptions;
 use tokio::{
     fs::File,
     io::{AsyncReadExt, AsyncWriteExt},
@@ -319,4 +320,32 @@ async fn pgbench_with_a_connection_for_each_transaction_loses_none() {
     }
     // The first fill found it awake; the second and every transaction but each first had to wake it.
     assert_eq!(running.wakes().await, 1 + 2 + 1 + 2);
+}
+
+/// sqlx cannot be told an address for a name, so the endpoint is named by option. Its pool tests a connection before it
+/// gives it out (`test_before_acquire`, which is on by default), and dials another.
+#[tokio::test]
+async fn a_pool_of_sqlx_answers_the_next_query() {
+    let running = Running::start();
+    for (name, address) in [
+        (running.endpoint().to_owned(), "127.0.0.1"),
+        (format!("{}-pooler", running.endpoint()), "localhost"),
+    ] {
+        let url = format!(
+            "postgres://{}:{}@{address}:{}/{}?sslmode=verify-full&sslrootcert={}&options=endpoint%3D{name}",
+            running.parameter("user"),
+            running.password,
+            running.parameter("port"),
+            running.parameter("dbname"),
+            running.parameter("sslrootcert"),
+        );
+        let pool = PgPoolOptions::new().max_connections(1).connect(&url);
+        let pool = pool.await.unwrap();
+        let sum = || sqlx::query_scalar::<_, i32>("SELECT 40 + $1").bind(2);
+        assert_eq!(sum().fetch_one(&pool).await.unwrap(), 42);
+        running.suspend().await;
+        assert_eq!(sum().fetch_one(&pool).await.unwrap(), 42);
+        pool.close().await;
+    }
+    assert_eq!(running.wakes().await, 3);
 }

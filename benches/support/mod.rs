@@ -1,4 +1,8 @@
-//! What all benchmarks share: samples, a table, and the file of figures.
+//! What all benchmarks share: samples, a table, the file of figures, and a compute to ask.
+
+mod target;
+
+pub(crate) use target::{QUERY, Target};
 
 use std::{fs, path::Path, time::Duration};
 

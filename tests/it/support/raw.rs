@@ -83,11 +83,17 @@ impl RawClient {
     }
 
     pub(crate) async fn send(&mut self, tag: u8, body: &[u8]) {
-        let length = u32::try_from(body.len() + 4).unwrap().to_be_bytes();
-        self.stream
-            .write_all(&[&[tag], &length[..], body].concat())
-            .await
-            .unwrap();
+        self.send_all(&[(tag, body)]).await;
+    }
+
+    /// Several messages at once: the first may make the server close.
+    pub(crate) async fn send_all(&mut self, messages: &[(u8, &[u8])]) {
+        let mut bytes = Vec::new();
+        for (tag, body) in messages {
+            let length = u32::try_from(body.len() + 4).unwrap().to_be_bytes();
+            bytes.extend([&[*tag], &length[..], body].concat());
+        }
+        self.stream.write_all(&bytes).await.unwrap();
     }
 
     pub(crate) async fn query(&mut self, sql: &str) -> Vec<Seen> {

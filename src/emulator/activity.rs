@@ -17,6 +17,9 @@ const LOOK: Duration = Duration::from_millis(500);
 /// Longest wait for what it sees.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Longest wait for counters that somebody asks for. A frozen compute's are those that were read last.
+const READ_TIMEOUT: Duration = Duration::from_millis(500);
+
 const SEEN: &str = "
 SELECT (SELECT coalesce(sum(active_time), 0)::float8 + coalesce(sum(sessions), 0)::float8
           FROM pg_stat_database WHERE datname NOT IN ('postgres', 'template0', 'template1')),
@@ -87,7 +90,7 @@ pub(super) async fn read_meter(compute: &Compute) -> Result<(), EmulatorError> {
         Ok(())
     };
     let late = |_| EmulatorError::new("a compute does not answer");
-    timeout(LOOK_TIMEOUT, work).await.map_err(late)?
+    timeout(READ_TIMEOUT, work).await.map_err(late)?
 }
 
 fn cannot_watch(err: tokio_postgres::Error) -> EmulatorError {

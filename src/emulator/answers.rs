@@ -14,6 +14,8 @@ use super::{
 /// The time that Neon writes where it means none.
 const NO_TIME: &str = "0001-01-01T00:00:00Z";
 const PROVISIONER: &str = "k8s-neonvm";
+/// Of the one billing period there is.
+const PERIOD: &str = "79ec829f-1828-4006-ac82-9f1828a0067d";
 const OWNER: &str = "92cdd2ee-a6d8-4647-868f-124531123b03";
 /// For how long a deleted project can be recovered.
 const RECOVERABLE: std::time::Duration = std::time::Duration::from_secs(7 * 24 * 3600);
@@ -28,7 +30,7 @@ pub(super) fn created_project(project: &Project) -> Value {
         "project": self::project(project), "connection_uris": [], "roles": [], "databases": [],
         "operations": operations(&project.id, &project.operations), "endpoints": [],
     });
-    for branch in &project.branches {
+    if let Some(branch) = project.default_branch() {
         let endpoint = project.endpoint_of(&branch.id);
         merge(&mut value, born(project, branch, endpoint));
     }
@@ -225,6 +227,7 @@ pub(super) fn operation(project_id: &str, operation: &Operation) -> Value {
         Status::Running => "running",
         Status::Finished => "finished",
         Status::Failed => "failed",
+        Status::Cancelled => "cancelled",
     };
     let took = operation
         .updated_at
@@ -280,7 +283,7 @@ pub(super) fn consumption(
     json!({
         "project_id": project.id,
         "periods": [{
-            "period_id": OWNER, "period_plan": "launch", "period_start": time(project.created_at), "consumption": frames,
+            "period_id": PERIOD, "period_plan": "launch", "period_start": time(project.created_at), "consumption": frames,
         }],
     })
 }

@@ -29,6 +29,9 @@ use crate::secret::Secret;
 /// The path below which everything is.
 pub(super) const BASE: &str = "/api/v2";
 
+/// The header with the id that Neon gives a request.
+const REQUEST_ID: &str = "x-neon-ret-request-id";
+
 #[derive(Clone)]
 struct Api {
     world: Arc<World>,
@@ -117,12 +120,23 @@ async fn authorized(
     let given = headers
         .get(AUTHORIZATION)
         .and_then(|value| value.to_str().ok());
-    if given.and_then(|value| value.strip_prefix("Bearer ")) == Some(api.key.expose()) {
+    let answer = if given.and_then(|value| value.strip_prefix("Bearer ")) == Some(api.key.expose())
+    {
         next.run(request).await
     } else {
         let text = "supplied credentials do not pass authentication";
         Refused::new(StatusCode::UNAUTHORIZED, text).into_response()
+    };
+    identified(answer)
+}
+
+/// Every answer of Neon's has an id.
+fn identified(mut answer: Response) -> Response {
+    let id = uuid::Uuid::new_v4().to_string();
+    if let (false, Ok(id)) = (answer.headers().contains_key(REQUEST_ID), id.parse()) {
+        answer.headers_mut().insert(REQUEST_ID, id);
     }
+    answer
 }
 
 /// Holds the request to the rate limits, if there are any, and lets it meet the fault that waits for it.
@@ -189,7 +203,7 @@ impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         let request_id = uuid::Uuid::new_v4().to_string();
         let body = json!({ "request_id": request_id, "code": self.1, "message": self.2 });
-        (self.0, [("x-neon-ret-request-id", request_id)], Json(body)).into_response()
+        (self.0, [(REQUEST_ID, request_id)], Json(body)).into_response()
     }
 }
 

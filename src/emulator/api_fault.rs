@@ -61,11 +61,13 @@ struct Waiting {
 impl ApiFaults {
     /// The next `times` requests that begin with `route` (`POST /projects`) meet `fault`.
     pub(super) fn add(&self, route: String, fault: ApiFault, times: u32) {
-        self.waiting().push(Waiting {
-            route,
-            fault,
-            times,
-        });
+        if times > 0 {
+            self.waiting().push(Waiting {
+                route,
+                fault,
+                times,
+            });
+        }
     }
 
     pub(super) fn clear(&self) {

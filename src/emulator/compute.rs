@@ -1,13 +1,16 @@
 //! One branch's compute: a real Postgres that starts when somebody comes and stops when nobody does.
 
+mod changes;
+
+pub(super) use changes::Unborn;
+
 use std::{
-    fs,
     path::PathBuf,
     sync::{
         Arc, Mutex as StdMutex, MutexGuard, PoisonError,
         atomic::{
             AtomicBool,
-            Ordering::{Acquire, Release},
+            Ordering::{AcqRel, Acquire, Release},
         },
     },
     time::Duration,
@@ -15,7 +18,7 @@ use std::{
 
 use rustix::process::Signal;
 use tokio::{
-    sync::{Mutex, MutexGuard as AsyncGuard},
+    sync::Mutex,
     time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
@@ -29,14 +32,13 @@ use super::{
     fault::Faults,
     pooler::Pooler,
     postgres::Postgres,
-    process::{blocking, missing_is_fine, signal_all},
+    process::{blocking, detached, signal_all},
     reason::Reason,
     stop::Stop,
     template::Template,
     usage::{Ledger, Meter},
     witness::Log,
 };
-use crate::secret::Secret;
 
 /// How long the pooler has to pass on what Postgres said last, where it is stopped after it.
 const POOLER_OUTLIVES: Duration = Duration::from_millis(50);
@@ -78,7 +80,10 @@ pub(super) struct Compute {
     pub(super) meter: Arc<Meter>,
     ledger: Arc<Ledger>,
     // Held during a start or a stop, so that they never overlap.
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
+    /// Whether its branch or its project is deleted.
+    gone: AtomicBool,
+    frozen: AtomicBool,
     pub(super) postgres: Postgres,
     pooler: Pooler,
     awake: AtomicBool,
@@ -90,7 +95,6 @@ struct State {
     run: Option<CancellationToken>,
     /// Whether role, password and database are there.
     filled: bool,
-    gone: bool,
 }
 
 /// Where a session connects to, and the run it belongs to.
@@ -125,7 +129,9 @@ impl Compute {
             faults: Faults::default(),
             meter: ledger.meter(),
             ledger,
-            state: Mutex::default(),
+            state: Arc::default(),
+            gone: AtomicBool::new(false),
+            frozen: AtomicBool::new(false),
             pooler,
             awake: AtomicBool::new(false),
         })
@@ -153,10 +159,18 @@ impl Compute {
         disabled.or_else(|| self.ledger.exceeded())
     }
 
-    /// Starts Postgres if it does not run, and says where it is.
+    /// Starts Postgres if it does not run, and says where it is. Goes on if the caller leaves.
     pub(super) async fn wake(self: &Arc<Self>) -> Result<Reached, EmulatorError> {
-        let mut state = self.state.lock().await;
-        if state.gone {
+        let compute = Arc::clone(self);
+        detached(async move {
+            let mut state = compute.state.lock().await;
+            compute.ensure_awake(&mut state).await
+        })
+        .await?
+    }
+
+    async fn ensure_awake(self: &Arc<Self>, state: &mut State) -> Result<Reached, EmulatorError> {
+        if self.gone.load(Acquire) {
             return Err(EmulatorError::new("the endpoint has been deleted"));
         }
         if let Some(run) = state.run.clone().filter(|_| self.postgres.runs()) {
@@ -165,9 +179,11 @@ impl Compute {
             }
             return Ok(self.reached(run));
         }
+        if let Some(reason) = self.refusal() {
+            return Err(EmulatorError::new(reason.text()));
+        }
         if let Some(crashed) = state.run.take() {
-            crashed.cancel();
-            self.meter.suspended();
+            self.clear_away(&crashed).await;
         }
         let asked = Instant::now();
         let delay = lock(&self.wake_delay).unwrap_or(*lock(&self.machine.wake_delay));
@@ -176,7 +192,7 @@ impl Compute {
             let compute = Arc::clone(self);
             blocking(move || compute.postgres.make_data(None)).await?;
         }
-        let start = match self.start(&mut state).await {
+        let start = match self.start(state).await {
             Ok(start) => start,
             Err(err) => {
                 self.halt(Stop::Neon).await;
@@ -190,6 +206,15 @@ impl Compute {
         self.log.woken(asked, start);
         tokio::spawn(activity::suspend_when_idle(Arc::clone(self), run.clone()));
         Ok(self.reached(run))
+    }
+
+    /// What a run that ended by itself has left.
+    async fn clear_away(&self, crashed: &CancellationToken) {
+        crashed.cancel();
+        self.awake.store(false, Release);
+        self.meter.suspended();
+        self.pooler.kill().await;
+        self.postgres.stop(Signal::KILL).await;
     }
 
     /// Starts both processes; how long that took.
@@ -222,10 +247,14 @@ impl Compute {
         }
     }
 
-    /// Stops it in one of the ways that there are. Says whether it ran.
+    /// Stops it in one of the ways that there are. Says whether it ran. Goes on if the caller leaves.
     pub(super) async fn suspend(self: &Arc<Self>, how: Stop) -> bool {
-        let mut state = self.state.lock().await;
-        self.end_run(&mut state, how).await
+        let compute = Arc::clone(self);
+        let stopped = detached(async move {
+            let mut state = compute.state.lock().await;
+            compute.end_run(&mut state, how).await
+        });
+        stopped.await.unwrap_or(false)
     }
 
     /// As Neon does, unless the run has ended already and another one may have begun.
@@ -271,74 +300,6 @@ impl Compute {
         }
     }
 
-    /// Stops Postgres for as long as the project is deleted.
-    pub(super) async fn retire(self: &Arc<Self>) {
-        let mut state = self.state.lock().await;
-        state.gone = true;
-        self.end_run(&mut state, Stop::Neon).await;
-    }
-
-    /// Lets it be woken again after its project has been recovered.
-    pub(super) async fn restore(&self) {
-        self.state.lock().await.gone = false;
-    }
-
-    /// Stops Postgres for good and removes its data.
-    pub(super) async fn delete(self: &Arc<Self>) {
-        self.retire().await;
-        let folder = self.folder.clone();
-        let removed = blocking(move || {
-            let removed = fs::remove_dir_all(&folder).or_else(missing_is_fine);
-            removed.map_err(|err| EmulatorError::new("cannot remove a folder").because(err))
-        });
-        if let Err(err) = removed.await {
-            tracing::warn!(%err, "emulator: a deleted compute's data is still there");
-        }
-    }
-
-    /// Makes this compute's data a copy of `parent`'s as it is now. The parent may run on.
-    pub(super) async fn copy_from(
-        self: &Arc<Self>,
-        parent: &Arc<Self>,
-    ) -> Result<(), EmulatorError> {
-        let mut state = self.state.lock().await;
-        let from: AsyncGuard<'_, State> = parent.state.lock().await;
-        if !parent.postgres.has_data() {
-            return Ok(()); // nobody has written anything yet
-        }
-        if parent.postgres.runs() {
-            let checkpoint = ["CHECKPOINT".to_owned()];
-            parent.postgres.execute("postgres", &checkpoint).await?;
-        }
-        let (child, source) = (Arc::clone(self), Arc::clone(parent));
-        // Stopped in its tracks: what is in its files then is what a crash would leave, and Postgres recovers from that.
-        parent.freeze();
-        let copied = blocking(move || child.postgres.make_data(Some(&source.postgres))).await;
-        parent.thaw();
-        state.filled = from.filled;
-        copied
-    }
-
-    /// Gives the owner another password and ends all sessions, as Neon does.
-    pub(super) async fn reset_password(
-        self: &Arc<Self>,
-        password: Secret,
-    ) -> Result<(), EmulatorError> {
-        self.wake().await?;
-        let state = self.state.lock().await;
-        let contents = self.contents().with_password(password);
-        let mut statements = vec![contents.password_statement()];
-        statements.push(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename <> 'cloud_admin'"
-                .into(),
-        );
-        self.postgres.execute("postgres", &statements).await?;
-        self.pooler.kill().await;
-        *lock(&self.contents) = contents;
-        drop(state);
-        Ok(())
-    }
-
     /// Reads the counters that only Postgres knows, if it is awake.
     pub(super) async fn read_meter(&self) {
         if self.is_awake()
@@ -355,23 +316,28 @@ impl Compute {
 
     /// Stops all its processes in their tracks: whoever waits for them waits on.
     pub(super) fn freeze(&self) {
+        self.frozen.store(true, Release);
         signal_all(&self.folder, Signal::STOP);
     }
 
     /// Lets them go on.
     pub(super) fn thaw(&self) {
-        signal_all(&self.folder, Signal::CONT);
+        if self.frozen.swap(false, AcqRel) {
+            signal_all(&self.folder, Signal::CONT);
+        }
     }
 
     /// Kills all its processes: no goodbye to anybody, and recovery at the next start.
     pub(super) fn crash(&self) {
         self.awake.store(false, Release);
+        self.meter.suspended();
         self.kill_all();
     }
 
     fn kill_all(&self) {
         self.freeze(); // so that none of them can tell of the others' end
         signal_all(&self.folder, Signal::KILL);
+        self.frozen.store(false, Release);
     }
 
     /// Kills the pooler only; it is started again for the next client.

@@ -19,10 +19,19 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(super) struct Daemon(Arc<Mutex<Option<Child>>>);
 
 impl Daemon {
-    /// Starts it; the result is its process id.
+    /// Starts it; the result is its process id. One that is there still is killed first.
     pub(super) fn start(&self, command: &mut Command) -> io::Result<u32> {
         let mut slot = self.slot();
+        if let Some(mut left) = slot.take() {
+            let _ = left.kill();
+            let _ = left.wait();
+        }
         Ok(slot.insert(command.spawn()?).id())
+    }
+
+    /// Whether it is there and has that process id.
+    pub(super) fn is(&self, pid: u32) -> bool {
+        self.runs() && self.slot().as_ref().is_some_and(|it| it.id() == pid)
     }
 
     /// Whether it is there.

@@ -30,7 +30,7 @@ pub enum Fault {
         #[serde(default)]
         times: Option<u32>,
     },
-    /// The control plane is down. The proxy tells so at once, and repeats it for 30 seconds on that host.
+    /// The control plane cannot be reached. The proxy tells so at once, and asks again for the next client.
     ControlPlaneDown,
     /// The client's address is not on the endpoint's list. It is told before it has logged in.
     AddressNotAllowed,
@@ -146,6 +146,13 @@ impl Faults {
         }
     }
 
+    /// The error of an earlier wake that the proxy repeats on that host, whether or not the compute is awake by now.
+    pub(super) fn repeated(&self, pooled: bool) -> Option<String> {
+        let seen = self.seen();
+        let (since, text) = seen.repeated.get(&pooled)?;
+        (since.elapsed() < REPEATED).then(|| text.clone())
+    }
+
     /// What becomes of the wish to wake the compute, which the control plane may refuse for a reason of its own
     /// (`standing`).
     pub(super) async fn on_wake(
@@ -153,17 +160,12 @@ impl Faults {
         pooled: bool,
         standing: impl Fn() -> Option<Reason>,
     ) -> Fate {
-        if let Some((since, text)) = self.seen().repeated.get(&pooled)
-            && since.elapsed() < REPEATED
-        {
-            return Fate::Told(text.clone());
-        }
         let mut wait = BUSY_WAIT;
         let mut asked = 1;
         loop {
             match self.ask(&standing) {
                 Answer::Wakes => return Fate::Connects,
-                Answer::Limited => return Fate::Told(TOO_MANY_WAKES.to_owned()),
+                Answer::Once(text) => return Fate::Told(text.to_owned()),
                 Answer::Lasting(text) => {
                     let repeated = (Instant::now(), text.clone());
                     self.seen().repeated.insert(pooled, repeated);
@@ -199,10 +201,10 @@ impl Faults {
                     Answer::Lasting(text)
                 }
             }
-            Some(Fault::ControlPlaneDown) => Answer::Lasting(CONTROL_PLANE.to_owned()),
+            Some(Fault::ControlPlaneDown) => Answer::Once(CONTROL_PLANE),
             Some(Fault::TooManyWakes { times }) => {
                 if spend(times) {
-                    Answer::Limited
+                    Answer::Once(TOO_MANY_WAKES)
                 } else {
                     standing()
                 }
@@ -259,8 +261,8 @@ impl Faults {
 /// What the control plane says when it is asked for a wake.
 enum Answer {
     Wakes,
-    /// The proxy does not even ask.
-    Limited,
+    /// Nothing, or it is not even asked.
+    Once(&'static str),
     /// Not now. The proxy asks again.
     Busy(String),
     /// Not at all. The proxy repeats it for a while without asking.
@@ -296,18 +298,10 @@ mod tests {
         faults.set(Some(refused(Reason::ActiveTimeQuota, "over quota", None)));
         assert_eq!(faults.on_wake(true, || None).await, told("over quota"));
         faults.set(None);
-        assert_eq!(
-            faults.on_wake(true, || None).await,
-            told("over quota"),
-            "from memory"
-        );
-        assert_eq!(
-            faults.on_wake(false, || None).await,
-            Fate::Connects,
-            "the other host asks for itself"
-        );
+        assert_eq!(faults.repeated(true).as_deref(), Some("over quota"));
+        assert_eq!(faults.repeated(false), None, "it asks for itself");
         sleep(REPEATED).await;
-        assert_eq!(faults.on_wake(true, || None).await, Fate::Connects);
+        assert_eq!(faults.repeated(true), None);
     }
 
     #[tokio::test(start_paused = true)]

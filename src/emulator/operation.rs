@@ -2,7 +2,11 @@
 
 use std::{sync::Arc, time::SystemTime};
 
-use super::{EmulatorError, compute::Compute, stop::Stop};
+use super::{
+    EmulatorError,
+    compute::{Compute, Unborn},
+    stop::Stop,
+};
 use crate::secret::Secret;
 
 /// Something being done to a project.
@@ -24,6 +28,8 @@ pub(super) enum Status {
     Running,
     Finished,
     Failed,
+    /// One before it failed.
+    Cancelled,
 }
 
 /// An operation before it begins: what it is called, what it is about, and what it does.
@@ -42,7 +48,7 @@ pub(super) enum Work {
     Start(Arc<Compute>),
     Suspend(Arc<Compute>),
     /// Copies the second one's data to the first.
-    Copy(Arc<Compute>, Arc<Compute>),
+    Copy(Unborn, Arc<Compute>),
     ResetPassword(Arc<Compute>, Secret),
     Delete(Arc<Compute>),
 }
@@ -98,10 +104,7 @@ impl Work {
     pub(super) async fn run(self) -> Result<(), EmulatorError> {
         match self {
             Self::Nothing => Ok(()),
-            Self::Start(compute) => match compute.refusal() {
-                Some(reason) => Err(EmulatorError::new(reason.text())),
-                None => compute.wake().await.map(drop),
-            },
+            Self::Start(compute) => compute.wake().await.map(drop),
             Self::Suspend(compute) => {
                 compute.suspend(Stop::Neon).await;
                 Ok(())

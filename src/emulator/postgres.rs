@@ -3,10 +3,10 @@
 use std::{
     fs,
     io::{self, Read, Write},
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
     process::Stdio,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -16,6 +16,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use tokio_postgres::{Client, NoTls};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     EmulatorError,
@@ -33,12 +34,17 @@ const PORT: &str = "5432";
 /// A file that is read at each start before anything is recovered, and written anew afterwards.
 const READ_FIRST: &str = "pg_logical/replorigin_checkpoint";
 
+/// What is in it where nothing is replicated: a magic number and a checksum.
+const NO_ORIGINS: &[u8] = b"\xde\xda\x57\x12\x36\xb2\x00\x6a";
+
 /// The Postgres of one compute.
 #[derive(Debug)]
 pub(super) struct Postgres {
     machine: Arc<Machine>,
     folder: PathBuf,
     process: Daemon,
+    // Cancelled to end the hold-up of a recovery. Held for a look or a change.
+    held: Mutex<CancellationToken>,
 }
 
 impl Postgres {
@@ -48,6 +54,7 @@ impl Postgres {
             machine,
             folder: folder.to_owned(),
             process: Daemon::default(),
+            held: Mutex::default(),
         }
     }
 
@@ -91,6 +98,8 @@ impl Postgres {
 
     /// Execs it and waits until it takes connections.
     pub(super) async fn start(&self) -> Result<(), EmulatorError> {
+        let failed = |err| EmulatorError::new("cannot start Postgres").because(err);
+        self.clear_pipe().map_err(failed)?;
         let pid = self.exec()?;
         self.until("take connections", || says_ready(&self.data(), pid))
             .await
@@ -101,31 +110,49 @@ impl Postgres {
         let failed = |err| EmulatorError::new("cannot hold up a recovery").because(err);
         // As a pipe it is read when somebody writes.
         let gate = self.data().join(READ_FIRST);
-        let content = fs::read(&gate).map_err(failed)?;
-        fs::remove_file(&gate).map_err(failed)?;
+        fs::remove_file(&gate)
+            .or_else(missing_is_fine)
+            .map_err(failed)?;
         let mut mkfifo = self.machine.account.command("mkfifo");
-        blocking(move || process::run(mkfifo.arg(&gate), None)).await?;
-        let gate = self.data().join(READ_FIRST);
+        let made = gate.clone();
+        blocking(move || process::run(mkfifo.arg(&made), None)).await?;
         // Open for both, so that opening waits for nobody, here or there.
-        let pipe = fs::OpenOptions::new().read(true).write(true).open(gate);
+        let pipe = fs::OpenOptions::new().read(true).write(true).open(&gate);
         let mut pipe = pipe.map_err(failed)?;
         let pid = self.exec()?;
         self.until("listen", || self.socket().exists()).await?;
+        let held = CancellationToken::new();
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = held.clone();
         let (process, data) = (self.process.clone(), self.data());
         tokio::spawn(async move {
-            sleep(time).await;
-            if let Err(err) = pipe.write_all(&content) {
+            let _ = timeout(time, held.cancelled()).await;
+            if let Err(err) = pipe.write_all(NO_ORIGINS) {
                 tracing::warn!(%err, "emulator: a recovery goes on");
             }
-            while process.runs() && !says_ready(&data, pid) {
+            while process.is(pid) && !says_ready(&data, pid) {
                 sleep(LOOK).await; // until it has read what was written
             }
         });
         Ok(())
     }
 
+    /// Removes the pipe that an earlier start was held up with: nobody writes to it any more. Postgres does without the
+    /// file whose place it has.
+    fn clear_pipe(&self) -> io::Result<()> {
+        let gate = self.data().join(READ_FIRST);
+        match fs::symlink_metadata(&gate) {
+            Ok(it) if it.file_type().is_fifo() => fs::remove_file(gate),
+            Ok(_) => Ok(()),
+            Err(err) => missing_is_fine(err),
+        }
+    }
+
     fn exec(&self) -> Result<u32, EmulatorError> {
         let failed = |err: io::Error| EmulatorError::new("cannot start Postgres").because(err);
+        // An earlier run may have left its socket, and whoever looks for it would be deceived.
+        fs::remove_file(self.socket())
+            .or_else(missing_is_fine)
+            .map_err(failed)?;
         let log = fs::File::create(self.said()).map_err(failed)?;
         let mut command = self
             .machine
@@ -167,7 +194,14 @@ impl Postgres {
 
     /// Signals it and waits for its end.
     pub(super) async fn stop(&self, signal: Signal) {
+        self.let_go();
         self.process.stop(signal).await;
+    }
+
+    /// Ends the hold-up of a recovery: who is held up does not hear signals.
+    fn let_go(&self) {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.cancel();
     }
 
     /// Reaps it after the watchdog has stopped it. Blocks the thread.

@@ -1,4 +1,4 @@
-//! Waiting for processes, with a deadline.
+//! Processes: run, waited for, signalled; and work that nobody's leaving stops.
 
 use std::{
     fs,
@@ -110,4 +110,13 @@ pub(super) fn missing_is_fine(err: io::Error) -> io::Result<()> {
     } else {
         Err(err)
     }
+}
+
+/// Runs work to its end whether or not its caller waits for it: half a start or half a stop would leave processes that
+/// nobody knows.
+pub(super) async fn detached<T: Send + 'static>(
+    work: impl Future<Output = T> + Send + 'static,
+) -> Result<T, EmulatorError> {
+    let done = tokio::spawn(work).await;
+    done.map_err(|err| EmulatorError::new("the emulator is ending").because(err))
 }

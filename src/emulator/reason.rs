@@ -43,7 +43,7 @@ pub enum Reason {
     Unavailable,
     /// 404 without a text.
     NotFound,
-    /// 500, 502, 503, 429 without a text, or an answer that cannot be read.
+    /// 500, 502, 503, or 429 without a text.
     Failed,
 }
 

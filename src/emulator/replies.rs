@@ -14,7 +14,7 @@ pub(super) struct Replies {
 
 impl Replies {
     /// Follows one more piece. The result is where in it the answer to a COMMIT begins; a message cut in two by
-    /// the pieces is not recognized, and Postgres does not cut one that is so short.
+    /// the pieces is not recognized: that takes a long answer right before it.
     pub(super) fn pass(&mut self, piece: &[u8]) -> Option<usize> {
         let mut committed = None;
         let mut at = 0;

@@ -40,7 +40,7 @@ running() {
 for signal in QUIT KILL; do
   turns=0
   while pids=$(running) && [ -n "$pids" ] && [ $turns -lt 700 ]; do
-    [ $((turns % 100)) -eq 0 ] && kill -$signal $pids 2>/dev/null
+    [ $((turns % 100)) -eq 0 ] && { kill -$signal $pids; kill -CONT $pids; } 2>/dev/null # frozen ones hear it too
     turns=$((turns + 1)); sleep 0.01
   done
 done

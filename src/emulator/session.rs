@@ -215,6 +215,9 @@ async fn begin(
 ) -> Result<Begun, Box<dyn Error + Send + Sync>> {
     let mut last = io::Error::from(io::ErrorKind::ConnectionRefused);
     for _ in 0..TRIES {
+        if let Some(text) = compute.faults.repeated(pooled) {
+            return Ok(Begun::Refused(text));
+        }
         if !compute.is_awake()
             && let Some(begun) =
                 Begun::by(compute.faults.on_wake(pooled, || compute.refusal()).await)

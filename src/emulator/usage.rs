@@ -29,13 +29,21 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// Both together.
+    /// Both together, as far as numbers go.
     pub(super) fn plus(self, other: Self) -> Self {
         Self {
-            active_time_seconds: self.active_time_seconds + other.active_time_seconds,
-            compute_time_seconds: self.compute_time_seconds + other.compute_time_seconds,
-            written_data_bytes: self.written_data_bytes + other.written_data_bytes,
-            data_transfer_bytes: self.data_transfer_bytes + other.data_transfer_bytes,
+            active_time_seconds: self
+                .active_time_seconds
+                .saturating_add(other.active_time_seconds),
+            compute_time_seconds: self
+                .compute_time_seconds
+                .saturating_add(other.compute_time_seconds),
+            written_data_bytes: self
+                .written_data_bytes
+                .saturating_add(other.written_data_bytes),
+            data_transfer_bytes: self
+                .data_transfer_bytes
+                .saturating_add(other.data_transfer_bytes),
         }
     }
 }
@@ -265,5 +273,7 @@ mod tests {
         };
         assert_eq!(quota.exceeded_by(used(9)), None);
         assert_eq!(quota.exceeded_by(used(10)), Some(Reason::ActiveTimeQuota));
+        let endless = used(u64::MAX).plus(used(1));
+        assert_eq!(quota.exceeded_by(endless), Some(Reason::ActiveTimeQuota));
     }
 }

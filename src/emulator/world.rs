@@ -179,14 +179,15 @@ impl World {
         let contents = parent.compute.contents();
         let branch = self.new_branch(wanted, Some(&parent.id), contents, &project.ledger, size);
         let endpoint = wanted.endpoint.map(|size| new_endpoint(&branch, size));
-        let copy = Work::Copy(Arc::clone(&branch.compute), Arc::clone(&parent.compute));
+        // Whoever connects before it has its data waits.
+        let unborn = branch.compute.unborn().ok_or(Hindrance::Locked)?;
+        let copy = Work::Copy(unborn, Arc::clone(&parent.compute));
         let mut steps = vec![Step::on_branch("create_branch", &branch.id, copy)];
         steps.extend(endpoint.as_ref().map(start));
-        let operations = self.operate(&project.id, steps)?;
-        self.change(&project.id, |project| {
+        let operations = self.operate_with(&project.id, steps, |project| {
             project.branches.push(branch.clone());
             project.endpoints.extend(endpoint.clone());
-        });
+        })?;
         Ok((branch, endpoint, operations))
     }
 
@@ -237,12 +238,23 @@ impl World {
         project_id: &str,
         steps: Vec<Step>,
     ) -> Result<Vec<Operation>, Hindrance> {
+        self.operate_with(project_id, steps, |_| {})
+    }
+
+    /// The same, with a change of the project that goes with it.
+    pub(super) fn operate_with(
+        self: &Arc<Self>,
+        project_id: &str,
+        steps: Vec<Step>,
+        change: impl FnOnce(&mut Project),
+    ) -> Result<Vec<Operation>, Hindrance> {
         let (begun, works): (Vec<_>, Vec<_>) = steps.into_iter().map(Step::begun).unzip();
         self.change(project_id, |project| {
             if project.is_locked() {
                 return Err(Hindrance::Locked);
             }
             project.operations.extend(begun.iter().cloned());
+            change(project);
             Ok(())
         })
         .ok_or(Hindrance::Missing)
@@ -250,13 +262,22 @@ impl World {
         let works: Vec<_> = begun.iter().map(|it| it.id.clone()).zip(works).collect();
         let (world, project_id) = (Arc::clone(self), project_id.to_owned());
         tokio::spawn(async move {
+            let mut failed = false;
             for (operation, work) in works {
+                if failed {
+                    world.set(&project_id, &operation, Status::Cancelled, None);
+                    continue;
+                }
                 world.set(&project_id, &operation, Status::Running, None);
                 tokio::time::sleep(world.settings.operation_time).await;
-                let (status, error) = match work.run().await {
-                    Ok(()) => (Status::Finished, None),
-                    Err(err) => (Status::Failed, Some(err.to_string())),
+                let done = work.run().await;
+                failed = done.is_err();
+                let status = if failed {
+                    Status::Failed
+                } else {
+                    Status::Finished
                 };
+                let error = done.err().map(|err| err.to_string());
                 world.set(&project_id, &operation, status, error);
             }
         });
@@ -277,43 +298,37 @@ impl World {
     pub(super) fn delete(&self, id: &str) -> Option<Project> {
         let project = self.change(id, |project| {
             project.deleted_at = Some(SystemTime::now());
+            for branch in &project.branches {
+                branch.compute.set_gone(true);
+            }
             project.clone()
         })?;
-        let computes: Vec<_> = project
-            .branches
-            .iter()
-            .map(|it| Arc::clone(&it.compute))
-            .collect();
-        tokio::spawn(async move {
-            for compute in computes {
-                compute.retire().await;
-            }
-        });
+        for branch in project.branches.clone() {
+            tokio::spawn(async move { branch.compute.retire().await });
+        }
         Some(project)
     }
 
     /// Brings a deleted project back.
-    pub(super) async fn recover(&self, id: &str) -> Option<Project> {
-        let deleted = {
-            let projects = self.projects();
-            let found = projects.iter().find(|project| project.id == id);
-            found.filter(|it| it.deleted_at.is_some()).cloned()?
-        };
-        for branch in &deleted.branches {
-            branch.compute.restore().await;
-        }
+    pub(super) fn recover(&self, id: &str) -> Option<Project> {
         let mut projects = self.projects();
-        let project = projects.iter_mut().find(|project| project.id == id)?;
+        let found = projects.iter_mut().find(|project| project.id == id);
+        let project = found.filter(|it| it.deleted_at.is_some())?;
         (project.deleted_at, project.updated_at) = (None, SystemTime::now());
+        for branch in &project.branches {
+            branch.compute.set_gone(false);
+        }
         Some(project.clone())
     }
 
     /// Gives a branch's compute another endpoint, under which nobody knows it. The old one is gone.
     pub(super) fn move_endpoint(&self, endpoint_id: &str) -> Option<(Arc<Compute>, String)> {
         let mut projects = self.projects();
-        let mut endpoints = projects.iter_mut().flat_map(|it| &mut it.endpoints);
+        let present = projects.iter_mut().filter(|it| it.deleted_at.is_none());
+        let mut endpoints = present.flat_map(|it| &mut it.endpoints);
         let endpoint = endpoints.find(|endpoint| endpoint.id == endpoint_id)?;
         endpoint.id = format!("ep-{}", new_id());
+        endpoint.compute.faults.forget();
         Some((Arc::clone(&endpoint.compute), endpoint.id.clone()))
     }
 

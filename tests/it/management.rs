@@ -293,3 +293,31 @@ async fn a_client_that_knows_the_apis_limits_meets_none_of_them() {
         .filter(|it| it.as_ref().unwrap().status() == 429);
     assert!(refused.count() >= 1, "one that does not know them does");
 }
+
+#[tokio::test]
+async fn whoever_comes_before_a_branch_has_its_data_waits_for_it() {
+    let time = Duration::from_millis(200);
+    let stage = Stage::with(|emulator| emulator.operation_time(time)).await;
+    let (neon, created) = (stage.neon(), stage.project().await);
+    let id = &created.project.id;
+    let parent = session(&stage, at(&created)).await;
+    let create = "CREATE TABLE notes AS SELECT 1 AS n";
+    parent.batch_execute(create).await.unwrap();
+    let order = CreateBranch::new("hurried");
+    let branched = neon.create_project_branch(id, &order).await.unwrap();
+    let there = &branched.connection_uris[0].connection_parameters;
+    assert_eq!(count(&session(&stage, there).await).await, 1);
+    neon.wait_for_operations(id).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_project_that_is_recovered_at_once_works() {
+    let stage = Stage::new().await;
+    let (neon, created) = (stage.neon(), stage.project().await);
+    let id = &created.project.id;
+    for _ in 0..10 {
+        neon.delete_project(id).await.unwrap();
+        neon.recover_project(id).await.unwrap();
+        session(&stage, at(&created)).await;
+    }
+}

@@ -258,3 +258,23 @@ async fn a_moved_endpoint_and_a_rotated_password_look_like_a_wrong_password() {
     let other = neon.create_project(&CreateProject::new("other")).await;
     assert!(other.is_ok(), "others are not concerned");
 }
+
+#[tokio::test]
+async fn a_wake_outlives_a_proxy_that_restarts_meanwhile() {
+    let delay = Duration::from_millis(200);
+    let stage = Stage::with(|emulator| emulator.wake_delay(delay)).await;
+    let project = Project::new(&stage).await;
+    for _ in 0..3 {
+        stage.emulator.suspend(&project.id).await;
+        let (at, wakes) = (&project.at, stage.emulator.witnesses()[0].wakes.len());
+        let mut client = RawClient::connect(&stage, &at.host).await;
+        client
+            .startup(0, &[("user", &at.role), ("database", &at.database)])
+            .await;
+        client.prove(at.password.expose()).await;
+        tokio::time::sleep(delay + Duration::from_millis(10)).await; // somewhere in the start itself
+        stage.emulator.restart_proxy();
+        project.session(&stage, &at.pooler_host).await;
+        assert_eq!(stage.emulator.witnesses()[0].wakes.len(), wakes + 1);
+    }
+}

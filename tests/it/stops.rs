@@ -195,3 +195,32 @@ async fn an_idle_session_does_not_keep_a_compute_awake_and_hears_of_its_sleep() 
     assert_heard(&mut direct, FAST, "direct").await;
     assert_heard(&mut pooled, BARE, "pooled").await;
 }
+
+#[tokio::test]
+async fn a_recovery_that_was_held_up_leaves_nothing_that_stops_a_later_start() {
+    let stage = Stage::new().await;
+    let project = Project::new(&stage).await;
+    for (before, after) in [
+        (Stop::Neon, Stop::Kill),
+        (Stop::Kill, Stop::Immediate),
+        (Stop::Immediate, Stop::Neon),
+    ] {
+        assert!(stage.emulator.stop(&project.id, before).await);
+        let recovers = Fault::ComputeRecovers { milliseconds: 50 };
+        stage.emulator.set_fault(&project.id, recovers);
+        eventually_in(&stage, &project).await;
+        assert!(stage.emulator.stop(&project.id, after).await);
+        eventually_in(&stage, &project).await;
+    }
+    // Stopped in the middle of it.
+    for stop in [Stop::Kill, Stop::Neon] {
+        assert!(stage.emulator.stop(&project.id, Stop::Kill).await);
+        let recovers = Fault::ComputeRecovers {
+            milliseconds: 60_000,
+        };
+        stage.emulator.set_fault(&project.id, recovers);
+        drop(project.log_in(&stage, &project.at.host).await);
+        assert!(stage.emulator.stop(&project.id, stop).await);
+        eventually_in(&stage, &project).await;
+    }
+}

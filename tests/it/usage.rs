@@ -137,3 +137,15 @@ async fn an_organization_sees_what_its_projects_used_and_hands_them_over() {
         ["a", "b"]
     );
 }
+
+#[tokio::test]
+async fn a_crashed_compute_is_not_active() {
+    let stage = Stage::new().await;
+    let (neon, created) = (stage.neon(), stage.project().await);
+    let id = &created.project.id;
+    assert!(stage.emulator.crash(&created.endpoints[0].id));
+    let before = neon.get_project(id).await.unwrap().active_time_seconds;
+    tokio::time::sleep(Duration::from_millis(2100)).await; // time itself is under test
+    let after = neon.get_project(id).await.unwrap().active_time_seconds;
+    assert_eq!(before, after);
+}

@@ -185,11 +185,10 @@ pub(super) async fn delete(
     steps.extend(project.endpoint_of(&branch.id).map(world::suspend));
     let work = Work::Delete(Arc::clone(&branch.compute));
     steps.push(Step::on_branch("delete_timeline", &branch.id, work));
-    let operations = api.world.operate(&id, steps)?;
-    api.world.change(&id, |project| {
+    let operations = api.world.operate_with(&id, steps, |project| {
         project.branches.retain(|it| it.id != branch.id);
         project.endpoints.retain(|it| it.branch_id != branch.id);
-    });
+    })?;
     let answer = json!({
         "branch": answers::branch(&project, branch),
         "operations": answers::operations(&id, &operations),

@@ -14,7 +14,7 @@ use super::{Answer, Api, Refused, decode};
 use crate::emulator::{
     answers,
     create::SizeBody,
-    operation::{Step, Work},
+    operation::{Operation, Step, Work},
     project::{Endpoint, Project},
     world::{start, suspend},
 };
@@ -52,10 +52,14 @@ impl Api {
     /// Begins operations on an endpoint and shows both.
     fn operate(&self, id: &str, endpoint: &str, steps: Vec<Step>) -> Answer {
         let operations = self.world.operate(id, steps)?;
+        self.shown(id, endpoint, &operations)
+    }
+
+    fn shown(&self, id: &str, endpoint: &str, operations: &[Operation]) -> Answer {
         let (project, endpoint) = self.endpoint(id, endpoint)?;
         Ok(Json(json!({
             "endpoint": answers::endpoint(&project, &endpoint),
-            "operations": answers::operations(id, &operations),
+            "operations": answers::operations(id, operations),
         })))
     }
 }
@@ -109,16 +113,14 @@ pub(super) async fn update(
     } else {
         steps
     };
-    let locked = api.project(&id)?.is_locked();
-    if !locked {
-        it.compute.set_terms(api.world.terms(size, disabled));
-        api.world.change(&id, |project| {
-            let mut endpoints = project.endpoints.iter_mut();
-            if let Some(it) = endpoints.find(|it| it.id == endpoint) {
-                (it.size, it.disabled) = (size, disabled);
-                it.updated_at = SystemTime::now();
-            }
-        });
-    }
-    api.operate(&id, &endpoint, steps)
+    let terms = api.world.terms(size, disabled);
+    let operations = api.world.operate_with(&id, steps, |project| {
+        let mut endpoints = project.endpoints.iter_mut();
+        if let Some(it) = endpoints.find(|it| it.id == endpoint) {
+            (it.size, it.disabled) = (size, disabled);
+            it.updated_at = SystemTime::now();
+            it.compute.set_terms(terms);
+        }
+    })?;
+    api.shown(&id, &endpoint, &operations)
 }

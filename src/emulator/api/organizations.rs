@@ -59,7 +59,7 @@ struct Query {
     metrics: Vec<String>,
     from: Option<SystemTime>,
     to: Option<SystemTime>,
-    granularity: Option<(&'static str, Granularity)>,
+    granularity: Option<Granularity>,
     cursor: Option<String>,
     limit: Option<usize>,
 }
@@ -75,12 +75,12 @@ const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 impl Granularity {
-    fn named(name: &str) -> Option<(&'static str, Self)> {
+    fn named(name: &str) -> Option<Self> {
         let of = |frame, history| Self { frame, history };
         match name {
-            "hourly" => Some(("hourly", of(HOUR, 168 * HOUR))),
-            "daily" => Some(("daily", of(DAY, 60 * DAY))),
-            "monthly" => Some(("monthly", of(30 * DAY, 366 * DAY))),
+            "hourly" => Some(of(HOUR, 168 * HOUR)),
+            "daily" => Some(of(DAY, 60 * DAY)),
+            "monthly" => Some(of(30 * DAY, 366 * DAY)),
             _ => None,
         }
     }
@@ -124,7 +124,7 @@ pub(super) async fn consumption(State(api): State<Api>, RawQuery(raw): RawQuery)
     let org_id = query.org_id.as_ref().ok_or_else(|| missing("org_id"))?;
     let from = query.from.ok_or_else(|| missing("from"))?;
     let to = query.to.ok_or_else(|| missing("to"))?;
-    let (_, granularity) = query.granularity.ok_or_else(|| missing("granularity"))?;
+    let granularity = query.granularity.ok_or_else(|| missing("granularity"))?;
     check(!query.metrics.is_empty(), "metrics (field required)")?;
     let limit = query.limit.unwrap_or(10);
     check((1..=100).contains(&limit), "limit is 1 to 100")?;
@@ -148,7 +148,8 @@ pub(super) async fn consumption(State(api): State<Api>, RawQuery(raw): RawQuery)
         for branch in &project.branches {
             branch.compute.read_meter().await;
         }
-        let present = (from <= now && now <= to).then(|| timeframe(now, granularity.frame));
+        let (start, end) = timeframe(now, granularity.frame);
+        let present = (start <= to && from < end).then_some((start, end));
         shown.push(answers::consumption(project, present, &query.metrics));
     }
     let mut answer: Value = json!({ "projects": shown });

@@ -122,7 +122,7 @@ pub(super) async fn delete(State(api): State<Api>, Path(id): Path<String>) -> An
 }
 
 pub(super) async fn recover(State(api): State<Api>, Path(id): Path<String>) -> Answer {
-    let recovered = api.world.recover(&id).await;
+    let recovered = api.world.recover(&id);
     let project = recovered.ok_or_else(|| Refused::not_found("recoverable project"))?;
     let branches: Vec<_> = project
         .branches

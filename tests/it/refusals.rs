@@ -274,6 +274,7 @@ async fn a_wake_outlives_a_proxy_that_restarts_meanwhile() {
         client.prove(at.password.expose()).await;
         tokio::time::sleep(delay + Duration::from_millis(10)).await; // somewhere in the start itself
         stage.emulator.restart_proxy();
+        eventually("it is up", || stage.emulator.witnesses()[0].is_awake).await;
         project.session(&stage, &at.pooler_host).await;
         assert_eq!(stage.emulator.witnesses()[0].wakes.len(), wakes + 1);
     }

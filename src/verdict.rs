@@ -43,113 +43,113 @@ fn on_login(err: tokio_postgres::Error, host: &str) -> Error {
         .with_source(err)
 }
 
+/// Kind, what to do, and when another attempt may help.
 type Row = (ErrorKind, &'static str, Option<Duration>);
 
-const TRANSIENT: Row = (ErrorKind::Connect, "the fault may pass", None);
+const fn row(kind: ErrorKind, advice: &'static str) -> Row {
+    (kind, advice, None)
+}
 
-const CREDENTIAL: &str = "check role and password in the catalog; Neon also says this of an endpoint or role that is gone";
-const QUOTA: &str =
-    "a quota of the project or account is used up; raise it or wait for the next billing period";
-const DISABLED: &str = "the endpoint is disabled; enable it in Neon's console or API";
-const GONE: &str =
-    "the endpoint is gone, or was never there; check the tenant's entry in the catalog";
-const NETWORK: &str = "the project's IP allow list refuses this server; add its address";
-const SETTINGS: &str = "the connection's settings are wrong; the source says which";
-const CROWDED: &str = "too many connection attempts at once; fewer at a time will pass";
-const ACTIVE: &str =
-    "too many computes of the account are awake; it clears when one of them sleeps";
+const fn later(kind: ErrorKind, advice: &'static str, milliseconds: u64) -> Row {
+    (kind, advice, Some(Duration::from_millis(milliseconds)))
+}
 
-/// Text (in lower case) that decides, in the order in which it is looked for.
+/// For how long Neon's proxy repeats an answer of the control plane without asking again, and a little more.
+const REPEATED: u64 = 30_500;
+
+const TRANSIENT: Row = row(ErrorKind::Connect, "the fault may pass");
+const CREDENTIAL: Row = row(
+    ErrorKind::Refused,
+    "check role and password in the catalog; Neon also says this of an endpoint or role that is gone",
+);
+const QUOTA: Row = later(
+    ErrorKind::QuotaExhausted,
+    "a quota of the project or account is used up; raise it or wait for the next billing period",
+    60_000,
+);
+const DISABLED: Row = row(
+    ErrorKind::Refused,
+    "the endpoint is disabled; enable it in Neon's console or API",
+);
+const GONE: Row = row(
+    ErrorKind::Refused,
+    "the endpoint is gone, or was never there; check the tenant's entry in the catalog",
+);
+const NETWORK: Row = row(
+    ErrorKind::Refused,
+    "the database does not take connections from this server's address; add it to the allow list",
+);
+const SETTINGS: Row = row(
+    ErrorKind::Refused,
+    "the connection's settings are wrong; the source says which",
+);
+const CROWDED: Row = later(
+    ErrorKind::RateLimited,
+    "too many connections or attempts at once; fewer at a time will pass",
+    1000,
+);
+const ACTIVE: Row = later(
+    ErrorKind::RateLimited,
+    "too many computes of the account are awake; it clears when one of them sleeps",
+    REPEATED,
+);
+const ASKED_TOO_OFTEN: Row = later(
+    ErrorKind::RateLimited,
+    "neon's control plane is asked too often for this endpoint; leave it alone for a while",
+    REPEATED,
+);
+const BUSY: Row = later(
+    ErrorKind::Locked,
+    "neon is doing something to the project, which passes within seconds",
+    1000,
+);
+const UNAVAILABLE: Row = later(
+    ErrorKind::Locked,
+    "neon does not say why the endpoint is unavailable; check the project's quotas and state if it stays so",
+    REPEATED,
+);
+const POOLER_WAITS: Row = later(
+    ErrorKind::Connect,
+    "the pooler could not log in at the database and tries again within 15 seconds",
+    1000,
+);
+
+/// Text (in lower case) that decides, in the order in which it is looked for. What Neon's proxy and control plane say,
+/// and what Postgres and PgBouncer say behind it, whose codes are lost on the way.
 const TEXTS: &[(&str, Row)] = &[
-    (
-        "password authentication failed",
-        (ErrorKind::Refused, CREDENTIAL, None),
-    ),
-    (
-        "concurrently active endpoints",
-        (
-            ErrorKind::RateLimited,
-            ACTIVE,
-            Some(Duration::from_secs(30)),
-        ),
-    ),
-    (
-        "active endpoints limit exceeded",
-        (
-            ErrorKind::RateLimited,
-            ACTIVE,
-            Some(Duration::from_secs(30)),
-        ),
-    ),
-    (
-        "quota. upgrade",
-        (
-            ErrorKind::QuotaExhausted,
-            QUOTA,
-            Some(Duration::from_secs(60)),
-        ),
-    ),
-    (
-        "exceeded the compute time",
-        (
-            ErrorKind::QuotaExhausted,
-            QUOTA,
-            Some(Duration::from_secs(60)),
-        ),
-    ),
-    (
-        "endpoint has been disabled",
-        (ErrorKind::Refused, DISABLED, None),
-    ),
-    ("endpoint is disabled", (ErrorKind::Refused, DISABLED, None)),
-    ("could not be found", (ErrorKind::Refused, GONE, None)),
-    ("cannot be found", (ErrorKind::Refused, GONE, None)),
-    (
-        "is not allowed to connect",
-        (ErrorKind::Refused, NETWORK, None),
-    ),
-    ("blocked network", (ErrorKind::Refused, NETWORK, None)),
-    (
-        "endpoint id is not specified",
-        (ErrorKind::Refused, SETTINGS, None),
-    ),
-    (
-        "inconsistent project name",
-        (ErrorKind::Refused, SETTINGS, None),
-    ),
-    (
-        "connection is insecure",
-        (ErrorKind::Refused, SETTINGS, None),
-    ),
-    (
-        "unsupported startup parameter",
-        (ErrorKind::Refused, SETTINGS, None),
-    ),
-    (
-        "rate limit",
-        (
-            ErrorKind::RateLimited,
-            CROWDED,
-            Some(Duration::from_secs(5)),
-        ),
-    ),
-    (
-        "too many connections",
-        (
-            ErrorKind::RateLimited,
-            CROWDED,
-            Some(Duration::from_secs(1)),
-        ),
-    ),
-    (
-        "failed to acquire permit",
-        (
-            ErrorKind::RateLimited,
-            CROWDED,
-            Some(Duration::from_secs(1)),
-        ),
-    ),
-    ("database \"", (ErrorKind::Refused, SETTINGS, None)),
+    ("password authentication failed", CREDENTIAL),
+    ("concurrently active endpoints", ACTIVE),
+    ("active endpoints limit exceeded", ACTIVE),
+    ("quota. upgrade", QUOTA),
+    ("exceeded the compute time", QUOTA),
+    ("endpoint has been disabled", DISABLED),
+    ("endpoint is disabled", DISABLED),
+    ("could not be found", GONE),
+    ("cannot be found", GONE),
+    ("temporarily unavailable", UNAVAILABLE),
+    ("running operations", BUSY),
+    ("is not allowed to connect", NETWORK),
+    ("blocked network", NETWORK),
+    ("no pg_hba.conf entry", NETWORK),
+    ("endpoint id is not specified", SETTINGS),
+    ("inconsistent project name", SETTINGS),
+    ("must contain only alphanumeric", SETTINGS),
+    ("is missing in startup packet", SETTINGS),
+    ("connection is insecure", SETTINGS),
+    ("unsupported startup parameter", SETTINGS),
+    ("authentication protocol violation", SETTINGS),
+    ("channel binding", SETTINGS),
+    ("exceeded the rate limit", ASKED_TOO_OFTEN),
+    ("too many connections", CROWDED),
+    ("failed to acquire permit", CROWDED),
+    ("remaining connection slots", CROWDED),
+    ("too many clients already", CROWDED),
+    ("no more connections allowed", CROWDED),
+    ("query_wait_timeout", CROWDED),
+    ("server login has been failing", POOLER_WAITS),
+    ("client_login_timeout", POOLER_WAITS),
+    ("database \"", SETTINGS),
+    ("role \"", CREDENTIAL),
 ];
 
 fn by_text(message: &str) -> Option<Row> {
@@ -163,14 +163,10 @@ fn by_text(message: &str) -> Option<Row> {
 fn by_sqlstate(code: &SqlState) -> Option<Row> {
     match *code {
         SqlState::INVALID_PASSWORD | SqlState::INVALID_AUTHORIZATION_SPECIFICATION => {
-            Some((ErrorKind::Refused, CREDENTIAL, None))
+            Some(CREDENTIAL)
         }
-        SqlState::INVALID_CATALOG_NAME => Some((ErrorKind::Refused, SETTINGS, None)),
-        SqlState::TOO_MANY_CONNECTIONS => Some((
-            ErrorKind::RateLimited,
-            CROWDED,
-            Some(Duration::from_secs(1)),
-        )),
+        SqlState::INVALID_CATALOG_NAME => Some(SETTINGS),
+        SqlState::TOO_MANY_CONNECTIONS => Some(CROWDED),
         _ => None,
     }
 }
@@ -190,7 +186,7 @@ fn without_code(err: &tokio_postgres::Error) -> Row {
         )
     } else if text.starts_with("invalid configuration") || text.starts_with("authentication error")
     {
-        (ErrorKind::Refused, SETTINGS, None)
+        SETTINGS
     } else {
         TRANSIENT
     }
@@ -212,76 +208,138 @@ fn sources<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ErrorKind::{Connect, QuotaExhausted, RateLimited, Refused};
 
-    /// What Neon's proxy was seen to say while connecting.
-    const SAID: &[(&str, ErrorKind)] = &[
+    /// What Neon's proxy was seen to say while connecting, or is documented to say.
+    const SAID: &[(&str, Row)] = &[
         (
             "password authentication failed for user 'neondb_owner'",
-            Refused,
+            CREDENTIAL,
         ),
         (
             "The requested endpoint could not be found, or you don't have access to it. Please check",
-            Refused,
+            GONE,
         ),
         (
             "Control plane request failed: endpoint cannot be found",
-            Refused,
+            GONE,
         ),
         (
             "The endpoint has been disabled. Enable it using Neon API and retry.",
-            Refused,
+            DISABLED,
+        ),
+        (
+            "Control plane request failed: endpoint is disabled",
+            DISABLED,
         ),
         (
             "This IP address 127.0.0.1 is not allowed to connect to this endpoint.",
-            Refused,
+            NETWORK,
+        ),
+        (
+            "This connection is trying to access this endpoint from a blocked network.",
+            NETWORK,
         ),
         (
             "Your project has exceeded the active time quota. Upgrade your plan to increase limits.",
-            QuotaExhausted,
+            QUOTA,
         ),
         (
             "Your account or project has exceeded the compute time quota. Upgrade your plan",
-            QuotaExhausted,
+            QUOTA,
+        ),
+        (
+            "Your project has exceeded the written data quota. Upgrade your plan",
+            QUOTA,
         ),
         (
             "You've exceeded the compute time for this branch. Upgrade your plan",
-            QuotaExhausted,
+            QUOTA,
         ),
         (
             "You have exceeded the limit of concurrently active endpoints. Please suspend some",
-            RateLimited,
+            ACTIVE,
         ),
-        (
-            "Too many connections to this endpoint. Please try again later.",
-            RateLimited,
-        ),
-        ("Too many connections attempts", RateLimited),
-        (
-            "Failed to acquire permit to connect to the database. Too many database",
-            RateLimited,
-        ),
+        ("active endpoints limit exceeded", ACTIVE),
         (
             "You've exceeded the rate limit. Please wait a moment and try again.",
-            RateLimited,
+            ASKED_TOO_OFTEN,
         ),
-        ("database \"nodb\" does not exist", Refused),
-        ("Couldn't connect to compute node", Connect),
-        ("Control plane request failed", Connect),
         (
-            "the database system is not yet accepting connections",
-            Connect,
+            "Your project already has running operations. Please wait until they complete",
+            BUSY,
         ),
         (
             "Control plane request failed: endpoint is temporarily unavailable. Check your quotas and/or",
-            Connect,
+            UNAVAILABLE,
         ),
+        (
+            "Too many connections to this endpoint. Please try again later.",
+            CROWDED,
+        ),
+        ("Too many connections attempts", CROWDED),
+        (
+            "Failed to acquire permit to connect to the database. Too many database",
+            CROWDED,
+        ),
+        (
+            "remaining connection slots are reserved for non-replication superuser connections",
+            CROWDED,
+        ),
+        ("sorry, too many clients already", CROWDED),
+        ("no more connections allowed (max_client_conn)", CROWDED),
+        (
+            "server login has been failing, cached error: connect timeout (server_login_retry)",
+            POOLER_WAITS,
+        ),
+        ("client_login_timeout (server down)", POOLER_WAITS),
+        ("database \"nodb\" does not exist", SETTINGS),
+        ("role \"nobody\" does not exist", CREDENTIAL),
+        (
+            "no pg_hba.conf entry for host \"10.0.0.1\", user \"u\", database \"d\"",
+            NETWORK,
+        ),
+        (
+            "unsupported startup parameter in options: statement_timeout",
+            SETTINGS,
+        ),
+        (
+            "Endpoint ID is not specified. Either please upgrade",
+            SETTINGS,
+        ),
+        (
+            "Inconsistent project name inferred from SNI ('a') and project option ('b').",
+            SETTINGS,
+        ),
+        (
+            "Project name ('a_b') must contain only alphanumeric characters and hyphen.",
+            SETTINGS,
+        ),
+        ("Parameter 'user' is missing in startup packet.", SETTINGS),
+        (
+            "connection is insecure (try using `sslmode=require`)",
+            SETTINGS,
+        ),
+        ("Couldn't connect to compute node", TRANSIENT),
+        ("Control plane request failed", TRANSIENT),
+        (
+            "error communicating with the server: Connection reset by peer (os error 104)",
+            TRANSIENT,
+        ),
+        ("Authentication timed out", TRANSIENT),
+        ("Internal error", TRANSIENT),
+        ("the database system is starting up", TRANSIENT),
+        (
+            "the database system is not yet accepting connections",
+            TRANSIENT,
+        ),
+        ("the database system is in recovery mode", TRANSIENT),
+        ("the database system is shutting down", TRANSIENT),
     ];
 
     #[test]
     fn neons_texts_decide_while_connecting() {
-        for (text, kind) in SAID {
-            assert_eq!(by_text(text).unwrap_or(TRANSIENT).0, *kind, "{text}");
+        for (text, row) in SAID {
+            assert_eq!(by_text(text).unwrap_or(TRANSIENT), *row, "{text}");
         }
     }
 }

@@ -25,8 +25,12 @@ pub trait ControlPlane: Send + Sync + 'static {
         progress: &Progress,
     ) -> impl Future<Output = Result<Vec<Found>, Error>> + Send;
 
-    /// Creates a database. An error of a transient kind means that it is unknown whether one was created; it is never
-    /// created twice for one call.
+    /// Creates a database, and never two for one call.
+    ///
+    /// An error of a [transient](ErrorKind::is_transient) kind means that it is unknown whether one was created: it is
+    /// then looked for, and none is created again until it must have turned up. An error of any other kind means that
+    /// none was, so that the next access orders one again. [`ErrorKind::Timeout`] is such a kind: it is for time that ran
+    /// out before anything could be ordered, or after nothing but refusals.
     fn create(
         &self,
         order: &Order,

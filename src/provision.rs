@@ -26,8 +26,8 @@ use crate::{
     tenant::{Namespace, TenantId},
 };
 
-/// How long a creation that got no answer may still turn up. A creation takes a second or two at Neon; until then nothing
-/// is created for the tenant again.
+/// How long after it was sent a creation that got no answer may still turn up. A creation takes a second or two at Neon,
+/// and its search may miss the newest projects for some more; until then nothing is created for the tenant again.
 const DOUBT: Duration = Duration::from_secs(60);
 /// Tag that holds the namespace.
 const NAMESPACE_TAG: &str = "tenantry-namespace";
@@ -107,7 +107,8 @@ pub(crate) struct Provisioning {
     control_plane: Arc<dyn AnyControlPlane>,
     namespace: Namespace,
     plan: Plan,
-    // Tenants for which a creation was sent and not answered, and since when. Held for a look, never across an await.
+    // Tenants for which a creation was sent and not answered, and until when it may turn up. Held for a look, never
+    // across an await.
     in_doubt: Mutex<HashMap<TenantId, Instant>>,
 }
 
@@ -201,19 +202,20 @@ impl Provisioning {
     ) -> Result<Endpoint, Error> {
         let order = Order::new(name, self.tags(tenant), self.plan.clone());
         let doubt = lock(&self.in_doubt).get(tenant).copied();
-        if doubt.is_some_and(|since| since.elapsed() < DOUBT) {
+        if doubt.is_some_and(|until| Instant::now() < until) {
             return self.recover(&order.name, tenant, progress).await;
         }
-        // Before it is sent: this work may be dropped before the answer comes.
-        lock(&self.in_doubt).insert(tenant.clone(), Instant::now());
+        // Before it is sent: this work may be dropped before the answer comes. It may be sent late, at the deadline even.
+        self.doubt(tenant, progress.deadline() + DOUBT);
         let endpoint = match self.control_plane.create(&order, progress).await {
             Ok(_) if doubt.is_some() => self.recover(&order.name, tenant, progress).await?, // the older one is served
             Ok(created) => {
                 self.control_plane.ready(&created.id, progress).await?;
                 created.endpoint
             }
-            Err(err) if err.kind() == ErrorKind::ControlPlane => {
+            Err(err) if err.kind().is_transient() => {
                 progress.note(&err);
+                self.doubt(tenant, Instant::now() + DOUBT);
                 self.recover(&order.name, tenant, progress).await?
             }
             Err(err) => {
@@ -223,6 +225,10 @@ impl Provisioning {
         };
         lock(&self.in_doubt).remove(tenant);
         Ok(endpoint)
+    }
+
+    fn doubt(&self, tenant: &TenantId, until: Instant) {
+        lock(&self.in_doubt).insert(tenant.clone(), until);
     }
 
     /// Looks for the database whose creation got no answer, until it turns up or the time is over. The search may miss
@@ -285,7 +291,96 @@ fn catalog(err: BoxError) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::HashSet;
+    use std::{
+        collections::HashSet,
+        sync::atomic::{AtomicU32, Ordering::Relaxed},
+    };
+
+    use crate::{control_plane::Created, records::Memory};
+
+    /// Answers every creation after a while with an error, and lets nothing turn up.
+    struct Losing {
+        after: Duration,
+        kind: ErrorKind,
+        creations: Arc<AtomicU32>,
+    }
+
+    impl ControlPlane for Losing {
+        async fn find(&self, _: &str, _: &Progress) -> Result<Vec<Found>, Error> {
+            Ok(Vec::new())
+        }
+
+        async fn create(&self, _: &Order, _: &Progress) -> Result<Created, Error> {
+            self.creations.fetch_add(1, Relaxed);
+            tokio::time::sleep(self.after).await;
+            Err(Error::new(self.kind, "lost"))
+        }
+
+        async fn ready(&self, _: &str, _: &Progress) -> Result<(), Error> {
+            unreachable!("nothing is found")
+        }
+
+        async fn endpoint(&self, _: &str, _: &Progress) -> Result<Endpoint, Error> {
+            unreachable!("nothing is found")
+        }
+    }
+
+    /// How many creations were sent by each of two works, the second of which begins `apart` after the first, which is
+    /// dropped after `patience`.
+    async fn creations(
+        kind: ErrorKind,
+        after: Duration,
+        patience: Duration,
+        apart: Duration,
+    ) -> [u32; 2] {
+        let creations = Arc::new(AtomicU32::new(0));
+        let control_plane = Losing {
+            after,
+            kind,
+            creations: Arc::clone(&creations),
+        };
+        let provisioner = Provisioner::new(Memory::new(), control_plane, "test");
+        let provisioning = provisioner.check().unwrap();
+        let (tenant, stats) = (TenantId::parse("acme").unwrap(), Stats::default());
+        let work = async |patience| {
+            let progress = Progress::new(Stage::Provision, MINUTE);
+            let work = provisioning.provision(&tenant, &progress, &stats);
+            let _ = tokio::time::timeout(patience, work).await;
+            creations.load(Relaxed)
+        };
+        let start = Instant::now();
+        let first = work(patience).await;
+        tokio::time::sleep_until(start + apart).await;
+        let both = work(MINUTE).await;
+        [first, both - first]
+    }
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_creation_is_in_doubt_from_when_it_may_have_been_sent_and_not_from_the_start() {
+        let (late, lost) = (Duration::from_secs(55), ErrorKind::ControlPlane);
+        // Sent after most of the time, and lost.
+        assert_eq!(creations(lost, late, 2 * MINUTE, late * 2).await, [1, 0]);
+        assert_eq!(creations(lost, late, 2 * MINUTE, MINUTE * 2).await, [1, 1]);
+        // Dropped before it is known whether it was sent.
+        assert_eq!(creations(lost, MINUTE, late, late * 2).await, [1, 0]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn any_transient_error_of_a_creation_leaves_it_in_doubt_and_no_other_does() {
+        let second = Duration::from_secs(1);
+        for (kind, creations_after) in [
+            (ErrorKind::Connect, 0),
+            (ErrorKind::Locked, 0),
+            (ErrorKind::RateLimited, 0),
+            (ErrorKind::QuotaExhausted, 1),
+            (ErrorKind::Timeout(Stage::Provision), 1),
+        ] {
+            let counted = creations(kind, second, 5 * second, 5 * second).await;
+            assert_eq!(counted, [1, creations_after], "{kind:?}");
+        }
+    }
 
     fn name(namespace: &str, tenant: &str) -> String {
         project_name(

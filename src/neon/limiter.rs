@@ -52,7 +52,7 @@ impl Limiter {
     /// The limiter of a client that sends `key` to `base`.
     pub(super) fn new(base: &Url, key: &Secret, rate: Rate) -> Self {
         let line = account::line_of(base, key);
-        lock(&line).enter(rate);
+        lock(&line).enter(rate, Instant::now());
         Self { line, rate }
     }
 
@@ -63,7 +63,8 @@ impl Limiter {
     /// deadline: at once, unless requests of a higher class come later and pass first.
     ///
     /// # Cancel safety
-    /// Dropping it leaves the line; those behind move up.
+    /// Dropping it leaves the line; those behind move up. Not polling it lets them pass after a moment, until it is
+    /// polled again.
     pub(super) async fn pass(
         &self,
         route: &'static str,
@@ -79,8 +80,7 @@ impl Limiter {
         loop {
             let at = match waiting.look(deadline)? {
                 Turn::Now => return Ok(()),
-                Turn::At(at) => at.min(deadline),
-                Turn::Behind => deadline,
+                Turn::At(at) | Turn::Behind(at) => at.min(deadline),
             };
             // Whether the bell rang or the time came: what is to be done is decided by another look.
             let _ = timeout_at(at, waiting.ticket.bell.notified()).await;
@@ -97,7 +97,7 @@ impl Limiter {
 
 impl Drop for Limiter {
     fn drop(&mut self) {
-        lock(&self.line).exit(self.rate);
+        lock(&self.line).exit(self.rate, Instant::now());
     }
 }
 
@@ -384,6 +384,74 @@ mod tests {
         });
         futures_util::future::join_all(requests).await;
         assert!(start.elapsed() < 40 * SECOND, "{:?}", start.elapsed());
+    }
+
+    const ONE_A_SECOND: Rate = Rate {
+        per_minute: 60,
+        per_second: PER_SECOND,
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_is_not_polled_stops_nobody_and_passes_when_it_is() {
+        let limiter = limiter("not polled", ONE_A_SECOND);
+        passes(&limiter, &["a"], 2).await; // what passes at once
+        let progress = patient();
+        let mut idle: Vec<_> = (0..20)
+            .map(|_| Box::pin(limiter.pass("a", Class::Interactive, &progress)))
+            .collect();
+        for each in &mut idle {
+            assert!(futures_util::poll!(each).is_pending());
+        }
+        let others = passes(&limiter, &["a", "b"], 4).await;
+        let last = others.iter().max().unwrap();
+        assert!(*last < 6 * SECOND, "the grace is given once: {others:?}");
+        let start = Instant::now();
+        idle.swap_remove(0).await.unwrap();
+        assert!(start.elapsed() < 2 * SECOND, "{:?}", start.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_on_a_held_route_stop_no_other_route_and_no_other_class() {
+        let limiter = limiter("held many", ONE_A_SECOND);
+        limiter.hold("a", 30 * SECOND);
+        let (start, progress) = (Instant::now(), patient());
+        let held: Vec<_> = (0..50)
+            .map(|_| Box::pin(limiter.pass("a", Class::Interactive, &progress)))
+            .collect();
+        let mut held = futures_util::future::join_all(held);
+        assert!(futures_util::poll!(&mut held).is_pending());
+        let hurried = Progress::new(Stage::Provision, 5 * SECOND);
+        for class in [Class::Interactive, Class::Background] {
+            limiter.pass("b", class, &hurried).await.unwrap();
+        }
+        assert!(start.elapsed() < 2 * SECOND, "{:?}", start.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slower_client_that_left_holds_nobody_at_its_pace() {
+        let large = limiter("left", FULL);
+        let small = limiter("left", FULL.share(1e-9));
+        passes(&small, &["a"], 1).await;
+        let waiting = passes(&large, &["a"], 2);
+        let leave = async {
+            tokio::time::sleep(SECOND).await;
+            drop(small);
+        };
+        let (times, ()) = tokio::join!(waiting, leave);
+        assert!(times.iter().all(|time| *time < 2 * SECOND), "{times:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slash_at_the_end_of_the_address_makes_no_other_line() {
+        let line = |base: &str| {
+            let base = Url::parse(base).unwrap();
+            Limiter::new(&base, &Secret::from("slash"), FULL)
+        };
+        let (with, without) = (
+            line("https://limiter.test/v2/"),
+            line("https://limiter.test/v2"),
+        );
+        assert!(Arc::ptr_eq(&with.line, &without.line));
     }
 
     #[tokio::test(start_paused = true)]

@@ -132,7 +132,11 @@ impl ControlPlane for Neon {
         project.annotations.clone_from(&order.tags);
         project.plan = order.plan.clone();
         let created = self.within(progress).create_project(&project).await?;
-        let Some(details) = created.connection_uris.first() else {
+        let whole = |it: &&neon::ConnectionDetails| {
+            let at = &it.connection_parameters;
+            !at.host.is_empty() && !at.pooler_host.is_empty()
+        };
+        let Some(details) = created.connection_uris.iter().find(whole) else {
             let message = "neon created a project and did not say how to connect to it";
             return Err(Error::new(ErrorKind::ControlPlane, message));
         };
@@ -156,7 +160,8 @@ impl ControlPlane for Neon {
 
     async fn ready(&self, id: &str, progress: &Progress) -> Result<(), Error> {
         let operations = self.within(progress).wait_for_operations(id).await?;
-        let essential = |operation: &&neon::Operation| operation.action.starts_with("create_");
+        // The project's own: a branch that somebody made of it later has `create_branch`.
+        let essential = |operation: &&neon::Operation| operation.action == "create_timeline";
         match operations
             .iter()
             .filter(essential)
@@ -165,6 +170,7 @@ impl ControlPlane for Neon {
             None => Ok(()),
             Some(failed) => {
                 let why = failed.error.as_deref().unwrap_or("no reason given");
+                let why = neon::repeatable(why);
                 let message = format!(
                     "neon failed to create project {id}: {} failed: {why}",
                     failed.action

@@ -17,6 +17,7 @@ mod refusal;
 mod roles;
 mod route;
 mod wire;
+mod words;
 
 pub use builder::NeonBuilder;
 pub use client::Neon;
@@ -26,3 +27,5 @@ pub use wire::{
     CreatedBranch, CreatedProject, Endpoint, Granularity, ListProjects, Operation, Project,
     ProjectConsumption, ProjectsPage, UpdateEndpoint, UpdateProject,
 };
+
+pub(crate) use words::repeatable;

@@ -1,6 +1,7 @@
 //! How often, and how long: the one retry loop, and the deadline with everything it needs to explain itself.
 
 use std::{
+    fmt::Display,
     future::Future,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -21,6 +22,8 @@ const LONGEST: Duration = Duration::from_secs(24 * 3600);
 pub struct Progress {
     started: Instant,
     deadline: Instant,
+    /// What is done, if the stage does not say it.
+    doing: Option<&'static str>,
     // Guards the stage and the failure, which are written together.
     seen: Arc<Mutex<Seen>>,
 }
@@ -45,8 +48,15 @@ impl Progress {
         Self {
             started,
             deadline: started + limit.min(LONGEST),
+            doing: None,
             seen,
         }
+    }
+
+    /// Says what is done, where a stage is none of it.
+    pub(crate) fn doing(self, what: &'static str) -> Self {
+        let doing = Some(what);
+        Self { doing, ..self }
     }
 
     /// When the work must have ended.
@@ -86,11 +96,11 @@ impl Progress {
     /// The error for whoever stops waiting now: the stage, and the last failure as its source.
     pub(crate) fn timed_out(&self) -> Error {
         let seen = self.seen();
-        timed_out(
-            seen.stage,
-            self.started.elapsed(),
-            seen.last_failure.clone(),
-        )
+        let (waited, failure) = (self.started.elapsed(), seen.last_failure.clone());
+        match self.doing {
+            None => timed_out(seen.stage, waited, failure),
+            Some(doing) => out_of_time(seen.stage, doing, waited, failure),
+        }
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
@@ -100,7 +110,16 @@ impl Progress {
 
 /// The error for a wait of `waited` that ended at `stage`, after `last_failure`.
 pub(crate) fn timed_out(stage: Stage, waited: Duration, last_failure: Option<Error>) -> Error {
-    let message = format!("out of time while {stage}, {waited:.1?} after it began");
+    out_of_time(stage, stage, waited, last_failure)
+}
+
+fn out_of_time(
+    stage: Stage,
+    doing: impl Display,
+    waited: Duration,
+    last_failure: Option<Error>,
+) -> Error {
+    let message = format!("out of time while {doing}, {waited:.1?} after it began");
     let err = Error::new(ErrorKind::Timeout(stage), message);
     match last_failure {
         // The work goes on without this caller, so coming back soon can help.

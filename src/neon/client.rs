@@ -11,6 +11,7 @@ use super::{
     limiter::{Class, Limiter},
     refusal::{Refusal, request_id},
     route::{Call, Route},
+    words::repeatable,
 };
 use crate::{
     error::{Error, Stage},
@@ -29,8 +30,10 @@ use crate::{
 /// # Errors
 /// [`ErrorKind::ControlPlane`](crate::ErrorKind::ControlPlane) of a call that changes something means that it is
 /// unknown whether it did; [`Refused`](crate::ErrorKind::Refused), [`Conflict`](crate::ErrorKind::Conflict) and
-/// [`QuotaExhausted`](crate::ErrorKind::QuotaExhausted) mean that it did not. The text has Neon's own words and the id
-/// of the request.
+/// [`QuotaExhausted`](crate::ErrorKind::QuotaExhausted) mean that it did not. [`Timeout`](crate::ErrorKind::Timeout) is
+/// the end of every call that was refused for now until its time was over, or whose turn would have come after that: a
+/// call that changes something was not done then, and the source says why. The text has Neon's own words and the id of
+/// the request.
 ///
 /// # Cancel safety
 /// Dropping a call that has been sent does not take it back.
@@ -103,9 +106,10 @@ impl Neon {
 
     /// The work that calls belong to: the larger one, or one of their own.
     pub(super) fn progress(&self) -> Progress {
-        self.progress
-            .clone()
-            .unwrap_or_else(|| Progress::new(Stage::Provision, self.inner.call_timeout))
+        self.progress.clone().unwrap_or_else(|| {
+            let progress = Progress::new(Stage::Provision, self.inner.call_timeout);
+            progress.doing("calling neon's api")
+        })
     }
 
     /// Sends a call until it succeeds, is refused, or must not be repeated.
@@ -161,7 +165,7 @@ impl Neon {
         let response = request.send().await.map_err(Refusal::transport)?;
         let (status, headers) = (response.status(), response.headers().clone());
         span.record("status", status.as_u16());
-        span.record("request_id", request_id(&headers));
+        span.record("request_id", request_id(&headers).map(repeatable));
         tracing::debug!("neon api");
         if !status.is_success() {
             let refusal = Refusal::answer(response).await;
@@ -170,7 +174,8 @@ impl Neon {
             }
             return Err(refusal);
         }
-        let body = response.bytes().await.map_err(Refusal::transport)?;
+        let body = response.bytes().await;
+        let body = body.map_err(|err| Refusal::broken_off(status, &headers, err))?;
         // No body at all, as with a 204, is read as `null`.
         let written: &[u8] = if body.is_empty() { b"null" } else { &body };
         serde_json::from_slice(written)

@@ -6,6 +6,7 @@ use super::{
     client::Neon,
     route::{Call, Route},
     wire::{Operation, OperationAnswer, OperationsAnswer},
+    words::repeatable,
 };
 use crate::{
     error::{Error, ErrorKind},
@@ -56,8 +57,8 @@ impl Neon {
             let operations = neon.list_project_operations(project_id).await?;
             match operations.iter().find(|operation| operation.is_pending()) {
                 Some(pending) => {
-                    let message =
-                        format!("project {project_id}: operation {} goes on", pending.action);
+                    let action = repeatable(&pending.action);
+                    let message = format!("project {project_id}: operation {action} goes on");
                     Err(Error::new(ErrorKind::Locked, message))
                 }
                 None => Ok(operations),

@@ -92,10 +92,11 @@ impl Neon {
                 return Err(Error::new(ErrorKind::ControlPlane, message));
             }
             // A cursor comes even with the last page: a short page is what ends the list.
-            let last = page.projects.len() < usize::from(PAGE);
+            let short = page.projects.len() < usize::from(PAGE);
+            let last = short || page.cursor.is_none() || page.cursor == wanted.cursor;
             found.extend(page.projects);
             wanted.cursor = page.cursor;
-            if last || wanted.cursor.is_none() {
+            if last {
                 return Ok(found);
             }
         }

@@ -7,16 +7,11 @@ use reqwest::{
     header::{HeaderMap, RETRY_AFTER},
 };
 
-use super::{cause::Cause, wire::RefusedBody};
+use super::{cause::Cause, wire::RefusedBody, words::repeatable};
 use crate::error::{Error, ErrorKind};
 
 /// No wait is believed that is longer than this.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
-/// Most characters of Neon's own words that an error repeats.
-const LONGEST_WORDS: usize = 300;
-/// What a text has that may hold a password or a key.
-const SECRETIVE: [&str; 4] = ["postgres://", "postgresql://", "napi_", "bearer "];
-
 /// A call that failed, and whether it may have done its work all the same.
 #[derive(Debug)]
 pub(super) struct Refusal {
@@ -45,22 +40,35 @@ impl Refusal {
         limited.then(|| self.error.retry_after()).flatten()
     }
 
-    /// A failure below HTTP.
+    /// A failure below HTTP, before an answer.
     pub(super) fn transport(err: reqwest::Error) -> Self {
-        let outcome = if err.is_connect() {
-            Outcome::NotDone
+        let (outcome, what) = if err.is_connect() {
+            (Outcome::NotDone, "cannot be reached")
+        } else if err.is_timeout() {
+            (Outcome::Unknown, "gave no answer in time")
         } else {
-            Outcome::Unknown
-        };
-        let what = if err.is_timeout() {
-            "gave no answer in time"
-        } else {
-            "cannot be reached"
+            (Outcome::Unknown, "broke off before it answered")
         };
         let error = Error::new(ErrorKind::ControlPlane, format!("neon's api {what}"));
         Self {
             error: error.with_source(err.without_url()),
             outcome,
+        }
+    }
+
+    /// A success whose body did not come whole.
+    pub(super) fn broken_off(status: StatusCode, headers: &HeaderMap, err: reqwest::Error) -> Self {
+        let what = if err.is_timeout() {
+            "was not done in time"
+        } else {
+            "broke off"
+        };
+        let id = bracketed(request_id(headers));
+        let message = format!("neon's api answered {status} and {what}{id}");
+        let error = Error::new(ErrorKind::ControlPlane, message);
+        Self {
+            error: error.with_source(err.without_url()),
+            outcome: Outcome::Unknown,
         }
     }
 
@@ -79,7 +87,7 @@ impl Refusal {
             },
             str::to_owned,
         );
-        let id = request_id(headers).map_or_else(String::new, |id| format!(" [request {id}]"));
+        let id = bracketed(request_id(headers));
         let message = format!("neon's api answered {status} with {what}{id}");
         Self {
             error: Error::new(ErrorKind::ControlPlane, message),
@@ -105,7 +113,7 @@ impl Refusal {
             .map(|advice| format!(" ({advice})"))
             .unwrap_or_default();
         let id = request_id(&headers).or_else(|| told.as_ref()?.request_id.as_deref());
-        let id = id.map_or_else(String::new, |id| format!(" [request {id}]"));
+        let id = bracketed(id);
         let words = words.unwrap_or_default();
         let message = format!("neon's api answered {status}{words}{advice}{id}");
         Self {
@@ -120,6 +128,10 @@ pub(super) fn request_id(headers: &HeaderMap) -> Option<&str> {
     ["x-neon-ret-request-id", "x-request-id"]
         .iter()
         .find_map(|name| headers.get(*name)?.to_str().ok())
+}
+
+fn bracketed(request_id: Option<&str>) -> String {
+    request_id.map_or_else(String::new, |id| format!(" [request {}]", repeatable(id)))
 }
 
 /// What a body is that was not written by the API, if that can be seen.
@@ -149,13 +161,7 @@ fn words(told: &RefusedBody) -> Option<String> {
     if words.is_empty() {
         return None;
     }
-    let said: String = words.join("; ");
-    let lower = said.to_lowercase();
-    if SECRETIVE.iter().any(|mark| lower.contains(mark)) {
-        return Some(", in words that are not repeated, as they may hold a secret".to_owned());
-    }
-    let shown = said.chars().filter(|c| !c.is_control()).take(LONGEST_WORDS);
-    Some(format!(": {}", shown.collect::<String>()))
+    Some(format!(": {}", repeatable(&words.join("; "))))
 }
 
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
@@ -214,11 +220,6 @@ mod tests {
         assert_eq!(said(""), None);
         assert_eq!(said("no\nsuch"), Some(": nosuch".to_owned()));
         assert!(said(&"x".repeat(9999)).unwrap().len() < 310);
-        for secret in [
-            "cannot parse postgresql://r:hunter2@h/d",
-            "header Authorization: Bearer hunter2",
-        ] {
-            assert!(!said(secret).unwrap().contains("hunter2"));
-        }
+        assert!(!said("npg_hunter2").unwrap().contains("hunter2"));
     }
 }

@@ -9,8 +9,10 @@ use std::{
 
 use serde_json::{Value, json};
 use tenantry::{
-    DEFAULT_SUSPEND_WINDOW, Error, ErrorKind, Provisioner, Resolve, TenantRouter,
-    neon::CreateProject, records::Memory,
+    ControlPlane, DEFAULT_SUSPEND_WINDOW, Error, ErrorKind, Progress, Provisioner, Resolve, Stage,
+    TenantRouter,
+    neon::{CreateProject, ListProjects},
+    records::Memory,
 };
 
 use crate::support::{Reply, ScriptedApi};
@@ -275,4 +277,100 @@ async fn projects_are_transferred_and_a_refusal_says_what_stands_in_the_way() {
         err.to_string().contains("project p-2 is tied to github"),
         "{err}"
     );
+}
+
+#[tokio::test]
+async fn a_list_without_its_key_is_no_empty_list() {
+    let impatient = |api: &ScriptedApi| {
+        let client = api.client().call_timeout(Duration::from_millis(100));
+        client.build().unwrap()
+    };
+    let api = ScriptedApi::endless(Reply::Json(200, json!({}))).await;
+    let neon = impatient(&api);
+    let errors = [
+        neon.list_projects(&ListProjects::new()).await.err(),
+        neon.list_project_branches("p-1").await.err(),
+        neon.list_project_endpoints("p-1").await.err(),
+        neon.list_project_operations("p-1").await.err(),
+        neon.wait_for_operations("p-1").await.err(),
+    ];
+    for err in errors {
+        let err = format!("{:?}", err.expect("an error"));
+        assert!(err.contains("a body that is not as described"), "{err}");
+    }
+
+    let null = json!({ "projects": null, "branches": null, "endpoints": null, "operations": null });
+    let api = ScriptedApi::endless(Reply::Json(200, null)).await;
+    let neon = impatient(&api);
+    let page = neon.list_projects(&ListProjects::new()).await.unwrap();
+    assert_eq!(page.projects, []);
+    assert_eq!(neon.list_project_branches("p-1").await.unwrap(), []);
+    assert_eq!(neon.list_project_endpoints("p-1").await.unwrap(), []);
+    assert_eq!(neon.list_project_operations("p-1").await.unwrap(), []);
+}
+
+async fn ready(operation: Value) -> Result<(), Error> {
+    let answer = Reply::Json(200, json!({ "operations": [operation] }));
+    let api = ScriptedApi::new([answer]).await;
+    let neon = api.client().build().unwrap();
+    let progress = Progress::new(Stage::Provision, Duration::from_secs(5));
+    ControlPlane::ready(&neon, "p-1", &progress).await
+}
+
+#[tokio::test]
+async fn only_the_failed_creation_of_the_project_itself_is_a_failure() {
+    let failed = |action: &str, error: &str| json!({ "id": "o-1", "action": action, "status": "failed", "error": error });
+    ready(failed("create_branch", "a colleague's"))
+        .await
+        .unwrap();
+    let err = ready(failed("create_timeline", "no\nspace"))
+        .await
+        .unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::Refused);
+    assert!(err.to_string().ends_with("failed: nospace"), "{err}");
+    let err = ready(failed("create_timeline", "role has npg_hunter2"))
+        .await
+        .unwrap_err();
+    assert!(!err.to_string().contains("hunter2"), "{err}");
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_keeps_the_id_of_its_request() {
+    for (reply, text) in [
+        (
+            Reply::HalfBody(201),
+            "answered 201 Created and broke off [request req-1]",
+        ),
+        (Reply::HalfBody(404), "[request req-1]"),
+        (Reply::Hangup, "broke off before it answered"),
+    ] {
+        let api = ScriptedApi::new([reply]).await;
+        let neon = api.client().build().unwrap();
+        let err = neon.create_project(&CreateProject::new("p")).await;
+        let err = err.unwrap_err();
+        assert!(err.to_string().contains(text), "{err}");
+    }
+}
+
+#[tokio::test]
+async fn an_odd_part_does_not_fail_the_whole() {
+    let mut odd = created_project();
+    odd["connection_uris"][0]["connection_parameters"]
+        .as_object_mut()
+        .unwrap()
+        .remove("pooler_host");
+    let branches = json!({
+        "branches": [{ "id": "br-1" }],
+        "annotations": { "br-1": { "value": { "tenant": "acme", "count": 7 } } },
+        "pagination": { "next": "" },
+    });
+    let api = ScriptedApi::new([Reply::Json(201, odd), Reply::Json(200, branches)]).await;
+    let neon = api.client().build().unwrap();
+    let created = neon.create_project(&CreateProject::new("p")).await.unwrap();
+    let at = &created.connection_uris[0].connection_parameters;
+    assert!(at.pooler_host.is_empty() && !at.host.is_empty());
+    let branches = neon.list_project_branches("p-1").await.unwrap();
+    assert_eq!(branches[0].annotations["tenant"], "acme");
+    assert_eq!(branches[0].annotations["count"], "7");
+    api.assert_done();
 }

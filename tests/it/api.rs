@@ -246,6 +246,8 @@ async fn a_slow_answer_ends_at_the_deadline_and_a_redirect_is_not_followed() {
         .await
         .unwrap_err();
     assert!(matches!(err.kind(), ErrorKind::Timeout(_)), "{err:?}");
+    let told = err.to_string();
+    assert!(told.contains("while calling neon's api"), "{told}");
 
     let api = ScriptedApi::new([Reply::Redirect]).await;
     let err = api
@@ -321,7 +323,16 @@ async fn ids_that_would_call_something_else_are_not_sent() {
 
 #[tokio::test]
 async fn a_client_with_settings_that_cannot_work_is_not_built() {
-    for url in ["", "neon.tech", "ftp://neon.tech", "postgres://u:p@h/d"] {
+    for url in [
+        "",
+        "neon.tech",
+        "ftp://neon.tech",
+        "postgres://u:p@h/d",
+        "https://user@neon.tech",
+        "https://:password@neon.tech",
+        "https://neon.tech/api?key=1",
+        "https://neon.tech/api#key",
+    ] {
         assert!(
             Neon::builder("key").base_url(url).build().is_err(),
             "{url:?}"

@@ -403,3 +403,23 @@ async fn consumption_is_asked_for_by_project_and_metric() {
         Value::Null,
     );
 }
+
+#[tokio::test]
+async fn a_change_of_unknown_outcome_is_sent_once() {
+    for lost in [Reply::Html(502), Reply::Hangup, Reply::Html(200)] {
+        let (api, neon) = scripted([lost.clone(), lost]).await;
+        let update = UpdateProject::new().name("new");
+        let changed = neon.update_project("p-1", &update).await.unwrap_err();
+        assert_eq!(changed.kind(), ErrorKind::ControlPlane);
+        let deleted = neon.delete_project("p-1").await.unwrap_err();
+        assert_eq!(deleted.kind(), ErrorKind::ControlPlane);
+        let sent = ["PATCH /api/v2/projects/p-1", "DELETE /api/v2/projects/p-1"];
+        assert_eq!(api.seen(), sent);
+    }
+    let api = ScriptedApi::endless(Reply::Slow(Duration::from_secs(60))).await;
+    let hurried = api.client().request_timeout(Duration::from_millis(100));
+    let neon = hurried.build().unwrap();
+    let created = neon.create_project(&CreateProject::new("p")).await;
+    assert_eq!(created.unwrap_err().kind(), ErrorKind::ControlPlane);
+    assert_eq!(api.seen(), ["POST /api/v2/projects"]);
+}

@@ -118,7 +118,7 @@ impl From<BranchAnswer> for Branch {
 
 #[derive(Debug, Deserialize)]
 pub(in crate::neon) struct BranchesAnswer {
-    #[serde(default, deserialize_with = "tolerant::or_default")]
+    #[serde(deserialize_with = "tolerant::or_default")]
     branches: Vec<Branch>,
     #[serde(default, deserialize_with = "tolerant::or_default")]
     annotations: BTreeMap<String, Annotation>,
@@ -133,7 +133,10 @@ impl BranchesAnswer {
             let noted = self.annotations.remove(&branch.id);
             branch.annotations = noted.unwrap_or_default().value;
         }
-        (self.pagination.next, self.branches)
+        (
+            self.pagination.next.filter(|next| !next.is_empty()),
+            self.branches,
+        )
     }
 }
 
@@ -146,6 +149,6 @@ struct NextPage {
 
 #[derive(Debug, Default, Deserialize)]
 struct Annotation {
-    #[serde(default, deserialize_with = "tolerant::or_default")]
+    #[serde(default, deserialize_with = "tolerant::texts")]
     value: BTreeMap<String, String>,
 }

@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 
+use super::tolerant;
 use crate::secret::Secret;
 
 /// How to connect.
@@ -22,9 +23,11 @@ pub struct ConnectionParameters {
     pub password: Secret,
     /// Role to log in as.
     pub role: String,
-    /// The direct host.
+    /// The direct host; empty if Neon does not say.
+    #[serde(default, deserialize_with = "tolerant::or_default")]
     pub host: String,
-    /// The host with the pooler.
+    /// The host with the pooler; empty if Neon does not say.
+    #[serde(default, deserialize_with = "tolerant::or_default")]
     pub pooler_host: String,
 }
 

@@ -188,7 +188,7 @@ pub struct ConsumptionMetric {
 
 #[derive(Debug, Deserialize)]
 pub(in crate::neon) struct ConsumptionAnswer {
-    #[serde(default, deserialize_with = "tolerant::or_default")]
+    #[serde(deserialize_with = "tolerant::or_default")]
     projects: Vec<ProjectConsumption>,
     #[serde(default, deserialize_with = "tolerant::or_default")]
     pagination: Pagination,
@@ -198,7 +198,7 @@ impl From<ConsumptionAnswer> for ConsumptionPage {
     fn from(answer: ConsumptionAnswer) -> Self {
         Self {
             projects: answer.projects,
-            cursor: answer.pagination.cursor,
+            cursor: answer.pagination.next(),
         }
     }
 }

@@ -103,7 +103,7 @@ impl Endpoint {
 
 #[derive(Debug, Deserialize)]
 pub(in crate::neon) struct EndpointsAnswer {
-    #[serde(default, deserialize_with = "tolerant::or_default")]
+    #[serde(deserialize_with = "tolerant::or_default")]
     pub(in crate::neon) endpoints: Vec<Endpoint>,
 }
 

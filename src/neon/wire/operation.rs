@@ -44,7 +44,7 @@ impl Operation {
 
 #[derive(Debug, Deserialize)]
 pub(in crate::neon) struct OperationsAnswer {
-    #[serde(default, deserialize_with = "tolerant::or_default")]
+    #[serde(deserialize_with = "tolerant::or_default")]
     pub(in crate::neon) operations: Vec<Operation>,
 }
 

@@ -264,7 +264,7 @@ pub(in crate::neon) struct ProjectAnswer {
 
 #[derive(Debug, Deserialize)]
 pub(in crate::neon) struct ProjectsAnswer {
-    #[serde(default, deserialize_with = "tolerant::or_default")]
+    #[serde(deserialize_with = "tolerant::or_default")]
     projects: Vec<Project>,
     #[serde(default, deserialize_with = "tolerant::or_default")]
     unavailable_project_ids: Vec<String>,
@@ -276,14 +276,21 @@ pub(in crate::neon) struct ProjectsAnswer {
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct Pagination {
     #[serde(default)]
-    pub(super) cursor: Option<String>,
+    cursor: Option<String>,
+}
+
+impl Pagination {
+    /// Where the next page begins, if there is one.
+    pub(super) fn next(self) -> Option<String> {
+        self.cursor.filter(|cursor| !cursor.is_empty())
+    }
 }
 
 impl From<ProjectsAnswer> for ProjectsPage {
     fn from(answer: ProjectsAnswer) -> Self {
         Self {
             projects: answer.projects,
-            cursor: answer.pagination.cursor,
+            cursor: answer.pagination.next(),
             unavailable_project_ids: answer.unavailable_project_ids,
         }
     }

@@ -7,34 +7,58 @@ use super::tolerant;
 /// Neon's `GeneralError`, whose code is often empty; or, from the transfer of projects, one of the two lists.
 #[derive(Debug, Default, Deserialize)]
 pub(in crate::neon) struct RefusedBody {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "tolerant::if_readable")]
     pub(in crate::neon) request_id: Option<String>,
-    #[serde(default, deserialize_with = "tolerant::or_default")]
+    #[serde(default, deserialize_with = "tolerant::text")]
     pub(in crate::neon) code: String,
-    #[serde(default, deserialize_with = "tolerant::or_default")]
+    #[serde(default, deserialize_with = "tolerant::text")]
     pub(in crate::neon) message: String,
-    #[serde(default, deserialize_with = "tolerant::or_default")]
+    #[serde(default, deserialize_with = "tolerant::if_readable")]
     pub(in crate::neon) limits: Vec<UnmetLimit>,
-    #[serde(default, deserialize_with = "tolerant::or_default")]
+    #[serde(default, deserialize_with = "tolerant::if_readable")]
     pub(in crate::neon) projects: Vec<IntegratedProject>,
 }
 
 /// What the receiving organization lacks.
 #[derive(Debug, Deserialize)]
 pub(in crate::neon) struct UnmetLimit {
-    #[serde(default, deserialize_with = "tolerant::or_default")]
+    #[serde(default, deserialize_with = "tolerant::text")]
     pub(in crate::neon) name: String,
-    #[serde(default, deserialize_with = "tolerant::or_default")]
+    #[serde(default, deserialize_with = "tolerant::text")]
     pub(in crate::neon) expected: String,
-    #[serde(default, deserialize_with = "tolerant::or_default")]
+    #[serde(default, deserialize_with = "tolerant::text")]
     pub(in crate::neon) actual: String,
 }
 
 /// A project that is tied to something outside of Neon.
 #[derive(Debug, Deserialize)]
 pub(in crate::neon) struct IntegratedProject {
-    #[serde(default, deserialize_with = "tolerant::or_default")]
+    #[serde(default, deserialize_with = "tolerant::text")]
     pub(in crate::neon) id: String,
-    #[serde(default, deserialize_with = "tolerant::or_default")]
+    #[serde(default, deserialize_with = "tolerant::text")]
     pub(in crate::neon) integration: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn one_odd_field_does_not_lose_the_message() {
+        for (field, odd) in [
+            ("request_id", json!(7)),
+            ("code", json!({ "a": 1 })),
+            ("limits", json!("none")),
+            ("limits", json!([{ "expected": 10 }, 5])),
+            ("projects", json!([null])),
+        ] {
+            let mut body = json!({ "message": "no" });
+            body[field] = odd;
+            let read: RefusedBody = serde_json::from_value(body).unwrap();
+            assert_eq!(read.message, "no", "{field}");
+        }
+        let limit: UnmetLimit = serde_json::from_value(json!({ "expected": 10 })).unwrap();
+        assert_eq!(limit.expected, "10");
+    }
 }

@@ -38,9 +38,15 @@ pub(super) fn new_compute(
 fn seconds(suspend: Suspend) -> Value {
     match suspend {
         Suspend::Default => json!(0),
-        Suspend::After(window) => json!(window.as_secs()),
+        Suspend::After(window) => json!(begun_seconds(window)),
         Suspend::Never => json!(-1),
     }
+}
+
+/// Seconds, rounded up and at least one: 0 is no limit to Neon, and the default where a compute is to sleep.
+fn begun_seconds(time: Duration) -> u64 {
+    let begun = u64::from(time.subsec_nanos() > 0);
+    time.as_secs().saturating_add(begun).max(1)
 }
 
 /// The limits that a quota sets.
@@ -61,13 +67,14 @@ pub(super) fn whole_quota(quota: &Quota) -> Map<String, Value> {
 }
 
 fn limits(quota: &Quota) -> [(&'static str, Option<u64>); 5] {
-    let seconds = |time: Option<Duration>| time.map(|time| time.as_secs());
+    let seconds = |time: Option<Duration>| time.map(begun_seconds);
+    let bytes = |limit: Option<u64>| limit.map(|limit| limit.max(1));
     [
         ("active_time_seconds", seconds(quota.active_time)),
         ("compute_time_seconds", seconds(quota.compute_time)),
-        ("written_data_bytes", quota.written_bytes),
-        ("data_transfer_bytes", quota.transfer_bytes),
-        ("logical_size_bytes", quota.logical_size_bytes),
+        ("written_data_bytes", bytes(quota.written_bytes)),
+        ("data_transfer_bytes", bytes(quota.transfer_bytes)),
+        ("logical_size_bytes", bytes(quota.logical_size_bytes)),
     ]
 }
 
@@ -131,6 +138,28 @@ mod tests {
             json!({ "quota": {} }),
         ] {
             assert_eq!(quota_of(&none).unwrap(), Quota::default(), "{none}");
+        }
+    }
+
+    #[test]
+    fn the_smallest_limits_stay_limits() {
+        let (zero, part) = (Duration::ZERO, Duration::from_millis(1500));
+        let least = Quota {
+            active_time: Some(zero),
+            compute_time: Some(part),
+            written_bytes: Some(0),
+            transfer_bytes: Some(0),
+            logical_size_bytes: Some(0),
+        };
+        for written in [quota(&least), whole_quota(&least)] {
+            let limits = json!({
+                "active_time_seconds": 1, "compute_time_seconds": 2,
+                "written_data_bytes": 1, "data_transfer_bytes": 1, "logical_size_bytes": 1,
+            });
+            assert_eq!(Value::Object(written), limits);
+        }
+        for (window, sent) in [(zero, 1), (part, 2), (Duration::MAX, u64::MAX)] {
+            assert_eq!(seconds(Suspend::After(window)), sent, "{window:?}");
         }
     }
 

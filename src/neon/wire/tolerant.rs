@@ -1,6 +1,8 @@
 //! Reading what is not quite as described.
 
-use serde::{Deserialize, Deserializer};
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_json::Value;
 
 /// `null` is read as the default, as serde's own `default` reads only what is left out.
@@ -10,6 +12,43 @@ where
     T: Default + Deserialize<'de>,
 {
     Option::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
+/// What cannot be read is the default: it is not worth what stands beside it.
+pub(super) fn if_readable<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Default + DeserializeOwned,
+{
+    let value = Value::deserialize(deserializer)?;
+    Ok(serde_json::from_value(value).unwrap_or_default())
+}
+
+/// A text, and anything else as it is written in JSON; `null` is the empty text.
+pub(super) fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    Value::deserialize(deserializer).map(as_text)
+}
+
+/// Texts by their names, each read like a [`text`]; anything but an object has none.
+pub(super) fn texts<'de, D>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    let named: BTreeMap<String, Value> = if_readable(deserializer)?;
+    let texts = named
+        .into_iter()
+        .map(|(name, value)| (name, as_text(value)));
+    Ok(texts.collect())
+}
+
+fn as_text(value: Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::String(text) => text,
+        other @ (Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)) => {
+            other.to_string()
+        }
+    }
 }
 
 /// A count. A fraction is cut off, and what is no count is none: it is not worth the answer that it stands in.
@@ -42,6 +81,15 @@ fn cut_off(value: &Value) -> Option<i64> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_text_is_read_from_whatever_stands_there() {
+        let written = json!({ "a": "x", "b": 7, "c": null, "d": [true] });
+        let read = [("a", "x"), ("b", "7"), ("c", ""), ("d", "[true]")];
+        let read = read.map(|(name, text)| (name.to_owned(), text.to_owned()));
+        assert_eq!(texts(&written).unwrap(), BTreeMap::from(read));
+        assert_eq!(texts(&json!("x")).unwrap(), BTreeMap::new());
+    }
 
     #[test]
     fn a_count_is_read_from_whatever_stands_there() {

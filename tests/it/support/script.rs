@@ -38,6 +38,8 @@ pub(crate) enum Reply {
     Slow(Duration),
     /// Closes the connection without a word.
     Hangup,
+    /// Closes the connection after the first byte of the body.
+    HalfBody(u16),
 }
 
 #[derive(Clone, Default)]
@@ -182,6 +184,16 @@ async fn write(reply: Reply) -> Response {
             axum::Json(serde_json::json!({ "projects": [] })).into_response()
         }
         // A body that fails before its first byte makes hyper close the connection.
+        Reply::HalfBody(code) => {
+            let half = futures_util::stream::unfold(0, |part| async move {
+                if part == 0 {
+                    return Some((Ok(&b"{"[..]), 1));
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await; // so that the first part is sent
+                Some((Err(std::io::Error::other("hang up")), 2))
+            });
+            (status(code), axum::body::Body::from_stream(half)).into_response()
+        }
         Reply::Hangup => Response::new(axum::body::Body::from_stream(futures_util::stream::once(
             async { Err::<&[u8], _>(std::io::Error::other("hang up")) },
         ))),

@@ -1,0 +1,43 @@
+//! Foreign words in our errors.
+
+/// Most characters of foreign words that an error repeats.
+const LONGEST: usize = 300;
+/// What a text has that may hold a password or a key.
+const SECRETIVE: [&str; 6] = [
+    "postgres://",
+    "postgresql://",
+    "napi_",
+    "npg_",
+    "bearer ",
+    "password",
+];
+
+/// What an error may repeat of what somebody else said: the beginning, on one line, or nothing if it may hold a secret.
+pub(crate) fn repeatable(said: &str) -> String {
+    let lower = said.to_lowercase();
+    if SECRETIVE.iter().any(|mark| lower.contains(mark)) {
+        return "words that are not repeated, as they may hold a secret".to_owned();
+    }
+    let plain = said.chars().filter(|c| !c.is_control());
+    plain.take(LONGEST).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn foreign_words_are_repeated_in_short_and_secrets_are_not() {
+        assert_eq!(repeatable("no\nsuch\u{1b}[31m"), "nosuch[31m");
+        assert_eq!(repeatable(&"é".repeat(9999)).chars().count(), LONGEST);
+        for secret in [
+            "cannot parse postgresql://r:hunter2@h/d",
+            "header Authorization: Bearer hunter2",
+            "no such key: NAPI_hunter2",
+            "role app has npg_hunter2",
+            "Password=hunter2",
+        ] {
+            assert!(!repeatable(secret).contains("hunter2"), "{secret}");
+        }
+    }
+}

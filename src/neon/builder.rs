@@ -20,6 +20,9 @@ use crate::{
 const BASE_URL: &str = "https://console.neon.tech/api/v2";
 /// Longest wait for a connection to the API.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a connection is kept that is not used. Gateways close one after a minute or so, and a request that is sent
+/// at that moment is lost.
+const KEEP_IDLE: Duration = Duration::from_secs(30);
 
 /// Settings of a [`Neon`] client.
 #[derive(Clone)]
@@ -117,10 +120,19 @@ impl NeonBuilder {
     }
 
     fn checked_base(&self) -> Result<Url, InvalidConfig> {
-        Url::parse(&self.base_url)
+        let url = Url::parse(&self.base_url)
             .ok()
             .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
-            .ok_or_else(|| InvalidConfig::new("the base url of neon's api is not an http(s) url"))
+            .ok_or_else(|| {
+                InvalidConfig::new("the base url of neon's api is not an http(s) url")
+            })?;
+        let login = !url.username().is_empty() || url.password().is_some();
+        if login || url.query().is_some() || url.fragment().is_some() {
+            return Err(InvalidConfig::new(
+                "the base url of neon's api has more than a host and a path; the key is a setting of its own",
+            ));
+        }
+        Ok(url)
     }
 
     fn check(&self) -> Result<(), InvalidConfig> {
@@ -151,6 +163,7 @@ impl NeonBuilder {
             .user_agent(concat!("tenantry/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT_TIMEOUT)
             .pool_max_idle_per_host(4)
+            .pool_idle_timeout(KEEP_IDLE)
             .redirect(redirect::Policy::none()) // a redirect would carry the key elsewhere
             .retry(reqwest::retry::never())
             .build()

@@ -23,7 +23,7 @@ pub(super) enum Cause {
     Gone,
     /// 400 and others: the request itself.
     Invalid,
-    /// 402, and 422 or 423 that say so: a quota or a limit of the plan.
+    /// 402, and 403, 422 or 423 that say so: a quota or a limit of the plan.
     LimitReached,
     /// 423 that says so: Neon works on the project.
     Maintenance,
@@ -35,7 +35,7 @@ pub(super) enum Cause {
     OrganizationMissing,
     /// 412, which only the call for a password answers.
     PasswordNotStored,
-    /// 429, and a 423 that says so.
+    /// 429, and any other that says so.
     RateLimited,
     /// 3xx.
     Redirected,
@@ -50,34 +50,61 @@ pub(super) enum Cause {
 }
 
 impl Cause {
-    /// The status decides; where it has several meanings the code does, and where that is empty the text.
+    /// The status decides; where it has several meanings the code does, and the text only where there is no code.
     pub(super) fn of(status: StatusCode, code: &str, text: &str) -> Self {
-        let text = text.to_lowercase();
+        let told = if code.is_empty() {
+            Self::by_text(status, &text.to_lowercase())
+        } else {
+            Self::by_code(status, code)
+        };
+        told.unwrap_or_else(|| Self::by_status(status))
+    }
+
+    /// What a code makes of a status that has several meanings.
+    fn by_code(status: StatusCode, code: &str) -> Option<Self> {
+        match status.as_u16() {
+            _ if code.contains("RATE_LIMIT_EXCEEDED") => Some(Self::RateLimited),
+            403 | 422 | 423 if code.contains("_LIMIT_EXCEEDED") || code.ends_with("_EXCEEDED") => {
+                Some(Self::LimitReached)
+            }
+            422 if code.ends_with("_ALREADY_EXISTS") => Some(Self::AlreadyExists),
+            423 if code.contains("MAINTENANCE") => Some(Self::Maintenance),
+            _ => None,
+        }
+    }
+
+    /// What a text in lower case makes of a status that has several meanings.
+    fn by_text(status: StatusCode, text: &str) -> Option<Self> {
         let says = |words: &str| text.contains(words);
-        let limit = code.contains("_LIMIT_EXCEEDED")
-            || code.ends_with("_EXCEEDED")
-            || ["quota", "exceeded the", "limit exceeded"]
-                .iter()
-                .any(|words| says(words));
+        let limit = || {
+            let words = ["quota", "exceeded the", "limit exceeded"];
+            words.iter().any(|words| says(words))
+        };
+        match status.as_u16() {
+            400 if says("org_id is required") => Some(Self::OrganizationMissing),
+            404 if says("not allowed for organization api keys") => {
+                Some(Self::NotForOrganizationKeys)
+            }
+            422 if says("not ready yet") => Some(Self::Busy),
+            423 if says("maintenance") => Some(Self::Maintenance),
+            403 | 422 | 423 if says("rate limit") => Some(Self::RateLimited),
+            403 | 422 | 423 if limit() => Some(Self::LimitReached),
+            _ => None,
+        }
+    }
+
+    fn by_status(status: StatusCode) -> Self {
         match status.as_u16() {
             300..=399 => Self::Redirected,
-            400 if says("org_id is required") => Self::OrganizationMissing,
-            402 => Self::LimitReached,
-            403 if code.contains("_EXCEEDED") => Self::LimitReached,
+            400 | 422 => Self::Invalid,
             401 | 403 => Self::BadKey,
-            404 if says("not allowed for organization api keys") => Self::NotForOrganizationKeys,
+            402 => Self::LimitReached,
             404 => Self::NotFound,
             405 | 501 => Self::Unsupported,
             406 => Self::Unmet,
-            412 => Self::PasswordNotStored,
             409 => Self::AlreadyExists,
             410 => Self::Gone,
-            422 if code.ends_with("_ALREADY_EXISTS") => Self::AlreadyExists,
-            422 if says("not ready yet") => Self::Busy,
-            423 if says("maintenance") || code.contains("MAINTENANCE") => Self::Maintenance,
-            423 if says("rate limit") => Self::RateLimited,
-            422 | 423 if limit => Self::LimitReached,
-            422 | 400 => Self::Invalid,
+            412 => Self::PasswordNotStored,
             423 => Self::Busy,
             429 => Self::RateLimited,
             503 => Self::Unavailable,
@@ -187,6 +214,9 @@ mod tests {
         (402, "", "", LimitReached),
         (403, "", "", BadKey),
         (403, "PROJECTS_LIMIT_EXCEEDED", "", LimitReached),
+        (403, "", "projects limit exceeded", LimitReached),
+        (403, "FORBIDDEN", "this is not a quota", BadKey),
+        (403, "RATE_LIMIT_EXCEEDED", "", RateLimited),
         (404, "", "project not found", NotFound),
         (
             404,
@@ -227,6 +257,8 @@ mod tests {
         (422, "", "Projects limit exceeded", LimitReached),
         (422, "", "branch not ready yet", Busy),
         (422, "", "something else", Invalid),
+        (422, "INVALID", "the quota is not a number", Invalid),
+        (422, "RATE_LIMIT_EXCEEDED", "", RateLimited),
         (423, "", "", Busy),
         (
             423,
@@ -271,6 +303,8 @@ mod tests {
         (429, "", "", RateLimited),
         (429, "", "you have exceeded the limit", RateLimited),
         (500, "", "", UnknownOutcome),
+        (500, "", "quota", UnknownOutcome),
+        (500, "RATE_LIMIT_EXCEEDED", "", RateLimited),
         (501, "", "", Unsupported),
         (502, "", "", UnknownOutcome),
         (503, "", "", Unavailable),

@@ -308,6 +308,16 @@ async fn a_search_goes_through_all_pages_and_stops_at_the_last() {
 }
 
 #[tokio::test]
+async fn a_search_whose_cursor_stands_still_ends() {
+    let projects: Vec<_> = (0..400).map(|_| json!({ "id": "p-1" })).collect();
+    let page = json!({ "projects": projects, "pagination": { "cursor": "p-1" } });
+    let api = ScriptedApi::new([Reply::Json(200, page.clone()), Reply::Json(200, page)]).await;
+    let found = api.client().build().unwrap().projects_named("p").await;
+    assert_eq!(found.unwrap(), []);
+    api.assert_done();
+}
+
+#[tokio::test]
 async fn ids_that_would_call_something_else_are_not_sent() {
     let api = ScriptedApi::new([]).await;
     let neon = api.client().build().unwrap();

@@ -10,8 +10,12 @@ use tenantry::{
         UpdateProject,
     },
 };
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
 
-use crate::support::{Reply, ScriptedApi};
+use crate::support::{LONG, Reply, ScriptedApi};
 
 /// An API that gives these answers, and a client of it.
 async fn scripted(replies: impl IntoIterator<Item = Reply>) -> (ScriptedApi, Neon) {
@@ -422,4 +426,29 @@ async fn a_change_of_unknown_outcome_is_sent_once() {
     let created = neon.create_project(&CreateProject::new("p")).await;
     assert_eq!(created.unwrap_err().kind(), ErrorKind::ControlPlane);
     assert_eq!(api.seen(), ["POST /api/v2/projects"]);
+}
+
+#[tokio::test]
+async fn a_creation_that_reached_nobody_is_sent_again() {
+    // Bound and dropped: nobody listens there for a while.
+    let before = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = before.local_addr().unwrap();
+    drop(before);
+    let neon = Neon::builder("napi_late").base_url(format!("http://{address}/api/v2"));
+    let neon = neon.build().unwrap();
+    let order = CreateProject::new("p");
+    let late = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let listener = TcpListener::bind(address).await.unwrap();
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let read = stream.read(&mut [0; 4096]).await.unwrap();
+        assert!(read > 0);
+        let body = r#"{"project":{"id":"p-1"}}"#;
+        let head = format!("HTTP/1.1 201 Created\r\ncontent-length: {}", body.len());
+        let answer = format!("{head}\r\nconnection: close\r\n\r\n{body}");
+        stream.write_all(answer.as_bytes()).await.unwrap();
+    };
+    let both = async { tokio::join!(neon.create_project(&order), late) };
+    let (created, ()) = tokio::time::timeout(LONG, both).await.expect("hangs");
+    assert_eq!(created.unwrap().project.id, "p-1");
 }

@@ -12,6 +12,7 @@ use crate::error::{Error, ErrorKind};
 
 /// No wait is believed that is longer than this.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+
 /// A call that failed, and whether it may have done its work all the same.
 #[derive(Debug)]
 pub(super) struct Refusal {

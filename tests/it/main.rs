@@ -7,6 +7,7 @@
 mod answers;
 mod api;
 mod clients;
+mod computes;
 mod connections;
 mod control;
 mod emulator;

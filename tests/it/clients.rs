@@ -286,10 +286,9 @@ async fn a_script_of_psql_goes_on_once_it_connects_again() {
         running.suspend().await;
         psql.say("\\connect\nSELECT 40 + 2;").await;
         let said = psql.end().await;
-        assert_eq!(
-            said,
-            "You are now connected to database \"neondb\" as user \"neondb_owner\".\n42\n"
-        );
+        // Before that, what the server said last, if psql has read it by then.
+        let connected = "You are now connected to database \"neondb\" as user \"neondb_owner\".";
+        assert!(said.ends_with(&format!("{connected}\n42\n")), "{said}");
     }
     assert_eq!(running.wakes().await, 3);
 }

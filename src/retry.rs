@@ -131,7 +131,7 @@ fn out_of_time(
     }
 }
 
-/// Waits that double from `first` up to `most`, each shortened or lengthened by chance.
+/// Waits that double from `first` up to `most`, each lengthened by chance, to twice as much at most.
 pub(crate) fn backoff(first: Duration, most: Duration) -> impl Iterator<Item = Duration> + Send {
     ExponentialBuilder::default()
         .with_min_delay(first)

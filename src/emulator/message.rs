@@ -1,6 +1,6 @@
 //! Messages of Postgres's protocol, as far as the proxy reads and writes them itself.
 
-use std::io;
+use std::{fmt, io};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
@@ -8,8 +8,14 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 const LONGEST: usize = 1 << 20;
 
 /// One message: tag, length, body.
-#[derive(Debug)]
 pub(super) struct Message(Vec<u8>);
+
+// A client's answer may be a password in clear.
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Message({:?}, ..)", char::from(self.tag()))
+    }
+}
 
 impl Message {
     /// A message to be sent.

@@ -9,7 +9,7 @@ use tenantry::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpListener,
+    net::TcpSocket,
 };
 
 use crate::support::{LONG, Reply, ScriptedApi};
@@ -259,16 +259,16 @@ async fn a_change_of_unknown_outcome_is_sent_once() {
 
 #[tokio::test]
 async fn a_creation_that_reached_nobody_is_sent_again() {
-    // Bound and dropped: nobody listens there for a while.
-    let before = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = before.local_addr().unwrap();
-    drop(before);
+    // Bound, so that it is nobody else's, and not listened at for a while.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = socket.local_addr().unwrap();
     let neon = Neon::builder("napi_late").base_url(format!("http://{address}/api/v2"));
     let neon = neon.build().unwrap();
     let order = CreateProject::new("p");
     let late = async {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        let listener = TcpListener::bind(address).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await; // the first attempt leaves no trace
+        let listener = socket.listen(1).unwrap();
         let (mut stream, _) = listener.accept().await.unwrap();
         let read = stream.read(&mut [0; 4096]).await.unwrap();
         assert!(read > 0);

@@ -1,9 +1,9 @@
 //! Databases that sleep, and callers who come.
 
-use std::time::Duration;
+use std::{error::Error as _, time::Duration};
 
 use tenantry::{
-    Endpoint, ErrorKind, Stage as CallStage, TenantRouter,
+    Endpoint, Error, ErrorKind, Stage as CallStage, TenantRouter,
     emulator::{Fault, Reason},
 };
 
@@ -204,4 +204,24 @@ async fn a_quota_is_told_at_once_and_a_passing_fault_is_waited_out() {
     .await;
     stage.emulator.set_fault(&shaky, None);
     waiting.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn what_the_proxy_repeats_is_not_asked_again_meanwhile_and_says_when_to_come_back() {
+    let stage = Stage::new().await;
+    let patient = stage.router();
+    stage.asleep(&patient, "acme").await;
+    let router = stage.builder("test").get_timeout(Duration::from_secs(2));
+    let router = router.build().unwrap();
+    let it = stage.witness("acme");
+    let fault = Fault::wake_refused(Reason::Unavailable, None);
+    stage.emulator.set_fault(&it.endpoint_id, fault);
+    let err = router.get("acme").await.unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::Timeout(CallStage::Wake));
+    let wait = err.retry_after().unwrap();
+    assert!(wait >= Duration::from_secs(30), "{wait:?}");
+    let cause = err.source().and_then(|it| it.downcast_ref::<Error>());
+    assert_eq!(cause.unwrap().kind(), ErrorKind::Locked);
+    let attempts = stage.witness("acme").auth_attempts.len();
+    assert_eq!(attempts, it.auth_attempts.len() + 1, "asked once");
 }

@@ -12,7 +12,8 @@ use crate::{
     pool::Shared,
     provision::Provisioner,
     resolve::Resolve,
-    router::{Source, TenantRouter},
+    router::TenantRouter,
+    source::Source,
     tls,
 };
 
@@ -91,6 +92,42 @@ impl RouterBuilder {
         self
     }
 
+    /// Idle time after which a connection is closed. Defaults to 4 minutes, and is never more than four fifths of the
+    /// suspend window of the tenant's endpoint: a connection that is still there when the compute falls asleep is dead
+    /// for the next caller. Shorten it to hold fewer connections. Closing keeps no database awake.
+    pub fn idle_after(mut self, idle: Duration) -> Self {
+        self.config.idle_after = idle;
+        self
+    }
+
+    /// Age at which a connection is closed, as soon as nobody uses it; up to a tenth earlier by chance. Defaults to 30
+    /// minutes. Shorten it if connections grow: the driver's buffers keep the size of the largest row they ever held.
+    pub fn max_lifetime(mut self, age: Duration) -> Self {
+        self.config.max_lifetime = age;
+        self
+    }
+
+    /// Time after which a connection that somebody still holds is worth a warning in the log. Defaults to 60 seconds. A
+    /// transaction left open keeps the database awake, which is billed, and Neon ends it after 5 minutes.
+    pub fn warn_held_after(mut self, held: Duration) -> Self {
+        self.config.warn_held_after = held;
+        self
+    }
+
+    /// How many wakes by [`hint`](TenantRouter::hint) may turn out needless per minute. Defaults to 30; 0 turns hints
+    /// off. A needless wake costs a suspend window of compute time.
+    pub fn hints_per_minute(mut self, count: usize) -> Self {
+        self.config.hints_per_minute = count;
+        self
+    }
+
+    /// Connections per tenant that [`direct`](TenantRouter::direct) opens side by side. Defaults to 2; each is one of
+    /// the hundred or so that a small Postgres has.
+    pub fn direct_connections(mut self, count: usize) -> Self {
+        self.config.direct_connections = count;
+        self
+    }
+
     /// Who turns host names into addresses. Defaults to the system.
     pub fn resolve(mut self, resolver: impl Resolve) -> Self {
         self.config.resolve = Arc::new(resolver);
@@ -122,10 +159,8 @@ impl RouterBuilder {
         };
         let tls = tls::for_postgres(&self.config.root_certificates)?;
         let dialer = Dialer::new(Arc::clone(&self.config.resolve), tls);
-        Ok(TenantRouter::new(
-            source,
-            Shared::new(self.config, dialer, runtime),
-        ))
+        let shared = Shared::new(self.config, source, dialer, runtime);
+        Ok(TenantRouter::new(shared))
     }
 }
 

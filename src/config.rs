@@ -16,6 +16,11 @@ pub(crate) struct Config {
     pub(crate) wake_timeout: Duration,
     pub(crate) provision_timeout: Duration,
     pub(crate) verify_after: Duration,
+    pub(crate) idle_after: Duration,
+    pub(crate) max_lifetime: Duration,
+    pub(crate) warn_held_after: Duration,
+    pub(crate) hints_per_minute: usize,
+    pub(crate) direct_connections: usize,
     pub(crate) resolve: Arc<dyn AnyResolve>,
     pub(crate) root_certificates: Vec<CertificateDer<'static>>,
 }
@@ -30,6 +35,11 @@ impl Default for Config {
             wake_timeout: Duration::from_secs(60),
             provision_timeout: Duration::from_secs(60),
             verify_after: Duration::from_secs(30),
+            idle_after: Duration::from_secs(240),
+            max_lifetime: Duration::from_secs(1800),
+            warn_held_after: Duration::from_secs(60),
+            hints_per_minute: 30,
+            direct_connections: 2,
             resolve: Arc::new(SystemResolver),
             root_certificates: Vec::new(),
         }
@@ -43,13 +53,17 @@ impl Config {
             ("max_pools", self.max_pools),
             ("pool_size", self.pool_size as u64),
             ("concurrent_dials", self.concurrent_dials as u64),
+            ("direct_connections", self.direct_connections as u64),
         ];
         if let Some((name, _)) = counts.iter().find(|(_, count)| *count == 0) {
             return Err(InvalidConfig::new(format!("{name} must be more than zero")));
         }
         check_limit("get_timeout", self.get_timeout)?;
         check_limit("wake_timeout", self.wake_timeout)?;
-        check_limit("provision_timeout", self.provision_timeout)
+        check_limit("provision_timeout", self.provision_timeout)?;
+        check_limit("idle_after", self.idle_after)?;
+        check_limit("max_lifetime", self.max_lifetime)?;
+        check_limit("warn_held_after", self.warn_held_after)
     }
 }
 

@@ -16,7 +16,7 @@ use tokio_postgres::{CancelToken, Client, NoTls, tls::MakeTlsConnect};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::{
-    endpoint::{Encryption, Endpoint},
+    endpoint::{Encryption, Endpoint, Route},
     error::Error,
     resolve::AnyResolve,
     tap::{Tap, Tapped},
@@ -43,6 +43,8 @@ pub(crate) struct Dialer {
 pub(crate) struct Dialed {
     pub(crate) client: Client,
     pub(crate) watch: Arc<Watch>,
+    /// Where it was opened.
+    pub(crate) endpoint: Arc<Endpoint>,
     /// Moves the bytes; must run for the client to work, and ends with the connection.
     pub(crate) task: ConnectionTask,
 }
@@ -58,16 +60,17 @@ impl Dialer {
         }
     }
 
-    /// Logs in at `host`, once, by `deadline`.
+    /// Logs in at `endpoint`, once, by `deadline`.
     ///
     /// # Cancel safety
     /// Dropping it closes the socket; at Neon the wake it may have started goes on.
     pub(crate) async fn dial(
         &self,
-        endpoint: &Endpoint,
-        host: &str,
+        endpoint: &Arc<Endpoint>,
+        route: Route,
         deadline: Instant,
     ) -> Result<Dialed, Error> {
+        let host = endpoint.host(route);
         let attempt = async {
             let stream = self
                 .open(host, endpoint.port)
@@ -100,7 +103,7 @@ impl Dialer {
 
     async fn log_in(
         &self,
-        endpoint: &Endpoint,
+        endpoint: &Arc<Endpoint>,
         host: &str,
         stream: TcpStream,
     ) -> Result<Dialed, DialFailure> {
@@ -137,6 +140,7 @@ impl Dialer {
         Ok(Dialed {
             client,
             watch,
+            endpoint: Arc::clone(endpoint),
             task,
         })
     }

@@ -57,6 +57,15 @@ pub enum Encryption {
     None,
 }
 
+/// Which of a tenant's two hosts. Neon's proxy keeps them apart, and so does what is remembered of them.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Route {
+    /// The host in front of which the pooler stands.
+    Pooled,
+    /// The host that leads straight to Postgres.
+    Direct,
+}
+
 impl Endpoint {
     /// An endpoint at Neon, by its direct and its pooled (`…-pooler…`) host.
     pub fn neon(
@@ -114,6 +123,13 @@ impl Endpoint {
     pub fn without_tls(mut self) -> Self {
         self.encryption = Encryption::None;
         self
+    }
+
+    pub(crate) fn host(&self, route: Route) -> &str {
+        match route {
+            Route::Pooled => &self.pooled_host,
+            Route::Direct => &self.direct_host,
+        }
     }
 
     /// The login as tokio-postgres wants it. Hosts are left out: the dialer opens the socket itself.

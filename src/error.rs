@@ -22,6 +22,7 @@ struct Inner {
     kind: ErrorKind,
     message: Cow<'static, str>,
     tenant: Option<TenantId>,
+    stage: Option<Stage>,
     retry_after: Option<Duration>,
     source: Option<Arc<dyn StdError + Send + Sync>>,
 }
@@ -30,34 +31,72 @@ struct Inner {
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[non_exhaustive]
 pub enum ErrorKind {
+    /// Too many computes of the account are awake (20 at Neon unless raised; default branches do not count).
+    ActiveComputeLimit,
+    /// Role and password were not accepted. Neon says the same of an endpoint or role that is gone.
+    BadCredential,
     /// The catalog (`Lookup` or `Records`) failed or gave an answer that makes no sense.
     Catalog,
     /// The router was closed, or the runtime it was built on is gone.
     Closed,
+    /// The connection was lost between COMMIT and its answer: the transaction is committed, or it is not. Look for
+    /// what it wrote before you repeat it.
+    CommitUnknown,
     /// Something of that name exists already and is not provably this tenant's.
     Conflict,
     /// The database could not be reached, or broke off while connecting.
     Connect,
     /// The control plane could not be reached, or its answer made no sense. What it was asked to do may have happened.
+    /// Neon's proxy says so too while connecting; then nothing happened.
     ControlPlane,
+    /// The endpoint is disabled. Neither a connection nor Neon's console enables it again, only its API.
+    Disabled,
+    /// The control plane knows no such endpoint, or no such database server is there.
+    EndpointNotFound,
     /// A bug in tenantry: a task of its own panicked.
     Internal,
     /// The text is not a tenant id.
     InvalidTenant,
     /// Another operation holds the tenant's project.
     Locked,
+    /// The server does not take the connection as it is set up: database, startup options, TLS, certificate.
+    Misconfigured,
+    /// A call was used in a way that cannot be made safe; the message says how.
+    Misused,
     /// A query failed; the source is the database's own error.
     Query,
     /// A quota or plan limit is used up.
-    QuotaExhausted,
+    QuotaExhausted(ExhaustedQuota),
     /// Too many requests to the control plane or to the endpoint.
     RateLimited,
-    /// Refused for a reason that no further attempt will change: credential, permission, settings.
+    /// Refused for a reason that no further attempt will change: permission, address, or what the API was asked for.
     Refused,
+    /// Postgres rolled the transaction back although a commit was asked for: one of its statements had failed.
+    RolledBack,
     /// The time for this call is over; the source is the last failure met, if any.
     Timeout(Stage),
     /// No such tenant, and nobody may create it.
     UnknownTenant,
+    /// The host has no address, or nobody there takes connections.
+    Unreachable,
+}
+
+/// Which quota is used up.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[non_exhaustive]
+pub enum ExhaustedQuota {
+    /// Time that computes were awake.
+    ActiveTime,
+    /// Time that computes were awake, times their size.
+    ComputeTime,
+    /// Data sent out.
+    DataTransfer,
+    /// Size of the data.
+    LogicalSize,
+    /// Data written.
+    WrittenData,
+    /// A limit of the plan (projects, branches, …), or one that was not named.
+    Other,
 }
 
 /// Which part of a call was running, in the order in which they happen.
@@ -85,6 +124,7 @@ impl Error {
             kind,
             message,
             tenant: None,
+            stage: None,
             retry_after: None,
             source: None,
         }))
@@ -98,6 +138,14 @@ impl Error {
     /// The tenant concerned, if one was named.
     pub fn tenant(&self) -> Option<&TenantId> {
         self.0.tenant.as_ref()
+    }
+
+    /// Which part of the call was running, if that is known.
+    pub fn stage(&self) -> Option<Stage> {
+        match self.0.kind {
+            ErrorKind::Timeout(stage) => Some(stage),
+            _ => self.0.stage,
+        }
     }
 
     /// When another attempt may help, counted from now; `None` if unknown or never.
@@ -123,6 +171,10 @@ impl Error {
         self.map(|inner| inner.tenant = Some(tenant.clone()))
     }
 
+    pub(crate) fn with_stage(self, stage: Stage) -> Self {
+        self.map(|inner| inner.stage = Some(stage))
+    }
+
     pub(crate) fn with_retry_after(self, wait: impl Into<Option<Duration>>) -> Self {
         self.map(|inner| inner.retry_after = wait.into())
     }
@@ -139,18 +191,27 @@ impl ErrorKind {
     /// A timeout may not: until then tenantry has retried already.
     pub const fn is_transient(self) -> bool {
         match self {
-            Self::Catalog
+            Self::ActiveComputeLimit
+            | Self::Catalog
             | Self::Connect
             | Self::ControlPlane
             | Self::Locked
-            | Self::RateLimited => true,
-            Self::Closed
+            | Self::RateLimited
+            | Self::Unreachable => true,
+            Self::BadCredential
+            | Self::Closed
+            | Self::CommitUnknown
             | Self::Conflict
+            | Self::Disabled
+            | Self::EndpointNotFound
             | Self::Internal
             | Self::InvalidTenant
+            | Self::Misconfigured
+            | Self::Misused
             | Self::Query
-            | Self::QuotaExhausted
+            | Self::QuotaExhausted(_)
             | Self::Refused
+            | Self::RolledBack
             | Self::Timeout(_)
             | Self::UnknownTenant => false,
         }
@@ -172,6 +233,7 @@ impl fmt::Debug for Error {
             .field("kind", &self.0.kind)
             .field("message", &self.0.message)
             .field("tenant", &self.0.tenant)
+            .field("stage", &self.stage())
             .field("retry_after", &self.0.retry_after)
             .field("source", &self.0.source)
             .finish()
@@ -208,7 +270,9 @@ impl From<InvalidTenantId> for Error {
 
 impl From<tokio_postgres::Error> for Error {
     fn from(err: tokio_postgres::Error) -> Self {
-        Self::new(ErrorKind::Query, "the query failed").with_source(err)
+        Self::new(ErrorKind::Query, "the query failed")
+            .with_stage(Stage::Query)
+            .with_source(err)
     }
 }
 
@@ -229,6 +293,7 @@ mod tests {
             r#"tenant "ac\nme": no connection after 2 s"#
         );
         assert_eq!(err.retry_after(), Some(Duration::from_secs(1)));
+        assert_eq!(err.stage(), Some(Stage::Wake));
         assert_eq!(err.source().unwrap().to_string(), "refused");
         assert!(!err.kind().is_transient());
     }

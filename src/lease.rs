@@ -4,7 +4,9 @@ use std::{mem, sync::Arc, time::Duration};
 
 use deadpool_postgres::{Client, StatementCache};
 
-use crate::{config::Config, pool::Pool, stats::count, tenant::TenantId, watch::Watch};
+use crate::{
+    config::Config, endpoint::Endpoint, pool::Pool, stats::count, tenant::TenantId, watch::Watch,
+};
 
 /// Longest wait for what a connection's last user left, if no transaction is open: it was probably abandoned.
 const SETTLE_TIMEOUT: Duration = Duration::from_millis(10);
@@ -15,16 +17,19 @@ const ROLLBACK_TIMEOUT: Duration = Duration::from_millis(100);
 pub(crate) struct Connection {
     pub(crate) client: Client,
     pub(crate) watch: Arc<Watch>,
+    /// Where it was opened.
+    pub(crate) endpoint: Arc<Endpoint>,
     /// The client's own, by which it is known again: users get at the client by `&mut`, and may swap two of them.
     statements: Arc<StatementCache>,
 }
 
 impl Connection {
-    pub(crate) fn new(client: Client, watch: Arc<Watch>) -> Self {
+    pub(crate) fn new(client: Client, watch: Arc<Watch>, endpoint: Arc<Endpoint>) -> Self {
         let statements = Arc::clone(&client.statement_cache);
         Self {
             client,
             watch,
+            endpoint,
             statements,
         }
     }
@@ -72,10 +77,15 @@ pub(crate) struct Lease {
 
 impl Lease {
     pub(crate) fn new(connection: Connection, pool: &Arc<Pool>) -> Self {
+        connection.watch.lend();
         Self {
             connection: Some(connection),
             pool: Arc::clone(pool),
         }
+    }
+
+    pub(crate) fn pool(&self) -> &Arc<Pool> {
+        &self.pool
     }
 
     pub(crate) fn connection(&self) -> &Connection {
@@ -138,7 +148,13 @@ impl Parting {
     pub(crate) async fn run(mut self) {
         let clean = self.settle().await;
         self.settled();
-        let Some(Connection { client, watch, .. }) = &self.connection else {
+        let Some(Connection {
+            client,
+            watch,
+            endpoint,
+            ..
+        }) = &self.connection
+        else {
             return;
         };
         if clean {
@@ -148,12 +164,7 @@ impl Parting {
             return;
         }
         self.pool.pump(); // whoever waited for this one needs another
-        let Pool {
-            tenant,
-            endpoint,
-            shared,
-            ..
-        } = &*self.pool;
+        let Pool { tenant, shared, .. } = &*self.pool;
         count(&shared.stats.discarded);
         let sqlstate = watch.last_sqlstate();
         tracing::debug!(

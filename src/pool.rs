@@ -3,16 +3,17 @@
 //! A connection is in one of four places: idle here, leased to a caller, being opened (`wake`), or parting. Whatever
 //! becomes free goes to the longest waiter first; nobody overtakes the queue.
 
+mod state;
+
 use std::{
-    collections::VecDeque,
-    fmt, mem,
+    fmt,
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
 use tokio::{
     runtime::Handle,
-    sync::oneshot,
+    sync::{Notify, oneshot},
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::task::TaskTracker;
@@ -20,29 +21,42 @@ use tokio_util::task::TaskTracker;
 use crate::{
     config::Config,
     dial::Dialer,
-    endpoint::Endpoint,
+    endpoint::{Endpoint, Route},
     error::{Error, Stage},
+    hint::HintBudget,
     lease::{Connection, Fitness, Lease, Parting},
     life::Life,
-    retry::{lock, timed_out},
-    stats::{Stats, count},
+    refusals::{Refusal, Refusals},
+    retry::{Noted, lock, timed_out},
+    source::Source,
+    stats::{Reason, Stats, count},
+    sweep::Pace,
     tenant::TenantId,
-    wake::Reason,
+    verdict::{self, Next},
     watch::Watch,
 };
+
+pub(crate) use state::State;
+use state::Waiter;
 
 /// Longest wait for the answer of an idle connection that is asked whether it still lives.
 const VERIFY_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest wait for a turn of a connection's task, which takes microseconds unless the runtime is swamped.
 const TURN_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Refusals outlive the pools they come from, so there is room for more of them.
+const REFUSALS_PER_POOL: u64 = 10;
 /// A connection that ends sooner than this, without having served anybody, says that more of them will.
 const EARLY_END: Duration = Duration::from_secs(1);
 
 /// What all pools of a router share.
 pub(crate) struct Shared {
     pub(crate) config: Config,
+    pub(crate) source: Source,
     pub(crate) dialer: Dialer,
+    pub(crate) refusals: Refusals,
+    pub(crate) hints: Arc<HintBudget>,
+    pub(crate) pace: Pace,
     pub(crate) stats: Stats,
     pub(crate) life: Arc<Life>,
     pub(crate) runtime: Handle,
@@ -53,9 +67,18 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(config: Config, dialer: Dialer, runtime: Handle) -> Arc<Self> {
+    pub(crate) fn new(
+        config: Config,
+        source: Source,
+        dialer: Dialer,
+        runtime: Handle,
+    ) -> Arc<Self> {
         Arc::new(Self {
+            refusals: Refusals::new(config.max_pools.saturating_mul(REFUSALS_PER_POOL)),
+            hints: HintBudget::new(config.hints_per_minute),
+            pace: Pace::new(&config),
             config,
+            source,
             dialer,
             stats: Stats::default(),
             life: Arc::default(),
@@ -66,54 +89,66 @@ impl Shared {
     }
 }
 
-/// One tenant's connections at one endpoint.
+/// One tenant's connections.
 pub(crate) struct Pool {
     pub(crate) tenant: TenantId,
-    pub(crate) endpoint: Endpoint,
     pub(crate) shared: Arc<Shared>,
     // Guards everything that changes. Never held across an await, nor while a connection is dropped.
     state: Mutex<State>,
-}
-
-#[derive(Default)]
-pub(crate) struct State {
-    /// Last in, first out, so that a quiet tenant's surplus grows old.
-    idle: Vec<Connection>,
-    /// First come, first served. Empty while anything is idle.
-    waiters: VecDeque<Waiter>,
-    /// Attempts under way.
-    pub(crate) dialing: usize,
-    /// Connections that will probably be free in a moment: what their last user left is about to end.
-    pub(crate) settling: usize,
-    /// Connections whose tasks have not ended.
-    pub(crate) open: usize,
-    /// Whether a connection was lost, so that the compute may be asleep.
-    pub(crate) lost: bool,
-    /// Connections in a row that ended as soon as they were open.
-    pub(crate) early_ends: u32,
-    /// Connections opened before this instant are not to be trusted.
-    condemned: Option<Instant>,
-    pub(crate) last_failure: Option<Error>,
-    /// Whether the pool is out of the cache: what comes back is closed.
-    retired: bool,
-    /// How often it has entered the cache.
-    stay: u64,
-}
-
-/// A caller in the queue.
-struct Waiter {
-    turn: oneshot::Sender<Result<Lease, Error>>,
-    reason: Reason,
+    /// Rung when something was changed that a wake may be waiting for.
+    pub(crate) changed: Notify,
 }
 
 impl Pool {
     pub(crate) fn new(tenant: TenantId, endpoint: Endpoint, shared: Arc<Shared>) -> Arc<Self> {
+        shared.pace.keep_up_with(&endpoint, &shared.config);
         Arc::new(Self {
             tenant,
-            endpoint,
             shared,
-            state: Mutex::default(),
+            state: Mutex::new(State::new(endpoint)),
+            changed: Notify::new(),
         })
+    }
+
+    /// Where the tenant lives, as far as is known.
+    pub(crate) fn endpoint(&self) -> Arc<Endpoint> {
+        Arc::clone(&self.state().endpoint)
+    }
+
+    /// Takes note of where the tenant lives; says whether that is news. Connections of the earlier generation are
+    /// closed when nobody uses them any more.
+    pub(crate) fn move_to(&self, endpoint: Endpoint, fresh: bool) -> bool {
+        let mut state = self.state();
+        if *state.endpoint == endpoint {
+            state.fresh |= fresh;
+            return false;
+        }
+        self.shared
+            .pace
+            .keep_up_with(&endpoint, &self.shared.config);
+        state.endpoint = Arc::new(endpoint);
+        state.fresh = fresh;
+        (state.lost, state.early_ends) = (true, 0);
+        (state.last_failure, state.repeated_since) = (None, None);
+        let outdated = state.take_idle(|_| true);
+        drop(state);
+        outdated.into_iter().for_each(Connection::close);
+        count(&self.shared.stats.moved);
+        self.mended();
+        tracing::info!(tenant = self.tenant.as_str(), "the tenant has moved");
+        true
+    }
+
+    /// Whether there is no reason to wake the tenant's database.
+    pub(crate) fn is_up_or_waking(&self) -> bool {
+        let state = self.state();
+        !state.believes_asleep() || state.dialing > 0
+    }
+
+    /// Something was changed: what was refused before may work now.
+    pub(crate) fn mended(&self) {
+        self.shared.refusals.clear(self.tenant.as_str());
+        self.changed.notify_waiters();
     }
 
     /// An idle connection that can be used as it is. No waiting, no I/O, no allocation.
@@ -135,7 +170,7 @@ impl Pool {
         let started = Instant::now();
         let found = async {
             loop {
-                let lease = self.next(reason).await?;
+                let lease = self.next(until, reason).await?;
                 if let Some(lease) = self.vet(lease).await {
                     return Ok(lease);
                 }
@@ -147,19 +182,26 @@ impl Pool {
     }
 
     /// The next connection: an idle one, or whatever comes when it is the caller's turn.
-    async fn next(self: &Arc<Self>, reason: Reason) -> Result<Lease, Error> {
+    async fn next(self: &Arc<Self>, until: Instant, reason: Reason) -> Result<Lease, Error> {
+        let refusal = self.shared.refusals.get(&self.tenant, Route::Pooled);
         let turn = {
             let mut state = self.state();
             if let Some(connection) = state.pop_idle() {
                 drop(state);
                 return Ok(Lease::new(connection, self));
             }
-            let (sender, turn) = oneshot::channel();
-            state.waiters.push_back(Waiter {
-                turn: sender,
+            let refusal = refusal.filter(|it| state.open.is_empty() && it.answers(until));
+            if let Some(refusal) = refusal {
+                return Err(refusal.error());
+            }
+            let (turn, mine) = oneshot::channel();
+            let waiter = Waiter {
+                turn,
                 reason,
-            });
-            turn
+                until,
+            };
+            state.enqueue(waiter);
+            mine
         };
         self.pump();
         turn.await.unwrap_or_else(|_| Err(Error::closed()))
@@ -194,16 +236,8 @@ impl Pool {
     }
 
     /// Trusts no connection opened before `instant` any more.
-    fn condemn(&self, instant: Instant) {
-        let mut state = self.state();
-        state.condemned = state.condemned.max(Some(instant));
-        state.lost = true;
-        let idle = mem::take(&mut state.idle);
-        let (doomed, kept) = idle
-            .into_iter()
-            .partition::<Vec<_>, _>(|it| state.condemns(it));
-        state.idle = kept;
-        drop(state);
+    pub(crate) fn condemn(&self, instant: Instant) {
+        let doomed = self.state().condemn(instant);
         doomed.into_iter().for_each(Connection::close);
     }
 
@@ -217,6 +251,9 @@ impl Pool {
             return self.part(connection);
         }
         connection.watch.mark_served();
+        if connection.watch.take_hint_used() {
+            self.shared.hints.give_back();
+        }
         self.park(connection);
     }
 
@@ -227,7 +264,8 @@ impl Pool {
             drop(state);
             return; // its task has ended or is about to, and sees to the rest
         }
-        if state.condemns(&connection) || self.shared.life.is_over() {
+        let outlived = connection.watch.is_expired() || self.shared.life.is_over();
+        if outlived || state.condemns(&connection) {
             drop(state);
             return connection.close();
         }
@@ -240,8 +278,7 @@ impl Pool {
             connection.close();
         } else {
             let watch = Arc::clone(&connection.watch);
-            watch.set_parked(true);
-            state.idle.push(connection);
+            state.push_idle(connection);
             drop(state);
             if watch.is_stray() {
                 self.pull(&watch); // its task wrote something just before it could see that it is parked
@@ -263,20 +300,15 @@ impl Pool {
     }
 
     fn take_idle(&self, watch: &Arc<Watch>) -> Option<Connection> {
-        let mut state = self.state();
-        let place = state
-            .idle
-            .iter()
-            .position(|idle| Arc::ptr_eq(&idle.watch, watch))?;
-        watch.set_parked(false);
-        Some(state.idle.remove(place))
+        let is_it = |idle: &Connection| Arc::ptr_eq(&idle.watch, watch);
+        self.state().take_idle(is_it).pop()
     }
 
     /// Notes that a connection's task has ended.
     pub(crate) fn ended(self: &Arc<Self>, watch: &Arc<Watch>) {
         drop(self.take_idle(watch));
         let mut state = self.state();
-        state.open -= 1;
+        state.open.retain(|open| !Arc::ptr_eq(open, watch));
         let ours = watch.is_closing();
         let early = !ours && !watch.has_served() && watch.opened().elapsed() < EARLY_END;
         state.early_ends = if early { state.early_ends + 1 } else { 0 };
@@ -288,24 +320,56 @@ impl Pool {
         self.pump();
     }
 
-    /// Fails every waiter, or only the longest one, with `err`.
-    pub(crate) fn fail(&self, err: &Error, everyone: bool) {
-        let mut state = self.state();
-        state.last_failure = Some(err.clone());
-        let failed = if everyone {
-            mem::take(&mut state.waiters)
-        } else {
-            state.waiters.pop_front().into_iter().collect()
-        };
-        drop(state);
+    /// Fails the longest waiter with `err`.
+    pub(crate) fn fail_one(&self, err: &Error) {
+        let waiter = self.state().next_waiter();
+        if let Some(waiter) = waiter {
+            drop(waiter.turn.send(Err(err.clone())));
+        }
+    }
+
+    /// Fails every waiter with `err`.
+    pub(crate) fn fail_all(&self, err: &Error) {
+        let failed = self.state().take_waiters(|_| true);
         for waiter in failed {
             drop(waiter.turn.send(Err(err.clone())));
         }
     }
 
-    /// Remembers why the last attempt failed, for callers that run out of time.
-    pub(crate) fn note(&self, failure: &Error) {
-        self.state().last_failure = Some(failure.clone());
+    /// Remembers `refusal` and answers those with it for whom waiting does not help; says whether anybody still waits.
+    pub(crate) fn refuse(&self, refusal: &Refusal) -> bool {
+        count(&self.shared.stats.refused);
+        let refusals = &self.shared.refusals;
+        refusals.keep(&self.tenant, Route::Pooled, refusal.clone());
+        self.turn_away(refusal)
+    }
+
+    /// Answers those with `refusal` for whom waiting does not help; says whether anybody still waits.
+    pub(crate) fn turn_away(&self, refusal: &Refusal) -> bool {
+        let mut state = self.state();
+        if !state.open.is_empty() {
+            return state.is_wanted(); // those who wait may still be served by a connection that is open
+        }
+        let failed = state.take_waiters(|waiter| refusal.answers(waiter.until));
+        let wanted = state.is_wanted();
+        drop(state);
+        let err = refusal.error();
+        for waiter in failed {
+            drop(waiter.turn.send(Err(err.clone())));
+        }
+        wanted
+    }
+
+    /// Remembers why the last attempt failed, for callers that run out of time. Returns it with what is known here
+    /// about coming back.
+    pub(crate) fn note(&self, failure: Error) -> Error {
+        let mut state = self.state();
+        let failure = match verdict::next(failure.kind()) {
+            Next::AgainSlowly => failure.with_retry_after(state.rest_of_repetition()),
+            _ => failure,
+        };
+        state.last_failure = Some(Noted::new(failure.clone()));
+        failure
     }
 
     fn out_of_time(&self, started: Instant) -> Error {
@@ -315,7 +379,8 @@ impl Pool {
         } else {
             Stage::Checkout
         };
-        timed_out(waited_for, started.elapsed(), state.last_failure.clone())
+        let failure = state.last_failure.as_ref().map(Noted::error);
+        timed_out(waited_for, started.elapsed(), failure)
     }
 
     /// Puts the pool out of use: idle connections close now, leased ones when they come back. Callers in the queue are
@@ -326,7 +391,7 @@ impl Pool {
             return;
         }
         state.retired = true;
-        let idle = mem::take(&mut state.idle);
+        let idle = state.take_idle(|_| true);
         drop(state);
         idle.into_iter().for_each(Connection::close);
     }
@@ -341,48 +406,6 @@ impl Pool {
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
-    }
-}
-
-impl State {
-    /// Whether the compute may be asleep: nothing is open that would prove the contrary.
-    pub(crate) fn believes_asleep(&self) -> bool {
-        self.lost || self.open == 0
-    }
-
-    /// How many more attempts are due now, and why.
-    pub(crate) fn dials_due(&mut self, config: &Config) -> (usize, Reason) {
-        self.waiters.retain(|waiter| !waiter.turn.is_closed());
-        let at_once = if self.believes_asleep() {
-            1
-        } else {
-            config.concurrent_dials
-        };
-        let room = config.pool_size.saturating_sub(self.open + self.dialing);
-        let coming = self.dialing + self.settling;
-        let unserved = self.waiters.len().saturating_sub(coming);
-        let due = unserved.min(at_once.saturating_sub(self.dialing)).min(room);
-        (
-            due,
-            self.waiters
-                .front()
-                .map_or(Reason::Request, |waiter| waiter.reason),
-        )
-    }
-
-    fn pop_idle(&mut self) -> Option<Connection> {
-        let connection = self.idle.pop()?;
-        connection.watch.set_parked(false);
-        Some(connection)
-    }
-
-    fn next_waiter(&mut self) -> Option<Waiter> {
-        std::iter::from_fn(|| self.waiters.pop_front()).find(|waiter| !waiter.turn.is_closed())
-    }
-
-    fn condemns(&self, connection: &Connection) -> bool {
-        self.condemned
-            .is_some_and(|instant| connection.watch.opened() < instant)
     }
 }
 

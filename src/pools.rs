@@ -14,6 +14,7 @@ use crate::{
     endpoint::Endpoint,
     pool::{Pool, Shared},
     retry::lock,
+    source::Located,
     stats::count,
     tenant::TenantId,
 };
@@ -57,9 +58,14 @@ impl Pools {
         self.cached.get(tenant).map(|entry| entry.pool)
     }
 
-    /// Puts the pool of `tenant` at `endpoint` into the cache: the one that is still in use there, or a new one.
-    pub(crate) fn insert(&self, tenant: &TenantId, endpoint: Endpoint) -> Arc<Pool> {
-        let pool = self.alive_or_new(tenant, endpoint);
+    /// Puts the pool of `tenant` into the cache, the one that is still in use or a new one, and tells it where the
+    /// tenant lives.
+    pub(crate) fn insert(&self, tenant: &TenantId, located: Located) -> Arc<Pool> {
+        let pool = self.alive_or_new(tenant, located.endpoint.clone());
+        pool.move_to(located.endpoint, located.fresh);
+        if located.created {
+            pool.mended();
+        }
         let entry = Entry {
             pool: Arc::clone(&pool),
             stay: pool.revive(),
@@ -68,11 +74,11 @@ impl Pools {
         pool
     }
 
-    /// The pool of `tenant` at `endpoint` that somebody still uses, or a new one.
+    /// The pool of `tenant` that somebody still uses, or a new one at `endpoint`.
     fn alive_or_new(&self, tenant: &TenantId, endpoint: Endpoint) -> Arc<Pool> {
         let mut alive = lock(&self.alive);
         let known = alive.get(tenant).and_then(Weak::upgrade);
-        if let Some(pool) = known.filter(|pool| pool.endpoint == endpoint) {
+        if let Some(pool) = known {
             return pool;
         }
         let pool = Pool::new(tenant.clone(), endpoint, Arc::clone(&self.shared));
@@ -83,11 +89,26 @@ impl Pools {
         pool
     }
 
-    /// Drops the pool of `tenant` from the cache; says whether there was one.
+    /// Drops the pool of `tenant` from the cache, and what was refused of it; says whether there was one.
     pub(crate) fn evict(&self, tenant: &str) -> bool {
         let found = self.cached.remove(tenant);
         self.cached.run_pending_tasks();
+        self.shared.refusals.clear(tenant);
+        let alive = lock(&self.alive).get(tenant).and_then(Weak::upgrade);
+        if let Some(pool) = alive {
+            pool.mended(); // a wake of its may be waiting for what was refused to pass
+        }
         found.is_some()
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Every pool in the cache.
+    pub(crate) fn all(&self) -> Vec<Arc<Pool>> {
+        let entries = self.cached.iter();
+        entries.map(|(_, entry)| entry.pool).collect()
     }
 
     /// Drops every pool from the cache.

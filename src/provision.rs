@@ -158,6 +158,24 @@ impl Provisioning {
         Ok(endpoint)
     }
 
+    /// Where the database of `tenant` lives by what the control plane says now, which is recorded; `None` if it is
+    /// gone.
+    pub(crate) async fn refresh(
+        &self,
+        tenant: &TenantId,
+        progress: &Progress,
+    ) -> Result<Option<Endpoint>, Error> {
+        let claim = self.records.claim(&self.namespace, tenant);
+        let claim = claim.await.map_err(catalog)?;
+        let name = project_name(&self.namespace, tenant);
+        let Some(endpoint) = self.adopt(&name, tenant, progress).await? else {
+            return Ok(None);
+        };
+        let publish = self.records.publish(tenant, claim, endpoint.clone());
+        publish.await.map_err(catalog)?;
+        Ok(Some(endpoint))
+    }
+
     /// The tenant's database, if one of its name exists and is provably the tenant's.
     async fn adopt(
         &self,
@@ -296,7 +314,7 @@ mod tests {
         sync::atomic::{AtomicU32, Ordering::Relaxed},
     };
 
-    use crate::{control_plane::Created, records::Memory};
+    use crate::{control_plane::Created, error::ExhaustedQuota, records::Memory};
 
     /// Answers every creation after a while with an error, and lets nothing turn up.
     struct Losing {
@@ -374,7 +392,7 @@ mod tests {
             (ErrorKind::Connect, 0),
             (ErrorKind::Locked, 0),
             (ErrorKind::RateLimited, 0),
-            (ErrorKind::QuotaExhausted, 1),
+            (ErrorKind::QuotaExhausted(ExhaustedQuota::Other), 1),
             (ErrorKind::Timeout(Stage::Provision), 1),
         ] {
             let counted = creations(kind, second, 5 * second, 5 * second).await;

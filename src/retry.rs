@@ -31,7 +31,7 @@ pub struct Progress {
 #[derive(Debug)]
 struct Seen {
     stage: Stage,
-    last_failure: Option<Error>,
+    last_failure: Option<Noted>,
     /// Whether somebody knows that what the work finds may be out of date.
     stale: bool,
 }
@@ -69,9 +69,14 @@ impl Progress {
         self.seen().stage = stage;
     }
 
+    /// The stage that was entered last.
+    pub(crate) fn stage(&self) -> Stage {
+        self.seen().stage
+    }
+
     /// Notes a failure that is going to be retried.
     pub fn note(&self, failure: &Error) {
-        self.seen().last_failure = Some(failure.clone());
+        self.seen().last_failure = Some(Noted::new(failure.clone()));
     }
 
     pub(crate) fn mark_stale(&self) {
@@ -96,7 +101,8 @@ impl Progress {
     /// The error for whoever stops waiting now: the stage, and the last failure as its source.
     pub(crate) fn timed_out(&self) -> Error {
         let seen = self.seen();
-        let (waited, failure) = (self.started.elapsed(), seen.last_failure.clone());
+        let failure = seen.last_failure.as_ref().map(Noted::error);
+        let waited = self.started.elapsed();
         match self.doing {
             None => timed_out(seen.stage, waited, failure),
             Some(doing) => out_of_time(seen.stage, doing, waited, failure),
@@ -105,6 +111,27 @@ impl Progress {
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
         lock(&self.seen)
+    }
+}
+
+/// A failure, and when it was met: what it says about coming back is counted from then.
+#[derive(Clone, Debug)]
+pub(crate) struct Noted {
+    error: Error,
+    at: Instant,
+}
+
+impl Noted {
+    pub(crate) fn new(error: Error) -> Self {
+        let at = Instant::now();
+        Self { error, at }
+    }
+
+    /// The failure, as it is to be told now.
+    pub(crate) fn error(&self) -> Error {
+        let left = |wait: Duration| wait.saturating_sub(self.at.elapsed());
+        let wait = self.error.retry_after().map(left);
+        self.error.clone().with_retry_after(wait)
     }
 }
 

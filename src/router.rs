@@ -10,18 +10,17 @@ use tokio::{
 use crate::{
     builder::RouterBuilder,
     client::TenantClient,
-    endpoint::Endpoint,
-    error::{BoxError, Error, ErrorKind, Stage},
+    error::{Error, Stage},
     flights::Flights,
     lease::Lease,
-    lookup::{AnyLookup, Lookup},
+    lookup::Lookup,
     pool::{Pool, Shared},
     pools::Pools,
-    provision::{Provisioner, Provisioning},
+    provision::Provisioner,
     retry::Progress,
-    stats::{Status, count},
+    stats::{Reason, Status, count},
+    sweep,
     tenant::TenantId,
-    wake::Reason,
 };
 
 /// Longest wait, in `close`, for connections to say goodbye.
@@ -36,16 +35,7 @@ pub struct TenantRouter {
     inner: Arc<Inner>,
 }
 
-/// How the router learns where a tenant lives.
-pub(crate) enum Source {
-    /// From the application's own table.
-    Lookup(Box<dyn AnyLookup>),
-    /// From records that it keeps itself, creating what is missing.
-    Provisioning(Box<Provisioning>),
-}
-
 pub(crate) struct Inner {
-    source: Arc<Source>,
     pools: Arc<Pools>,
     flights: Flights<TenantId, Arc<Pool>>,
     shared: Arc<Shared>,
@@ -62,12 +52,12 @@ impl TenantRouter {
         RouterBuilder::with_provisioner(provisioner)
     }
 
-    pub(crate) fn new(source: Source, shared: Arc<Shared>) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
         let pools = Arc::new(Pools::new(Arc::clone(&shared)));
+        shared.runtime.spawn(sweep::run(Arc::downgrade(&pools)));
         let flights = Flights::new(shared.runtime.clone());
         Self {
             inner: Arc::new(Inner {
-                source: Arc::new(source),
                 pools,
                 flights,
                 shared,
@@ -107,7 +97,38 @@ impl TenantRouter {
         }
     }
 
-    /// Forgets where `tenant` lives and closes its idle connections; says whether anything was known. Connections in
+    /// Says that `tenant` may be wanted soon: if its database is believed asleep, it is woken, within the budget for
+    /// needless wakes ([`hints_per_minute`](RouterBuilder::hints_per_minute)). Creates nothing, and returns at once;
+    /// says whether it has started anything.
+    pub fn hint<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> bool {
+        let Ok(tenant) = TenantId::parse(tenant.as_ref()) else {
+            return false;
+        };
+        let Shared {
+            life,
+            hints,
+            stats,
+            runtime,
+            ..
+        } = &*self.inner.shared;
+        let known = self.inner.pools.find(tenant.as_str());
+        if life.is_over() || known.as_ref().is_some_and(|pool| pool.is_up_or_waking()) {
+            return false;
+        }
+        if !hints.take() {
+            count(&stats.hints_ignored);
+            return false;
+        }
+        let inner = Arc::clone(&self.inner);
+        runtime.spawn(async move {
+            if let Err(err) = inner.follow_hint(&tenant, known).await {
+                tracing::debug!(tenant = tenant.as_str(), %err, "hint");
+            }
+        });
+        true
+    }
+
+    /// Forgets where `tenant` lives, and what was refused of it, and closes its idle connections; says whether anything was known. Connections in
     /// use go on, and are closed when they come back. The next `get` looks the tenant up again.
     pub fn evict<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> bool {
         let Inner { pools, flights, .. } = &*self.inner;
@@ -129,6 +150,7 @@ impl TenantRouter {
         Status {
             pools: pools.len(),
             connections: shared.connections.len() as u64,
+            attempts: shared.attempts.len() as u64,
             flights: flights.len() as u64,
             ..shared.stats.snapshot()
         }
@@ -177,6 +199,34 @@ impl Inner {
         result
     }
 
+    async fn follow_hint(&self, tenant: &TenantId, known: Option<Arc<Pool>>) -> Result<(), Error> {
+        let Shared {
+            config,
+            source,
+            stats,
+            life,
+            ..
+        } = &*self.shared;
+        let until = Instant::now() + config.get_timeout;
+        let work = async {
+            let pool = match known {
+                Some(pool) => pool,
+                None => match source.lookup(tenant, stats).await? {
+                    Some(located) => self.pools.insert(tenant, located),
+                    None => return Ok(()),
+                },
+            };
+            let lease = pool.get(until, Reason::Hint).await?;
+            lease.connection().watch.mark_hinted();
+            Ok(())
+        };
+        tokio::select! {
+            biased;
+            () = life.ended() => Err(Error::closed()),
+            done = timeout_at(until, work) => done.unwrap_or(Ok(())),
+        }
+    }
+
     async fn get_slowly(
         &self,
         raw: &str,
@@ -210,22 +260,18 @@ impl Inner {
         impl Future<Output = Result<Arc<Pool>, Error>> + Send + 'static,
     ) {
         let progress = Progress::new(Stage::Lookup, self.shared.config.provision_timeout);
-        let (source, pools, shared) = (
-            Arc::clone(&self.source),
-            Arc::clone(&self.pools),
-            Arc::clone(&self.shared),
-        );
+        let (pools, shared) = (Arc::clone(&self.pools), Arc::clone(&self.shared));
         let (tenant, seen) = (tenant.clone(), progress.clone());
         let flight = async move {
             if let Some(pool) = pools.find(tenant.as_str()) {
                 return Ok(pool); // it landed between the caller's look and this one
             }
             loop {
-                let work = source.endpoint(&tenant, &seen, &shared);
-                let endpoint = timeout_at(seen.deadline(), work)
+                let work = shared.source.locate(&tenant, &seen, &shared.stats);
+                let located = timeout_at(seen.deadline(), work)
                     .await
                     .map_err(|_| seen.timed_out())??;
-                let pool = pools.insert(&tenant, endpoint);
+                let pool = pools.insert(&tenant, located);
                 if !seen.take_stale() {
                     return Ok(pool);
                 }
@@ -234,34 +280,6 @@ impl Inner {
         };
         (progress, flight)
     }
-}
-
-impl Source {
-    async fn endpoint(
-        &self,
-        tenant: &TenantId,
-        progress: &Progress,
-        shared: &Shared,
-    ) -> Result<Endpoint, Error> {
-        count(&shared.stats.lookups);
-        let known = match self {
-            Self::Lookup(lookup) => lookup.lookup(tenant).await,
-            Self::Provisioning(provisioning) => provisioning.lookup(tenant).await,
-        };
-        match (known.map_err(lookup_failed)?, self) {
-            (Some(endpoint), _) => Ok(endpoint),
-            (None, Self::Lookup(_)) => Err(Error::new(ErrorKind::UnknownTenant, "no such tenant")),
-            (None, Self::Provisioning(provisioning)) => {
-                provisioning
-                    .provision(tenant, progress, &shared.stats)
-                    .await
-            }
-        }
-    }
-}
-
-fn lookup_failed(err: BoxError) -> Error {
-    Error::new(ErrorKind::Catalog, "looking the tenant up failed").with_source(err)
 }
 
 impl Drop for Inner {

@@ -1,6 +1,20 @@
 //! Counters, and the snapshot of them that an operator reads.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::{
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
+
+/// On whose account a database is woken.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Reason {
+    /// A caller wants a connection.
+    Request,
+    /// The application expects one to be wanted.
+    Warm,
+    /// The application guesses that one may be wanted.
+    Hint,
+}
 
 /// Counts of everything a router has done since it was built. Written with relaxed atomics, so it costs nothing.
 #[derive(Debug, Default)]
@@ -12,17 +26,43 @@ pub(crate) struct Stats {
     pub(crate) lookups: AtomicU64,
     pub(crate) provisioned: AtomicU64,
     pub(crate) adopted: AtomicU64,
+    pub(crate) moved: AtomicU64,
     pub(crate) dials: AtomicU64,
-    pub(crate) wakes_by_request: AtomicU64,
-    pub(crate) wakes_by_warm: AtomicU64,
     pub(crate) closed_by_peer: AtomicU64,
     pub(crate) discarded: AtomicU64,
+    pub(crate) closed_idle: AtomicU64,
+    pub(crate) held_too_long: AtomicU64,
     pub(crate) evicted: AtomicU64,
+    pub(crate) refused: AtomicU64,
+    pub(crate) hints_ignored: AtomicU64,
+    pub(crate) transactions_repeated: AtomicU64,
+    wakes_by_request: WakeCounters,
+    wakes_by_warm: WakeCounters,
+    wakes_by_hint: WakeCounters,
+}
+
+#[derive(Debug, Default)]
+struct WakeCounters {
+    started: AtomicU64,
+    succeeded: AtomicU64,
+    microseconds: AtomicU64,
 }
 
 /// Adds one.
 pub(crate) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Relaxed);
+}
+
+/// How often databases were woken for one reason, and how long that took.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct WakeCount {
+    /// Wakes begun.
+    pub started: u64,
+    /// Wakes that ended with an open connection.
+    pub succeeded: u64,
+    /// Time that the successful ones took, added up. Of one attempt or several: from the first to the open connection.
+    pub total_time: Duration,
 }
 
 /// A snapshot of what a router holds and has done since it was built. From
@@ -36,6 +76,8 @@ pub struct Status {
     pub connections: u64,
     /// Look-ups and creations under way now.
     pub flights: u64,
+    /// Attempts to connect under way now, wakes included.
+    pub attempts: u64,
     /// Calls of `get` answered with a connection that was idle.
     pub reused: u64,
     /// Calls of `get` that waited for a connection and got one.
@@ -48,42 +90,92 @@ pub struct Status {
     pub provisioned: u64,
     /// Databases found again by name and adopted.
     pub adopted: u64,
+    /// Tenants found at another endpoint, or with another credential, than the one that was cached.
+    pub moved: u64,
     /// Connection attempts.
     pub dials: u64,
     /// Connections opened.
     pub opened: u64,
-    /// Connection attempts to a tenant believed asleep, started by a caller's request.
-    pub wakes_by_request: u64,
-    /// Connection attempts to a tenant believed asleep, started by `warm`.
-    pub wakes_by_warm: u64,
+    /// Wakes of a database believed asleep, started by a caller's request.
+    pub wakes_by_request: WakeCount,
+    /// Wakes of a database believed asleep, started by `warm`.
+    pub wakes_by_warm: WakeCount,
+    /// Wakes of a database believed asleep, started by `hint`.
+    pub wakes_by_hint: WakeCount,
+    /// Calls of `hint` that did nothing because the budget for needless wakes was used up.
+    pub hints_ignored: u64,
     /// Connections that the other side closed.
     pub closed_by_peer: u64,
     /// Connections closed because they came back with a query running or a transaction open.
     pub discarded: u64,
+    /// Connections closed because they were idle, or had been open, for long enough.
+    pub closed_idle: u64,
+    /// Times a connection was held for longer than `warn_held_after`.
+    pub held_too_long: u64,
     /// Pools dropped from the cache.
     pub evicted: u64,
+    /// Times a database could not be had, which was remembered for a while.
+    pub refused: u64,
+    /// Times a `read` or `transaction` was run again.
+    pub transactions_repeated: u64,
 }
 
 impl Stats {
+    /// A wake for `reason` begins.
+    pub(crate) fn wake_started(&self, reason: Reason) {
+        count(&self.wakes(reason).started);
+    }
+
+    /// A wake for `reason` has ended with an open connection, after `took`.
+    pub(crate) fn wake_succeeded(&self, reason: Reason, took: Duration) {
+        let counters = self.wakes(reason);
+        count(&counters.succeeded);
+        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        counters.microseconds.fetch_add(took, Relaxed);
+    }
+
+    fn wakes(&self, reason: Reason) -> &WakeCounters {
+        match reason {
+            Reason::Request => &self.wakes_by_request,
+            Reason::Warm => &self.wakes_by_warm,
+            Reason::Hint => &self.wakes_by_hint,
+        }
+    }
+
     /// Everything counted so far; what is open now is for the caller to fill in.
     pub(crate) fn snapshot(&self) -> Status {
         Status {
-            pools: 0,
-            connections: 0,
-            flights: 0,
             reused: self.reused.load(Relaxed),
             waited: self.waited.load(Relaxed),
             failed: self.failed.load(Relaxed),
             lookups: self.lookups.load(Relaxed),
             provisioned: self.provisioned.load(Relaxed),
             adopted: self.adopted.load(Relaxed),
+            moved: self.moved.load(Relaxed),
             dials: self.dials.load(Relaxed),
             opened: self.opened.load(Relaxed),
-            wakes_by_request: self.wakes_by_request.load(Relaxed),
-            wakes_by_warm: self.wakes_by_warm.load(Relaxed),
+            wakes_by_request: self.wakes_by_request.snapshot(),
+            wakes_by_warm: self.wakes_by_warm.snapshot(),
+            wakes_by_hint: self.wakes_by_hint.snapshot(),
+            hints_ignored: self.hints_ignored.load(Relaxed),
             closed_by_peer: self.closed_by_peer.load(Relaxed),
             discarded: self.discarded.load(Relaxed),
+            closed_idle: self.closed_idle.load(Relaxed),
+            held_too_long: self.held_too_long.load(Relaxed),
             evicted: self.evicted.load(Relaxed),
+            refused: self.refused.load(Relaxed),
+            transactions_repeated: self.transactions_repeated.load(Relaxed),
+            ..Status::default()
+        }
+    }
+}
+
+impl WakeCounters {
+    fn snapshot(&self) -> WakeCount {
+        WakeCount {
+            started: self.started.load(Relaxed),
+            succeeded: self.succeeded.load(Relaxed),
+            total_time: Duration::from_micros(self.microseconds.load(Relaxed)),
         }
     }
 }

@@ -19,7 +19,7 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 
-use crate::watch::Watch;
+use crate::{verdict::Farewell, watch::Watch};
 
 /// What a batch of requests does to the connection, in the order in which their ReadyForQuery will come.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -72,6 +72,9 @@ impl<S> Tap<S> {
                 *working = true;
                 watch.outstanding.fetch_add(1, SeqCst);
             }
+            if tag == b'Q' {
+                watch.note_query();
+            }
             if ends_batch {
                 let batch = if std::mem::take(working) {
                     Batch::Work
@@ -105,7 +108,20 @@ impl<S> Tap<S> {
                     watch.outstanding.fetch_sub(1, SeqCst);
                 }
             }
-            b'E' => watch.sqlstate.store(packed_sqlstate(body), Release),
+            b'C' => watch.note_done(body.starts_with(b"ROLLBACK\0")),
+            b'E' => {
+                watch.sqlstate.store(packed_sqlstate(body), Release);
+                if let Some(farewell) = farewell(body, &[b"FATAL", b"PANIC"]) {
+                    watch.note_farewell(farewell);
+                }
+            }
+            // An immediate stop and a crash elsewhere are told by a mere warning before the end.
+            b'N' => {
+                let told = farewell(body, &[b"WARNING"]);
+                if let Some(farewell) = told.filter(|it| it.sqlstate.starts_with("57P")) {
+                    watch.note_farewell(farewell);
+                }
+            }
             _ => {}
         });
     }
@@ -122,6 +138,20 @@ fn packed_sqlstate(body: &[u8]) -> u64 {
     })
 }
 
+/// What the start of an error's or a notice's body says, if its severity is one of `severities`.
+fn farewell(body: &[u8], severities: &[&[u8]]) -> Option<Farewell> {
+    let field = |tag: u8| {
+        let mut fields = body.split(|&b| b == 0);
+        fields.find_map(|field| field.strip_prefix(&[tag]))
+    };
+    let severity = field(b'V').or_else(|| field(b'S'))?;
+    let text = |tag| String::from_utf8_lossy(field(tag).unwrap_or_default()).into_owned();
+    severities.contains(&severity).then(|| Farewell {
+        sqlstate: text(b'C'),
+        text: text(b'M'),
+    })
+}
+
 /// Cuts a byte stream into messages, of which it keeps the tag and the start of the body.
 #[derive(Debug)]
 struct Frames {
@@ -133,8 +163,8 @@ struct Frames {
 }
 
 impl Frames {
-    /// An error's severity (twice) and SQLSTATE fit easily.
-    const KEPT: usize = 64;
+    /// An error's severity (twice), SQLSTATE and the start of its text fit easily.
+    const KEPT: usize = 128;
 
     fn new() -> Self {
         Self {
@@ -350,6 +380,43 @@ mod tests {
         assert_eq!(outstanding(&watch), 1);
         tap.note_received(&message(b'Z', b"I"));
         assert!(watch.is_idle());
+    }
+
+    #[test]
+    fn what_the_server_says_at_the_end_is_kept_and_mere_errors_are_not() {
+        let (mut tap, watch) = logged_in();
+        let body = |severity: &str, code: &str, text: &str| {
+            format!("S{severity}\0V{severity}\0C{code}\0M{text}\0\0").into_bytes()
+        };
+        tap.note_received(&message(b'E', &body("ERROR", "42P01", "no such table")));
+        tap.note_received(&message(
+            b'N',
+            &body("WARNING", "25001", "a transaction is open"),
+        ));
+        assert_eq!(watch.farewell(), None);
+        tap.note_received(&message(
+            b'N',
+            &body("WARNING", "57P02", "another one crashed"),
+        ));
+        assert_eq!(watch.farewell().unwrap().sqlstate, "57P02");
+        tap.note_received(&message(
+            b'E',
+            &body("FATAL", "08P01", "server conn crashed?"),
+        ));
+        let last = watch.farewell().unwrap();
+        assert_eq!(
+            (&*last.sqlstate, &*last.text),
+            ("08P01", "server conn crashed?")
+        );
+    }
+
+    #[test]
+    fn a_commit_that_became_a_rollback_is_seen() {
+        let (mut tap, watch) = logged_in();
+        tap.note_received(&message(b'C', b"COMMIT\0"));
+        assert!(!watch.was_rolled_back());
+        tap.note_received(&message(b'C', b"ROLLBACK\0"));
+        assert!(watch.was_rolled_back());
     }
 
     #[test]

@@ -1,13 +1,17 @@
-//! What a failed connect tells us to do.
+//! What a failed connect, or a lost connection, tells us to do.
 //!
-//! Neon's proxy sends `XX000` for nearly everything while connecting, so the text is read first and the SQLSTATE
-//! second. What is not known is taken for a passing fault: the deadline bounds it.
+//! Neon's proxy sends `XX000` for nearly everything while connecting, so there the text is read first and the SQLSTATE
+//! second. After the login it passes bytes on, so there the SQLSTATE is read first. What is not known is taken for a
+//! passing fault: the deadline bounds it.
 
 use std::{error::Error as StdError, io, time::Duration};
 
 use tokio_postgres::error::SqlState;
 
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, ExhaustedQuota};
+
+/// For how long Neon's proxy repeats an answer of the control plane without asking again, and a little more.
+pub(crate) const REPEATED: Duration = Duration::from_millis(30_500);
 
 /// How an attempt to connect failed.
 #[derive(Debug)]
@@ -20,11 +24,56 @@ pub(crate) enum DialFailure {
     Silent,
 }
 
-/// The error that a failed connect is for its callers. Its kind says whether another attempt can help.
+/// What to do after a failed attempt to connect.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Next {
+    /// Try again soon: the compute is about to come up, or the fault passes.
+    Again,
+    /// Try again slowly: the control plane failed, and the proxy may only be repeating what it said before.
+    AgainSlowly,
+    /// The tenant may have moved: ask the catalog once, then try again soon.
+    AskThenAgain,
+    /// The tenant may have moved or its credential changed: ask the catalog once, then try once more.
+    AskThenOnce,
+    /// Give up, and remember why.
+    Refuse,
+}
+
+/// What to do after a failed attempt of that kind.
+pub(crate) const fn next(kind: ErrorKind) -> Next {
+    match kind {
+        ErrorKind::ActiveComputeLimit
+        | ErrorKind::Connect
+        | ErrorKind::Locked
+        | ErrorKind::RateLimited => Next::Again,
+        ErrorKind::ControlPlane => Next::AgainSlowly,
+        ErrorKind::Unreachable => Next::AskThenAgain,
+        ErrorKind::BadCredential | ErrorKind::EndpointNotFound => Next::AskThenOnce,
+        ErrorKind::Catalog
+        | ErrorKind::Closed
+        | ErrorKind::CommitUnknown
+        | ErrorKind::Conflict
+        | ErrorKind::Disabled
+        | ErrorKind::Internal
+        | ErrorKind::InvalidTenant
+        | ErrorKind::Misconfigured
+        | ErrorKind::Misused
+        | ErrorKind::Query
+        | ErrorKind::QuotaExhausted(_)
+        | ErrorKind::Refused
+        | ErrorKind::RolledBack
+        | ErrorKind::Timeout(_)
+        | ErrorKind::UnknownTenant => Next::Refuse,
+    }
+}
+
+/// The error that a failed connect is for its callers. Its kind says [what to do next](next).
 pub(crate) fn on_connect(failure: DialFailure, host: &str) -> Error {
     match failure {
         DialFailure::Unreachable(err) => {
-            Error::new(ErrorKind::Connect, format!("cannot reach {host}")).with_source(err)
+            let message =
+                format!("cannot reach {host}; check the host in the catalog and the network");
+            Error::new(ErrorKind::Unreachable, message).with_source(err)
         }
         DialFailure::Silent => Error::new(ErrorKind::Connect, format!("no answer from {host}")),
         DialFailure::Login(err) => on_login(err, host),
@@ -50,47 +99,87 @@ const fn row(kind: ErrorKind, advice: &'static str) -> Row {
     (kind, advice, None)
 }
 
-const fn later(kind: ErrorKind, advice: &'static str, milliseconds: u64) -> Row {
-    (kind, advice, Some(Duration::from_millis(milliseconds)))
+const fn later(kind: ErrorKind, advice: &'static str, wait: Duration) -> Row {
+    (kind, advice, Some(wait))
 }
 
-/// For how long Neon's proxy repeats an answer of the control plane without asking again, and a little more.
-const REPEATED: u64 = 30_500;
+const fn quota(which: ExhaustedQuota, advice: &'static str) -> Row {
+    later(ErrorKind::QuotaExhausted(which), advice, QUOTA_WAIT)
+}
+
+/// How soon something that somebody must mend first is tried again, where no proxy repeats its answer.
+const MENDED: Duration = Duration::from_secs(5);
+/// How soon a used-up quota is asked about again.
+const QUOTA_WAIT: Duration = Duration::from_secs(60);
+const SECOND: Duration = Duration::from_secs(1);
 
 const TRANSIENT: Row = row(ErrorKind::Connect, "the fault may pass");
-const CREDENTIAL: Row = row(
-    ErrorKind::Refused,
+const CONTROL_PLANE: Row = row(
+    ErrorKind::ControlPlane,
+    "neon's control plane failed; if this stays so, see neon's status page",
+);
+const CREDENTIAL: Row = later(
+    ErrorKind::BadCredential,
     "check role and password in the catalog; Neon also says this of an endpoint or role that is gone",
+    MENDED,
 );
-const QUOTA: Row = later(
-    ErrorKind::QuotaExhausted,
+const COMPUTE_TIME: Row = quota(
+    ExhaustedQuota::ComputeTime,
+    "the compute time is used up; raise the quota or wait for the next billing period",
+);
+const ACTIVE_TIME: Row = quota(
+    ExhaustedQuota::ActiveTime,
+    "the active time is used up; raise the quota or wait for the next billing period",
+);
+const WRITTEN_DATA: Row = quota(
+    ExhaustedQuota::WrittenData,
+    "the quota of written data is used up; raise it or wait for the next billing period",
+);
+const DATA_TRANSFER: Row = quota(
+    ExhaustedQuota::DataTransfer,
+    "the quota of data transfer is used up; raise it or wait for the next billing period",
+);
+const LOGICAL_SIZE: Row = quota(
+    ExhaustedQuota::LogicalSize,
+    "the data has reached its largest size; raise the quota or delete data",
+);
+const QUOTA: Row = quota(
+    ExhaustedQuota::Other,
     "a quota of the project or account is used up; raise it or wait for the next billing period",
-    60_000,
 );
-const DISABLED: Row = row(
-    ErrorKind::Refused,
-    "the endpoint is disabled; enable it in Neon's console or API",
+const DISABLED: Row = later(
+    ErrorKind::Disabled,
+    "the endpoint is disabled; enable it through neon's api",
+    REPEATED,
 );
-const GONE: Row = row(
-    ErrorKind::Refused,
+const GONE: Row = later(
+    ErrorKind::EndpointNotFound,
     "the endpoint is gone, or was never there; check the tenant's entry in the catalog",
+    REPEATED,
 );
-const NETWORK: Row = row(
+const NETWORK: Row = later(
     ErrorKind::Refused,
     "the database does not take connections from this server's address; add it to the allow list",
+    REPEATED,
 );
-const SETTINGS: Row = row(
-    ErrorKind::Refused,
+const SETTINGS: Row = later(
+    ErrorKind::Misconfigured,
     "the connection's settings are wrong; the source says which",
+    MENDED,
+);
+const CERTIFICATE: Row = later(
+    ErrorKind::Misconfigured,
+    "the server's certificate does not prove its name; add its root certificate",
+    MENDED,
 );
 const CROWDED: Row = later(
     ErrorKind::RateLimited,
     "too many connections or attempts at once; fewer at a time will pass",
-    1000,
+    SECOND,
 );
 const ACTIVE: Row = later(
-    ErrorKind::RateLimited,
-    "too many computes of the account are awake; it clears when one of them sleeps",
+    ErrorKind::ActiveComputeLimit,
+    "too many computes of the account are awake; let one of them sleep, or have the limit raised",
     REPEATED,
 );
 const ASKED_TOO_OFTEN: Row = later(
@@ -101,7 +190,7 @@ const ASKED_TOO_OFTEN: Row = later(
 const BUSY: Row = later(
     ErrorKind::Locked,
     "neon is doing something to the project, which passes within seconds",
-    1000,
+    SECOND,
 );
 const UNAVAILABLE: Row = later(
     ErrorKind::Locked,
@@ -111,7 +200,7 @@ const UNAVAILABLE: Row = later(
 const POOLER_WAITS: Row = later(
     ErrorKind::Connect,
     "the pooler could not log in at the database and tries again within 15 seconds",
-    1000,
+    SECOND,
 );
 
 /// Text (in lower case) that decides, in the order in which it is looked for. What Neon's proxy and control plane say,
@@ -120,8 +209,12 @@ const TEXTS: &[(&str, Row)] = &[
     ("password authentication failed", CREDENTIAL),
     ("concurrently active endpoints", ACTIVE),
     ("active endpoints limit exceeded", ACTIVE),
+    ("exceeded the compute time", COMPUTE_TIME),
+    ("exceeded the active time", ACTIVE_TIME),
+    ("exceeded the written data", WRITTEN_DATA),
+    ("exceeded the data transfer", DATA_TRANSFER),
+    ("exceeded the logical size", LOGICAL_SIZE),
     ("quota. upgrade", QUOTA),
-    ("exceeded the compute time", QUOTA),
     ("endpoint has been disabled", DISABLED),
     ("endpoint is disabled", DISABLED),
     ("could not be found", GONE),
@@ -150,6 +243,7 @@ const TEXTS: &[(&str, Row)] = &[
     ("client_login_timeout", POOLER_WAITS),
     ("database \"", SETTINGS),
     ("role \"", CREDENTIAL),
+    ("control plane request failed", CONTROL_PLANE),
 ];
 
 fn by_text(message: &str) -> Option<Row> {
@@ -179,11 +273,7 @@ fn without_code(err: &tokio_postgres::Error) -> Row {
         tls.is_some_and(|tls| matches!(tls, rustls::Error::InvalidCertificate(_)))
     });
     if certificate {
-        (
-            ErrorKind::Refused,
-            "the server's certificate does not prove its name; add its root certificate",
-            None,
-        )
+        CERTIFICATE
     } else if text.starts_with("invalid configuration") || text.starts_with("authentication error")
     {
         SETTINGS
@@ -205,9 +295,99 @@ fn sources<'a>(
     })
 }
 
+/// What the server said when it ended a connection.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Farewell {
+    /// Its SQLSTATE.
+    pub(crate) sqlstate: String,
+    /// The start of its text.
+    pub(crate) text: String,
+}
+
+/// What the loss of a connection in use says about running the same again, where nothing was committed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Loss {
+    /// It can run again: the compute or something in front of it went away.
+    Again,
+    /// It can run again, but not at once: too many others want the same.
+    AgainSlowly,
+    /// It would end the same way: the server ended it for what its user did.
+    SameAgain,
+}
+
+/// What a lost connection tells us to do: by SQLSTATE, and by text where PgBouncer has one code for everything.
+/// `None` is a connection that ended without a word, as Neon's pooler does when the compute is suspended.
+pub(crate) fn on_loss(farewell: Option<&Farewell>) -> Loss {
+    let Some(Farewell { sqlstate, text }) = farewell else {
+        return Loss::Again;
+    };
+    LOSSES
+        .iter()
+        .find(|(code, part, _)| code == sqlstate && text.contains(part))
+        .map_or(Loss::Again, |(_, _, loss)| *loss)
+}
+
+/// SQLSTATE, part of the text, and what to do. Everything else (57P01 to 57P03, class 08, crashes) can run again.
+const LOSSES: &[(&str, &str, Loss)] = &[
+    ("25P03", "", Loss::SameAgain), // idle in transaction for too long: 5 minutes at Neon
+    ("25P04", "", Loss::SameAgain), // transaction_timeout
+    ("57P04", "", Loss::SameAgain), // the database was dropped
+    ("57P05", "", Loss::SameAgain), // idle_session_timeout
+    ("08P01", "query_wait_timeout", Loss::AgainSlowly),
+    ("08P01", "query_timeout", Loss::SameAgain),
+    ("08P01", "query timeout", Loss::SameAgain),
+    ("08P01", "transaction timeout", Loss::SameAgain),
+    ("08P01", "transaction_timeout", Loss::SameAgain),
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lost_connection_is_judged_by_its_code_first() {
+        let rows = [
+            (
+                "57P01",
+                "terminating connection due to administrator command",
+                Loss::Again,
+            ),
+            (
+                "57P02",
+                "terminating connection because of crash of another server process",
+                Loss::Again,
+            ),
+            ("57P03", "the database system is shutting down", Loss::Again),
+            ("08P01", "server conn crashed?", Loss::Again),
+            ("08P01", "pooler is shutting down", Loss::Again),
+            ("08P01", "prepared statement did not exist", Loss::Again),
+            ("08006", "connection failure", Loss::Again),
+            ("08P01", "query_wait_timeout", Loss::AgainSlowly),
+            ("08P01", "query_timeout", Loss::SameAgain),
+            ("08P01", "idle transaction timeout", Loss::SameAgain),
+            (
+                "25P03",
+                "terminating connection due to idle-in-transaction timeout",
+                Loss::SameAgain,
+            ),
+            (
+                "57P05",
+                "terminating connection due to idle-session timeout",
+                Loss::SameAgain,
+            ),
+            ("57P04", "database \"d\" was dropped", Loss::SameAgain),
+            // The code decides, whatever the text says.
+            ("57P01", "query_timeout", Loss::Again),
+        ];
+        for (sqlstate, text, loss) in rows {
+            let farewell = Farewell {
+                sqlstate: sqlstate.into(),
+                text: text.into(),
+            };
+            assert_eq!(on_loss(Some(&farewell)), loss, "{sqlstate} {text}");
+        }
+        assert_eq!(on_loss(None), Loss::Again, "cut without a word");
+    }
 
     /// What Neon's proxy was seen to say while connecting, or is documented to say.
     const SAID: &[(&str, Row)] = &[
@@ -241,19 +421,28 @@ mod tests {
         ),
         (
             "Your project has exceeded the active time quota. Upgrade your plan to increase limits.",
-            QUOTA,
+            ACTIVE_TIME,
         ),
         (
             "Your account or project has exceeded the compute time quota. Upgrade your plan",
-            QUOTA,
+            COMPUTE_TIME,
         ),
         (
             "Your project has exceeded the written data quota. Upgrade your plan",
-            QUOTA,
+            WRITTEN_DATA,
         ),
         (
+            "Your project has exceeded the data transfer quota. Upgrade your plan to increase limits.",
+            DATA_TRANSFER,
+        ),
+        (
+            "Your project has exceeded the logical size quota. Upgrade your plan to increase limits.",
+            LOGICAL_SIZE,
+        ),
+        ("You have exceeded your quota. Upgrade your plan", QUOTA),
+        (
             "You've exceeded the compute time for this branch. Upgrade your plan",
-            QUOTA,
+            COMPUTE_TIME,
         ),
         (
             "You have exceeded the limit of concurrently active endpoints. Please suspend some",
@@ -320,7 +509,7 @@ mod tests {
             SETTINGS,
         ),
         ("Couldn't connect to compute node", TRANSIENT),
-        ("Control plane request failed", TRANSIENT),
+        ("Control plane request failed", CONTROL_PLANE),
         (
             "error communicating with the server: Connection reset by peer (os error 104)",
             TRANSIENT,

@@ -7,6 +7,7 @@
 
 use std::{
     future::poll_fn,
+    iter, mem,
     pin::Pin,
     sync::{Arc, Mutex, Weak},
     time::Duration,
@@ -16,34 +17,34 @@ use deadpool_postgres::{Client, Manager, ManagerConfig, RecyclingMethod};
 use futures_util::FutureExt;
 use tokio::{
     task::JoinHandle,
-    time::{Instant, sleep},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 use crate::{
     dial::{ConnectionTask, Dialed},
+    endpoint::{Endpoint, Route},
     error::{Error, ErrorKind, Stage},
     lease::Connection,
     pool::Pool,
-    retry::{Progress, backoff, lock, retry},
-    stats::count,
+    refusals::Refusal,
+    retry::{Progress, backoff, lock},
+    stats::{Reason, count},
+    verdict::{self, Next},
     watch::Watch,
 };
 
 /// First wait between two attempts to wake a compute. Most faults of a cold start pass within it.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
-/// Longest wait between two attempts.
+/// First wait after Neon's control plane has failed.
+const FIRST_SLOW_WAIT: Duration = Duration::from_millis(500);
+/// Longest wait between two attempts, unless the server asks for more.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// Wait before the second try with a credential that was refused: a rotation takes that long to get everywhere.
+const SECOND_TRY_WAIT: Duration = Duration::from_secs(1);
+/// Longest time for asking where a tenant lives now.
+const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest wait for the other side to end a connection that we close.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// On whose account a database is woken.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Reason {
-    /// A caller wants a connection.
-    Request,
-    /// The application expects one to be wanted.
-    Warm,
-}
 
 impl Pool {
     /// Starts the attempts that are due. To be called after whatever may have made one due.
@@ -66,7 +67,7 @@ impl Pool {
                     () = life.ended() => Err(Error::closed()),
                     dialed = attempt.make(waking, reason, early_ends) => dialed,
                 };
-                attempt.land(dialed);
+                attempt.land(waking, dialed);
             };
             self.shared.attempts.spawn_on(task, &self.shared.runtime);
         }
@@ -85,81 +86,212 @@ impl Attempt {
             return self.wake(reason, early_ends).await;
         }
         let limit = self.pool.shared.config.wake_timeout;
-        self.dial(&Progress::new(Stage::Checkout, limit)).await
+        let progress = Progress::new(Stage::Checkout, limit);
+        self.dial(&self.pool.endpoint(), &progress).await
     }
 
     /// Tries until the compute is up, says no, or the time is over.
     async fn wake(&self, reason: Reason, early_ends: u32) -> Result<Dialed, Error> {
-        let stats = &self.pool.shared.stats;
-        match reason {
-            Reason::Request => count(&stats.wakes_by_request),
-            Reason::Warm => count(&stats.wakes_by_warm),
-        }
-        tracing::debug!(tenant = self.pool.tenant.as_str(), ?reason, "wake");
-        let progress = Progress::new(Stage::Wake, self.pool.shared.config.wake_timeout);
+        let Pool { tenant, shared, .. } = &*self.pool;
+        let progress = Progress::new(Stage::Wake, shared.config.wake_timeout);
         if early_ends > 0 {
             // The last ones were closed as soon as they were open: trying at once would only go round.
             sleep((FIRST_WAIT * 2_u32.saturating_pow(early_ends.min(6))).min(LONGEST_WAIT)).await;
         }
-        retry(&progress, backoff(FIRST_WAIT, LONGEST_WAIT), || {
-            self.dial(&progress)
-        })
-        .await
-    }
-
-    /// Tries once.
-    async fn dial(&self, progress: &Progress) -> Result<Dialed, Error> {
-        let Pool {
-            tenant,
-            endpoint,
-            shared,
-            ..
-        } = &*self.pool;
-        count(&shared.stats.dials);
-        let (tenant, began) = (tenant.as_str(), Instant::now());
-        let dialed = shared
-            .dialer
-            .dial(endpoint, &endpoint.pooled_host, progress.deadline())
-            .await;
-        let elapsed = began.elapsed();
-        match &dialed {
-            Ok(_) => tracing::debug!(tenant, ?elapsed, "connect"),
-            Err(err) => {
-                tracing::debug!(tenant, ?elapsed, kind = ?err.kind(), %err, "connect");
-                self.pool.note(err);
-            }
+        if let Some(refusal) = shared.refusals.get(tenant, Route::Pooled) {
+            self.outwait(&refusal, &progress).await?;
+        }
+        shared.stats.wake_started(reason);
+        tracing::debug!(tenant = tenant.as_str(), ?reason, "wake");
+        let began = Instant::now();
+        let dialed = self.try_until_up(&progress).await;
+        if dialed.is_ok() {
+            let elapsed = began.elapsed();
+            shared.stats.wake_succeeded(reason, elapsed);
+            tracing::debug!(tenant = tenant.as_str(), ?reason, ?elapsed, "awake");
         }
         dialed
     }
 
+    async fn try_until_up(&self, progress: &Progress) -> Result<Dialed, Error> {
+        let mut tries = Tries::new(!mem::take(&mut self.pool.state().fresh));
+        loop {
+            let endpoint = self.pool.endpoint();
+            let err = match self.dial(&endpoint, progress).await {
+                Ok(dialed) => return Ok(dialed),
+                Err(err) => err,
+            };
+            let next = verdict::next(err.kind());
+            if tries.asks(next) && self.has_moved(&endpoint).await? {
+                continue;
+            }
+            match tries.wait(next, &err) {
+                Some(wait) => self.rest(wait, err, progress).await?,
+                None => return Err(err),
+            }
+        }
+    }
+
+    /// Whether the catalog has the tenant elsewhere, or with another credential, than at `known`. An error if it does
+    /// not have it at all any more.
+    async fn has_moved(&self, known: &Endpoint) -> Result<bool, Error> {
+        let Pool { tenant, shared, .. } = &*self.pool;
+        let progress = Progress::new(Stage::Lookup, ASK_TIMEOUT);
+        let asked = shared
+            .source
+            .relocate(tenant, known, &progress, &shared.stats);
+        let asked = timeout(ASK_TIMEOUT, asked).await;
+        match asked.unwrap_or_else(|_| Err(progress.timed_out())) {
+            Ok(endpoint) => Ok(endpoint.is_some_and(|it| self.pool.move_to(it, true))),
+            Err(err) if err.kind() == ErrorKind::UnknownTenant => Err(err),
+            Err(err) => {
+                tracing::debug!(tenant = tenant.as_str(), %err, "cannot ask where the tenant lives now");
+                Ok(false)
+            }
+        }
+    }
+
+    /// Waits before the next attempt. An error if that would come too late, or if nobody is left who waits for it.
+    async fn rest(&self, wait: Duration, err: Error, progress: &Progress) -> Result<(), Error> {
+        if wait > LONGEST_WAIT {
+            let refusal = Refusal::new(err);
+            self.pool.refuse(&refusal);
+            return self.outwait(&refusal, progress).await;
+        }
+        progress.note(&err);
+        if Instant::now() + wait >= progress.deadline() {
+            return Err(progress.timed_out());
+        }
+        sleep(wait).await;
+        Ok(())
+    }
+
+    /// Waits until `refusal` does not hold any more, or somebody has changed what it was about.
+    async fn outwait(&self, refusal: &Refusal, progress: &Progress) -> Result<(), Error> {
+        let Pool { tenant, shared, .. } = &*self.pool;
+        loop {
+            let changed = self.pool.changed.notified();
+            if shared.refusals.get(tenant, Route::Pooled).is_none() {
+                return Ok(());
+            }
+            if !self.pool.turn_away(refusal) || refusal.until() >= progress.deadline() {
+                return Err(refusal.error());
+            }
+            tokio::select! {
+                () = changed => {}
+                () = sleep_until(refusal.until()) => {}
+            }
+        }
+    }
+
+    /// Tries once.
+    async fn dial(&self, endpoint: &Arc<Endpoint>, progress: &Progress) -> Result<Dialed, Error> {
+        let Pool { tenant, shared, .. } = &*self.pool;
+        count(&shared.stats.dials);
+        let (tenant, began) = (tenant.as_str(), Instant::now());
+        let dialer = &shared.dialer;
+        let dialed = dialer
+            .dial(endpoint, Route::Pooled, progress.deadline())
+            .await;
+        let elapsed = began.elapsed();
+        match dialed {
+            Ok(dialed) => {
+                tracing::debug!(tenant, ?elapsed, "connect");
+                Ok(dialed)
+            }
+            Err(err) => {
+                let err = self.pool.note(err.with_stage(progress.stage()));
+                tracing::debug!(tenant, ?elapsed, kind = ?err.kind(), %err, "connect");
+                Err(err)
+            }
+        }
+    }
+
     /// Frees the place, and hands on what the attempt brought.
-    fn land(mut self, dialed: Result<Dialed, Error>) {
+    fn land(mut self, waking: bool, dialed: Result<Dialed, Error>) {
         self.landed = true;
         let pool = &self.pool;
         let mut state = pool.state();
         state.dialing -= 1;
         match dialed {
             Ok(dialed) => {
-                state.open += 1;
-                state.lost = false;
+                state.open.push(Arc::clone(&dialed.watch));
                 state.last_failure = None;
+                state.repeated_since = None;
+                if Arc::ptr_eq(&dialed.endpoint, &state.endpoint) {
+                    state.lost = false;
+                }
                 drop(state);
+                pool.shared.refusals.clear_at(&pool.tenant, Route::Pooled);
                 open(pool, dialed);
             }
-            Err(err)
-                if err.kind().is_transient() || matches!(err.kind(), ErrorKind::Timeout(_)) =>
-            {
+            Err(err) if err.kind() == ErrorKind::Closed => {
+                drop(state);
+                pool.fail_all(&err);
+            }
+            // A wake sees to what is behind it.
+            Err(err) if !waking || matches!(err.kind(), ErrorKind::Timeout(_)) => {
                 state.lost = true;
                 drop(state);
             }
             Err(err) => {
-                let everyone = state.open == 0;
+                let serves = !state.open.is_empty();
                 drop(state);
                 tracing::debug!(tenant = pool.tenant.as_str(), kind = ?err.kind(), %err, "refused");
-                pool.fail(&err, everyone);
+                if serves {
+                    pool.fail_one(&err); // the others may still be served by the connections that are open
+                } else {
+                    pool.refuse(&Refusal::new(err));
+                }
             }
         }
         pool.pump();
+    }
+}
+
+/// What one wake has tried, and how long it waits for the next try.
+struct Tries {
+    waits: Waits,
+    slow_waits: Waits,
+    /// Whether the catalog may still be asked.
+    may_ask: bool,
+    /// Whether a refused credential has had its second try.
+    tried_twice: bool,
+}
+
+type Waits = Box<dyn Iterator<Item = Duration> + Send>;
+
+impl Tries {
+    /// `may_ask`: whether the endpoint came from a cache, so that the catalog may know better.
+    fn new(may_ask: bool) -> Self {
+        let slow_waits = backoff(FIRST_SLOW_WAIT, LONGEST_WAIT);
+        Self {
+            waits: Box::new(backoff(FIRST_WAIT, LONGEST_WAIT)),
+            slow_waits: Box::new(iter::once(FIRST_SLOW_WAIT).chain(slow_waits)),
+            may_ask,
+            tried_twice: false,
+        }
+    }
+
+    /// Whether the catalog is to be asked now: once.
+    fn asks(&mut self, next: Next) -> bool {
+        let asks = matches!(next, Next::AskThenAgain | Next::AskThenOnce);
+        asks && mem::take(&mut self.may_ask)
+    }
+
+    /// The wait before the next try after `err`; `None` if there is to be none.
+    fn wait(&mut self, next: Next, err: &Error) -> Option<Duration> {
+        match next {
+            Next::Again | Next::AskThenAgain => {
+                let wait = self.waits.next()?.min(LONGEST_WAIT);
+                Some(wait.max(err.retry_after().unwrap_or_default()))
+            }
+            Next::AgainSlowly => Some(self.slow_waits.next()?.min(LONGEST_WAIT)),
+            Next::AskThenOnce => {
+                (!mem::replace(&mut self.tried_twice, true)).then_some(SECOND_TRY_WAIT)
+            }
+            Next::Refuse => None,
+        }
     }
 }
 
@@ -174,11 +306,11 @@ impl Drop for Attempt {
                 ErrorKind::Internal,
                 "an attempt to connect panicked; this is a bug, please report it",
             );
-            self.pool.fail(&err, true);
+            self.pool.fail_all(&err);
         } else {
             // Only the end of the runtime drops a task of ours.
             self.pool.shared.life.finish();
-            self.pool.fail(&Error::closed(), true);
+            self.pool.fail_all(&Error::closed());
         }
     }
 }
@@ -188,6 +320,7 @@ fn open(pool: &Arc<Pool>, dialed: Dialed) {
     let Dialed {
         client,
         watch,
+        endpoint,
         task,
     } = dialed;
     count(&pool.shared.stats.opened);
@@ -201,7 +334,7 @@ fn open(pool: &Arc<Pool>, dialed: Dialed) {
     // deadpool's client aborts this handle when it is dropped; the real task still has to say goodbye.
     let stand_in = pool.shared.runtime.spawn(std::future::ready(()));
     match mint(client, stand_in) {
-        Some(client) => pool.park(Connection::new(client, watch)),
+        Some(client) => pool.park(Connection::new(client, watch, endpoint)),
         None => watch.mark_closing(),
     }
 }

@@ -6,9 +6,11 @@
 
 use std::{
     future::Future,
+    hash::{BuildHasher, RandomState},
+    mem,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{
             AtomicBool, AtomicU8, AtomicU32, AtomicU64,
             Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst},
@@ -23,6 +25,8 @@ use tokio::{
     sync::Notify,
     time::{Instant, timeout},
 };
+
+use crate::{retry::lock, verdict::Farewell};
 
 /// What is known of one connection. Shared by its stream, its task and its user.
 #[derive(Debug)]
@@ -39,6 +43,22 @@ pub(crate) struct Watch {
     pub(crate) outstanding: AtomicU32,
     /// The five bytes of the last error's SQLSTATE, as a number; 0 for none.
     pub(crate) sqlstate: AtomicU64,
+    /// What the server said when it ended the connection. Written once or twice in its life; never held across an await.
+    farewell: Mutex<Option<Farewell>>,
+    /// Whether the last command that the server completed was a rollback.
+    rolled_back: AtomicBool,
+    /// Simple queries written, whole.
+    queries: AtomicU64,
+    /// How often it was taken from the pool.
+    leases: AtomicU64,
+    /// Whether it has reached its largest age, so that it is closed when it comes back.
+    expired: AtomicBool,
+    /// The loan on which a hint had it, if a hint opened it; 0 otherwise.
+    hinted: AtomicU64,
+    /// The last loan that was looked at by the sweep. Held for a few instructions.
+    seen_held: Mutex<Held>,
+    /// A number of its own, by chance.
+    chance: u8,
     /// How often the task has been woken.
     woken: AtomicU64,
     /// The value of `woken` at the start of the last turn in which the task did all it could. Where it is less than
@@ -53,9 +73,17 @@ pub(crate) struct Watch {
     /// Whether we close it, so that its end says nothing about the server.
     closing: AtomicBool,
     /// Rung when we begin to close it.
-    farewell: Notify,
+    leave: Notify,
     /// Rung after every turn of the task.
     turned: Notify,
+}
+
+/// A loan as the sweep has seen it.
+#[derive(Debug)]
+struct Held {
+    loan: u64,
+    since: Instant,
+    told: bool,
 }
 
 impl Watch {
@@ -67,13 +95,25 @@ impl Watch {
             status: AtomicU8::new(0),
             outstanding: AtomicU32::new(0),
             sqlstate: AtomicU64::new(0),
+            farewell: Mutex::default(),
+            rolled_back: AtomicBool::new(false),
+            queries: AtomicU64::new(0),
+            leases: AtomicU64::new(0),
+            expired: AtomicBool::new(false),
+            hinted: AtomicU64::new(0),
+            seen_held: Mutex::new(Held {
+                loan: 0,
+                since: Instant::now(),
+                told: false,
+            }),
+            chance: RandomState::new().hash_one(()).to_be_bytes()[0],
             woken: AtomicU64::new(1),
             settled: AtomicU64::new(0),
             blocked: AtomicBool::new(false),
             drained: AtomicBool::new(false),
             parked: AtomicBool::new(false),
             closing: AtomicBool::new(false),
-            farewell: Notify::new(),
+            leave: Notify::new(),
             turned: Notify::new(),
         })
     }
@@ -164,17 +204,97 @@ impl Watch {
     /// Notes that we close it.
     pub(crate) fn mark_closing(&self) {
         self.closing.store(true, Release);
-        self.farewell.notify_one();
+        self.leave.notify_one();
     }
 
     /// Waits until we have been closing it for `patience`.
     pub(crate) async fn overdue(&self, patience: Duration) {
-        self.farewell.notified().await;
+        self.leave.notified().await;
         tokio::time::sleep(patience).await;
     }
 
     pub(crate) fn is_closing(&self) -> bool {
         self.closing.load(Acquire)
+    }
+
+    /// Notes that it was taken from the pool, and returns the number of this loan.
+    pub(crate) fn lend(&self) -> u64 {
+        self.leases.fetch_add(1, Relaxed) + 1
+    }
+
+    /// The number of the last loan.
+    pub(crate) fn loan(&self) -> u64 {
+        self.leases.load(Relaxed)
+    }
+
+    pub(crate) fn is_parked(&self) -> bool {
+        self.parked.load(SeqCst)
+    }
+
+    /// Notes that it has reached its largest age, if it is older than `lifetime` or, by chance, up to a tenth younger:
+    /// connections that were opened together do not end together.
+    pub(crate) fn expire_after(&self, lifetime: Duration) {
+        let earlier = lifetime / 10 * u32::from(self.chance) / u32::from(u8::MAX);
+        if self.opened.elapsed() >= lifetime.saturating_sub(earlier) {
+            self.expired.store(true, Release);
+        }
+    }
+
+    /// For how long it has been on loan, and whether in a transaction, if that is longer than `limit` and was not told
+    /// before. As seen by whoever asks this from time to time.
+    pub(crate) fn held_beyond(&self, limit: Duration) -> Option<(Duration, bool)> {
+        if self.is_parked() {
+            return None;
+        }
+        let mut seen = lock(&self.seen_held);
+        if seen.loan != self.loan() {
+            (seen.loan, seen.since, seen.told) = (self.loan(), Instant::now(), false);
+        }
+        let held = seen.since.elapsed();
+        let tells = held >= limit && !mem::replace(&mut seen.told, held >= limit);
+        tells.then(|| (held, self.in_transaction()))
+    }
+
+    /// Notes that the present loan is a hint's.
+    pub(crate) fn mark_hinted(&self) {
+        self.hinted.store(self.loan(), Relaxed);
+    }
+
+    /// Whether a hint opened it and somebody else has used it since. Says so once.
+    pub(crate) fn take_hint_used(&self) -> bool {
+        let hinted = self.hinted.load(Relaxed);
+        hinted != 0 && hinted != self.loan() && self.hinted.swap(0, Relaxed) != 0
+    }
+
+    pub(crate) fn is_expired(&self) -> bool {
+        self.expired.load(Acquire)
+    }
+
+    pub(crate) fn note_query(&self) {
+        self.queries.fetch_add(1, Release);
+    }
+
+    /// How many simple queries were written, whole, so far.
+    pub(crate) fn queries(&self) -> u64 {
+        self.queries.load(Acquire)
+    }
+
+    /// Notes that the server completed a command, and whether that was a rollback.
+    pub(crate) fn note_done(&self, rollback: bool) {
+        self.rolled_back.store(rollback, Release);
+    }
+
+    pub(crate) fn was_rolled_back(&self) -> bool {
+        self.rolled_back.load(Acquire)
+    }
+
+    pub(crate) fn note_farewell(&self, farewell: Farewell) {
+        *lock(&self.farewell) = Some(farewell);
+    }
+
+    /// What the server said when it ended the connection, or is about to.
+    pub(crate) fn farewell(&self) -> Option<Farewell> {
+        lock(&self.farewell).clone()
     }
 
     /// SQLSTATE of the last error the server sent on it.

@@ -6,7 +6,7 @@
 use reqwest::StatusCode;
 
 use super::refusal::Outcome;
-use crate::error::ErrorKind;
+use crate::error::{ErrorKind, ExhaustedQuota};
 
 /// Why a call was refused.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -117,7 +117,7 @@ impl Cause {
     pub(super) const fn kind(self) -> ErrorKind {
         match self {
             Self::AlreadyExists => ErrorKind::Conflict,
-            Self::LimitReached => ErrorKind::QuotaExhausted,
+            Self::LimitReached => ErrorKind::QuotaExhausted(ExhaustedQuota::Other),
             Self::Busy | Self::Maintenance => ErrorKind::Locked,
             Self::RateLimited => ErrorKind::RateLimited,
             Self::Unavailable | Self::UnknownOutcome => ErrorKind::ControlPlane,

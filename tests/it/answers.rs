@@ -9,8 +9,8 @@ use std::{
 
 use serde_json::{Value, json};
 use tenantry::{
-    ControlPlane, DEFAULT_SUSPEND_WINDOW, Error, ErrorKind, Progress, Provisioner, Resolve, Stage,
-    TenantRouter,
+    ControlPlane, DEFAULT_SUSPEND_WINDOW, Error, ErrorKind, ExhaustedQuota, Progress, Provisioner,
+    Resolve, Stage, TenantRouter,
     neon::{CreateProject, ListProjects},
     records::Memory,
 };
@@ -208,7 +208,7 @@ async fn a_refusal_says_what_to_change() {
                 423,
                 told("Your project has exceeded the active time quota."),
             ),
-            ErrorKind::QuotaExhausted,
+            ErrorKind::QuotaExhausted(ExhaustedQuota::Other),
             "a limit of the plan",
         ),
         (
@@ -216,7 +216,7 @@ async fn a_refusal_says_what_to_change() {
                 422,
                 json!({ "code": "PROJECTS_LIMIT_EXCEEDED", "message": null }),
             ),
-            ErrorKind::QuotaExhausted,
+            ErrorKind::QuotaExhausted(ExhaustedQuota::Other),
             "a limit of the plan",
         ),
     ] {

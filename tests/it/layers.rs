@@ -12,15 +12,18 @@ const ROWS: &[(&str, &[&str])] = &[
     ),
     (
         "mechanisms",
-        &["retry", "flights", "life", "stats", "trust"],
+        &["retry", "flights", "life", "hint", "stats", "trust"],
     ),
     ("neon", &["neon"]),
     ("dial", &["tls", "watch", "tap", "dial", "verdict"]),
     (
         "tenancy",
-        &["lookup", "records", "control_plane", "provision"],
+        &["lookup", "records", "control_plane", "provision", "source"],
     ),
-    ("pools", &["lease", "wake", "pool", "pools"]),
+    (
+        "pools",
+        &["refusals", "lease", "wake", "pool", "pools", "sweep"],
+    ),
     ("face", &["client", "router", "builder"]),
     ("edge", &[]),
 ];

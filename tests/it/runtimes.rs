@@ -21,7 +21,7 @@ fn when_a_callers_runtime_ends_the_rest_go_on() {
     // The guest starts the wake, and waits for it when its runtime ends.
     let client = router.clone();
     guest.spawn(async move { client.get("acme").await.map(drop) });
-    while router.status().wakes_by_request < 2 {
+    while router.status().wakes_by_request.started < 2 {
         std::thread::yield_now();
     }
     guest.shutdown_background();
@@ -63,7 +63,7 @@ fn when_the_routers_own_runtime_ends_every_call_says_closed() {
         let router = router.clone();
         async move { router.get("initech").await.map(drop) }
     });
-    while router.status().wakes_by_request < 4 {
+    while router.status().wakes_by_request.started < 4 {
         std::thread::yield_now();
     }
     let start = Instant::now();
@@ -122,7 +122,7 @@ async fn close_ends_waiting_calls_and_all_connections() {
         let router = router.clone();
         async move { router.get("globex").await.map(drop) }
     });
-    while router.status().wakes_by_request < 4 {
+    while router.status().wakes_by_request.started < 4 {
         tokio::task::yield_now().await;
     }
     router.close().await;

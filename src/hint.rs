@@ -1,0 +1,67 @@
+//! How many guesses may be wrong.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::retry::lock;
+
+/// The time over which needless wakes are counted.
+const WINDOW: Duration = Duration::from_secs(60);
+
+/// A budget for wakes that turn out needless: each hint that is followed takes one, and gets it back when somebody
+/// uses the connection that it opened.
+#[derive(Debug)]
+pub(crate) struct HintBudget {
+    per_minute: usize,
+    // When the hints of the last minute were followed. Held for a few instructions.
+    spent: Mutex<VecDeque<Instant>>,
+}
+
+impl HintBudget {
+    pub(crate) fn new(per_minute: usize) -> Arc<Self> {
+        let spent = Mutex::default();
+        Arc::new(Self { per_minute, spent })
+    }
+
+    /// Takes one; says whether there was one left.
+    pub(crate) fn take(&self) -> bool {
+        let now = Instant::now();
+        let mut spent = lock(&self.spent);
+        while spent.front().is_some_and(|at| *at + WINDOW <= now) {
+            spent.pop_front();
+        }
+        let left = spent.len() < self.per_minute;
+        if left {
+            spent.push_back(now);
+        }
+        left
+    }
+
+    /// Gives one back: the wake was needed.
+    pub(crate) fn give_back(&self) {
+        lock(&self.spent).pop_front();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn needless_ones_are_bounded_per_minute_and_needed_ones_are_free() {
+        let budget = HintBudget::new(2);
+        assert!(budget.take() && budget.take());
+        assert!(!budget.take());
+        budget.give_back();
+        assert!(budget.take());
+        tokio::time::advance(WINDOW - Duration::from_secs(1)).await;
+        assert!(!budget.take());
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(budget.take());
+    }
+}

@@ -1,0 +1,167 @@
+//! What a pool holds at a moment, and what follows from it.
+
+use std::{collections::VecDeque, mem, sync::Arc, time::Duration};
+
+use tokio::{sync::oneshot, time::Instant};
+
+use crate::{
+    config::Config,
+    endpoint::Endpoint,
+    error::Error,
+    lease::{Connection, Lease},
+    retry::Noted,
+    stats::Reason,
+    verdict::REPEATED,
+    watch::Watch,
+};
+
+/// Everything that changes in a pool.
+pub(crate) struct State {
+    /// Where the tenant lives. Another one is another generation: its connections are told apart by it.
+    pub(crate) endpoint: Arc<Endpoint>,
+    /// Whether the endpoint came from where the truth is, and nobody has tried it yet.
+    pub(crate) fresh: bool,
+    /// Last in, first out, so that a quiet tenant's surplus grows old.
+    idle: Vec<Connection>,
+    /// First come, first served. Empty while anything is idle.
+    waiters: VecDeque<Waiter>,
+    /// Attempts under way.
+    pub(crate) dialing: usize,
+    /// Connections that will probably be free in a moment: what their last user left is about to end.
+    pub(crate) settling: usize,
+    /// Connections whose tasks have not ended, idle or not.
+    pub(crate) open: Vec<Arc<Watch>>,
+    /// Whether a connection was lost, so that the compute may be asleep.
+    pub(crate) lost: bool,
+    /// Connections in a row that ended as soon as they were open.
+    pub(crate) early_ends: u32,
+    /// Connections opened before this instant are not to be trusted.
+    condemned: Option<Instant>,
+    pub(crate) last_failure: Option<Noted>,
+    /// Since when Neon's control plane may only be repeating that it failed.
+    pub(crate) repeated_since: Option<Instant>,
+    /// Whether the pool is out of the cache: what comes back is closed.
+    pub(crate) retired: bool,
+    /// How often it has entered the cache.
+    pub(crate) stay: u64,
+}
+
+/// A caller in the queue.
+pub(crate) struct Waiter {
+    pub(crate) turn: oneshot::Sender<Result<Lease, Error>>,
+    pub(crate) reason: Reason,
+    /// When its own time is over.
+    pub(crate) until: Instant,
+}
+
+impl State {
+    pub(crate) fn new(endpoint: Endpoint) -> Self {
+        Self {
+            endpoint: Arc::new(endpoint),
+            fresh: false,
+            idle: Vec::new(),
+            waiters: VecDeque::new(),
+            dialing: 0,
+            settling: 0,
+            open: Vec::new(),
+            lost: false,
+            early_ends: 0,
+            condemned: None,
+            last_failure: None,
+            repeated_since: None,
+            retired: false,
+            stay: 0,
+        }
+    }
+
+    /// Whether the compute may be asleep: nothing is open that would prove the contrary.
+    pub(crate) fn believes_asleep(&self) -> bool {
+        self.lost || self.open.is_empty()
+    }
+
+    /// How long Neon's proxy may still be repeating that the control plane failed, counted from the first time.
+    pub(crate) fn rest_of_repetition(&mut self) -> Duration {
+        let now = Instant::now();
+        let since = self
+            .repeated_since
+            .filter(|it| now < *it + REPEATED)
+            .unwrap_or(now);
+        self.repeated_since = Some(since);
+        REPEATED - (now - since)
+    }
+
+    /// How many more attempts are due now, and why.
+    pub(crate) fn dials_due(&mut self, config: &Config) -> (usize, Reason) {
+        self.waiters.retain(|waiter| !waiter.turn.is_closed());
+        let at_once = if self.believes_asleep() {
+            1
+        } else {
+            config.concurrent_dials
+        };
+        let taken = self.open.len() + self.dialing;
+        let room = config.pool_size.saturating_sub(taken);
+        let coming = self.dialing + self.settling;
+        let unserved = self.waiters.len().saturating_sub(coming);
+        let due = unserved.min(at_once.saturating_sub(self.dialing)).min(room);
+        let reason = self.waiters.front().map(|waiter| waiter.reason);
+        (due, reason.unwrap_or(Reason::Request))
+    }
+
+    pub(crate) fn enqueue(&mut self, waiter: Waiter) {
+        self.waiters.push_back(waiter);
+    }
+
+    /// The longest waiter who is still there.
+    pub(crate) fn next_waiter(&mut self) -> Option<Waiter> {
+        std::iter::from_fn(|| self.waiters.pop_front()).find(|waiter| !waiter.turn.is_closed())
+    }
+
+    /// Takes the waiters out for whom `is_one` holds.
+    pub(crate) fn take_waiters(&mut self, is_one: impl Fn(&Waiter) -> bool) -> Vec<Waiter> {
+        let waiters = mem::take(&mut self.waiters).into_iter();
+        let (taken, kept): (Vec<_>, Vec<_>) = waiters.partition(is_one);
+        self.waiters = kept.into();
+        taken
+    }
+
+    /// Whether anybody waits.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.waiters.iter().any(|waiter| !waiter.turn.is_closed())
+    }
+
+    pub(crate) fn push_idle(&mut self, connection: Connection) {
+        connection.watch.set_parked(true);
+        self.idle.push(connection);
+    }
+
+    pub(crate) fn pop_idle(&mut self) -> Option<Connection> {
+        let connection = self.idle.pop()?;
+        connection.watch.set_parked(false);
+        Some(connection)
+    }
+
+    /// Takes the idle connections out for which `is_one` holds.
+    pub(crate) fn take_idle(&mut self, is_one: impl Fn(&Connection) -> bool) -> Vec<Connection> {
+        let taken: Vec<_> = self.idle.extract_if(.., |it| is_one(it)).collect();
+        for connection in &taken {
+            connection.watch.set_parked(false);
+        }
+        taken
+    }
+
+    /// Trusts no connection opened before `instant` any more; returns the idle ones among them.
+    pub(crate) fn condemn(&mut self, instant: Instant) -> Vec<Connection> {
+        let condemned = self.condemned.max(Some(instant));
+        self.condemned = condemned;
+        self.lost = true;
+        self.take_idle(|it| condemned.is_some_and(|instant| it.watch.opened() < instant))
+    }
+
+    /// Whether `connection` must not be used any more: it is not trusted, or of an earlier generation.
+    pub(crate) fn condemns(&self, connection: &Connection) -> bool {
+        !Arc::ptr_eq(&self.endpoint, &connection.endpoint)
+            || self
+                .condemned
+                .is_some_and(|instant| connection.watch.opened() < instant)
+    }
+}

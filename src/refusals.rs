@@ -1,0 +1,150 @@
+//! Why a tenant's database cannot be had for now, remembered outside its pool.
+//!
+//! A pool comes and goes with its use; what Neon said about the tenant stays true meanwhile, and its proxy would only
+//! repeat it (30 s). So it is kept here, per tenant and host, and told at once to whoever asks.
+
+use std::time::Duration;
+
+use moka::{policy::EvictionPolicy, sync::Cache};
+use tokio::time::Instant;
+
+use crate::{endpoint::Route, error::Error, tenant::TenantId};
+
+/// How long a refusal is remembered that does not say itself when to come back.
+const BRIEFLY: Duration = Duration::from_secs(5);
+/// Nothing is remembered for longer than this.
+const LONGEST: Duration = Duration::from_secs(120);
+
+/// What is remembered of one tenant at one host.
+#[derive(Clone, Debug)]
+pub(crate) struct Refusal {
+    error: Error,
+    until: Instant,
+}
+
+impl Refusal {
+    pub(crate) fn new(error: Error) -> Self {
+        let wait = error.retry_after().unwrap_or(BRIEFLY).min(LONGEST);
+        Self {
+            error,
+            until: Instant::now() + wait,
+        }
+    }
+
+    pub(crate) fn until(&self) -> Instant {
+        self.until
+    }
+
+    /// Whether it is the answer for a caller who waits until `patience`: at once, if waiting would not help.
+    pub(crate) fn answers(&self, patience: Instant) -> bool {
+        !self.error.kind().is_transient() || patience <= self.until
+    }
+
+    /// What the caller gets, with the time that is left.
+    pub(crate) fn error(&self) -> Error {
+        let left = self.until.saturating_duration_since(Instant::now());
+        self.error.clone().with_retry_after(left)
+    }
+}
+
+/// All that is remembered. Bounded; the least recently used leaves first.
+#[derive(Debug)]
+pub(crate) struct Refusals {
+    pooled: Cache<TenantId, Refusal>,
+    direct: Cache<TenantId, Refusal>,
+}
+
+impl Refusals {
+    /// Remembers nothing yet, and at most `most` tenants per host.
+    pub(crate) fn new(most: u64) -> Self {
+        let cache = || {
+            Cache::builder()
+                .max_capacity(most)
+                .eviction_policy(EvictionPolicy::lru())
+                .time_to_live(LONGEST)
+                .build()
+        };
+        Self {
+            pooled: cache(),
+            direct: cache(),
+        }
+    }
+
+    /// Remembers `refusal`.
+    pub(crate) fn keep(&self, tenant: &TenantId, route: Route, refusal: Refusal) {
+        self.of(route).insert(tenant.clone(), refusal);
+    }
+
+    /// What holds now.
+    pub(crate) fn get(&self, tenant: &TenantId, route: Route) -> Option<Refusal> {
+        let refusal = self.of(route).get(tenant)?;
+        (Instant::now() < refusal.until).then_some(refusal)
+    }
+
+    /// Forgets what is remembered of `tenant`: something was changed that may have mended it.
+    pub(crate) fn clear(&self, tenant: &str) {
+        self.pooled.invalidate(tenant);
+        self.direct.invalidate(tenant);
+    }
+
+    /// Forgets what is remembered of `tenant` at one host: it has just been reached there.
+    pub(crate) fn clear_at(&self, tenant: &TenantId, route: Route) {
+        self.of(route).invalidate(tenant);
+    }
+
+    fn of(&self, route: Route) -> &Cache<TenantId, Refusal> {
+        match route {
+            Route::Pooled => &self.pooled,
+            Route::Direct => &self.direct,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn refusal(kind: ErrorKind, wait: Duration) -> Refusal {
+        Refusal::new(Error::new(kind, "no").with_retry_after(wait))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_holds_for_its_host_and_its_time_and_says_how_much_is_left() {
+        let (refusals, acme) = (Refusals::new(10), TenantId::parse("acme").unwrap());
+        let disabled = refusal(ErrorKind::Disabled, 30 * SECOND);
+        refusals.keep(&acme, Route::Pooled, disabled);
+        assert!(refusals.get(&acme, Route::Direct).is_none());
+        tokio::time::advance(10 * SECOND).await;
+        let kept = refusals.get(&acme, Route::Pooled).unwrap();
+        assert_eq!(kept.error().retry_after(), Some(20 * SECOND));
+        tokio::time::advance(20 * SECOND).await;
+        assert!(refusals.get(&acme, Route::Pooled).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_can_wait_until_a_passing_refusal_is_over_is_not_turned_away() {
+        let limit = refusal(ErrorKind::ActiveComputeLimit, 30 * SECOND);
+        assert!(limit.answers(Instant::now() + 20 * SECOND));
+        assert!(!limit.answers(Instant::now() + 40 * SECOND));
+        let quota = refusal(ErrorKind::Disabled, 30 * SECOND);
+        assert!(
+            quota.answers(Instant::now() + 40 * SECOND),
+            "waiting does not help"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_may_have_been_mended_is_forgotten() {
+        let (refusals, acme) = (Refusals::new(10), TenantId::parse("acme").unwrap());
+        refusals.keep(&acme, Route::Pooled, refusal(ErrorKind::Disabled, SECOND));
+        refusals.keep(&acme, Route::Direct, refusal(ErrorKind::Disabled, SECOND));
+        refusals.clear_at(&acme, Route::Pooled);
+        assert!(refusals.get(&acme, Route::Pooled).is_none());
+        assert!(refusals.get(&acme, Route::Direct).is_some());
+        refusals.clear("acme");
+        assert!(refusals.get(&acme, Route::Direct).is_none());
+    }
+}

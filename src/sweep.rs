@@ -1,0 +1,122 @@
+//! Closing what has lain idle or been open for long enough.
+//!
+//! The sweep sends nothing but goodbyes, so it keeps no database awake. It closes idle connections while their compute
+//! is still up: those that are left when it falls asleep all die together, and the next caller meets a dead socket.
+
+use std::{
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use tokio::{sync::Notify, time::sleep};
+
+use crate::{
+    config::Config, endpoint::Endpoint, lease::Connection, pool::Pool, pools::Pools, stats::count,
+};
+
+/// Share of the suspend window after which an idle connection is closed, in fifths.
+const FIFTHS_OF_WINDOW: u32 = 4;
+/// How many sweeps there are in the shortest time after which anything is closed.
+const SWEEPS: u32 = 10;
+const SHORTEST_TICK: Duration = Duration::from_millis(5);
+const LONGEST_TICK: Duration = Duration::from_secs(5);
+
+/// How often the sweep runs: often enough for the shortest suspend window that was seen.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    shortest: AtomicU64,
+    shortened: Notify,
+}
+
+impl Pace {
+    pub(crate) fn new(config: &Config) -> Self {
+        let shortest = config
+            .idle_after
+            .min(config.max_lifetime)
+            .min(config.warn_held_after);
+        Self {
+            shortest: AtomicU64::new(milliseconds(shortest)),
+            shortened: Notify::new(),
+        }
+    }
+
+    /// Takes note that connections to `endpoint` will be closed in time.
+    pub(crate) fn keep_up_with(&self, endpoint: &Endpoint, config: &Config) {
+        let limit = milliseconds(idle_limit(endpoint, config));
+        if self.shortest.fetch_min(limit, Relaxed) > limit {
+            self.shortened.notify_one();
+        }
+    }
+
+    fn tick(&self) -> Duration {
+        let shortest = Duration::from_millis(self.shortest.load(Relaxed));
+        (shortest / SWEEPS).clamp(SHORTEST_TICK, LONGEST_TICK)
+    }
+}
+
+/// Idle time after which a connection to `endpoint` is closed: before its compute sleeps, never at that moment.
+fn idle_limit(endpoint: &Endpoint, config: &Config) -> Duration {
+    let window = endpoint.suspend_window.unwrap_or(Duration::MAX);
+    config.idle_after.min(window / 5 * FIFTHS_OF_WINDOW)
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Sweeps until the router is gone.
+pub(crate) async fn run(pools: Weak<Pools>) {
+    let Some(shared) = pools.upgrade().map(|pools| Arc::clone(pools.shared())) else {
+        return;
+    };
+    loop {
+        let tick = shared.pace.tick();
+        tokio::select! {
+            () = shared.life.ended() => return,
+            () = shared.pace.shortened.notified() => continue,
+            () = sleep(tick) => {}
+        }
+        let Some(pools) = pools.upgrade() else {
+            return;
+        };
+        for pool in pools.all() {
+            pool.sweep(tick);
+        }
+    }
+}
+
+impl Pool {
+    /// Closes what will be due before the next sweep, and warns of what is held for too long.
+    fn sweep(&self, tick: Duration) {
+        let config = &self.shared.config;
+        let mut state = self.state();
+        let idle_limit = idle_limit(&state.endpoint, config).saturating_sub(tick);
+        for watch in &state.open {
+            watch.expire_after(config.max_lifetime.saturating_sub(tick));
+        }
+        let is_due = |it: &Connection| it.watch.silent_for() >= idle_limit || it.watch.is_expired();
+        let due = state.take_idle(is_due);
+        let held: Vec<_> = state
+            .open
+            .iter()
+            .filter_map(|watch| watch.held_beyond(config.warn_held_after))
+            .collect();
+        drop(state);
+        for connection in due {
+            count(&self.shared.stats.closed_idle);
+            connection.close();
+        }
+        for (held, in_transaction) in held {
+            count(&self.shared.stats.held_too_long);
+            tracing::warn!(
+                tenant = self.tenant.as_str(),
+                ?held,
+                in_transaction,
+                "a connection is held for long; an open transaction keeps the database awake and billed"
+            );
+        }
+    }
+}

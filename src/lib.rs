@@ -15,6 +15,7 @@ mod lease;
 mod life;
 mod lookup;
 pub mod neon;
+mod opening;
 mod plan;
 mod pool;
 mod pools;

@@ -336,12 +336,14 @@ impl Pool {
         }
     }
 
-    /// Remembers `refusal` and answers those with it for whom waiting does not help; says whether anybody still waits.
-    pub(crate) fn refuse(&self, refusal: &Refusal) -> bool {
+    /// Remembers `refusal`, and answers those with it for whom waiting does not help.
+    pub(crate) fn refuse(&self, route: Route, refusal: &Refusal) {
         count(&self.shared.stats.refused);
         let refusals = &self.shared.refusals;
-        refusals.keep(&self.tenant, Route::Pooled, refusal.clone());
-        self.turn_away(refusal)
+        refusals.keep(&self.tenant, route, refusal.clone());
+        if route == Route::Pooled {
+            self.turn_away(refusal);
+        }
     }
 
     /// Answers those with `refusal` for whom waiting does not help; says whether anybody still waits.
@@ -362,8 +364,11 @@ impl Pool {
 
     /// Remembers why the last attempt failed, for callers that run out of time. Returns it with what is known here
     /// about coming back.
-    pub(crate) fn note(&self, failure: Error) -> Error {
+    pub(crate) fn note(&self, route: Route, failure: Error) -> Error {
         let mut state = self.state();
+        if route == Route::Direct {
+            return failure;
+        }
         let failure = match verdict::next(failure.kind()) {
             Next::AgainSlowly => failure.with_retry_after(state.rest_of_repetition()),
             _ => failure,

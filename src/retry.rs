@@ -152,7 +152,8 @@ fn out_of_time(
         // The work goes on without this caller, so coming back soon can help.
         None => err.with_retry_after(Duration::from_secs(1)),
         Some(failure) => {
-            let wait = failure.retry_after().unwrap_or(Duration::from_secs(1));
+            let wait = failure.retry_after().unwrap_or_default();
+            let wait = wait.max(Duration::from_secs(1));
             err.with_retry_after(wait).with_source(failure)
         }
     }

@@ -7,7 +7,6 @@
 
 use std::{
     future::poll_fn,
-    iter, mem,
     pin::Pin,
     sync::{Arc, Mutex, Weak},
     time::Duration,
@@ -17,32 +16,22 @@ use deadpool_postgres::{Client, Manager, ManagerConfig, RecyclingMethod};
 use futures_util::FutureExt;
 use tokio::{
     task::JoinHandle,
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep},
 };
 
 use crate::{
     dial::{ConnectionTask, Dialed},
-    endpoint::{Endpoint, Route},
+    endpoint::Route,
     error::{Error, ErrorKind, Stage},
     lease::Connection,
+    opening::{FIRST_WAIT, LONGEST_WAIT, Opening},
     pool::Pool,
     refusals::Refusal,
-    retry::{Progress, backoff, lock},
+    retry::{Progress, lock},
     stats::{Reason, count},
-    verdict::{self, Next},
     watch::Watch,
 };
 
-/// First wait between two attempts to wake a compute. Most faults of a cold start pass within it.
-const FIRST_WAIT: Duration = Duration::from_millis(100);
-/// First wait after Neon's control plane has failed.
-const FIRST_SLOW_WAIT: Duration = Duration::from_millis(500);
-/// Longest wait between two attempts, unless the server asks for more.
-const LONGEST_WAIT: Duration = Duration::from_secs(5);
-/// Wait before the second try with a credential that was refused: a rotation takes that long to get everywhere.
-const SECOND_TRY_WAIT: Duration = Duration::from_secs(1);
-/// Longest time for asking where a tenant lives now.
-const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest wait for the other side to end a connection that we close.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -87,7 +76,7 @@ impl Attempt {
         }
         let limit = self.pool.shared.config.wake_timeout;
         let progress = Progress::new(Stage::Checkout, limit);
-        self.dial(&self.pool.endpoint(), &progress).await
+        self.opening(&progress).dial(&self.pool.endpoint()).await
     }
 
     /// Tries until the compute is up, says no, or the time is over.
@@ -99,12 +88,12 @@ impl Attempt {
             sleep((FIRST_WAIT * 2_u32.saturating_pow(early_ends.min(6))).min(LONGEST_WAIT)).await;
         }
         if let Some(refusal) = shared.refusals.get(tenant, Route::Pooled) {
-            self.outwait(&refusal, &progress).await?;
+            self.opening(&progress).outwait(&refusal).await?;
         }
         shared.stats.wake_started(reason);
         tracing::debug!(tenant = tenant.as_str(), ?reason, "wake");
         let began = Instant::now();
-        let dialed = self.try_until_up(&progress).await;
+        let dialed = self.opening(&progress).try_until_up().await;
         if dialed.is_ok() {
             let elapsed = began.elapsed();
             shared.stats.wake_succeeded(reason, elapsed);
@@ -113,97 +102,11 @@ impl Attempt {
         dialed
     }
 
-    async fn try_until_up(&self, progress: &Progress) -> Result<Dialed, Error> {
-        let mut tries = Tries::new(!mem::take(&mut self.pool.state().fresh));
-        loop {
-            let endpoint = self.pool.endpoint();
-            let err = match self.dial(&endpoint, progress).await {
-                Ok(dialed) => return Ok(dialed),
-                Err(err) => err,
-            };
-            let next = verdict::next(err.kind());
-            if tries.asks(next) && self.has_moved(&endpoint).await? {
-                continue;
-            }
-            match tries.wait(next, &err) {
-                Some(wait) => self.rest(wait, err, progress).await?,
-                None => return Err(err),
-            }
-        }
-    }
-
-    /// Whether the catalog has the tenant elsewhere, or with another credential, than at `known`. An error if it does
-    /// not have it at all any more.
-    async fn has_moved(&self, known: &Endpoint) -> Result<bool, Error> {
-        let Pool { tenant, shared, .. } = &*self.pool;
-        let progress = Progress::new(Stage::Lookup, ASK_TIMEOUT);
-        let asked = shared
-            .source
-            .relocate(tenant, known, &progress, &shared.stats);
-        let asked = timeout(ASK_TIMEOUT, asked).await;
-        match asked.unwrap_or_else(|_| Err(progress.timed_out())) {
-            Ok(endpoint) => Ok(endpoint.is_some_and(|it| self.pool.move_to(it, true))),
-            Err(err) if err.kind() == ErrorKind::UnknownTenant => Err(err),
-            Err(err) => {
-                tracing::debug!(tenant = tenant.as_str(), %err, "cannot ask where the tenant lives now");
-                Ok(false)
-            }
-        }
-    }
-
-    /// Waits before the next attempt. An error if that would come too late, or if nobody is left who waits for it.
-    async fn rest(&self, wait: Duration, err: Error, progress: &Progress) -> Result<(), Error> {
-        if wait > LONGEST_WAIT {
-            let refusal = Refusal::new(err);
-            self.pool.refuse(&refusal);
-            return self.outwait(&refusal, progress).await;
-        }
-        progress.note(&err);
-        if Instant::now() + wait >= progress.deadline() {
-            return Err(progress.timed_out());
-        }
-        sleep(wait).await;
-        Ok(())
-    }
-
-    /// Waits until `refusal` does not hold any more, or somebody has changed what it was about.
-    async fn outwait(&self, refusal: &Refusal, progress: &Progress) -> Result<(), Error> {
-        let Pool { tenant, shared, .. } = &*self.pool;
-        loop {
-            let changed = self.pool.changed.notified();
-            if shared.refusals.get(tenant, Route::Pooled).is_none() {
-                return Ok(());
-            }
-            if !self.pool.turn_away(refusal) || refusal.until() >= progress.deadline() {
-                return Err(refusal.error());
-            }
-            tokio::select! {
-                () = changed => {}
-                () = sleep_until(refusal.until()) => {}
-            }
-        }
-    }
-
-    /// Tries once.
-    async fn dial(&self, endpoint: &Arc<Endpoint>, progress: &Progress) -> Result<Dialed, Error> {
-        let Pool { tenant, shared, .. } = &*self.pool;
-        count(&shared.stats.dials);
-        let (tenant, began) = (tenant.as_str(), Instant::now());
-        let dialer = &shared.dialer;
-        let dialed = dialer
-            .dial(endpoint, Route::Pooled, progress.deadline())
-            .await;
-        let elapsed = began.elapsed();
-        match dialed {
-            Ok(dialed) => {
-                tracing::debug!(tenant, ?elapsed, "connect");
-                Ok(dialed)
-            }
-            Err(err) => {
-                let err = self.pool.note(err.with_stage(progress.stage()));
-                tracing::debug!(tenant, ?elapsed, kind = ?err.kind(), %err, "connect");
-                Err(err)
-            }
+    fn opening<'a>(&'a self, progress: &'a Progress) -> Opening<'a> {
+        Opening {
+            pool: &self.pool,
+            route: Route::Pooled,
+            progress,
         }
     }
 
@@ -241,57 +144,11 @@ impl Attempt {
                 if serves {
                     pool.fail_one(&err); // the others may still be served by the connections that are open
                 } else {
-                    pool.refuse(&Refusal::new(err));
+                    pool.refuse(Route::Pooled, &Refusal::new(err));
                 }
             }
         }
         pool.pump();
-    }
-}
-
-/// What one wake has tried, and how long it waits for the next try.
-struct Tries {
-    waits: Waits,
-    slow_waits: Waits,
-    /// Whether the catalog may still be asked.
-    may_ask: bool,
-    /// Whether a refused credential has had its second try.
-    tried_twice: bool,
-}
-
-type Waits = Box<dyn Iterator<Item = Duration> + Send>;
-
-impl Tries {
-    /// `may_ask`: whether the endpoint came from a cache, so that the catalog may know better.
-    fn new(may_ask: bool) -> Self {
-        let slow_waits = backoff(FIRST_SLOW_WAIT, LONGEST_WAIT);
-        Self {
-            waits: Box::new(backoff(FIRST_WAIT, LONGEST_WAIT)),
-            slow_waits: Box::new(iter::once(FIRST_SLOW_WAIT).chain(slow_waits)),
-            may_ask,
-            tried_twice: false,
-        }
-    }
-
-    /// Whether the catalog is to be asked now: once.
-    fn asks(&mut self, next: Next) -> bool {
-        let asks = matches!(next, Next::AskThenAgain | Next::AskThenOnce);
-        asks && mem::take(&mut self.may_ask)
-    }
-
-    /// The wait before the next try after `err`; `None` if there is to be none.
-    fn wait(&mut self, next: Next, err: &Error) -> Option<Duration> {
-        match next {
-            Next::Again | Next::AskThenAgain => {
-                let wait = self.waits.next()?.min(LONGEST_WAIT);
-                Some(wait.max(err.retry_after().unwrap_or_default()))
-            }
-            Next::AgainSlowly => Some(self.slow_waits.next()?.min(LONGEST_WAIT)),
-            Next::AskThenOnce => {
-                (!mem::replace(&mut self.tried_twice, true)).then_some(SECOND_TRY_WAIT)
-            }
-            Next::Refuse => None,
-        }
     }
 }
 
@@ -340,7 +197,7 @@ fn open(pool: &Arc<Pool>, dialed: Dialed) {
 }
 
 /// Moves a connection's bytes until it ends, and looks after each turn whether something runs on it that should not.
-async fn tend(mut task: ConnectionTask, ending: Ending) {
+pub(crate) async fn tend(mut task: ConnectionTask, ending: Ending) {
     let turns = poll_fn(|cx| {
         let polled = task.as_mut().poll(cx);
         if polled.is_pending()
@@ -379,7 +236,7 @@ impl Drop for Ending {
 ///
 /// Its `GenericClient` is implemented for pooled objects only, and only its own manager makes those. So a pool of one
 /// makes the one object and is dropped; the object lives on by itself, and the pooling is ours.
-fn mint(client: tokio_postgres::Client, stand_in: JoinHandle<()>) -> Option<Client> {
+pub(crate) fn mint(client: tokio_postgres::Client, stand_in: JoinHandle<()>) -> Option<Client> {
     let config = ManagerConfig {
         recycling_method: RecyclingMethod::Fast,
     };

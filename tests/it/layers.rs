@@ -22,9 +22,21 @@ const ROWS: &[(&str, &[&str])] = &[
     ),
     (
         "pools",
-        &["refusals", "lease", "wake", "pool", "pools", "sweep"],
+        &[
+            "refusals", "lease", "opening", "wake", "pool", "pools", "sweep",
+        ],
     ),
-    ("face", &["client", "router", "builder"]),
+    (
+        "face",
+        &[
+            "client",
+            "cancel",
+            "transaction",
+            "direct",
+            "router",
+            "builder",
+        ],
+    ),
     ("edge", &[]),
 ];
 

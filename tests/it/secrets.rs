@@ -132,7 +132,7 @@ async fn no_secret_is_logged_printed_or_told() {
     stage.emulator.suspend_all().await;
     drop(router.get("acme").await.unwrap());
     let refused = router.get("globex").await.unwrap_err();
-    assert_eq!(refused.kind(), ErrorKind::Refused);
+    assert_eq!(refused.kind(), ErrorKind::BadCredential);
     assert_clean(&refused, &secrets);
     assert_nothing_leaked();
 }

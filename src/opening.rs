@@ -1,0 +1,180 @@
+//! Opening one connection: tried until the compute is up, says no, or the time is over.
+
+use std::{iter, mem, sync::Arc, time::Duration};
+
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use crate::{
+    dial::Dialed,
+    endpoint::{Endpoint, Route},
+    error::{Error, ErrorKind, Stage},
+    pool::Pool,
+    refusals::Refusal,
+    retry::{Progress, backoff},
+    stats::count,
+    verdict::{self, Next},
+};
+
+/// First wait between two attempts to wake a compute. Most faults of a cold start pass within it.
+pub(crate) const FIRST_WAIT: Duration = Duration::from_millis(100);
+/// First wait after Neon's control plane has failed.
+const FIRST_SLOW_WAIT: Duration = Duration::from_millis(500);
+/// Longest wait between two attempts, unless the server asks for more.
+pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// Wait before the second try with a credential that was refused: a rotation takes that long to get everywhere.
+const SECOND_TRY_WAIT: Duration = Duration::from_secs(1);
+/// Longest time for asking where a tenant lives now.
+const ASK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Opens one connection of a tenant at one of its hosts.
+pub(crate) struct Opening<'a> {
+    pub(crate) pool: &'a Pool,
+    pub(crate) route: Route,
+    pub(crate) progress: &'a Progress,
+}
+
+impl Opening<'_> {
+    /// Tries until the compute is up, says no, or the time is over.
+    pub(crate) async fn try_until_up(&self) -> Result<Dialed, Error> {
+        let mut tries = Tries::new(!mem::take(&mut self.pool.state().fresh));
+        loop {
+            let endpoint = self.pool.endpoint();
+            let err = match self.dial(&endpoint).await {
+                Ok(dialed) => return Ok(dialed),
+                Err(err) => err,
+            };
+            let next = verdict::next(err.kind());
+            if tries.asks(next) && self.has_moved(&endpoint).await? {
+                continue;
+            }
+            match tries.wait(next, &err) {
+                Some(wait) => self.rest(wait, err).await?,
+                None => return Err(err),
+            }
+        }
+    }
+
+    /// Whether the catalog has the tenant elsewhere, or with another credential, than at `known`. An error if it does
+    /// not have it at all any more.
+    async fn has_moved(&self, known: &Endpoint) -> Result<bool, Error> {
+        let Pool { tenant, shared, .. } = self.pool;
+        let progress = Progress::new(Stage::Lookup, ASK_TIMEOUT);
+        let asked = shared
+            .source
+            .relocate(tenant, known, &progress, &shared.stats);
+        let asked = timeout(ASK_TIMEOUT, asked).await;
+        match asked.unwrap_or_else(|_| Err(progress.timed_out())) {
+            Ok(endpoint) => Ok(endpoint.is_some_and(|it| self.pool.move_to(it, true))),
+            Err(err) if err.kind() == ErrorKind::UnknownTenant => Err(err),
+            Err(err) => {
+                tracing::debug!(tenant = tenant.as_str(), %err, "cannot ask where the tenant lives now");
+                Ok(false)
+            }
+        }
+    }
+
+    /// Waits before the next attempt. An error if that would come too late, or if nobody is left who waits for it.
+    async fn rest(&self, wait: Duration, err: Error) -> Result<(), Error> {
+        if wait > LONGEST_WAIT {
+            let refusal = Refusal::new(err);
+            self.pool.refuse(self.route, &refusal);
+            return self.outwait(&refusal).await;
+        }
+        self.progress.note(&err);
+        if Instant::now() + wait >= self.progress.deadline() {
+            return Err(self.progress.timed_out());
+        }
+        sleep(wait).await;
+        Ok(())
+    }
+
+    /// Waits until `refusal` does not hold any more, or somebody has changed what it was about.
+    pub(crate) async fn outwait(&self, refusal: &Refusal) -> Result<(), Error> {
+        let Pool { tenant, shared, .. } = self.pool;
+        loop {
+            let changed = self.pool.changed.notified();
+            if shared.refusals.get(tenant, self.route).is_none() {
+                return Ok(());
+            }
+            let wanted = match self.route {
+                Route::Pooled => self.pool.turn_away(refusal),
+                Route::Direct => !refusal.answers(self.progress.deadline()),
+            };
+            if !wanted || refusal.until() >= self.progress.deadline() {
+                return Err(refusal.error());
+            }
+            tokio::select! {
+                () = changed => {}
+                () = sleep_until(refusal.until()) => {}
+            }
+        }
+    }
+
+    /// Tries once.
+    pub(crate) async fn dial(&self, endpoint: &Arc<Endpoint>) -> Result<Dialed, Error> {
+        let Pool { tenant, shared, .. } = self.pool;
+        count(&shared.stats.dials);
+        let (tenant, began) = (tenant.as_str(), Instant::now());
+        let deadline = self.progress.deadline();
+        let dialed = shared.dialer.dial(endpoint, self.route, deadline).await;
+        let elapsed = began.elapsed();
+        match dialed {
+            Ok(dialed) => {
+                tracing::debug!(tenant, ?elapsed, "connect");
+                Ok(dialed)
+            }
+            Err(err) => {
+                let err = err.with_stage(self.progress.stage());
+                let err = self.pool.note(self.route, err);
+                tracing::debug!(tenant, ?elapsed, kind = ?err.kind(), %err, "connect");
+                Err(err)
+            }
+        }
+    }
+}
+
+/// What one wake has tried, and how long it waits for the next try.
+struct Tries {
+    waits: Waits,
+    slow_waits: Waits,
+    /// Whether the catalog may still be asked.
+    may_ask: bool,
+    /// Whether a refused credential has had its second try.
+    tried_twice: bool,
+}
+
+type Waits = Box<dyn Iterator<Item = Duration> + Send>;
+
+impl Tries {
+    /// `may_ask`: whether the endpoint came from a cache, so that the catalog may know better.
+    fn new(may_ask: bool) -> Self {
+        let slow_waits = backoff(FIRST_SLOW_WAIT, LONGEST_WAIT);
+        Self {
+            waits: Box::new(backoff(FIRST_WAIT, LONGEST_WAIT)),
+            slow_waits: Box::new(iter::once(FIRST_SLOW_WAIT).chain(slow_waits)),
+            may_ask,
+            tried_twice: false,
+        }
+    }
+
+    /// Whether the catalog is to be asked now: once.
+    fn asks(&mut self, next: Next) -> bool {
+        let asks = matches!(next, Next::AskThenAgain | Next::AskThenOnce);
+        asks && mem::take(&mut self.may_ask)
+    }
+
+    /// The wait before the next try after `err`; `None` if there is to be none.
+    fn wait(&mut self, next: Next, err: &Error) -> Option<Duration> {
+        match next {
+            Next::Again | Next::AskThenAgain => {
+                let wait = self.waits.next()?.min(LONGEST_WAIT);
+                Some(wait.max(err.retry_after().unwrap_or_default()))
+            }
+            Next::AgainSlowly => Some(self.slow_waits.next()?.min(LONGEST_WAIT)),
+            Next::AskThenOnce => {
+                (!mem::replace(&mut self.tried_twice, true)).then_some(SECOND_TRY_WAIT)
+            }
+            Next::Refuse => None,
+        }
+    }
+}

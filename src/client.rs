@@ -5,7 +5,12 @@ use std::{
     ops::{Deref, DerefMut},
 };
 
-use crate::{lease::Lease, tenant::TenantId};
+use crate::{
+    cancel::CancelToken,
+    endpoint::Route,
+    lease::{Connection, Lease},
+    tenant::TenantId,
+};
 
 /// A live connection to one tenant's database. Dropping it gives it back.
 ///
@@ -13,11 +18,15 @@ use crate::{lease::Lease, tenant::TenantId};
 /// its `GenericClient` work as they do there.
 ///
 /// What it cannot promise: the server may close the socket at any moment, and a query that meets this fails with
-/// tokio-postgres's own error. A query waits as long as you let it, so put a timeout around those that matter. It is
-/// safe to drop a query half-way: the connection is then cancelled and closed instead of given to the next caller.
+/// tokio-postgres's own error. A query waits as long as you let it, so put a timeout around those that matter.
+/// [`read`](crate::TenantRouter::read) and [`transaction`](crate::TenantRouter::transaction) have neither weakness. It
+/// is safe to drop a query half-way: the connection is then cancelled and closed instead of given to the next caller.
 ///
-/// At Neon it goes through a pooler in transaction mode, where `SET`, `LISTEN`, session advisory locks and SQL-level
-/// `PREPARE` do not hold. Prefer `query_typed`: one round trip, and no named statement.
+/// Prefer `query_typed`: one round trip, and no named statement that the connection has to remember.
+///
+/// At Neon it goes through a pooler in transaction mode: two statements outside a transaction may run in two sessions.
+/// So `SET`, `LISTEN`, session advisory locks, temporary tables and SQL-level `PREPARE` do not hold, and a `SET` may
+/// reach somebody else. What needs a session of its own gets one from [`direct`](crate::TenantRouter::direct).
 pub struct TenantClient {
     lease: Lease,
 }
@@ -31,6 +40,22 @@ impl TenantClient {
     pub fn tenant(&self) -> &TenantId {
         self.lease.tenant()
     }
+
+    /// A token that stops what runs on the connection, from another task.
+    pub fn cancel_token(&self) -> CancelToken {
+        token_of(&self.lease)
+    }
+}
+
+/// A token that stops what runs on a pooled connection.
+pub(crate) fn token_of(lease: &Lease) -> CancelToken {
+    let Connection {
+        client,
+        watch,
+        endpoint,
+        ..
+    } = lease.connection();
+    CancelToken::new(client, endpoint, Route::Pooled, watch, &lease.pool().shared)
 }
 
 impl Deref for TenantClient {

@@ -84,8 +84,15 @@ impl Dialer {
         }
     }
 
-    /// Asks the server to stop what runs on the connection that `token` belongs to. Nobody learns whether it did.
-    pub(crate) async fn cancel(&self, token: CancelToken, endpoint: &Endpoint, host: &str) {
+    /// Asks the server to stop what runs on the connection that `token` belongs to. Nobody learns whether it did, only
+    /// whether the request got through.
+    pub(crate) async fn cancel(
+        &self,
+        token: CancelToken,
+        endpoint: &Endpoint,
+        route: Route,
+    ) -> io::Result<()> {
+        let host = endpoint.host(route);
         let request = async {
             let stream = self.open(host, endpoint.port).await?;
             let sent = match endpoint.encryption {
@@ -94,11 +101,12 @@ impl Dialer {
             };
             sent.map_err(io::Error::other)
         };
-        match timeout(CANCEL_TIMEOUT, request).await {
-            Ok(Ok(())) => {}
-            Ok(Err(err)) => tracing::debug!(host, %err, "cancel request failed"),
-            Err(_) => tracing::debug!(host, "cancel request got no answer"),
+        let sent = timeout(CANCEL_TIMEOUT, request).await;
+        let sent = sent.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        if let Err(err) = &sent {
+            tracing::debug!(host, %err, "cancel request failed");
         }
+        sent
     }
 
     async fn log_in(

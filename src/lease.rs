@@ -5,7 +5,12 @@ use std::{mem, sync::Arc, time::Duration};
 use deadpool_postgres::{Client, StatementCache};
 
 use crate::{
-    config::Config, endpoint::Endpoint, pool::Pool, stats::count, tenant::TenantId, watch::Watch,
+    config::Config,
+    endpoint::{Endpoint, Route},
+    pool::Pool,
+    stats::count,
+    tenant::TenantId,
+    watch::Watch,
 };
 
 /// Longest wait for what a connection's last user left, if no transaction is open: it was probably abandoned.
@@ -173,10 +178,7 @@ impl Parting {
             "connection came back busy; closing it"
         );
         let token = client.cancel_token();
-        shared
-            .dialer
-            .cancel(token, endpoint, &endpoint.pooled_host)
-            .await;
+        let _ = shared.dialer.cancel(token, endpoint, Route::Pooled).await; // closing it is what counts
     }
 
     async fn settle(&self) -> bool {

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod builder;
+mod cancel;
 mod client;
 mod config;
 mod control_plane;
@@ -32,12 +33,14 @@ mod sweep;
 mod tap;
 mod tenant;
 mod tls;
+mod transaction;
 mod trust;
 mod verdict;
 mod wake;
 mod watch;
 
 pub use builder::RouterBuilder;
+pub use cancel::CancelToken;
 pub use client::TenantClient;
 pub use config::InvalidConfig;
 pub use control_plane::{ControlPlane, Created, Found, Order};
@@ -54,5 +57,6 @@ pub use router::{TenantRouter, Warm};
 pub use secret::Secret;
 pub use stats::{Status, WakeCount};
 pub use tenant::{InvalidNamespace, InvalidTenantId, Namespace, TenantId};
+pub use transaction::{TransactionOptions, Tx};
 
 pub use {deadpool_postgres, tokio_postgres};

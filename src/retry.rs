@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 use crate::error::{Error, ErrorKind, Stage};
 
 /// No work takes longer than this.
-const LONGEST: Duration = Duration::from_secs(24 * 3600);
+pub(crate) const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 /// How far one piece of slow work has come: its deadline, its stage, and the last failure it met.
 ///

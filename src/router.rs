@@ -21,6 +21,7 @@ use crate::{
     stats::{Reason, Status, count},
     sweep,
     tenant::TenantId,
+    transaction::{Access, Transaction, TransactionOptions, Tx},
 };
 
 /// Longest wait, in `close`, for connections to say goodbye.
@@ -80,9 +81,118 @@ impl TenantRouter {
     /// goes on for whoever comes next.
     pub async fn get<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> Result<TenantClient, Error> {
         self.inner
-            .get(tenant.as_ref(), Reason::Request)
+            .get(tenant.as_ref(), Reason::Request, None)
             .await
             .map(TenantClient::new)
+    }
+
+    /// Runs `work` in a read-only transaction on the database of `tenant`, and again if the connection dies under it.
+    ///
+    /// With the [defaults](TransactionOptions): three runs at most, 30 seconds for everything. `work` gets the
+    /// connection by value and must let go of it before it returns.
+    ///
+    /// ```no_run
+    /// # async fn f(router: &tenantry::TenantRouter, note: &str) -> Result<(), tenantry::Error> {
+    /// let found = router
+    ///     .read("acme", |tx| async move {
+    ///         let rows = tx.query("SELECT id FROM notes WHERE text = $1", &[&note]).await?;
+    ///         Ok::<_, tenantry::Error>(rows.len())
+    ///     })
+    ///     .await?;
+    /// # let _ = found; Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`get`](Self::get); the closure's own; [`ErrorKind::Connect`] if the connection was lost too often;
+    /// [`ErrorKind::Timeout`]; [`ErrorKind::RolledBack`] and [`ErrorKind::Misused`] as for
+    /// [`transaction`](Self::transaction).
+    ///
+    /// # Cancel safety
+    /// Dropping the future rolls back and closes the connection.
+    pub async fn read<T, E, Fut>(
+        &self,
+        tenant: &(impl AsRef<str> + ?Sized),
+        work: impl FnMut(Tx) -> Fut,
+    ) -> Result<T, E>
+    where
+        Fut: Future<Output = Result<T, E>> + Send,
+        E: From<Error> + From<tokio_postgres::Error>,
+    {
+        self.read_with(tenant, &TransactionOptions::new(), work)
+            .await
+    }
+
+    /// [`read`](Self::read) with options.
+    pub async fn read_with<T, E, Fut>(
+        &self,
+        tenant: &(impl AsRef<str> + ?Sized),
+        options: &TransactionOptions,
+        work: impl FnMut(Tx) -> Fut,
+    ) -> Result<T, E>
+    where
+        Fut: Future<Output = Result<T, E>> + Send,
+        E: From<Error> + From<tokio_postgres::Error>,
+    {
+        let transaction = Transaction::new(options, Access::ReadOnly);
+        self.inner.run(tenant.as_ref(), transaction, work).await
+    }
+
+    /// Runs `work` in a transaction on the database of `tenant` and commits it if `work` returns `Ok`.
+    ///
+    /// It is run again only where nothing can have been committed: the connection died before COMMIT was written to it,
+    /// or, [if asked for](TransactionOptions::retry_conflicts), Postgres rolled it back for a conflict. `work` may thus
+    /// be called several times, so what it does outside the database must bear that.
+    ///
+    /// With the [defaults](TransactionOptions): three runs at most, 30 seconds for everything. `work` gets the
+    /// connection by value and must let go of it before it returns.
+    ///
+    /// ```no_run
+    /// # async fn f(router: &tenantry::TenantRouter, note: &str) -> Result<(), tenantry::Error> {
+    /// router
+    ///     .transaction("acme", |tx| async move {
+    ///         tx.execute("INSERT INTO notes (text) VALUES ($1)", &[&note]).await?;
+    ///         Ok::<_, tenantry::Error>(())
+    ///     })
+    ///     .await
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`get`](Self::get), and the closure's own, after a rollback.
+    /// [`ErrorKind::CommitUnknown`]: the connection was lost, or the time was over, between COMMIT and its answer.
+    /// [`ErrorKind::RolledBack`]: a statement had failed and the closure returned `Ok` all the same; Postgres answers
+    /// such a COMMIT with a rollback. [`ErrorKind::Connect`]: the connection was lost too often; nothing was committed.
+    /// [`ErrorKind::Misused`]: the closure kept its [`Tx`], or ended the transaction itself.
+    /// An error with which Postgres answers COMMIT (a deferred constraint, a conflict) comes as tokio-postgres's own.
+    ///
+    /// # Cancel safety
+    /// Dropping the future rolls back and closes the connection; if COMMIT was sent already, it may be committed.
+    pub async fn transaction<T, E, Fut>(
+        &self,
+        tenant: &(impl AsRef<str> + ?Sized),
+        work: impl FnMut(Tx) -> Fut,
+    ) -> Result<T, E>
+    where
+        Fut: Future<Output = Result<T, E>> + Send,
+        E: From<Error> + From<tokio_postgres::Error>,
+    {
+        self.transaction_with(tenant, &TransactionOptions::new(), work)
+            .await
+    }
+
+    /// [`transaction`](Self::transaction) with options.
+    pub async fn transaction_with<T, E, Fut>(
+        &self,
+        tenant: &(impl AsRef<str> + ?Sized),
+        options: &TransactionOptions,
+        work: impl FnMut(Tx) -> Fut,
+    ) -> Result<T, E>
+    where
+        Fut: Future<Output = Result<T, E>> + Send,
+        E: From<Error> + From<tokio_postgres::Error>,
+    {
+        let transaction = Transaction::new(options, Access::ReadWrite);
+        self.inner.run(tenant.as_ref(), transaction, work).await
     }
 
     /// Starts waking the database of `tenant`, so that a later `get` need not wait for it.
@@ -93,7 +203,8 @@ impl TenantRouter {
         let (inner, tenant) = (Arc::clone(&self.inner), tenant.as_ref().to_owned());
         let runtime = self.inner.shared.runtime.clone();
         Warm {
-            task: runtime.spawn(async move { inner.get(&tenant, Reason::Warm).await.map(drop) }),
+            task: runtime
+                .spawn(async move { inner.get(&tenant, Reason::Warm, None).await.map(drop) }),
         }
     }
 
@@ -176,7 +287,32 @@ impl TenantRouter {
 }
 
 impl Inner {
-    async fn get(&self, tenant: &str, reason: Reason) -> Result<Lease, Error> {
+    async fn run<T, E, Fut>(
+        &self,
+        tenant: &str,
+        mut transaction: Transaction<'_>,
+        mut work: impl FnMut(Tx) -> Fut,
+    ) -> Result<T, E>
+    where
+        Fut: Future<Output = Result<T, E>> + Send,
+        E: From<Error> + From<tokio_postgres::Error>,
+    {
+        loop {
+            let patience = Some(transaction.remaining());
+            let lease = self.get(tenant, Reason::Request, patience).await?;
+            if let Some(result) = transaction.run(lease, &mut work).await {
+                return result;
+            }
+        }
+    }
+
+    /// A connection, within `get_timeout`, and within `patience` if there is one.
+    async fn get(
+        &self,
+        tenant: &str,
+        reason: Reason,
+        patience: Option<Duration>,
+    ) -> Result<Lease, Error> {
         let Shared { life, stats, .. } = &*self.shared;
         if life.is_over() {
             return Err(Error::closed());
@@ -189,7 +325,7 @@ impl Inner {
         let result = tokio::select! {
             biased;
             () = life.ended() => Err(Error::closed()),
-            result = self.get_slowly(tenant, pool, reason) => result,
+            result = self.get_slowly(tenant, pool, reason, patience) => result,
         };
         count(if result.is_ok() {
             &stats.waited
@@ -232,9 +368,11 @@ impl Inner {
         raw: &str,
         pool: Option<Arc<Pool>>,
         reason: Reason,
+        patience: Option<Duration>,
     ) -> Result<Lease, Error> {
         let tenant = TenantId::parse(raw)?;
-        let patience = self.shared.config.get_timeout;
+        let limit = self.shared.config.get_timeout;
+        let patience = patience.unwrap_or(limit).min(limit);
         let until = Instant::now() + patience;
         let found = match pool {
             Some(pool) => Ok(pool),

@@ -218,7 +218,7 @@ pub(crate) async fn tend(mut task: ConnectionTask, ending: Ending) {
 }
 
 /// Tells the pool, when it is dropped, that a connection's task has ended.
-struct Ending {
+pub(crate) struct Ending {
     // Weak, because the pool owns the connection whose task this is.
     pool: Weak<Pool>,
     watch: Arc<Watch>,

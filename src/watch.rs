@@ -171,6 +171,11 @@ impl Watch {
         matches!(self.status.load(Acquire), b'T' | b'E')
     }
 
+    /// Whether a statement of the open transaction has failed, as of the last answer.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.status.load(Acquire) == b'E'
+    }
+
     /// Notes that it lies in the pool from now on, or no longer.
     pub(crate) fn set_parked(&self, parked: bool) {
         self.parked.store(parked, SeqCst);

@@ -1,0 +1,77 @@
+//! Stopping what runs on a connection, from elsewhere.
+
+use std::{fmt, sync::Arc};
+
+use crate::{
+    endpoint::{Endpoint, Route},
+    error::{Error, ErrorKind, Stage},
+    pool::Shared,
+    watch::Watch,
+};
+
+/// Stops the query that runs on a connection, from another task. Of
+/// [`TenantClient::cancel_token`](crate::TenantClient::cancel_token) and its like.
+///
+/// tokio-postgres's own `cancel_query` cannot work here: it would look for the server's address in settings that do not
+/// have one, because the router opens the sockets itself.
+#[derive(Clone)]
+pub struct CancelToken {
+    token: tokio_postgres::CancelToken,
+    endpoint: Arc<Endpoint>,
+    route: Route,
+    watch: Arc<Watch>,
+    loan: u64,
+    shared: Arc<Shared>,
+}
+
+impl CancelToken {
+    pub(crate) fn new(
+        client: &tokio_postgres::Client,
+        endpoint: &Arc<Endpoint>,
+        route: Route,
+        watch: &Arc<Watch>,
+        shared: &Arc<Shared>,
+    ) -> Self {
+        Self {
+            token: client.cancel_token(),
+            endpoint: Arc::clone(endpoint),
+            route,
+            watch: Arc::clone(watch),
+            loan: watch.loan(),
+            shared: Arc::clone(shared),
+        }
+    }
+
+    /// Asks the server to stop what runs on the connection now. The query then fails with SQLSTATE 57014, if it was not
+    /// done already; nobody tells whether it was. Does nothing once the connection was given back.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Connect`] if the request did not reach the server within 2 seconds.
+    ///
+    /// # Cancel safety
+    /// Dropping the future may leave the request unsent.
+    pub async fn cancel(&self) -> Result<(), Error> {
+        if self.watch.is_parked() || self.watch.is_closing() || self.watch.loan() != self.loan {
+            return Ok(());
+        }
+        let Self {
+            token,
+            endpoint,
+            route,
+            ..
+        } = self;
+        let dialer = &self.shared.dialer;
+        let sent = dialer.cancel(token.clone(), endpoint, *route).await;
+        sent.map_err(|err| {
+            Error::new(ErrorKind::Connect, "the cancel request did not get through")
+                .with_stage(Stage::Query)
+                .with_source(err)
+        })
+    }
+}
+
+impl fmt::Debug for CancelToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CancelToken").finish_non_exhaustive()
+    }
+}

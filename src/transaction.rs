@@ -1,0 +1,466 @@
+//! Transactions that survive the loss of their connection, as long as nothing can have been committed.
+//!
+//! What happened to the connection is decided by what passed on it, never by looking into the error of the closure: the
+//! closure may have swallowed it, or have failed for a reason of its own on a connection that is well.
+
+use std::{
+    fmt,
+    future::Future,
+    ops::Deref,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep, timeout_at};
+use tokio_postgres::{
+    IsolationLevel,
+    error::{Severity, SqlState},
+};
+
+use crate::{
+    cancel::CancelToken,
+    client::token_of,
+    error::{Error, ErrorKind, Stage},
+    lease::Lease,
+    retry::{LONGEST, lock, timed_out},
+    stats::count,
+    tenant::TenantId,
+    verdict::{self, Farewell, Loss},
+};
+
+/// Longest wait for the answer to BEGIN, which does nothing yet: a connection that says nothing is given up.
+const BEGIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest wait for the answer to ROLLBACK; after that the connection is closed instead, which does the same.
+const ROLLBACK_TIMEOUT: Duration = Duration::from_secs(1);
+/// Wait before running again what the pooler had no room for.
+const CROWDED_WAIT: Duration = Duration::from_secs(1);
+
+/// How a transaction is run, and how often.
+///
+/// ```
+/// use std::time::Duration;
+/// use tenantry::{TransactionOptions, tokio_postgres::IsolationLevel};
+///
+/// let options = TransactionOptions::new()
+///     .isolation_level(IsolationLevel::Serializable)
+///     .retry_conflicts(true)
+///     .statement_timeout(Duration::from_secs(5));
+/// # let _ = options;
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct TransactionOptions {
+    isolation: Option<IsolationLevel>,
+    deferrable: bool,
+    statement_timeout: Option<Duration>,
+    timeout: Duration,
+    retries: u32,
+    retry_conflicts: bool,
+}
+
+impl Default for TransactionOptions {
+    fn default() -> Self {
+        Self {
+            isolation: None,
+            deferrable: false,
+            statement_timeout: None,
+            timeout: Duration::from_secs(30),
+            retries: 2,
+            retry_conflicts: false,
+        }
+    }
+}
+
+impl TransactionOptions {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the isolation level. Defaults to the database's own, which is READ COMMITTED unless it was changed.
+    pub fn isolation_level(mut self, level: IsolationLevel) -> Self {
+        self.isolation = Some(level);
+        self
+    }
+
+    /// Whether to wait for a moment without serialization conflicts before it begins. Defaults to no; of use only to a
+    /// `read` at level SERIALIZABLE, which then never fails for a conflict.
+    pub fn deferrable(mut self, deferrable: bool) -> Self {
+        self.deferrable = deferrable;
+        self
+    }
+
+    /// Longest time for one statement, which Postgres enforces (SQLSTATE 57014). Defaults to the role's own. Set in the
+    /// transaction only (`SET LOCAL`): a plain `SET` through Neon's pooler would reach other clients too.
+    pub fn statement_timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.statement_timeout = limit.into();
+        self
+    }
+
+    /// Longest time for everything: a connection, all runs, and the commit. Defaults to 30 seconds, enough for a cold
+    /// start and a short transaction.
+    pub fn timeout(mut self, limit: Duration) -> Self {
+        self.timeout = limit;
+        self
+    }
+
+    /// How often the closure may be run again. Defaults to 2. A connection that is lost before the closure is called
+    /// does not count.
+    pub fn retries(mut self, count: u32) -> Self {
+        self.retries = count;
+        self
+    }
+
+    /// Whether to run it again after a serialization failure (40001) or a deadlock (40P01). Defaults to no.
+    pub fn retry_conflicts(mut self, retry: bool) -> Self {
+        self.retry_conflicts = retry;
+        self
+    }
+
+    /// What begins the transaction, in one round trip.
+    fn begin(&self, access: Access) -> String {
+        let level = match self.isolation {
+            Some(IsolationLevel::ReadUncommitted) => " ISOLATION LEVEL READ UNCOMMITTED",
+            Some(IsolationLevel::ReadCommitted) => " ISOLATION LEVEL READ COMMITTED",
+            Some(IsolationLevel::RepeatableRead) => " ISOLATION LEVEL REPEATABLE READ",
+            Some(_) => " ISOLATION LEVEL SERIALIZABLE",
+            None => "",
+        };
+        let access = match access {
+            Access::ReadOnly => " READ ONLY",
+            Access::ReadWrite => " READ WRITE",
+        };
+        let deferrable = if self.deferrable { " DEFERRABLE" } else { "" };
+        let limit = self.statement_timeout.map(|limit| {
+            let milliseconds = limit.as_millis().clamp(1, i32::MAX as u128);
+            format!("; SET LOCAL statement_timeout = {milliseconds}")
+        });
+        format!(
+            "BEGIN{level}{access}{deferrable}{}",
+            limit.unwrap_or_default()
+        )
+    }
+}
+
+/// What a transaction may do.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Access {
+    ReadOnly,
+    ReadWrite,
+}
+
+/// The connection inside a transaction that the router has begun and will end. Drop it, or let it go out of scope,
+/// before the closure's future ends.
+///
+/// It derefs to deadpool-postgres's client, so `query_typed`, `prepare_cached` and everything that takes its
+/// `GenericClient` (as `&*tx`) work. Do not send `BEGIN`, `COMMIT` or `ROLLBACK` on it; savepoints are fine.
+pub struct Tx {
+    // Only its drop takes it.
+    lease: Option<Lease>,
+    home: Arc<Home>,
+}
+
+/// Where the connection goes when the closure is done with it.
+type Home = Mutex<Option<Lease>>;
+
+impl Tx {
+    fn new(lease: Lease, home: &Arc<Home>) -> Self {
+        Self {
+            lease: Some(lease),
+            home: Arc::clone(home),
+        }
+    }
+
+    fn lease(&self) -> &Lease {
+        self.lease.as_ref().expect("only drop takes it")
+    }
+
+    /// Whose database this is.
+    pub fn tenant(&self) -> &TenantId {
+        self.lease().tenant()
+    }
+
+    /// A token that stops what runs on the connection, from another task.
+    pub fn cancel_token(&self) -> CancelToken {
+        token_of(self.lease())
+    }
+}
+
+impl Deref for Tx {
+    type Target = deadpool_postgres::Client;
+
+    fn deref(&self) -> &Self::Target {
+        &self.lease().connection().client
+    }
+}
+
+impl Drop for Tx {
+    fn drop(&mut self) {
+        *lock(&self.home) = self.lease.take();
+    }
+}
+
+impl fmt::Debug for Tx {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tx")
+            .field("tenant", self.tenant())
+            .finish_non_exhaustive()
+    }
+}
+
+/// How one run ended, as far as the connection tells.
+enum End {
+    /// It is committed; for a read, it is over.
+    Committed,
+    /// It is rolled back, as the closure's failure asked for.
+    Undone,
+    /// Nothing was committed, and it may be run again.
+    Again(Error, Why),
+    /// It failed for a reason of ours.
+    Failed(Error),
+    /// Postgres refused to begin or to commit it.
+    Refused(tokio_postgres::Error),
+}
+
+/// Why a transaction is run again.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Why {
+    /// The connection was lost.
+    Lost,
+    /// The pooler had no connection to the database for it.
+    Crowded,
+    /// It met another transaction.
+    Conflict,
+}
+
+/// One call of `read` or `transaction`.
+pub(crate) struct Transaction<'a> {
+    options: &'a TransactionOptions,
+    access: Access,
+    began: Instant,
+    until: Instant,
+    /// How often it may still be run again.
+    left: u32,
+}
+
+impl<'a> Transaction<'a> {
+    pub(crate) fn new(options: &'a TransactionOptions, access: Access) -> Self {
+        let began = Instant::now();
+        Self {
+            options,
+            access,
+            began,
+            until: began + options.timeout.min(LONGEST),
+            left: options.retries,
+        }
+    }
+
+    /// Time left.
+    pub(crate) fn remaining(&self) -> Duration {
+        self.until.saturating_duration_since(Instant::now())
+    }
+
+    /// Runs it once on `lease`. `None` if it is to be run again, on another connection.
+    ///
+    /// # Cancel safety
+    /// Dropping it closes the connection, which rolls the transaction back; if COMMIT was sent, it may be committed.
+    pub(crate) async fn run<T, E, Fut>(
+        &mut self,
+        lease: Lease,
+        work: &mut impl FnMut(Tx) -> Fut,
+    ) -> Option<Result<T, E>>
+    where
+        Fut: Future<Output = Result<T, E>> + Send,
+        E: From<Error> + From<tokio_postgres::Error>,
+    {
+        match self.begin(&lease).await {
+            End::Committed | End::Undone => {}
+            End::Again(err, why) => return Some(Err(self.again(lease, err, why).await?.into())),
+            End::Failed(err) => return Some(Err(err.into())),
+            End::Refused(err) => return Some(Err(err.into())),
+        }
+        let home = Arc::new(Mutex::new(None));
+        let done = timeout_at(self.until, work(Tx::new(lease, &home))).await;
+        let lease = lock(&home).take();
+        let (done, lease) = match (done, lease) {
+            (Ok(done), Some(lease)) => (done, lease),
+            (Ok(_), None) => return Some(Err(kept().into())),
+            (Err(_), _) => return Some(Err(self.out_of_time(Stage::Query).into())),
+        };
+        let end = match done {
+            Ok(_) => self.commit(&lease).await,
+            Err(_) => self.undo(&lease).await,
+        };
+        match end {
+            End::Committed | End::Undone => Some(done),
+            End::Again(err, _) if self.left == 0 => Some(Err(err.into())),
+            End::Again(err, why) => {
+                self.left -= 1;
+                Some(Err(self.again(lease, err, why).await?.into()))
+            }
+            End::Failed(err) => Some(Err(err.into())),
+            End::Refused(err) => Some(Err(err.into())),
+        }
+    }
+
+    async fn begin(&self, lease: &Lease) -> End {
+        let limit = self.until.min(Instant::now() + BEGIN_TIMEOUT);
+        let begin = self.options.begin(self.access);
+        match timeout_at(limit, lease.connection().client.batch_execute(&begin)).await {
+            Ok(Ok(())) => End::Undone,
+            Ok(Err(err)) if is_answer(&err) => End::Refused(err),
+            Ok(Err(_)) => lost(lease),
+            Err(_) if Instant::now() >= self.until => End::Failed(self.out_of_time(Stage::Query)),
+            Err(_) => lost(lease),
+        }
+    }
+
+    /// Commits what the closure did.
+    async fn commit(&self, lease: &Lease) -> End {
+        let (client, watch) = (&lease.connection().client, &lease.connection().watch);
+        if is_dead(lease) {
+            return lost(lease);
+        }
+        if watch.is_idle() {
+            return End::Failed(ended_inside());
+        }
+        let written = watch.queries();
+        let answer = timeout_at(self.until, client.batch_execute("COMMIT")).await;
+        let read_only = self.access == Access::ReadOnly;
+        match answer {
+            Ok(Ok(())) if watch.was_rolled_back() => End::Failed(rolled_back(lease)),
+            Ok(Ok(())) => End::Committed,
+            Ok(Err(err)) if is_answer(&err) && self.may_meet_again(err.code()) => conflict(),
+            Ok(Err(err)) if is_answer(&err) => End::Refused(err),
+            // What was never written cannot have been done, and a read has nothing to do twice.
+            Ok(Err(_)) if watch.queries() == written || read_only => lost(lease),
+            Ok(Err(err)) => End::Failed(commit_unknown().with_source(err)),
+            Err(_) if read_only => End::Failed(self.out_of_time(Stage::Commit)),
+            Err(_) => End::Failed(commit_unknown()),
+        }
+    }
+
+    /// Rolls back what the closure did before it failed.
+    async fn undo(&self, lease: &Lease) -> End {
+        let (client, watch) = (&lease.connection().client, &lease.connection().watch);
+        if is_dead(lease) {
+            return match lost(lease) {
+                End::Failed(_) => End::Undone, // the closure's own error says more
+                end => end,
+            };
+        }
+        let code = watch.last_sqlstate().filter(|_| watch.has_failed());
+        let code = code.map(|code| SqlState::from_code(&code));
+        if !watch.is_idle() {
+            let limit = self.until.min(Instant::now() + ROLLBACK_TIMEOUT);
+            // Without an answer the connection is closed when it is given back, which rolls back as well.
+            drop(timeout_at(limit, client.batch_execute("ROLLBACK")).await);
+        }
+        if self.may_meet_again(code.as_ref()) {
+            return conflict();
+        }
+        End::Undone
+    }
+
+    /// Whether it is to be run again for that SQLSTATE.
+    fn may_meet_again(&self, code: Option<&SqlState>) -> bool {
+        let conflicts = [
+            SqlState::T_R_SERIALIZATION_FAILURE,
+            SqlState::T_R_DEADLOCK_DETECTED,
+        ];
+        let is_one = code.is_some_and(|code| conflicts.contains(code));
+        is_one && self.options.retry_conflicts && self.left > 0
+    }
+
+    /// Prepares another run; the error if there is no time for one.
+    async fn again(&self, lease: Lease, err: Error, why: Why) -> Option<Error> {
+        let pool = Arc::clone(lease.pool());
+        tracing::debug!(tenant = pool.tenant.as_str(), ?why, %err, "running the transaction again");
+        match why {
+            Why::Lost => {
+                // Its siblings have died with it, and may not know it yet.
+                pool.condemn(Instant::now());
+                lease.end();
+            }
+            Why::Crowded => {
+                lease.end();
+                sleep(CROWDED_WAIT.min(self.remaining())).await;
+            }
+            Why::Conflict => drop(lease),
+        }
+        if self.remaining().is_zero() {
+            return Some(err);
+        }
+        count(&pool.shared.stats.transactions_repeated);
+        None
+    }
+
+    fn out_of_time(&self, stage: Stage) -> Error {
+        timed_out(stage, self.began.elapsed(), None)
+    }
+}
+
+/// Whether Postgres answered, so that it is certain that what was asked was not done, and the connection lives on.
+fn is_answer(err: &tokio_postgres::Error) -> bool {
+    let severity = err
+        .as_db_error()
+        .map(|db| (db.parsed_severity(), db.severity()));
+    matches!(severity, Some((Some(Severity::Error), _) | (None, "ERROR")))
+}
+
+/// Whether the connection has ended, or was told that it will.
+fn is_dead(lease: &Lease) -> bool {
+    let connection = lease.connection();
+    connection.client.is_closed() || connection.watch.farewell().is_some()
+}
+
+/// The end of a run whose connection was lost before it could be committed.
+fn lost(lease: &Lease) -> End {
+    let farewell = lease.connection().watch.farewell();
+    let said = match &farewell {
+        Some(Farewell { sqlstate, text }) => format!("SQLSTATE {sqlstate}: {text}"),
+        None => "without a word".to_owned(),
+    };
+    let message =
+        format!("the connection was lost in a transaction ({said}); nothing was committed");
+    let err = Error::new(ErrorKind::Connect, message)
+        .with_stage(Stage::Query)
+        .with_retry_after(Duration::from_secs(1));
+    match verdict::on_loss(farewell.as_ref()) {
+        Loss::Again => End::Again(err, Why::Lost),
+        Loss::AgainSlowly => End::Again(err, Why::Crowded),
+        Loss::SameAgain => End::Failed(err.with_retry_after(None)),
+    }
+}
+
+fn conflict() -> End {
+    let message = "the transaction met another one and was rolled back";
+    let err = Error::new(ErrorKind::RolledBack, message).with_stage(Stage::Query);
+    End::Again(err, Why::Conflict)
+}
+
+fn rolled_back(lease: &Lease) -> Error {
+    let code = lease.connection().watch.last_sqlstate().unwrap_or_default();
+    let message = format!(
+        "postgres rolled the transaction back: a statement had failed in it (SQLSTATE {code}); return that error from \
+         the closure, or use a savepoint around what may fail"
+    );
+    Error::new(ErrorKind::RolledBack, message).with_stage(Stage::Commit)
+}
+
+fn commit_unknown() -> Error {
+    let message = "the connection was lost after COMMIT was sent and before its answer; look for what the transaction \
+                   wrote before repeating it";
+    Error::new(ErrorKind::CommitUnknown, message).with_stage(Stage::Commit)
+}
+
+fn kept() -> Error {
+    let message = "the closure kept its Tx beyond its own end; the transaction was not committed";
+    Error::new(ErrorKind::Misused, message).with_stage(Stage::Commit)
+}
+
+fn ended_inside() -> Error {
+    let message =
+        "the closure ended the transaction itself; leave COMMIT and ROLLBACK to the router";
+    Error::new(ErrorKind::Misused, message).with_stage(Stage::Commit)
+}

@@ -19,6 +19,7 @@ use crate::{
     endpoint::{Encryption, Endpoint, Route},
     error::Error,
     resolve::AnyResolve,
+    stream::{Pipes, Stream},
     tap::{Tap, Tapped},
     verdict::{self, DialFailure},
     watch::{Settling, Watch},
@@ -31,11 +32,13 @@ const PEER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest time for a cancel request, which nobody waits for.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
 
-type Connector = <MakeRustlsConnect as MakeTlsConnect<TcpStream>>::TlsConnect;
+type Connector = <MakeRustlsConnect as MakeTlsConnect<Stream>>::TlsConnect;
 
 /// Opens connections. One for all tenants.
 pub(crate) struct Dialer {
     resolve: Arc<dyn AnyResolve>,
+    /// Opened instead of sockets, if there.
+    pipes: Option<Pipes>,
     tls: MakeRustlsConnect,
 }
 
@@ -53,9 +56,14 @@ pub(crate) type ConnectionTask =
     Pin<Box<dyn Future<Output = Result<(), tokio_postgres::Error>> + Send>>;
 
 impl Dialer {
-    pub(crate) fn new(resolve: Arc<dyn AnyResolve>, tls: ClientConfig) -> Self {
+    pub(crate) fn new(
+        resolve: Arc<dyn AnyResolve>,
+        pipes: Option<Pipes>,
+        tls: ClientConfig,
+    ) -> Self {
         Self {
             resolve,
+            pipes,
             tls: MakeRustlsConnect::new(tls),
         }
     }
@@ -113,7 +121,7 @@ impl Dialer {
         &self,
         endpoint: &Arc<Endpoint>,
         host: &str,
-        stream: TcpStream,
+        stream: Stream,
     ) -> Result<Dialed, DialFailure> {
         let config = endpoint.pg_config();
         let watch = Watch::new();
@@ -154,19 +162,19 @@ impl Dialer {
     }
 
     fn connector(&self, host: &str) -> io::Result<Connector> {
-        <MakeRustlsConnect as MakeTlsConnect<TcpStream>>::make_tls_connect(
-            &mut self.tls.clone(),
-            host,
-        )
-        .map_err(io::Error::other)
+        <MakeRustlsConnect as MakeTlsConnect<Stream>>::make_tls_connect(&mut self.tls.clone(), host)
+            .map_err(io::Error::other)
     }
 
     /// Opens a socket to the first address of `host` that takes it.
-    async fn open(&self, host: &str, port: u16) -> io::Result<TcpStream> {
+    async fn open(&self, host: &str, port: u16) -> io::Result<Stream> {
+        if let Some(pipes) = &self.pipes {
+            return pipes.open(host, port).await;
+        }
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
         for address in self.resolve.resolve(host, port).await? {
             match timeout(TCP_TIMEOUT, TcpStream::connect(address)).await {
-                Ok(Ok(stream)) => return tuned(stream),
+                Ok(Ok(stream)) => return tuned(stream).map(Stream::Tcp),
                 Ok(Err(err)) => last = err,
                 Err(_) => last = silent(address),
             }

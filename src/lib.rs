@@ -29,6 +29,7 @@ mod router;
 mod secret;
 mod source;
 mod stats;
+mod stream;
 mod sweep;
 mod tap;
 mod tenant;

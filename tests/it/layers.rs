@@ -15,7 +15,10 @@ const ROWS: &[(&str, &[&str])] = &[
         &["retry", "flights", "life", "hint", "stats", "trust"],
     ),
     ("neon", &["neon"]),
-    ("dial", &["tls", "watch", "tap", "dial", "verdict"]),
+    (
+        "dial",
+        &["tls", "stream", "watch", "tap", "dial", "verdict"],
+    ),
     (
         "tenancy",
         &["lookup", "records", "control_plane", "provision", "source"],

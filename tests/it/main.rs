@@ -17,6 +17,7 @@ mod isolation;
 mod layers;
 mod management;
 mod methods;
+mod pipes;
 mod pooling;
 mod provisioning;
 mod refusals;

@@ -1,11 +1,18 @@
-//! What the tests share: a stage with an emulator and routers on it, and a scripted API.
+//! What the tests share: a stage with an emulator and routers on it, a scripted API, and a scripted
+//! Postgres over pipes.
 
+mod backend;
+mod gate;
 mod project;
 mod raw;
 mod relay;
 mod script;
+mod session;
 mod stage;
+mod statement;
 
+pub(crate) use backend::{Backend, Counts};
+pub(crate) use gate::{Failure, Gate, Step};
 pub(crate) use project::{Project, told};
 pub(crate) use raw::{End, RawClient, Seen};
 pub(crate) use relay::Relay;

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 use crate::{
     endpoint::{Endpoint, Route},
     error::{Error, ErrorKind, Stage},
-    pool::Shared,
+    shared::Shared,
     watch::Watch,
 };
 
@@ -54,6 +54,11 @@ impl CancelToken {
         if self.watch.is_parked() || self.watch.is_closing() || self.watch.loan() != self.loan {
             return Ok(());
         }
+        self.cancel_now().await
+    }
+
+    /// The same without a look at whose the connection is now.
+    pub(crate) async fn cancel_now(&self) -> Result<(), Error> {
         let Self {
             token,
             endpoint,

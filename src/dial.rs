@@ -9,13 +9,15 @@ use std::{future::Future, io, net::SocketAddr, pin::Pin, sync::Arc, time::Durati
 use rustls::ClientConfig;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     time::{Instant, timeout, timeout_at},
 };
-use tokio_postgres::{CancelToken, Client, NoTls, tls::MakeTlsConnect};
+use tokio_postgres::{CancelToken, Client, Connection, NoTls, tls::MakeTlsConnect};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::{
+    drive::{Drive, Notifications},
     endpoint::{Encryption, Endpoint, Route},
     error::Error,
     resolve::AnyResolve,
@@ -50,6 +52,8 @@ pub(crate) struct Dialed {
     pub(crate) endpoint: Arc<Endpoint>,
     /// Moves the bytes; must run for the client to work, and ends with the connection.
     pub(crate) task: ConnectionTask,
+    /// What the server says unasked, on a direct connection.
+    pub(crate) notifications: Option<Notifications>,
 }
 
 pub(crate) type ConnectionTask =
@@ -84,7 +88,7 @@ impl Dialer {
                 .open(host, endpoint.port)
                 .await
                 .map_err(DialFailure::Unreachable)?;
-            self.log_in(endpoint, host, stream).await
+            self.log_in(endpoint, route, stream).await
         };
         match timeout_at(deadline, attempt).await {
             Ok(result) => result.map_err(|failure| verdict::on_connect(failure, host)),
@@ -120,22 +124,18 @@ impl Dialer {
     async fn log_in(
         &self,
         endpoint: &Arc<Endpoint>,
-        host: &str,
+        route: Route,
         stream: Stream,
     ) -> Result<Dialed, DialFailure> {
+        let host = endpoint.host(route);
         let config = endpoint.pg_config();
         let watch = Watch::new();
-        let (client, task): (_, ConnectionTask) = match endpoint.encryption {
+        let (client, (task, notifications)) = match endpoint.encryption {
             Encryption::None => {
                 let tapped = Tap::new(stream, Arc::clone(&watch));
-                let (client, connection) = config
-                    .connect_raw(tapped, NoTls)
-                    .await
-                    .map_err(DialFailure::Login)?;
-                (
-                    client,
-                    Box::pin(Settling::new(connection, Arc::clone(&watch))),
-                )
+                let connected = config.connect_raw(tapped, NoTls).await;
+                let (client, connection) = connected.map_err(DialFailure::Login)?;
+                (client, driven(connection, &watch, route))
             }
             Encryption::Tls => {
                 let connector = self.connector(host).map_err(DialFailure::Unreachable)?;
@@ -143,14 +143,9 @@ impl Dialer {
                     connector,
                     watch: Arc::clone(&watch),
                 };
-                let (client, connection) = config
-                    .connect_raw(stream, tls)
-                    .await
-                    .map_err(DialFailure::Login)?;
-                (
-                    client,
-                    Box::pin(Settling::new(connection, Arc::clone(&watch))),
-                )
+                let connected = config.connect_raw(stream, tls).await;
+                let (client, connection) = connected.map_err(DialFailure::Login)?;
+                (client, driven(connection, &watch, route))
             }
         };
         Ok(Dialed {
@@ -158,6 +153,7 @@ impl Dialer {
             watch,
             endpoint: Arc::clone(endpoint),
             task,
+            notifications,
         })
     }
 
@@ -181,6 +177,29 @@ impl Dialer {
         }
         Err(last)
     }
+}
+
+/// The task that drives `connection`, and where its notifications come out: where a pooler stands there are none.
+fn driven<S, T>(
+    connection: Connection<S, T>,
+    watch: &Arc<Watch>,
+    route: Route,
+) -> (ConnectionTask, Option<Notifications>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (drive, notifications) = match route {
+        Route::Pooled => (Drive::new(connection), None),
+        Route::Direct => {
+            let (drive, notifications) = Drive::telling(connection);
+            (drive, Some(notifications))
+        }
+    };
+    (
+        Box::pin(Settling::new(drive, Arc::clone(watch))),
+        notifications,
+    )
 }
 
 fn silent(address: SocketAddr) -> io::Error {

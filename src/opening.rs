@@ -54,6 +54,23 @@ impl Opening<'_> {
         }
     }
 
+    /// Opens a connection past the pooler, unless it is known that this cannot work now.
+    pub(crate) async fn open_direct(&self) -> Result<Dialed, Error> {
+        let Pool { tenant, shared, .. } = self.pool;
+        if let Some(refusal) = shared.refusals.get(tenant, Route::Direct) {
+            self.outwait(&refusal).await?;
+        }
+        let dialed = self.try_until_up().await;
+        match &dialed {
+            Ok(_) => shared.refusals.clear_at(tenant, Route::Direct),
+            Err(err) if !matches!(err.kind(), ErrorKind::Timeout(_)) => {
+                self.pool.refuse(Route::Direct, &Refusal::new(err.clone()));
+            }
+            Err(_) => {}
+        }
+        dialed
+    }
+
     /// Whether the catalog has the tenant elsewhere, or with another credential, than at `known`. An error if it does
     /// not have it at all any more.
     async fn has_moved(&self, known: &Endpoint) -> Result<bool, Error> {

@@ -12,25 +12,18 @@ use std::{
 };
 
 use tokio::{
-    runtime::Handle,
-    sync::{Notify, oneshot},
+    sync::{Notify, Semaphore, oneshot},
     time::{Instant, timeout, timeout_at},
 };
-use tokio_util::task::TaskTracker;
 
 use crate::{
-    config::Config,
-    dial::Dialer,
     endpoint::{Endpoint, Route},
     error::{Error, Stage},
-    hint::HintBudget,
     lease::{Connection, Fitness, Lease, Parting},
-    life::Life,
-    refusals::{Refusal, Refusals},
+    refusals::Refusal,
     retry::{Noted, lock, timed_out},
-    source::Source,
-    stats::{Reason, Stats, count},
-    sweep::Pace,
+    shared::Shared,
+    stats::{Reason, count},
     tenant::TenantId,
     verdict::{self, Next},
     watch::Watch,
@@ -44,50 +37,8 @@ const VERIFY_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest wait for a turn of a connection's task, which takes microseconds unless the runtime is swamped.
 const TURN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Refusals outlive the pools they come from, so there is room for more of them.
-const REFUSALS_PER_POOL: u64 = 10;
 /// A connection that ends sooner than this, without having served anybody, says that more of them will.
 const EARLY_END: Duration = Duration::from_secs(1);
-
-/// What all pools of a router share.
-pub(crate) struct Shared {
-    pub(crate) config: Config,
-    pub(crate) source: Source,
-    pub(crate) dialer: Dialer,
-    pub(crate) refusals: Refusals,
-    pub(crate) hints: Arc<HintBudget>,
-    pub(crate) pace: Pace,
-    pub(crate) stats: Stats,
-    pub(crate) life: Arc<Life>,
-    pub(crate) runtime: Handle,
-    /// The task of every open connection.
-    pub(crate) connections: TaskTracker,
-    /// The task of every attempt to open one.
-    pub(crate) attempts: TaskTracker,
-}
-
-impl Shared {
-    pub(crate) fn new(
-        config: Config,
-        source: Source,
-        dialer: Dialer,
-        runtime: Handle,
-    ) -> Arc<Self> {
-        Arc::new(Self {
-            refusals: Refusals::new(config.max_pools.saturating_mul(REFUSALS_PER_POOL)),
-            hints: HintBudget::new(config.hints_per_minute),
-            pace: Pace::new(&config),
-            config,
-            source,
-            dialer,
-            stats: Stats::default(),
-            life: Arc::default(),
-            runtime,
-            connections: TaskTracker::new(),
-            attempts: TaskTracker::new(),
-        })
-    }
-}
 
 /// One tenant's connections.
 pub(crate) struct Pool {
@@ -97,6 +48,8 @@ pub(crate) struct Pool {
     state: Mutex<State>,
     /// Rung when something was changed that a wake may be waiting for.
     pub(crate) changed: Notify,
+    /// How many more connections past the pooler may be open.
+    pub(crate) direct: Arc<Semaphore>,
 }
 
 impl Pool {
@@ -104,6 +57,7 @@ impl Pool {
         shared.pace.keep_up_with(&endpoint, &shared.config);
         Arc::new(Self {
             tenant,
+            direct: Arc::new(Semaphore::new(shared.config.direct_connections)),
             shared,
             state: Mutex::new(State::new(endpoint)),
             changed: Notify::new(),
@@ -137,6 +91,11 @@ impl Pool {
         self.mended();
         tracing::info!(tenant = self.tenant.as_str(), "the tenant has moved");
         true
+    }
+
+    /// Whether there is proof that the tenant's database is awake.
+    pub(crate) fn is_up(&self) -> bool {
+        !self.state().believes_asleep()
     }
 
     /// Whether there is no reason to wake the tenant's database.
@@ -208,24 +167,15 @@ impl Pool {
     }
 
     /// The lease, if its connection can be used; asks the server where that is in doubt.
-    async fn vet(&self, lease: Lease) -> Option<Lease> {
-        let Connection { client, watch, .. } = lease.connection();
+    async fn vet(self: &Arc<Self>, lease: Lease) -> Option<Lease> {
+        let watch = &lease.connection().watch;
         let mut fitness = lease.connection().fitness(&self.shared.config);
         if fitness == Fitness::Unsettled && watch.clean_when_settled(TURN_TIMEOUT).await {
             fitness = lease.connection().fitness(&self.shared.config);
         }
         match fitness {
             Fitness::Fit => Some(lease),
-            Fitness::Unverified => {
-                let asked = Instant::now();
-                let answer = timeout(VERIFY_TIMEOUT, client.check_connection()).await;
-                if matches!(answer, Ok(Ok(()))) {
-                    return Some(lease);
-                }
-                lease.end();
-                self.condemn(asked);
-                None
-            }
+            Fitness::Unverified => self.verify(lease).await,
             Fitness::Unsettled => {
                 // Not given back: what cannot be used by this caller cannot be used by the next.
                 lease.discard();
@@ -233,6 +183,24 @@ impl Pool {
             }
             Fitness::Closed => None,
         }
+    }
+
+    /// The lease, if the server answers on its connection.
+    ///
+    /// In a task of its own: a caller that leaves meanwhile must not put a connection back that says nothing.
+    async fn verify(self: &Arc<Self>, lease: Lease) -> Option<Lease> {
+        let pool = Arc::clone(self);
+        let verified = self.shared.runtime.spawn(async move {
+            let asked = Instant::now();
+            let answer = timeout(VERIFY_TIMEOUT, lease.connection().client.check_connection());
+            if matches!(answer.await, Ok(Ok(()))) {
+                return Some(lease);
+            }
+            lease.end();
+            pool.condemn(asked);
+            None
+        });
+        verified.await.ok().flatten()
     }
 
     /// Trusts no connection opened before `instant` any more.

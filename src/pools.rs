@@ -11,11 +11,7 @@ use std::{
 use moka::{policy::EvictionPolicy, sync::Cache};
 
 use crate::{
-    endpoint::Endpoint,
-    pool::{Pool, Shared},
-    retry::lock,
-    source::Located,
-    stats::count,
+    endpoint::Endpoint, pool::Pool, retry::lock, shared::Shared, source::Located, stats::count,
     tenant::TenantId,
 };
 

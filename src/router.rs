@@ -10,18 +10,19 @@ use tokio::{
 use crate::{
     builder::RouterBuilder,
     client::TenantClient,
+    direct::DirectClient,
     error::{Error, Stage},
     flights::Flights,
     lease::Lease,
     lookup::Lookup,
-    pool::{Pool, Shared},
+    pool::Pool,
     pools::Pools,
     provision::Provisioner,
     retry::Progress,
+    shared::Shared,
     stats::{Reason, Status, count},
     sweep,
     tenant::TenantId,
-    transaction::{Access, Transaction, TransactionOptions, Tx},
 };
 
 /// Longest wait, in `close`, for connections to say goodbye.
@@ -30,10 +31,10 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Turns a tenant's id into a live connection to that tenant's own database.
 ///
 /// Cheap to clone; all clones share the same pools. Its tasks run on the runtime that `build` was called on, and no
-/// matter on which runtime callers are; when that runtime ends, every call answers [`ErrorKind::Closed`].
+/// matter on which runtime callers are; when that runtime ends, every call answers `ErrorKind::Closed`.
 #[derive(Clone)]
 pub struct TenantRouter {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
 pub(crate) struct Inner {
@@ -73,7 +74,7 @@ impl TenantRouter {
     /// when the time is over, so calling again later can succeed at once.
     ///
     /// # Errors
-    /// The [kind](Error::kind) says what happened. [`ErrorKind::Timeout`] names the stage, has the last failure as its
+    /// The [kind](Error::kind) says what happened. `ErrorKind::Timeout` names the stage, has the last failure as its
     /// source, and says by [`retry_after`](Error::retry_after) when to come back.
     ///
     /// # Cancel safety
@@ -86,113 +87,34 @@ impl TenantRouter {
             .map(TenantClient::new)
     }
 
-    /// Runs `work` in a read-only transaction on the database of `tenant`, and again if the connection dies under it.
-    ///
-    /// With the [defaults](TransactionOptions): three runs at most, 30 seconds for everything. `work` gets the
-    /// connection by value and must let go of it before it returns.
-    ///
-    /// ```no_run
-    /// # async fn f(router: &tenantry::TenantRouter, note: &str) -> Result<(), tenantry::Error> {
-    /// let found = router
-    ///     .read("acme", |tx| async move {
-    ///         let rows = tx.query("SELECT id FROM notes WHERE text = $1", &[&note]).await?;
-    ///         Ok::<_, tenantry::Error>(rows.len())
-    ///     })
-    ///     .await?;
-    /// # let _ = found; Ok(()) }
-    /// ```
+    /// A connection past the pooler to the database of `tenant`, for what transaction pooling cannot do: migrations,
+    /// `LISTEN`, `COPY`, session state. It is opened for this caller, and closed when it is dropped; at most
+    /// [`direct_connections`](RouterBuilder::direct_connections) of a tenant are open at once.
     ///
     /// # Errors
-    /// Those of [`get`](Self::get); the closure's own; [`ErrorKind::Connect`] if the connection was lost too often;
-    /// [`ErrorKind::Timeout`]; [`ErrorKind::RolledBack`] and [`ErrorKind::Misused`] as for
-    /// [`transaction`](Self::transaction).
+    /// As for [`get`](Self::get). Without a place within `get_timeout`: `ErrorKind::Timeout` at
+    /// [`Stage::Checkout`].
     ///
     /// # Cancel safety
-    /// Dropping the future rolls back and closes the connection.
-    pub async fn read<T, E, Fut>(
-        &self,
-        tenant: &(impl AsRef<str> + ?Sized),
-        work: impl FnMut(Tx) -> Fut,
-    ) -> Result<T, E>
-    where
-        Fut: Future<Output = Result<T, E>> + Send,
-        E: From<Error> + From<tokio_postgres::Error>,
-    {
-        self.read_with(tenant, &TransactionOptions::new(), work)
-            .await
-    }
-
-    /// [`read`](Self::read) with options.
-    pub async fn read_with<T, E, Fut>(
-        &self,
-        tenant: &(impl AsRef<str> + ?Sized),
-        options: &TransactionOptions,
-        work: impl FnMut(Tx) -> Fut,
-    ) -> Result<T, E>
-    where
-        Fut: Future<Output = Result<T, E>> + Send,
-        E: From<Error> + From<tokio_postgres::Error>,
-    {
-        let transaction = Transaction::new(options, Access::ReadOnly);
-        self.inner.run(tenant.as_ref(), transaction, work).await
-    }
-
-    /// Runs `work` in a transaction on the database of `tenant` and commits it if `work` returns `Ok`.
-    ///
-    /// It is run again only where nothing can have been committed: the connection died before COMMIT was written to it,
-    /// or, [if asked for](TransactionOptions::retry_conflicts), Postgres rolled it back for a conflict. `work` may thus
-    /// be called several times, so what it does outside the database must bear that.
-    ///
-    /// With the [defaults](TransactionOptions): three runs at most, 30 seconds for everything. `work` gets the
-    /// connection by value and must let go of it before it returns.
-    ///
-    /// ```no_run
-    /// # async fn f(router: &tenantry::TenantRouter, note: &str) -> Result<(), tenantry::Error> {
-    /// router
-    ///     .transaction("acme", |tx| async move {
-    ///         tx.execute("INSERT INTO notes (text) VALUES ($1)", &[&note]).await?;
-    ///         Ok::<_, tenantry::Error>(())
-    ///     })
-    ///     .await
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// Those of [`get`](Self::get), and the closure's own, after a rollback.
-    /// [`ErrorKind::CommitUnknown`]: the connection was lost, or the time was over, between COMMIT and its answer.
-    /// [`ErrorKind::RolledBack`]: a statement had failed and the closure returned `Ok` all the same; Postgres answers
-    /// such a COMMIT with a rollback. [`ErrorKind::Connect`]: the connection was lost too often; nothing was committed.
-    /// [`ErrorKind::Misused`]: the closure kept its [`Tx`], or ended the transaction itself.
-    /// An error with which Postgres answers COMMIT (a deferred constraint, a conflict) comes as tokio-postgres's own.
-    ///
-    /// # Cancel safety
-    /// Dropping the future rolls back and closes the connection; if COMMIT was sent already, it may be committed.
-    pub async fn transaction<T, E, Fut>(
-        &self,
-        tenant: &(impl AsRef<str> + ?Sized),
-        work: impl FnMut(Tx) -> Fut,
-    ) -> Result<T, E>
-    where
-        Fut: Future<Output = Result<T, E>> + Send,
-        E: From<Error> + From<tokio_postgres::Error>,
-    {
-        self.transaction_with(tenant, &TransactionOptions::new(), work)
-            .await
-    }
-
-    /// [`transaction`](Self::transaction) with options.
-    pub async fn transaction_with<T, E, Fut>(
-        &self,
-        tenant: &(impl AsRef<str> + ?Sized),
-        options: &TransactionOptions,
-        work: impl FnMut(Tx) -> Fut,
-    ) -> Result<T, E>
-    where
-        Fut: Future<Output = Result<T, E>> + Send,
-        E: From<Error> + From<tokio_postgres::Error>,
-    {
-        let transaction = Transaction::new(options, Access::ReadWrite);
-        self.inner.run(tenant.as_ref(), transaction, work).await
+    /// Dropping the future closes what was opened; a look-up, a creation or a wake under way goes on.
+    pub async fn direct<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> Result<DirectClient, Error> {
+        let Inner { pools, shared, .. } = &*self.inner;
+        let tenant = TenantId::parse(tenant.as_ref())?;
+        let patience = shared.config.get_timeout;
+        let until = Instant::now() + patience;
+        let open = async {
+            let pool = match pools.find(tenant.as_str()) {
+                Some(pool) => pool,
+                None => self.inner.fly(&tenant, patience).await?,
+            };
+            DirectClient::open(pool, until).await
+        };
+        let opened = tokio::select! {
+            biased;
+            () = shared.life.ended() => Err(Error::closed()),
+            opened = open => opened,
+        };
+        opened.map_err(|err| err.with_tenant(&tenant))
     }
 
     /// Starts waking the database of `tenant`, so that a later `get` need not wait for it.
@@ -267,7 +189,7 @@ impl TenantRouter {
         }
     }
 
-    /// Ends the router: calls that wait and all later ones answer [`ErrorKind::Closed`], idle connections are closed
+    /// Ends the router: calls that wait and all later ones answer `ErrorKind::Closed`, idle connections are closed
     /// now and those in use when they come back. Returns when all are closed, after 5 seconds at the latest.
     ///
     /// # Cancel safety
@@ -287,27 +209,8 @@ impl TenantRouter {
 }
 
 impl Inner {
-    async fn run<T, E, Fut>(
-        &self,
-        tenant: &str,
-        mut transaction: Transaction<'_>,
-        mut work: impl FnMut(Tx) -> Fut,
-    ) -> Result<T, E>
-    where
-        Fut: Future<Output = Result<T, E>> + Send,
-        E: From<Error> + From<tokio_postgres::Error>,
-    {
-        loop {
-            let patience = Some(transaction.remaining());
-            let lease = self.get(tenant, Reason::Request, patience).await?;
-            if let Some(result) = transaction.run(lease, &mut work).await {
-                return result;
-            }
-        }
-    }
-
     /// A connection, within `get_timeout`, and within `patience` if there is one.
-    async fn get(
+    pub(crate) async fn get(
         &self,
         tenant: &str,
         reason: Reason,
@@ -376,17 +279,19 @@ impl Inner {
         let until = Instant::now() + patience;
         let found = match pool {
             Some(pool) => Ok(pool),
-            None => {
-                self.flights
-                    .join(&tenant, patience, || self.find(&tenant))
-                    .await
-            }
+            None => self.fly(&tenant, patience).await,
         };
         let lease = match found {
             Ok(pool) => pool.get(until, reason).await,
             Err(err) => Err(err),
         };
         lease.map_err(|err| err.with_tenant(&tenant))
+    }
+
+    /// The pool of a tenant that is not in the cache.
+    async fn fly(&self, tenant: &TenantId, patience: Duration) -> Result<Arc<Pool>, Error> {
+        let find = || self.find(tenant);
+        self.flights.join(tenant, patience, find).await
     }
 
     /// The flight that finds a tenant's endpoint, or creates it, and makes its pool.

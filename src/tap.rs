@@ -106,6 +106,7 @@ impl<S> Tap<S> {
                     .store(body.first().copied().unwrap_or(0), Release);
                 if batches.pop_front() == Some(Batch::Work) {
                     watch.outstanding.fetch_sub(1, SeqCst);
+                    watch.mark_served();
                 }
             }
             b'C' => watch.note_done(body.starts_with(b"ROLLBACK\0")),

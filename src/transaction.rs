@@ -3,30 +3,29 @@
 //! What happened to the connection is decided by what passed on it, never by looking into the error of the closure: the
 //! closure may have swallowed it, or have failed for a reason of its own on a connection that is well.
 
+mod options;
+mod tx;
+
 use std::{
-    fmt,
     future::Future,
-    ops::Deref,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use tokio::time::{Instant, sleep, timeout_at};
-use tokio_postgres::{
-    IsolationLevel,
-    error::{Severity, SqlState},
-};
+use tokio_postgres::error::{Severity, SqlState};
 
 use crate::{
-    cancel::CancelToken,
-    client::token_of,
     error::{Error, ErrorKind, Stage},
     lease::Lease,
     retry::{LONGEST, lock, timed_out},
     stats::count,
-    tenant::TenantId,
     verdict::{self, Farewell, Loss},
 };
+
+pub(crate) use options::Access;
+pub use options::TransactionOptions;
+pub use tx::Tx;
 
 /// Longest wait for the answer to BEGIN, which does nothing yet: a connection that says nothing is given up.
 const BEGIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -34,179 +33,6 @@ const BEGIN_TIMEOUT: Duration = Duration::from_secs(5);
 const ROLLBACK_TIMEOUT: Duration = Duration::from_secs(1);
 /// Wait before running again what the pooler had no room for.
 const CROWDED_WAIT: Duration = Duration::from_secs(1);
-
-/// How a transaction is run, and how often.
-///
-/// ```
-/// use std::time::Duration;
-/// use tenantry::{TransactionOptions, tokio_postgres::IsolationLevel};
-///
-/// let options = TransactionOptions::new()
-///     .isolation_level(IsolationLevel::Serializable)
-///     .retry_conflicts(true)
-///     .statement_timeout(Duration::from_secs(5));
-/// # let _ = options;
-/// ```
-#[derive(Clone, Debug)]
-#[must_use]
-pub struct TransactionOptions {
-    isolation: Option<IsolationLevel>,
-    deferrable: bool,
-    statement_timeout: Option<Duration>,
-    timeout: Duration,
-    retries: u32,
-    retry_conflicts: bool,
-}
-
-impl Default for TransactionOptions {
-    fn default() -> Self {
-        Self {
-            isolation: None,
-            deferrable: false,
-            statement_timeout: None,
-            timeout: Duration::from_secs(30),
-            retries: 2,
-            retry_conflicts: false,
-        }
-    }
-}
-
-impl TransactionOptions {
-    /// The defaults.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Sets the isolation level. Defaults to the database's own, which is READ COMMITTED unless it was changed.
-    pub fn isolation_level(mut self, level: IsolationLevel) -> Self {
-        self.isolation = Some(level);
-        self
-    }
-
-    /// Whether to wait for a moment without serialization conflicts before it begins. Defaults to no; of use only to a
-    /// `read` at level SERIALIZABLE, which then never fails for a conflict.
-    pub fn deferrable(mut self, deferrable: bool) -> Self {
-        self.deferrable = deferrable;
-        self
-    }
-
-    /// Longest time for one statement, which Postgres enforces (SQLSTATE 57014). Defaults to the role's own. Set in the
-    /// transaction only (`SET LOCAL`): a plain `SET` through Neon's pooler would reach other clients too.
-    pub fn statement_timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
-        self.statement_timeout = limit.into();
-        self
-    }
-
-    /// Longest time for everything: a connection, all runs, and the commit. Defaults to 30 seconds, enough for a cold
-    /// start and a short transaction.
-    pub fn timeout(mut self, limit: Duration) -> Self {
-        self.timeout = limit;
-        self
-    }
-
-    /// How often the closure may be run again. Defaults to 2. A connection that is lost before the closure is called
-    /// does not count.
-    pub fn retries(mut self, count: u32) -> Self {
-        self.retries = count;
-        self
-    }
-
-    /// Whether to run it again after a serialization failure (40001) or a deadlock (40P01). Defaults to no.
-    pub fn retry_conflicts(mut self, retry: bool) -> Self {
-        self.retry_conflicts = retry;
-        self
-    }
-
-    /// What begins the transaction, in one round trip.
-    fn begin(&self, access: Access) -> String {
-        let level = match self.isolation {
-            Some(IsolationLevel::ReadUncommitted) => " ISOLATION LEVEL READ UNCOMMITTED",
-            Some(IsolationLevel::ReadCommitted) => " ISOLATION LEVEL READ COMMITTED",
-            Some(IsolationLevel::RepeatableRead) => " ISOLATION LEVEL REPEATABLE READ",
-            Some(_) => " ISOLATION LEVEL SERIALIZABLE",
-            None => "",
-        };
-        let access = match access {
-            Access::ReadOnly => " READ ONLY",
-            Access::ReadWrite => " READ WRITE",
-        };
-        let deferrable = if self.deferrable { " DEFERRABLE" } else { "" };
-        let limit = self.statement_timeout.map(|limit| {
-            let milliseconds = limit.as_millis().clamp(1, i32::MAX as u128);
-            format!("; SET LOCAL statement_timeout = {milliseconds}")
-        });
-        format!(
-            "BEGIN{level}{access}{deferrable}{}",
-            limit.unwrap_or_default()
-        )
-    }
-}
-
-/// What a transaction may do.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Access {
-    ReadOnly,
-    ReadWrite,
-}
-
-/// The connection inside a transaction that the router has begun and will end. Drop it, or let it go out of scope,
-/// before the closure's future ends.
-///
-/// It derefs to deadpool-postgres's client, so `query_typed`, `prepare_cached` and everything that takes its
-/// `GenericClient` (as `&*tx`) work. Do not send `BEGIN`, `COMMIT` or `ROLLBACK` on it; savepoints are fine.
-pub struct Tx {
-    // Only its drop takes it.
-    lease: Option<Lease>,
-    home: Arc<Home>,
-}
-
-/// Where the connection goes when the closure is done with it.
-type Home = Mutex<Option<Lease>>;
-
-impl Tx {
-    fn new(lease: Lease, home: &Arc<Home>) -> Self {
-        Self {
-            lease: Some(lease),
-            home: Arc::clone(home),
-        }
-    }
-
-    fn lease(&self) -> &Lease {
-        self.lease.as_ref().expect("only drop takes it")
-    }
-
-    /// Whose database this is.
-    pub fn tenant(&self) -> &TenantId {
-        self.lease().tenant()
-    }
-
-    /// A token that stops what runs on the connection, from another task.
-    pub fn cancel_token(&self) -> CancelToken {
-        token_of(self.lease())
-    }
-}
-
-impl Deref for Tx {
-    type Target = deadpool_postgres::Client;
-
-    fn deref(&self) -> &Self::Target {
-        &self.lease().connection().client
-    }
-}
-
-impl Drop for Tx {
-    fn drop(&mut self) {
-        *lock(&self.home) = self.lease.take();
-    }
-}
-
-impl fmt::Debug for Tx {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tx")
-            .field("tenant", self.tenant())
-            .finish_non_exhaustive()
-    }
-}
 
 /// How one run ended, as far as the connection tells.
 enum End {
@@ -273,10 +99,12 @@ impl<'a> Transaction<'a> {
         Fut: Future<Output = Result<T, E>> + Send,
         E: From<Error> + From<tokio_postgres::Error>,
     {
+        let tenant = lease.tenant().clone();
+        let ours = |err: Error| Some(Err(err.with_tenant(&tenant).into()));
         match self.begin(&lease).await {
             End::Committed | End::Undone => {}
-            End::Again(err, why) => return Some(Err(self.again(lease, err, why).await?.into())),
-            End::Failed(err) => return Some(Err(err.into())),
+            End::Again(err, why) => return ours(self.again(lease, err, why).await?),
+            End::Failed(err) => return ours(err),
             End::Refused(err) => return Some(Err(err.into())),
         }
         let home = Arc::new(Mutex::new(None));
@@ -284,8 +112,8 @@ impl<'a> Transaction<'a> {
         let lease = lock(&home).take();
         let (done, lease) = match (done, lease) {
             (Ok(done), Some(lease)) => (done, lease),
-            (Ok(_), None) => return Some(Err(kept().into())),
-            (Err(_), _) => return Some(Err(self.out_of_time(Stage::Query).into())),
+            (Ok(_), None) => return ours(kept()),
+            (Err(_), _) => return ours(self.out_of_time(Stage::Query)),
         };
         let end = match done {
             Ok(_) => self.commit(&lease).await,
@@ -293,12 +121,12 @@ impl<'a> Transaction<'a> {
         };
         match end {
             End::Committed | End::Undone => Some(done),
-            End::Again(err, _) if self.left == 0 => Some(Err(err.into())),
+            End::Again(err, _) if self.left == 0 => ours(err),
             End::Again(err, why) => {
                 self.left -= 1;
-                Some(Err(self.again(lease, err, why).await?.into()))
+                ours(self.again(lease, err, why).await?)
             }
-            End::Failed(err) => Some(Err(err.into())),
+            End::Failed(err) => ours(err),
             End::Refused(err) => Some(Err(err.into())),
         }
     }
@@ -309,9 +137,8 @@ impl<'a> Transaction<'a> {
         match timeout_at(limit, lease.connection().client.batch_execute(&begin)).await {
             Ok(Ok(())) => End::Undone,
             Ok(Err(err)) if is_answer(&err) => End::Refused(err),
-            Ok(Err(_)) => lost(lease),
             Err(_) if Instant::now() >= self.until => End::Failed(self.out_of_time(Stage::Query)),
-            Err(_) => lost(lease),
+            Ok(Err(_)) | Err(_) => lost(lease),
         }
     }
 

@@ -179,12 +179,10 @@ fn open(pool: &Arc<Pool>, dialed: Dialed) {
         watch,
         endpoint,
         task,
+        ..
     } = dialed;
     count(&pool.shared.stats.opened);
-    let ending = Ending {
-        pool: Arc::downgrade(pool),
-        watch: Arc::clone(&watch),
-    };
+    let ending = Ending::new(pool, &watch);
     pool.shared
         .connections
         .spawn_on(tend(task, ending), &pool.shared.runtime);
@@ -222,6 +220,15 @@ pub(crate) struct Ending {
     // Weak, because the pool owns the connection whose task this is.
     pool: Weak<Pool>,
     watch: Arc<Watch>,
+}
+
+impl Ending {
+    pub(crate) fn new(pool: &Arc<Pool>, watch: &Arc<Watch>) -> Self {
+        Self {
+            pool: Arc::downgrade(pool),
+            watch: Arc::clone(watch),
+        }
+    }
 }
 
 impl Drop for Ending {

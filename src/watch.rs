@@ -34,7 +34,7 @@ pub(crate) struct Watch {
     opened: Instant,
     /// Milliseconds from `opened` to the last bytes that came from the server.
     heard: AtomicU64,
-    /// Whether anybody has used it and given it back in order.
+    /// Whether anybody has used it: had an answer on it, or given it back in order.
     served: AtomicBool,
     /// Transaction status of the last ReadyForQuery: `I` idle, `T` in a transaction, `E` in a failed one.
     pub(crate) status: AtomicU8,
@@ -186,7 +186,7 @@ impl Watch {
         self.parked.load(SeqCst) && !self.is_idle()
     }
 
-    /// Notes that somebody has used it and given it back in order.
+    /// Notes that somebody has used it.
     pub(crate) fn mark_served(&self) {
         self.served.store(true, Release);
     }

@@ -87,7 +87,7 @@ impl State {
             .filter(|it| now < *it + REPEATED)
             .unwrap_or(now);
         self.repeated_since = Some(since);
-        REPEATED - (now - since)
+        (since + REPEATED).saturating_duration_since(now)
     }
 
     /// How many more attempts are due now, and why.

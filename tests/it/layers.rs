@@ -17,7 +17,7 @@ const ROWS: &[(&str, &[&str])] = &[
     ("neon", &["neon"]),
     (
         "dial",
-        &["tls", "stream", "watch", "tap", "dial", "verdict"],
+        &["tls", "stream", "watch", "tap", "drive", "dial", "verdict"],
     ),
     (
         "tenancy",
@@ -37,6 +37,7 @@ const ROWS: &[(&str, &[&str])] = &[
             "transaction",
             "direct",
             "router",
+            "verbs",
             "builder",
         ],
     ),

@@ -1,0 +1,175 @@
+//! A connection that goes straight to Postgres, for what a pooler in transaction mode cannot do.
+
+use std::{
+    fmt,
+    ops::{Deref, DerefMut},
+    sync::Arc,
+};
+
+use tokio::{
+    sync::{OwnedSemaphorePermit, oneshot},
+    time::{Instant, timeout_at},
+};
+use tokio_postgres::Notification;
+
+use crate::{
+    cancel::CancelToken,
+    dial::Dialed,
+    drive::Notifications,
+    endpoint::{Endpoint, Route},
+    error::{Error, Stage},
+    opening::Opening,
+    pool::Pool,
+    retry::{Progress, timed_out},
+    stats::Reason,
+    tenant::TenantId,
+    wake::{Ending, mint, tend},
+    watch::Watch,
+};
+
+/// A connection of its own to one tenant's database, past the pooler: for migrations, `LISTEN`, `COPY`, session state
+/// and advisory locks. Dropping it closes it; it is never given to anybody else.
+///
+/// It derefs to deadpool-postgres's client. It does not keep the database awake, and ends when that falls asleep.
+pub struct DirectClient {
+    client: deadpool_postgres::Client,
+    notifications: Notifications,
+    watch: Arc<Watch>,
+    endpoint: Arc<Endpoint>,
+    pool: Arc<Pool>,
+}
+
+impl DirectClient {
+    /// Whose database this is.
+    pub fn tenant(&self) -> &TenantId {
+        &self.pool.tenant
+    }
+
+    /// A token that stops what runs on the connection, from another task.
+    pub fn cancel_token(&self) -> CancelToken {
+        let Self {
+            client,
+            endpoint,
+            watch,
+            pool,
+            ..
+        } = self;
+        CancelToken::new(client, endpoint, Route::Direct, watch, &pool.shared)
+    }
+
+    /// The next notification on a channel that was listened to; `None` when the connection has ended. Up to 1024 wait
+    /// here; later ones are lost, with a warning in the log. Those sent while the database slept were never kept.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses no notification.
+    pub async fn notification(&mut self) -> Option<Notification> {
+        self.notifications.recv().await
+    }
+
+    /// Opens one for the tenant of `pool`, by `until`.
+    ///
+    /// # Cancel safety
+    /// Dropping it gives up; what was dialed meanwhile is closed.
+    pub(crate) async fn open(pool: Arc<Pool>, until: Instant) -> Result<Self, Error> {
+        let began = Instant::now();
+        let permits = Arc::clone(&pool.direct);
+        let permit = timeout_at(until, permits.acquire_owned()).await;
+        let permit = permit.map_err(|_| timed_out(Stage::Checkout, began.elapsed(), None))?;
+        let permit = permit.map_err(|_| Error::closed())?;
+        if !pool.is_up() {
+            // The tenant's one wake comes first, however many want it.
+            drop(pool.get(until, Reason::Request).await?);
+        }
+        let (hand_over, handed) = oneshot::channel();
+        let attempts = pool.shared.attempts.clone();
+        let runtime = pool.shared.runtime.clone();
+        let task = async move {
+            drop(hand_over.send(Self::dial(pool, until, permit).await));
+        };
+        attempts.spawn_on(task, &runtime);
+        handed.await.unwrap_or_else(|_| Err(Error::closed()))
+    }
+
+    async fn dial(
+        pool: Arc<Pool>,
+        until: Instant,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<Self, Error> {
+        let left = until.saturating_duration_since(Instant::now());
+        let progress = Progress::new(Stage::Checkout, left);
+        let opening = Opening {
+            pool: &pool,
+            route: Route::Direct,
+            progress: &progress,
+        };
+        let dialed = tokio::select! {
+            biased;
+            () = pool.shared.life.ended() => Err(Error::closed()),
+            dialed = opening.open_direct() => dialed,
+        };
+        Self::new(&pool, dialed?, permit)
+    }
+
+    fn new(pool: &Arc<Pool>, dialed: Dialed, permit: OwnedSemaphorePermit) -> Result<Self, Error> {
+        let Dialed {
+            client,
+            watch,
+            endpoint,
+            task,
+            notifications,
+        } = dialed;
+        let ending = Ending::new(pool, &watch);
+        let tended = async move {
+            tend(task, ending).await;
+            drop(permit);
+        };
+        let runtime = &pool.shared.runtime;
+        pool.shared.connections.spawn_on(tended, runtime);
+        let client = mint(client, runtime.spawn(std::future::ready(())));
+        let (Some(client), Some(notifications)) = (client, notifications) else {
+            watch.mark_closing();
+            return Err(Error::closed());
+        };
+        Ok(Self {
+            client,
+            notifications,
+            watch,
+            endpoint,
+            pool: Arc::clone(pool),
+        })
+    }
+}
+
+impl Deref for DirectClient {
+    type Target = deadpool_postgres::Client;
+
+    fn deref(&self) -> &Self::Target {
+        &self.client
+    }
+}
+
+impl DerefMut for DirectClient {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.client
+    }
+}
+
+impl Drop for DirectClient {
+    fn drop(&mut self) {
+        if !self.watch.is_idle() && !self.client.is_closed() {
+            // Postgres notices a client that is gone only when it next writes to it.
+            let token = self.cancel_token();
+            let runtime = &self.pool.shared.runtime;
+            runtime.spawn(async move { token.cancel_now().await });
+        }
+        self.watch.mark_closing();
+    }
+}
+
+impl fmt::Debug for DirectClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DirectClient")
+            .field("tenant", self.tenant())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,54 @@
+//! What all pools of a router share.
+
+use std::sync::Arc;
+
+use tokio::runtime::Handle;
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    config::Config, dial::Dialer, hint::HintBudget, life::Life, refusals::Refusals, source::Source,
+    stats::Stats, sweep::Pace,
+};
+
+/// Refusals outlive the pools they come from, so there is room for more of them.
+const REFUSALS_PER_POOL: u64 = 10;
+
+/// What all pools of a router share.
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) source: Source,
+    pub(crate) dialer: Dialer,
+    pub(crate) refusals: Refusals,
+    pub(crate) hints: Arc<HintBudget>,
+    pub(crate) pace: Pace,
+    pub(crate) stats: Stats,
+    pub(crate) life: Arc<Life>,
+    pub(crate) runtime: Handle,
+    /// The task of every open connection.
+    pub(crate) connections: TaskTracker,
+    /// The task of every attempt to open one.
+    pub(crate) attempts: TaskTracker,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        config: Config,
+        source: Source,
+        dialer: Dialer,
+        runtime: Handle,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            refusals: Refusals::new(config.max_pools.saturating_mul(REFUSALS_PER_POOL)),
+            hints: HintBudget::new(config.hints_per_minute),
+            pace: Pace::new(&config),
+            config,
+            source,
+            dialer,
+            stats: Stats::default(),
+            life: Arc::default(),
+            runtime,
+            connections: TaskTracker::new(),
+            attempts: TaskTracker::new(),
+        })
+    }
+}

@@ -1,0 +1,68 @@
+//! The connection that the closure of a transaction gets.
+
+use std::{
+    fmt,
+    ops::Deref,
+    sync::{Arc, Mutex},
+};
+
+use crate::{cancel::CancelToken, client::token_of, lease::Lease, retry::lock, tenant::TenantId};
+
+/// The connection inside a transaction that the router has begun and will end. Drop it, or let it go out of scope,
+/// before the closure's future ends.
+///
+/// It derefs to deadpool-postgres's client, so `query_typed`, `prepare_cached` and everything that takes its
+/// `GenericClient` (as `&*tx`) work. Do not send `BEGIN`, `COMMIT` or `ROLLBACK` on it; savepoints are fine.
+pub struct Tx {
+    // Only its drop takes it.
+    lease: Option<Lease>,
+    home: Arc<Home>,
+}
+
+/// Where the connection goes when the closure is done with it.
+pub(crate) type Home = Mutex<Option<Lease>>;
+
+impl Tx {
+    pub(crate) fn new(lease: Lease, home: &Arc<Home>) -> Self {
+        Self {
+            lease: Some(lease),
+            home: Arc::clone(home),
+        }
+    }
+
+    fn lease(&self) -> &Lease {
+        self.lease.as_ref().expect("only drop takes it")
+    }
+
+    /// Whose database this is.
+    pub fn tenant(&self) -> &TenantId {
+        self.lease().tenant()
+    }
+
+    /// A token that stops what runs on the connection, from another task.
+    pub fn cancel_token(&self) -> CancelToken {
+        token_of(self.lease())
+    }
+}
+
+impl Deref for Tx {
+    type Target = deadpool_postgres::Client;
+
+    fn deref(&self) -> &Self::Target {
+        &self.lease().connection().client
+    }
+}
+
+impl Drop for Tx {
+    fn drop(&mut self) {
+        *lock(&self.home) = self.lease.take();
+    }
+}
+
+impl fmt::Debug for Tx {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tx")
+            .field("tenant", self.tenant())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,142 @@
+//! The calls that survive the loss of their connection: `read` and `transaction`.
+
+use std::future::Future;
+
+use crate::{
+    error::Error,
+    router::{Inner, TenantRouter},
+    stats::Reason,
+    transaction::{Access, Transaction, TransactionOptions, Tx},
+};
+
+impl TenantRouter {
+    /// Runs `work` in a read-only transaction on the database of `tenant`, and again if the connection dies under it.
+    ///
+    /// With the [defaults](TransactionOptions): three runs at most, 30 seconds for everything. `work` gets the
+    /// connection by value and must let go of it before it returns.
+    ///
+    /// ```no_run
+    /// # async fn f(router: &tenantry::TenantRouter, note: &str) -> Result<(), tenantry::Error> {
+    /// let found = router
+    ///     .read("acme", |tx| async move {
+    ///         let rows = tx.query("SELECT id FROM notes WHERE text = $1", &[&note]).await?;
+    ///         Ok::<_, tenantry::Error>(rows.len())
+    ///     })
+    ///     .await?;
+    /// # let _ = found; Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`get`](Self::get); the closure's own; `ErrorKind::Connect` if the connection was lost too often;
+    /// `ErrorKind::Timeout`; `ErrorKind::RolledBack` and `ErrorKind::Misused` as for
+    /// [`transaction`](Self::transaction).
+    ///
+    /// # Cancel safety
+    /// Dropping the future rolls back and closes the connection.
+    pub async fn read<T, E, Fut>(
+        &self,
+        tenant: &(impl AsRef<str> + ?Sized),
+        work: impl FnMut(Tx) -> Fut,
+    ) -> Result<T, E>
+    where
+        Fut: Future<Output = Result<T, E>> + Send,
+        E: From<Error> + From<tokio_postgres::Error>,
+    {
+        self.read_with(tenant, &TransactionOptions::new(), work)
+            .await
+    }
+
+    /// [`read`](Self::read) with options.
+    pub async fn read_with<T, E, Fut>(
+        &self,
+        tenant: &(impl AsRef<str> + ?Sized),
+        options: &TransactionOptions,
+        work: impl FnMut(Tx) -> Fut,
+    ) -> Result<T, E>
+    where
+        Fut: Future<Output = Result<T, E>> + Send,
+        E: From<Error> + From<tokio_postgres::Error>,
+    {
+        let transaction = Transaction::new(options, Access::ReadOnly);
+        self.inner.run(tenant.as_ref(), transaction, work).await
+    }
+
+    /// Runs `work` in a transaction on the database of `tenant` and commits it if `work` returns `Ok`.
+    ///
+    /// It is run again only where nothing can have been committed: the connection died before COMMIT was written to it,
+    /// or, [if asked for](TransactionOptions::retry_conflicts), Postgres rolled it back for a conflict. `work` may thus
+    /// be called several times, so what it does outside the database must bear that.
+    ///
+    /// With the [defaults](TransactionOptions): three runs at most, 30 seconds for everything. `work` gets the
+    /// connection by value and must let go of it before it returns.
+    ///
+    /// ```no_run
+    /// # async fn f(router: &tenantry::TenantRouter, note: &str) -> Result<(), tenantry::Error> {
+    /// router
+    ///     .transaction("acme", |tx| async move {
+    ///         tx.execute("INSERT INTO notes (text) VALUES ($1)", &[&note]).await?;
+    ///         Ok::<_, tenantry::Error>(())
+    ///     })
+    ///     .await
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`get`](Self::get), and the closure's own, after a rollback.
+    /// `ErrorKind::CommitUnknown`: the connection was lost, or the time was over, between COMMIT and its answer.
+    /// `ErrorKind::RolledBack`: a statement had failed and the closure returned `Ok` all the same; Postgres answers
+    /// such a COMMIT with a rollback. `ErrorKind::Connect`: the connection was lost too often; nothing was committed.
+    /// `ErrorKind::Misused`: the closure kept its [`Tx`], or ended the transaction itself.
+    /// An error with which Postgres answers COMMIT (a deferred constraint, a conflict) comes as tokio-postgres's own.
+    ///
+    /// # Cancel safety
+    /// Dropping the future rolls back and closes the connection; if COMMIT was sent already, it may be committed.
+    pub async fn transaction<T, E, Fut>(
+        &self,
+        tenant: &(impl AsRef<str> + ?Sized),
+        work: impl FnMut(Tx) -> Fut,
+    ) -> Result<T, E>
+    where
+        Fut: Future<Output = Result<T, E>> + Send,
+        E: From<Error> + From<tokio_postgres::Error>,
+    {
+        self.transaction_with(tenant, &TransactionOptions::new(), work)
+            .await
+    }
+
+    /// [`transaction`](Self::transaction) with options.
+    pub async fn transaction_with<T, E, Fut>(
+        &self,
+        tenant: &(impl AsRef<str> + ?Sized),
+        options: &TransactionOptions,
+        work: impl FnMut(Tx) -> Fut,
+    ) -> Result<T, E>
+    where
+        Fut: Future<Output = Result<T, E>> + Send,
+        E: From<Error> + From<tokio_postgres::Error>,
+    {
+        let transaction = Transaction::new(options, Access::ReadWrite);
+        self.inner.run(tenant.as_ref(), transaction, work).await
+    }
+}
+
+impl Inner {
+    async fn run<T, E, Fut>(
+        &self,
+        tenant: &str,
+        mut transaction: Transaction<'_>,
+        mut work: impl FnMut(Tx) -> Fut,
+    ) -> Result<T, E>
+    where
+        Fut: Future<Output = Result<T, E>> + Send,
+        E: From<Error> + From<tokio_postgres::Error>,
+    {
+        loop {
+            let patience = Some(transaction.remaining());
+            let lease = self.get(tenant, Reason::Request, patience).await?;
+            if let Some(result) = transaction.run(lease, &mut work).await {
+                return result;
+            }
+        }
+    }
+}

@@ -1,27 +1,56 @@
-//! From `get` to the first row on a suspended tenant, beside the least that bare code needs, and beside a plain pool.
+//! From a caller's wish to its first row on a suspended tenant: alone and in a herd, beside what servers use today.
 //!
-//! All three go to the same host of the same compute, through the same proxy, with the same TLS settings, in turns in
-//! one run. Each round: suspend, wait until everybody has noticed, then one of the three asks for one row.
+//! Everybody goes to the pooled host of the same compute, through the same proxy, in turns in one run. The wake takes
+//! 0, 350 ms (Neon's usual) or 2 s (its rare), besides Postgres's own start; TLS begins directly or is asked for first.
+//! Before each turn, four connections (in a herd, sixteen) are opened and left idle, as in a server that has just been
+//! busy; then the compute is suspended, and all who can notice have noticed.
 //!
-//! `cargo bench --bench cold_resume [-- SAMPLES]`. Prints a table and writes `target/figures/cold_resume.json`.
+//! - The *floor* is the least that any code needs: a socket, `connect_raw`, a query. It has no idle connections.
+//! - *tenantry* does `get` and a query, with default settings but for the pool's size.
+//! - *deadpool-postgres* and *sqlx* are plain pools with what Neon's documentation advises: no minimum of connections,
+//!   15 s for a connection to come, idle ones closed before Neon's five minutes (deadpool has no such setting, and no
+//!   suspend here is that late). Each tests a connection in its own default way before giving it out. An error is
+//!   counted, not tried again. sqlx always asks for TLS first, and prepares its statement. With a single caller both
+//!   take part in every second round only.
+//!
+//! A *single* caller's turn is one query after a suspend. In a *herd*, 1,000 callers start at once, on a pool of 16,
+//! each with one query; right after it the same 1,000 come again, to the warm pool of the tenant that is now awake. The
+//! floor takes its turn in these rounds too. *Bystanders* are 100 callers at once on ten other tenants, in turns while
+//! the router is calm and while 1,000 callers wait for a silent wake of another tenant.
+//!
+//! `cargo bench --bench cold_resume [-- SAMPLES]`, of which there are 500 unless told otherwise, in some 21 minutes. So
+//! many rounds are for 350 ms, direct TLS and a single caller; the others have a tenth of it or less, and with fewer
+//! than ten only that one setting is left, in some 20 seconds. Prints tables, and writes `cold_resume.json` and
+//! `cold_resume.svg` to `target/figures`.
 
+#[path = "cold_resume/alone.rs"]
+mod alone;
+#[path = "cold_resume/bystanders.rs"]
+mod bystanders;
+#[path = "cold_resume/chart.rs"]
+mod chart;
+#[path = "cold_resume/client.rs"]
+mod client;
+#[path = "cold_resume/curves.rs"]
+mod curves;
+#[path = "cold_resume/figures.rs"]
+mod figures;
+#[path = "cold_resume/herd.rs"]
+mod herd;
+#[path = "cold_resume/report.rs"]
+mod report;
+#[path = "cold_resume/scene.rs"]
+mod scene;
+#[path = "cold_resume/setting.rs"]
+mod setting;
 mod support;
 
-use std::time::Duration;
+use tenantry::BoxError;
 
-use tokio::time::Instant;
+use report::Report;
 
-use deadpool_postgres::Pool;
-use tenantry::{
-    BoxError, Neon, Provisioner, TenantRouter, deadpool_postgres, emulator::Emulator,
-    records::Memory,
-};
-
-use support::{QUERY, Samples, Table, Target, write_figures};
-
-/// What a cold start takes at Neon, without Postgres's own start.
-const WAKE_DELAY: Duration = Duration::from_millis(350);
-const SAMPLES: usize = 200;
+/// Rounds of a single caller at 350 ms, direct TLS.
+const SAMPLES: usize = 500;
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
@@ -29,136 +58,11 @@ async fn main() -> Result<(), BoxError> {
         .skip(1)
         .find_map(|word| word.parse().ok())
         .unwrap_or(SAMPLES);
-    let emulator = Emulator::builder().wake_delay(WAKE_DELAY).start().await?;
-    let contestants = Contestants::of(&emulator).await?;
-    let mut results = Results::default();
-    let bar = support::progress(samples);
-    for _ in 0..samples {
-        bar.inc(1);
-        results.stop.add(contestants.sleep(&emulator).await);
-        results.floor.add(contestants.target.bare().await?);
-        results.stop.add(contestants.sleep(&emulator).await);
-        results.tenantry.add(contestants.tenantry().await?);
-        results.stop.add(contestants.sleep(&emulator).await);
-        match first_row(&contestants.plain).await {
-            Ok(took) => results.plain.add(took),
-            Err(_) => results.plain_errors += 1,
-        }
-    }
-    bar.finish_and_clear();
-    emulator.witnesses()[0]
-        .wakes
-        .iter()
-        .for_each(|wake| results.start.add(wake.start));
-    println!("\n{samples} samples each, wake delay {WAKE_DELAY:?}, pooled host, direct TLS\n");
-    results.print();
-    results.write()
-}
-
-/// What was measured.
-#[derive(Default)]
-struct Results {
-    floor: Samples,
-    tenantry: Samples,
-    plain: Samples,
-    plain_errors: u32,
-    /// Postgres by itself.
-    start: Samples,
-    stop: Samples,
-}
-
-impl Results {
-    fn print(&self) {
-        let mut table = Table::new(&["", "median", "p90", "p99", "over floor"]);
-        let rows = [
-            ("floor: connect_raw + query", &self.floor),
-            ("tenantry: get + query", &self.tenantry),
-            ("plain deadpool-postgres", &self.plain),
-        ];
-        for (name, it) in rows {
-            let over = format!("{:.3}", it.at(0.5) / self.floor.at(0.5));
-            table.row(&[name, &it.ms(0.5), &it.ms(0.9), &it.ms(0.99), &over]);
-        }
-        table.print();
-        println!("\nplain pool: {} errors", self.plain_errors);
-        println!(
-            "Postgres itself, at the median: start {}, stop {}",
-            self.start.ms(0.5),
-            self.stop.ms(0.5)
-        );
-    }
-
-    fn write(&self) -> Result<(), BoxError> {
-        let figures = [
-            (
-                "resume_median_over_floor",
-                self.tenantry.at(0.5) / self.floor.at(0.5),
-            ),
-            (
-                "resume_p90_over_floor",
-                self.tenantry.at(0.9) / self.floor.at(0.9),
-            ),
-            ("resume_median_ms", self.tenantry.at(0.5)),
-            ("floor_median_ms", self.floor.at(0.5)),
-            ("plain_pool_median_ms", self.plain.at(0.5)),
-            ("plain_pool_errors", f64::from(self.plain_errors)),
-            ("compute_start_median_ms", self.start.at(0.5)),
-            ("compute_stop_median_ms", self.stop.at(0.5)),
-        ];
-        write_figures("cold_resume", &figures)
-    }
-}
-
-/// Who is compared.
-struct Contestants {
-    target: Target,
-    router: TenantRouter,
-    plain: Pool,
-}
-
-impl Contestants {
-    /// One tenant, created by the router, and how the others reach it.
-    async fn of(emulator: &Emulator) -> Result<Self, BoxError> {
-        let neon = Neon::builder(emulator.api_key())
-            .base_url(emulator.api_url())
-            .build()?;
-        let provisioner = Provisioner::new(Memory::new(), neon.clone(), "bench");
-        let router = TenantRouter::provisioning(provisioner)
-            .resolve(emulator.resolver())
-            .root_certificate(emulator.root_certificate())
-            .build()?;
-        drop(router.get("acme").await?);
-        let target = Target::of(emulator, &neon, &emulator.witnesses()[0], true).await?;
-        let plain = target.plain_pool()?;
-        Ok(Self {
-            target,
-            router,
-            plain,
-        })
-    }
-
-    /// Suspends the compute, and waits until all have seen their sockets close: what is compared is the wake.
-    async fn sleep(&self, emulator: &Emulator) -> Duration {
-        let start = Instant::now();
-        emulator.suspend_all().await;
-        let took = start.elapsed();
-        while self.router.status().connections > 0 {
-            tokio::task::yield_now().await;
-        }
-        took
-    }
-
-    async fn tenantry(&self) -> Result<Duration, BoxError> {
-        let start = Instant::now();
-        let client = self.router.get("acme").await?;
-        client.query_typed(QUERY, &[]).await?;
-        Ok(start.elapsed())
-    }
-}
-
-async fn first_row(pool: &Pool) -> Result<Duration, BoxError> {
-    let start = Instant::now();
-    let client = pool.get().await?;
-    client.query_typed(QUERY, &[]).await?;
-    Ok(start.elapsed())
+    let report = Report {
+        alone: alone::run(samples).await?,
+        herds: herd::run(samples).await?,
+        bystanders: bystanders::run(samples).await?,
+    };
+    report.print();
+    report.write()
 }

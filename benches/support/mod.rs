@@ -4,7 +4,11 @@ mod target;
 
 pub(crate) use target::{QUERY, Target};
 
-use std::{fs, path::Path, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use tenantry::BoxError;
@@ -21,6 +25,18 @@ impl Samples {
             .milliseconds
             .partition_point(|it| *it < took.as_secs_f64() * 1e3);
         self.milliseconds.insert(place, took.as_secs_f64() * 1e3);
+    }
+
+    #[allow(dead_code, reason = "not every benchmark has many at once")]
+    pub(crate) fn extend(&mut self, took: impl IntoIterator<Item = Duration>) {
+        let more = took.into_iter().map(|it| it.as_secs_f64() * 1e3);
+        self.milliseconds.extend(more);
+        self.milliseconds.sort_by(f64::total_cmp);
+    }
+
+    #[allow(dead_code, reason = "not every benchmark says how many there were")]
+    pub(crate) const fn count(&self) -> usize {
+        self.milliseconds.len()
     }
 
     /// The value below which that share of the samples lies, in milliseconds; not a number without samples.
@@ -78,16 +94,25 @@ pub(crate) fn progress(samples: usize) -> ProgressBar {
 }
 
 /// Writes `target/figures/<bench>.json`: flat pairs of name and number.
-pub(crate) fn write_figures(bench: &str, figures: &[(&str, f64)]) -> Result<(), BoxError> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/figures");
-    fs::create_dir_all(&folder)?;
+pub(crate) fn write_figures(
+    bench: &str,
+    figures: &[(impl AsRef<str>, f64)],
+) -> Result<(), BoxError> {
+    let folder = figures_folder()?;
     let pairs: serde_json::Map<_, _> = figures
         .iter()
-        .map(|(name, value)| ((*name).to_owned(), serde_json::json!(value)))
+        .map(|(name, value)| (name.as_ref().to_owned(), serde_json::json!(value)))
         .collect();
     fs::write(
         folder.join(format!("{bench}.json")),
         serde_json::to_string_pretty(&pairs)?,
     )?;
     Ok(())
+}
+
+/// `target/figures`, where what was measured is written.
+pub(crate) fn figures_folder() -> Result<PathBuf, BoxError> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/figures");
+    fs::create_dir_all(&folder)?;
+    Ok(folder)
 }

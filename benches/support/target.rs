@@ -1,11 +1,15 @@
 //! A compute, and how bare code reaches it.
 
-use std::{sync::Arc, time::Duration};
+use std::{fs, sync::Arc, time::Duration};
 
-use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod};
+use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
+use sqlx::{
+    PgPool,
+    postgres::{PgConnectOptions, PgPoolOptions, PgSslMode},
+};
 use tenantry::{
-    BoxError, Neon, Resolve, deadpool_postgres,
+    BoxError, Endpoint, Neon, Resolve, deadpool_postgres,
     emulator::{Emulator, Witness},
     tokio_postgres::{
         Config,
@@ -19,12 +23,18 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 /// What is asked.
 pub(crate) const QUERY: &str = "SELECT 1";
 
+/// Longest wait of a plain pool for a connection, as Neon's documentation advises.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// Time after which a plain pool closes an idle connection: before Neon suspends its compute.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(240);
+
 /// The database that everybody asks, and how bare code reaches it.
 pub(crate) struct Target {
     host: String,
     password: String,
     address: std::net::SocketAddr,
     tls: MakeRustlsConnect,
+    negotiation: SslNegotiation,
 }
 
 impl Target {
@@ -65,6 +75,7 @@ impl Target {
             password,
             address,
             tls: MakeRustlsConnect::new(tls),
+            negotiation: SslNegotiation::Direct,
         })
     }
 
@@ -76,7 +87,7 @@ impl Target {
             .dbname("neondb");
         config
             .ssl_mode(SslMode::Require)
-            .ssl_negotiation(SslNegotiation::Direct);
+            .ssl_negotiation(self.negotiation);
         config
     }
 
@@ -95,10 +106,29 @@ impl Target {
         task.await??;
         Ok(took)
     }
+}
 
-    /// A pool as its documentation has it.
-    #[allow(dead_code, reason = "not every benchmark compares itself with a pool")]
-    pub(crate) fn plain_pool(&self) -> Result<Pool, BoxError> {
+#[allow(dead_code, reason = "not every benchmark compares itself with others")]
+impl Target {
+    /// The same, with the request for TLS before it begins.
+    pub(crate) fn asking_for_tls(self) -> Self {
+        Self {
+            negotiation: SslNegotiation::Postgres,
+            ..self
+        }
+    }
+
+    /// The same for a router. It begins TLS directly where it knows Neon to be.
+    pub(crate) fn endpoint(&self) -> Endpoint {
+        let (role, database) = ("neondb_owner", "neondb");
+        let password = self.password.as_str();
+        let mut endpoint = Endpoint::postgres(&self.host, database, role, password);
+        endpoint.is_neon = self.negotiation == SslNegotiation::Direct;
+        endpoint
+    }
+
+    /// A pool of deadpool-postgres. It has no idle limit, and sees by itself that a connection is closed.
+    pub(crate) fn deadpool(&self, size: u16) -> Result<Pool, BoxError> {
         let mut config = self.config();
         config
             .host(&self.host)
@@ -108,6 +138,33 @@ impl Target {
             recycling_method: RecyclingMethod::Fast,
         };
         let manager = Manager::from_config(config, self.tls.clone(), recycling);
-        Ok(Pool::builder(manager).max_size(4).build()?)
+        let pool = Pool::builder(manager)
+            .max_size(size.into())
+            .wait_timeout(Some(PATIENCE))
+            .create_timeout(Some(PATIENCE))
+            .runtime(Runtime::Tokio1);
+        Ok(pool.build()?)
+    }
+
+    /// A pool of sqlx. It cannot be told an address for a name, so the endpoint is named by option, and it knows TLS
+    /// only by request.
+    pub(crate) fn sqlx(&self, emulator: &Emulator, size: u16) -> Result<PgPool, BoxError> {
+        let name = self.host.split('.').next().unwrap_or_default();
+        let url = format!(
+            "postgres://{}/neondb?options=endpoint%3D{name}",
+            self.address
+        );
+        let options: PgConnectOptions = url.parse()?;
+        let options = options
+            .username("neondb_owner")
+            .password(&self.password)
+            .ssl_mode(PgSslMode::VerifyFull)
+            .ssl_root_cert_from_pem(fs::read(emulator.root_certificate_file())?);
+        let pool = PgPoolOptions::new()
+            .max_connections(size.into())
+            .min_connections(0)
+            .acquire_timeout(PATIENCE)
+            .idle_timeout(IDLE_TIMEOUT);
+        Ok(pool.connect_lazy_with(options))
     }
 }

@@ -26,7 +26,7 @@ const ROWS: &[(&str, &[&str])] = &[
     (
         "pools",
         &[
-            "refusals", "lease", "opening", "wake", "pool", "pools", "sweep",
+            "refusals", "shared", "lease", "opening", "wake", "pool", "pools", "sweep",
         ],
     ),
     (

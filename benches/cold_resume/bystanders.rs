@@ -1,0 +1,106 @@
+//! Callers of other tenants while one tenant's wake is silent.
+
+use std::{collections::HashMap, time::Duration};
+
+use tenantry::{BoxError, TenantId};
+use tokio::time::sleep;
+
+use crate::{
+    client::{Client, router},
+    herd::{CALLERS, POOL_SIZE, all_at_once},
+    scene::{Scene, until},
+    support::{self, Samples},
+};
+
+/// How long the wake is silent.
+const SILENCE: Duration = Duration::from_secs(2);
+/// The other tenants, and their callers at once.
+const TENANTS: usize = 10;
+const EACH: u16 = 10;
+/// How often in a row they come, in the calm and in the silence.
+const TIMES: usize = 20;
+/// A herd stands in line after this long.
+const IN_LINE: Duration = Duration::from_millis(100);
+
+/// What was measured.
+#[derive(Default)]
+pub(crate) struct Bystanders {
+    pub(crate) calm: Samples,
+    pub(crate) waking: Samples,
+    /// Theirs, and those of the callers who wait.
+    pub(crate) errors: u32,
+}
+
+pub(crate) async fn run(samples: usize) -> Result<Bystanders, BoxError> {
+    let scene = Scene::with(1 + TENANTS).await?;
+    let clients = clients(&scene).await?;
+    let [sleeper, others @ ..] = &clients[..] else {
+        return Err("nobody is there".into());
+    };
+    for other in others {
+        other.open(EACH).await?;
+    }
+    let callers = others.iter().flat_map(|it| vec![it.clone(); EACH.into()]);
+    let callers: Vec<_> = callers.collect();
+    for _ in 0..TIMES {
+        all_at_once(callers.clone(), &mut Samples::default()).await?; // their poolers have all they need
+    }
+    let rounds = (samples / 30).max(1);
+    let mut results = Bystanders::default();
+    let bar = support::progress(rounds);
+    for _ in 0..rounds {
+        bar.inc(1);
+        results.round(&scene, sleeper, &callers).await?;
+    }
+    bar.finish_and_clear();
+    Ok(results)
+}
+
+/// One router for all tenants; the first is the one that will sleep.
+async fn clients(scene: &Scene) -> Result<Vec<Client>, BoxError> {
+    let mut tenants = HashMap::new();
+    for endpoint in &scene.endpoints {
+        let target = scene.target(endpoint, true).await?;
+        tenants.insert(TenantId::parse(endpoint)?, target.endpoint());
+    }
+    let router = router(scene, tenants, POOL_SIZE)?;
+    let client = |id: &String| Ok(Client::Tenantry(router.clone(), TenantId::parse(id)?));
+    scene.endpoints.iter().map(client).collect()
+}
+
+impl Bystanders {
+    async fn round(
+        &mut self,
+        scene: &Scene,
+        sleeper: &Client,
+        callers: &[Client],
+    ) -> Result<(), BoxError> {
+        let endpoint = &scene.endpoints[0];
+        scene.emulator.set_wake_delay_of(endpoint, SILENCE);
+        sleeper.open(POOL_SIZE).await?;
+        scene.suspend(endpoint).await?;
+        sleep(IN_LINE).await; // its connections' ends are noticed
+        for _ in 0..TIMES {
+            self.errors += all_at_once(callers.to_vec(), &mut self.calm).await?;
+        }
+
+        let before = scene.witness(endpoint)?;
+        let waiting = vec![sleeper.clone(); CALLERS];
+        let herd = tokio::spawn(async move { all_at_once(waiting, &mut Samples::default()).await });
+        until(|| {
+            scene
+                .witness(endpoint)
+                .is_ok_and(|it| it.auth_attempts.len() > before.auth_attempts.len())
+        })
+        .await?;
+        sleep(IN_LINE).await;
+        for _ in 0..TIMES {
+            self.errors += all_at_once(callers.to_vec(), &mut self.waking).await?;
+        }
+        if scene.witness(endpoint)?.is_awake {
+            return Err("the silence was too short for all bystanders".into());
+        }
+        self.errors += herd.await??;
+        Ok(())
+    }
+}

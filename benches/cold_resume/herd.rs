@@ -1,0 +1,143 @@
+//! A thousand callers on one tenant, suspended and then awake.
+
+use std::time::Duration;
+
+use tenantry::BoxError;
+use tokio::time::Instant;
+
+use crate::{
+    client::Client,
+    scene::Scene,
+    setting::Setting,
+    support::{self, Samples},
+};
+
+/// Callers at once.
+pub(crate) const CALLERS: usize = 1000;
+/// Connections of one tenant.
+pub(crate) const POOL_SIZE: u16 = 16;
+
+/// What was measured in one setting.
+pub(crate) struct InSetting {
+    pub(crate) setting: Setting,
+    /// A single caller's, in the same rounds.
+    pub(crate) floor: Samples,
+    /// In the order of [`Client::all`].
+    pub(crate) herds: Vec<Herd>,
+}
+
+/// What was measured with one client.
+pub(crate) struct Herd {
+    pub(crate) name: &'static str,
+    pub(crate) rounds: usize,
+    pub(crate) asleep: Samples,
+    pub(crate) awake: Samples,
+    /// Most logins that were begun in one round before the compute was up.
+    pub(crate) auth_attempts: usize,
+    pub(crate) errors: u32,
+}
+
+pub(crate) async fn run(samples: usize) -> Result<Vec<InSetting>, BoxError> {
+    let scene = Scene::with(1).await?;
+    let mut settings = Vec::new();
+    for setting in Setting::all(samples) {
+        settings.push(in_setting(&scene, setting, setting.herds(samples)).await?);
+    }
+    Ok(settings)
+}
+
+async fn in_setting(scene: &Scene, setting: Setting, rounds: usize) -> Result<InSetting, BoxError> {
+    let endpoint = &scene.endpoints[0];
+    scene.emulator.set_wake_delay(setting.wake);
+    let target = scene.target(endpoint, setting.direct_tls).await?;
+    let clients = Client::all(scene, endpoint, &target, POOL_SIZE)?;
+    let mut results = InSetting {
+        setting,
+        floor: Samples::default(),
+        herds: clients.iter().map(Herd::of).collect(),
+    };
+    let bar = support::progress(rounds);
+    for _ in 0..rounds {
+        bar.inc(1);
+        scene.suspend(endpoint).await?;
+        results.floor.add(target.bare().await?);
+        for (client, herd) in clients.iter().zip(&mut results.herds) {
+            herd.round(scene, endpoint, client).await?;
+        }
+    }
+    bar.finish_and_clear();
+    Ok(results)
+}
+
+impl InSetting {
+    /// What the slowest wait besides the wake, in terms of what they wait without one.
+    pub(crate) fn over_awake(&self, herd: &Herd) -> f64 {
+        (herd.asleep.at(0.99) - self.floor.at(0.5)) / herd.awake.at(0.99)
+    }
+}
+
+impl Herd {
+    fn of(client: &Client) -> Self {
+        Self {
+            name: client.name(),
+            rounds: 0,
+            asleep: Samples::default(),
+            awake: Samples::default(),
+            auth_attempts: 0,
+            errors: 0,
+        }
+    }
+
+    async fn round(
+        &mut self,
+        scene: &Scene,
+        endpoint: &str,
+        client: &Client,
+    ) -> Result<(), BoxError> {
+        self.rounds += 1;
+        client.open(POOL_SIZE).await?;
+        scene.suspend(endpoint).await?;
+        client.notice().await?;
+        let slept = Instant::now();
+        self.errors += all_at_once(vec![client.clone(); CALLERS], &mut self.asleep).await?;
+        let attempts = attempts_until_up(scene, endpoint, slept)?;
+        self.auth_attempts = self.auth_attempts.max(attempts);
+
+        client.open(POOL_SIZE).await?;
+        self.errors += all_at_once(vec![client.clone(); CALLERS], &mut self.awake).await?;
+        Ok(())
+    }
+}
+
+/// Each of `callers` asks once; notes when each had its answer, from the common start, and returns how many had none.
+pub(crate) async fn all_at_once(
+    callers: Vec<Client>,
+    answered: &mut Samples,
+) -> Result<u32, BoxError> {
+    let start = Instant::now();
+    let one = |caller: Client| async move { caller.ask().await.map(|()| start.elapsed()) };
+    let tasks: Vec<_> = callers
+        .into_iter()
+        .map(|caller| tokio::spawn(one(caller)))
+        .collect();
+    let mut took: Vec<Duration> = Vec::with_capacity(tasks.len());
+    let mut errors = 0;
+    for task in tasks {
+        match task.await? {
+            Ok(it) => took.push(it),
+            Err(_) => errors += 1,
+        }
+    }
+    answered.extend(took);
+    Ok(errors)
+}
+
+/// Logins begun since `slept` until the compute that slept then was up.
+fn attempts_until_up(scene: &Scene, endpoint: &str, slept: Instant) -> Result<usize, BoxError> {
+    let witness = scene.witness(endpoint)?;
+    let wake = witness.wakes.iter().find(|wake| wake.at >= slept);
+    let wake = wake.ok_or("a herd woke nothing")?;
+    let until_up = slept..=wake.at + wake.took;
+    let attempts = witness.auth_attempts.iter();
+    Ok(attempts.filter(|at| until_up.contains(at)).count())
+}

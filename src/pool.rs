@@ -306,9 +306,11 @@ impl Pool {
 
     /// Remembers `refusal`, and answers those with it for whom waiting does not help.
     pub(crate) fn refuse(&self, route: Route, refusal: &Refusal) {
-        count(&self.shared.stats.refused);
         let refusals = &self.shared.refusals;
-        refusals.keep(&self.tenant, route, refusal.clone());
+        if refusals.get(&self.tenant, route).is_none() {
+            count(&self.shared.stats.refused);
+            refusals.keep(&self.tenant, route, refusal.clone());
+        }
         if route == Route::Pooled {
             self.turn_away(refusal);
         }

@@ -58,11 +58,7 @@ impl Source {
     ) -> Result<Located, Error> {
         match (self.lookup(tenant, stats).await?, self) {
             (Some(known), _) => Ok(known),
-            (None, Self::Lookup(_)) => Err(Error::new(
-                ErrorKind::UnknownTenant,
-                "no such tenant; its entry is missing in the catalog",
-            )
-            .with_stage(Stage::Lookup)),
+            (None, Self::Lookup(_)) => Err(unknown()),
             (None, Self::Provisioning(provisioning)) => {
                 let endpoint = provisioning.provision(tenant, progress, stats).await?;
                 Ok(Located {
@@ -87,9 +83,15 @@ impl Source {
             (Some(same), Self::Provisioning(provisioning)) if same == *known => {
                 provisioning.refresh(tenant, progress).await
             }
+            (None, Self::Lookup(_)) => Err(unknown()),
             (now, _) => Ok(now),
         }
     }
+}
+
+fn unknown() -> Error {
+    let message = "no such tenant; its entry is missing in the catalog";
+    Error::new(ErrorKind::UnknownTenant, message).with_stage(Stage::Lookup)
 }
 
 fn lookup_failed(err: BoxError) -> Error {

@@ -1,0 +1,151 @@
+//! Connections past the pooler, and stopping a query from elsewhere.
+
+use std::time::Duration;
+
+use tenantry::{ErrorKind, Stage as CallStage, tokio_postgres::error::SqlState};
+
+use crate::support::{LONG, Stage, eventually, run_on};
+
+const WAKE_DELAY: Duration = Duration::from_millis(300);
+
+#[tokio::test]
+async fn a_direct_connection_has_a_session_of_its_own() {
+    let stage = Stage::new().await;
+    let router = stage.router();
+    let mut direct = router.direct("acme").await.unwrap();
+    assert_eq!(direct.tenant().as_str(), "acme");
+    direct
+        .batch_execute("SET search_path = pg_catalog; LISTEN news")
+        .await
+        .unwrap();
+    let path = direct.query_one("SHOW search_path", &[]).await.unwrap();
+    assert_eq!(path.get::<_, &str>(0), "pg_catalog");
+    let client = router.get("acme").await.unwrap();
+    run_on(&client, "NOTIFY news, 'hello'").await;
+    let told = tokio::time::timeout(LONG, direct.notification())
+        .await
+        .unwrap();
+    assert_eq!(told.unwrap().payload(), "hello");
+    drop(direct);
+    drop(client);
+    router.evict("acme");
+    eventually("both are closed", || router.status().connections == 0).await;
+}
+
+#[tokio::test]
+async fn a_direct_connection_to_a_sleeping_database_waits_for_its_one_wake() {
+    let stage = Stage::with(|emulator| emulator.wake_delay(WAKE_DELAY)).await;
+    let router = stage.router();
+    stage.asleep(&router, "acme").await;
+    let before = stage.witness("acme");
+    let (direct, pooled) = tokio::join!(router.direct("acme"), router.get("acme"));
+    direct.unwrap().simple_query("SELECT 1").await.unwrap();
+    drop(pooled.unwrap());
+    let after = stage.witness("acme");
+    let woken = after.wakes.last().unwrap();
+    let asleep = after.auth_attempts[before.auth_attempts.len()..]
+        .iter()
+        .filter(|at| **at < woken.at + woken.took);
+    assert_eq!(
+        (after.wakes.len(), asleep.count()),
+        (before.wakes.len() + 1, 1)
+    );
+}
+
+#[tokio::test]
+async fn direct_connections_are_bounded_and_a_place_is_free_again_when_one_is_dropped() {
+    let stage = Stage::new().await;
+    let router = stage.builder("test").direct_connections(1);
+    let router = router.get_timeout(Duration::from_secs(2)).build().unwrap();
+    let first = router.direct("acme").await.unwrap();
+    let err = router.direct("acme").await.unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::Timeout(CallStage::Checkout));
+    let waiting = router.direct("acme");
+    drop(first);
+    waiting.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_notification_ends_when_the_database_falls_asleep() {
+    let stage = Stage::new().await;
+    let router = stage.router();
+    let mut direct = router.direct("acme").await.unwrap();
+    direct.batch_execute("LISTEN news").await.unwrap();
+    stage.suspend("acme").await;
+    let told = tokio::time::timeout(LONG, direct.notification())
+        .await
+        .unwrap();
+    assert!(told.is_none());
+    assert!(direct.is_closed());
+}
+
+#[tokio::test]
+async fn a_cancel_token_stops_the_query_pooled_and_direct() {
+    let stage = Stage::new().await;
+    let router = stage.router();
+    let (client, direct) = (
+        router.get("acme").await.unwrap(),
+        router.direct("acme").await.unwrap(),
+    );
+    let queries = [
+        (client.cancel_token(), &*client),
+        (direct.cancel_token(), &*direct),
+    ];
+    for (token, client) in queries {
+        let running = client.simple_query("SELECT pg_sleep(60)");
+        let cancel = async {
+            // Again and again, because the query may not have begun.
+            loop {
+                token.cancel().await.unwrap();
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let err = tokio::select! {
+            ended = running => ended.unwrap_err(),
+            () = cancel => unreachable!("it goes on for ever"),
+        };
+        assert_eq!(err.code(), Some(&SqlState::QUERY_CANCELED));
+        // The last request may still be under way and hit this one.
+        let _ = client.simple_query("SELECT 1").await;
+        client.simple_query("SELECT 1").await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_cancel_token_of_a_connection_that_was_given_back_stops_nobody() {
+    let stage = Stage::new().await;
+    let router = stage.builder("test").pool_size(1).build().unwrap();
+    let client = router.get("acme").await.unwrap();
+    let token = client.cancel_token();
+    drop(client);
+    let client = router.get("acme").await.unwrap();
+    let query = client.simple_query("SELECT pg_sleep(0.3)");
+    let (done, sent) = tokio::join!(query, async {
+        for _ in 0..5 {
+            token.cancel().await.unwrap();
+        }
+    });
+    done.unwrap();
+    let () = sent;
+}
+
+#[tokio::test]
+async fn a_direct_query_that_is_dropped_ends_at_the_server_too() {
+    let stage = Stage::new().await;
+    let router = stage.router();
+    let direct = router.direct("acme").await.unwrap();
+    let query = direct.simple_query("SELECT pg_sleep(61)");
+    assert!(
+        tokio::time::timeout(Duration::from_millis(200), query)
+            .await
+            .is_err()
+    );
+    drop(direct);
+    let client = router.get("acme").await.unwrap();
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(61)%' \
+               AND pid <> pg_backend_pid() AND state = 'active'";
+    let start = tokio::time::Instant::now();
+    while run_on(&client, sql).await != "0" {
+        assert!(start.elapsed() < LONG, "the query runs on");
+    }
+}

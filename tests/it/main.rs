@@ -14,6 +14,7 @@ mod direct;
 mod emulator;
 mod eviction;
 mod faults;
+mod herd;
 mod isolation;
 mod layers;
 mod management;

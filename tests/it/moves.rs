@@ -13,7 +13,7 @@ use tenantry::{
     emulator::{Fault, Reason},
 };
 
-use crate::support::{Stage, run_on};
+use crate::support::{Stage, eventually, run_on};
 
 /// A table of the application's own: one row, and how often it was read.
 #[derive(Clone)]
@@ -129,6 +129,7 @@ async fn a_tenant_that_moved_is_found_and_its_old_connections_are_not_used_again
     let old = old.iter().find(|it| it.endpoint_id == id).unwrap();
     stage.neon().delete_project(&old.project_id).await.unwrap();
     drop(held);
+    eventually("its end is known", || router.status().connections == 0).await;
     let client = router.get("acme").await.unwrap();
     assert_eq!(run_on(&client, "SELECT name FROM place").await, "new");
     assert_eq!(router.status().moved, 1);
@@ -174,6 +175,7 @@ async fn an_endpoint_moved_at_neon_reaches_a_router_that_provisions() {
     drop(client);
     let id = stage.witness("acme").endpoint_id;
     stage.emulator.move_endpoint(&id).await.unwrap();
+    eventually("its end is known", || router.status().connections == 0).await;
     let client = router.get("acme").await.unwrap();
     assert_eq!(run_on(&client, "SELECT note FROM t").await, "kept");
     assert_eq!(router.status().moved, 1);

@@ -51,7 +51,8 @@ impl CancelToken {
     /// # Cancel safety
     /// Dropping the future may leave the request unsent.
     pub async fn cancel(&self) -> Result<(), Error> {
-        if self.watch.is_parked() || self.watch.is_closing() || self.watch.loan() != self.loan {
+        // A connection that is given back after this goes to nobody else: the request may still be under way.
+        if self.watch.is_closing() || !self.watch.mark_cancelled(self.loan) {
             return Ok(());
         }
         self.cancel_now().await

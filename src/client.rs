@@ -24,6 +24,9 @@ use crate::{
 ///
 /// Prefer `query_typed`: one round trip, and no named statement that the connection has to remember.
 ///
+/// Do not swap the driver's client inside it with another's: a connection carries its tenant, and code that reaches
+/// through two `DerefMut`s can take it away.
+///
 /// At Neon it goes through a pooler in transaction mode: two statements outside a transaction may run in two sessions.
 /// So `SET`, `LISTEN`, session advisory locks, temporary tables and SQL-level `PREPARE` do not hold, and a `SET` may
 /// reach somebody else. What needs a session of its own gets one from [`direct`](crate::TenantRouter::direct).

@@ -148,6 +148,7 @@ impl Dialer {
                 (client, driven(connection, &watch, route))
             }
         };
+        watch.mark_logged_in();
         Ok(Dialed {
             client,
             watch,

@@ -156,7 +156,7 @@ impl DerefMut for DirectClient {
 
 impl Drop for DirectClient {
     fn drop(&mut self) {
-        if !self.watch.is_idle() && !self.client.is_closed() {
+        if !self.watch.is_clean() && !self.client.is_closed() {
             // Postgres notices a client that is gone only when it next writes to it.
             let token = self.cancel_token();
             let runtime = &self.pool.shared.runtime;

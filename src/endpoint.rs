@@ -38,7 +38,7 @@ pub struct Endpoint {
     pub role: String,
     /// The role's password.
     pub password: Secret,
-    /// Time without activity after which the compute sleeps; `None` if it never does.
+    /// Time without activity after which the compute sleeps; `None` if it never does, zero for Neon's default.
     pub suspend_window: Option<Duration>,
     /// Whether Neon's proxy answers there. It takes TLS without the request for it, which saves a round trip.
     pub is_neon: bool,

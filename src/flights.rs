@@ -50,13 +50,14 @@ where
     ///
     /// # Cancel safety
     /// Dropping this future leaves the flight running for everyone else.
-    pub(crate) async fn join<Fut>(
+    pub(crate) async fn join<W, Fut>(
         &self,
         key: &K,
         patience: Duration,
-        build: impl FnOnce() -> (Progress, Fut),
+        build: impl FnOnce() -> (Progress, W),
     ) -> Result<V, Error>
     where
+        W: FnMut() -> Fut + Send + 'static,
         Fut: Future<Output = Result<V, Error>> + Send + 'static,
     {
         let mut flight = self.board(key, build);
@@ -69,17 +70,21 @@ where
     }
 
     /// The flight under way for `key`, or a new one in a task of its own.
-    fn board<Fut>(&self, key: &K, build: impl FnOnce() -> (Progress, Fut)) -> Flight<V>
+    fn board<W, Fut>(&self, key: &K, build: impl FnOnce() -> (Progress, W)) -> Flight<V>
     where
+        W: FnMut() -> Fut + Send + 'static,
         Fut: Future<Output = Result<V, Error>> + Send + 'static,
     {
         let mut table = lock(&self.table);
         if let Some(flight) = table.get(key) {
             return flight.clone();
         }
-        let (progress, work) = build();
+        let (progress, mut work) = build();
         let (announce, landed) = watch::channel(None);
-        let flight = Flight { landed, progress };
+        let flight = Flight {
+            landed,
+            progress: progress.clone(),
+        };
         table.insert(key.clone(), flight.clone());
         drop(table); // a runtime that has ended drops the task here and now, and the landing takes the lock
         let landing = Landing {
@@ -87,11 +92,18 @@ where
             key: key.clone(),
             announce,
         };
-        self.runtime.spawn(async move { landing.land(work.await) });
+        self.runtime.spawn(async move {
+            loop {
+                let result = work().await;
+                if landing.may_land(&progress) {
+                    return landing.land(result);
+                }
+            }
+        });
         flight
     }
 
-    /// Says that what the flight for `key` finds may be out of date.
+    /// Says that what the flight for `key` finds may be out of date: it does its work again.
     pub(crate) fn mark_stale(&self, key: &K) {
         if let Some(flight) = lock(&self.table).get(key) {
             flight.progress.mark_stale();
@@ -112,8 +124,17 @@ struct Landing<K: Eq + Hash, V> {
 }
 
 impl<K: Eq + Hash, V> Landing<K, V> {
+    /// Frees the key, unless what was found may be out of date.
+    fn may_land(&self, progress: &Progress) -> bool {
+        let mut table = lock(&self.table);
+        let lands = !progress.take_stale();
+        if lands {
+            table.remove(&self.key);
+        }
+        lands
+    }
+
     fn land(self, result: Result<V, Error>) {
-        lock(&self.table).remove(&self.key);
         self.announce.send_replace(Some(result));
     }
 }
@@ -127,7 +148,7 @@ impl<K: Eq + Hash, V> Drop for Landing<K, V> {
         let err = if std::thread::panicking() {
             Error::new(
                 ErrorKind::Internal,
-                "a task of tenantry panicked; this is a bug, please report it",
+                "a task panicked: in the application's own Lookup or Records, or in tenantry, which would be a bug",
             )
         } else {
             Error::closed()
@@ -162,10 +183,12 @@ mod tests {
         async fn join(&self, patience: Duration) -> Result<u32, Error> {
             let departures = Arc::clone(&self.departures);
             let build = || {
-                let number = departures.fetch_add(1, Relaxed) + 1;
-                let work = async move {
-                    sleep(3 * SECOND).await;
-                    Ok(number)
+                let work = move || {
+                    let number = departures.fetch_add(1, Relaxed) + 1;
+                    async move {
+                        sleep(3 * SECOND).await;
+                        Ok(number)
+                    }
                 };
                 (Progress::new(Stage::Lookup, 60 * SECOND), work)
             };
@@ -186,9 +209,23 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_became_stale_meanwhile_is_done_again_before_anybody_hears_of_it() {
+        let airport = Airport::new();
+        let (landed, ()) = tokio::join!(airport.join(10 * SECOND), async {
+            sleep(SECOND).await;
+            airport.flights.mark_stale(&"acme");
+        });
+        assert_eq!(landed.unwrap(), 2);
+        assert_eq!(airport.flights.len(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_panic_frees_the_key_and_is_an_error_for_everyone() {
         let flights: Flights<&str, ()> = Flights::new(Handle::current());
-        let crash = || (Progress::new(Stage::Lookup, SECOND), async { panic!("oh") });
+        let crash = || {
+            let work = || async { panic!("oh") };
+            (Progress::new(Stage::Lookup, SECOND), work)
+        };
         let err = flights.join(&"acme", SECOND, crash).await.unwrap_err();
         assert_eq!(err.kind(), ErrorKind::Internal);
         assert_eq!(flights.len(), 0);

@@ -28,23 +28,25 @@ impl HintBudget {
         Arc::new(Self { per_minute, spent })
     }
 
-    /// Takes one; says whether there was one left.
-    pub(crate) fn take(&self) -> bool {
+    /// Takes one, and says when; `None` if there was none left.
+    pub(crate) fn take(&self) -> Option<Instant> {
         let now = Instant::now();
         let mut spent = lock(&self.spent);
         while spent.front().is_some_and(|at| *at + WINDOW <= now) {
             spent.pop_front();
         }
         let left = spent.len() < self.per_minute;
-        if left {
+        left.then(|| {
             spent.push_back(now);
-        }
-        left
+            now
+        })
     }
 
-    /// Gives one back: the wake was needed.
-    pub(crate) fn give_back(&self) {
-        lock(&self.spent).pop_front();
+    /// Gives the one back that was taken then: the wake was needed, or there was none.
+    pub(crate) fn give_back(&self, taken: Instant) {
+        let mut spent = lock(&self.spent);
+        let place = spent.iter().position(|at| *at == taken);
+        place.and_then(|place| spent.remove(place));
     }
 }
 
@@ -55,13 +57,16 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn needless_ones_are_bounded_per_minute_and_needed_ones_are_free() {
         let budget = HintBudget::new(2);
-        assert!(budget.take() && budget.take());
-        assert!(!budget.take());
-        budget.give_back();
-        assert!(budget.take());
+        let taken = budget.take().unwrap();
+        assert!(budget.take().is_some());
+        assert!(budget.take().is_none());
+        budget.give_back(taken);
+        assert!(budget.take().is_some());
         tokio::time::advance(Duration::from_secs(59)).await;
-        assert!(!budget.take());
+        assert!(budget.take().is_none());
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert!(budget.take());
+        assert!(budget.take().is_some());
+        budget.give_back(taken); // long over: it is nobody else's
+        assert!(budget.take().is_some() && budget.take().is_none());
     }
 }

@@ -49,8 +49,10 @@ impl Connection {
     }
 
     pub(crate) fn fitness(&self, config: &Config) -> Fitness {
-        if self.client.is_closed() {
+        if self.client.is_closed() || self.watch.has_ended() {
             Fitness::Closed
+        } else if self.watch.may_be_cancelled() {
+            Fitness::Tainted
         } else if !self.watch.is_clean() {
             Fitness::Unsettled
         } else if self.watch.silent_for() > config.verify_after {
@@ -70,6 +72,8 @@ pub(crate) enum Fitness {
     Unsettled,
     /// Has lain so long that it may be dead without knowing.
     Unverified,
+    /// An earlier user's request to cancel may still be under way, and would hit the next one.
+    Tainted,
     /// Its task has ended.
     Closed,
 }

@@ -38,11 +38,14 @@ impl Opening<'_> {
     pub(crate) async fn try_until_up(&self) -> Result<Dialed, Error> {
         let mut tries = Tries::new(!mem::take(&mut self.pool.state().fresh));
         loop {
-            let endpoint = self.pool.endpoint();
+            let (endpoint, mends) = (self.pool.endpoint(), self.pool.mends());
             let err = match self.dial(&endpoint).await {
                 Ok(dialed) => return Ok(dialed),
                 Err(err) => err,
             };
+            if self.pool.mends() != mends && !self.progress.remaining().is_zero() {
+                continue; // it was about what has been mended meanwhile
+            }
             let next = verdict::next(err.kind());
             if tries.asks(next) && self.has_moved(&endpoint).await? {
                 continue;
@@ -73,7 +76,7 @@ impl Opening<'_> {
 
     /// Whether the catalog has the tenant elsewhere, or with another credential, than at `known`. An error if it does
     /// not have it at all any more.
-    async fn has_moved(&self, known: &Endpoint) -> Result<bool, Error> {
+    async fn has_moved(&self, known: &Arc<Endpoint>) -> Result<bool, Error> {
         let Pool { tenant, shared, .. } = self.pool;
         let progress = Progress::new(Stage::Lookup, ASK_TIMEOUT);
         let asked = shared
@@ -81,7 +84,7 @@ impl Opening<'_> {
             .relocate(tenant, known, &progress, &shared.stats);
         let asked = timeout(ASK_TIMEOUT, asked).await;
         match asked.unwrap_or_else(|_| Err(progress.timed_out())) {
-            Ok(endpoint) => Ok(endpoint.is_some_and(|it| self.pool.move_to(it, true))),
+            Ok(now) => Ok(now.is_some_and(|it| self.pool.move_from(Some(known), it, true))),
             Err(err) if err.kind() == ErrorKind::UnknownTenant => Err(err),
             Err(err) => {
                 tracing::debug!(tenant = tenant.as_str(), %err, "cannot ask where the tenant lives now");
@@ -95,6 +98,9 @@ impl Opening<'_> {
         if wait > LONGEST_WAIT {
             let refusal = Refusal::new(err);
             self.pool.refuse(self.route, &refusal);
+            if refusal.until() >= self.progress.deadline() {
+                return Err(refusal.error());
+            }
             return self.outwait(&refusal).await;
         }
         self.progress.note(&err);
@@ -105,7 +111,8 @@ impl Opening<'_> {
         Ok(())
     }
 
-    /// Waits until `refusal` does not hold any more, or somebody has changed what it was about.
+    /// Waits until `refusal` does not hold any more, or somebody has changed what it was about. An error if nobody is
+    /// left who waits for it.
     pub(crate) async fn outwait(&self, refusal: &Refusal) -> Result<(), Error> {
         let Pool { tenant, shared, .. } = self.pool;
         loop {
@@ -117,7 +124,7 @@ impl Opening<'_> {
                 Route::Pooled => self.pool.turn_away(refusal),
                 Route::Direct => !refusal.answers(self.progress.deadline()),
             };
-            if !wanted || refusal.until() >= self.progress.deadline() {
+            if !wanted {
                 return Err(refusal.error());
             }
             tokio::select! {

@@ -72,7 +72,20 @@ impl Pool {
     /// Takes note of where the tenant lives; says whether that is news. Connections of the earlier generation are
     /// closed when nobody uses them any more.
     pub(crate) fn move_to(&self, endpoint: Endpoint, fresh: bool) -> bool {
+        self.move_from(None, endpoint, fresh)
+    }
+
+    /// The same, unless somebody has taken note of another place than `known` meanwhile, which is news too.
+    pub(crate) fn move_from(
+        &self,
+        known: Option<&Arc<Endpoint>>,
+        endpoint: Endpoint,
+        fresh: bool,
+    ) -> bool {
         let mut state = self.state();
+        if known.is_some_and(|known| !Arc::ptr_eq(known, &state.endpoint)) {
+            return true;
+        }
         if *state.endpoint == endpoint {
             state.fresh |= fresh;
             return false;
@@ -93,6 +106,11 @@ impl Pool {
         true
     }
 
+    /// How often something was changed that may have mended what failed.
+    pub(crate) fn mends(&self) -> u64 {
+        self.state().mends
+    }
+
     /// Whether there is proof that the tenant's database is awake.
     pub(crate) fn is_up(&self) -> bool {
         !self.state().believes_asleep()
@@ -106,6 +124,7 @@ impl Pool {
 
     /// Something was changed: what was refused before may work now.
     pub(crate) fn mended(&self) {
+        self.state().mends += 1;
         self.shared.refusals.clear(self.tenant.as_str());
         self.changed.notify_waiters();
     }
@@ -181,6 +200,10 @@ impl Pool {
                 lease.discard();
                 None
             }
+            Fitness::Tainted => {
+                lease.end();
+                None
+            }
             Fitness::Closed => None,
         }
     }
@@ -219,8 +242,8 @@ impl Pool {
             return self.part(connection);
         }
         connection.watch.mark_served();
-        if connection.watch.take_hint_used() {
-            self.shared.hints.give_back();
+        if let Some(taken) = connection.watch.take_hint_used() {
+            self.shared.hints.give_back(taken);
         }
         self.park(connection);
     }
@@ -277,7 +300,7 @@ impl Pool {
         drop(self.take_idle(watch));
         let mut state = self.state();
         state.open.retain(|open| !Arc::ptr_eq(open, watch));
-        let ours = watch.is_closing();
+        let ours = watch.is_closing() && watch.farewell().is_none();
         let early = !ours && !watch.has_served() && watch.opened().elapsed() < EARLY_END;
         state.early_ends = if early { state.early_ends + 1 } else { 0 };
         if !ours {
@@ -285,6 +308,7 @@ impl Pool {
             state.lost = true;
         }
         drop(state);
+        self.changed.notify_waiters(); // nobody may be left who could serve those who wait
         self.pump();
     }
 

@@ -9,6 +9,7 @@ use std::{
 };
 
 use moka::{policy::EvictionPolicy, sync::Cache};
+use tokio::time::Instant;
 
 use crate::{
     endpoint::Endpoint, pool::Pool, retry::lock, shared::Shared, source::Located, stats::count,
@@ -92,6 +93,7 @@ impl Pools {
         self.shared.refusals.clear(tenant);
         let alive = lock(&self.alive).get(tenant).and_then(Weak::upgrade);
         if let Some(pool) = alive {
+            pool.condemn(Instant::now()); // also if it comes back before they do
             pool.mended(); // a wake of its may be waiting for what was refused to pass
         }
         found.is_some()

@@ -1,6 +1,6 @@
 //! From a tenant to a connection.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, future::Future, mem, pin::Pin, sync::Arc, time::Duration};
 
 use tokio::{
     task::JoinHandle,
@@ -39,7 +39,7 @@ pub struct TenantRouter {
 
 pub(crate) struct Inner {
     pools: Arc<Pools>,
-    flights: Flights<TenantId, Arc<Pool>>,
+    flights: Flights<TenantId, Option<Arc<Pool>>>,
     shared: Arc<Shared>,
 }
 
@@ -148,14 +148,16 @@ impl TenantRouter {
         if life.is_over() || known.as_ref().is_some_and(|pool| pool.is_up_or_waking()) {
             return false;
         }
-        if !hints.take() {
+        let Some(taken) = hints.take() else {
             count(&stats.hints_ignored);
             return false;
-        }
-        let inner = Arc::clone(&self.inner);
+        };
+        let (inner, hints) = (Arc::clone(&self.inner), Arc::clone(hints));
         runtime.spawn(async move {
-            if let Err(err) = inner.follow_hint(&tenant, known).await {
-                tracing::debug!(tenant = tenant.as_str(), %err, "hint");
+            match inner.follow_hint(&tenant, known, taken).await {
+                Ok(true) => {}
+                Ok(false) => hints.give_back(taken), // nothing was woken
+                Err(err) => tracing::debug!(tenant = tenant.as_str(), %err, "hint"),
             }
         });
         true
@@ -209,7 +211,7 @@ impl TenantRouter {
 }
 
 impl Inner {
-    /// A connection, within `get_timeout`, and within `patience` if there is one.
+    /// A connection, within `patience`, or `get_timeout` if there is none.
     pub(crate) async fn get(
         &self,
         tenant: &str,
@@ -238,31 +240,32 @@ impl Inner {
         result
     }
 
-    async fn follow_hint(&self, tenant: &TenantId, known: Option<Arc<Pool>>) -> Result<(), Error> {
-        let Shared {
-            config,
-            source,
-            stats,
-            life,
-            ..
-        } = &*self.shared;
-        let until = Instant::now() + config.get_timeout;
+    /// Wakes the database of `tenant`; says whether it has.
+    async fn follow_hint(
+        &self,
+        tenant: &TenantId,
+        known: Option<Arc<Pool>>,
+        at: Instant,
+    ) -> Result<bool, Error> {
+        let Shared { config, life, .. } = &*self.shared;
         let work = async {
-            let pool = match known {
-                Some(pool) => pool,
-                None => match source.lookup(tenant, stats).await? {
-                    Some(located) => self.pools.insert(tenant, located),
-                    None => return Ok(()),
-                },
+            let pool = if known.is_some() {
+                known
+            } else {
+                let find = || self.find(tenant, false);
+                self.flights.join(tenant, config.get_timeout, find).await?
             };
-            let lease = pool.get(until, Reason::Hint).await?;
-            lease.connection().watch.mark_hinted();
-            Ok(())
+            let Some(pool) = pool.filter(|pool| !pool.is_up_or_waking()) else {
+                return Ok(false);
+            };
+            let lease = pool.get(at + config.get_timeout, Reason::Hint).await?;
+            lease.connection().watch.mark_hinted(at);
+            Ok(true)
         };
         tokio::select! {
             biased;
             () = life.ended() => Err(Error::closed()),
-            done = timeout_at(until, work) => done.unwrap_or(Ok(())),
+            done = work => done,
         }
     }
 
@@ -274,8 +277,7 @@ impl Inner {
         patience: Option<Duration>,
     ) -> Result<Lease, Error> {
         let tenant = TenantId::parse(raw)?;
-        let limit = self.shared.config.get_timeout;
-        let patience = patience.unwrap_or(limit).min(limit);
+        let patience = patience.unwrap_or(self.shared.config.get_timeout);
         let until = Instant::now() + patience;
         let found = match pool {
             Some(pool) => Ok(pool),
@@ -290,40 +292,56 @@ impl Inner {
 
     /// The pool of a tenant that is not in the cache.
     async fn fly(&self, tenant: &TenantId, patience: Duration) -> Result<Arc<Pool>, Error> {
-        let find = || self.find(tenant);
-        self.flights.join(tenant, patience, find).await
+        let until = Instant::now() + patience;
+        loop {
+            let patience = until.saturating_duration_since(Instant::now());
+            let find = || self.find(tenant, true);
+            if let Some(pool) = self.flights.join(tenant, patience, find).await? {
+                return Ok(pool);
+            }
+            // It was a hint's flight, which creates nothing.
+        }
     }
 
-    /// The flight that finds a tenant's endpoint, or creates it, and makes its pool.
+    /// The flight that finds a tenant's endpoint, creates it if it `may_create`, and makes its pool.
     fn find(
         &self,
         tenant: &TenantId,
-    ) -> (
-        Progress,
-        impl Future<Output = Result<Arc<Pool>, Error>> + Send + 'static,
-    ) {
+        may_create: bool,
+    ) -> (Progress, impl FnMut() -> Found + Send + 'static) {
         let progress = Progress::new(Stage::Lookup, self.shared.config.provision_timeout);
         let (pools, shared) = (Arc::clone(&self.pools), Arc::clone(&self.shared));
         let (tenant, seen) = (tenant.clone(), progress.clone());
-        let flight = async move {
-            if let Some(pool) = pools.find(tenant.as_str()) {
-                return Ok(pool); // it landed between the caller's look and this one
-            }
-            loop {
-                let work = shared.source.locate(&tenant, &seen, &shared.stats);
-                let located = timeout_at(seen.deadline(), work)
-                    .await
-                    .map_err(|_| seen.timed_out())??;
-                let pool = pools.insert(&tenant, located);
-                if !seen.take_stale() {
-                    return Ok(pool);
+        let mut first = true;
+        let flight = move || -> Found {
+            let again = !mem::replace(&mut first, false);
+            let (tenant, seen) = (tenant.clone(), seen.clone());
+            let (pools, shared) = (Arc::clone(&pools), Arc::clone(&shared));
+            Box::pin(async move {
+                if again {
+                    pools.evict(tenant.as_str()); // what was found before may be old
+                } else if let Some(pool) = pools.find(tenant.as_str()) {
+                    return Ok(Some(pool)); // it landed between the caller's look and this one
                 }
-                pools.evict(tenant.as_str()); // evicted while it was being looked up: what was found may be old
-            }
+                let Shared { source, stats, .. } = &*shared;
+                let work = async {
+                    if may_create {
+                        source.locate(&tenant, &seen, stats).await.map(Some)
+                    } else {
+                        source.lookup(&tenant, stats).await
+                    }
+                };
+                let located = timeout_at(seen.deadline(), work).await;
+                let located = located.map_err(|_| seen.timed_out())??;
+                Ok(located.map(|located| pools.insert(&tenant, located)))
+            })
         };
         (progress, flight)
     }
 }
+
+/// What a flight brings: the tenant's pool; none if the tenant is not known and nobody was to create it.
+type Found = Pin<Box<dyn Future<Output = Result<Option<Arc<Pool>>, Error>> + Send>>;
 
 impl Drop for Inner {
     fn drop(&mut self) {

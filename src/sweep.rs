@@ -14,14 +14,19 @@ use std::{
 use tokio::{sync::Notify, time::sleep};
 
 use crate::{
-    config::Config, endpoint::Endpoint, lease::Connection, pool::Pool, pools::Pools, stats::count,
+    config::Config,
+    endpoint::{DEFAULT_SUSPEND_WINDOW, Endpoint},
+    lease::Connection,
+    pool::Pool,
+    pools::Pools,
+    stats::count,
 };
 
 /// Share of the suspend window after which an idle connection is closed, in fifths.
 const FIFTHS_OF_WINDOW: u32 = 4;
 /// How many sweeps there are in the shortest time after which anything is closed.
 const SWEEPS: u32 = 10;
-const SHORTEST_TICK: Duration = Duration::from_millis(5);
+const SHORTEST_TICK: Duration = Duration::from_millis(50);
 const LONGEST_TICK: Duration = Duration::from_secs(5);
 
 /// How often the sweep runs: often enough for the shortest suspend window that was seen.
@@ -59,7 +64,10 @@ impl Pace {
 
 /// Idle time after which a connection to `endpoint` is closed: before its compute sleeps, never at that moment.
 fn idle_limit(endpoint: &Endpoint, config: &Config) -> Duration {
-    let window = endpoint.suspend_window.unwrap_or(Duration::MAX);
+    let window = match endpoint.suspend_window {
+        Some(Duration::ZERO) => DEFAULT_SUSPEND_WINDOW, // as Neon's API has it
+        window => window.unwrap_or(Duration::MAX),
+    };
     config.idle_after.min(window / 5 * FIFTHS_OF_WINDOW)
 }
 

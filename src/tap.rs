@@ -101,9 +101,7 @@ impl<S> Tap<S> {
                 *working = true;
             }
             b'Z' => {
-                watch
-                    .status
-                    .store(body.first().copied().unwrap_or(0), Release);
+                watch.note_status(body.first().copied().unwrap_or(0));
                 if batches.pop_front() == Some(Batch::Work) {
                     watch.outstanding.fetch_sub(1, SeqCst);
                     watch.mark_served();
@@ -111,7 +109,10 @@ impl<S> Tap<S> {
             }
             b'C' => watch.note_done(body.starts_with(b"ROLLBACK\0")),
             b'E' => {
-                watch.sqlstate.store(packed_sqlstate(body), Release);
+                let code = packed_sqlstate(body);
+                if code != IN_FAILED_TRANSACTION {
+                    watch.sqlstate.store(code, Release);
+                }
                 if let Some(farewell) = farewell(body, &[b"FATAL", b"PANIC"]) {
                     watch.note_farewell(farewell);
                 }
@@ -127,6 +128,9 @@ impl<S> Tap<S> {
         });
     }
 }
+
+/// 25P02, packed. It only says that an earlier statement has failed, and that one's code is what counts.
+const IN_FAILED_TRANSACTION: u64 = 0x0032_3550_3032;
 
 /// The SQLSTATE in the start of an ErrorResponse's body, packed into a number; 0 if it is not there.
 fn packed_sqlstate(body: &[u8]) -> u64 {
@@ -229,6 +233,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Tap<S> {
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
         self.watch.drained.store(polled.is_pending(), Release);
+        if matches!(&polled, Poll::Ready(Ok(()))) && buf.filled().len() == before {
+            self.watch.mark_dead();
+        }
         if buf.filled().len() > before {
             self.watch.mark_heard();
             self.note_received(&buf.filled()[before..]);

@@ -18,7 +18,7 @@ use tokio_postgres::error::{Severity, SqlState};
 use crate::{
     error::{Error, ErrorKind, Stage},
     lease::Lease,
-    retry::{LONGEST, lock, timed_out},
+    retry::{LONGEST, backoff, lock, timed_out},
     stats::count,
     verdict::{self, Farewell, Loss},
 };
@@ -27,12 +27,14 @@ pub(crate) use options::Access;
 pub use options::TransactionOptions;
 pub use tx::Tx;
 
-/// Longest wait for the answer to BEGIN, which does nothing yet: a connection that says nothing is given up.
+/// Longest wait for the answer to the first BEGIN, which does nothing yet: a connection that says nothing is given up.
 const BEGIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest wait for the answer to ROLLBACK; after that the connection is closed instead, which does the same.
 const ROLLBACK_TIMEOUT: Duration = Duration::from_secs(1);
 /// Wait before running again what the pooler had no room for.
 const CROWDED_WAIT: Duration = Duration::from_secs(1);
+/// Shortest wait before running again what met another transaction; twice as long at most.
+const CONFLICT_WAIT: Duration = Duration::from_millis(5);
 
 /// How one run ended, as far as the connection tells.
 enum End {
@@ -55,6 +57,8 @@ enum Why {
     Lost,
     /// The pooler had no connection to the database for it.
     Crowded,
+    /// BEGIN had no answer for a while: the connection may be dead, or the pooler has no connection to the database.
+    Silent,
     /// It met another transaction.
     Conflict,
 }
@@ -67,6 +71,8 @@ pub(crate) struct Transaction<'a> {
     until: Instant,
     /// How often it may still be run again.
     left: u32,
+    /// Whether BEGIN gets all the time there is, because it had no answer once.
+    is_patient: bool,
 }
 
 impl<'a> Transaction<'a> {
@@ -78,6 +84,7 @@ impl<'a> Transaction<'a> {
             began,
             until: began + options.timeout.min(LONGEST),
             left: options.retries,
+            is_patient: false,
         }
     }
 
@@ -101,7 +108,9 @@ impl<'a> Transaction<'a> {
     {
         let tenant = lease.tenant().clone();
         let ours = |err: Error| Some(Err(err.with_tenant(&tenant).into()));
-        match self.begin(&lease).await {
+        let begun = self.begin(&lease).await;
+        let idles = lease.connection().watch.idles();
+        match begun {
             End::Committed | End::Undone => {}
             End::Again(err, why) => return ours(self.again(lease, err, why).await?),
             End::Failed(err) => return ours(err),
@@ -116,6 +125,7 @@ impl<'a> Transaction<'a> {
             (Err(_), _) => return ours(self.out_of_time(Stage::Query)),
         };
         let end = match done {
+            _ if lease.connection().watch.idles() != idles => End::Failed(ended_inside()),
             Ok(_) => self.commit(&lease).await,
             Err(_) => self.undo(&lease).await,
         };
@@ -132,13 +142,18 @@ impl<'a> Transaction<'a> {
     }
 
     async fn begin(&self, lease: &Lease) -> End {
-        let limit = self.until.min(Instant::now() + BEGIN_TIMEOUT);
+        let limit = if self.is_patient {
+            self.until
+        } else {
+            self.until.min(Instant::now() + BEGIN_TIMEOUT)
+        };
         let begin = self.options.begin(self.access);
         match timeout_at(limit, lease.connection().client.batch_execute(&begin)).await {
             Ok(Ok(())) => End::Undone,
             Ok(Err(err)) if is_answer(&err) => End::Refused(err),
             Err(_) if Instant::now() >= self.until => End::Failed(self.out_of_time(Stage::Query)),
-            Ok(Err(_)) | Err(_) => lost(lease),
+            Ok(Err(_)) => lost(lease),
+            Err(_) => End::Again(self.out_of_time(Stage::Query), Why::Silent),
         }
     }
 
@@ -148,8 +163,8 @@ impl<'a> Transaction<'a> {
         if is_dead(lease) {
             return lost(lease);
         }
-        if watch.is_idle() {
-            return End::Failed(ended_inside());
+        if self.remaining().is_zero() {
+            return End::Failed(self.out_of_time(Stage::Query));
         }
         let written = watch.queries();
         let answer = timeout_at(self.until, client.batch_execute("COMMIT")).await;
@@ -200,20 +215,33 @@ impl<'a> Transaction<'a> {
     }
 
     /// Prepares another run; the error if there is no time for one.
-    async fn again(&self, lease: Lease, err: Error, why: Why) -> Option<Error> {
+    async fn again(&mut self, lease: Lease, err: Error, why: Why) -> Option<Error> {
         let pool = Arc::clone(lease.pool());
         tracing::debug!(tenant = pool.tenant.as_str(), ?why, %err, "running the transaction again");
         match why {
             Why::Lost => {
-                // Its siblings have died with it, and may not know it yet.
-                pool.condemn(Instant::now());
+                // Its siblings have died with it, and may not know it yet. What was opened since lives.
+                if let Some(died) = lease.connection().watch.died() {
+                    pool.condemn(died);
+                }
+                lease.end();
+            }
+            Why::Silent => {
+                self.is_patient = true;
                 lease.end();
             }
             Why::Crowded => {
                 lease.end();
                 sleep(CROWDED_WAIT.min(self.remaining())).await;
             }
-            Why::Conflict => drop(lease),
+            Why::Conflict => {
+                drop(lease);
+                // Those who met go on at different times.
+                let pause = backoff(CONFLICT_WAIT, CONFLICT_WAIT)
+                    .next()
+                    .unwrap_or_default();
+                sleep(pause.min(self.remaining())).await;
+            }
         }
         if self.remaining().is_zero() {
             return Some(err);
@@ -287,7 +315,7 @@ fn kept() -> Error {
 }
 
 fn ended_inside() -> Error {
-    let message =
-        "the closure ended the transaction itself; leave COMMIT and ROLLBACK to the router";
+    let message = "the closure ended the transaction itself, and what it did may be committed; leave COMMIT and \
+                   ROLLBACK to the router";
     Error::new(ErrorKind::Misused, message).with_stage(Stage::Commit)
 }

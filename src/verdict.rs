@@ -334,6 +334,7 @@ const LOSSES: &[(&str, &str, Loss)] = &[
     ("57P04", "", Loss::SameAgain), // the database was dropped
     ("57P05", "", Loss::SameAgain), // idle_session_timeout
     ("08P01", "query_wait_timeout", Loss::AgainSlowly),
+    ("08P01", "server login has been failing", Loss::AgainSlowly),
     ("08P01", "query_timeout", Loss::SameAgain),
     ("08P01", "query timeout", Loss::SameAgain),
     ("08P01", "transaction timeout", Loss::SameAgain),
@@ -363,6 +364,11 @@ mod tests {
             ("08P01", "prepared statement did not exist", Loss::Again),
             ("08006", "connection failure", Loss::Again),
             ("08P01", "query_wait_timeout", Loss::AgainSlowly),
+            (
+                "08P01",
+                "server login has been failing, cached error: connect failed",
+                Loss::AgainSlowly,
+            ),
             ("08P01", "query_timeout", Loss::SameAgain),
             ("08P01", "idle transaction timeout", Loss::SameAgain),
             (

@@ -82,14 +82,17 @@ impl Attempt {
     /// Tries until the compute is up, says no, or the time is over.
     async fn wake(&self, reason: Reason, early_ends: u32) -> Result<Dialed, Error> {
         let Pool { tenant, shared, .. } = &*self.pool;
-        let progress = Progress::new(Stage::Wake, shared.config.wake_timeout);
+        let limit = shared.config.wake_timeout;
         if early_ends > 0 {
             // The last ones were closed as soon as they were open: trying at once would only go round.
             sleep((FIRST_WAIT * 2_u32.saturating_pow(early_ends.min(6))).min(LONGEST_WAIT)).await;
         }
         if let Some(refusal) = shared.refusals.get(tenant, Route::Pooled) {
-            self.opening(&progress).outwait(&refusal).await?;
+            self.opening(&Progress::new(Stage::Wake, limit))
+                .outwait(&refusal)
+                .await?;
         }
+        let progress = Progress::new(Stage::Wake, limit);
         shared.stats.wake_started(reason);
         tracing::debug!(tenant = tenant.as_str(), ?reason, "wake");
         let began = Instant::now();
@@ -143,9 +146,8 @@ impl Attempt {
                 tracing::debug!(tenant = pool.tenant.as_str(), kind = ?err.kind(), %err, "refused");
                 if serves {
                     pool.fail_one(&err); // the others may still be served by the connections that are open
-                } else {
-                    pool.refuse(Route::Pooled, &Refusal::new(err));
                 }
+                pool.refuse(Route::Pooled, &Refusal::new(err));
             }
         }
         pool.pump();

@@ -10,7 +10,7 @@ use std::{
     mem,
     pin::Pin,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, OnceLock,
         atomic::{
             AtomicBool, AtomicU8, AtomicU32, AtomicU64,
             Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst},
@@ -55,6 +55,18 @@ pub(crate) struct Watch {
     expired: AtomicBool,
     /// The loan on which a hint had it, if a hint opened it; 0 otherwise.
     hinted: AtomicU64,
+    /// When that hint was followed.
+    hinted_at: OnceLock<Instant>,
+    /// The last loan on which somebody asked for its query to be cancelled; 0 for none.
+    cancelled: AtomicU64,
+    /// When the login was done.
+    logged_in: OnceLock<Instant>,
+    /// When the server was first known to end it, or its stream ended.
+    died: OnceLock<Instant>,
+    /// Whether its task has ended.
+    ended: AtomicBool,
+    /// How often the server said that it is idle, outside any transaction.
+    idles: AtomicU64,
     /// The last loan that was looked at by the sweep. Held for a few instructions.
     seen_held: Mutex<Held>,
     /// A number of its own, by chance.
@@ -101,6 +113,12 @@ impl Watch {
             leases: AtomicU64::new(0),
             expired: AtomicBool::new(false),
             hinted: AtomicU64::new(0),
+            hinted_at: OnceLock::new(),
+            cancelled: AtomicU64::new(0),
+            logged_in: OnceLock::new(),
+            died: OnceLock::new(),
+            ended: AtomicBool::new(false),
+            idles: AtomicU64::new(0),
             seen_held: Mutex::new(Held {
                 loan: 0,
                 since: Instant::now(),
@@ -153,17 +171,23 @@ impl Watch {
         let holds = async {
             loop {
                 let turned = self.turned.notified();
-                if condition(self) {
+                if condition(self) || self.has_ended() {
                     return;
                 }
                 turned.await;
             }
         };
-        timeout(patience, holds).await.is_ok()
+        timeout(patience, holds).await.is_ok() && !self.has_ended()
     }
 
+    /// When the login was done.
     pub(crate) fn opened(&self) -> Instant {
-        self.opened
+        self.logged_in.get().copied().unwrap_or(self.opened)
+    }
+
+    /// Whether its task has ended, so that nothing more will happen on it.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Acquire)
     }
 
     /// Whether a transaction is open, as of the last answer.
@@ -224,7 +248,7 @@ impl Watch {
 
     /// Notes that it was taken from the pool, and returns the number of this loan.
     pub(crate) fn lend(&self) -> u64 {
-        self.leases.fetch_add(1, Relaxed) + 1
+        self.leases.fetch_add(1, SeqCst) + 1
     }
 
     /// The number of the last loan.
@@ -260,15 +284,58 @@ impl Watch {
         tells.then(|| (held, self.in_transaction()))
     }
 
-    /// Notes that the present loan is a hint's.
-    pub(crate) fn mark_hinted(&self) {
+    /// Notes that the present loan is a hint's, followed at `at`.
+    pub(crate) fn mark_hinted(&self, at: Instant) {
+        let _ = self.hinted_at.set(at);
         self.hinted.store(self.loan(), Relaxed);
     }
 
-    /// Whether a hint opened it and somebody else has used it since. Says so once.
-    pub(crate) fn take_hint_used(&self) -> bool {
+    /// When the hint was followed that opened it, if somebody else has used it since. Says so once.
+    pub(crate) fn take_hint_used(&self) -> Option<Instant> {
         let hinted = self.hinted.load(Relaxed);
-        hinted != 0 && hinted != self.loan() && self.hinted.swap(0, Relaxed) != 0
+        let used = hinted != 0 && hinted != self.loan() && self.hinted.swap(0, Relaxed) != 0;
+        used.then(|| self.hinted_at.get().copied()).flatten()
+    }
+
+    /// Notes that the query on `loan` is about to be cancelled; says whether it is still that loan's turn. Ordered
+    /// with [`lend`](Self::lend): whoever borrows looks here afterwards.
+    pub(crate) fn mark_cancelled(&self, loan: u64) -> bool {
+        self.cancelled.fetch_max(loan, SeqCst);
+        self.leases.load(SeqCst) == loan && !self.is_parked()
+    }
+
+    /// Whether a request to cancel an earlier loan's query may still be under way.
+    pub(crate) fn may_be_cancelled(&self) -> bool {
+        let cancelled = self.cancelled.load(SeqCst);
+        cancelled != 0 && cancelled != self.leases.load(SeqCst)
+    }
+
+    /// Notes that the login is done.
+    pub(crate) fn mark_logged_in(&self) {
+        let _ = self.logged_in.set(Instant::now());
+    }
+
+    /// Notes that it is dead, or about to be.
+    pub(crate) fn mark_dead(&self) {
+        let _ = self.died.set(Instant::now());
+    }
+
+    /// Since when it is known to be dead.
+    pub(crate) fn died(&self) -> Option<Instant> {
+        self.died.get().copied()
+    }
+
+    /// Notes what a ReadyForQuery says.
+    pub(crate) fn note_status(&self, status: u8) {
+        self.status.store(status, Release);
+        if status == b'I' {
+            self.idles.fetch_add(1, Release);
+        }
+    }
+
+    /// How often the server said that it is idle, outside any transaction.
+    pub(crate) fn idles(&self) -> u64 {
+        self.idles.load(Acquire)
     }
 
     pub(crate) fn is_expired(&self) -> bool {
@@ -294,6 +361,7 @@ impl Watch {
     }
 
     pub(crate) fn note_farewell(&self, farewell: Farewell) {
+        self.mark_dead();
         *lock(&self.farewell) = Some(farewell);
     }
 
@@ -339,6 +407,10 @@ impl<F: Future + Unpin> Future for Settling<F> {
         // A task that cannot write, or that nobody takes the rows from, is not done though it waits.
         if self.bell.watch.drained.load(Acquire) && !self.bell.watch.blocked.load(Acquire) {
             self.bell.watch.settled.store(woken, Release);
+        }
+        if polled.is_ready() {
+            self.bell.watch.mark_dead();
+            self.bell.watch.ended.store(true, Release);
         }
         self.bell.watch.turned.notify_waiters();
         polled

@@ -15,6 +15,9 @@ use crate::{
     watch::Watch,
 };
 
+/// A queue of this length is not looked through for waiters who left.
+const SHORT_QUEUE: usize = 64;
+
 /// Everything that changes in a pool.
 pub(crate) struct State {
     /// Where the tenant lives. Another one is another generation: its connections are told apart by it.
@@ -25,6 +28,8 @@ pub(crate) struct State {
     idle: Vec<Connection>,
     /// First come, first served. Empty while anything is idle.
     waiters: VecDeque<Waiter>,
+    /// Length of the queue at which it is looked through for waiters who left.
+    look_through_at: usize,
     /// Attempts under way.
     pub(crate) dialing: usize,
     /// Connections that will probably be free in a moment: what their last user left is about to end.
@@ -38,6 +43,8 @@ pub(crate) struct State {
     /// Connections opened before this instant are not to be trusted.
     condemned: Option<Instant>,
     pub(crate) last_failure: Option<Noted>,
+    /// How often something was changed that may have mended what failed.
+    pub(crate) mends: u64,
     /// Since when Neon's control plane may only be repeating that it failed.
     pub(crate) repeated_since: Option<Instant>,
     /// Whether the pool is out of the cache: what comes back is closed.
@@ -61,6 +68,7 @@ impl State {
             fresh: false,
             idle: Vec::new(),
             waiters: VecDeque::new(),
+            look_through_at: SHORT_QUEUE,
             dialing: 0,
             settling: 0,
             open: Vec::new(),
@@ -68,6 +76,7 @@ impl State {
             early_ends: 0,
             condemned: None,
             last_failure: None,
+            mends: 0,
             repeated_since: None,
             retired: false,
             stay: 0,
@@ -92,7 +101,6 @@ impl State {
 
     /// How many more attempts are due now, and why.
     pub(crate) fn dials_due(&mut self, config: &Config) -> (usize, Reason) {
-        self.waiters.retain(|waiter| !waiter.turn.is_closed());
         let at_once = if self.believes_asleep() {
             1
         } else {
@@ -100,14 +108,23 @@ impl State {
         };
         let taken = self.open.len() + self.dialing;
         let room = config.pool_size.saturating_sub(taken);
+        let room = room.min(at_once.saturating_sub(self.dialing));
+        if room == 0 {
+            return (0, Reason::Request); // before the queue is looked through, which may be long
+        }
+        self.waiters.retain(|waiter| !waiter.turn.is_closed());
         let coming = self.dialing + self.settling;
-        let unserved = self.waiters.len().saturating_sub(coming);
-        let due = unserved.min(at_once.saturating_sub(self.dialing)).min(room);
+        let due = self.waiters.len().saturating_sub(coming).min(room);
         let reason = self.waiters.front().map(|waiter| waiter.reason);
         (due, reason.unwrap_or(Reason::Request))
     }
 
     pub(crate) fn enqueue(&mut self, waiter: Waiter) {
+        if self.waiters.len() >= self.look_through_at {
+            // Those who left are looked for now and then only: each look goes through all.
+            self.waiters.retain(|waiter| !waiter.turn.is_closed());
+            self.look_through_at = (2 * self.waiters.len()).max(SHORT_QUEUE);
+        }
         self.waiters.push_back(waiter);
     }
 

@@ -12,7 +12,8 @@ use crate::{cancel::CancelToken, client::token_of, lease::Lease, retry::lock, te
 /// before the closure's future ends.
 ///
 /// It derefs to deadpool-postgres's client, so `query_typed`, `prepare_cached` and everything that takes its
-/// `GenericClient` (as `&*tx`) work. Do not send `BEGIN`, `COMMIT` or `ROLLBACK` on it; savepoints are fine.
+/// `GenericClient` (as `&*tx`) work. Do not send `BEGIN`, `COMMIT` or `ROLLBACK` on it; for savepoints, send `SAVEPOINT` and
+/// `ROLLBACK TO` as text. A stream of rows or a `COPY` must be finished before the closure ends: COMMIT waits for it.
 pub struct Tx {
     // Only its drop takes it.
     lease: Option<Lease>,

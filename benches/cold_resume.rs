@@ -14,8 +14,9 @@
 //!   take part in every second round only.
 //!
 //! A *single* caller's turn is one query after a suspend. In a *herd*, 1,000 callers start at once, on a pool of 16,
-//! each with one query; right after it the same 1,000 come again, to the warm pool of the tenant that is now awake. The
-//! floor takes its turn in these rounds too. *Bystanders* are 100 callers at once on ten other tenants, in turns while
+//! each with one query; right after it the same 1,000 come again to the tenant that is now awake, with all connections
+//! closed as a suspend leaves them, and once more with all of them open (*warm*). The floor takes its turn in these
+//! rounds too. *Bystanders* are 100 callers at once on ten other tenants, in turns while
 //! the router is calm and while 1,000 callers wait for a silent wake of another tenant.
 //!
 //! `cargo bench --bench cold_resume [-- SAMPLES]`, of which there are 500 unless told otherwise, in some 21 minutes. So

@@ -82,6 +82,23 @@ impl Client {
         Ok(())
     }
 
+    /// Closes the `count` connections that are open and idle.
+    pub(crate) async fn close(&self, count: u16) -> Result<(), BoxError> {
+        match self {
+            Self::Tenantry(router, tenant) => {
+                router.evict(tenant);
+                until(|| router.status().connections == 0).await?;
+            }
+            Self::Deadpool(pool) => drop(pool.retain(|_, _| false)),
+            Self::Sqlx(pool) => {
+                for connection in try_join_all((0..count).map(|_| pool.acquire())).await? {
+                    connection.close().await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Waits until it has seen all its connections close: what is compared is the wake. sqlx looks only when it needs
     /// one. A router has to have no other tenants.
     pub(crate) async fn notice(&self) -> Result<(), BoxError> {

@@ -69,6 +69,8 @@ impl herd::InSetting {
                 ("p99_ms", it.asleep.at(0.99)),
                 ("awake_p99_ms", it.awake.at(0.99)),
                 ("p99_over_awake", self.over_awake(it)),
+                ("warm_p99_ms", it.warm.at(0.99)),
+                ("p99_over_warm", self.over_warm(it)),
                 ("auth_attempts", count(it.auth_attempts)),
                 ("errors", f64::from(it.errors)),
             ]

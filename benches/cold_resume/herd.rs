@@ -1,4 +1,4 @@
-//! A thousand callers on one tenant, suspended and then awake.
+//! A thousand callers on one tenant, suspended, then awake without connections, then awake with all of them open.
 
 use std::time::Duration;
 
@@ -32,6 +32,7 @@ pub(crate) struct Herd {
     pub(crate) rounds: usize,
     pub(crate) asleep: Samples,
     pub(crate) awake: Samples,
+    pub(crate) warm: Samples,
     /// Most logins that were begun in one round before the compute was up.
     pub(crate) auth_attempts: usize,
     pub(crate) errors: u32,
@@ -70,9 +71,15 @@ async fn in_setting(scene: &Scene, setting: Setting, rounds: usize) -> Result<In
 }
 
 impl InSetting {
-    /// What the slowest wait besides the wake, in terms of what they wait without one.
+    /// What the slowest wait besides the wake, in terms of what they wait without one. Nothing else differs: in both
+    /// cases there are no connections when they come.
     pub(crate) fn over_awake(&self, herd: &Herd) -> f64 {
         (herd.asleep.at(0.99) - self.floor.at(0.5)) / herd.awake.at(0.99)
+    }
+
+    /// The same in terms of what they wait where all connections are open already.
+    pub(crate) fn over_warm(&self, herd: &Herd) -> f64 {
+        (herd.asleep.at(0.99) - self.floor.at(0.5)) / herd.warm.at(0.99)
     }
 }
 
@@ -83,6 +90,7 @@ impl Herd {
             rounds: 0,
             asleep: Samples::default(),
             awake: Samples::default(),
+            warm: Samples::default(),
             auth_attempts: 0,
             errors: 0,
         }
@@ -104,7 +112,10 @@ impl Herd {
         self.auth_attempts = self.auth_attempts.max(attempts);
 
         client.open(POOL_SIZE).await?;
+        client.close(POOL_SIZE).await?;
         self.errors += all_at_once(vec![client.clone(); CALLERS], &mut self.awake).await?;
+        client.open(POOL_SIZE).await?;
+        self.errors += all_at_once(vec![client.clone(); CALLERS], &mut self.warm).await?;
         Ok(())
     }
 }

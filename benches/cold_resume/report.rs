@@ -75,6 +75,8 @@ impl Report {
             "awake median",
             "awake p99",
             "over awake",
+            "warm p99",
+            "over warm",
             "logins",
             "errors",
         ]);
@@ -89,6 +91,8 @@ impl Report {
                     &it.awake.ms(0.5),
                     &it.awake.ms(0.99),
                     &format!("{:.3}", here.over_awake(it)),
+                    &it.warm.ms(0.99),
+                    &format!("{:.3}", here.over_warm(it)),
                     &it.auth_attempts.to_string(),
                     &it.errors.to_string(),
                 ]);

@@ -26,6 +26,7 @@ mod provisioning;
 mod refusals;
 mod runtimes;
 mod secrets;
+mod silence;
 mod spans;
 mod stops;
 mod support;

@@ -1,0 +1,100 @@
+//! What a router does by itself must not reach a database.
+
+use std::{collections::HashMap, time::Duration};
+
+use futures_util::{StreamExt, stream};
+use tenantry::{BoxError, Endpoint, ErrorKind, TenantId, TenantRouter, emulator::Witness};
+use tokio::time::{Instant, sleep};
+
+use crate::support::{Stage, eventually, run_on};
+
+const TENANTS: usize = 1000;
+const COMPUTES: usize = 50;
+const WINDOW: Duration = Duration::from_secs(2);
+
+/// What a compute has seen of anybody, in numbers.
+fn seen(it: &Witness) -> (usize, usize, usize) {
+    (it.auth_attempts.len(), it.sessions.len(), it.wakes.len())
+}
+
+/// A thousand tenants, of whom fifty have a compute; the others cannot be reached.
+async fn tenants(stage: &Stage) -> HashMap<String, Endpoint> {
+    let made = stream::iter(0..COMPUTES).map(|_| stage.project());
+    let made: Vec<_> = made.buffer_unordered(4).collect().await;
+    assert_eq!(made.len(), COMPUTES);
+    let mut tenants = HashMap::new();
+    for (number, it) in stage.emulator.witnesses().iter().enumerate() {
+        let endpoint = stage.endpoint(it).await.suspend_window(WINDOW);
+        tenants.insert(format!("awake-{number}"), endpoint);
+    }
+    for number in COMPUTES..TENANTS {
+        let known = &tenants["awake-0"];
+        let (_, domain) = known.direct_host.split_once('.').unwrap();
+        let host = |part: &str| format!("ep-none-{number}{part}.{domain}");
+        let endpoint = Endpoint::neon(host(""), host("-pooler"), "neondb", "neondb_owner", "none");
+        // The proxy refuses it at once, which is cheap.
+        let endpoint = endpoint
+            .port(known.port)
+            .suspend_window(WINDOW)
+            .without_tls();
+        tenants.insert(format!("none-{number}"), endpoint);
+    }
+    tenants
+}
+
+fn router(stage: &Stage, tenants: HashMap<String, Endpoint>) -> TenantRouter {
+    let lookup = move |tenant: TenantId| {
+        let found = tenants.get(tenant.as_str()).cloned();
+        async move { Ok::<_, BoxError>(found) }
+    };
+    stage.at(TenantRouter::builder(lookup)).build().unwrap()
+}
+
+/// Has every tenant used once.
+async fn use_all(router: &TenantRouter, tenants: &[String]) {
+    let uses = stream::iter(tenants).map(|tenant| async move {
+        match router.get(tenant).await {
+            Ok(client) => assert_eq!(run_on(&client, "SELECT 'row'").await, "row"),
+            Err(err) => assert_eq!(err.kind(), ErrorKind::Misconfigured, "{tenant}: {err:?}"),
+        }
+    });
+    uses.buffer_unordered(200).collect::<()>().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_many_suspend_windows_a_router_with_a_thousand_tenants_reaches_no_database() {
+    let stage = Stage::with(|emulator| emulator.suspend_after(WINDOW)).await;
+    let tenants = tenants(&stage).await;
+    let names: Vec<_> = tenants.keys().cloned().collect();
+    let router = router(&stage, tenants);
+    use_all(&router, &names).await;
+    assert_eq!(router.status().pools, TENANTS as u64);
+    let used = Instant::now();
+    let asleep = || stage.emulator.witnesses().iter().all(|it| !it.is_awake);
+    eventually("all computes fall asleep", asleep).await;
+    let took = used.elapsed();
+    assert!(took < 2 * WINDOW, "nothing kept them up: {took:?}");
+    let status = router.status();
+    assert!(
+        status.closed_idle >= COMPUTES as u64,
+        "the sweep was there first: {status:?}"
+    );
+    assert_eq!(status.connections, 0);
+
+    let before: Vec<_> = stage.emulator.witnesses().iter().map(seen).collect();
+    let start = Instant::now();
+    let mut lookups = 0;
+    while start.elapsed() < 3 * WINDOW {
+        // What an app server goes on doing: it is asked for its state, and strangers come.
+        assert_eq!(router.status().connections, 0);
+        let stranger = router.get(&format!("stranger-{lookups}")).await;
+        assert_eq!(stranger.unwrap_err().kind(), ErrorKind::UnknownTenant);
+        router.evict(&names[lookups % TENANTS]);
+        lookups += 1;
+        sleep(Duration::from_millis(5)).await; // time itself is under test
+    }
+    let after: Vec<_> = stage.emulator.witnesses().iter().map(seen).collect();
+    assert_eq!(after, before, "attempts, sessions, wakes");
+    assert!(asleep() && lookups > 100, "{lookups}");
+    assert_eq!(router.status().dials, status.dials);
+}

@@ -36,7 +36,7 @@ pub(crate) struct Opening<'a> {
 impl Opening<'_> {
     /// Tries until the compute is up, says no, or the time is over.
     pub(crate) async fn try_until_up(&self) -> Result<Dialed, Error> {
-        let mut tries = Tries::new(!mem::take(&mut self.pool.state().fresh));
+        let mut tries = Tries::new(!self.pool.state().fresh);
         loop {
             let (endpoint, mends) = (self.pool.endpoint(), self.pool.mends());
             let err = match self.dial(&endpoint).await {
@@ -138,6 +138,7 @@ impl Opening<'_> {
     pub(crate) async fn dial(&self, endpoint: &Arc<Endpoint>) -> Result<Dialed, Error> {
         let Pool { tenant, shared, .. } = self.pool;
         count(&shared.stats.dials);
+        self.pool.state().fresh = false;
         let (tenant, began) = (tenant.as_str(), Instant::now());
         let deadline = self.progress.deadline();
         let dialed = shared.dialer.dial(endpoint, self.route, deadline).await;

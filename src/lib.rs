@@ -17,6 +17,8 @@ mod hint;
 mod lease;
 mod life;
 mod lookup;
+#[cfg(any(doc, doctest))]
+pub mod manual;
 pub mod neon;
 mod opening;
 mod plan;

@@ -41,7 +41,7 @@ const ROWS: &[(&str, &[&str])] = &[
             "builder",
         ],
     ),
-    ("edge", &[]),
+    ("edge", &["manual"]),
 ];
 
 /// Uses the words only, never the router.

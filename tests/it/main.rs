@@ -18,6 +18,7 @@ mod herd;
 mod isolation;
 mod layers;
 mod management;
+mod matrix;
 mod methods;
 mod moves;
 mod pipes;

@@ -1,0 +1,382 @@
+//! What can happen to a tenant's database, and what each call makes of it.
+
+use std::time::Duration;
+
+use tenantry::{
+    ErrorKind, ExhaustedQuota as Quota, Stage,
+    emulator::{Fault, Reason, Stop},
+};
+
+/// The ways to ask a database something.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Verb {
+    /// `get`, and a query on what it gave.
+    Get,
+    Read,
+    Transaction,
+}
+
+impl Verb {
+    pub(super) const ALL: [Self; 3] = [Self::Get, Self::Read, Self::Transaction];
+
+    /// The tenant that is asked in this way.
+    pub(super) const fn tenant(self) -> &'static str {
+        match self {
+            Self::Get => "get",
+            Self::Read => "read",
+            Self::Transaction => "transaction",
+        }
+    }
+}
+
+/// How things stand when it happens.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum State {
+    /// The compute is suspended, and the router has seen its sockets close.
+    Asleep,
+    /// The compute is up, and the router has a connection that lies idle.
+    Idle,
+    /// The caller's query runs; in a transaction, after it has written.
+    MidQuery,
+    /// The same, and the compute is suspended as well, so that the call has to wake it again.
+    Suspended,
+}
+
+impl State {
+    pub(super) const ALL: [Self; 4] = [Self::Asleep, Self::Idle, Self::MidQuery, Self::Suspended];
+
+    pub(super) const fn is_mid_query(self) -> bool {
+        matches!(self, Self::MidQuery | Self::Suspended)
+    }
+
+    /// As the manual calls it.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Asleep => "asleep",
+            Self::Idle => "idle",
+            Self::MidQuery => "mid-query",
+            Self::Suspended => "suspended mid-query",
+        }
+    }
+}
+
+/// How a call ends.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Outcome {
+    /// With the tenant's own row; a transaction is committed.
+    Rows,
+    /// With the row once the router has heard that the socket is closed; a query before that fails with its own error,
+    /// once.
+    RowsOnceHeard,
+    /// With tokio-postgres's error, from the query.
+    OwnError,
+    /// Not at all, as long as the caller waits.
+    NoAnswer,
+    /// With our error, of this kind at this stage.
+    Fails(ErrorKind, Stage),
+}
+
+impl Outcome {
+    /// Whether it is told to later calls as well, until it may have changed.
+    pub(super) const fn is_refusal(self) -> bool {
+        match self {
+            Self::Fails(kind, _) => {
+                !matches!(kind, ErrorKind::Timeout(_) | ErrorKind::CommitUnknown)
+            }
+            Self::Rows | Self::RowsOnceHeard | Self::OwnError | Self::NoAnswer => false,
+        }
+    }
+}
+
+/// Something that happens.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// Meets whoever connects from then on.
+    Fault(Fault),
+    /// [`Fault::WakeRefused`], so many times or always.
+    Refused(Reason, Option<u32>),
+    Stop(Stop),
+    /// For half a second.
+    FreezeBriefly,
+    /// For longer than anybody waits.
+    Freeze,
+    Crash,
+    RestartProxy,
+    RotatePassword,
+    MoveEndpoint,
+}
+
+/// The outcomes of `get` and query, of `read`, and of `transaction`.
+pub(super) type Cells = [Outcome; 3];
+
+/// What follows when one of these events happens.
+pub(super) struct Row {
+    pub(super) what: &'static str,
+    pub(super) events: &'static [Event],
+    /// The deadline of each call.
+    pub(super) patience: Duration,
+    pub(super) asleep: Cells,
+    pub(super) idle: Cells,
+    pub(super) mid_query: Cells,
+    /// `None` if it cuts the query by itself.
+    pub(super) suspended: Option<Cells>,
+}
+
+impl Row {
+    pub(super) fn cells(&self, state: State) -> Option<Cells> {
+        match state {
+            State::Asleep => Some(self.asleep),
+            State::Idle => Some(self.idle),
+            State::MidQuery => Some(self.mid_query),
+            State::Suspended => self.suspended,
+        }
+    }
+}
+
+/// For outcomes that come long before it.
+const AMPLE: Duration = Duration::from_secs(10);
+/// For outcomes that come with it.
+const SHORT: Duration = Duration::from_millis(1500);
+/// For PgBouncer's second try, which comes after 15 s.
+const PATIENT: Duration = Duration::from_secs(30);
+
+const ROWS: Cells = [Outcome::Rows; 3];
+/// What a query tells of a connection that is lost under it; the other two verbs run again.
+const CUT: Cells = [Outcome::OwnError, Outcome::Rows, Outcome::Rows];
+/// What is found of a connection that died while it lay idle.
+const DIED: Cells = [Outcome::RowsOnceHeard, Outcome::Rows, Outcome::Rows];
+
+/// Something that meets whoever connects: `cell` for who must.
+const fn meets(
+    what: &'static str,
+    events: &'static [Event],
+    patience: Duration,
+    cell: Outcome,
+) -> Row {
+    Row {
+        what,
+        events,
+        patience,
+        asleep: [cell; 3],
+        idle: ROWS,
+        mid_query: ROWS,
+        suspended: Some([Outcome::OwnError, cell, cell]),
+    }
+}
+
+/// A refusal: told at once, and remembered.
+const fn refusal(what: &'static str, events: &'static [Event], kind: ErrorKind) -> Row {
+    meets(what, events, AMPLE, Outcome::Fails(kind, Stage::Wake))
+}
+
+/// Something that may pass at any moment, and does not.
+const fn stays(what: &'static str, events: &'static [Event]) -> Row {
+    let cell = Outcome::Fails(ErrorKind::Timeout(Stage::Wake), Stage::Wake);
+    meets(what, events, SHORT, cell)
+}
+
+/// Something that passes in time.
+const fn passes(what: &'static str, events: &'static [Event], patience: Duration) -> Row {
+    meets(what, events, patience, Outcome::Rows)
+}
+
+/// Something that cuts all connections.
+const fn cuts(what: &'static str, events: &'static [Event]) -> Row {
+    Row {
+        what,
+        events,
+        patience: AMPLE,
+        asleep: ROWS,
+        idle: DIED,
+        mid_query: CUT,
+        suspended: None,
+    }
+}
+
+/// Each is played by a test of its own, and has one deadline.
+pub(super) const TABLE: [&[Row]; 8] = [
+    QUOTAS,
+    REFUSALS,
+    BUSY,
+    UNREACHABLE,
+    PASSING,
+    RECOVERY,
+    HAPPENINGS,
+    FROZEN,
+];
+
+pub(super) const QUOTAS: &[Row] = &[
+    refusal(
+        "the active time is used up (`ActiveTimeQuota`)",
+        &[Event::Refused(Reason::ActiveTimeQuota, None)],
+        ErrorKind::QuotaExhausted(Quota::ActiveTime),
+    ),
+    refusal(
+        "the compute time is used up (`ComputeTimeQuota`, `BranchComputeTimeQuota`)",
+        &[
+            Event::Refused(Reason::ComputeTimeQuota, None),
+            Event::Refused(Reason::BranchComputeTimeQuota, None),
+        ],
+        ErrorKind::QuotaExhausted(Quota::ComputeTime),
+    ),
+    refusal(
+        "as much is written as may be (`WrittenDataQuota`)",
+        &[Event::Refused(Reason::WrittenDataQuota, None)],
+        ErrorKind::QuotaExhausted(Quota::WrittenData),
+    ),
+    refusal(
+        "as much is sent out as may be (`DataTransferQuota`)",
+        &[Event::Refused(Reason::DataTransferQuota, None)],
+        ErrorKind::QuotaExhausted(Quota::DataTransfer),
+    ),
+    refusal(
+        "as much is stored as may be (`LogicalSizeQuota`)",
+        &[Event::Refused(Reason::LogicalSizeQuota, None)],
+        ErrorKind::QuotaExhausted(Quota::LogicalSize),
+    ),
+];
+
+pub(super) const REFUSALS: &[Row] = &[
+    refusal(
+        "too many computes are awake (`ActiveEndpointsLimit`)",
+        &[Event::Refused(Reason::ActiveEndpointsLimit, None)],
+        ErrorKind::ActiveComputeLimit,
+    ),
+    refusal(
+        "the control plane is asked too often (`RateLimitExceeded`)",
+        &[Event::Refused(Reason::RateLimitExceeded, None)],
+        ErrorKind::RateLimited,
+    ),
+    refusal(
+        "the endpoint is disabled (`EndpointDisabled`)",
+        &[Event::Refused(Reason::EndpointDisabled, None)],
+        ErrorKind::Disabled,
+    ),
+    refusal(
+        "the endpoint is gone (`EndpointNotFound`, `NotFound`)",
+        &[
+            Event::Refused(Reason::EndpointNotFound, None),
+            Event::Refused(Reason::NotFound, None),
+        ],
+        ErrorKind::EndpointNotFound,
+    ),
+    refusal(
+        "the endpoint is unavailable, nobody says why (`Unavailable`)",
+        &[Event::Refused(Reason::Unavailable, None)],
+        ErrorKind::Locked,
+    ),
+    refusal(
+        "the address may not connect (`AddressNotAllowed`)",
+        &[Event::Fault(Fault::AddressNotAllowed)],
+        ErrorKind::Refused,
+    ),
+];
+
+pub(super) const BUSY: &[Row] = &[
+    stays(
+        "the control plane is busy, and stays so (`RunningOperations`, `ConcurrencyLimitReached`, `LockAlreadyTaken`, `EndpointIdle`, `ProjectUnderMaintenance`)",
+        &[
+            Event::Refused(Reason::RunningOperations, None),
+            Event::Refused(Reason::ConcurrencyLimitReached, None),
+            Event::Refused(Reason::LockAlreadyTaken, None),
+            Event::Refused(Reason::EndpointIdle, None),
+            Event::Refused(Reason::ProjectUnderMaintenance, None),
+        ],
+    ),
+    stays(
+        "the control plane fails, and the proxy repeats that (`Failed`)",
+        &[Event::Refused(Reason::Failed, None)],
+    ),
+    stays(
+        "the control plane cannot be reached (`ControlPlaneDown`)",
+        &[Event::Fault(Fault::ControlPlaneDown)],
+    ),
+    stays(
+        "too many at once, and it stays so (`TooManyConnections`, `TooManyWakes`, `NoPermit`)",
+        &[
+            Event::Fault(Fault::TooManyConnections { times: u32::MAX }),
+            Event::Fault(Fault::TooManyWakes { times: u32::MAX }),
+            Event::Fault(Fault::NoPermit { times: u32::MAX }),
+        ],
+    ),
+];
+
+pub(super) const UNREACHABLE: &[Row] = &[stays(
+    "the compute is up and cannot be reached (`ComputeRefuses`, `ComputeUnreachable`, `ComputeCloses`, `ComputeSilent`)",
+    &[
+        Event::Fault(Fault::ComputeRefuses),
+        Event::Fault(Fault::ComputeUnreachable),
+        Event::Fault(Fault::ComputeCloses),
+        Event::Fault(Fault::ComputeSilent),
+    ],
+)];
+
+pub(super) const PASSING: &[Row] = &[
+    passes(
+        "the control plane is busy for half a second (`RunningOperations`)",
+        &[Event::Refused(Reason::RunningOperations, Some(4))],
+        AMPLE,
+    ),
+    passes(
+        "too many at once, told once (`TooManyConnections`, `TooManyWakes`, `NoPermit`)",
+        &[
+            Event::Fault(Fault::TooManyConnections { times: 1 }),
+            Event::Fault(Fault::TooManyWakes { times: 1 }),
+            Event::Fault(Fault::NoPermit { times: 1 }),
+        ],
+        AMPLE,
+    ),
+];
+
+pub(super) const RECOVERY: &[Row] = &[passes(
+    "the next start is a recovery of a second (`ComputeRecovers`)",
+    &[Event::Fault(Fault::ComputeRecovers { milliseconds: 1000 })],
+    PATIENT,
+)];
+
+const UNKNOWN: Outcome = Outcome::Fails(ErrorKind::CommitUnknown, Stage::Commit);
+const OUT_OF_TIME: Outcome = Outcome::Fails(ErrorKind::Timeout(Stage::Query), Stage::Query);
+
+pub(super) const HAPPENINGS: &[Row] = &[
+    Row {
+        what: "COMMIT is done and everything is killed before its answer (`CommitAnswerLost`)",
+        events: &[Event::Fault(Fault::CommitAnswerLost)],
+        patience: AMPLE,
+        asleep: [Outcome::Rows, Outcome::Rows, UNKNOWN],
+        idle: [Outcome::Rows, Outcome::Rows, UNKNOWN],
+        mid_query: [Outcome::Rows, Outcome::Rows, UNKNOWN],
+        suspended: Some([Outcome::OwnError, Outcome::Rows, UNKNOWN]),
+    },
+    cuts(
+        "the compute is stopped (`Neon`, `Fast`, `Immediate`, `Kill`)",
+        &[
+            Event::Stop(Stop::Neon),
+            Event::Stop(Stop::Fast),
+            Event::Stop(Stop::Immediate),
+            Event::Stop(Stop::Kill),
+        ],
+    ),
+    cuts("the compute crashes", &[Event::Crash]),
+    cuts("the proxy is restarted", &[Event::RestartProxy]),
+    cuts("the password is rotated", &[Event::RotatePassword]),
+    cuts("the endpoint is moved", &[Event::MoveEndpoint]),
+    Row {
+        what: "the compute is frozen for half a second",
+        events: &[Event::FreezeBriefly],
+        patience: AMPLE,
+        asleep: ROWS,
+        idle: ROWS,
+        mid_query: ROWS,
+        suspended: None,
+    },
+];
+
+pub(super) const FROZEN: &[Row] = &[Row {
+    what: "the compute is frozen for longer than anybody waits",
+    events: &[Event::Freeze],
+    patience: SHORT,
+    asleep: [Outcome::Fails(ErrorKind::Timeout(Stage::Wake), Stage::Wake); 3],
+    idle: [Outcome::NoAnswer, OUT_OF_TIME, OUT_OF_TIME],
+    mid_query: [Outcome::NoAnswer, OUT_OF_TIME, OUT_OF_TIME],
+    suspended: None,
+}];

@@ -39,7 +39,12 @@ impl Opening<'_> {
         let mut tries = Tries::new(!self.pool.state().fresh);
         loop {
             let (endpoint, mends) = (self.pool.endpoint(), self.pool.mends());
-            let err = match self.dial(&endpoint).await {
+            let dialed = tokio::select! {
+                biased;
+                dialed = self.dial(&endpoint) => dialed,
+                () = self.moved_from(&endpoint) => continue,
+            };
+            let err = match dialed {
                 Ok(dialed) => return Ok(dialed),
                 Err(err) => err,
             };
@@ -54,6 +59,17 @@ impl Opening<'_> {
                 Some(wait) => self.rest(wait, err).await?,
                 None => return Err(err),
             }
+        }
+    }
+
+    /// Waits until the tenant does not live at `endpoint` any more: what is dialed there is in vain.
+    async fn moved_from(&self, endpoint: &Arc<Endpoint>) {
+        loop {
+            let changed = self.pool.changed.notified();
+            if !Arc::ptr_eq(&self.pool.endpoint(), endpoint) {
+                return;
+            }
+            changed.await;
         }
     }
 

@@ -1,9 +1,13 @@
 //! Connections over pipes inside the process, to a server by script, under paused time.
 
-use std::{error::Error as _, time::Duration};
+use std::{
+    error::Error as _,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use tenantry::{
-    ErrorKind, Stage, TenantClient, TenantRouter,
+    BoxError, Endpoint, ErrorKind, Stage, TenantClient, TenantId, TenantRouter,
     tokio_postgres::{Error, error::SqlState},
 };
 use tokio::time::Instant;
@@ -260,4 +264,37 @@ async fn callers_that_leave_early_do_not_keep_a_dead_connection_in_use() {
         let _ = tokio::time::timeout(SECOND, router.get("acme")).await;
     }
     assert_eq!(backend.counts().logins_done, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_login_that_hangs_where_the_tenant_lived_does_not_keep_it_from_where_it_lives() {
+    let old = Backend::default();
+    let new = Backend::default();
+    old.set(Step::Login, Gate::Stuck);
+    let host = Arc::new(Mutex::new("old"));
+    let lookup = {
+        let host = Arc::clone(&host);
+        move |tenant: TenantId| {
+            let host = *host.lock().unwrap();
+            let endpoint = Endpoint::postgres(host, tenant.as_str(), "role", "password");
+            async move { Ok::<_, BoxError>(Some(endpoint.without_tls())) }
+        }
+    };
+    let router = TenantRouter::builder(lookup).open_streams({
+        let (old, new) = (old.clone(), new.clone());
+        move |host, _| {
+            let there = if host == "old" { &old } else { &new };
+            there.clone().open(host.to_owned())
+        }
+    });
+    let router = router.build().unwrap();
+    let (client, ()) = tokio::join!(router.get("acme"), async {
+        old.until_waiting(Step::Login).await;
+        *host.lock().unwrap() = "new";
+        router.evict("acme");
+        let client = router.get("acme").await.unwrap();
+        assert_eq!(whose(&client).await.unwrap(), "acme");
+    });
+    drop(client.unwrap());
+    assert_eq!((old.counts().logins_done, new.counts().logins_done), (0, 2));
 }

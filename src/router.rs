@@ -11,6 +11,7 @@ use crate::{
     builder::RouterBuilder,
     client::TenantClient,
     direct::DirectClient,
+    endpoint::Route,
     error::{Error, Stage},
     flights::Flights,
     lease::Lease,
@@ -140,12 +141,15 @@ impl TenantRouter {
         let Shared {
             life,
             hints,
+            refusals,
             stats,
             runtime,
             ..
         } = &*self.inner.shared;
         let known = self.inner.pools.find(tenant.as_str());
-        if life.is_over() || known.as_ref().is_some_and(|pool| pool.is_up_or_waking()) {
+        let needless = known.as_ref().is_some_and(|pool| pool.is_up_or_waking())
+            || refusals.get(&tenant, Route::Pooled).is_some();
+        if life.is_over() || needless {
             return false;
         }
         let Some(taken) = hints.take() else {

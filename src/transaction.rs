@@ -7,6 +7,7 @@ mod options;
 mod tx;
 
 use std::{
+    error::Error as _,
     future::Future,
     sync::{Arc, Mutex},
     time::Duration,
@@ -73,6 +74,8 @@ pub(crate) struct Transaction<'a> {
     left: u32,
     /// Whether BEGIN gets all the time there is, because it had no answer once.
     is_patient: bool,
+    /// Why the last run came to nothing.
+    last_failure: Option<Error>,
 }
 
 impl<'a> Transaction<'a> {
@@ -85,6 +88,7 @@ impl<'a> Transaction<'a> {
             until: began + options.timeout.min(LONGEST),
             left: options.retries,
             is_patient: false,
+            last_failure: None,
         }
     }
 
@@ -246,12 +250,23 @@ impl<'a> Transaction<'a> {
         if self.remaining().is_zero() {
             return Some(err);
         }
+        self.last_failure = Some(err);
         count(&pool.shared.stats.transactions_repeated);
         None
     }
 
     fn out_of_time(&self, stage: Stage) -> Error {
-        timed_out(stage, self.began.elapsed(), None)
+        timed_out(stage, self.began.elapsed(), self.last_failure.clone())
+    }
+
+    /// `err`, for which there was no connection. If it is about time, what that was spent on before is its source.
+    pub(crate) fn explain(&self, err: Error) -> Error {
+        match (&self.last_failure, err.kind()) {
+            (Some(failure), ErrorKind::Timeout(_)) if err.source().is_none() => {
+                err.with_source(failure.clone())
+            }
+            _ => err,
+        }
     }
 }
 

@@ -133,7 +133,8 @@ impl Inner {
     {
         loop {
             let patience = Some(transaction.remaining());
-            let lease = self.get(tenant, Reason::Request, patience).await?;
+            let lease = self.get(tenant, Reason::Request, patience).await;
+            let lease = lease.map_err(|err| transaction.explain(err))?;
             if let Some(result) = transaction.run(lease, &mut work).await {
                 return result;
             }

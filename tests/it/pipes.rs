@@ -106,7 +106,7 @@ async fn thousands_of_tenants_have_connections_side_by_side() {
 
 #[tokio::test(start_paused = true)]
 async fn after_close_nothing_is_open_at_whatever_step_it_was() {
-    for step in Step::ALL {
+    for step in Step::ALL.into_iter().filter(|it| *it != Step::Create) {
         let (backend, router) = stage();
         let caller = tokio::spawn({
             let router = router.clone();

@@ -14,7 +14,7 @@ use tenantry::{Endpoint, RouterBuilder, TenantId, TenantRouter};
 use tokio::{
     io::{DuplexStream, duplex},
     sync::{Notify, watch},
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use super::{
@@ -33,7 +33,11 @@ pub(crate) struct Backend(Arc<Inner>);
 
 #[derive(Default)]
 struct Inner {
-    gates: Gates,
+    gates: Arc<Gates>,
+    /// Of the hosts that have gates of their own.
+    hosts: Mutex<HashMap<String, Arc<Gates>>>,
+    /// Rung when all that is open is cut off.
+    cut: Notify,
     counts: watch::Sender<Counts>,
     last_pid: AtomicI32,
     /// Rung when somebody asks to stop what the session of that number does.
@@ -48,7 +52,11 @@ pub(crate) struct Counts {
     /// Streams open now.
     pub(crate) open: u64,
     pub(crate) logins_started: u64,
+    /// When they were started.
+    pub(crate) login_times: Vec<Instant>,
     pub(crate) logins_done: u64,
+    /// Databases created.
+    pub(crate) created: u64,
     /// Requests to stop a query.
     pub(crate) cancels: u64,
     /// Connections whose end the client announced.
@@ -62,12 +70,12 @@ pub(crate) struct Counts {
 }
 
 impl Counts {
-    /// How often a connection has come to `step`.
+    /// How often somebody has come to `step`.
     pub(crate) fn reached(&self, step: Step) -> u64 {
         self.reached[step as usize]
     }
 
-    /// Connections that wait at the gate of `step` now.
+    /// How many wait at the gate of `step` now.
     pub(crate) fn waiting(&self, step: Step) -> u64 {
         self.waiting[step as usize]
     }
@@ -86,12 +94,28 @@ impl Counts {
 impl Backend {
     /// A router whose tenants all exist, and live here at hosts and in databases of their own names.
     pub(crate) fn router(&self) -> RouterBuilder {
-        self.at(TenantRouter::builder(|tenant: TenantId| async move {
-            let name = tenant.as_str();
-            Ok(Some(
-                Endpoint::postgres(name, name, "app", "secret").without_tls(),
-            ))
+        self.router_to(|tenant| Some(Self::endpoint(tenant)))
+    }
+
+    /// A router whose tenants live where `catalog` says.
+    pub(crate) fn router_to(
+        &self,
+        catalog: impl Fn(&str) -> Option<Endpoint> + Send + Sync + 'static,
+    ) -> RouterBuilder {
+        let (backend, catalog) = (self.clone(), Arc::new(catalog));
+        self.at(TenantRouter::builder(move |tenant: TenantId| {
+            let (backend, catalog) = (backend.clone(), Arc::clone(&catalog));
+            async move {
+                let passed = backend.come_to(Step::Lookup).await;
+                passed.map_err(Failure::into_io)?;
+                Ok(catalog(tenant.as_str()))
+            }
         }))
+    }
+
+    /// Where `tenant` lives: at a host and in a database of its own name, and never asleep.
+    pub(crate) fn endpoint(tenant: &str) -> Endpoint {
+        Endpoint::postgres(tenant, tenant, "app", "secret").without_tls()
     }
 
     /// `builder`, pointed here. Its endpoints have to be without TLS.
@@ -103,6 +127,18 @@ impl Backend {
     /// Says what happens at `step` from now on, also to those that are stuck there.
     pub(crate) fn set(&self, step: Step, gate: Gate) {
         self.0.gates.set(step, gate);
+    }
+
+    /// Says the same of those who connect to `host` from now on. What was said of all does not hold for them.
+    pub(crate) fn set_at(&self, host: &str, step: Step, gate: Gate) {
+        let mut hosts = self.0.hosts.lock().unwrap();
+        let gates = hosts.entry(host.to_owned()).or_default();
+        gates.set(step, gate);
+    }
+
+    /// Cuts all sessions off, as when their computes fall asleep.
+    pub(crate) fn suspend(&self) {
+        self.0.cut.notify_waiters();
     }
 
     /// What has happened so far.
@@ -117,7 +153,7 @@ impl Backend {
         assert!(held, "never: {what}: {:#?}", self.counts());
     }
 
-    /// Waits until some connection is held up at `step`.
+    /// Waits until somebody is held up at `step`.
     pub(crate) async fn until_waiting(&self, step: Step) {
         self.until(&format!("somebody waits at {step:?}"), |counts| {
             counts.waiting(step) > 0
@@ -133,7 +169,9 @@ impl Backend {
     /// A stream to `host`.
     pub(crate) async fn open(self, host: String) -> io::Result<DuplexStream> {
         let waiting = self.reach(Step::Open);
-        let passed = self.pass(Step::Open).await;
+        let own = self.0.hosts.lock().unwrap().get(&host).cloned();
+        let gates = own.unwrap_or_else(|| Arc::clone(&self.0.gates));
+        let passed = gates.pass(Step::Open).await;
         passed.map_err(Failure::into_io)?;
         let (near, far) = duplex(PIPE);
         self.note(|counts| {
@@ -146,17 +184,27 @@ impl Backend {
         self.0.bells.lock().unwrap().insert(pid, Arc::clone(&bell));
         let place = Place {
             backend: self.clone(),
+            gates,
             pid,
         };
-        tokio::spawn(Session::new(near, place, bell).run());
+        let backend = self.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                biased;
+                () = backend.0.cut.notified() => {}
+                () = Session::new(near, place, bell).run() => {}
+            }
+        });
         Ok(far)
     }
 
-    pub(super) async fn pass(&self, step: Step) -> Result<(), Failure> {
+    /// Comes to `step`, and waits until it may be taken, or has failed.
+    pub(super) async fn come_to(&self, step: Step) -> Result<(), Failure> {
+        let _waiting = self.reach(step);
         self.0.gates.pass(step).await
     }
 
-    /// Notes that a connection has come to `step`, where it waits until the result is dropped.
+    /// Notes that somebody has come to `step`, where it waits until the result is dropped.
     pub(super) fn reach(&self, step: Step) -> Waiting {
         self.note(|counts| {
             counts.reached[step as usize] += 1;
@@ -184,6 +232,7 @@ impl Backend {
 /// A stream that is open. Its drop says that it is not any more.
 pub(super) struct Place {
     pub(super) backend: Backend,
+    pub(super) gates: Arc<Gates>,
     pub(super) pid: i32,
 }
 
@@ -194,7 +243,7 @@ impl Drop for Place {
     }
 }
 
-/// A connection at a gate. Its drop says that it has passed, or has gone.
+/// Somebody at a gate. Its drop says that it has passed, or has gone.
 pub(super) struct Waiting {
     backend: Backend,
     step: Step,

@@ -1,12 +1,16 @@
-//! What a scripted backend does with a connection at each step, as the test says, at any time.
+//! What a scripted backend does with a caller at each step, as the test says, at any time.
 
 use std::{io, time::Duration};
 
 use tokio::{sync::watch, time::sleep};
 
-/// What a connection is about to do, in the order in which it comes to it.
+/// What somebody is about to do, in the order in which a caller comes to it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Step {
+    /// Asking the catalog.
+    Lookup,
+    /// Creating a database.
+    Create,
     /// Getting a stream.
     Open,
     /// Getting in: the startup packet has come.
@@ -24,7 +28,9 @@ pub(crate) enum Step {
 }
 
 impl Step {
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 9] = [
+        Self::Lookup,
+        Self::Create,
         Self::Open,
         Self::Login,
         Self::Verify,
@@ -35,7 +41,7 @@ impl Step {
     ];
 }
 
-/// Whether a connection may take a step.
+/// Whether somebody may take a step.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Gate {
     /// At once.

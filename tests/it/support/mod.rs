@@ -4,6 +4,7 @@
 mod backend;
 mod gate;
 mod project;
+mod projects;
 mod raw;
 mod relay;
 mod script;
@@ -14,6 +15,7 @@ mod statement;
 pub(crate) use backend::{Backend, Counts};
 pub(crate) use gate::{Failure, Gate, Step};
 pub(crate) use project::{Project, told};
+pub(crate) use projects::Projects;
 pub(crate) use raw::{End, RawClient, Seen};
 pub(crate) use relay::Relay;
 pub(crate) use script::{Reply, ScriptedApi};

@@ -5,6 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
     sync::Notify,
+    time::Instant,
 };
 
 use super::{
@@ -109,7 +110,10 @@ impl Session {
         database
             .map_or("", |pair| pair[1])
             .clone_into(&mut self.tenant);
-        self.backend().note(|counts| counts.logins_started += 1);
+        self.backend().note(|counts| {
+            counts.logins_started += 1;
+            counts.login_times.push(Instant::now());
+        });
         if let Err(failure) = self.pass(Step::Login).await? {
             self.fail(failure, None).await?;
             self.flush().await?;
@@ -262,7 +266,7 @@ impl Session {
     /// Waits at the gate of `step`, until it lets the connection through, or a cancel request or its client's end
     /// comes first.
     async fn pass(&mut self, step: Step) -> Result<Result<(), Failure>, Ended> {
-        let backend = self.backend().clone();
+        let (backend, gates) = (self.backend().clone(), Arc::clone(&self.place.gates));
         let _waiting = backend.reach(step);
         let gone = async {
             while self
@@ -274,7 +278,7 @@ impl Session {
         };
         tokio::select! {
             biased;
-            passed = backend.pass(step) => return Ok(passed),
+            passed = gates.pass(step) => return Ok(passed),
             () = self.bell.notified(), if step != Step::Login => return Ok(Err(CANCELLED)),
             () = gone => {}
         }

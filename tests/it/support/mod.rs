@@ -7,6 +7,7 @@ mod project;
 mod projects;
 mod raw;
 mod relay;
+mod scene;
 mod script;
 mod session;
 mod stage;
@@ -18,6 +19,7 @@ pub(crate) use project::{Project, told};
 pub(crate) use projects::Projects;
 pub(crate) use raw::{End, RawClient, Seen};
 pub(crate) use relay::Relay;
+pub(crate) use scene::{Call, Case, Place, Scene};
 pub(crate) use script::{Reply, ScriptedApi};
 pub(crate) use stage::{Stage, eventually, run_on};
 

@@ -32,6 +32,7 @@ mod silence;
 mod spans;
 mod stops;
 mod support;
+mod sweeping;
 mod traces;
 mod transactions;
 mod usage;

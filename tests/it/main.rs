@@ -16,6 +16,7 @@ mod emulator;
 mod eviction;
 mod faults;
 mod herd;
+mod hints;
 mod isolation;
 mod layers;
 mod management;

@@ -27,6 +27,7 @@ mod pipes;
 mod pooling;
 mod provisioning;
 mod refusals;
+mod retries;
 mod runtimes;
 mod secrets;
 mod silence;

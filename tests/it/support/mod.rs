@@ -12,6 +12,8 @@ mod script;
 mod session;
 mod stage;
 mod statement;
+mod table;
+mod watchdog;
 
 pub(crate) use backend::{Backend, Counts};
 pub(crate) use gate::{Failure, Gate, Step};
@@ -22,6 +24,8 @@ pub(crate) use relay::Relay;
 pub(crate) use scene::{Call, Case, Place, Scene};
 pub(crate) use script::{Reply, ScriptedApi};
 pub(crate) use stage::{Stage, eventually, run_on};
+pub(crate) use table::Table;
+pub(crate) use watchdog::without_spinning;
 
 use std::time::Duration;
 

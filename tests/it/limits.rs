@@ -1,0 +1,82 @@
+//! What must not grow with the callers, nor shrink to nothing.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tenantry::{Endpoint, TenantId, TenantRouter};
+use tokio::time::{Instant, sleep};
+
+use super::support::{Backend, Gate, Step};
+
+const SECOND: Duration = Duration::from_secs(1);
+const MILLISECOND: Duration = Duration::from_millis(1);
+
+/// Time in which `count` callers, one after the other, join the queue of a tenant that is being woken.
+async fn queueing(count: usize) -> Duration {
+    let backend = Backend::default();
+    let router = backend.router().build().unwrap();
+    backend.set(Step::Login, Gate::Stuck);
+    let wake = router.warm("acme");
+    backend.until_waiting(Step::Login).await;
+    let start = Instant::now();
+    let mut callers: Vec<_> = (0..count).map(|_| Box::pin(router.get("acme"))).collect();
+    for caller in &mut callers {
+        assert!(futures_util::poll!(caller).is_pending());
+    }
+    let took = start.elapsed();
+    backend.set(Step::Login, Gate::Open);
+    wake.done().await.unwrap();
+    join_all(callers.into_iter().map(async |it| drop(it.await.unwrap()))).await;
+    took
+}
+
+#[tokio::test]
+async fn a_herd_does_not_cost_its_square() {
+    let mut small = Duration::MAX;
+    let mut large = Duration::MAX;
+    for _ in 0..3 {
+        small = small.min(queueing(2000).await);
+        large = large.min(queueing(16_000).await);
+    }
+    assert!(
+        large < 30 * small,
+        "{small:?}, and for eight times as many {large:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn hints_that_wake_nobody_leave_the_budget_to_those_that_do() {
+    let backend = Backend::default();
+    let builder = backend.at(TenantRouter::builder(|tenant: TenantId| async move {
+        let name = tenant.as_str();
+        let endpoint = Endpoint::postgres(name, name, "app", "secret").without_tls();
+        Ok((name == "acme").then_some(endpoint))
+    }));
+    let router = builder.hints_per_minute(2).build().unwrap();
+    for nobody in ["x", "y"] {
+        assert!(router.hint(nobody));
+    }
+    sleep(MILLISECOND).await;
+    assert!(router.hint("acme"));
+    sleep(MILLISECOND).await;
+    assert_eq!(router.status().wakes_by_hint.succeeded, 1);
+    assert_eq!(router.status().hints_ignored, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_suspend_window_of_zero_is_the_default_and_keeps_connections() {
+    let backend = Backend::default();
+    let builder = backend.at(TenantRouter::builder(|tenant: TenantId| async move {
+        let name = tenant.as_str();
+        let endpoint = Endpoint::postgres(name, name, "app", "secret").without_tls();
+        Ok(Some(endpoint.suspend_window(Duration::ZERO)))
+    }));
+    let router = builder.build().unwrap();
+    for _ in 0..5 {
+        drop(router.get("acme").await.unwrap());
+        sleep(SECOND).await;
+    }
+    assert_eq!(backend.counts().logins_done, 1);
+    sleep(300 * SECOND).await;
+    assert_eq!((backend.counts().open, router.status().closed_idle), (0, 1));
+}

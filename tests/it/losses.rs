@@ -1,0 +1,172 @@
+//! Transactions that lose their connection, or their time, at exact moments: what is run again, and what never is.
+
+use std::time::Duration;
+
+use futures_util::join;
+use tenantry::{Error, ErrorKind, Stage, TenantRouter, TransactionOptions};
+use tokio::time::{Instant, advance, sleep};
+
+use super::support::{Backend, Failure, Gate, Step, run_on};
+
+const SECOND: Duration = Duration::from_secs(1);
+const MILLISECOND: Duration = Duration::from_millis(1);
+const WHO: &str = "SELECT current_database()";
+
+fn stage() -> (Backend, TenantRouter) {
+    let backend = Backend::default();
+    let router = backend.router().build().expect("router");
+    (backend, router)
+}
+
+fn within(limit: Duration) -> TransactionOptions {
+    TransactionOptions::new().timeout(limit)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_closure_committed_is_not_run_again_when_its_connection_is_lost_afterwards() {
+    let (backend, router) = stage();
+    let mut runs = 0;
+    let ended = router.transaction("acme", |tx| {
+        runs += 1;
+        let backend = &backend;
+        async move {
+            tx.simple_query("INSERT").await?;
+            tx.simple_query("COMMIT").await?;
+            backend.set(Step::Query, Gate::Fail(Failure::Cut));
+            tx.simple_query(WHO).await?;
+            Ok::<_, Error>(())
+        }
+    });
+    assert_eq!(ended.await.unwrap_err().kind(), ErrorKind::Misused);
+    assert_eq!((runs, backend.counts().commits), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_ends_every_connection_at_its_first_begin_is_not_logged_in_to_without_a_pause() {
+    let texts = [
+        ("08P01", "server login has been failing, try again later"),
+        (
+            "57P01",
+            "terminating connection due to administrator command",
+        ),
+    ];
+    for (code, text) in texts {
+        let (backend, router) = stage();
+        backend.set(Step::Login, Gate::Slow(MILLISECOND));
+        backend.set(Step::Begin, Gate::Fail(Failure::Fatal { code, text }));
+        let (options, start) = (within(10 * SECOND), Instant::now());
+        let ended = router.transaction_with("acme", &options, |tx| async move {
+            drop(tx);
+            Ok::<_, Error>(())
+        });
+        ended.await.unwrap_err();
+        assert!(start.elapsed() <= 10 * SECOND, "{code}");
+        let logins = backend.counts().logins_started;
+        assert!(logins <= 12, "{code}: {logins} logins");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_notices_the_loss_later_does_not_end_the_wake_that_it_began() {
+    let (backend, router) = stage();
+    let both = (
+        router.get("acme").await.unwrap(),
+        router.get("acme").await.unwrap(),
+    );
+    drop(both);
+    let start = Instant::now();
+    let update = async |after: Duration| {
+        let mut runs = 0;
+        let updated = router.transaction("acme", |tx| {
+            runs += 1;
+            let wait = if runs == 1 { after } else { Duration::ZERO };
+            async move {
+                sleep(wait).await;
+                tx.simple_query("UPDATE t").await?;
+                Ok::<_, Error>(())
+            }
+        });
+        updated.await.unwrap();
+        assert_eq!(runs, 2);
+    };
+    backend.set(Step::Query, Gate::Fail(Failure::Cut));
+    backend.set(Step::Login, Gate::Slow(3 * SECOND));
+    join!(update(MILLISECOND), update(SECOND), async {
+        sleep(3 * SECOND / 2).await;
+        backend.set(Step::Query, Gate::Open);
+    });
+    assert!(start.elapsed() < 4 * SECOND, "{:?}", start.elapsed());
+    assert_eq!(router.status().wakes_by_request.started, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_begin_that_takes_long_has_its_time_and_costs_nobody_else_a_connection() {
+    let (backend, router) = stage();
+    let held = router.get("acme").await.unwrap();
+    backend.set(Step::Begin, Gate::Slow(6 * SECOND));
+    let start = Instant::now();
+    let done = router.transaction("acme", |tx| async move {
+        tx.simple_query("INSERT").await?;
+        Ok::<_, Error>(())
+    });
+    done.await.unwrap();
+    assert_eq!(start.elapsed(), 11 * SECOND);
+    assert_eq!(backend.counts().commits, 1);
+    drop(held);
+    sleep(2 * SECOND).await;
+    let counts = backend.counts();
+    assert_eq!((counts.logins_done, counts.open), (3, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_commit_is_sent_when_the_time_is_over() {
+    let (backend, router) = stage();
+    let options = within(SECOND);
+    let late = router.transaction_with("acme", &options, |tx| async move {
+        tx.simple_query("INSERT").await?;
+        advance(2 * SECOND).await; // as if it had computed for so long
+        Ok::<_, Error>(())
+    });
+    let err = late.await.unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::Timeout(Stage::Query));
+    sleep(SECOND).await;
+    let counts = backend.counts();
+    assert_eq!((counts.asked("COMMIT"), counts.commits), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_conflict_is_told_from_what_was_only_ignored_behind_it() {
+    let (backend, router) = stage();
+    let conflict = Failure::Error {
+        code: "40001",
+        text: "could not serialize access due to concurrent update",
+    };
+    backend.set(Step::Query, Gate::Fail(conflict));
+    let options = TransactionOptions::new().retry_conflicts(true);
+    let mut runs = 0;
+    let ended = router.transaction_with("acme", &options, |tx| {
+        runs += 1;
+        async move {
+            let (first, second) = join!(tx.simple_query("INSERT a"), tx.simple_query("INSERT b"));
+            first.and(second)?;
+            Ok::<_, Error>(())
+        }
+    });
+    ended.await.unwrap_err();
+    assert_eq!(runs, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_transaction_may_wait_for_its_connection_as_long_as_its_own_time_lasts() {
+    let (backend, router) = stage();
+    backend.set(Step::Login, Gate::Slow(25 * SECOND));
+    let (options, start) = (within(60 * SECOND), Instant::now());
+    let done = router.transaction_with("acme", &options, |tx| async move {
+        drop(tx);
+        Ok::<_, Error>(())
+    });
+    done.await.unwrap();
+    assert_eq!(start.elapsed(), 25 * SECOND, "more than get_timeout");
+    let client = router.get("acme").await.unwrap();
+    assert_eq!(run_on(&client, WHO).await, "acme");
+}

@@ -1,0 +1,144 @@
+//! Two things that meet: an end and a caller, a cancel request and the next user, an eviction and a look-up.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use futures_util::poll;
+use tenantry::{Endpoint, RouterBuilder, TenantId, TenantRouter};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+    time::{Instant, sleep},
+};
+
+use super::support::{Backend, Counts, Gate, Step, Table, run_on};
+
+const SECOND: Duration = Duration::from_secs(1);
+const MILLISECOND: Duration = Duration::from_millis(1);
+const WHO: &str = "SELECT current_database()";
+
+#[tokio::test(start_paused = true)]
+async fn a_cancel_request_under_way_does_not_stop_the_next_users_query() {
+    let backend = Backend::default();
+    let router = backend.router().pool_size(1).build().unwrap();
+    let client = router.get("acme").await.unwrap();
+    let token = client.cancel_token();
+    backend.set(Step::Open, Gate::Slow(50 * MILLISECOND));
+    let cancelled = tokio::spawn(async move { token.cancel().await });
+    sleep(MILLISECOND).await;
+    drop(client);
+    let other = router.get("acme").await.unwrap();
+    backend.set(Step::Query, Gate::Slow(SECOND));
+    assert_eq!(run_on(&other, WHO).await, "acme");
+    cancelled.await.unwrap().unwrap();
+    assert_eq!(backend.counts().cancels, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hint_shares_its_look_up_and_takes_note_of_an_eviction_during_it() {
+    let (backend, table) = (Backend::default(), Table::at("old"));
+    let router = table.router(&backend).build().unwrap();
+    table.takes(SECOND);
+    assert!(router.hint("acme"));
+    sleep(SECOND / 2).await;
+    table.set("new");
+    router.evict("acme");
+    let client = router.get("acme").await.unwrap();
+    assert_eq!(run_on(&client, WHO).await, "new");
+    drop(client);
+    sleep(2 * SECOND).await;
+    let client = router.get("acme").await.unwrap();
+    assert_eq!(run_on(&client, WHO).await, "new");
+    assert_eq!(table.asked(), 2);
+    assert_eq!(backend.counts().opened.get("old"), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hint_whose_tenant_is_evicted_before_anybody_asks_does_not_keep_the_old_place() {
+    let (backend, table) = (Backend::default(), Table::at("old"));
+    let router = table.router(&backend).build().unwrap();
+    table.takes(SECOND);
+    assert!(router.hint("acme"));
+    sleep(SECOND / 2).await;
+    table.set("new");
+    router.evict("acme");
+    sleep(3 * SECOND).await;
+    let client = router.get("acme").await.unwrap();
+    assert_eq!(run_on(&client, WHO).await, "new");
+}
+
+/// The server's ends of the connections that are open.
+type Ends = Arc<Mutex<Vec<DuplexStream>>>;
+
+/// A router whose connections are logged in by somebody who then says nothing, and who lays his ends down in `ends`.
+fn silent(ends: &Ends) -> RouterBuilder {
+    const WELCOME: &[u8] = b"R\0\0\0\x08\0\0\0\0K\0\0\0\x0c\0\0\0\x01\0\0\0\x01Z\0\0\0\x05I";
+    let ends = Arc::clone(ends);
+    let router = TenantRouter::builder(|tenant: TenantId| async move {
+        let name = tenant.as_str();
+        let endpoint = Endpoint::postgres(name, name, "app", "secret");
+        Ok(Some(endpoint.without_tls()))
+    });
+    router.open_streams(move |_, _| {
+        let ends = Arc::clone(&ends);
+        async move {
+            let (mut near, far) = duplex(16 * 1024);
+            tokio::spawn(async move {
+                let startup = near.read(&mut [0; 1024]).await;
+                if startup.is_ok_and(|length| length > 16) {
+                    near.write_all(WELCOME).await.unwrap();
+                    ends.lock().unwrap().push(near);
+                }
+            });
+            Ok(far)
+        }
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_that_meets_a_caller_costs_it_no_time() {
+    let ends = Ends::default();
+    let router = silent(&ends).build().unwrap();
+    drop(router.get("acme").await.unwrap());
+    sleep(SECOND).await;
+    ends.lock().unwrap().clear(); // the connection's task has not heard of it yet
+    let start = Instant::now();
+    drop(router.get("acme").await.unwrap());
+    assert_eq!(start.elapsed(), Duration::ZERO);
+    let status = router.status();
+    assert_eq!((status.dials, status.connections), (2, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_eviction_closes_what_was_in_use_though_the_tenant_came_back_meanwhile() {
+    let backend = Backend::default();
+    let router = backend.router().build().unwrap();
+    let held = router.get("acme").await.unwrap();
+    sleep(SECOND).await;
+    router.evict("acme");
+    sleep(SECOND).await;
+    let other = router.get("acme").await.unwrap();
+    drop((held, other));
+    sleep(SECOND).await;
+    assert_eq!(backend.counts().open, 1);
+    let client = router.get("acme").await.unwrap();
+    assert_eq!(run_on(&client, WHO).await, "acme");
+    assert_eq!(backend.counts().logins_done, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_direct_connection_dropped_with_a_query_just_sent_has_it_cancelled() {
+    let backend = Backend::default();
+    let router = backend.router().build().unwrap();
+    let client = router.direct("acme").await.unwrap();
+    sleep(SECOND).await;
+    backend.set(Step::Query, Gate::Slow(60 * SECOND));
+    {
+        let mut query = std::pin::pin!(client.simple_query(WHO));
+        assert!(poll!(query.as_mut()).is_pending());
+    }
+    drop(client); // the connection's task has not written it yet
+    let cancelled = |counts: &Counts| counts.cancels == 1;
+    backend.until("it is cancelled", cancelled).await;
+}

@@ -1,0 +1,142 @@
+//! What a database was refused for: until when that holds, who is told, and what ends it.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tenantry::{Error, ErrorKind, TenantRouter};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep},
+};
+
+use super::support::{Backend, Counts, Failure, Gate, Step, Table, run_on, without_spinning};
+
+const SECOND: Duration = Duration::from_secs(1);
+const MILLISECOND: Duration = Duration::from_millis(1);
+const WHO: &str = "SELECT current_database()";
+/// Passes by itself, which is waited for.
+const TOO_MANY_AWAKE: &str = "active endpoints limit exceeded";
+/// For how long the proxy repeats it.
+const REPEATED: Duration = Duration::from_millis(30_500);
+
+fn says(text: &'static str) -> Gate {
+    let code = "XX000";
+    Gate::Fail(Failure::Error { code, text })
+}
+
+/// A caller, and when it was answered.
+fn caller(router: &TenantRouter) -> JoinHandle<(Result<String, Error>, Instant)> {
+    let router = router.clone();
+    tokio::spawn(async move {
+        let got = match router.get("acme").await {
+            Ok(client) => Ok(run_on(&client, WHO).await),
+            Err(err) => Err(err),
+        };
+        (got, Instant::now())
+    })
+}
+
+#[test]
+fn a_refusal_that_outlives_a_wake_is_waited_for_without_spinning() {
+    without_spinning(|| async {
+        let backend = Backend::default();
+        let builder = backend.router().get_timeout(60 * SECOND);
+        let router = builder.wake_timeout(10 * SECOND).build().unwrap();
+        backend.set(Step::Login, says(TOO_MANY_AWAKE));
+        let (start, caller) = (Instant::now(), caller(&router));
+        sleep(SECOND).await;
+        backend.set(Step::Login, Gate::Open);
+        let (got, answered) = caller.await.unwrap();
+        assert_eq!(got.unwrap(), "acme");
+        assert!(answered - start >= REPEATED);
+        assert_eq!(backend.counts().logins_started, 2);
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_refused_at_the_old_place_does_not_hold_after_the_tenant_was_evicted() {
+    let (backend, table) = (Backend::default(), Table::at("old"));
+    let router = table.router(&backend).build().unwrap();
+    backend.set(Step::Login, Gate::Stuck);
+    let first = caller(&router);
+    backend.until_waiting(Step::Login).await;
+    table.set("new");
+    router.evict("acme");
+    let second = caller(&router);
+    sleep(MILLISECOND).await;
+    backend.set(Step::Open, Gate::Slow(MILLISECOND));
+    backend.set(
+        Step::Login,
+        says("The endpoint has been disabled. Enable it using Neon API and retry."),
+    );
+    let refused = |counts: &Counts| counts.waiting(Step::Login) == 0;
+    backend.until("it is refused", refused).await;
+    backend.set(Step::Login, Gate::Open);
+    for caller in [first, second] {
+        assert_eq!(caller.await.unwrap().0.unwrap(), "new");
+    }
+    let client = router.get("acme").await.unwrap();
+    assert_eq!(run_on(&client, WHO).await, "new");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_older_answer_of_the_table_does_not_move_a_tenant_back() {
+    let (backend, table) = (Backend::default(), Table::at("a"));
+    let router = table.router(&backend).build().unwrap();
+    let client = router.get("acme").await.unwrap();
+    backend.set(Step::Query, Gate::Fail(Failure::Cut));
+    client.simple_query(WHO).await.unwrap_err();
+    drop(client);
+    backend.set(Step::Query, Gate::Open);
+    backend.set(
+        Step::Login,
+        says("password authentication failed for user 'app'"),
+    );
+    table.set("b");
+    table.takes(2 * SECOND);
+    let first = caller(&router);
+    sleep(SECOND).await; // it asks the table
+    backend.set(Step::Login, Gate::Open);
+    table.set("c");
+    table.takes(Duration::ZERO);
+    router.evict("acme");
+    let second = caller(&router);
+    for caller in [first, second] {
+        assert_eq!(caller.await.unwrap().0.unwrap(), "c");
+    }
+    sleep(2 * SECOND).await;
+    assert_eq!(caller(&router).await.unwrap().0.unwrap(), "c");
+    assert_eq!(router.status().moved, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_is_told_as_soon_as_no_connection_is_left_to_wait_for() {
+    let backend = Backend::default();
+    let router = backend.router().build().unwrap();
+    let held = router.get("acme").await.unwrap();
+    backend.set(Step::Login, says(TOO_MANY_AWAKE));
+    let (start, caller) = (Instant::now(), caller(&router));
+    sleep(SECOND).await;
+    backend.set(Step::Query, Gate::Fail(Failure::Cut));
+    held.simple_query(WHO).await.unwrap_err();
+    let (got, answered) = caller.await.unwrap();
+    assert_eq!(got.unwrap_err().kind(), ErrorKind::ActiveComputeLimit);
+    assert_eq!(answered - start, SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_beside_an_open_connection_is_not_asked_for_by_each_caller() {
+    let backend = Backend::default();
+    let router = backend.router().build().unwrap();
+    let held = router.get("acme").await.unwrap();
+    let network = "This IP address 127.0.0.1 is not allowed to connect to this endpoint.";
+    backend.set(Step::Login, says(network));
+    let callers = (0..100).map(|_| caller(&router));
+    let answers = join_all(callers).await;
+    assert!(answers.iter().all(|it| it.as_ref().unwrap().0.is_err()));
+    let logins = backend.counts().logins_started;
+    assert!(logins <= 6, "{logins} logins");
+    drop(held);
+    let client = router.get("acme").await.unwrap();
+    assert_eq!(run_on(&client, WHO).await, "acme");
+}

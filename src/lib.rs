@@ -33,6 +33,7 @@ mod router;
 mod secret;
 mod shared;
 mod source;
+mod statements;
 mod stats;
 mod stream;
 mod sweep;

@@ -19,7 +19,7 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 
-use crate::{verdict::Farewell, watch::Watch};
+use crate::{statements::Statements, verdict::Farewell, watch::Watch};
 
 /// What a batch of requests does to the connection, in the order in which their ReadyForQuery will come.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -42,6 +42,9 @@ pub(crate) struct Tap<S> {
     batches: VecDeque<Batch>,
     /// Whether the batch being written has done more than close statements.
     working: bool,
+    statements: Statements,
+    /// Whether a statement was prepared here that may end a transaction whenever it is run.
+    prepared: bool,
 }
 
 impl<S> Tap<S> {
@@ -54,6 +57,8 @@ impl<S> Tap<S> {
             received: Frames::new(),
             batches,
             working: false,
+            statements: Statements::new(),
+            prepared: false,
         }
     }
 
@@ -63,17 +68,30 @@ impl<S> Tap<S> {
             batches,
             working,
             watch,
+            statements,
+            prepared,
             ..
         } = self;
-        sent.pass(bytes, |tag, _| {
+        sent.pass(bytes, |part| {
+            let (tag, body) = match part {
+                Part::Start(tag, body) => (tag, body),
+                Part::Rest(tag, body) => {
+                    let ends = statements.ends_in(body);
+                    return note_end(watch, prepared, tag, ends);
+                }
+            };
+            match tag {
+                b'Q' => statements.query(),
+                b'P' => statements.parse(),
+                _ => statements.skip(),
+            }
+            let ends = statements.ends_in(body);
+            note_end(watch, prepared, tag, ends);
             let ends_batch = matches!(tag, b'S' | b'Q' | b'F');
             // C: Close; S: Sync; p: password; X: Terminate; 0: the startup packet.
             if !matches!(tag, b'C' | b'S' | b'p' | b'X' | 0) && !*working {
                 *working = true;
                 watch.outstanding.fetch_add(1, SeqCst);
-            }
-            if tag == b'Q' {
-                watch.note_query();
             }
             if ends_batch {
                 let batch = if std::mem::take(working) {
@@ -94,21 +112,21 @@ impl<S> Tap<S> {
             watch,
             ..
         } = self;
-        received.pass(bytes, |tag, body| match tag {
+        received.pass(bytes, |part| match part {
             // The server now takes data and ignores the Sync sent with the COPY; the one after the data ends the batch.
-            b'G' if batches.front() == Some(&Batch::Work) => {
+            Part::Start(b'G', _) if batches.front() == Some(&Batch::Work) => {
                 batches.pop_front();
                 *working = true;
             }
-            b'Z' => {
+            Part::Start(b'Z', body) => {
                 watch.note_status(body.first().copied().unwrap_or(0));
                 if batches.pop_front() == Some(Batch::Work) {
                     watch.outstanding.fetch_sub(1, SeqCst);
                     watch.mark_served();
                 }
             }
-            b'C' => watch.note_done(body.starts_with(b"ROLLBACK\0")),
-            b'E' => {
+            Part::Start(b'C', body) => watch.note_done(body.starts_with(b"ROLLBACK\0")),
+            Part::Start(b'E', body) => {
                 let code = packed_sqlstate(body);
                 if code != IN_FAILED_TRANSACTION {
                     watch.sqlstate.store(code, Release);
@@ -118,7 +136,7 @@ impl<S> Tap<S> {
                 }
             }
             // An immediate stop and a crash elsewhere are told by a mere warning before the end.
-            b'N' => {
+            Part::Start(b'N', body) => {
                 let told = farewell(body, &[b"WARNING"]);
                 if let Some(farewell) = told.filter(|it| it.sqlstate.starts_with("57P")) {
                     watch.note_farewell(farewell);
@@ -126,6 +144,16 @@ impl<S> Tap<S> {
             }
             _ => {}
         });
+    }
+}
+
+/// Takes note of what may end a transaction: at once if it is a simple query, else when it is run.
+fn note_end(watch: &Watch, prepared: &mut bool, tag: u8, ends: bool) {
+    match tag {
+        b'Q' if ends => watch.note_end(),
+        b'P' => *prepared |= ends,
+        b'B' if *prepared => watch.note_end(),
+        _ => {}
     }
 }
 
@@ -163,8 +191,19 @@ struct Frames {
     /// Tag, four bytes of length, and as much of the body as anybody looks at.
     head: [u8; Self::KEPT],
     have: usize,
-    /// Bytes of the body still to come that nobody looks at.
+    /// Bytes of the body still to come that are not kept.
     skip: usize,
+    /// Tag of the message whose bytes they are.
+    passing: u8,
+}
+
+/// A part of a message.
+#[derive(Clone, Copy, Debug)]
+enum Part<'a> {
+    /// Its tag, and as much of its body as is kept.
+    Start(u8, &'a [u8]),
+    /// Its tag, and some of what follows.
+    Rest(u8, &'a [u8]),
 }
 
 impl Frames {
@@ -176,6 +215,7 @@ impl Frames {
             head: [0; Self::KEPT],
             have: 0,
             skip: 0,
+            passing: 0,
         }
     }
 
@@ -187,12 +227,13 @@ impl Frames {
         }
     }
 
-    /// Calls `seen` with tag and start of body of each message that ends in `bytes` or whose kept part does.
-    fn pass(&mut self, mut bytes: &[u8], mut seen: impl FnMut(u8, &[u8])) {
+    /// Calls `seen` with the start of each message whose kept part ends in `bytes`, and with what follows it there.
+    fn pass(&mut self, mut bytes: &[u8], mut seen: impl FnMut(Part<'_>)) {
         while !bytes.is_empty() {
             if self.skip > 0 {
                 let n = self.skip.min(bytes.len());
                 self.skip -= n;
+                seen(Part::Rest(self.passing, &bytes[..n]));
                 bytes = &bytes[n..];
                 continue;
             }
@@ -206,7 +247,8 @@ impl Frames {
             self.have += n;
             bytes = &bytes[n..];
             if self.have >= 5 && self.have == 5 + self.kept_body() {
-                seen(self.head[0], &self.head[5..self.have]);
+                self.passing = self.head[0];
+                seen(Part::Start(self.passing, &self.head[5..self.have]));
                 self.skip = self.body_len() - self.kept_body();
                 self.have = 0;
                 self.head[0] = 0;

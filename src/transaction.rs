@@ -113,7 +113,8 @@ impl<'a> Transaction<'a> {
         let tenant = lease.tenant().clone();
         let ours = |err: Error| Some(Err(err.with_tenant(&tenant).into()));
         let begun = self.begin(&lease).await;
-        let idles = lease.connection().watch.idles();
+        let watch = &lease.connection().watch;
+        let (idles, ends) = (watch.idles(), watch.ends());
         match begun {
             End::Committed | End::Undone => {}
             End::Again(err, why) => return ours(self.again(lease, err, why).await?),
@@ -130,8 +131,8 @@ impl<'a> Transaction<'a> {
         };
         let end = match done {
             _ if lease.connection().watch.idles() != idles => End::Failed(ended_inside()),
-            Ok(_) => self.commit(&lease).await,
-            Err(_) => self.undo(&lease).await,
+            Ok(_) => self.commit(&lease, ends).await,
+            Err(_) => self.undo(&lease, ends).await,
         };
         match end {
             End::Committed | End::Undone => Some(done),
@@ -161,16 +162,15 @@ impl<'a> Transaction<'a> {
         }
     }
 
-    /// Commits what the closure did.
-    async fn commit(&self, lease: &Lease) -> End {
+    /// Commits what the closure did. `ends`: how much had been written before it that may end a transaction.
+    async fn commit(&self, lease: &Lease, ends: u64) -> End {
         let (client, watch) = (&lease.connection().client, &lease.connection().watch);
         if is_dead(lease) {
-            return lost(lease);
+            return lost_inside(lease, ends);
         }
         if self.remaining().is_zero() {
             return End::Failed(self.out_of_time(Stage::Query));
         }
-        let written = watch.queries();
         let answer = timeout_at(self.until, client.batch_execute("COMMIT")).await;
         let read_only = self.access == Access::ReadOnly;
         match answer {
@@ -179,19 +179,19 @@ impl<'a> Transaction<'a> {
             Ok(Err(err)) if is_answer(&err) && self.may_meet_again(err.code()) => conflict(),
             Ok(Err(err)) if is_answer(&err) => End::Refused(err),
             // What was never written cannot have been done, and a read has nothing to do twice.
-            Ok(Err(_)) if watch.queries() == written || read_only => lost(lease),
+            Ok(Err(_)) if watch.ends() <= ends + u64::from(read_only) => lost(lease),
             Ok(Err(err)) => End::Failed(commit_unknown().with_source(err)),
             Err(_) if read_only => End::Failed(self.out_of_time(Stage::Commit)),
             Err(_) => End::Failed(commit_unknown()),
         }
     }
 
-    /// Rolls back what the closure did before it failed.
-    async fn undo(&self, lease: &Lease) -> End {
+    /// Rolls back what the closure did before it failed. `ends` as for [`commit`](Self::commit).
+    async fn undo(&self, lease: &Lease, ends: u64) -> End {
         let (client, watch) = (&lease.connection().client, &lease.connection().watch);
         if is_dead(lease) {
-            return match lost(lease) {
-                End::Failed(_) => End::Undone, // the closure's own error says more
+            return match lost_inside(lease, ends) {
+                End::Failed(err) if err.kind() == ErrorKind::Connect => End::Undone, // the closure's own says more
                 end => end,
             };
         }
@@ -301,6 +301,16 @@ fn lost(lease: &Lease) -> End {
         Loss::AgainSlowly => End::Again(err, Why::Crowded),
         Loss::SameAgain => End::Failed(err.with_retry_after(None)),
     }
+}
+
+/// The same for a connection that was lost under the closure, which may have ended the transaction itself.
+fn lost_inside(lease: &Lease, ends: u64) -> End {
+    if lease.connection().watch.ends() == ends {
+        return lost(lease);
+    }
+    let message = "the connection was lost after the closure sent what may have ended the transaction; look for what it \
+                   wrote before repeating it";
+    End::Failed(Error::new(ErrorKind::CommitUnknown, message).with_stage(Stage::Commit))
 }
 
 fn conflict() -> End {

@@ -47,8 +47,8 @@ pub(crate) struct Watch {
     farewell: Mutex<Option<Farewell>>,
     /// Whether the last command that the server completed was a rollback.
     rolled_back: AtomicBool,
-    /// Simple queries written, whole.
-    queries: AtomicU64,
+    /// How often something was written, whole, that may end a transaction.
+    ends: AtomicU64,
     /// How often it was taken from the pool.
     leases: AtomicU64,
     /// Whether it has reached its largest age, so that it is closed when it comes back.
@@ -109,7 +109,7 @@ impl Watch {
             sqlstate: AtomicU64::new(0),
             farewell: Mutex::default(),
             rolled_back: AtomicBool::new(false),
-            queries: AtomicU64::new(0),
+            ends: AtomicU64::new(0),
             leases: AtomicU64::new(0),
             expired: AtomicBool::new(false),
             hinted: AtomicU64::new(0),
@@ -342,13 +342,14 @@ impl Watch {
         self.expired.load(Acquire)
     }
 
-    pub(crate) fn note_query(&self) {
-        self.queries.fetch_add(1, Release);
+    /// Notes that something was written that may end a transaction.
+    pub(crate) fn note_end(&self) {
+        self.ends.fetch_add(1, Release);
     }
 
-    /// How many simple queries were written, whole, so far.
-    pub(crate) fn queries(&self) -> u64 {
-        self.queries.load(Acquire)
+    /// How often that was so.
+    pub(crate) fn ends(&self) -> u64 {
+        self.ends.load(Acquire)
     }
 
     /// Notes that the server completed a command, and whether that was a rollback.

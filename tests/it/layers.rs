@@ -17,7 +17,16 @@ const ROWS: &[(&str, &[&str])] = &[
     ("neon", &["neon"]),
     (
         "dial",
-        &["tls", "stream", "watch", "tap", "drive", "dial", "verdict"],
+        &[
+            "tls",
+            "stream",
+            "watch",
+            "statements",
+            "tap",
+            "drive",
+            "dial",
+            "verdict",
+        ],
     ),
     (
         "tenancy",

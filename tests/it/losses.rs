@@ -42,6 +42,68 @@ async fn what_the_closure_committed_is_not_run_again_when_its_connection_is_lost
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_the_closure_may_have_committed_is_not_run_again_when_the_answer_is_lost() {
+    let long = format!("INSERT INTO t VALUES ('{}'); COMMIT", "x".repeat(1000));
+    let texts = [
+        ("COMMIT", true),
+        ("COMMIT", false),
+        ("INSERT; end", false),
+        (&*long, false),
+    ];
+    for (sql, prepared) in texts {
+        let (backend, router) = stage();
+        backend.set(Step::Commit, Gate::Fail(Failure::Lost));
+        let mut runs = 0;
+        let ended = router.transaction("acme", |tx| {
+            runs += 1;
+            async move {
+                tx.simple_query("INSERT").await?;
+                if prepared {
+                    tx.execute(sql, &[]).await?;
+                } else {
+                    tx.batch_execute(sql).await?;
+                }
+                Ok::<_, Error>(())
+            }
+        });
+        let err = ended.await.unwrap_err();
+        assert_eq!(err.kind(), ErrorKind::CommitUnknown, "{sql}, {prepared}");
+        assert_eq!(
+            (runs, backend.counts().commits),
+            (1, 1),
+            "{sql}, {prepared}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_chained_transaction_is_not_run_again_and_one_with_a_savepoint_is() {
+    for (sql, runs_wanted) in [("COMMIT AND CHAIN", 1), ("ROLLBACK TO s", 2)] {
+        let (backend, router) = stage();
+        let mut runs = 0;
+        let ended = router.transaction("acme", |tx| {
+            runs += 1;
+            let fails = if runs == 1 {
+                Gate::Fail(Failure::Cut)
+            } else {
+                Gate::Open
+            };
+            let backend = &backend;
+            async move {
+                backend.set(Step::Query, Gate::Open);
+                tx.simple_query("INSERT").await?;
+                tx.simple_query(sql).await?;
+                backend.set(Step::Query, fails);
+                tx.simple_query("INSERT").await?;
+                Ok::<_, Error>(())
+            }
+        });
+        assert_eq!(ended.await.is_ok(), runs_wanted == 2, "{sql}");
+        assert_eq!((runs, backend.counts().commits), (runs_wanted, 1), "{sql}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_ends_every_connection_at_its_first_begin_is_not_logged_in_to_without_a_pause() {
     let texts = [
         ("08P01", "server login has been failing, try again later"),

@@ -5,6 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
     sync::Notify,
+    task::yield_now,
     time::Instant,
 };
 
@@ -204,7 +205,10 @@ impl Session {
         let statement = Statement::parse(sql);
         let ends = matches!(
             statement,
-            Statement::Commit | Statement::Rollback | Statement::RollbackTo
+            Statement::Commit
+                | Statement::CommitAndChain
+                | Statement::Rollback
+                | Statement::RollbackTo
         );
         let passed = if self.status == b'E' && !ends {
             Err(ABORTED)
@@ -223,11 +227,12 @@ impl Session {
     fn apply(&mut self, statement: &Statement) {
         let before = self.status;
         self.status = match statement {
-            Statement::Begin(_) | Statement::RollbackTo => b'T',
+            Statement::Begin(_) | Statement::RollbackTo | Statement::CommitAndChain => b'T',
             Statement::Commit | Statement::Rollback => b'I',
             Statement::Rows | Statement::Set | Statement::Other(_) => before,
         };
-        if *statement == Statement::Commit && before == b'T' {
+        let commits = matches!(statement, Statement::Commit | Statement::CommitAndChain);
+        if commits && before == b'T' {
             self.backend().note(|counts| counts.commits += 1);
         }
         if *statement == Statement::Rows {
@@ -251,6 +256,7 @@ impl Session {
             Failure::Fatal { code, text } => {
                 self.error("FATAL", code, text);
                 self.flush().await?;
+                yield_now().await; // what it said arrives before the end does
                 Err(Ended)
             }
             Failure::Cut => Err(Ended),

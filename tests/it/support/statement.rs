@@ -7,6 +7,8 @@ pub(super) enum Statement {
     /// By either of its names.
     Begin(&'static str),
     Commit,
+    /// Commits, and begins the next at once.
+    CommitAndChain,
     Rollback,
     /// To a savepoint: the transaction goes on.
     RollbackTo,
@@ -26,6 +28,7 @@ impl Statement {
         match first {
             "BEGIN" => Self::Begin("BEGIN"),
             "START" => Self::Begin("START TRANSACTION"),
+            "COMMIT" if words.any(|word| word == "CHAIN") => Self::CommitAndChain,
             "COMMIT" | "END" => Self::Commit,
             "ROLLBACK" | "ABORT" if words.any(|word| word == "TO") => Self::RollbackTo,
             "ROLLBACK" | "ABORT" => Self::Rollback,
@@ -41,7 +44,7 @@ impl Statement {
     pub(super) fn step(&self) -> Option<Step> {
         match self {
             Self::Begin(_) => Some(Step::Begin),
-            Self::Commit => Some(Step::Commit),
+            Self::Commit | Self::CommitAndChain => Some(Step::Commit),
             Self::Rollback | Self::RollbackTo => Some(Step::Rollback),
             Self::Rows | Self::Other(_) => Some(Step::Query),
             Self::Set => None,
@@ -52,8 +55,8 @@ impl Statement {
     pub(super) fn tag(&self, before: u8) -> &str {
         match self {
             Self::Begin(name) => name,
-            Self::Commit if before != b'E' => "COMMIT",
-            Self::Commit | Self::Rollback | Self::RollbackTo => "ROLLBACK",
+            Self::Commit | Self::CommitAndChain if before != b'E' => "COMMIT",
+            Self::Commit | Self::CommitAndChain | Self::Rollback | Self::RollbackTo => "ROLLBACK",
             Self::Rows => "SELECT 1",
             Self::Set => "SET",
             Self::Other(tag) => tag,

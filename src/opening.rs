@@ -52,7 +52,7 @@ impl Opening<'_> {
                 continue; // it was about what has been mended meanwhile
             }
             let next = verdict::next(err.kind());
-            if tries.asks(next) && self.has_moved(&endpoint).await? {
+            if tries.asks(next) && self.has_moved(&endpoint, mends).await? {
                 continue;
             }
             match tries.wait(next, &err) {
@@ -76,9 +76,7 @@ impl Opening<'_> {
     /// Opens a connection past the pooler, unless it is known that this cannot work now.
     pub(crate) async fn open_direct(&self) -> Result<Dialed, Error> {
         let Pool { tenant, shared, .. } = self.pool;
-        if let Some(refusal) = shared.refusals.get(tenant, Route::Direct) {
-            self.outwait(&refusal).await?;
-        }
+        self.outwait().await?;
         let dialed = self.try_until_up().await;
         match &dialed {
             Ok(_) => shared.refusals.clear_at(tenant, Route::Direct),
@@ -91,14 +89,19 @@ impl Opening<'_> {
     }
 
     /// Whether the catalog has the tenant elsewhere, or with another credential, than at `known`. An error if it does
-    /// not have it at all any more.
-    async fn has_moved(&self, known: &Arc<Endpoint>) -> Result<bool, Error> {
+    /// not have it at all any more. If something was mended since there were so many `mends`, whoever did that knows
+    /// better than the answer, and it may work now.
+    async fn has_moved(&self, known: &Arc<Endpoint>, mends: u64) -> Result<bool, Error> {
         let Pool { tenant, shared, .. } = self.pool;
-        let progress = Progress::new(Stage::Lookup, ASK_TIMEOUT);
+        let limit = ASK_TIMEOUT.min(self.progress.remaining());
+        let progress = Progress::new(Stage::Lookup, limit);
         let asked = shared
             .source
             .relocate(tenant, known, &progress, &shared.stats);
-        let asked = timeout(ASK_TIMEOUT, asked).await;
+        let asked = timeout(limit, asked).await;
+        if self.pool.mends() != mends {
+            return Ok(true);
+        }
         match asked.unwrap_or_else(|_| Err(progress.timed_out())) {
             Ok(now) => Ok(now.is_some_and(|it| self.pool.move_from(Some(known), it, true))),
             Err(err) if err.kind() == ErrorKind::UnknownTenant => Err(err),
@@ -117,27 +120,31 @@ impl Opening<'_> {
             if refusal.until() >= self.progress.deadline() {
                 return Err(refusal.error());
             }
-            return self.outwait(&refusal).await;
+            return self.outwait().await;
         }
         self.progress.note(&err);
-        if Instant::now() + wait >= self.progress.deadline() {
-            return Err(self.progress.timed_out());
+        let in_time = Instant::now() + wait < self.progress.deadline();
+        if in_time || self.route == Route::Pooled {
+            sleep(wait).await; // the next wake, if one is wanted, begins at once
         }
-        sleep(wait).await;
-        Ok(())
+        if in_time {
+            Ok(())
+        } else {
+            Err(self.progress.timed_out())
+        }
     }
 
-    /// Waits until `refusal` does not hold any more, or somebody has changed what it was about. An error if nobody is
-    /// left who waits for it.
-    pub(crate) async fn outwait(&self, refusal: &Refusal) -> Result<(), Error> {
+    /// Waits until no refusal holds any more, because its time is over or somebody has changed what it was about. An
+    /// error if nobody is left who waits for it.
+    pub(crate) async fn outwait(&self) -> Result<(), Error> {
         let Pool { tenant, shared, .. } = self.pool;
         loop {
             let changed = self.pool.changed.notified();
-            if shared.refusals.get(tenant, self.route).is_none() {
+            let Some(refusal) = shared.refusals.get(tenant, self.route) else {
                 return Ok(());
-            }
+            };
             let wanted = match self.route {
-                Route::Pooled => self.pool.turn_away(refusal),
+                Route::Pooled => self.pool.turn_away(&refusal),
                 Route::Direct => !refusal.answers(self.progress.deadline()),
             };
             if !wanted {

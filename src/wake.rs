@@ -87,11 +87,9 @@ impl Attempt {
             // The last ones were closed as soon as they were open: trying at once would only go round.
             sleep((FIRST_WAIT * 2_u32.saturating_pow(early_ends.min(6))).min(LONGEST_WAIT)).await;
         }
-        if let Some(refusal) = shared.refusals.get(tenant, Route::Pooled) {
-            self.opening(&Progress::new(Stage::Wake, limit))
-                .outwait(&refusal)
-                .await?;
-        }
+        self.opening(&Progress::new(Stage::Wake, limit))
+            .outwait()
+            .await?;
         let progress = Progress::new(Stage::Wake, limit);
         shared.stats.wake_started(reason);
         tracing::debug!(tenant = tenant.as_str(), ?reason, "wake");

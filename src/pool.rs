@@ -189,7 +189,8 @@ impl Pool {
     async fn vet(self: &Arc<Self>, lease: Lease) -> Option<Lease> {
         let watch = &lease.connection().watch;
         let mut fitness = lease.connection().fitness(&self.shared.config);
-        if fitness == Fitness::Unsettled && watch.clean_when_settled(TURN_TIMEOUT).await {
+        if fitness == Fitness::Unsettled {
+            watch.settle_within(TURN_TIMEOUT).await;
             fitness = lease.connection().fitness(&self.shared.config);
         }
         match fitness {
@@ -241,7 +242,9 @@ impl Pool {
         if !connection.watch.is_idle() && !connection.client.is_closed() {
             return self.part(connection);
         }
-        connection.watch.mark_served();
+        if !connection.client.is_closed() {
+            connection.watch.mark_served();
+        }
         if let Some(taken) = connection.watch.take_hint_used() {
             self.shared.hints.give_back(taken);
         }
@@ -255,8 +258,10 @@ impl Pool {
             drop(state);
             return; // its task has ended or is about to, and sees to the rest
         }
-        let outlived = connection.watch.is_expired() || self.shared.life.is_over();
-        if outlived || state.condemns(&connection) {
+        let watch = &connection.watch;
+        // A request to cancel may still be under way, and must not cost the next in turn its place.
+        let spent = watch.is_expired() || watch.was_cancelled() || self.shared.life.is_over();
+        if spent || state.condemns(&connection) {
             drop(state);
             return connection.close();
         }
@@ -305,7 +310,7 @@ impl Pool {
         state.early_ends = if early { state.early_ends + 1 } else { 0 };
         if !ours {
             count(&self.shared.stats.closed_by_peer);
-            state.lost = true;
+            state.note_loss(watch.died().unwrap_or_else(Instant::now));
         }
         drop(state);
         self.changed.notify_waiters(); // nobody may be left who could serve those who wait

@@ -159,12 +159,12 @@ impl Watch {
         self.within(patience, Self::is_clean).await
     }
 
-    /// Waits until its task has done all it could, for `patience` at most; says whether it is clean then.
+    /// Waits until its task has done all it could, or has ended, for `patience` at most.
     ///
     /// # Cancel safety
     /// Nothing is lost by dropping it.
-    pub(crate) async fn clean_when_settled(&self, patience: Duration) -> bool {
-        self.within(patience, Self::is_settled).await && self.is_clean()
+    pub(crate) async fn settle_within(&self, patience: Duration) {
+        self.within(patience, Self::is_settled).await;
     }
 
     async fn within(&self, patience: Duration, condition: impl Fn(&Self) -> bool) -> bool {
@@ -300,8 +300,17 @@ impl Watch {
     /// Notes that the query on `loan` is about to be cancelled; says whether it is still that loan's turn. Ordered
     /// with [`lend`](Self::lend): whoever borrows looks here afterwards.
     pub(crate) fn mark_cancelled(&self, loan: u64) -> bool {
+        let is_its_turn = || self.leases.load(SeqCst) == loan && !self.is_parked();
+        if !is_its_turn() {
+            return false; // nobody is to lose a connection by it
+        }
         self.cancelled.fetch_max(loan, SeqCst);
-        self.leases.load(SeqCst) == loan && !self.is_parked()
+        is_its_turn()
+    }
+
+    /// Whether somebody asked for a query on it to be cancelled, so that nobody else is to have it.
+    pub(crate) fn was_cancelled(&self) -> bool {
+        self.cancelled.load(SeqCst) != 0
     }
 
     /// Whether a request to cancel an earlier loan's query may still be under way.

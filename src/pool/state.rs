@@ -166,11 +166,16 @@ impl State {
         taken
     }
 
+    /// Notes that a connection was lost at `instant`: the compute may be asleep, unless it has let somebody in since.
+    pub(crate) fn note_loss(&mut self, instant: Instant) {
+        self.lost |= self.open.iter().all(|open| open.opened() <= instant);
+    }
+
     /// Trusts no connection opened before `instant` any more; returns the idle ones among them.
     pub(crate) fn condemn(&mut self, instant: Instant) -> Vec<Connection> {
         let condemned = self.condemned.max(Some(instant));
         self.condemned = condemned;
-        self.lost = true;
+        self.note_loss(instant);
         self.take_idle(|it| condemned.is_some_and(|instant| it.watch.opened() < instant))
     }
 

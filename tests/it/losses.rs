@@ -162,6 +162,39 @@ async fn whoever_notices_the_loss_later_does_not_end_the_wake_that_it_began() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_opened_since_a_loss_lives_though_somebody_notices_the_loss_later() {
+    let (backend, router) = stage();
+    let both = (
+        router.get("acme").await.unwrap(),
+        router.get("acme").await.unwrap(),
+    );
+    drop(both);
+    let start = Instant::now();
+    let update = async |busy: Duration| {
+        let mut runs = 0;
+        let updated = router.transaction("acme", |tx| {
+            runs += 1;
+            let busy = if runs == 1 { busy } else { Duration::ZERO };
+            async move {
+                let (updated, ()) = join!(tx.simple_query("UPDATE t"), sleep(busy));
+                updated?;
+                Ok::<_, Error>(())
+            }
+        });
+        updated.await.unwrap();
+    };
+    backend.set(Step::Query, Gate::Fail(Failure::Cut));
+    backend.set(Step::Login, Gate::Slow(3 * SECOND));
+    join!(update(Duration::ZERO), update(5 * SECOND), async {
+        sleep(SECOND).await;
+        backend.set(Step::Query, Gate::Open);
+    });
+    assert_eq!(start.elapsed(), 5 * SECOND);
+    assert_eq!(backend.counts().logins_done, 3);
+    assert!(!router.hint("acme"), "it is known to be awake");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_begin_that_takes_long_has_its_time_and_costs_nobody_else_a_connection() {
     let (backend, router) = stage();
     let held = router.get("acme").await.unwrap();

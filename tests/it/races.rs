@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::poll;
+use futures_util::{future::join_all, poll};
 use tenantry::{Endpoint, RouterBuilder, TenantId, TenantRouter};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
@@ -33,6 +33,47 @@ async fn a_cancel_request_under_way_does_not_stop_the_next_users_query() {
     assert_eq!(run_on(&other, WHO).await, "acme");
     cancelled.await.unwrap().unwrap();
     assert_eq!(backend.counts().cancels, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancel_request_that_comes_too_late_costs_nobody_a_connection() {
+    let backend = Backend::default();
+    let router = backend.router().build().unwrap();
+    for _ in 0..3 {
+        let client = router.get("acme").await.unwrap();
+        assert_eq!(run_on(&client, WHO).await, "acme");
+        let token = client.cancel_token();
+        drop(client);
+        token.cancel().await.unwrap();
+        let other = router.get("acme").await.unwrap();
+        token.cancel().await.unwrap();
+        drop(other);
+    }
+    let counts = backend.counts();
+    assert_eq!((counts.cancels, counts.logins_done), (0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancel_request_of_the_user_before_costs_nobody_the_place_in_the_queue() {
+    let backend = Backend::default();
+    let router = backend.router().pool_size(1).build().unwrap();
+    let client = router.get("acme").await.unwrap();
+    let order = Arc::<Mutex<Vec<u32>>>::default();
+    let callers: Vec<_> = (0..3)
+        .map(|number| {
+            let (router, order) = (router.clone(), Arc::clone(&order));
+            tokio::spawn(async move {
+                let _client = router.get("acme").await.unwrap();
+                order.lock().unwrap().push(number);
+                sleep(SECOND).await;
+            })
+        })
+        .collect();
+    sleep(SECOND).await;
+    client.cancel_token().cancel().await.unwrap();
+    drop(client);
+    join_all(callers).await;
+    assert_eq!(*order.lock().unwrap(), [0, 1, 2]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -108,6 +149,7 @@ async fn an_end_that_meets_a_caller_costs_it_no_time() {
     assert_eq!(start.elapsed(), Duration::ZERO);
     let status = router.status();
     assert_eq!((status.dials, status.connections), (2, 1));
+    assert_eq!(status.discarded, 0, "there is nothing to cancel on it");
 }
 
 #[tokio::test(start_paused = true)]

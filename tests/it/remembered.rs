@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use futures_util::future::join_all;
-use tenantry::{Error, ErrorKind, TenantRouter};
+use futures_util::{future::join_all, join};
+use tenantry::{Error, ErrorKind, ExhaustedQuota, Stage, TenantRouter};
 use tokio::{
     task::JoinHandle,
     time::{Instant, sleep},
@@ -51,6 +51,82 @@ fn a_refusal_that_outlives_a_wake_is_waited_for_without_spinning() {
         assert!(answered - start >= REPEATED);
         assert_eq!(backend.counts().logins_started, 2);
     });
+}
+
+#[test]
+fn wakes_that_end_before_their_next_try_are_not_begun_without_a_pause() {
+    without_spinning(|| async {
+        let backend = Backend::default();
+        let router = backend.router().wake_timeout(SECOND).build().unwrap();
+        backend.set(Step::Login, says("Too many connections to this endpoint."));
+        let err = router.get("acme").await.unwrap_err();
+        assert_eq!(err.kind(), ErrorKind::Timeout(Stage::Wake));
+        let logins = backend.counts().logins_started;
+        assert!(logins <= 21, "{logins} logins");
+    });
+}
+
+#[test]
+fn what_another_attempt_was_refused_for_is_waited_for_without_spinning() {
+    without_spinning(|| async {
+        let backend = Backend::default();
+        let builder = backend.router().get_timeout(60 * SECOND);
+        let router = builder.build().unwrap();
+        let _held = router.get("acme").await.unwrap();
+        let quota = "You have exceeded your quota. Upgrade your plan to increase limits.";
+        backend.set(Step::Open, Gate::Slow(SECOND));
+        backend.set(Step::Login, says(quota));
+        let direct = async |after: Duration| {
+            sleep(after).await;
+            router.direct("acme").await.map(drop).unwrap_err().kind()
+        };
+        let (first, second, ()) = join!(direct(Duration::ZERO), direct(SECOND / 2), async {
+            sleep(6 * SECOND / 5).await;
+            backend.set(Step::Login, says(TOO_MANY_AWAKE)); // it is told to the second one
+        });
+        let quota = ErrorKind::QuotaExhausted(ExhaustedQuota::Other);
+        assert_eq!((first, second), (quota, quota));
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_eviction_while_the_table_is_asked_is_not_undone_by_its_answer() {
+    for gone in [None, Some("b")] {
+        let (backend, table) = (Backend::default(), Table::at("a"));
+        let router = table.router(&backend).build().unwrap();
+        let client = router.get("acme").await.unwrap();
+        backend.set(Step::Query, Gate::Fail(Failure::Cut));
+        client.simple_query(WHO).await.unwrap_err();
+        drop(client);
+        backend.set(Step::Query, Gate::Open);
+        let wrong = "password authentication failed for user 'app'";
+        backend.set(Step::Login, says(wrong));
+        table.set(gone);
+        table.takes(2 * SECOND);
+        let first = caller(&router);
+        sleep(SECOND).await; // it asks the table
+        table.set("a");
+        table.takes(Duration::ZERO);
+        router.evict("acme");
+        backend.set(Step::Login, Gate::Open);
+        assert_eq!(caller(&router).await.unwrap().0.unwrap(), "a", "{gone:?}");
+        assert_eq!(first.await.unwrap().0.unwrap(), "a", "{gone:?}");
+        assert_eq!(router.status().moved, 0, "{gone:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_table_does_not_hold_a_direct_connection_beyond_its_time() {
+    let (backend, table) = (Backend::default(), Table::at("a"));
+    let builder = table.router(&backend).get_timeout(2 * SECOND);
+    let router = builder.build().unwrap();
+    let _held = router.get("acme").await.unwrap();
+    let wrong = "password authentication failed for user 'app'";
+    backend.set(Step::Login, says(wrong));
+    table.takes(60 * SECOND);
+    let start = Instant::now();
+    router.direct("acme").await.map(drop).unwrap_err();
+    assert!(start.elapsed() <= 2 * SECOND, "{:?}", start.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

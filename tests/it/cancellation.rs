@@ -9,7 +9,7 @@ use std::{
 
 use futures_util::future::{join_all, try_join_all};
 use tenantry::{Error, ErrorKind, Stage};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::support::{Backend, Call, Case, Failure, Gate, Place, Scene, Step};
 
@@ -262,4 +262,20 @@ async fn a_check_that_its_caller_has_left_still_condemns_the_dead_ones_beside() 
         callers += 1;
     }
     assert_eq!(callers, 4, "the first check ends after two seconds");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_begin_without_an_answer_is_sent_again_on_another_connection() {
+    let backend = Backend::default();
+    let router = backend.router().build().unwrap();
+    backend.set(Step::Begin, Gate::Slow(60 * SECOND));
+    let start = Instant::now();
+    let call = router.transaction("acme", |_| async { Ok::<_, Error>(()) });
+    let (done, ()) = tokio::join!(call, async {
+        backend.until_waiting(Step::Begin).await;
+        backend.set(Step::Begin, Gate::Open);
+    });
+    done.unwrap();
+    assert!(start.elapsed() <= 5 * SECOND + MOMENT);
+    assert_eq!(backend.counts().commits, 1);
 }

@@ -107,13 +107,13 @@ impl Statements {
     /// Where it is after `byte`, if that does not go on with a word.
     fn after(&self, byte: u8, in_word: bool) -> Place {
         match (self.place, byte) {
-            (Place::Name, 0) => Place::Gap,
+            (Place::Name, 0)
+            | (Place::Line, b'\n' | b'\r')
+            | (Place::Block { star: true }, b'/') => Place::Gap,
             (Place::Name, _) => Place::Name,
             (_, 0) => Place::Over,
-            (Place::Line, b'\n' | b'\r') | (Place::Block { star: true }, b'/') => Place::Gap,
-            (Place::Line, _) => Place::Line,
+            (Place::Line, _) | (Place::Gap, b'-') => Place::Line,
             (Place::Block { .. }, _) => Place::Block { star: byte == b'*' },
-            (Place::Gap, b'-') => Place::Line,
             (Place::Gap, b'/') => Place::Block { star: false },
             (Place::Gap, _) if in_word => Place::First,
             (Place::Gap, b';') => Place::Gap,

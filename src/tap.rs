@@ -131,6 +131,7 @@ impl<S> Tap<S> {
                 if code != IN_FAILED_TRANSACTION {
                     watch.sqlstate.store(code, Release);
                 }
+                watch.note_error();
                 if let Some(farewell) = farewell(body, &[b"FATAL", b"PANIC"]) {
                     watch.note_farewell(farewell);
                 }

@@ -342,6 +342,11 @@ impl Watch {
         }
     }
 
+    /// Notes an error, which fails the transaction if one is open. The status that says so may come later.
+    pub(crate) fn note_error(&self) {
+        let _ = self.status.compare_exchange(b'T', b'E', AcqRel, Acquire);
+    }
+
     /// How often the server said that it is idle, outside any transaction.
     pub(crate) fn idles(&self) -> u64 {
         self.idles.load(Acquire)

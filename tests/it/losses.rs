@@ -238,17 +238,23 @@ async fn a_conflict_is_told_from_what_was_only_ignored_behind_it() {
     };
     backend.set(Step::Query, Gate::Fail(conflict));
     let options = TransactionOptions::new().retry_conflicts(true);
-    let mut runs = 0;
-    let ended = router.transaction_with("acme", &options, |tx| {
-        runs += 1;
-        async move {
-            let (first, second) = join!(tx.simple_query("INSERT a"), tx.simple_query("INSERT b"));
-            first.and(second)?;
-            Ok::<_, Error>(())
-        }
-    });
-    ended.await.unwrap_err();
-    assert_eq!(runs, 3);
+    for pipelined in [false, true] {
+        let mut runs = 0;
+        let ended = router.transaction_with("acme", &options, |tx| {
+            runs += 1;
+            async move {
+                if pipelined {
+                    let inserts = join!(tx.simple_query("INSERT a"), tx.simple_query("INSERT b"));
+                    inserts.0.and(inserts.1)?;
+                } else {
+                    tx.simple_query("INSERT a").await?;
+                }
+                Ok::<_, Error>(())
+            }
+        });
+        ended.await.unwrap_err();
+        assert_eq!(runs, 3, "pipelined: {pipelined}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -249,6 +249,8 @@ impl Session {
         match failure {
             Failure::Error { code, text } => {
                 self.error("ERROR", code, text);
+                self.flush().await?;
+                yield_now().await; // as a proxy may cut its answer
                 let over = self.status == b'I' || statement == Some(&Statement::Commit);
                 self.status = if over { b'I' } else { b'E' };
                 Ok(())

@@ -35,7 +35,7 @@ impl Setting {
     pub(crate) fn rounds(self, samples: usize) -> usize {
         match self {
             Self::MAIN => samples,
-            it if it.wake == RARE => samples / 20,
+            it if it.wake == RARE => samples / 50,
             _ => samples / 10,
         }
     }

@@ -19,7 +19,7 @@
 //! rounds too. *Bystanders* are 100 callers at once on ten other tenants, in turns while
 //! the router is calm and while 1,000 callers wait for a silent wake of another tenant.
 //!
-//! `cargo bench --bench cold_resume [-- SAMPLES]`, of which there are 500 unless told otherwise, in some 15 minutes. So
+//! `cargo bench --bench cold_resume [-- SAMPLES]`, of which there are 500 unless told otherwise, in some 16 minutes. So
 //! many rounds are for 350 ms, direct TLS and a single caller; the others have a tenth of it or less, and with fewer
 //! than ten only that one setting is left, in some 20 seconds. Prints tables, and writes `cold_resume.json` and
 //! `cold_resume.svg` to `target/figures`.

@@ -3,6 +3,7 @@
 //! A connection is in one of four places: idle here, leased to a caller, being opened (`wake`), or parting. Whatever
 //! becomes free goes to the longest waiter first; nobody overtakes the queue.
 
+mod place;
 mod state;
 
 use std::{
@@ -64,53 +65,6 @@ impl Pool {
         })
     }
 
-    /// Where the tenant lives, as far as is known.
-    pub(crate) fn endpoint(&self) -> Arc<Endpoint> {
-        Arc::clone(&self.state().endpoint)
-    }
-
-    /// Takes note of where the tenant lives; says whether that is news. Connections of the earlier generation are
-    /// closed when nobody uses them any more.
-    pub(crate) fn move_to(&self, endpoint: Endpoint, fresh: bool) -> bool {
-        self.move_from(None, endpoint, fresh)
-    }
-
-    /// The same, unless somebody has taken note of another place than `known` meanwhile, which is news too.
-    pub(crate) fn move_from(
-        &self,
-        known: Option<&Arc<Endpoint>>,
-        endpoint: Endpoint,
-        fresh: bool,
-    ) -> bool {
-        let mut state = self.state();
-        if known.is_some_and(|known| !Arc::ptr_eq(known, &state.endpoint)) {
-            return true;
-        }
-        if *state.endpoint == endpoint {
-            state.fresh |= fresh;
-            return false;
-        }
-        self.shared
-            .pace
-            .keep_up_with(&endpoint, &self.shared.config);
-        state.endpoint = Arc::new(endpoint);
-        state.fresh = fresh;
-        (state.lost, state.early_ends) = (true, 0);
-        (state.last_failure, state.repeated_since) = (None, None);
-        let outdated = state.take_idle(|_| true);
-        drop(state);
-        outdated.into_iter().for_each(Connection::close);
-        count(&self.shared.stats.moved);
-        self.mended();
-        tracing::info!(tenant = self.tenant.as_str(), "the tenant has moved");
-        true
-    }
-
-    /// How often something was changed that may have mended what failed.
-    pub(crate) fn mends(&self) -> u64 {
-        self.state().mends
-    }
-
     /// Whether there is proof that the tenant's database is awake.
     pub(crate) fn is_up(&self) -> bool {
         !self.state().believes_asleep()
@@ -120,13 +74,6 @@ impl Pool {
     pub(crate) fn is_up_or_waking(&self) -> bool {
         let state = self.state();
         !state.believes_asleep() || state.dialing > 0
-    }
-
-    /// Something was changed: what was refused before may work now.
-    pub(crate) fn mended(&self) {
-        self.state().mends += 1;
-        self.shared.refusals.clear(self.tenant.as_str());
-        self.changed.notify_waiters();
     }
 
     /// An idle connection that can be used as it is. No waiting, no I/O, no allocation.

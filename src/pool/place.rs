@@ -1,0 +1,62 @@
+//! Where a pool's tenant lives, and what is done when that changes.
+
+use std::sync::Arc;
+
+use super::Pool;
+use crate::{endpoint::Endpoint, lease::Connection, stats::count};
+
+impl Pool {
+    /// Where the tenant lives, as far as is known.
+    pub(crate) fn endpoint(&self) -> Arc<Endpoint> {
+        Arc::clone(&self.state().endpoint)
+    }
+
+    /// Takes note of where the tenant lives; says whether that is news. Connections of the earlier generation are
+    /// closed when nobody uses them any more.
+    pub(crate) fn move_to(&self, endpoint: Endpoint, fresh: bool) -> bool {
+        self.move_from(None, endpoint, fresh)
+    }
+
+    /// The same, unless somebody has taken note of another place than `known` meanwhile, which is news too.
+    pub(crate) fn move_from(
+        &self,
+        known: Option<&Arc<Endpoint>>,
+        endpoint: Endpoint,
+        fresh: bool,
+    ) -> bool {
+        let mut state = self.state();
+        if known.is_some_and(|known| !Arc::ptr_eq(known, &state.endpoint)) {
+            return true;
+        }
+        if *state.endpoint == endpoint {
+            state.fresh |= fresh;
+            return false;
+        }
+        self.shared
+            .pace
+            .keep_up_with(&endpoint, &self.shared.config);
+        state.endpoint = Arc::new(endpoint);
+        state.fresh = fresh;
+        (state.lost, state.early_ends) = (true, 0);
+        (state.last_failure, state.repeated_since) = (None, None);
+        let outdated = state.take_idle(|_| true);
+        drop(state);
+        outdated.into_iter().for_each(Connection::close);
+        count(&self.shared.stats.moved);
+        self.mended();
+        tracing::info!(tenant = self.tenant.as_str(), "the tenant has moved");
+        true
+    }
+
+    /// How often something was changed that may have mended what failed.
+    pub(crate) fn mends(&self) -> u64 {
+        self.state().mends
+    }
+
+    /// Something was changed: what was refused before may work now.
+    pub(crate) fn mended(&self) {
+        self.state().mends += 1;
+        self.shared.refusals.clear(self.tenant.as_str());
+        self.changed.notify_waiters();
+    }
+}

@@ -58,7 +58,8 @@ impl DirectClient {
     }
 
     /// The next notification on a channel that was listened to; `None` when the connection has ended. Up to 1024 wait
-    /// here; later ones are lost, with a warning in the log. Those sent while the database slept were never kept.
+    /// here; later ones are lost, with a warning in the log. Those sent while the database slept were never kept. Waits
+    /// as long as you let it.
     ///
     /// # Cancel safety
     /// Dropping the future loses no notification.

@@ -167,8 +167,9 @@ impl TenantRouter {
         true
     }
 
-    /// Forgets where `tenant` lives, and what was refused of it, and closes its idle connections; says whether anything was known. Connections in
-    /// use go on, and are closed when they come back. The next `get` looks the tenant up again.
+    /// Forgets where `tenant` lives and what was refused of it, and closes its idle connections; says whether anything
+    /// was known. Connections in use go on, and are closed when they come back. The next `get` looks the tenant up
+    /// again. To be called when something was mended that a refusal is about: a plan, a password, a disabled endpoint.
     pub fn evict<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> bool {
         let Inner { pools, flights, .. } = &*self.inner;
         // In this order: a flight that lands in between finds the mark after it has put its pool into the cache.

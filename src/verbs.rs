@@ -13,7 +13,8 @@ impl TenantRouter {
     /// Runs `work` in a read-only transaction on the database of `tenant`, and again if the connection dies under it.
     ///
     /// With the [defaults](TransactionOptions): three runs at most, 30 seconds for everything. `work` gets the
-    /// connection by value and must let go of it before it returns.
+    /// connection by value and must let go of it before it returns. It must not make the transaction READ WRITE: a
+    /// read is run again even if it dies at its very end.
     ///
     /// ```no_run
     /// # async fn f(router: &tenantry::TenantRouter, note: &str) -> Result<(), tenantry::Error> {

@@ -4,11 +4,11 @@
 //! in a channel until the connection's task runs. [`Settling`] closes that gap. It stands between the channel and the
 //! task's waker, and notes that something is about to be written before the task knows.
 
+mod settling;
+
 use std::{
-    future::Future,
     hash::{BuildHasher, RandomState},
     mem,
-    pin::Pin,
     sync::{
         Arc, Mutex, OnceLock,
         atomic::{
@@ -16,17 +16,17 @@ use std::{
             Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst},
         },
     },
-    task::{Context, Poll, Wake, Waker},
     time::Duration,
 };
 
-use futures_util::task::AtomicWaker;
 use tokio::{
     sync::Notify,
     time::{Instant, timeout},
 };
 
 use crate::{retry::lock, verdict::Farewell};
+
+pub(crate) use settling::Settling;
 
 /// What is known of one connection. Shared by its stream, its task and its user.
 #[derive(Debug)]
@@ -389,85 +389,5 @@ impl Watch {
     pub(crate) fn last_sqlstate(&self) -> Option<String> {
         let packed = self.sqlstate.load(Acquire);
         (packed != 0).then(|| String::from_utf8_lossy(&packed.to_be_bytes()[3..]).into_owned())
-    }
-}
-
-/// A connection's task, whose every waking is noted before it runs.
-pub(crate) struct Settling<F> {
-    connection: F,
-    bell: Arc<Bell>,
-}
-
-impl<F> Settling<F> {
-    pub(crate) fn new(connection: F, watch: Arc<Watch>) -> Self {
-        Self {
-            connection,
-            bell: Arc::new(Bell {
-                watch,
-                task: AtomicWaker::new(),
-            }),
-        }
-    }
-}
-
-impl<F: Future + Unpin> Future for Settling<F> {
-    type Output = F::Output;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        self.bell.task.register(cx.waker());
-        // Read before the turn, stored after it: what arrives in between wakes the task once more.
-        let woken = self.bell.watch.woken.load(Acquire);
-        let waker = Waker::from(Arc::clone(&self.bell));
-        let polled = Pin::new(&mut self.connection).poll(&mut Context::from_waker(&waker));
-        // A task that cannot write, or that nobody takes the rows from, is not done though it waits.
-        if self.bell.watch.drained.load(Acquire) && !self.bell.watch.blocked.load(Acquire) {
-            self.bell.watch.settled.store(woken, Release);
-        }
-        if polled.is_ready() {
-            self.bell.watch.mark_dead();
-            self.bell.watch.ended.store(true, Release);
-        }
-        self.bell.watch.turned.notify_waiters();
-        polled
-    }
-}
-
-/// Wakes the connection's task, and says so to whoever wants to know whether all is written.
-struct Bell {
-    watch: Arc<Watch>,
-    task: AtomicWaker,
-}
-
-impl Wake for Bell {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.watch.woken.fetch_add(1, AcqRel);
-        self.task.wake();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_woken_task_that_has_not_run_is_not_clean() {
-        let watch = Watch::new();
-        watch.status.store(b'I', Release);
-        watch.drained.store(true, Release);
-        let idle = std::future::poll_fn(|_| Poll::<()>::Pending);
-        let mut task = Settling::new(idle, Arc::clone(&watch));
-        let bell = Arc::clone(&task.bell);
-        assert!(!watch.is_clean(), "it has never run");
-        let mut cx = Context::from_waker(Waker::noop());
-        assert!(Pin::new(&mut task).poll(&mut cx).is_pending());
-        assert!(watch.is_clean());
-        bell.wake(); // a request was sent
-        assert!(!watch.is_clean());
-        assert!(Pin::new(&mut task).poll(&mut cx).is_pending());
-        assert!(watch.is_clean());
     }
 }

@@ -44,7 +44,10 @@ impl Pool {
         outdated.into_iter().for_each(Connection::close);
         count(&self.shared.stats.moved);
         self.mended();
-        tracing::info!(tenant = self.tenant.as_str(), "the tenant has moved");
+        tracing::info!(
+            tenant = self.tenant.as_str(),
+            "the tenant's endpoint or credential has changed"
+        );
         true
     }
 

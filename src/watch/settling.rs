@@ -1,0 +1,95 @@
+//! A connection's task, watched as it is woken and runs.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::Ordering::{AcqRel, Acquire, Release},
+    },
+    task::{Context, Poll, Wake, Waker},
+};
+
+use futures_util::task::AtomicWaker;
+
+use super::Watch;
+
+/// A connection's task, whose every waking is noted before it runs.
+pub(crate) struct Settling<F> {
+    connection: F,
+    bell: Arc<Bell>,
+}
+
+impl<F> Settling<F> {
+    pub(crate) fn new(connection: F, watch: Arc<Watch>) -> Self {
+        Self {
+            connection,
+            bell: Arc::new(Bell {
+                watch,
+                task: AtomicWaker::new(),
+            }),
+        }
+    }
+}
+
+impl<F: Future + Unpin> Future for Settling<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        self.bell.task.register(cx.waker());
+        // Read before the turn, stored after it: what arrives in between wakes the task once more.
+        let woken = self.bell.watch.woken.load(Acquire);
+        let waker = Waker::from(Arc::clone(&self.bell));
+        let polled = Pin::new(&mut self.connection).poll(&mut Context::from_waker(&waker));
+        // A task that cannot write, or that nobody takes the rows from, is not done though it waits.
+        if self.bell.watch.drained.load(Acquire) && !self.bell.watch.blocked.load(Acquire) {
+            self.bell.watch.settled.store(woken, Release);
+        }
+        if polled.is_ready() {
+            self.bell.watch.mark_dead();
+            self.bell.watch.ended.store(true, Release);
+        }
+        self.bell.watch.turned.notify_waiters();
+        polled
+    }
+}
+
+/// Wakes the connection's task, and says so to whoever wants to know whether all is written.
+struct Bell {
+    watch: Arc<Watch>,
+    task: AtomicWaker,
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.watch.woken.fetch_add(1, AcqRel);
+        self.task.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_woken_task_that_has_not_run_is_not_clean() {
+        let watch = Watch::new();
+        watch.status.store(b'I', Release);
+        watch.drained.store(true, Release);
+        let idle = std::future::poll_fn(|_| Poll::<()>::Pending);
+        let mut task = Settling::new(idle, Arc::clone(&watch));
+        let bell = Arc::clone(&task.bell);
+        assert!(!watch.is_clean(), "it has never run");
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(Pin::new(&mut task).poll(&mut cx).is_pending());
+        assert!(watch.is_clean());
+        bell.wake(); // a request was sent
+        assert!(!watch.is_clean());
+        assert!(Pin::new(&mut task).poll(&mut cx).is_pending());
+        assert!(watch.is_clean());
+    }
+}

@@ -28,7 +28,7 @@ pub struct RouterBuilder {
 
 enum Unchecked {
     Source(Source),
-    Provisioner(Provisioner),
+    Provisioner(Box<Provisioner>),
 }
 
 impl RouterBuilder {
@@ -42,7 +42,7 @@ impl RouterBuilder {
 
     pub(crate) fn with_provisioner(provisioner: Provisioner) -> Self {
         Self {
-            source: Unchecked::Provisioner(provisioner),
+            source: Unchecked::Provisioner(Box::new(provisioner)),
             config: Config::default(),
             pipes: None,
         }
@@ -167,14 +167,16 @@ impl RouterBuilder {
                 "no tokio runtime here: call build() inside the one that lives longest",
             )
         })?;
+        let tls = tls::for_postgres(&self.config.root_certificates)?;
+        let dialer = Dialer::new(Arc::clone(&self.config.resolve), self.pipes, tls);
+        let dialer = Arc::new(dialer);
         let source = match self.source {
             Unchecked::Source(source) => source,
             Unchecked::Provisioner(provisioner) => {
-                Source::Provisioning(Box::new(provisioner.check()?))
+                let provisioning = provisioner.check(Arc::clone(&dialer))?;
+                Source::Provisioning(Box::new(provisioning))
             }
         };
-        let tls = tls::for_postgres(&self.config.root_certificates)?;
-        let dialer = Dialer::new(Arc::clone(&self.config.resolve), self.pipes, tls);
         let shared = Shared::new(self.config, source, dialer, runtime);
         Ok(TenantRouter::new(shared))
     }

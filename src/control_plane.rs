@@ -1,41 +1,65 @@
 //! What tenantry asks of whoever creates databases.
 //!
 //! A seam, so that something else than Neon can be put there. The trait knows no project and no branch: those are
-//! Neon's own nouns, and only the implementation for [`Neon`] at the end turns them into ours.
+//! Neon's own nouns, and only the implementation for [`Neon`](crate::Neon) turns them into ours.
 
-use std::{collections::BTreeMap, future::Future, pin::Pin};
+mod neon;
 
-use crate::{
-    endpoint::{DEFAULT_SUSPEND_WINDOW, Endpoint},
-    error::{Error, ErrorKind},
-    neon::{self, Neon},
-    plan::Plan,
-    retry::Progress,
-};
+use std::{collections::BTreeMap, future::Future, pin::Pin, time::SystemTime};
 
-/// Creates databases and finds them again.
+use crate::{endpoint::Endpoint, error::Error, plan::Plan, record::Placement, retry::Progress};
+
+/// Creates databases, finds them again, and deletes them.
 ///
 /// Every method works until `progress.deadline()` at the longest, repeats by itself what can safely be repeated, and
-/// notes failures that it retries with [`Progress::note`].
+/// notes failures that it retries with [`Progress::note`]. A failure that may pass is one of a
+/// [transient](ErrorKind::is_transient) kind.
+///
+/// [`ErrorKind::is_transient`]: crate::ErrorKind::is_transient
 pub trait ControlPlane: Send + Sync + 'static {
-    /// All databases whose name is exactly `name`, oldest first. An error if it is not certain that they are all.
+    /// Whether `plan` can be ordered at all; an error says what of it cannot. Defaults to yes: the creation will tell.
+    fn check(
+        &self,
+        plan: &Plan,
+        progress: &Progress,
+    ) -> impl Future<Output = Result<(), Error>> + Send {
+        let _ = (plan, progress);
+        std::future::ready(Ok(()))
+    }
+
+    /// All databases whose name is exactly `name`, oldest first. An error if it is not certain that they are all. It may
+    /// miss the newest for a while.
     fn find(
         &self,
         name: &str,
         progress: &Progress,
     ) -> impl Future<Output = Result<Vec<Found>, Error>> + Send;
 
+    /// All databases whose name begins with `prefix`, in any order. An error if it is not certain that they are all.
+    fn list(
+        &self,
+        prefix: &str,
+        progress: &Progress,
+    ) -> impl Future<Output = Result<Vec<Found>, Error>> + Send;
+
+    /// What is written on a database; `None` if there is none of that id.
+    fn tags(
+        &self,
+        id: &str,
+        progress: &Progress,
+    ) -> impl Future<Output = Result<Option<BTreeMap<String, String>>, Error>> + Send;
+
     /// Creates a database, and never two for one call.
     ///
-    /// An error of a [transient](ErrorKind::is_transient) kind means that it is unknown whether one was created: it is
-    /// then looked for, and none is created again until it must have turned up. An error of any other kind means that
-    /// none was, so that the next access orders one again. [`ErrorKind::Timeout`] is such a kind: it is for time that ran
-    /// out before anything could be ordered, or after nothing but refusals.
+    /// An error of a [transient](crate::ErrorKind::is_transient) kind means that it is unknown whether one was created:
+    /// it is then looked for, and none is created again until it must have turned up. An error of any other kind means
+    /// that none was, so that the next access orders one again. [`ErrorKind::Timeout`](crate::ErrorKind::Timeout) is such
+    /// a kind: it is for time that ran out before anything could be ordered, or after nothing but refusals.
     fn create(
         &self,
         order: &Order,
         progress: &Progress,
-    ) -> impl Future<Output = Result<Created, Error>> + Send;
+    ) -> impl Future<Output = Result<Database, Error>> + Send;
 
     /// Waits until the database takes connections.
     fn ready(
@@ -44,12 +68,29 @@ pub trait ControlPlane: Send + Sync + 'static {
         progress: &Progress,
     ) -> impl Future<Output = Result<(), Error>> + Send;
 
-    /// Where the database lives, credential included.
-    fn endpoint(
+    /// Where the database lives, credential included; `None` if there is none of that id. `login` says as whom, and into
+    /// what; without it, as a database is created.
+    fn database(
+        &self,
+        id: &str,
+        login: Option<&Login>,
+        progress: &Progress,
+    ) -> impl Future<Output = Result<Option<Database>, Error>> + Send;
+
+    /// Deletes a database, and makes sure that it is gone. It may be gone already.
+    fn delete(
         &self,
         id: &str,
         progress: &Progress,
-    ) -> impl Future<Output = Result<Endpoint, Error>> + Send;
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Takes the deletion of a database back. An error of kind [`NotFound`](crate::ErrorKind::NotFound) if that cannot be
+    /// done any more. It may be back already.
+    fn recover(
+        &self,
+        id: &str,
+        progress: &Progress,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
 }
 
 /// A database to be created.
@@ -70,21 +111,21 @@ impl Order {
     }
 }
 
-/// A database that was just created.
+/// A database and where it lives.
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]
-pub struct Created {
-    /// The control plane's own id of it.
-    pub id: String,
+pub struct Database {
+    /// What the control plane calls it.
+    pub placement: Placement,
     /// Where it lives.
     pub endpoint: Endpoint,
 }
 
-impl Created {
+impl Database {
     /// For implementors.
-    pub fn new(id: impl Into<String>, endpoint: Endpoint) -> Self {
+    pub fn new(placement: Placement, endpoint: Endpoint) -> Self {
         Self {
-            id: id.into(),
+            placement,
             endpoint,
         }
     }
@@ -96,136 +137,86 @@ impl Created {
 pub struct Found {
     /// The control plane's own id of it.
     pub id: String,
-    /// What is written on it.
-    pub tags: BTreeMap<String, String>,
+    /// Its name.
+    pub name: String,
+    /// When it was created, if that is known.
+    pub created_at: Option<SystemTime>,
 }
 
 impl Found {
     /// For implementors.
-    pub fn new(id: impl Into<String>, tags: BTreeMap<String, String>) -> Self {
+    pub fn new(
+        id: impl Into<String>,
+        name: impl Into<String>,
+        created_at: Option<SystemTime>,
+    ) -> Self {
         Self {
             id: id.into(),
-            tags,
+            name: name.into(),
+            created_at,
         }
     }
 }
 
-/// Neon: a tenant's database is a project of its own.
-impl ControlPlane for Neon {
-    async fn find(&self, name: &str, progress: &Progress) -> Result<Vec<Found>, Error> {
-        let neon = self.within(progress);
-        let mut found = Vec::new();
-        for project in neon.projects_named(name).await? {
-            // Of all branches: the default one may have changed since.
-            let branches = neon.list_project_branches(&project.id).await?;
-            let tags = branches
-                .into_iter()
-                .flat_map(|branch| branch.annotations)
-                .collect();
-            found.push(Found::new(project.id, tags));
-        }
-        Ok(found)
-    }
-
-    async fn create(&self, order: &Order, progress: &Progress) -> Result<Created, Error> {
-        let mut project = neon::CreateProject::new(&order.name);
-        project.annotations.clone_from(&order.tags);
-        project.plan = order.plan.clone();
-        let created = self.within(progress).create_project(&project).await?;
-        let whole = |it: &&neon::ConnectionDetails| {
-            let at = &it.connection_parameters;
-            !at.host.is_empty() && !at.pooler_host.is_empty()
-        };
-        let Some(details) = created.connection_uris.iter().find(whole) else {
-            let message = "neon created a project and did not say how to connect to it";
-            return Err(Error::new(ErrorKind::ControlPlane, message));
-        };
-        let window = created
-            .endpoints
-            .first()
-            .map_or(Some(DEFAULT_SUSPEND_WINDOW), neon::Endpoint::suspend_window);
-        let at = &details.connection_parameters;
-        let endpoint = Endpoint::neon(
-            &at.host,
-            &at.pooler_host,
-            &at.database,
-            &at.role,
-            at.password.clone(),
-        );
-        Ok(Created::new(
-            created.project.id,
-            endpoint.suspend_window(window),
-        ))
-    }
-
-    async fn ready(&self, id: &str, progress: &Progress) -> Result<(), Error> {
-        let operations = self.within(progress).wait_for_operations(id).await?;
-        // The project's own: a branch that somebody made of it later has `create_branch`.
-        let essential = |operation: &&neon::Operation| operation.action == "create_timeline";
-        match operations
-            .iter()
-            .filter(essential)
-            .find(|operation| operation.has_failed())
-        {
-            None => Ok(()),
-            Some(failed) => {
-                let why = failed.error.as_deref().unwrap_or("no reason given");
-                let why = neon::repeatable(why);
-                let message = format!(
-                    "neon failed to create project {id}: {} failed: {why}",
-                    failed.action
-                );
-                Err(Error::new(ErrorKind::Refused, message))
-            }
-        }
-    }
-
-    async fn endpoint(&self, id: &str, progress: &Progress) -> Result<Endpoint, Error> {
-        let neon = self.within(progress);
-        let branch = default_branch(&neon, id).await?;
-        let endpoints = neon.list_project_endpoints(id).await?;
-        let serves = |endpoint: &&neon::Endpoint| {
-            endpoint.branch_id == branch.id && endpoint.kind == "read_write"
-        };
-        let compute = endpoints.iter().find(serves).ok_or_else(|| {
-            Error::new(
-                ErrorKind::Refused,
-                format!("neon project {id} has no compute that takes writes; add one"),
-            )
-        })?;
-        neon.credentials(id, compute).await
-    }
+/// As whom, and into which database.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct Login {
+    /// Name of the database.
+    pub database: String,
+    /// Role to log in as.
+    pub role: String,
 }
 
-async fn default_branch(neon: &Neon, project_id: &str) -> Result<neon::Branch, Error> {
-    let branches = neon.list_project_branches(project_id).await?;
-    branches
-        .into_iter()
-        .find(|branch| branch.default)
-        .ok_or_else(|| {
-            Error::new(
-                ErrorKind::Refused,
-                format!("neon project {project_id} has no default branch"),
-            )
-        })
+impl Login {
+    /// As `role`, into `database`.
+    pub fn new(database: impl Into<String>, role: impl Into<String>) -> Self {
+        Self {
+            database: database.into(),
+            role: role.into(),
+        }
+    }
 }
 
 type Reply<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'a>>;
+type Tags = BTreeMap<String, String>;
 
 /// [`ControlPlane`] with its type erased.
 pub(crate) trait AnyControlPlane: Send + Sync {
+    fn check<'a>(&'a self, plan: &'a Plan, progress: &'a Progress) -> Reply<'a, ()>;
     fn find<'a>(&'a self, name: &'a str, progress: &'a Progress) -> Reply<'a, Vec<Found>>;
-    fn create<'a>(&'a self, order: &'a Order, progress: &'a Progress) -> Reply<'a, Created>;
+    fn list<'a>(&'a self, prefix: &'a str, progress: &'a Progress) -> Reply<'a, Vec<Found>>;
+    fn tags<'a>(&'a self, id: &'a str, progress: &'a Progress) -> Reply<'a, Option<Tags>>;
+    fn create<'a>(&'a self, order: &'a Order, progress: &'a Progress) -> Reply<'a, Database>;
     fn ready<'a>(&'a self, id: &'a str, progress: &'a Progress) -> Reply<'a, ()>;
-    fn endpoint<'a>(&'a self, id: &'a str, progress: &'a Progress) -> Reply<'a, Endpoint>;
+    fn database<'a>(
+        &'a self,
+        id: &'a str,
+        login: Option<&'a Login>,
+        progress: &'a Progress,
+    ) -> Reply<'a, Option<Database>>;
+    fn delete<'a>(&'a self, id: &'a str, progress: &'a Progress) -> Reply<'a, ()>;
+    fn recover<'a>(&'a self, id: &'a str, progress: &'a Progress) -> Reply<'a, ()>;
 }
 
 impl<C: ControlPlane> AnyControlPlane for C {
+    fn check<'a>(&'a self, plan: &'a Plan, progress: &'a Progress) -> Reply<'a, ()> {
+        Box::pin(ControlPlane::check(self, plan, progress))
+    }
+
     fn find<'a>(&'a self, name: &'a str, progress: &'a Progress) -> Reply<'a, Vec<Found>> {
         Box::pin(ControlPlane::find(self, name, progress))
     }
 
-    fn create<'a>(&'a self, order: &'a Order, progress: &'a Progress) -> Reply<'a, Created> {
+    fn list<'a>(&'a self, prefix: &'a str, progress: &'a Progress) -> Reply<'a, Vec<Found>> {
+        Box::pin(ControlPlane::list(self, prefix, progress))
+    }
+
+    fn tags<'a>(&'a self, id: &'a str, progress: &'a Progress) -> Reply<'a, Option<Tags>> {
+        Box::pin(ControlPlane::tags(self, id, progress))
+    }
+
+    fn create<'a>(&'a self, order: &'a Order, progress: &'a Progress) -> Reply<'a, Database> {
         Box::pin(ControlPlane::create(self, order, progress))
     }
 
@@ -233,7 +224,20 @@ impl<C: ControlPlane> AnyControlPlane for C {
         Box::pin(ControlPlane::ready(self, id, progress))
     }
 
-    fn endpoint<'a>(&'a self, id: &'a str, progress: &'a Progress) -> Reply<'a, Endpoint> {
-        Box::pin(ControlPlane::endpoint(self, id, progress))
+    fn database<'a>(
+        &'a self,
+        id: &'a str,
+        login: Option<&'a Login>,
+        progress: &'a Progress,
+    ) -> Reply<'a, Option<Database>> {
+        Box::pin(ControlPlane::database(self, id, login, progress))
+    }
+
+    fn delete<'a>(&'a self, id: &'a str, progress: &'a Progress) -> Reply<'a, ()> {
+        Box::pin(ControlPlane::delete(self, id, progress))
+    }
+
+    fn recover<'a>(&'a self, id: &'a str, progress: &'a Progress) -> Reply<'a, ()> {
+        Box::pin(ControlPlane::recover(self, id, progress))
     }
 }

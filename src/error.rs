@@ -35,6 +35,8 @@ pub enum ErrorKind {
     ActiveComputeLimit,
     /// Role and password were not accepted. Neon says the same of an endpoint or role that is gone.
     BadCredential,
+    /// The catalog's record of the tenant cannot be read, or may not be changed as it was asked for.
+    BadRecord,
     /// The catalog (`Lookup` or `Records`) failed or gave an answer that makes no sense.
     Catalog,
     /// The router was closed, or the runtime it was built on is gone.
@@ -49,10 +51,14 @@ pub enum ErrorKind {
     /// The control plane could not be reached, or its answer made no sense. What it was asked to do may have happened.
     /// Neon's proxy says so too while connecting; then nothing happened.
     ControlPlane,
+    /// The tenant was deleted, or is being deleted. No access creates it again.
+    Deleted,
     /// The endpoint is disabled. Neither a connection nor Neon's console enables it again, only its API.
     Disabled,
     /// The control plane knows no such endpoint, or no such database server is there.
     EndpointNotFound,
+    /// The tenant is kept from use for the platform's own maintenance.
+    Held,
     /// A bug in tenantry: a task of its own panicked.
     Internal,
     /// The text is not a tenant id.
@@ -63,6 +69,12 @@ pub enum ErrorKind {
     Misconfigured,
     /// A call was used in a way that cannot be made safe; the message says how.
     Misused,
+    /// The control plane knows nothing of that id, or the API key may not see it.
+    NotFound,
+    /// Too much of it at once; nothing was done.
+    Overloaded,
+    /// The tenant's database is being created, and the time for this call is over. That goes on: come back.
+    Provisioning,
     /// A query failed; the source is the database's own error.
     Query,
     /// A quota or plan limit is used up.
@@ -118,7 +130,8 @@ pub enum Stage {
 }
 
 impl Error {
-    pub(crate) fn new(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
+    /// An error of that kind. For implementors of the traits; the text must hold no secret, and should say what to change.
+    pub fn new(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
         let message = message.into();
         Self(Arc::new(Inner {
             kind,
@@ -160,7 +173,9 @@ impl Error {
         )
     }
 
-    pub(crate) fn with_source(self, source: impl Into<BoxError>) -> Self {
+    /// With its cause. For implementors of the traits.
+    #[must_use]
+    pub fn with_source(self, source: impl Into<BoxError>) -> Self {
         self.map(|inner| inner.source = Some(Arc::from(source.into())))
     }
 
@@ -175,7 +190,9 @@ impl Error {
         self.map(|inner| inner.stage = Some(stage))
     }
 
-    pub(crate) fn with_retry_after(self, wait: impl Into<Option<Duration>>) -> Self {
+    /// With when another attempt may help, counted from now. For implementors of the traits.
+    #[must_use]
+    pub fn with_retry_after(self, wait: impl Into<Option<Duration>>) -> Self {
         self.map(|inner| inner.retry_after = wait.into())
     }
 
@@ -196,18 +213,24 @@ impl ErrorKind {
             | Self::Connect
             | Self::ControlPlane
             | Self::Locked
+            | Self::Overloaded
+            | Self::Provisioning
             | Self::RateLimited
             | Self::Unreachable => true,
             Self::BadCredential
+            | Self::BadRecord
             | Self::Closed
             | Self::CommitUnknown
             | Self::Conflict
+            | Self::Deleted
             | Self::Disabled
             | Self::EndpointNotFound
+            | Self::Held
             | Self::Internal
             | Self::InvalidTenant
             | Self::Misconfigured
             | Self::Misused
+            | Self::NotFound
             | Self::Query
             | Self::QuotaExhausted(_)
             | Self::Refused

@@ -65,7 +65,7 @@ where
         match landed {
             Ok(Ok(result)) => (*result).clone().unwrap_or_else(|| Err(Error::closed())),
             Ok(Err(_)) => Err(Error::closed()),
-            Err(_) => Err(flight.progress.timed_out()),
+            Err(_) => Err(flight.progress.unfinished()),
         }
     }
 

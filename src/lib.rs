@@ -1,7 +1,9 @@
 #![doc = include_str!("../README.md")]
 
+mod admission;
 mod builder;
 mod cancel;
+mod catalog;
 mod client;
 mod config;
 mod control_plane;
@@ -25,6 +27,7 @@ mod plan;
 mod pool;
 mod pools;
 mod provision;
+pub mod record;
 pub mod records;
 mod refusals;
 mod resolve;
@@ -51,14 +54,16 @@ pub use builder::RouterBuilder;
 pub use cancel::CancelToken;
 pub use client::TenantClient;
 pub use config::InvalidConfig;
-pub use control_plane::{ControlPlane, Created, Found, Order};
+pub use control_plane::{ControlPlane, Database, Found, Login, Order};
 pub use direct::DirectClient;
 pub use endpoint::{DEFAULT_SUSPEND_WINDOW, Encryption, Endpoint};
 pub use error::{BoxError, Error, ErrorKind, ExhaustedQuota, Stage};
 pub use lookup::Lookup;
 pub use neon::Neon;
 pub use plan::{Plan, Quota, Suspend};
-pub use provision::Provisioner;
+#[doc(hidden)]
+pub use provision::Step;
+pub use provision::{Decision, Preparing, Provisioner};
 pub use records::Records;
 pub use resolve::{Resolve, SystemResolver};
 pub use retry::Progress;

@@ -14,6 +14,7 @@ mod limiter;
 mod operations;
 mod projects;
 mod refusal;
+mod regions;
 mod roles;
 mod route;
 mod wire;
@@ -25,7 +26,7 @@ pub use wire::{
     Branch, ConnectionDetails, ConnectionParameters, ConsumptionMetric, ConsumptionPage,
     ConsumptionPeriod, ConsumptionQuery, ConsumptionTimeframe, CreateBranch, CreateProject,
     CreatedBranch, CreatedProject, Endpoint, Granularity, ListProjects, Operation, Project,
-    ProjectConsumption, ProjectsPage, UpdateEndpoint, UpdateProject,
+    ProjectConsumption, ProjectsPage, Region, UpdateEndpoint, UpdateProject,
 };
 
 pub(crate) use words::repeatable;

@@ -19,6 +19,8 @@ use std::time::Duration;
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Plan {
+    /// What the application calls it. Kept in the catalog, and not sent anywhere.
+    pub name: Option<String>,
     /// Region of the database, such as `aws-us-east-2`. It cannot be changed later.
     pub region: Option<String>,
     /// Major version of Postgres, 14 to 18.
@@ -64,6 +66,13 @@ impl Plan {
     /// A plan with Neon's own defaults.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Names the plan, for the catalog. Defaults to no name.
+    #[must_use]
+    pub fn named(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
     }
 
     /// Sets the region. Defaults to the one Neon picks for the account; change it to be near the app server.

@@ -1,38 +1,42 @@
-//! Creating the database that a tenant lacks, once.
+//! Creating the database that a tenant lacks, once: the settings.
 //!
 //! Neon has neither unique project names nor an idempotency key, so a name alone proves nothing: the project must also
-//! carry, in its own annotations, the namespace and the raw id of the tenant. A creation whose answer got lost is
-//! looked up, never repeated.
+//! carry, in its own annotations, the namespace and the raw id of the tenant. Between processes the catalog's lease says
+//! who works on a tenant; a creation whose answer got lost is looked up, never repeated before it must have turned up.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    fmt,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+mod access;
+mod claim;
+pub(crate) mod identity;
+mod policy;
+mod prepare;
+mod refresh;
+mod step;
+mod work;
 
-use sha2::{Digest, Sha256};
-use tokio::time::Instant;
+use std::{fmt, future::Future, sync::Arc, time::Duration};
+
+pub use policy::Decision;
+pub use prepare::Preparing;
+pub use step::Step;
+
+pub(crate) use access::Demand;
+pub(crate) use claim::{Claim, Halt};
 
 use crate::{
-    config::InvalidConfig,
-    control_plane::{AnyControlPlane, ControlPlane, Found, Order},
-    endpoint::Endpoint,
-    error::{BoxError, Error, ErrorKind, Stage},
+    admission::Admission,
+    catalog::Catalog,
+    config::{InvalidConfig, check_limit},
+    control_plane::{AnyControlPlane, ControlPlane},
+    dial::Dialer,
+    error::BoxError,
     plan::Plan,
-    records::{AnyRecords, Records},
-    retry::{Progress, backoff, lock, retry},
-    stats::{Stats, count},
+    records::Records,
     tenant::{Namespace, TenantId},
 };
 
-/// How long after it was sent a creation that got no answer may still turn up. A creation takes a second or two at Neon,
-/// and its search may miss the newest projects for some more; until then nothing is created for the tenant again.
-const DOUBT: Duration = Duration::from_secs(60);
-/// Tag that holds the namespace.
-const NAMESPACE_TAG: &str = "tenantry-namespace";
-/// Tag that holds the tenant's id, byte for byte.
-const TENANT_TAG: &str = "tenantry-tenant";
+use policy::Policy;
+use prepare::Hook;
+use step::Steps;
 
 /// Creates the database of a tenant on its first access.
 ///
@@ -41,15 +45,53 @@ const TENANT_TAG: &str = "tenantry-tenant";
 ///
 /// # #[tokio::main] async fn main() -> Result<(), tenantry::BoxError> {
 /// let neon = Neon::builder(std::env::var("NEON_API_KEY")?).build()?;
-/// let provisioner = Provisioner::new(Memory::new(), neon, "production").plan(Plan::new().region("aws-us-east-2"));
+/// let provisioner = Provisioner::new(Memory::new(), neon, "production")
+///     .plan(Plan::new().region("aws-us-east-2"))
+///     .prepare(|database| async move {
+///         database.batch_execute("CREATE TABLE IF NOT EXISTS notes (text text)").await?;
+///         Ok(())
+///     });
 /// let router = TenantRouter::provisioning(provisioner).build()?;
 /// # let _ = router; Ok(()) }
 /// ```
+#[must_use = "a provisioner does nothing until a router has it"]
 pub struct Provisioner {
-    records: Arc<dyn AnyRecords>,
+    catalog: Catalog,
     control_plane: Arc<dyn AnyControlPlane>,
     namespace: String,
-    plan: Plan,
+    settings: Settings,
+}
+
+/// How databases are created.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) plan: Plan,
+    policy: Policy,
+    hook: Option<Hook>,
+    steps: Steps,
+    pub(crate) lease_time: Duration,
+    lost_answer_window: Duration,
+    search_first: bool,
+    pub(crate) with_passwords: bool,
+    creations_per_minute: u32,
+    waiting_creations: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            plan: Plan::default(),
+            policy: Policy::OnFirstAccess,
+            hook: None,
+            steps: Steps::default(),
+            lease_time: Duration::from_secs(30),
+            lost_answer_window: Duration::from_secs(60),
+            search_first: false,
+            with_passwords: true,
+            creations_per_minute: 300,
+            waiting_creations: 300,
+        }
+    }
 }
 
 impl Provisioner {
@@ -63,31 +105,149 @@ impl Provisioner {
         namespace: impl Into<String>,
     ) -> Self {
         Self {
-            records: Arc::new(records),
+            catalog: Catalog::new(records),
             control_plane: Arc::new(control_plane),
             namespace: namespace.into(),
-            plan: Plan::default(),
+            settings: Settings::default(),
         }
     }
 
     /// Sets what a new tenant's database gets. Defaults to the account's own settings; set at least a region near the
     /// app server.
-    #[must_use]
     pub fn plan(mut self, plan: Plan) -> Self {
-        self.plan = plan;
+        self.settings.plan = plan;
+        self
+    }
+
+    /// Creates no database on access, only by [`Fleet::provision`](crate::Fleet::provision). By default an access creates
+    /// what is missing; change it where tenant ids come from outside unchecked.
+    pub fn explicit(mut self) -> Self {
+        self.settings.policy = Policy::Explicit;
+        self
+    }
+
+    /// Asks the application whether a tenant that is accessed and has no database gets one, and by which plan. By default
+    /// everybody does, by [`plan`](Self::plan).
+    ///
+    /// A refusal is remembered for a few seconds. It may be asked again for one tenant, also by another process, as long
+    /// as the database is not ordered.
+    ///
+    /// ```no_run
+    /// # use tenantry::{Decision, Plan, Provisioner};
+    /// # fn f(provisioner: Provisioner) -> Provisioner {
+    /// provisioner.decide(|tenant| async move {
+    ///     Ok(match tenant.as_str().split_once('-') {
+    ///         Some(("eu", _)) => Decision::Create(Plan::new().named("eu").region("aws-eu-central-1")),
+    ///         Some(("us", _)) => Decision::Create(Plan::new().named("us").region("aws-us-east-2")),
+    ///         _ => Decision::Refuse,
+    ///     })
+    /// })
+    /// # }
+    /// ```
+    pub fn decide<Fut>(mut self, decide: impl Fn(TenantId) -> Fut + Send + Sync + 'static) -> Self
+    where
+        Fut: Future<Output = Result<Decision, BoxError>> + Send + 'static,
+    {
+        self.settings.policy = Policy::ask(decide);
+        self
+    }
+
+    /// Runs `prepare` on each new database before anybody is given a connection to it: extensions, roles, tables, seed
+    /// rows. Defaults to nothing; then no compute is started.
+    ///
+    /// It has a connection straight to Postgres, past the pooler. It may run again on the same database, after it failed
+    /// or the process died in the midst of it, so write it to be repeated (`IF NOT EXISTS`, `ON CONFLICT DO NOTHING`).
+    /// Nobody else runs it on that database at the same time. What it does must fit into
+    /// [`provision_timeout`](crate::RouterBuilder::provision_timeout).
+    pub fn prepare<Fut>(
+        mut self,
+        prepare: impl Fn(Preparing) -> Fut + Send + Sync + 'static,
+    ) -> Self
+    where
+        Fut: Future<Output = Result<(), BoxError>> + Send + 'static,
+    {
+        self.settings.hook = Some(Hook::new(prepare));
+        self
+    }
+
+    /// Keeps no password in the catalog: they are read from the control plane, one call more for a tenant that this
+    /// process does not know yet. By default they are in the catalog, sealed.
+    pub fn passwords_from_control_plane(mut self) -> Self {
+        self.settings.with_passwords = false;
+        self
+    }
+
+    /// Looks for a tenant's database by its name before one is created, also where the catalog says that nobody has tried
+    /// before. Defaults to no, which saves a call; turn it on after the catalog was restored from a backup, which may
+    /// know less than happened.
+    pub fn search_first(mut self, search: bool) -> Self {
+        self.settings.search_first = search;
+        self
+    }
+
+    /// How many databases may be created on access per minute. Defaults to 300 per process, a tenth of that at once; beyond
+    /// it callers wait, and beyond as much again they get `ErrorKind::Overloaded`. Keep it below what the API allows
+    /// (700 requests per minute at Neon, of which a creation takes two).
+    pub fn creations_per_minute(mut self, count: u32) -> Self {
+        self.settings.creations_per_minute = count;
+        self.settings.waiting_creations = count;
+        self
+    }
+
+    /// Time after which another process may go on with a tenant whose process has died. Defaults to 30 seconds. It is also
+    /// the longest time for one call that creates or deletes, so it must be longer than such a call takes.
+    pub fn lease_time(mut self, time: Duration) -> Self {
+        self.settings.lease_time = time;
+        self
+    }
+
+    /// How long after a creation that got no answer its database may turn up; until then none is created again for the
+    /// tenant. Defaults to 60 seconds: Neon takes a second or two, and its search may miss the newest for some more.
+    pub fn lost_answer_window(mut self, time: Duration) -> Self {
+        self.settings.lost_answer_window = time;
+        self
+    }
+
+    /// Calls `reach` at each step, and waits for it. For tests that stop a process there.
+    #[doc(hidden)]
+    pub fn at_each_step<Fut>(
+        mut self,
+        reach: impl Fn(Step, TenantId) -> Fut + Send + Sync + 'static,
+    ) -> Self
+    where
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        self.settings.steps = Steps::new(reach);
         self
     }
 
     /// Checks the settings, once, when the router is built.
-    pub(crate) fn check(self) -> Result<Provisioning, InvalidConfig> {
-        let namespace = Namespace::parse(&self.namespace)
-            .map_err(|err| InvalidConfig::new(format!("namespace {:?}: {err}", self.namespace)))?;
-        Ok(Provisioning {
-            records: self.records,
-            control_plane: self.control_plane,
+    pub(crate) fn check(self, dialer: Arc<Dialer>) -> Result<Provisioning, InvalidConfig> {
+        let Self {
+            catalog,
+            control_plane,
             namespace,
-            plan: self.plan,
-            in_doubt: Mutex::default(),
+            settings,
+        } = self;
+        let namespace = Namespace::parse(&namespace)
+            .map_err(|err| InvalidConfig::new(format!("namespace {namespace:?}: {err}")))?;
+        check_limit("lease_time", settings.lease_time)?;
+        check_limit("lost_answer_window", settings.lost_answer_window)?;
+        if settings.creations_per_minute == 0 {
+            let message =
+                "creations_per_minute must be more than zero; explicit() creates none on access";
+            return Err(InvalidConfig::new(message));
+        }
+        let served = catalog.records().serve(&namespace, settings.with_passwords);
+        served.map_err(|err| InvalidConfig::new(err.to_string()))?;
+        let admission = Admission::new(settings.creations_per_minute, settings.waiting_creations);
+        Ok(Provisioning {
+            catalog: Arc::new(catalog),
+            control_plane,
+            namespace,
+            settings,
+            admission,
+            dialer,
         })
     }
 }
@@ -96,353 +256,17 @@ impl fmt::Debug for Provisioner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Provisioner")
             .field("namespace", &self.namespace)
-            .field("plan", &self.plan)
+            .field("settings", &self.settings)
             .finish_non_exhaustive()
     }
 }
 
 /// A [`Provisioner`] whose settings have been checked.
 pub(crate) struct Provisioning {
-    records: Arc<dyn AnyRecords>,
-    control_plane: Arc<dyn AnyControlPlane>,
-    namespace: Namespace,
-    plan: Plan,
-    // Tenants for which a creation was sent and not answered, and until when it may turn up. Held for a look, never
-    // across an await.
-    in_doubt: Mutex<HashMap<TenantId, Instant>>,
-}
-
-impl Provisioning {
-    pub(crate) async fn lookup(&self, tenant: &TenantId) -> Result<Option<Endpoint>, BoxError> {
-        self.records.lookup(tenant).await
-    }
-
-    /// Creates, or finds again, the database of `tenant`, and records it.
-    pub(crate) async fn provision(
-        &self,
-        tenant: &TenantId,
-        progress: &Progress,
-        stats: &Stats,
-    ) -> Result<Endpoint, Error> {
-        progress.enter(Stage::Provision);
-        let claim = self
-            .records
-            .claim(&self.namespace, tenant)
-            .await
-            .map_err(catalog)?;
-        let name = project_name(&self.namespace, tenant);
-        let adopted = if claim.fresh {
-            None
-        } else {
-            self.adopt(&name, tenant, progress).await?
-        };
-        let (endpoint, outcome, counter) = if let Some(endpoint) = adopted {
-            (endpoint, "adopted", &stats.adopted)
-        } else {
-            let endpoint = self.create(name.clone(), tenant, progress).await?;
-            (endpoint, "created", &stats.provisioned)
-        };
-        self.records
-            .publish(tenant, claim, endpoint.clone())
-            .await
-            .map_err(catalog)?;
-        count(counter);
-        let elapsed = progress.elapsed();
-        tracing::debug!(
-            tenant = tenant.as_str(),
-            name,
-            outcome,
-            ?elapsed,
-            "provision"
-        );
-        Ok(endpoint)
-    }
-
-    /// Where the database of `tenant` lives by what the control plane says now, which is recorded; `None` if it is
-    /// gone.
-    pub(crate) async fn refresh(
-        &self,
-        tenant: &TenantId,
-        progress: &Progress,
-    ) -> Result<Option<Endpoint>, Error> {
-        let claim = self.records.claim(&self.namespace, tenant);
-        let claim = claim.await.map_err(catalog)?;
-        let name = project_name(&self.namespace, tenant);
-        let Some(endpoint) = self.adopt(&name, tenant, progress).await? else {
-            return Ok(None);
-        };
-        let publish = self.records.publish(tenant, claim, endpoint.clone());
-        publish.await.map_err(catalog)?;
-        Ok(Some(endpoint))
-    }
-
-    /// The tenant's database, if one of its name exists and is provably the tenant's.
-    async fn adopt(
-        &self,
-        name: &str,
-        tenant: &TenantId,
-        progress: &Progress,
-    ) -> Result<Option<Endpoint>, Error> {
-        let mut found = self.control_plane.find(name, progress).await?.into_iter();
-        let Some(Found { id, tags, .. }) = found.next() else {
-            return Ok(None);
-        };
-        if self
-            .tags(tenant)
-            .iter()
-            .any(|(key, value)| tags.get(key) != Some(value))
-        {
-            let message = format!(
-                "a project named {name:?} exists ({id}) whose annotations do not name this tenant; \
-                 find out whose it is, then rename it or annotate its default branch"
-            );
-            return Err(Error::new(ErrorKind::Conflict, message));
-        }
-        for duplicate in found {
-            let duplicate = duplicate.id;
-            tracing::warn!(
-                tenant = tenant.as_str(),
-                served = id,
-                duplicate,
-                "the tenant has two projects; the older one is served"
-            );
-        }
-        self.control_plane.ready(&id, progress).await?;
-        self.control_plane.endpoint(&id, progress).await.map(Some)
-    }
-
-    /// Creates the tenant's database, unless one that was ordered earlier may still turn up.
-    async fn create(
-        &self,
-        name: String,
-        tenant: &TenantId,
-        progress: &Progress,
-    ) -> Result<Endpoint, Error> {
-        let order = Order::new(name, self.tags(tenant), self.plan.clone());
-        let doubt = lock(&self.in_doubt).get(tenant).copied();
-        if doubt.is_some_and(|until| Instant::now() < until) {
-            return self.recover(&order.name, tenant, progress).await;
-        }
-        // Before it is sent: this work may be dropped before the answer comes. It may be sent late, at the deadline even.
-        self.doubt(tenant, progress.deadline() + DOUBT);
-        let endpoint = match self.control_plane.create(&order, progress).await {
-            Ok(_) if doubt.is_some() => self.recover(&order.name, tenant, progress).await?, // the older one is served
-            Ok(created) => {
-                self.control_plane.ready(&created.id, progress).await?;
-                created.endpoint
-            }
-            Err(err) if err.kind().is_transient() => {
-                progress.note(&err);
-                self.doubt(tenant, Instant::now() + DOUBT);
-                self.recover(&order.name, tenant, progress).await?
-            }
-            Err(err) => {
-                lock(&self.in_doubt).remove(tenant);
-                return Err(err);
-            }
-        };
-        lock(&self.in_doubt).remove(tenant);
-        Ok(endpoint)
-    }
-
-    fn doubt(&self, tenant: &TenantId, until: Instant) {
-        lock(&self.in_doubt).insert(tenant.clone(), until);
-    }
-
-    /// Looks for the database whose creation got no answer, until it turns up or the time is over. The search may miss
-    /// the newest project for a while, so a miss proves nothing and nothing is created again here.
-    async fn recover(
-        &self,
-        name: &str,
-        tenant: &TenantId,
-        progress: &Progress,
-    ) -> Result<Endpoint, Error> {
-        let waits = backoff(Duration::from_millis(250), Duration::from_secs(5));
-        let missing = || {
-            Error::new(
-                ErrorKind::ControlPlane,
-                "a creation got no answer, and the project cannot be found yet",
-            )
-        };
-        retry(progress, waits, || async {
-            self.adopt(name, tenant, progress)
-                .await?
-                .ok_or_else(missing)
-        })
-        .await
-    }
-
-    fn tags(&self, tenant: &TenantId) -> BTreeMap<String, String> {
-        [
-            (NAMESPACE_TAG, self.namespace.as_str()),
-            (TENANT_TAG, tenant.as_str()),
-        ]
-        .map(|(key, value)| (key.to_owned(), value.to_owned()))
-        .into()
-    }
-}
-
-/// The name of a tenant's project: readable first, and unique by a hash of namespace and raw id (128 bits kept).
-fn project_name(namespace: &Namespace, tenant: &TenantId) -> String {
-    let mut hash = Sha256::new();
-    // The length keeps ("a", "bc") and ("ab", "c") apart.
-    hash.update((namespace.as_str().len() as u64).to_be_bytes());
-    hash.update(namespace.as_str());
-    hash.update(tenant.as_str());
-    let digest = hash.finalize();
-    let kept = u128::from_be_bytes(std::array::from_fn(|place| digest[place]));
-    let plain = |c: char| {
-        if c.is_ascii_alphanumeric() {
-            c.to_ascii_lowercase()
-        } else {
-            '-'
-        }
-    };
-    let readable: String = tenant.as_str().chars().take(40).map(plain).collect();
-    format!("{namespace}-{readable}-{kept:032x}")
-}
-
-fn catalog(err: BoxError) -> Error {
-    Error::new(ErrorKind::Catalog, "the catalog failed").with_source(err)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::{
-        collections::HashSet,
-        sync::atomic::{AtomicU32, Ordering::Relaxed},
-    };
-
-    use crate::{control_plane::Created, error::ExhaustedQuota, records::Memory};
-
-    /// Answers every creation after a while with an error, and lets nothing turn up.
-    struct Losing {
-        after: Duration,
-        kind: ErrorKind,
-        creations: Arc<AtomicU32>,
-    }
-
-    impl ControlPlane for Losing {
-        async fn find(&self, _: &str, _: &Progress) -> Result<Vec<Found>, Error> {
-            Ok(Vec::new())
-        }
-
-        async fn create(&self, _: &Order, _: &Progress) -> Result<Created, Error> {
-            self.creations.fetch_add(1, Relaxed);
-            tokio::time::sleep(self.after).await;
-            Err(Error::new(self.kind, "lost"))
-        }
-
-        async fn ready(&self, _: &str, _: &Progress) -> Result<(), Error> {
-            unreachable!("nothing is found")
-        }
-
-        async fn endpoint(&self, _: &str, _: &Progress) -> Result<Endpoint, Error> {
-            unreachable!("nothing is found")
-        }
-    }
-
-    /// How many creations were sent by each of two works, the second of which begins `apart` after the first, which is
-    /// dropped after `patience`.
-    async fn creations(
-        kind: ErrorKind,
-        after: Duration,
-        patience: Duration,
-        apart: Duration,
-    ) -> [u32; 2] {
-        let creations = Arc::new(AtomicU32::new(0));
-        let control_plane = Losing {
-            after,
-            kind,
-            creations: Arc::clone(&creations),
-        };
-        let provisioner = Provisioner::new(Memory::new(), control_plane, "test");
-        let provisioning = provisioner.check().unwrap();
-        let (tenant, stats) = (TenantId::parse("acme").unwrap(), Stats::default());
-        let work = async |patience| {
-            let progress = Progress::new(Stage::Provision, MINUTE);
-            let work = provisioning.provision(&tenant, &progress, &stats);
-            let _ = tokio::time::timeout(patience, work).await;
-            creations.load(Relaxed)
-        };
-        let start = Instant::now();
-        let first = work(patience).await;
-        tokio::time::sleep_until(start + apart).await;
-        let both = work(MINUTE).await;
-        [first, both - first]
-    }
-
-    const MINUTE: Duration = Duration::from_secs(60);
-
-    #[tokio::test(start_paused = true)]
-    async fn a_creation_is_in_doubt_from_when_it_may_have_been_sent_and_not_from_the_start() {
-        let (late, lost) = (Duration::from_secs(55), ErrorKind::ControlPlane);
-        // Sent after most of the time, and lost.
-        assert_eq!(creations(lost, late, 2 * MINUTE, late * 2).await, [1, 0]);
-        assert_eq!(creations(lost, late, 2 * MINUTE, MINUTE * 2).await, [1, 1]);
-        // Dropped before it is known whether it was sent.
-        assert_eq!(creations(lost, MINUTE, late, late * 2).await, [1, 0]);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn any_transient_error_of_a_creation_leaves_it_in_doubt_and_no_other_does() {
-        let second = Duration::from_secs(1);
-        for (kind, creations_after) in [
-            (ErrorKind::Connect, 0),
-            (ErrorKind::Locked, 0),
-            (ErrorKind::RateLimited, 0),
-            (ErrorKind::QuotaExhausted(ExhaustedQuota::Other), 1),
-            (ErrorKind::Timeout(Stage::Provision), 1),
-        ] {
-            let counted = creations(kind, second, 5 * second, 5 * second).await;
-            assert_eq!(counted, [1, creations_after], "{kind:?}");
-        }
-    }
-
-    fn name(namespace: &str, tenant: &str) -> String {
-        project_name(
-            &Namespace::parse(namespace).unwrap(),
-            &TenantId::parse(tenant).unwrap(),
-        )
-    }
-
-    #[test]
-    fn different_ids_and_namespaces_never_share_a_name() {
-        let long = "x".repeat(255);
-        let ids = [
-            "acme",
-            "ACME",
-            "Acme",
-            "ac me",
-            "ac-me",
-            "ac_me",
-            "ac.me",
-            "acme-",
-            "-acme",
-            "\u{e9}",
-            "e\u{301}",
-            "..",
-            "%",
-            "'",
-            &format!("{long}1"),
-            &format!("{long}2"),
-        ];
-        let mut names: HashSet<_> = ids.iter().map(|id| name("prod", id)).collect();
-        names.extend(ids.iter().map(|id| name("test", id))); // as long as the other
-        names.extend([name("a", "bc"), name("ab", "c"), name("prod-a", "cme")]);
-        assert_eq!(names.len(), 2 * ids.len() + 3);
-        let hashes: HashSet<_> = names.iter().map(|name| &name[name.len() - 32..]).collect();
-        assert_eq!(hashes.len(), names.len(), "the hash alone keeps them apart");
-    }
-
-    #[test]
-    fn a_name_is_stable_and_fits_neon() {
-        // Changing this string orphans every project ever created.
-        assert_eq!(
-            name("prod", "Acme, Inc."),
-            "prod-acme--inc--d3eca8fd8dde6511af9e32e779dbf511"
-        );
-        assert!(name(&"n".repeat(32), &"x".repeat(256)).len() <= 256);
-    }
+    pub(crate) catalog: Arc<Catalog>,
+    pub(crate) control_plane: Arc<dyn AnyControlPlane>,
+    pub(crate) namespace: Namespace,
+    pub(crate) settings: Settings,
+    admission: Admission,
+    dialer: Arc<Dialer>,
 }

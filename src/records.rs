@@ -1,83 +1,165 @@
-//! The catalog that tenantry keeps itself: tenant → endpoint, and who may create one.
+//! The catalog that tenantry keeps itself: tenant → endpoint, and who may create or change it.
 
 mod memory;
 
-use std::future::Future;
+use std::{fmt, future::Future, time::Duration};
 
 pub use memory::Memory;
 
 use crate::{
-    endpoint::Endpoint,
     error::BoxError,
     lookup::{Answer, Lookup},
+    record::{Changes, Lease, Leased, Record, Then},
     tenant::{Namespace, TenantId},
 };
 
 /// A catalog in which tenantry records the databases that it creates.
 ///
 /// [`Memory`] needs no set-up and serves one process: after a restart it is empty, and each tenant's project is found
-/// again by its name. One value serves one namespace.
+/// again by its name.
+///
+/// A value serves one namespace. As a [`Lookup`] it answers where tenants live whose record is
+/// [`Ready`](crate::record::State::Ready), and so does for an app that creates nothing.
+///
+/// Whatever is written is guarded by a lease. An `Err` means that the catalog failed, so that nobody knows whether it did
+/// as it was asked; every call may be repeated then. An error that is only about the one tenant is a [`Defect`]. Which
+/// calls must behave how is held by a suite of tests that every implementation can be run through.
 pub trait Records: Lookup {
-    /// Claims the right to create the database of `tenant`. Every claim outdates the ones before it.
-    fn claim(
-        &self,
-        namespace: &Namespace,
-        tenant: &TenantId,
-    ) -> impl Future<Output = Result<Claim, BoxError>> + Send;
+    /// Says which namespace this value serves, before anything else is asked, and whether passwords will be written.
+    /// Must fail if it was told another namespace before, or if it cannot keep passwords safe that it is going to get.
+    fn serve(&self, namespace: &Namespace, with_passwords: bool) -> Result<(), BoxError>;
 
-    /// Records that `tenant` lives at `endpoint`. Must fail if `claim` is not the latest one.
-    fn publish(
+    /// What is known of `tenant`, as it is now.
+    fn find(
         &self,
         tenant: &TenantId,
-        claim: Claim,
-        endpoint: Endpoint,
-    ) -> impl Future<Output = Result<(), BoxError>> + Send;
-}
+    ) -> impl Future<Output = Result<Option<Record>, BoxError>> + Send;
 
-/// The right to create one tenant's database.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-#[non_exhaustive]
-pub struct Claim {
-    /// Rises with every claim on the tenant, so that a late writer is told from the present one.
-    pub token: u64,
-    /// Whether it is certain that nobody has tried to create the database before. If so, nobody looks for one.
-    pub fresh: bool,
-}
+    /// Asks for the lease on `tenant` for `time`, counted by the catalog's clock. A tenant without a record gets one:
+    /// [`Claimed`](crate::record::State::Claimed), or [`Creating`](crate::record::State::Creating) without an attempt if
+    /// the catalog cannot know whether its database was created before.
+    ///
+    /// Granted if nobody holds it, or if `owner` does: then it is a renewal, and the token stays.
+    fn lease(
+        &self,
+        tenant: &TenantId,
+        owner: &str,
+        time: Duration,
+    ) -> impl Future<Output = Result<Leased, BoxError>> + Send;
 
-impl Claim {
-    /// A claim for implementors to hand out.
-    pub fn new(token: u64, fresh: bool) -> Self {
-        Self { token, fresh }
+    /// Replaces the record of the tenant under `lease`. `false` if the lease has run out or is somebody else's: then
+    /// nothing is written.
+    ///
+    /// Must be a [`Defect`] if the [state may not become](crate::record::State::may_become) that one, and if another
+    /// tenant, of whatever namespace, has the same database of the same project and is not deleted.
+    fn write(
+        &self,
+        lease: &Lease,
+        record: &Record,
+        then: Then,
+    ) -> impl Future<Output = Result<bool, BoxError>> + Send;
+
+    /// Gives `lease` back. Does nothing if it is somebody else's.
+    fn release(&self, lease: &Lease) -> impl Future<Output = Result<(), BoxError>> + Send;
+
+    /// At most `limit` records of tenants that come after `after`, byte by byte, in that order.
+    fn list(
+        &self,
+        after: Option<&TenantId>,
+        limit: usize,
+    ) -> impl Future<Output = Result<Vec<Record>, BoxError>> + Send;
+
+    /// Whose records were written since `version` was answered, at most `limit` of them; for `None`, none and the present
+    /// version. Must miss nothing, also what was written side by side.
+    fn changes(
+        &self,
+        since: Option<u64>,
+        limit: usize,
+    ) -> impl Future<Output = Result<Changes, BoxError>> + Send;
+
+    /// Waits until [`changes`](Self::changes) may have something to say; for ever if nobody would know. It may be wrong
+    /// either way: changes are asked for from time to time anyhow.
+    fn nudged(&self) -> impl Future<Output = ()> + Send {
+        std::future::pending()
     }
 }
+
+/// Something is wrong with the record of one tenant, and the catalog itself is up.
+///
+/// For implementors: any other error counts as an outage of the catalog, after which nobody asks it for a moment.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Defect(String);
+
+impl Defect {
+    /// Says what is wrong. The text must hold no secret.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self(message.into())
+    }
+}
+
+impl fmt::Display for Defect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Defect {}
 
 /// [`Records`] with its type erased.
 pub(crate) trait AnyRecords: Send + Sync {
-    fn lookup<'a>(&'a self, tenant: &'a TenantId) -> Answer<'a, Option<Endpoint>>;
-    fn claim<'a>(&'a self, namespace: &'a Namespace, tenant: &'a TenantId) -> Answer<'a, Claim>;
-    fn publish<'a>(
+    fn serve(&self, namespace: &Namespace, with_passwords: bool) -> Result<(), BoxError>;
+    fn find<'a>(&'a self, tenant: &'a TenantId) -> Answer<'a, Option<Record>>;
+    fn lease<'a>(
         &'a self,
         tenant: &'a TenantId,
-        claim: Claim,
-        endpoint: Endpoint,
-    ) -> Answer<'a, ()>;
+        owner: &'a str,
+        time: Duration,
+    ) -> Answer<'a, Leased>;
+    fn write<'a>(&'a self, lease: &'a Lease, record: &'a Record, then: Then) -> Answer<'a, bool>;
+    fn release<'a>(&'a self, lease: &'a Lease) -> Answer<'a, ()>;
+    fn list<'a>(&'a self, after: Option<&'a TenantId>, limit: usize) -> Answer<'a, Vec<Record>>;
+    fn changes(&self, since: Option<u64>, limit: usize) -> Answer<'_, Changes>;
+    fn nudged(&self) -> Answer<'_, ()>;
 }
 
 impl<R: Records> AnyRecords for R {
-    fn lookup<'a>(&'a self, tenant: &'a TenantId) -> Answer<'a, Option<Endpoint>> {
-        Box::pin(Lookup::lookup(self, tenant))
+    fn serve(&self, namespace: &Namespace, with_passwords: bool) -> Result<(), BoxError> {
+        Records::serve(self, namespace, with_passwords)
     }
 
-    fn claim<'a>(&'a self, namespace: &'a Namespace, tenant: &'a TenantId) -> Answer<'a, Claim> {
-        Box::pin(Records::claim(self, namespace, tenant))
+    fn find<'a>(&'a self, tenant: &'a TenantId) -> Answer<'a, Option<Record>> {
+        Box::pin(Records::find(self, tenant))
     }
 
-    fn publish<'a>(
+    fn lease<'a>(
         &'a self,
         tenant: &'a TenantId,
-        claim: Claim,
-        endpoint: Endpoint,
-    ) -> Answer<'a, ()> {
-        Box::pin(Records::publish(self, tenant, claim, endpoint))
+        owner: &'a str,
+        time: Duration,
+    ) -> Answer<'a, Leased> {
+        Box::pin(Records::lease(self, tenant, owner, time))
+    }
+
+    fn write<'a>(&'a self, lease: &'a Lease, record: &'a Record, then: Then) -> Answer<'a, bool> {
+        Box::pin(Records::write(self, lease, record, then))
+    }
+
+    fn release<'a>(&'a self, lease: &'a Lease) -> Answer<'a, ()> {
+        Box::pin(Records::release(self, lease))
+    }
+
+    fn list<'a>(&'a self, after: Option<&'a TenantId>, limit: usize) -> Answer<'a, Vec<Record>> {
+        Box::pin(Records::list(self, after, limit))
+    }
+
+    fn changes(&self, since: Option<u64>, limit: usize) -> Answer<'_, Changes> {
+        Box::pin(Records::changes(self, since, limit))
+    }
+
+    fn nudged(&self) -> Answer<'_, ()> {
+        Box::pin(async {
+            Records::nudged(self).await;
+            Ok(())
+        })
     }
 }

@@ -12,6 +12,8 @@ use tokio::time::{Instant, sleep};
 
 use crate::error::{Error, ErrorKind, Stage};
 
+/// When to come back for work that goes on, if nothing else is known.
+const COME_BACK: Duration = Duration::from_secs(1);
 /// No work takes longer than this.
 pub(crate) const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
@@ -57,6 +59,15 @@ impl Progress {
     pub(crate) fn doing(self, what: &'static str) -> Self {
         let doing = Some(what);
         Self { doing, ..self }
+    }
+
+    /// The same work, a part of which must end by `deadline`.
+    pub(crate) fn by(&self, deadline: Instant) -> Self {
+        let deadline = self.deadline.min(deadline);
+        Self {
+            deadline,
+            ..self.clone()
+        }
     }
 
     /// When the work must have ended.
@@ -109,6 +120,19 @@ impl Progress {
         }
     }
 
+    /// The error for whoever stops waiting now while the work goes on.
+    pub(crate) fn unfinished(&self) -> Error {
+        let err = self.timed_out();
+        if self.stage() != Stage::Provision {
+            return err;
+        }
+        let message = "the tenant's database is being created, which goes on; come back later";
+        let creating = Error::new(ErrorKind::Provisioning, message).with_stage(Stage::Provision);
+        creating
+            .with_retry_after(err.retry_after().unwrap_or(COME_BACK))
+            .with_source(err)
+    }
+
     fn seen(&self) -> MutexGuard<'_, Seen> {
         lock(&self.seen)
     }
@@ -150,10 +174,10 @@ fn out_of_time(
     let err = Error::new(ErrorKind::Timeout(stage), message);
     match last_failure {
         // The work goes on without this caller, so coming back soon can help.
-        None => err.with_retry_after(Duration::from_secs(1)),
+        None => err.with_retry_after(COME_BACK),
         Some(failure) => {
             let wait = failure.retry_after().unwrap_or_default();
-            let wait = wait.max(Duration::from_secs(1));
+            let wait = wait.max(COME_BACK);
             err.with_retry_after(wait).with_source(failure)
         }
     }

@@ -17,7 +17,7 @@ const REFUSALS_PER_POOL: u64 = 10;
 pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) source: Source,
-    pub(crate) dialer: Dialer,
+    pub(crate) dialer: Arc<Dialer>,
     pub(crate) refusals: Refusals,
     pub(crate) hints: Arc<HintBudget>,
     pub(crate) pace: Pace,
@@ -34,7 +34,7 @@ impl Shared {
     pub(crate) fn new(
         config: Config,
         source: Source,
-        dialer: Dialer,
+        dialer: Arc<Dialer>,
         runtime: Handle,
     ) -> Arc<Self> {
         Arc::new(Self {

@@ -4,7 +4,7 @@ use crate::{
     endpoint::Endpoint,
     error::{BoxError, Error, ErrorKind, Stage},
     lookup::AnyLookup,
-    provision::Provisioning,
+    provision::{Demand, Provisioning},
     retry::Progress,
     stats::{Stats, count},
     tenant::TenantId,
@@ -37,11 +37,11 @@ impl Source {
     ) -> Result<Option<Located>, Error> {
         count(&stats.lookups);
         let (known, fresh) = match self {
-            Self::Lookup(lookup) => (lookup.lookup(tenant).await, true),
+            Self::Lookup(lookup) => (lookup.lookup(tenant).await.map_err(lookup_failed), true),
             // Records hold what Neon said once; the truth is there.
             Self::Provisioning(provisioning) => (provisioning.lookup(tenant).await, false),
         };
-        let known = known.map_err(lookup_failed)?;
+        let known = known?;
         Ok(known.map(|endpoint| Located {
             endpoint,
             fresh,
@@ -60,7 +60,9 @@ impl Source {
             (Some(known), _) => Ok(known),
             (None, Self::Lookup(_)) => Err(unknown()),
             (None, Self::Provisioning(provisioning)) => {
-                let endpoint = provisioning.provision(tenant, progress, stats).await?;
+                let endpoint = provisioning
+                    .provision(tenant, &Demand::Access, progress, stats)
+                    .await?;
                 Ok(Located {
                     endpoint,
                     fresh: true,

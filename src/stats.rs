@@ -14,6 +14,8 @@ pub(crate) enum Reason {
     Warm,
     /// The application guesses that one may be wanted.
     Hint,
+    /// A database is prepared before anybody uses it.
+    Fleet,
 }
 
 /// Counts of everything a router has done since it was built. Written with relaxed atomics, so it costs nothing.
@@ -39,6 +41,7 @@ pub(crate) struct Stats {
     wakes_by_request: WakeCounters,
     wakes_by_warm: WakeCounters,
     wakes_by_hint: WakeCounters,
+    wakes_by_fleet: WakeCounters,
 }
 
 #[derive(Debug, Default)]
@@ -102,6 +105,8 @@ pub struct Status {
     pub wakes_by_warm: WakeCount,
     /// Wakes of a database believed asleep, started by `hint`.
     pub wakes_by_hint: WakeCount,
+    /// Wakes to prepare a database before anybody uses it, or by another operation of the fleet.
+    pub wakes_by_fleet: WakeCount,
     /// Calls of `hint` that did nothing because the budget for needless wakes was used up.
     pub hints_ignored: u64,
     /// Connections that the other side closed.
@@ -139,6 +144,7 @@ impl Stats {
             Reason::Request => &self.wakes_by_request,
             Reason::Warm => &self.wakes_by_warm,
             Reason::Hint => &self.wakes_by_hint,
+            Reason::Fleet => &self.wakes_by_fleet,
         }
     }
 
@@ -157,6 +163,7 @@ impl Stats {
             wakes_by_request: self.wakes_by_request.snapshot(),
             wakes_by_warm: self.wakes_by_warm.snapshot(),
             wakes_by_hint: self.wakes_by_hint.snapshot(),
+            wakes_by_fleet: self.wakes_by_fleet.snapshot(),
             hints_ignored: self.hints_ignored.load(Relaxed),
             closed_by_peer: self.closed_by_peer.load(Relaxed),
             discarded: self.discarded.load(Relaxed),

@@ -49,15 +49,21 @@ pub(crate) const fn next(kind: ErrorKind) -> Next {
         ErrorKind::ControlPlane => Next::AgainSlowly,
         ErrorKind::Unreachable => Next::AskThenAgain,
         ErrorKind::BadCredential | ErrorKind::EndpointNotFound => Next::AskThenOnce,
-        ErrorKind::Catalog
+        ErrorKind::BadRecord
+        | ErrorKind::Catalog
         | ErrorKind::Closed
         | ErrorKind::CommitUnknown
         | ErrorKind::Conflict
+        | ErrorKind::Deleted
         | ErrorKind::Disabled
+        | ErrorKind::Held
         | ErrorKind::Internal
         | ErrorKind::InvalidTenant
         | ErrorKind::Misconfigured
         | ErrorKind::Misused
+        | ErrorKind::NotFound
+        | ErrorKind::Overloaded
+        | ErrorKind::Provisioning
         | ErrorKind::Query
         | ErrorKind::QuotaExhausted(_)
         | ErrorKind::Refused

@@ -65,6 +65,7 @@ fn paths() -> impl IntoIterator<Item = (&'static str, MethodRouter<Api>)> {
     let branch = get(branches::get_one).delete(branches::delete);
     let endpoint = get(endpoints::get_one).patch(endpoints::update);
     [
+        ("/regions", get(organizations::regions)),
         ("/projects", post(projects::create).get(projects::list)),
         ("/projects/{project}", project),
         ("/projects/{project}/recover", post(projects::recover)),

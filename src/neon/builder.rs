@@ -1,6 +1,6 @@
 //! The settings of a client.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Mutex, time::Duration};
 
 use reqwest::redirect;
 use rustls::pki_types::CertificateDer;
@@ -116,6 +116,7 @@ impl NeonBuilder {
             request_timeout: self.request_timeout,
             call_timeout: self.call_timeout,
             limiter,
+            regions: Mutex::default(),
         }))
     }
 

@@ -121,11 +121,10 @@ impl Cause {
             Self::Busy | Self::Maintenance => ErrorKind::Locked,
             Self::RateLimited => ErrorKind::RateLimited,
             Self::Unavailable | Self::UnknownOutcome => ErrorKind::ControlPlane,
+            Self::Gone | Self::NotFound => ErrorKind::NotFound,
             Self::Another
             | Self::BadKey
-            | Self::Gone
             | Self::Invalid
-            | Self::NotFound
             | Self::NotForOrganizationKeys
             | Self::OrganizationMissing
             | Self::PasswordNotStored

@@ -1,6 +1,11 @@
 //! The client: how a call is sent, repeated, and given up.
 
-use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    fmt,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use serde::de::DeserializeOwned;
 use tracing::{Instrument, Span, field::Empty};
@@ -15,7 +20,7 @@ use super::{
 };
 use crate::{
     error::{Error, Stage},
-    retry::{Progress, backoff, retry},
+    retry::{Progress, backoff, lock, retry},
     secret::Secret,
 };
 
@@ -64,6 +69,8 @@ pub(super) struct Inner {
     pub(super) request_timeout: Duration,
     pub(super) call_timeout: Duration,
     pub(super) limiter: Limiter,
+    // The regions that Neon named when it was asked last. Held for a look.
+    pub(super) regions: Mutex<Vec<String>>,
 }
 
 impl Neon {
@@ -100,8 +107,16 @@ impl Neon {
     }
 
     /// The organization that owns the projects, if one was named.
-    pub(super) fn org_id(&self) -> Option<Cow<'_, str>> {
+    pub(crate) fn org_id(&self) -> Option<Cow<'_, str>> {
         self.inner.org_id.as_deref().map(Cow::Borrowed)
+    }
+
+    pub(super) fn knows_region(&self, region: &str) -> bool {
+        lock(&self.inner.regions).iter().any(|it| it == region)
+    }
+
+    pub(super) fn remember_regions(&self, regions: Vec<String>) {
+        *lock(&self.inner.regions) = regions;
     }
 
     /// The work that calls belong to: the larger one, or one of their own.
@@ -123,6 +138,9 @@ impl Neon {
             let attempt = attempts;
             async move {
                 self.wait_for_turn(call, progress).await?;
+                if progress.remaining().is_zero() {
+                    return Err(progress.timed_out()); // the process may have stood still meanwhile
+                }
                 let limit = self.inner.request_timeout.min(progress.remaining());
                 let span = span(call, attempt);
                 let sent = self.send(call, url, limit, &span);

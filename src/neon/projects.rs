@@ -72,13 +72,21 @@ impl Neon {
     /// # Errors
     /// [`ErrorKind::ControlPlane`] also if Neon could not look at all projects: then absence is not proved.
     pub async fn projects_named(&self, name: &str) -> Result<Vec<Project>, Error> {
+        let mut found = self.projects_like(name).await?;
+        found.retain(|project| project.name == name);
+        found.sort_by(|a, b| (&a.created_at, &a.id).cmp(&(&b.created_at, &b.id)));
+        Ok(found)
+    }
+
+    /// `GET /projects`, every page of it: the projects in whose name or id `part` is found.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ControlPlane`] also if Neon could not look at all projects: then absence is not proved.
+    pub async fn projects_like(&self, part: &str) -> Result<Vec<Project>, Error> {
         let progress = self.progress();
         let neon = self.within(&progress);
         let waits = backoff(Duration::from_millis(250), Duration::from_secs(5));
-        let mut found = retry(&progress, waits, || neon.search(name)).await?;
-        found.retain(|project| project.name == name); // the search matches parts of names, and ids
-        found.sort_by(|a, b| (&a.created_at, &a.id).cmp(&(&b.created_at, &b.id)));
-        Ok(found)
+        retry(&progress, waits, || neon.search(part)).await
     }
 
     async fn search(&self, name: &str) -> Result<Vec<Project>, Error> {

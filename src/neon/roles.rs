@@ -85,14 +85,16 @@ impl Neon {
         Ok(answer.uri)
     }
 
-    /// Where tenantry's own role logs in at `compute`, password included.
+    /// Where `database` and `role`, or tenantry's own, log in at `compute`, password included.
     pub(crate) async fn credentials(
         &self,
         project_id: &str,
         compute: &Endpoint,
+        login: Option<(&str, &str)>,
     ) -> Result<endpoint::Endpoint, Error> {
+        let (database, role) = login.unwrap_or((DATABASE, ROLE));
         let uri = self
-            .get_connection_uri(project_id, &compute.id, DATABASE, ROLE, true)
+            .get_connection_uri(project_id, &compute.id, database, role, true)
             .await?;
         let unreadable = || {
             Error::new(
@@ -104,7 +106,7 @@ impl Neon {
         let password = uri.password().and_then(decoded).ok_or_else(unreadable)?;
         let pooled_host = uri.host_str().ok_or_else(unreadable)?;
         let endpoint =
-            endpoint::Endpoint::neon(&compute.host, pooled_host, DATABASE, ROLE, password);
+            endpoint::Endpoint::neon(&compute.host, pooled_host, database, role, password);
         Ok(endpoint.suspend_window(compute.suspend_window()))
     }
 }

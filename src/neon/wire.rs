@@ -11,6 +11,7 @@ mod endpoint;
 mod operation;
 mod project;
 mod refused;
+mod region;
 mod settings;
 mod tolerant;
 
@@ -25,6 +26,7 @@ pub use operation::Operation;
 pub use project::{
     CreateProject, CreatedProject, ListProjects, Project, ProjectsPage, UpdateProject,
 };
+pub use region::Region;
 
 pub(super) use branch::{BranchAnswer, BranchesAnswer};
 pub(super) use connection::{ConnectionUriAnswer, PasswordAnswer, ResetAnswer};
@@ -33,3 +35,4 @@ pub(super) use endpoint::{EndpointAnswer, EndpointsAnswer};
 pub(super) use operation::{OperationAnswer, OperationsAnswer};
 pub(super) use project::{DATABASE, ProjectAnswer, ProjectsAnswer, ROLE};
 pub(super) use refused::RefusedBody;
+pub(super) use region::RegionsAnswer;

@@ -1,34 +1,98 @@
 //! The embedded catalog: no set-up, one process.
 
-use std::{collections::HashMap, sync::Mutex};
+use std::{
+    collections::BTreeMap,
+    ops::Bound,
+    sync::Mutex,
+    time::{Duration, SystemTime},
+};
 
-use super::{Claim, Records};
+use tokio::time::Instant;
+
+use super::{Defect, Records};
 use crate::{
     endpoint::Endpoint,
     error::BoxError,
     lookup::Lookup,
+    record::{Attempt, Changes, Lease, Leased, Record, State, Then},
     retry::lock,
     tenant::{Namespace, TenantId},
 };
 
 /// A catalog in memory, for one process. After a restart it is empty, and the router finds each tenant's project again
-/// by its name instead of creating another.
+/// by its name instead of creating another. It forgets who was deleted, too: an access after a restart creates such a tenant
+/// anew unless the policy says no.
 #[derive(Debug, Default)]
 pub struct Memory {
-    // Guards all of it; held for a few instructions.
+    // Guards all of it; held for a few instructions, or for a walk through the records that are listed.
     known: Mutex<Known>,
 }
 
 #[derive(Debug, Default)]
 struct Known {
     namespace: Option<Namespace>,
-    tenants: HashMap<TenantId, Record>,
+    entries: BTreeMap<TenantId, Entry>,
+    /// Of the last write.
+    version: u64,
 }
 
-#[derive(Debug, Default)]
-struct Record {
+#[derive(Debug)]
+struct Entry {
+    record: Record,
+    /// Until when the database of the record's attempt may turn up.
+    doubt_until: Option<Instant>,
     token: u64,
-    endpoint: Option<Endpoint>,
+    owner: Option<(String, Instant)>,
+    /// Of the last write to this record.
+    version: u64,
+}
+
+impl Entry {
+    /// Never `Claimed`: an earlier run of the process may have created the database.
+    fn new(tenant: &TenantId) -> Self {
+        Self {
+            record: Record::new(tenant.clone(), State::Creating),
+            doubt_until: None,
+            token: 0,
+            owner: None,
+            version: 0,
+        }
+    }
+
+    fn holder(&self) -> Option<(&str, Duration)> {
+        let (owner, until) = self.owner.as_ref()?;
+        let left = until.saturating_duration_since(Instant::now());
+        (!left.is_zero()).then_some((owner.as_str(), left))
+    }
+
+    fn is_held_by(&self, lease: &Lease) -> bool {
+        let holder = self.holder().map(|(owner, _)| owner);
+        holder == Some(lease.owner.as_str()) && self.token == lease.token
+    }
+
+    /// The record, with what is left of its times.
+    fn record(&self) -> Record {
+        let mut record = self.record.clone();
+        record.leased_for = self.holder().map(|(_, left)| left);
+        if let (Some(attempt), Some(until)) = (&mut record.attempt, self.doubt_until) {
+            attempt.doubt = until.saturating_duration_since(Instant::now());
+        }
+        record
+    }
+
+    fn write(&mut self, new: &Record, version: u64) {
+        let old = &self.record;
+        let moved = (&old.placement, &old.endpoint) != (&new.placement, &new.endpoint);
+        let doubt = new.attempt.as_ref().map(|Attempt { doubt, .. }| *doubt);
+        self.doubt_until = doubt.map(|doubt| Instant::now() + doubt);
+        self.version = version;
+        self.record = Record {
+            generation: old.generation + u64::from(moved),
+            created_at: old.created_at,
+            updated_at: SystemTime::now(),
+            ..new.clone()
+        };
+    }
 }
 
 impl Memory {
@@ -38,76 +102,134 @@ impl Memory {
     }
 }
 
+impl Known {
+    /// Another tenant who has the database that `record` is about to name, and is not deleted.
+    fn other_at(&self, record: &Record) -> Option<&TenantId> {
+        let database = |record: &Record| {
+            let project = record.project()?.to_owned();
+            Some((project, record.endpoint.as_ref()?.database.clone()))
+        };
+        let wanted = database(record)?;
+        let others = self.entries.iter().filter(|(it, _)| **it != record.tenant);
+        others
+            .map(|(tenant, entry)| (tenant, &entry.record))
+            .find(|(_, it)| it.state != State::Deleted && database(it).as_ref() == Some(&wanted))
+            .map(|(tenant, _)| tenant)
+    }
+}
+
 impl Lookup for Memory {
     async fn lookup(&self, tenant: &TenantId) -> Result<Option<Endpoint>, BoxError> {
-        Ok(lock(&self.known)
-            .tenants
-            .get(tenant)
-            .and_then(|record| record.endpoint.clone()))
+        let found = self.find(tenant).await?;
+        Ok(found.and_then(Record::into_served))
     }
 }
 
 impl Records for Memory {
-    async fn claim(&self, namespace: &Namespace, tenant: &TenantId) -> Result<Claim, BoxError> {
+    fn serve(&self, namespace: &Namespace, _with_passwords: bool) -> Result<(), BoxError> {
         let mut known = lock(&self.known);
         if *known.namespace.get_or_insert_with(|| namespace.clone()) != *namespace {
             return Err("one Memory serves one namespace; give each router its own".into());
         }
-        let record = known.tenants.entry(tenant.clone()).or_default();
-        record.token += 1;
-        // Never fresh: an earlier run of the process may have created the project.
-        Ok(Claim::new(record.token, false))
+        Ok(())
     }
 
-    async fn publish(
+    async fn find(&self, tenant: &TenantId) -> Result<Option<Record>, BoxError> {
+        Ok(lock(&self.known).entries.get(tenant).map(Entry::record))
+    }
+
+    async fn lease(
         &self,
         tenant: &TenantId,
-        claim: Claim,
-        endpoint: Endpoint,
-    ) -> Result<(), BoxError> {
-        match lock(&self.known).tenants.get_mut(tenant) {
-            Some(record) if record.token == claim.token => {
-                record.endpoint = Some(endpoint);
-                Ok(())
-            }
-            _ => Err("another claim on the tenant came after this one".into()),
+        owner: &str,
+        time: Duration,
+    ) -> Result<Leased, BoxError> {
+        let mut known = lock(&self.known);
+        let fresh = || Entry::new(tenant);
+        let entry = known.entries.entry(tenant.clone()).or_insert_with(fresh);
+        match entry.holder() {
+            Some((holder, left)) if holder != owner => return Ok(Leased::Held(left)),
+            Some(_) => {}
+            None => entry.token += 1,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_late_writer_is_told_from_the_present_one() {
-        let (records, tenant) = (Memory::new(), TenantId::parse("acme").unwrap());
-        let namespace = Namespace::parse("test").unwrap();
-        let late = records.claim(&namespace, &tenant).await.unwrap();
-        let present = records.claim(&namespace, &tenant).await.unwrap();
-        let endpoint = |host: &str| Endpoint::postgres(host, "d", "r", "p");
-
-        records
-            .publish(&tenant, present, endpoint("present"))
-            .await
-            .unwrap();
-        assert!(
-            records
-                .publish(&tenant, late, endpoint("late"))
-                .await
-                .is_err()
-        );
-        assert_eq!(
-            records.lookup(&tenant).await.unwrap().unwrap().direct_host,
-            "present"
-        );
+        entry.owner = Some((owner.to_owned(), Instant::now() + time));
+        let lease = Lease::new(tenant.clone(), owner, entry.token);
+        Ok(Leased::Granted(lease, Box::new(entry.record())))
     }
 
-    #[tokio::test]
-    async fn one_memory_serves_one_namespace() {
-        let (records, tenant) = (Memory::new(), TenantId::parse("acme").unwrap());
-        let namespaces = ["staging", "production"].map(|name| Namespace::parse(name).unwrap());
-        assert!(records.claim(&namespaces[0], &tenant).await.is_ok());
-        assert!(records.claim(&namespaces[1], &tenant).await.is_err());
+    async fn write(&self, lease: &Lease, record: &Record, then: Then) -> Result<bool, BoxError> {
+        let mut known = lock(&self.known);
+        if let Some(other) = known.other_at(record) {
+            let message = format!("tenant {:?} has this database already", other.as_str());
+            return Err(Defect::new(message).into());
+        }
+        let version = known.version + 1;
+        let Some(entry) = known.entries.get_mut(&lease.tenant) else {
+            return Ok(false);
+        };
+        if !entry.is_held_by(lease) {
+            return Ok(false);
+        }
+        let (old, new) = (entry.record.state, record.state);
+        if !old.may_become(new) {
+            let message = format!(
+                "a record that is {} cannot become {}",
+                old.as_str(),
+                new.as_str()
+            );
+            return Err(Defect::new(message).into());
+        }
+        entry.write(record, version);
+        if then == Then::Release {
+            entry.owner = None;
+        }
+        known.version = version;
+        Ok(true)
+    }
+
+    async fn release(&self, lease: &Lease) -> Result<(), BoxError> {
+        let mut known = lock(&self.known);
+        let held = known.entries.get_mut(&lease.tenant);
+        if let Some(entry) = held.filter(|entry| entry.is_held_by(lease)) {
+            entry.owner = None;
+        }
+        Ok(())
+    }
+
+    async fn list(&self, after: Option<&TenantId>, limit: usize) -> Result<Vec<Record>, BoxError> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let known = lock(&self.known);
+        let listed = known.entries.range::<TenantId, _>((from, Bound::Unbounded));
+        Ok(listed
+            .take(limit)
+            .map(|(_, entry)| entry.record())
+            .collect())
+    }
+
+    async fn changes(&self, since: Option<u64>, limit: usize) -> Result<Changes, BoxError> {
+        let known = lock(&self.known);
+        let Some(since) = since.filter(|since| *since < known.version) else {
+            return Ok(Changes {
+                version: known.version,
+                reset: since.is_some_and(|since| since > known.version),
+                ..Changes::default()
+            });
+        };
+        let mut changed: Vec<_> = known
+            .entries
+            .iter()
+            .map(|(tenant, entry)| (entry.version, tenant))
+            .filter(|(version, _)| *version > since)
+            .collect();
+        changed.sort_unstable();
+        let more = changed.len() > limit;
+        changed.truncate(limit);
+        let last = changed.last().map_or(since, |(version, _)| *version);
+        Ok(Changes {
+            version: if more { last } else { known.version },
+            tenants: changed.into_iter().map(|(_, it)| it.clone()).collect(),
+            reset: false,
+            more,
+        })
     }
 }

@@ -7,12 +7,20 @@ const ROWS: &[(&str, &[&str])] = &[
     (
         "words",
         &[
-            "secret", "tenant", "plan", "endpoint", "config", "resolve", "error",
+            "secret", "tenant", "plan", "endpoint", "record", "config", "resolve", "error",
         ],
     ),
     (
         "mechanisms",
-        &["retry", "flights", "life", "hint", "stats", "trust"],
+        &[
+            "retry",
+            "flights",
+            "admission",
+            "life",
+            "hint",
+            "stats",
+            "trust",
+        ],
     ),
     ("neon", &["neon"]),
     (
@@ -30,7 +38,14 @@ const ROWS: &[(&str, &[&str])] = &[
     ),
     (
         "tenancy",
-        &["lookup", "records", "control_plane", "provision", "source"],
+        &[
+            "lookup",
+            "records",
+            "catalog",
+            "control_plane",
+            "provision",
+            "source",
+        ],
     ),
     (
         "pools",

@@ -12,6 +12,7 @@ mod computes;
 mod connections;
 mod control;
 mod direct;
+mod doubts;
 mod emulator;
 mod eviction;
 mod faults;

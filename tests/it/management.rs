@@ -185,7 +185,7 @@ async fn a_roles_password_is_revealed_and_reset() {
     let known = neon.get_project_branch_role_password(id, branch, &at.role);
     assert_eq!(known.await.unwrap(), at.password);
     let nobody = neon.get_project_branch_role_password(id, branch, "nobody");
-    assert_eq!(nobody.await.unwrap_err().kind(), ErrorKind::Refused);
+    assert_eq!(nobody.await.unwrap_err().kind(), ErrorKind::NotFound);
 
     let direct = session(&stage, at).await;
     let (pooled, _) = stage.connect(&at.pooler_host, &login(at)).await.unwrap();
@@ -231,7 +231,7 @@ async fn projects_are_renamed_paged_through_and_recovered() {
 
     neon.delete_project(&ids[0]).await.unwrap();
     let gone = neon.delete_project(&ids[0]).await.unwrap_err();
-    assert_eq!(gone.kind(), ErrorKind::Refused);
+    assert_eq!(gone.kind(), ErrorKind::NotFound);
     let mut deleted = ListProjects::default();
     deleted.recoverable = true;
     let recoverable = neon.list_projects(&deleted).await.unwrap().projects;

@@ -122,7 +122,9 @@ async fn a_plan_that_neon_refuses_is_an_error_that_says_why() {
         .unwrap();
     let err = router.get("acme").await.unwrap_err();
     assert_eq!(err.kind(), ErrorKind::Refused);
-    assert!(err.to_string().contains("unknown region"), "{err}");
+    assert!(err.to_string().contains("there is no region"), "{err}");
+    assert!(err.to_string().contains("aws-us-east-2"), "{err}");
+    assert!(stage.emulator.witnesses().is_empty(), "nothing was ordered");
 }
 
 #[tokio::test]

@@ -14,7 +14,12 @@ use serde_json::{Value, json};
 use url::form_urlencoded;
 
 use super::{Answer, Api, Refused, after, decode};
-use crate::emulator::{answers, create::check, project::Project};
+use crate::emulator::{
+    answers,
+    create::check,
+    names::{DEFAULT_REGION, REGIONS},
+    project::Project,
+};
 
 /// Most projects in one transfer.
 const MOST_TRANSFERRED: usize = 400;
@@ -62,6 +67,20 @@ struct Query {
     granularity: Option<Granularity>,
     cursor: Option<String>,
     limit: Option<usize>,
+}
+
+/// `GET /regions`
+pub(super) async fn regions() -> Json<Value> {
+    let regions = REGIONS.iter().map(|id| {
+        json!({
+            "region_id": id,
+            "name": id,
+            "default": *id == DEFAULT_REGION,
+            "geo_lat": "",
+            "geo_long": "",
+        })
+    });
+    Json(json!({ "regions": regions.collect::<Vec<_>>() }))
 }
 
 /// Length of a timeframe, and how far back the history goes.

@@ -71,6 +71,9 @@ pub struct Endpoint {
     /// `read_write` or `read_only`.
     #[serde(default, rename = "type", deserialize_with = "tolerant::or_default")]
     pub kind: String,
+    /// Its region, such as `aws-us-east-2`.
+    #[serde(default, deserialize_with = "tolerant::or_default")]
+    pub region_id: String,
     /// `init`, `active` or `idle`.
     #[serde(default, deserialize_with = "tolerant::or_default")]
     pub current_state: String,

@@ -1,10 +1,10 @@
 //! A control plane by script, whose databases live on a scripted backend.
 
-use std::sync::Mutex;
+use std::{collections::BTreeMap, sync::Mutex};
 
 use tenantry::{
-    ControlPlane, Created, Endpoint, Error, Found, Order, Progress, Provisioner, RouterBuilder,
-    TenantId, TenantRouter, records::Memory,
+    ControlPlane, Database, Error, ErrorKind, Found, Login, Order, Progress, Provisioner,
+    RouterBuilder, TenantRouter, record::Placement, records::Memory,
 };
 
 use super::{backend::Backend, gate::Step};
@@ -29,31 +29,67 @@ impl Projects {
 
 impl ControlPlane for Projects {
     async fn find(&self, name: &str, _: &Progress) -> Result<Vec<Found>, Error> {
-        let orders = self.orders.lock().unwrap();
-        let named = orders.iter().filter(|order| order.name == name);
-        Ok(named
-            .map(|order| Found::new(tenant(order), order.tags.clone()))
-            .collect())
+        Ok(self.found(|order| order.name == name))
     }
 
-    async fn create(&self, order: &Order, _: &Progress) -> Result<Created, Error> {
+    async fn list(&self, prefix: &str, _: &Progress) -> Result<Vec<Found>, Error> {
+        Ok(self.found(|order| order.name.starts_with(prefix)))
+    }
+
+    async fn tags(
+        &self,
+        id: &str,
+        _: &Progress,
+    ) -> Result<Option<BTreeMap<String, String>>, Error> {
+        let orders = self.orders.lock().unwrap();
+        let its = orders.iter().find(|order| tenant(order) == id);
+        Ok(its.map(|order| order.tags.clone()))
+    }
+
+    async fn create(&self, order: &Order, _: &Progress) -> Result<Database, Error> {
         if self.backend.come_to(Step::Create).await.is_err() {
-            // Of a kind that says that none was created.
-            return Err(TenantId::parse("").unwrap_err().into());
+            return Err(Error::new(ErrorKind::Refused, "none was created"));
         }
         self.backend.note(|counts| counts.created += 1);
         self.orders.lock().unwrap().push(order.clone());
-        let tenant = tenant(order);
-        Ok(Created::new(tenant, Backend::endpoint(tenant)))
+        Ok(database(tenant(order)))
     }
 
     async fn ready(&self, _: &str, _: &Progress) -> Result<(), Error> {
         Ok(())
     }
 
-    async fn endpoint(&self, id: &str, _: &Progress) -> Result<Endpoint, Error> {
-        Ok(Backend::endpoint(id))
+    async fn database(
+        &self,
+        id: &str,
+        _: Option<&Login>,
+        _: &Progress,
+    ) -> Result<Option<Database>, Error> {
+        Ok(Some(database(id)))
     }
+
+    async fn delete(&self, id: &str, _: &Progress) -> Result<(), Error> {
+        self.orders.lock().unwrap().retain(|it| tenant(it) != id);
+        Ok(())
+    }
+
+    async fn recover(&self, _: &str, _: &Progress) -> Result<(), Error> {
+        Err(Error::new(ErrorKind::NotFound, "nothing is kept here"))
+    }
+}
+
+impl Projects {
+    fn found(&self, is_wanted: impl Fn(&Order) -> bool) -> Vec<Found> {
+        let orders = self.orders.lock().unwrap();
+        let wanted = orders.iter().filter(|order| is_wanted(order));
+        wanted
+            .map(|order| Found::new(tenant(order), &order.name, None))
+            .collect()
+    }
+}
+
+fn database(id: &str) -> Database {
+    Database::new(Placement::new(id), Backend::endpoint(id))
 }
 
 /// Whose database it is, which is its id here.

@@ -1,0 +1,184 @@
+//! Neon as a control plane: a tenant's database is a project of its own.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use super::{ControlPlane, Database, Found, Login, Order};
+use crate::{
+    endpoint::{DEFAULT_SUSPEND_WINDOW, Endpoint},
+    error::{Error, ErrorKind},
+    neon::{self, Neon},
+    plan::Plan,
+    record::Placement,
+    retry::{Progress, backoff, retry},
+};
+
+impl ControlPlane for Neon {
+    async fn check(&self, plan: &Plan, progress: &Progress) -> Result<(), Error> {
+        let Some(wanted) = &plan.region else {
+            return Ok(());
+        };
+        self.within(progress).check_region(wanted).await
+    }
+
+    async fn find(&self, name: &str, progress: &Progress) -> Result<Vec<Found>, Error> {
+        let projects = self.within(progress).projects_named(name).await?;
+        Ok(projects.into_iter().map(found).collect())
+    }
+
+    async fn list(&self, prefix: &str, progress: &Progress) -> Result<Vec<Found>, Error> {
+        let mut projects = self.within(progress).projects_like(prefix).await?;
+        projects.retain(|project| project.name.starts_with(prefix));
+        Ok(projects.into_iter().map(found).collect())
+    }
+
+    async fn tags(
+        &self,
+        id: &str,
+        progress: &Progress,
+    ) -> Result<Option<BTreeMap<String, String>>, Error> {
+        let branches = self.within(progress).list_project_branches(id).await;
+        let branches = unless_gone(branches)?;
+        // Of all branches: the default one may have changed since.
+        Ok(branches.map(|all| all.into_iter().flat_map(|it| it.annotations).collect()))
+    }
+
+    async fn create(&self, order: &Order, progress: &Progress) -> Result<Database, Error> {
+        let mut project = neon::CreateProject::new(&order.name);
+        project.annotations.clone_from(&order.tags);
+        project.plan = order.plan.clone();
+        let created = self.within(progress).create_project(&project).await?;
+        let whole = |it: &&neon::ConnectionDetails| {
+            let at = &it.connection_parameters;
+            !at.host.is_empty() && !at.pooler_host.is_empty()
+        };
+        let Some(details) = created.connection_uris.iter().find(whole) else {
+            let message = "neon created a project and did not say how to connect to it";
+            return Err(Error::new(ErrorKind::ControlPlane, message));
+        };
+        let compute = created.endpoints.first();
+        let window = compute.map_or(Some(DEFAULT_SUSPEND_WINDOW), neon::Endpoint::suspend_window);
+        let at = &details.connection_parameters;
+        let endpoint = Endpoint::neon(
+            &at.host,
+            &at.pooler_host,
+            &at.database,
+            &at.role,
+            at.password.clone(),
+        );
+        let placement = Placement {
+            branch: compute.map(|it| it.branch_id.clone()),
+            endpoint: compute.map(|it| it.id.clone()),
+            ..placement(&created.project)
+        };
+        Ok(Database::new(placement, endpoint.suspend_window(window)))
+    }
+
+    async fn ready(&self, id: &str, progress: &Progress) -> Result<(), Error> {
+        let operations = self.within(progress).wait_for_operations(id).await?;
+        // The project's own: a branch that somebody made of it later has `create_branch`.
+        let essential = |operation: &&neon::Operation| operation.action == "create_timeline";
+        match operations
+            .iter()
+            .filter(essential)
+            .find(|operation| operation.has_failed())
+        {
+            None => Ok(()),
+            Some(failed) => {
+                let why = failed.error.as_deref().unwrap_or("no reason given");
+                let why = neon::repeatable(why);
+                let message = format!(
+                    "neon failed to create project {id}: {} failed: {why}",
+                    failed.action
+                );
+                Err(Error::new(ErrorKind::Refused, message))
+            }
+        }
+    }
+
+    async fn database(
+        &self,
+        id: &str,
+        login: Option<&Login>,
+        progress: &Progress,
+    ) -> Result<Option<Database>, Error> {
+        let neon = self.within(progress);
+        let Some(branches) = unless_gone(neon.list_project_branches(id).await)? else {
+            return Ok(None);
+        };
+        let default = branches.into_iter().find(|branch| branch.default);
+        let branch = default.ok_or_else(|| {
+            let message = format!("neon project {id} has no default branch");
+            Error::new(ErrorKind::Refused, message)
+        })?;
+        let endpoints = neon.list_project_endpoints(id).await?;
+        let serves = |endpoint: &&neon::Endpoint| {
+            endpoint.branch_id == branch.id && endpoint.kind == "read_write"
+        };
+        let compute = endpoints.iter().find(serves).ok_or_else(|| {
+            let message = format!("neon project {id} has no compute that takes writes; add one");
+            Error::new(ErrorKind::Refused, message)
+        })?;
+        let login = login.map(|it| (it.database.as_str(), it.role.as_str()));
+        let endpoint = neon.credentials(id, compute, login).await?;
+        let placement = Placement {
+            org: self.org_id().map(Into::into),
+            branch: Some(branch.id),
+            endpoint: Some(compute.id.clone()),
+            region: Some(compute.region_id.clone()).filter(|region| !region.is_empty()),
+            ..Placement::new(id)
+        };
+        Ok(Some(Database::new(placement, endpoint)))
+    }
+
+    async fn delete(&self, id: &str, progress: &Progress) -> Result<(), Error> {
+        let neon = self.within(progress);
+        let waits = backoff(Duration::from_millis(250), Duration::from_secs(5));
+        // A deletion may be repeated: the project that it is about does not come back under this id by itself.
+        retry(progress, waits, || async {
+            if unless_gone(neon.delete_project(id).await)?.is_none() {
+                return Ok(());
+            }
+            if unless_gone(neon.get_project(id).await)?.is_none() {
+                return Ok(());
+            }
+            let message = format!("neon has deleted project {id} and still shows it");
+            Err(Error::new(ErrorKind::ControlPlane, message))
+        })
+        .await
+    }
+
+    async fn recover(&self, id: &str, progress: &Progress) -> Result<(), Error> {
+        let neon = self.within(progress);
+        if unless_gone(neon.get_project(id).await)?.is_some() {
+            return Ok(());
+        }
+        match neon.recover_project(id).await {
+            Err(err) if err.kind() == ErrorKind::ControlPlane => {
+                progress.note(&err);
+                neon.get_project(id).await.map(drop) // it may have been done all the same
+            }
+            recovered => recovered.map(drop),
+        }
+    }
+}
+
+fn found(project: neon::Project) -> Found {
+    let created_at = humantime::parse_rfc3339_weak(&project.created_at).ok();
+    Found::new(project.id, project.name, created_at)
+}
+
+fn placement(project: &neon::Project) -> Placement {
+    Placement {
+        org: project.org_id.clone(),
+        region: Some(project.region_id.clone()).filter(|region| !region.is_empty()),
+        ..Placement::new(&project.id)
+    }
+}
+
+/// What was asked for; `None` if Neon knows nothing of that id.
+fn unless_gone<T>(answer: Result<T, Error>) -> Result<Option<T>, Error> {
+    match answer {
+        Err(err) if err.kind() == ErrorKind::NotFound => Ok(None),
+        answer => answer.map(Some),
+    }
+}

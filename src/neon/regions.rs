@@ -1,0 +1,46 @@
+//! The calls about regions.
+
+use super::{
+    client::Neon,
+    route::{Call, Route},
+    wire::{Region, RegionsAnswer},
+};
+use crate::error::{Error, ErrorKind};
+
+static LIST: Route = Route::get("getActiveRegions", "/regions");
+
+impl Neon {
+    /// `GET /regions` (`getActiveRegions`): the regions in which projects can be created.
+    pub async fn get_active_regions(&self) -> Result<Vec<Region>, Error> {
+        let call = Call::new(&LIST, &[]).query("org_id", self.org_id());
+        let answer: RegionsAnswer = self.call(call).await?;
+        Ok(answer.regions)
+    }
+
+    /// Refuses a region that does not exist. Neon is asked once, and again for one that it did not name.
+    ///
+    /// Where it cannot be asked, the region is let through: the creation will tell.
+    pub(crate) async fn check_region(&self, wanted: &str) -> Result<(), Error> {
+        if self.knows_region(wanted) {
+            return Ok(());
+        }
+        let regions = match self.get_active_regions().await {
+            Ok(regions) if !regions.is_empty() => regions,
+            Ok(_) => return Ok(()),
+            Err(err) => {
+                tracing::debug!(%err, "cannot ask which regions there are");
+                return Ok(());
+            }
+        };
+        let names: Vec<_> = regions.into_iter().map(|it| it.region_id).collect();
+        if names.iter().any(|name| name == wanted) {
+            self.remember_regions(names);
+            return Ok(());
+        }
+        let message = format!(
+            "there is no region {wanted:?}; there are {}",
+            names.join(", ")
+        );
+        Err(Error::new(ErrorKind::Refused, message))
+    }
+}

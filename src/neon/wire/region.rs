@@ -1,0 +1,25 @@
+//! Regions.
+
+use serde::Deserialize;
+
+use super::tolerant;
+
+/// A region in which projects can be created.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct Region {
+    /// Its id, such as `aws-us-east-2`: what a plan names.
+    pub region_id: String,
+    /// Its name, for people.
+    #[serde(default, deserialize_with = "tolerant::or_default")]
+    pub name: String,
+    /// Whether a project gets it that names none.
+    #[serde(default, deserialize_with = "tolerant::or_default")]
+    pub default: bool,
+}
+
+#[derive(Debug, Deserialize)]
+pub(in crate::neon) struct RegionsAnswer {
+    #[serde(deserialize_with = "tolerant::or_default")]
+    pub(in crate::neon) regions: Vec<Region>,
+}

@@ -1,0 +1,212 @@
+//! The way to a published record: look, wait for whoever is at it, or do the work.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::{Claim, Halt, Provisioning, work::Work};
+use crate::{
+    control_plane::Login,
+    endpoint::Endpoint,
+    error::{Error, ErrorKind, Stage},
+    plan::Plan,
+    record::{Record, State},
+    retry::{Progress, backoff, retry},
+    stats::Stats,
+    tenant::TenantId,
+};
+
+/// First wait for somebody else who works on the same tenant, or for a catalog that has failed.
+const FIRST_WAIT: Duration = Duration::from_millis(50);
+/// Longest wait before another look.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+
+/// On whose account a database is created.
+#[derive(Clone, Debug)]
+pub(crate) enum Demand {
+    /// Somebody wants a connection. The policy decides.
+    Access,
+    /// The application says so, also where a tombstone stands.
+    Order(Plan),
+}
+
+/// What one look at a tenant has led to.
+enum Turn {
+    Done(Endpoint),
+    /// Somebody else works on it, for this much longer unless they go on.
+    Busy(Duration),
+    /// The lease was lost over the work: look again.
+    Again,
+}
+
+impl Provisioning {
+    /// Creates, or finds again, the database of `tenant`, and publishes it.
+    ///
+    /// # Cancel safety
+    /// Dropping it gives the lease back; what was sent is in the catalog, and whoever comes next goes on from there.
+    pub(crate) async fn provision(
+        &self,
+        tenant: &TenantId,
+        demand: &Demand,
+        progress: &Progress,
+        stats: &Stats,
+    ) -> Result<Endpoint, Error> {
+        progress.enter(Stage::Provision);
+        let mut waits = backoff(FIRST_WAIT, LONGEST_WAIT);
+        let mut plan = None;
+        loop {
+            let busy_for = match self
+                .look(tenant, demand, &mut plan, progress, stats)
+                .await?
+            {
+                Turn::Done(endpoint) => return Ok(endpoint),
+                Turn::Busy(left) => left,
+                Turn::Again => Duration::ZERO,
+            };
+            let message = "another process works on the tenant's database";
+            progress.note(&Error::new(ErrorKind::Locked, message).with_retry_after(busy_for));
+            let wait = waits.next().unwrap_or(LONGEST_WAIT).min(LONGEST_WAIT);
+            if Instant::now() + wait >= progress.deadline() {
+                return Err(progress.timed_out());
+            }
+            sleep(wait).await;
+        }
+    }
+
+    /// Looks at what is known, and does what is to be done if nobody else is at it. `plan` is what the tenant gets, once
+    /// that is decided.
+    async fn look(
+        &self,
+        tenant: &TenantId,
+        demand: &Demand,
+        plan: &mut Option<Plan>,
+        progress: &Progress,
+        stats: &Stats,
+    ) -> Result<Turn, Error> {
+        let known = self.record(tenant, progress).await?;
+        if let Some(record) = &known {
+            if record.state == State::Ready {
+                return self.reach(record, progress).await.map(Turn::Done);
+            }
+            check(record, demand)?;
+            if let Some(left) = record.leased_for {
+                return Ok(Turn::Busy(left));
+            }
+        }
+        let plan = match plan {
+            Some(plan) => plan,
+            None => plan.insert(self.admit(tenant, known.as_ref(), demand, progress).await?),
+        };
+        let (claim, record) = match self.claim(tenant, progress).await? {
+            Ok(claimed) => claimed,
+            Err(left) => return Ok(Turn::Busy(left)),
+        };
+        check(&record, demand)?;
+        let work = Work {
+            on: self,
+            claim: &claim,
+            tenant,
+            progress,
+            stats,
+        };
+        match claim.hold(work.finish(record, plan)).await {
+            Ok(endpoint) => Ok(Turn::Done(endpoint)),
+            Err(Halt::Failed(err)) => Err(err),
+            Err(Halt::Lost) => Ok(Turn::Again),
+        }
+    }
+
+    /// What the catalog knows, asked again while it is down.
+    pub(crate) async fn record(
+        &self,
+        tenant: &TenantId,
+        progress: &Progress,
+    ) -> Result<Option<Record>, Error> {
+        let waits = backoff(FIRST_WAIT, LONGEST_WAIT);
+        retry(progress, waits, || self.catalog.find(tenant)).await
+    }
+
+    /// The lease on `tenant`, asked for again while the catalog is down; or for how long somebody else has it.
+    pub(crate) async fn claim(
+        &self,
+        tenant: &TenantId,
+        progress: &Progress,
+    ) -> Result<Result<(Claim, Record), Duration>, Error> {
+        let waits = backoff(FIRST_WAIT, LONGEST_WAIT);
+        let time = self.settings.lease_time;
+        retry(progress, waits, || Claim::take(&self.catalog, tenant, time)).await
+    }
+
+    /// Where the database of a record is reached, password included.
+    pub(crate) async fn reach(
+        &self,
+        record: &Record,
+        progress: &Progress,
+    ) -> Result<Endpoint, Error> {
+        let (Some(endpoint), Some(project)) = (&record.endpoint, record.project()) else {
+            let message =
+                "the catalog's record says neither where the tenant lives nor in which project";
+            return Err(Error::new(ErrorKind::BadRecord, message));
+        };
+        if !endpoint.password.expose().is_empty() {
+            return Ok(endpoint.clone());
+        }
+        let login = Login::new(&endpoint.database, &endpoint.role);
+        let found = self
+            .control_plane
+            .database(project, Some(&login), progress)
+            .await?;
+        let gone = || {
+            let message = format!("project {project} of the tenant is gone");
+            Error::new(ErrorKind::EndpointNotFound, message)
+        };
+        Ok(found.ok_or_else(gone)?.endpoint)
+    }
+
+    /// The plan by which a database is created, if it may be.
+    async fn admit(
+        &self,
+        tenant: &TenantId,
+        known: Option<&Record>,
+        demand: &Demand,
+        progress: &Progress,
+    ) -> Result<Plan, Error> {
+        let plan = match demand {
+            Demand::Order(plan) => plan.clone(),
+            Demand::Access => {
+                let usual = &self.settings.plan;
+                let policy = &self.settings.policy;
+                let plan = policy.plan(tenant, usual, known.is_some()).await?;
+                if known.is_none() {
+                    self.admission.pass(progress.deadline()).await?;
+                }
+                plan
+            }
+        };
+        let settled = known.is_some_and(|record| record.state == State::Preparing);
+        if !settled {
+            self.control_plane.check(&plan, progress).await?;
+        }
+        Ok(plan)
+    }
+}
+
+/// Whether a record without a database may get one.
+fn check(record: &Record, demand: &Demand) -> Result<(), Error> {
+    match (record.state, demand) {
+        (State::Claimed | State::Creating | State::Preparing | State::Ready, _)
+        | (State::Deleted, Demand::Order(_)) => Ok(()),
+        (State::Held, _) => Err(held()),
+        (State::Deleting | State::Deleted, _) => Err(deleted()),
+    }
+}
+
+pub(crate) fn held() -> Error {
+    let message = "the tenant is kept from use for maintenance by the platform";
+    Error::new(ErrorKind::Held, message)
+}
+
+pub(crate) fn deleted() -> Error {
+    let message = "the tenant was deleted; take that back with undelete, or provision it anew";
+    Error::new(ErrorKind::Deleted, message)
+}

@@ -1,0 +1,78 @@
+//! Who gets a database on first access.
+
+use std::{fmt, future::Future, pin::Pin, sync::Arc};
+
+use crate::{
+    error::{BoxError, Error, ErrorKind},
+    plan::Plan,
+    tenant::TenantId,
+};
+
+/// What a [decision](crate::Provisioner::decide) about a tenant without a database is.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Decision {
+    /// It gets one, by this plan.
+    Create(Plan),
+    /// There is no such tenant.
+    Refuse,
+}
+
+type Answer = Pin<Box<dyn Future<Output = Result<Decision, BoxError>> + Send>>;
+
+/// Who gets a database on first access.
+#[derive(Clone)]
+pub(crate) enum Policy {
+    /// Everybody.
+    OnFirstAccess,
+    /// Nobody: databases are made by explicit calls.
+    Explicit,
+    /// Whoever the application says.
+    Ask(Arc<dyn Fn(TenantId) -> Answer + Send + Sync>),
+}
+
+impl Policy {
+    pub(crate) fn ask<Fut>(decide: impl Fn(TenantId) -> Fut + Send + Sync + 'static) -> Self
+    where
+        Fut: Future<Output = Result<Decision, BoxError>> + Send + 'static,
+    {
+        Self::Ask(Arc::new(move |tenant| Box::pin(decide(tenant))))
+    }
+
+    /// The plan of a tenant that is accessed and has no database. `usual` is what it gets if nobody says otherwise, and
+    /// `begun` whether somebody has allowed it before.
+    pub(crate) async fn plan(
+        &self,
+        tenant: &TenantId,
+        usual: &Plan,
+        begun: bool,
+    ) -> Result<Plan, Error> {
+        match self {
+            Self::OnFirstAccess => Ok(usual.clone()),
+            Self::Explicit if begun => Ok(usual.clone()),
+            Self::Explicit => Err(unknown("no such tenant, and no access creates one")),
+            Self::Ask(decide) => match decide(tenant.clone()).await {
+                Ok(Decision::Create(plan)) => Ok(plan),
+                Ok(Decision::Refuse) => Err(unknown("no such tenant, and it is not to be created")),
+                Err(err) => {
+                    let message = "the application could not decide whether to create the tenant";
+                    Err(Error::new(ErrorKind::Catalog, message).with_source(err))
+                }
+            },
+        }
+    }
+}
+
+fn unknown(message: &'static str) -> Error {
+    Error::new(ErrorKind::UnknownTenant, message)
+}
+
+impl fmt::Debug for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::OnFirstAccess => "OnFirstAccess",
+            Self::Explicit => "Explicit",
+            Self::Ask(_) => "Ask",
+        })
+    }
+}

@@ -1,0 +1,141 @@
+//! Making a new database fit for use: what the application runs on it before anybody is given a connection.
+
+use std::{
+    fmt,
+    future::Future,
+    ops::{Deref, DerefMut},
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::time::timeout;
+use tokio_postgres::{Client, types::Type};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::{
+    dial::Dialer,
+    endpoint::{Endpoint, Route},
+    error::{BoxError, Error, ErrorKind, Stage},
+    retry::{Progress, backoff, retry},
+    stats::{Reason, Stats},
+    tenant::TenantId,
+};
+
+/// The advisory lock that is held in the tenant's database while the hook runs there.
+const LOCK: i64 = i64::from_be_bytes(*b"tenantry");
+/// Longest wait for the connection to say goodbye.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A connection straight to a database that nobody uses yet, for the [prepare hook](crate::Provisioner::prepare).
+///
+/// It derefs to tokio-postgres's client.
+pub struct Preparing {
+    tenant: TenantId,
+    client: Client,
+}
+
+impl Preparing {
+    /// Whose database it is.
+    pub fn tenant(&self) -> &TenantId {
+        &self.tenant
+    }
+}
+
+impl Deref for Preparing {
+    type Target = Client;
+
+    fn deref(&self) -> &Self::Target {
+        &self.client
+    }
+}
+
+impl DerefMut for Preparing {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.client
+    }
+}
+
+impl fmt::Debug for Preparing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Preparing")
+            .field("tenant", &self.tenant)
+            .finish_non_exhaustive()
+    }
+}
+
+type Done = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;
+
+/// What the application runs on a new database.
+#[derive(Clone)]
+pub(crate) struct Hook(Arc<dyn Fn(Preparing) -> Done + Send + Sync>);
+
+impl Hook {
+    pub(crate) fn new<Fut>(prepare: impl Fn(Preparing) -> Fut + Send + Sync + 'static) -> Self
+    where
+        Fut: Future<Output = Result<(), BoxError>> + Send + 'static,
+    {
+        Self(Arc::new(move |database| Box::pin(prepare(database))))
+    }
+
+    /// Runs it on the database of `tenant`. Nobody else runs it there at the same time, and nobody goes on with it who
+    /// began earlier.
+    ///
+    /// # Cancel safety
+    /// Dropping it cuts the connection.
+    pub(crate) async fn run(
+        &self,
+        dialer: &Dialer,
+        tenant: &TenantId,
+        endpoint: &Arc<Endpoint>,
+        progress: &Progress,
+        stats: &Stats,
+    ) -> Result<(), Error> {
+        stats.wake_started(Reason::Fleet);
+        let waits = backoff(Duration::from_millis(100), Duration::from_secs(5));
+        let dial = || dialer.dial(endpoint, Route::Direct, progress.deadline());
+        let opened = retry(progress, waits, dial).await?;
+        stats.wake_succeeded(Reason::Fleet, progress.elapsed());
+        let connection = AbortOnDropHandle::new(tokio::spawn(opened.task));
+        shut_others_out(&opened.client).await?;
+        let database = Preparing {
+            tenant: tenant.clone(),
+            client: opened.client,
+        };
+        let prepared = (self.0)(database).await;
+        let _ = timeout(FAREWELL_TIMEOUT, connection).await;
+        prepared.map_err(|err| {
+            let message = "the prepare hook failed on the new database; mend it, the next access runs it again";
+            Error::new(ErrorKind::Query, message)
+                .with_stage(Stage::Provision)
+                .with_source(err)
+        })
+    }
+}
+
+/// Takes the lock that shows who prepares the database. Whoever had it has lost the right to: its session is ended.
+async fn shut_others_out(client: &Client) -> Result<(), Error> {
+    let key = [(
+        &LOCK as &(dyn tokio_postgres::types::ToSql + Sync),
+        Type::INT8,
+    )];
+    let taken = client.query_typed("SELECT pg_try_advisory_lock($1)", &key);
+    if taken.await?.first().is_some_and(|row| row.get(0)) {
+        return Ok(());
+    }
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_locks \
+               WHERE locktype = 'advisory' AND granted AND pid <> pg_backend_pid() \
+               AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
+               AND (classid::bigint << 32) | objid::bigint = $1 AND objsubid = 1";
+    client.query_typed(end, &key).await?;
+    client
+        .query_typed("SELECT pg_advisory_lock($1)", &key)
+        .await?;
+    Ok(())
+}
+
+impl fmt::Debug for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hook")
+    }
+}

@@ -1,0 +1,280 @@
+//! The work on one tenant's database under its lease: from a record in whatever state to one that is published.
+//!
+//! Each step can be repeated. What is about to be sent is in the catalog before it is sent, so that whoever goes on after
+//! a process has died knows what may have happened.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::{Instant, sleep};
+
+use super::{Claim, Halt, Provisioning, access, identity, step::Step};
+use crate::{
+    control_plane::{Database, Found, Order},
+    endpoint::Endpoint,
+    error::{Error, ErrorKind},
+    plan::Plan,
+    record::{Attempt, Record, State},
+    retry::{Progress, backoff},
+    stats::{Stats, count},
+    tenant::TenantId,
+};
+
+/// First wait before a database whose creation got no answer is looked for again.
+const FIRST_WAIT: Duration = Duration::from_millis(250);
+/// Longest wait before that.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// Attempts that are kept in mind for one tenant. More than that have failed in a way that created nothing.
+const MOST_ATTEMPTS: usize = 100;
+
+/// One tenant's database being worked on.
+pub(crate) struct Work<'a> {
+    pub(crate) on: &'a Provisioning,
+    pub(crate) claim: &'a Claim,
+    pub(crate) tenant: &'a TenantId,
+    pub(crate) progress: &'a Progress,
+    pub(crate) stats: &'a Stats,
+}
+
+/// Where a database comes from.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Origin {
+    Created,
+    Found,
+}
+
+impl Work<'_> {
+    /// Does what is left to be done, publishes the record, and gives the lease back. Why it failed stands in the catalog.
+    pub(crate) async fn finish(&self, mut record: Record, plan: &Plan) -> Result<Endpoint, Halt> {
+        self.reach(Step::Claimed).await;
+        let done = self.advance(&mut record, plan).await;
+        if let Err(Halt::Failed(err)) = &done {
+            record.last_error = Some(err.to_string());
+            // If this cannot be written, the lease runs out by itself.
+            let _ = self.claim.write_last(&record).await;
+        }
+        done
+    }
+
+    async fn advance(&self, record: &mut Record, plan: &Plan) -> Result<Endpoint, Halt> {
+        let mut origin = Origin::Found;
+        loop {
+            match record.state {
+                State::Ready => return Ok(self.on.reach(record, self.progress).await?),
+                State::Held => return Err(access::held().into()),
+                State::Deleting => return Err(access::deleted().into()),
+                State::Deleted => give_up_old(record),
+                State::Claimed if !self.on.settings.search_first => {
+                    origin = self.order(record, plan).await?;
+                }
+                State::Claimed | State::Creating => match self.search(record).await? {
+                    Some(found) => self.place(record, found).await?,
+                    None => origin = self.order(record, plan).await?,
+                },
+                State::Preparing => {
+                    if self.prepare(record).await? {
+                        return self.publish(record, origin).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The tenant's database, if one of its name is there and provably the tenant's; looked for until a creation that got
+    /// no answer must have turned up.
+    async fn search(&self, record: &mut Record) -> Result<Option<Database>, Halt> {
+        let doubt = record.attempt.as_ref().map(|attempt| attempt.doubt);
+        let in_doubt_until = Instant::now() + doubt.unwrap_or_default();
+        let found = self.search_until(in_doubt_until, record).await;
+        if let Some(attempt) = &mut record.attempt {
+            attempt.doubt = in_doubt_until.saturating_duration_since(Instant::now());
+        }
+        found
+    }
+
+    async fn search_until(
+        &self,
+        in_doubt_until: Instant,
+        record: &Record,
+    ) -> Result<Option<Database>, Halt> {
+        let mut waits = backoff(FIRST_WAIT, LONGEST_WAIT);
+        loop {
+            if let Some(database) = self.find(record).await? {
+                self.reach(Step::Found).await;
+                return Ok(Some(database));
+            }
+            let now = Instant::now();
+            if now >= in_doubt_until {
+                return Ok(None);
+            }
+            let message = "a creation got no answer, and the project cannot be found yet";
+            self.progress
+                .note(&Error::new(ErrorKind::ControlPlane, message));
+            let wait = waits.next().unwrap_or(LONGEST_WAIT).min(LONGEST_WAIT);
+            let wait = wait.min(in_doubt_until - now);
+            if now + wait >= self.progress.deadline() {
+                return Err(self.progress.timed_out().into());
+            }
+            sleep(wait).await;
+        }
+    }
+
+    /// One look for the tenant's database. Of several the oldest is taken: it is the one that others would take.
+    async fn find(&self, record: &Record) -> Result<Option<Database>, Error> {
+        let Self { on, progress, .. } = self;
+        let name = identity::name(&on.namespace, self.tenant);
+        let mut named = on.control_plane.find(&name, progress).await?;
+        named.retain(|found| !record.condemned.contains(&found.id));
+        let mut ours = Vec::new();
+        let mut foreign = None;
+        for Found { id, .. } in named {
+            match on.control_plane.tags(&id, progress).await? {
+                Some(tags) if self.is_owner(&tags) => ours.push(id),
+                Some(_) => foreign = Some(id),
+                None => {}
+            }
+        }
+        let Some((id, others)) = ours.split_first() else {
+            return foreign.map_or(Ok(None), |id| Err(not_ours(&name, &id)));
+        };
+        for duplicate in others {
+            tracing::warn!(
+                tenant = self.tenant.as_str(),
+                served = id,
+                duplicate,
+                "the tenant has two projects; the older one is served, and the other is left to reconcile"
+            );
+        }
+        on.control_plane.database(id, None, progress).await
+    }
+
+    fn is_owner(&self, tags: &identity::Tags) -> bool {
+        let it = (self.on.namespace.as_str(), self.tenant.as_str());
+        identity::owner(tags) == Some(it)
+    }
+
+    /// Creates the database, once. The catalog says so before it is sent.
+    async fn order(&self, record: &mut Record, plan: &Plan) -> Result<Origin, Halt> {
+        let window = self.on.settings.lost_answer_window;
+        let id = uuid::Uuid::new_v4().to_string();
+        let tags = identity::tags(&self.on.namespace, self.tenant, &id);
+        let name = identity::name(&self.on.namespace, self.tenant);
+        let order = Order::new(name, tags, plan.clone());
+        self.claim.renew().await?;
+        let earlier = record.clone();
+        record.state = State::Creating;
+        record.plan.clone_from(&plan.name);
+        record.attempts.push(id.clone());
+        let superfluous = record.attempts.len().saturating_sub(MOST_ATTEMPTS);
+        record.attempts.drain(..superfluous);
+        let lasts = self.on.settings.lease_time + window;
+        record.attempt = Some(Attempt::new(&id, lasts));
+        self.claim.write(record).await?;
+        self.reach(Step::Ordering).await;
+        // Nothing is sent once the lease may be somebody else's, who would then wait for it in vain.
+        let in_time = self.progress.by(self.claim.sure_until());
+        match self.on.control_plane.create(&order, &in_time).await {
+            Ok(database) => {
+                self.reach(Step::Created).await;
+                self.place(record, database).await?;
+                Ok(Origin::Created)
+            }
+            Err(err) if err.kind().is_transient() => {
+                self.progress.note(&err);
+                record.attempt = Some(Attempt::new(id, window));
+                self.claim.write(record).await?;
+                Ok(Origin::Created)
+            }
+            Err(err) => {
+                record.state = earlier.state;
+                record.attempt = None;
+                record.attempts.retain(|attempt| *attempt != id);
+                let again = matches!(err.kind(), ErrorKind::Timeout(_));
+                if again && !self.progress.remaining().is_zero() {
+                    self.progress.note(&err);
+                    self.claim.write(record).await?;
+                    let wait = err.retry_after().unwrap_or(FIRST_WAIT);
+                    sleep(wait.clamp(FIRST_WAIT, LONGEST_WAIT)).await;
+                    return Ok(Origin::Created);
+                }
+                Err(err.into())
+            }
+        }
+    }
+
+    /// Writes down which database is the tenant's. It is not served yet.
+    async fn place(&self, record: &mut Record, database: Database) -> Result<(), Halt> {
+        record.state = State::Preparing;
+        record.placement = Some(database.placement);
+        record.endpoint = Some(self.on.kept(database.endpoint));
+        record.attempt = None;
+        self.claim.write(record).await?;
+        self.reach(Step::Placed).await;
+        Ok(())
+    }
+
+    /// Makes the database fit for use. `false` if it has vanished.
+    async fn prepare(&self, record: &mut Record) -> Result<bool, Halt> {
+        let Self { on, progress, .. } = self;
+        let ready = match record.project() {
+            Some(project) => on.control_plane.ready(project, progress).await,
+            None => Err(Error::new(ErrorKind::NotFound, "no project is known")),
+        };
+        match ready {
+            Ok(()) => {}
+            Err(err) if err.kind() == ErrorKind::NotFound => {
+                record.state = State::Creating;
+                (record.placement, record.endpoint) = (None, None);
+                self.claim.write(record).await?;
+                return Ok(false);
+            }
+            Err(err) => return Err(err.into()),
+        }
+        self.reach(Step::Operational).await;
+        if let Some(hook) = &on.settings.hook {
+            let endpoint = Arc::new(on.reach(record, progress).await?);
+            let prepared = hook.run(&on.dialer, self.tenant, &endpoint, progress, self.stats);
+            prepared.await?;
+        }
+        self.reach(Step::Prepared).await;
+        Ok(true)
+    }
+
+    /// Lets everybody have the database.
+    async fn publish(&self, record: &mut Record, origin: Origin) -> Result<Endpoint, Halt> {
+        record.state = State::Ready;
+        record.last_error = None;
+        let endpoint = self.on.reach(record, self.progress).await?;
+        self.claim.write_last(record).await?;
+        self.reach(Step::Published).await;
+        let (outcome, counter) = match origin {
+            Origin::Created => ("created", &self.stats.provisioned),
+            Origin::Found => ("adopted", &self.stats.adopted),
+        };
+        count(counter);
+        let (tenant, project) = (self.tenant.as_str(), record.project());
+        let elapsed = self.progress.elapsed();
+        tracing::debug!(tenant, project, outcome, ?elapsed, "provision");
+        Ok(endpoint)
+    }
+
+    pub(crate) async fn reach(&self, step: Step) {
+        self.on.settings.steps.reach(step, self.tenant).await;
+    }
+}
+
+/// Makes room for another database in place of a deleted one, which is never taken for the tenant's again.
+fn give_up_old(record: &mut Record) {
+    record.state = State::Claimed;
+    record
+        .condemned
+        .extend(record.placement.take().map(|it| it.project));
+    record.endpoint = None;
+}
+
+fn not_ours(name: &str, id: &str) -> Error {
+    let message = format!(
+        "a project named {name:?} exists ({id}) whose annotations do not name this tenant; \
+         find out whose it is, then rename it or annotate its default branch"
+    );
+    Error::new(ErrorKind::Conflict, message)
+}

@@ -1,0 +1,118 @@
+//! Creations whose outcome nobody knows.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use tenantry::{
+    ControlPlane, Database, Error, ErrorKind, ExhaustedQuota, Found, Login, Order, Progress,
+    Provisioner, Stage, TenantRouter, records::Memory,
+};
+use tokio::time::{Instant, sleep, sleep_until};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Answers every creation after a second with an error, and lets nothing turn up.
+struct Losing {
+    kind: ErrorKind,
+    creations: Arc<AtomicU32>,
+}
+
+impl ControlPlane for Losing {
+    async fn find(&self, _: &str, _: &Progress) -> Result<Vec<Found>, Error> {
+        Ok(Vec::new())
+    }
+
+    async fn list(&self, _: &str, _: &Progress) -> Result<Vec<Found>, Error> {
+        Ok(Vec::new())
+    }
+
+    async fn tags(&self, _: &str, _: &Progress) -> Result<Option<BTreeMap<String, String>>, Error> {
+        Ok(None)
+    }
+
+    async fn create(&self, _: &Order, _: &Progress) -> Result<Database, Error> {
+        self.creations.fetch_add(1, Relaxed);
+        sleep(SECOND).await;
+        Err(Error::new(self.kind, "lost"))
+    }
+
+    async fn ready(&self, _: &str, _: &Progress) -> Result<(), Error> {
+        unreachable!("nothing is found")
+    }
+
+    async fn database(
+        &self,
+        _: &str,
+        _: Option<&Login>,
+        _: &Progress,
+    ) -> Result<Option<Database>, Error> {
+        unreachable!("nothing is found")
+    }
+
+    async fn delete(&self, _: &str, _: &Progress) -> Result<(), Error> {
+        unreachable!("nothing is found")
+    }
+
+    async fn recover(&self, _: &str, _: &Progress) -> Result<(), Error> {
+        unreachable!("nothing is found")
+    }
+}
+
+/// How many creations were sent after one call, after a second one that comes `apart` later, and how that ended.
+async fn creations(kind: ErrorKind, apart: Duration) -> (u32, u32, Error) {
+    let creations = Arc::new(AtomicU32::new(0));
+    let losing = Losing {
+        kind,
+        creations: Arc::clone(&creations),
+    };
+    let provisioner =
+        Provisioner::new(Memory::new(), losing, "test").lost_answer_window(60 * SECOND);
+    let router = TenantRouter::provisioning(provisioner)
+        .get_timeout(3 * SECOND)
+        .build()
+        .unwrap();
+    let start = Instant::now();
+    router.get("acme").await.unwrap_err();
+    let first = creations.load(Relaxed);
+    sleep_until(start + apart).await;
+    let err = router.get("acme").await.unwrap_err();
+    (first, creations.load(Relaxed) - first, err)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_creation_is_not_repeated_until_it_must_have_turned_up() {
+    let lost = ErrorKind::ControlPlane;
+    let (first, more, err) = creations(lost, 10 * SECOND).await;
+    assert_eq!((first, more, err.kind()), (1, 0, ErrorKind::Provisioning));
+    assert_eq!(err.stage(), Some(Stage::Provision));
+    assert!(err.retry_after().is_some());
+    let (first, more, _) = creations(lost, 57 * SECOND).await;
+    assert_eq!((first, more), (1, 0));
+    let (first, more, _) = creations(lost, 62 * SECOND).await;
+    assert_eq!((first, more), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn any_transient_error_of_a_creation_leaves_it_in_doubt_and_no_other_does() {
+    for (kind, again) in [
+        (ErrorKind::Connect, 0),
+        (ErrorKind::Locked, 0),
+        (ErrorKind::RateLimited, 0),
+        (ErrorKind::QuotaExhausted(ExhaustedQuota::Other), 1),
+        (ErrorKind::Refused, 1),
+    ] {
+        let (first, more, _) = creations(kind, 5 * SECOND).await;
+        assert_eq!((first, more), (1, again), "{kind:?}");
+    }
+    let (first, more, _) = creations(ErrorKind::Timeout(Stage::Provision), 5 * SECOND).await;
+    assert!(
+        first >= 2 && more >= 1,
+        "nothing was ordered, so it is tried on: {first} {more}"
+    );
+}

@@ -50,6 +50,15 @@ impl Catalog {
         written.map_err(failed)
     }
 
+    /// At most `limit` records of tenants after `after`.
+    pub(crate) async fn list(
+        &self,
+        after: Option<&TenantId>,
+        limit: usize,
+    ) -> Result<Vec<Record>, Error> {
+        self.records.list(after, limit).await.map_err(failed)
+    }
+
     pub(crate) async fn release(&self, lease: &Lease) -> Result<(), Error> {
         self.records.release(lease).await.map_err(failed)
     }

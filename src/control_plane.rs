@@ -7,7 +7,13 @@ mod neon;
 
 use std::{collections::BTreeMap, future::Future, pin::Pin, time::SystemTime};
 
-use crate::{endpoint::Endpoint, error::Error, plan::Plan, record::Placement, retry::Progress};
+use crate::{
+    endpoint::{Endpoint, Login},
+    error::Error,
+    plan::Plan,
+    record::Placement,
+    retry::Progress,
+};
 
 /// Creates databases, finds them again, and deletes them.
 ///
@@ -154,26 +160,6 @@ impl Found {
             id: id.into(),
             name: name.into(),
             created_at,
-        }
-    }
-}
-
-/// As whom, and into which database.
-#[derive(Clone, Debug, Eq, PartialEq)]
-#[non_exhaustive]
-pub struct Login {
-    /// Name of the database.
-    pub database: String,
-    /// Role to log in as.
-    pub role: String,
-}
-
-impl Login {
-    /// As `role`, into `database`.
-    pub fn new(database: impl Into<String>, role: impl Into<String>) -> Self {
-        Self {
-            database: database.into(),
-            role: role.into(),
         }
     }
 }

@@ -46,6 +46,26 @@ pub struct Endpoint {
     pub encryption: Encryption,
 }
 
+/// As whom, and into which database.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct Login {
+    /// Name of the database.
+    pub database: String,
+    /// Role to log in as.
+    pub role: String,
+}
+
+impl Login {
+    /// As `role`, into `database`.
+    pub fn new(database: impl Into<String>, role: impl Into<String>) -> Self {
+        Self {
+            database: database.into(),
+            role: role.into(),
+        }
+    }
+}
+
 /// How a connection is encrypted.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
@@ -123,6 +143,11 @@ impl Endpoint {
     pub fn without_tls(mut self) -> Self {
         self.encryption = Encryption::None;
         self
+    }
+
+    /// As whom, and into which database.
+    pub(crate) fn login(&self) -> Login {
+        Login::new(&self.database, &self.role)
     }
 
     pub(crate) fn host(&self, route: Route) -> &str {

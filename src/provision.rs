@@ -7,9 +7,12 @@
 mod access;
 mod claim;
 pub(crate) mod identity;
+mod import;
 mod policy;
 mod prepare;
 mod refresh;
+mod removal;
+mod settle;
 mod step;
 mod work;
 
@@ -21,6 +24,7 @@ pub use step::Step;
 
 pub(crate) use access::Demand;
 pub(crate) use claim::{Claim, Halt};
+pub(crate) use settle::Settled;
 
 use crate::{
     admission::Admission,

@@ -188,6 +188,20 @@ impl Record {
         Some(self.placement.as_ref()?.project.as_str())
     }
 
+    /// Whether something was begun that nobody has brought to an end.
+    pub(crate) fn is_unfinished(&self) -> bool {
+        match self.state {
+            State::Creating | State::Preparing | State::Deleting => true,
+            State::Claimed | State::Ready | State::Held | State::Deleted => false,
+        }
+    }
+
+    /// Whether a database may still turn up.
+    pub(crate) fn is_in_doubt(&self) -> bool {
+        let attempt = self.attempt.as_ref();
+        attempt.is_some_and(|attempt| !attempt.doubt.is_zero())
+    }
+
     /// Where the tenant lives, if its database may be used.
     pub fn into_served(self) -> Option<Endpoint> {
         match self.state {

@@ -171,12 +171,7 @@ impl TenantRouter {
     /// was known. Connections in use go on, and are closed when they come back. The next `get` looks the tenant up
     /// again. To be called when something was mended that a refusal is about: a plan, a password, a disabled endpoint.
     pub fn evict<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> bool {
-        let Inner { pools, flights, .. } = &*self.inner;
-        // In this order: a flight that lands in between finds the mark after it has put its pool into the cache.
-        if let Ok(tenant) = TenantId::parse(tenant.as_ref()) {
-            flights.mark_stale(&tenant);
-        }
-        pools.evict(tenant.as_ref())
+        TenantId::parse(tenant.as_ref()).is_ok_and(|tenant| self.inner.evict(&tenant))
     }
 
     /// What the router holds now and has done so far. Asks no tenant anything.
@@ -216,6 +211,17 @@ impl TenantRouter {
 }
 
 impl Inner {
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// Forgets what is known of `tenant`; says whether anything was.
+    pub(crate) fn evict(&self, tenant: &TenantId) -> bool {
+        // In this order: a flight that lands in between finds the mark after it has put its pool into the cache.
+        self.flights.mark_stale(tenant);
+        self.pools.evict(tenant.as_str())
+    }
+
     /// A connection, within `patience`, or `get_timeout` if there is none.
     pub(crate) async fn get(
         &self,

@@ -2,9 +2,9 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{ControlPlane, Database, Found, Login, Order};
+use super::{ControlPlane, Database, Found, Order};
 use crate::{
-    endpoint::{DEFAULT_SUSPEND_WINDOW, Endpoint},
+    endpoint::{DEFAULT_SUSPEND_WINDOW, Endpoint, Login},
     error::{Error, ErrorKind},
     neon::{self, Neon},
     plan::Plan,

@@ -6,7 +6,6 @@ use tokio::time::{Instant, sleep};
 
 use super::{Claim, Halt, Provisioning, work::Work};
 use crate::{
-    control_plane::Login,
     endpoint::Endpoint,
     error::{Error, ErrorKind, Stage},
     plan::Plan,
@@ -63,13 +62,8 @@ impl Provisioning {
                 Turn::Busy(left) => left,
                 Turn::Again => Duration::ZERO,
             };
-            let message = "another process works on the tenant's database";
-            progress.note(&Error::new(ErrorKind::Locked, message).with_retry_after(busy_for));
-            let wait = waits.next().unwrap_or(LONGEST_WAIT).min(LONGEST_WAIT);
-            if Instant::now() + wait >= progress.deadline() {
-                return Err(progress.timed_out());
-            }
-            sleep(wait).await;
+            progress.note(&busy(busy_for));
+            rest(&mut waits, progress).await?;
         }
     }
 
@@ -102,13 +96,7 @@ impl Provisioning {
             Err(left) => return Ok(Turn::Busy(left)),
         };
         check(&record, demand)?;
-        let work = Work {
-            on: self,
-            claim: &claim,
-            tenant,
-            progress,
-            stats,
-        };
+        let work = self.work(&claim, tenant, progress, stats);
         match claim.hold(work.finish(record, plan)).await {
             Ok(endpoint) => Ok(Turn::Done(endpoint)),
             Err(Halt::Failed(err)) => Err(err),
@@ -137,6 +125,43 @@ impl Provisioning {
         retry(progress, waits, || Claim::take(&self.catalog, tenant, time)).await
     }
 
+    /// The lease on a tenant who has a record, waited for if somebody else has it.
+    pub(crate) async fn take(
+        &self,
+        tenant: &TenantId,
+        progress: &Progress,
+    ) -> Result<(Claim, Record), Error> {
+        progress.enter(Stage::Provision);
+        let mut waits = backoff(FIRST_WAIT, LONGEST_WAIT);
+        loop {
+            if self.record(tenant, progress).await?.is_none() {
+                let message = "no such tenant; the catalog has no record of it";
+                return Err(Error::new(ErrorKind::UnknownTenant, message));
+            }
+            match self.claim(tenant, progress).await? {
+                Ok(claimed) => return Ok(claimed),
+                Err(left) => progress.note(&busy(left)),
+            }
+            rest(&mut waits, progress).await?;
+        }
+    }
+
+    pub(crate) fn work<'a>(
+        &'a self,
+        claim: &'a Claim,
+        tenant: &'a TenantId,
+        progress: &'a Progress,
+        stats: &'a Stats,
+    ) -> Work<'a> {
+        Work {
+            on: self,
+            claim,
+            tenant,
+            progress,
+            stats,
+        }
+    }
+
     /// Where the database of a record is reached, password included.
     pub(crate) async fn reach(
         &self,
@@ -151,7 +176,7 @@ impl Provisioning {
         if !endpoint.password.expose().is_empty() {
             return Ok(endpoint.clone());
         }
-        let login = Login::new(&endpoint.database, &endpoint.role);
+        let login = endpoint.login();
         let found = self
             .control_plane
             .database(project, Some(&login), progress)
@@ -191,6 +216,19 @@ impl Provisioning {
     }
 }
 
+/// Waits before another look. An error if that would come too late.
+async fn rest(
+    waits: &mut (impl Iterator<Item = Duration> + Send),
+    progress: &Progress,
+) -> Result<(), Error> {
+    let wait = waits.next().unwrap_or(LONGEST_WAIT).min(LONGEST_WAIT);
+    if Instant::now() + wait >= progress.deadline() {
+        return Err(progress.timed_out());
+    }
+    sleep(wait).await;
+    Ok(())
+}
+
 /// Whether a record without a database may get one.
 fn check(record: &Record, demand: &Demand) -> Result<(), Error> {
     match (record.state, demand) {
@@ -199,6 +237,12 @@ fn check(record: &Record, demand: &Demand) -> Result<(), Error> {
         (State::Held, _) => Err(held()),
         (State::Deleting | State::Deleted, _) => Err(deleted()),
     }
+}
+
+/// Somebody else has the lease, for so much longer.
+pub(crate) fn busy(left: Duration) -> Error {
+    let message = "another process works on the tenant's database";
+    Error::new(ErrorKind::Locked, message).with_retry_after(left)
 }
 
 pub(crate) fn held() -> Error {

@@ -34,6 +34,17 @@ pub(crate) enum Halt {
     Failed(Error),
 }
 
+impl Halt {
+    /// What the work came to; `None` if it has to be begun anew.
+    pub(crate) fn unless_lost<T>(done: Result<T, Self>) -> Result<Option<T>, Error> {
+        match done {
+            Ok(done) => Ok(Some(done)),
+            Err(Self::Lost) => Ok(None),
+            Err(Self::Failed(err)) => Err(err),
+        }
+    }
+}
+
 impl From<Error> for Halt {
     fn from(err: Error) -> Self {
         Self::Failed(err)

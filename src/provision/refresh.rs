@@ -2,7 +2,7 @@
 
 use super::{Halt, Provisioning, access};
 use crate::{
-    control_plane::{Database, Login},
+    control_plane::Database,
     endpoint::Endpoint,
     error::{Error, Stage},
     record::State,
@@ -26,7 +26,7 @@ impl Provisioning {
         let (Some(project), Some(endpoint)) = (record.project(), &record.endpoint) else {
             return Ok(None);
         };
-        let login = Login::new(&endpoint.database, &endpoint.role);
+        let login = endpoint.login();
         let asked = self.control_plane.database(project, Some(&login), progress);
         let Some(now) = asked.await? else {
             return Ok(None);
@@ -37,6 +37,35 @@ impl Provisioning {
             self.write_down(tenant, project, database, progress).await?;
         }
         Ok(Some(now.endpoint))
+    }
+
+    /// Whether the record of `tenant` has the endpoint that the control plane has; otherwise it is mended, if `mend`.
+    pub(crate) async fn compare(
+        &self,
+        tenant: &TenantId,
+        mend: bool,
+        progress: &Progress,
+    ) -> Result<bool, Error> {
+        let Some(record) = self.catalog.find(tenant).await? else {
+            return Ok(true);
+        };
+        let (State::Ready, Some(project), Some(endpoint)) =
+            (record.state, record.project(), &record.endpoint)
+        else {
+            return Ok(true);
+        };
+        let login = endpoint.login();
+        let asked = self.control_plane.database(project, Some(&login), progress);
+        let Some(now) = asked.await? else {
+            return Ok(true); // gone, which is another trouble
+        };
+        let kept = self.kept(now.endpoint);
+        let same = kept == *endpoint;
+        if !same && mend {
+            let database = Database::new(now.placement, kept);
+            self.write_down(tenant, project, database, progress).await?;
+        }
+        Ok(same)
     }
 
     /// Writes down where the database in `project` lives now, unless somebody else is at the record: they see it too.

@@ -62,7 +62,10 @@ impl Work<'_> {
                 State::Ready => return Ok(self.on.reach(record, self.progress).await?),
                 State::Held => return Err(access::held().into()),
                 State::Deleting => return Err(access::deleted().into()),
-                State::Deleted => give_up_old(record),
+                State::Deleted => {
+                    give_up_old(record);
+                    self.claim.write(record).await?;
+                }
                 State::Claimed if !self.on.settings.search_first => {
                     origin = self.order(record, plan).await?;
                 }
@@ -81,7 +84,7 @@ impl Work<'_> {
 
     /// The tenant's database, if one of its name is there and provably the tenant's; looked for until a creation that got
     /// no answer must have turned up.
-    async fn search(&self, record: &mut Record) -> Result<Option<Database>, Halt> {
+    pub(crate) async fn search(&self, record: &mut Record) -> Result<Option<Database>, Halt> {
         let doubt = record.attempt.as_ref().map(|attempt| attempt.doubt);
         let in_doubt_until = Instant::now() + doubt.unwrap_or_default();
         let found = self.search_until(in_doubt_until, record).await;
@@ -119,7 +122,7 @@ impl Work<'_> {
     }
 
     /// One look for the tenant's database. Of several the oldest is taken: it is the one that others would take.
-    async fn find(&self, record: &Record) -> Result<Option<Database>, Error> {
+    pub(crate) async fn find(&self, record: &Record) -> Result<Option<Database>, Error> {
         let Self { on, progress, .. } = self;
         let name = identity::name(&on.namespace, self.tenant);
         let mut named = on.control_plane.find(&name, progress).await?;
@@ -202,7 +205,7 @@ impl Work<'_> {
     }
 
     /// Writes down which database is the tenant's. It is not served yet.
-    async fn place(&self, record: &mut Record, database: Database) -> Result<(), Halt> {
+    pub(crate) async fn place(&self, record: &mut Record, database: Database) -> Result<(), Halt> {
         record.state = State::Preparing;
         record.placement = Some(database.placement);
         record.endpoint = Some(self.on.kept(database.endpoint));
@@ -213,7 +216,7 @@ impl Work<'_> {
     }
 
     /// Makes the database fit for use. `false` if it has vanished.
-    async fn prepare(&self, record: &mut Record) -> Result<bool, Halt> {
+    pub(crate) async fn prepare(&self, record: &mut Record) -> Result<bool, Halt> {
         let Self { on, progress, .. } = self;
         let ready = match record.project() {
             Some(project) => on.control_plane.ready(project, progress).await,
@@ -237,6 +240,11 @@ impl Work<'_> {
         }
         self.reach(Step::Prepared).await;
         Ok(true)
+    }
+
+    /// Lets everybody have a database that was found.
+    pub(crate) async fn publish_found(&self, record: &mut Record) -> Result<(), Halt> {
+        self.publish(record, Origin::Found).await.map(drop)
     }
 
     /// Lets everybody have the database.

@@ -61,6 +61,7 @@ const ROWS: &[(&str, &[&str])] = &[
             "transaction",
             "direct",
             "router",
+            "fleet",
             "verbs",
             "builder",
         ],

@@ -16,6 +16,7 @@ mod doubts;
 mod emulator;
 mod eviction;
 mod faults;
+mod fleet;
 mod herd;
 mod hints;
 mod isolation;

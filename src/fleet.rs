@@ -1,0 +1,230 @@
+//! What an operator does to tenants: create, import, delete, take back, and compare with what is really there.
+//!
+//! None of it wakes a database, except a prepare hook.
+
+mod reconcile;
+mod report;
+
+use std::{fmt, future::Future, sync::Arc, time::Duration};
+
+pub use reconcile::Reconcile;
+pub use report::{Finding, Outcome, Report, Trouble};
+
+use tokio::time::timeout_at;
+
+use crate::{
+    endpoint::Login,
+    error::{Error, Stage},
+    plan::Plan,
+    provision::{Demand, Provisioning},
+    record::Record,
+    retry::Progress,
+    router::{Inner, TenantRouter},
+    source::Source,
+    stats::Stats,
+    tenant::TenantId,
+};
+
+/// Time between a tombstone and the deletion of the database, in which other processes let go of it.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// The tenants of a router that provisions, as a whole. From [`TenantRouter::fleet`].
+///
+/// Cheap to clone. Every call works under its tenant's lease, so calls for different tenants may run side by side, in as
+/// many processes as there are; and each can be repeated: it goes on where an earlier one has stopped.
+///
+/// # Cancel safety
+/// Dropping a call lets the work on the tenant run to its end, or to its deadline
+/// ([`provision_timeout`](crate::RouterBuilder::provision_timeout)).
+#[derive(Clone)]
+pub struct Fleet {
+    inner: Arc<Inner>,
+}
+
+impl TenantRouter {
+    /// What can be done to the tenants as a whole; `None` if this router only looks tenants up.
+    pub fn fleet(&self) -> Option<Fleet> {
+        let inner = Arc::clone(&self.inner);
+        match &inner.shared().source {
+            Source::Provisioning(_) => Some(Fleet { inner }),
+            Source::Lookup(_) => None,
+        }
+    }
+}
+
+impl Fleet {
+    /// Creates the database of `tenant` by the provisioner's [plan](crate::Provisioner::plan), unless it has one.
+    ///
+    /// In so many words, so also where no access creates one, and where a deleted tenant has left a tombstone: it gets a
+    /// new and empty database then, and the old one cannot be taken back any more.
+    ///
+    /// # Errors
+    /// `ErrorKind::Held` and `ErrorKind::Deleted` (while it is being deleted), those of the catalog and of the control
+    /// plane, and `ErrorKind::Timeout`: the call may be repeated.
+    pub async fn provision<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> Result<(), Error> {
+        let plan = self.provisioning().settings.plan.clone();
+        self.provision_with(tenant, &plan).await
+    }
+
+    /// [`provision`](Self::provision) by another plan.
+    pub async fn provision_with<T: AsRef<str> + ?Sized>(
+        &self,
+        tenant: &T,
+        plan: &Plan,
+    ) -> Result<(), Error> {
+        let demand = Demand::Order(plan.clone());
+        let job = self.job(tenant.as_ref(), Duration::ZERO)?;
+        job.run(|job| async move {
+            let on = job.fleet.provisioning();
+            let work = on.provision(&job.tenant, &demand, &job.progress, job.stats());
+            work.await?;
+            job.fleet.inner.shared().refusals.clear(job.tenant.as_str());
+            Ok(())
+        })
+        .await
+    }
+
+    /// Makes an existing project the database of `tenant`, who must have none. `login` says as whom, and into which
+    /// database of it; without it, as tenantry creates them (`neondb_owner`, `neondb`). The prepare hook is not run.
+    ///
+    /// # Errors
+    /// `ErrorKind::Conflict` if the tenant has a record already, or the project is annotated as another tenant's;
+    /// `ErrorKind::BadRecord` if another tenant has it; `ErrorKind::NotFound` if there is no such project.
+    pub async fn import<T: AsRef<str> + ?Sized>(
+        &self,
+        tenant: &T,
+        project: &str,
+        login: Option<Login>,
+    ) -> Result<(), Error> {
+        let project = project.to_owned();
+        let job = self.job(tenant.as_ref(), Duration::ZERO)?;
+        job.run(|job| async move {
+            let on = job.fleet.provisioning();
+            let (tenant, progress) = (&job.tenant, &job.progress);
+            let import = on.import(tenant, &project, login.as_ref(), progress, job.stats());
+            import.await?;
+            job.forget();
+            Ok(())
+        })
+        .await
+    }
+
+    /// Deletes `tenant`: it is refused to everybody from now on, its connections are closed here and in all other
+    /// processes (within 5 seconds if they hear of it), then its database is deleted and that is verified. The record
+    /// stays as a tombstone, so that no access creates the tenant again. At Neon, [`undelete`](Self::undelete) takes it
+    /// back for 7 days.
+    ///
+    /// # Errors
+    /// `ErrorKind::UnknownTenant` if the catalog has never known it; those of the catalog and of the control plane, and
+    /// `ErrorKind::Timeout`: the call may be repeated, and goes on where it stopped.
+    pub async fn delete<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> Result<(), Error> {
+        self.delete_after(tenant, DRAIN).await
+    }
+
+    /// [`delete`](Self::delete) with another time (5 seconds) between the tombstone and the deletion of the database, in
+    /// which queries under way may end.
+    pub async fn delete_after<T: AsRef<str> + ?Sized>(
+        &self,
+        tenant: &T,
+        drain: Duration,
+    ) -> Result<(), Error> {
+        let job = self.job(tenant.as_ref(), drain)?;
+        job.run(|job| async move {
+            let on = job.fleet.provisioning();
+            let buried = || job.forget();
+            on.delete(&job.tenant, drain, buried, &job.progress, job.stats())
+                .await
+        })
+        .await
+    }
+
+    /// Takes the deletion of `tenant` back, with all its data as it was.
+    ///
+    /// # Errors
+    /// `ErrorKind::NotFound` if the database cannot be recovered any more; `ErrorKind::Conflict` if the tenant is not
+    /// deleted, or not yet.
+    pub async fn undelete<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> Result<(), Error> {
+        let job = self.job(tenant.as_ref(), Duration::ZERO)?;
+        job.run(|job| async move {
+            let on = job.fleet.provisioning();
+            on.undelete(&job.tenant, &job.progress, job.stats()).await?;
+            job.forget();
+            Ok(())
+        })
+        .await
+    }
+
+    /// What the catalog knows of `tenant`, as it is now.
+    pub async fn record<T: AsRef<str> + ?Sized>(
+        &self,
+        tenant: &T,
+    ) -> Result<Option<Record>, Error> {
+        let tenant = TenantId::parse(tenant.as_ref())?;
+        let found = self.provisioning().catalog.find(&tenant).await;
+        found.map_err(|err| err.with_tenant(&tenant))
+    }
+
+    fn provisioning(&self) -> &Provisioning {
+        match &self.inner.shared().source {
+            Source::Provisioning(provisioning) => provisioning,
+            Source::Lookup(_) => unreachable!("there is no fleet without a provisioner"),
+        }
+    }
+
+    fn job(&self, tenant: &str, drain: Duration) -> Result<Job, Error> {
+        let limit = self.inner.shared().config.provision_timeout + drain;
+        Ok(Job {
+            fleet: self.clone(),
+            tenant: TenantId::parse(tenant)?,
+            progress: Progress::new(Stage::Provision, limit),
+        })
+    }
+}
+
+/// Work on one tenant, in a task of its own.
+#[derive(Clone)]
+struct Job {
+    fleet: Fleet,
+    tenant: TenantId,
+    progress: Progress,
+}
+
+impl Job {
+    fn stats(&self) -> &Stats {
+        &self.fleet.inner.shared().stats
+    }
+
+    /// Forgets what this router knew of the tenant.
+    fn forget(&self) {
+        self.fleet.inner.evict(&self.tenant);
+    }
+
+    /// Runs `work`, also if nobody waits for it any more.
+    async fn run<T, Fut>(self, work: impl FnOnce(Self) -> Fut) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        Fut: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        let (inner, tenant) = (Arc::clone(&self.fleet.inner), self.tenant.clone());
+        let progress = self.progress.clone();
+        let work = work(self);
+        let runtime = inner.shared().runtime.clone();
+        let task = runtime.spawn(async move {
+            let done = tokio::select! {
+                biased;
+                () = inner.shared().life.ended() => Err(Error::closed()),
+                done = timeout_at(progress.deadline(), work) => {
+                    done.unwrap_or_else(|_| Err(progress.timed_out()))
+                }
+            };
+            done.map_err(|err| err.with_tenant(&tenant))
+        });
+        task.await.unwrap_or_else(|_| Err(Error::closed()))
+    }
+}
+
+impl fmt::Debug for Fleet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fleet").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,94 @@
+//! A database that exists already becomes a tenant's.
+
+use super::{Halt, Provisioning, identity, step::Step, work::Work};
+use crate::{
+    control_plane::Database,
+    endpoint::Login,
+    error::{Error, ErrorKind},
+    record::{Record, State},
+    retry::Progress,
+    stats::Stats,
+    tenant::TenantId,
+};
+
+impl Provisioning {
+    /// Makes `project` the database of `tenant`, who must have none.
+    pub(crate) async fn import(
+        &self,
+        tenant: &TenantId,
+        project: &str,
+        login: Option<&Login>,
+        progress: &Progress,
+        stats: &Stats,
+    ) -> Result<(), Error> {
+        let tags = self.control_plane.tags(project, progress).await?;
+        let gone = || {
+            let message =
+                format!("there is no project {project:?}, or this api key may not see it");
+            Error::new(ErrorKind::NotFound, message)
+        };
+        match identity::owner(&tags.ok_or_else(gone)?) {
+            None => {}
+            Some(owner) if owner == (self.namespace.as_str(), tenant.as_str()) => {}
+            Some((namespace, other)) => {
+                let message = format!(
+                    "project {project:?} was created for tenant {other:?} of namespace {namespace:?}; \
+                     delete it there, or remove the annotations of its branches"
+                );
+                return Err(Error::new(ErrorKind::Conflict, message));
+            }
+        }
+        let database = self
+            .control_plane
+            .database(project, login, progress)
+            .await?;
+        let database = database.ok_or_else(gone)?;
+        self.make_record(tenant, progress).await?;
+        loop {
+            let (claim, record) = self.take(tenant, progress).await?;
+            let work = self.work(&claim, tenant, progress, stats);
+            let import = claim.hold(work.import(record, database.clone())).await;
+            if let Some(()) = Halt::unless_lost(import)? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Sees to it that the tenant has a record.
+    pub(crate) async fn make_record(
+        &self,
+        tenant: &TenantId,
+        progress: &Progress,
+    ) -> Result<(), Error> {
+        if self.record(tenant, progress).await?.is_none() {
+            drop(self.claim(tenant, progress).await?);
+        }
+        Ok(())
+    }
+}
+
+impl Work<'_> {
+    async fn import(&self, mut record: Record, database: Database) -> Result<(), Halt> {
+        let same = record.project() == Some(database.placement.project.as_str());
+        match record.state {
+            State::Ready if same => return Ok(()),
+            State::Preparing if same => {}
+            State::Claimed | State::Creating if record.attempts.is_empty() => {}
+            state => {
+                let message = format!(
+                    "the tenant has a record already, which is {}",
+                    state.as_str()
+                );
+                return Err(Error::new(ErrorKind::Conflict, message).into());
+            }
+        }
+        self.place(&mut record, database).await?;
+        if let Some(project) = record.project() {
+            self.on.control_plane.ready(project, self.progress).await?;
+        }
+        record.state = State::Ready;
+        self.claim.write_last(&record).await?;
+        self.reach(Step::Published).await;
+        Ok(())
+    }
+}

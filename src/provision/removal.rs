@@ -1,0 +1,174 @@
+//! Deleting a tenant, and taking that back.
+//!
+//! The tombstone comes first: from then on nobody is given a connection, here or in another process. The database goes
+//! after it, and only by the holder of the lease.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::{Halt, Provisioning, step::Step, work::Work};
+use crate::{
+    endpoint::Endpoint,
+    error::{Error, ErrorKind},
+    record::{Record, State},
+    retry::Progress,
+    stats::Stats,
+    tenant::TenantId,
+};
+
+impl Provisioning {
+    /// Deletes `tenant`: tombstone, `buried` is told, `drain` passes, database, proof that it is gone. May be repeated.
+    pub(crate) async fn delete(
+        &self,
+        tenant: &TenantId,
+        drain: Duration,
+        buried: impl Fn() + Send + Sync,
+        progress: &Progress,
+        stats: &Stats,
+    ) -> Result<(), Error> {
+        loop {
+            let (claim, record) = self.take(tenant, progress).await?;
+            let work = self.work(&claim, tenant, progress, stats);
+            let deletion = claim.hold(work.delete(record, drain, &buried)).await;
+            if let Some(()) = Halt::unless_lost(deletion)? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Takes the deletion of `tenant` back.
+    pub(crate) async fn undelete(
+        &self,
+        tenant: &TenantId,
+        progress: &Progress,
+        stats: &Stats,
+    ) -> Result<(), Error> {
+        loop {
+            let (claim, record) = self.take(tenant, progress).await?;
+            let work = self.work(&claim, tenant, progress, stats);
+            let recovery = claim.hold(work.undelete(record)).await;
+            if let Some(()) = Halt::unless_lost(recovery)? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Deletes a database of `tenant` that `is_surplus` by its record. `false` if it may be wanted after all.
+    pub(crate) async fn remove(
+        &self,
+        tenant: &TenantId,
+        project: &str,
+        is_surplus: impl Fn(&Record) -> bool + Send + Sync,
+        progress: &Progress,
+        stats: &Stats,
+    ) -> Result<bool, Error> {
+        loop {
+            let (claim, record) = self.take(tenant, progress).await?;
+            if !is_surplus(&record) {
+                return Ok(false);
+            }
+            let work = self.work(&claim, tenant, progress, stats);
+            let removal = claim.hold(work.remove(record, project)).await;
+            if let Some(()) = Halt::unless_lost(removal)? {
+                return Ok(true);
+            }
+        }
+    }
+}
+
+impl Work<'_> {
+    async fn delete(
+        &self,
+        mut record: Record,
+        drain: Duration,
+        buried: &(impl Fn() + Send + Sync),
+    ) -> Result<(), Halt> {
+        match record.state {
+            State::Deleted => return Ok(()),
+            State::Deleting => {}
+            State::Claimed | State::Creating | State::Preparing | State::Ready | State::Held => {
+                record.state = State::Deleting;
+                self.claim.write(&record).await?;
+                self.reach(Step::Buried).await;
+                buried();
+                sleep(drain).await;
+            }
+        }
+        self.destroy(&mut record).await?;
+        record.state = State::Deleted;
+        record.last_error = None;
+        self.claim.write_last(&record).await
+    }
+
+    /// Deletes the database of a record with a tombstone: also one whose creation got no answer, once it must have
+    /// turned up.
+    async fn destroy(&self, record: &mut Record) -> Result<(), Halt> {
+        if record.placement.is_none() && !record.attempts.is_empty() {
+            let found = self.search(record).await?;
+            record.placement = found.map(|database| database.placement);
+            record.attempt = None;
+            self.claim.write(record).await?;
+        }
+        if let Some(project) = record.project() {
+            self.claim.renew().await?;
+            // Nothing is sent once the lease may be somebody else's: the deletion may be taken back by then.
+            let in_time = self.progress.by(self.claim.sure_until());
+            self.on.control_plane.delete(project, &in_time).await?;
+        }
+        self.reach(Step::Destroyed).await;
+        Ok(())
+    }
+
+    async fn undelete(&self, mut record: Record) -> Result<(), Halt> {
+        let Self { on, progress, .. } = self;
+        match record.state {
+            State::Ready => return Ok(()),
+            State::Deleted => {}
+            state @ (State::Claimed
+            | State::Creating
+            | State::Preparing
+            | State::Held
+            | State::Deleting) => {
+                let message = format!("the tenant's record is {}, not deleted", state.as_str());
+                return Err(Error::new(ErrorKind::Conflict, message).into());
+            }
+        }
+        let project = record.project().ok_or_else(nothing_to_recover)?.to_owned();
+        let in_time = progress.by(self.claim.sure_until());
+        let recovered = on.control_plane.recover(&project, &in_time).await;
+        recovered.map_err(|err| match err.kind() {
+            ErrorKind::NotFound => nothing_to_recover().with_source(err),
+            _ => err,
+        })?;
+        self.reach(Step::Recovered).await;
+        on.control_plane.ready(&project, progress).await?;
+        let login = record.endpoint.as_ref().map(Endpoint::login);
+        let found = on
+            .control_plane
+            .database(&project, login.as_ref(), progress)
+            .await?;
+        let database = found.ok_or_else(nothing_to_recover)?;
+        record.state = State::Ready;
+        record.endpoint = Some(on.kept(database.endpoint));
+        record.placement = Some(database.placement);
+        self.claim.write_last(&record).await
+    }
+
+    async fn remove(&self, mut record: Record, project: &str) -> Result<(), Halt> {
+        // First that nobody may take it for the tenant's any more, then the deletion.
+        if !record.condemned.iter().any(|it| it == project) {
+            record.condemned.push(project.to_owned());
+            self.claim.write(&record).await?;
+        }
+        self.reach(Step::Condemned).await;
+        let in_time = self.progress.by(self.claim.sure_until());
+        Ok(self.on.control_plane.delete(project, &in_time).await?)
+    }
+}
+
+fn nothing_to_recover() -> Error {
+    let message =
+        "the tenant's database cannot be recovered; Neon keeps a deleted project for 7 days";
+    Error::new(ErrorKind::NotFound, message)
+}

@@ -8,6 +8,7 @@ mod api_fault;
 mod api_limit;
 mod binaries;
 mod builder;
+mod catalog_server;
 mod certificate;
 mod compute;
 mod contents;
@@ -50,6 +51,7 @@ use tokio::runtime::Runtime;
 
 pub use api_fault::ApiFault;
 pub use builder::EmulatorBuilder;
+pub use catalog_server::CatalogServer;
 pub use error::EmulatorError;
 pub use fault::Fault;
 pub use reason::Reason;

@@ -1,15 +1,19 @@
 //! The catalog that tenantry keeps itself: tenant → endpoint, and who may create or change it.
 
 mod memory;
+mod postgres;
+#[cfg(feature = "testing")]
+pub mod suite;
 
 use std::{fmt, future::Future, time::Duration};
 
 pub use memory::Memory;
+pub use postgres::{Postgres, PostgresBuilder};
 
 use crate::{
     error::BoxError,
     lookup::{Answer, Lookup},
-    record::{Changes, Lease, Leased, Record, Then},
+    record::{Changes, Lease, Leased, Record, State, Then},
     tenant::{Namespace, TenantId},
 };
 
@@ -23,7 +27,8 @@ use crate::{
 ///
 /// Whatever is written is guarded by a lease. An `Err` means that the catalog failed, so that nobody knows whether it did
 /// as it was asked; every call may be repeated then. An error that is only about the one tenant is a [`Defect`]. Which
-/// calls must behave how is held by a suite of tests that every implementation can be run through.
+/// calls must behave how is held by a suite of tests that every implementation can be run through: `records::suite`, with the
+/// feature `testing`.
 pub trait Records: Lookup {
     /// Says which namespace this value serves, before anything else is asked, and whether passwords will be written.
     /// Must fail if it was told another namespace before, or if it cannot keep passwords safe that it is going to get.
@@ -94,6 +99,12 @@ impl Defect {
     /// Says what is wrong. The text must hold no secret.
     pub fn new(message: impl Into<String>) -> Self {
         Self(message.into())
+    }
+
+    /// Says that a record may not be written with that state.
+    pub(crate) fn not_allowed(old: State, new: State) -> Self {
+        let (old, new) = (old.as_str(), new.as_str());
+        Self(format!("a record that is {old} cannot become {new}"))
     }
 }
 

@@ -172,12 +172,7 @@ impl Records for Memory {
         }
         let (old, new) = (entry.record.state, record.state);
         if !old.may_become(new) {
-            let message = format!(
-                "a record that is {} cannot become {}",
-                old.as_str(),
-                new.as_str()
-            );
-            return Err(Defect::new(message).into());
+            return Err(Defect::not_allowed(old, new).into());
         }
         entry.write(record, version);
         if then == Then::Release {

@@ -20,6 +20,7 @@ const ROWS: &[(&str, &[&str])] = &[
             "hint",
             "stats",
             "trust",
+            "seal",
         ],
     ),
     ("neon", &["neon"]),

@@ -39,6 +39,7 @@ mod secrets;
 mod silence;
 mod spans;
 mod stops;
+mod suites;
 mod support;
 mod sweeping;
 mod traces;

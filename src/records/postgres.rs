@@ -1,0 +1,447 @@
+//! The catalog that replicas share: a few tables in any Postgres.
+
+mod builder;
+mod connections;
+mod failure;
+mod listener;
+mod reseal;
+mod row;
+mod schema;
+mod statements;
+
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use sha2::{Digest, Sha256};
+use tokio::sync::watch;
+use tokio_postgres::{Config, Row, types::Type};
+
+pub use builder::PostgresBuilder;
+
+use builder::Server;
+use connections::{Connections, Param, within};
+use failure::Failure;
+use listener::Listener;
+use row::{Columns, NO_KEYS, count, known_state, lease_micros};
+use schema::Schema;
+use statements::Statements;
+
+use super::{Defect, Records};
+use crate::{
+    endpoint::Endpoint,
+    error::BoxError,
+    lookup::Lookup,
+    record::{Changes, Lease, Leased, Record, State, Then},
+    retry::lock,
+    seal::KeyRing,
+    secret::Secret,
+    tenant::{Namespace, TenantId},
+};
+
+/// A catalog in a Postgres database, shared by all replicas of an application: any Postgres of version 14 or later, a Neon
+/// project too.
+///
+/// It creates its tables at first use, in a schema of their own, and upgrades them when a later release needs more; any
+/// number of replicas may start at once, also of different releases. All times are the database's. Passwords are kept
+/// only sealed, with the application's own [`KeyRing`].
+///
+/// ```no_run
+/// use tenantry::{KeyRing, Neon, Provisioner, TenantRouter, records::Postgres};
+///
+/// # fn main() -> Result<(), tenantry::BoxError> {
+/// let catalog = Postgres::builder(std::env::var("CATALOG_URL")?)
+///     .keys(KeyRing::parse(&std::env::var("CATALOG_KEYS")?)?)
+///     .build()?;
+/// let neon = Neon::builder(std::env::var("NEON_API_KEY")?).build()?;
+/// let router = TenantRouter::provisioning(Provisioner::new(catalog, neon, "production")).build()?;
+/// # let _ = router; Ok(()) }
+/// ```
+///
+/// # Connections
+/// A small pool of its own, and one connection that listens. Each call is one statement without a name, so a pooler in
+/// transaction mode may be in between; then nothing is heard by listening, and changes are noticed when they are asked
+/// for. Encryption is as the connection string's `sslmode` says, except that `prefer`, the default, is `require` for a
+/// host elsewhere and `disable` for this machine. Certificates are always verified.
+///
+/// # Privileges
+/// The role needs `CREATE` on the database, or to own the schema; where the tables are there, `USAGE` on the schema and
+/// `SELECT`, `INSERT` and `UPDATE` on its tables. An application that only looks tenants up needs `USAGE` and `SELECT`.
+///
+/// # Failures
+/// A record that makes no sense (it was sealed with a key that is not in the ring, or written by a later release) is a
+/// [`Defect`] of that tenant; [`list`](Records::list) leaves it out with a warning. Everything else is an outage: the
+/// text says what to change.
+#[derive(Clone)]
+pub struct Postgres(Arc<Inner>);
+
+struct Inner {
+    connections: Connections,
+    statements: Statements,
+    schema: Arc<Schema>,
+    namespace: OnceLock<Namespace>,
+    keys: Option<KeyRing>,
+    /// Made when the namespace is known.
+    listener: OnceLock<Listener>,
+    listens: bool,
+    /// Whether the tables are known to be there.
+    migrated: AtomicBool,
+    // The last migration. Held for a look or a start.
+    migration: Mutex<Option<Migration>>,
+}
+
+/// Where the outcome of a migration is told.
+type Migration = watch::Receiver<Option<Result<(), Failure>>>;
+
+impl Postgres {
+    /// Settings of a catalog in the database that `url` leads to: a connection string, as libpq has them.
+    pub fn builder(url: impl Into<Secret>) -> PostgresBuilder {
+        PostgresBuilder::new(Server::Text(url.into()))
+    }
+
+    /// The same, with the connection string taken apart.
+    pub fn with_config(config: Config) -> PostgresBuilder {
+        PostgresBuilder::new(Server::Settings(Box::new(config)))
+    }
+
+    fn new(
+        connections: Connections,
+        statements: Statements,
+        namespace: Option<Namespace>,
+        keys: Option<KeyRing>,
+        listens: bool,
+    ) -> Self {
+        let schema = Arc::new(Schema::new(&statements.schema));
+        Self(Arc::new(Inner {
+            connections,
+            statements,
+            schema,
+            namespace: namespace.map(OnceLock::from).unwrap_or_default(),
+            keys,
+            listener: OnceLock::new(),
+            listens,
+            migrated: AtomicBool::new(false),
+            migration: Mutex::default(),
+        }))
+    }
+
+    /// Creates or upgrades the tables, as the first call would. For a program that has more rights than the application.
+    ///
+    /// # Cancel safety
+    /// Dropping it lets the work go on.
+    pub async fn migrate(&self) -> Result<(), BoxError> {
+        self.0.migrated.store(false, Relaxed);
+        self.migrated().await.map_err(Failure::into_error)
+    }
+
+    /// The same up to a version, for tests of upgrades.
+    #[doc(hidden)]
+    pub async fn migrate_to(&self, version: usize) -> Result<(), BoxError> {
+        let work = self.0.schema.upgrade(&self.0.connections, version);
+        work.await.map_err(Failure::into_error)
+    }
+
+    /// The version of the tables that this release works with.
+    #[doc(hidden)]
+    pub fn latest_version() -> usize {
+        Schema::latest()
+    }
+
+    fn statements(&self) -> &Statements {
+        &self.0.statements
+    }
+
+    fn keys(&self) -> Option<&KeyRing> {
+        self.0.keys.as_ref()
+    }
+
+    fn namespace(&self) -> Result<&Namespace, BoxError> {
+        let served = self.0.namespace.get();
+        served.ok_or_else(|| {
+            "the catalog was not told whose namespace to look in; set one with PostgresBuilder::namespace".into()
+        })
+    }
+
+    /// Where writes to the namespace are announced: a name of its own for each schema and namespace of the database.
+    fn channel(&self, namespace: &Namespace) -> String {
+        let digest = Sha256::digest(format!("{}\0{namespace}", self.0.statements.schema));
+        let hex: String = digest
+            .iter()
+            .take(16)
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        format!("tenantry_{hex}")
+    }
+
+    /// Runs a statement within the time limit, after the tables are there.
+    async fn ask(&self, statement: &str, params: &[Param<'_>]) -> Result<Vec<Row>, Failure> {
+        let limit = self.0.connections.limit;
+        let work = async {
+            self.migrated().await?;
+            self.0.connections.ask(statement, params).await
+        };
+        let result = within(limit, work).await;
+        if result.as_ref().is_err_and(Failure::is_missing_table) {
+            self.0.migrated.store(false, Relaxed);
+        }
+        result
+    }
+
+    /// Waits until the tables are there. The work is in a task of its own: no caller's leaving stops it.
+    async fn migrated(&self) -> Result<(), Failure> {
+        if self.0.migrated.load(Relaxed) {
+            return Ok(());
+        }
+        let mut landed = self.migration();
+        let result = match landed.wait_for(Option::is_some).await {
+            Ok(result) => (*result).clone().unwrap_or(Ok(())),
+            Err(_) => Err(Failure::new(
+                "the runtime has ended under the catalog's migration",
+            )),
+        };
+        if result.is_ok() {
+            self.0.migrated.store(true, Relaxed);
+        }
+        result
+    }
+
+    /// The migration under way, or a new one.
+    fn migration(&self) -> Migration {
+        let mut slot = lock(&self.0.migration);
+        let goes_on = |it: &&Migration| it.has_changed().is_ok() && it.borrow().is_none();
+        if let Some(landed) = slot.as_ref().filter(goes_on) {
+            return landed.clone();
+        }
+        let (announce, landed) = watch::channel(None);
+        let (schema, connections) = (Arc::clone(&self.0.schema), self.0.connections.clone());
+        tokio::spawn(async move {
+            let result = schema.upgrade(&connections, Schema::latest()).await;
+            announce.send_replace(Some(result));
+        });
+        slot.insert(landed).clone()
+    }
+
+    fn record(&self, row: &Row) -> Result<Record, BoxError> {
+        Ok(row::record(row, self.namespace()?, self.keys())?)
+    }
+
+    /// A page of rows that come after `after`.
+    async fn page(&self, after: &str, limit: usize) -> Result<Vec<Row>, BoxError> {
+        let namespace = self.namespace()?.as_str();
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let params: [Param<'_>; 3] = [
+            (&namespace, Type::TEXT),
+            (&after, Type::TEXT),
+            (&limit, Type::INT8),
+        ];
+        self.ask(&self.statements().list, &params)
+            .await
+            .map_err(Failure::into_error)
+    }
+}
+
+impl Lookup for Postgres {
+    async fn lookup(&self, tenant: &TenantId) -> Result<Option<Endpoint>, BoxError> {
+        let endpoint = self.find(tenant).await?.and_then(Record::into_served);
+        match endpoint {
+            Some(endpoint) if endpoint.password.expose().is_empty() => Err(Defect::new(
+                "the catalog does not give the tenant's password: it was not kept, or there are no keys here to open it with",
+            )
+            .into()),
+            endpoint => Ok(endpoint),
+        }
+    }
+}
+
+impl Records for Postgres {
+    fn serve(&self, namespace: &Namespace, with_passwords: bool) -> Result<(), BoxError> {
+        if with_passwords && self.0.keys.is_none() {
+            return Err(NO_KEYS.into());
+        }
+        let served = self.0.namespace.get_or_init(|| namespace.clone());
+        if served != namespace {
+            let message = format!(
+                "this catalog serves the namespace {served}, not {namespace}; build another for that, also in the same schema"
+            );
+            return Err(message.into());
+        }
+        Ok(())
+    }
+
+    async fn find(&self, tenant: &TenantId) -> Result<Option<Record>, BoxError> {
+        let (namespace, tenant) = (self.namespace()?.as_str(), tenant.as_str());
+        let params: [Param<'_>; 2] = [(&namespace, Type::TEXT), (&tenant, Type::TEXT)];
+        let rows = self.ask(&self.statements().find, &params).await;
+        let rows = rows.map_err(Failure::into_error)?;
+        rows.first().map(|row| self.record(row)).transpose()
+    }
+
+    async fn lease(
+        &self,
+        tenant: &TenantId,
+        owner: &str,
+        time: Duration,
+    ) -> Result<Leased, BoxError> {
+        let (namespace, time) = (self.namespace()?.as_str(), lease_micros(time));
+        let id = tenant.as_str();
+        let params: [Param<'_>; 4] = [
+            (&namespace, Type::TEXT),
+            (&id, Type::TEXT),
+            (&owner, Type::TEXT),
+            (&time, Type::INT8),
+        ];
+        let rows = self.ask(&self.statements().lease, &params).await;
+        if let Some(row) = rows.map_err(Failure::into_error)?.first() {
+            let lease = Lease::new(tenant.clone(), owner, count(row::get(row, "token")?));
+            return Ok(Leased::Granted(lease, Box::new(self.record(row)?)));
+        }
+        let found = self.find(tenant).await?;
+        Ok(Leased::Held(
+            found.and_then(|it| it.leased_for).unwrap_or_default(),
+        ))
+    }
+
+    async fn write(&self, lease: &Lease, record: &Record, then: Then) -> Result<bool, BoxError> {
+        let namespace = self.namespace()?;
+        let columns = Columns::of(record, namespace, self.keys())?;
+        let from: Vec<_> = State::ALL
+            .into_iter()
+            .filter(|state| state.may_become(record.state))
+            .map(State::as_str)
+            .collect();
+        let (tenant, token) = (
+            lease.tenant.as_str(),
+            i64::try_from(lease.token).unwrap_or(i64::MAX),
+        );
+        let (release, channel) = (then == Then::Release, self.channel(namespace));
+        let namespace = namespace.as_str();
+        let mut params: Vec<Param<'_>> = vec![
+            (&namespace, Type::TEXT),
+            (&tenant, Type::TEXT),
+            (&lease.owner, Type::TEXT),
+            (&token, Type::INT8),
+            (&from, Type::TEXT_ARRAY),
+            (&columns.doubt, Type::INT8),
+            (&columns.same_keys, Type::TEXT_ARRAY),
+            (&columns.same_marks, Type::BYTEA_ARRAY),
+            (&release, Type::BOOL),
+            (&channel, Type::TEXT),
+        ];
+        params.extend(columns.written().into_iter().map(|(_, param)| param));
+        let rows = self.ask(&self.statements().write, &params).await;
+        let rows = rows.map_err(Failure::into_error)?;
+        let Some(row) = rows.first() else {
+            return Ok(false);
+        };
+        if row::get(row, "written")? {
+            return Ok(true);
+        }
+        let old = known_state(&row::get::<String>(row, "state")?)?;
+        Err(Defect::not_allowed(old, record.state).into())
+    }
+
+    async fn release(&self, lease: &Lease) -> Result<(), BoxError> {
+        let (namespace, tenant) = (self.namespace()?.as_str(), lease.tenant.as_str());
+        let token = i64::try_from(lease.token).unwrap_or(i64::MAX);
+        let params: [Param<'_>; 4] = [
+            (&namespace, Type::TEXT),
+            (&tenant, Type::TEXT),
+            (&lease.owner, Type::TEXT),
+            (&token, Type::INT8),
+        ];
+        let done = self.ask(&self.statements().release, &params).await;
+        done.map(drop).map_err(Failure::into_error)
+    }
+
+    async fn list(&self, after: Option<&TenantId>, limit: usize) -> Result<Vec<Record>, BoxError> {
+        let mut after = after.map_or("", TenantId::as_str).to_owned();
+        let mut listed = Vec::new();
+        while listed.len() < limit {
+            let wanted = limit - listed.len();
+            let rows = self.page(&after, wanted).await?;
+            for row in &rows {
+                after = row::get(row, "tenant")?;
+                match self.record(row) {
+                    Ok(record) => listed.push(record),
+                    // One broken record must not keep all others from being listed.
+                    Err(err) => tracing::warn!(tenant = after, %err, "a record is left out"),
+                }
+            }
+            if rows.len() < wanted {
+                break;
+            }
+        }
+        Ok(listed)
+    }
+
+    async fn changes(&self, since: Option<u64>, limit: usize) -> Result<Changes, BoxError> {
+        let namespace = self.namespace()?.as_str();
+        let from = since.map_or(i64::MAX, |since| i64::try_from(since).unwrap_or(i64::MAX));
+        // One more, to see whether there are more.
+        let most = i64::try_from(limit).unwrap_or(i64::MAX).saturating_add(1);
+        let params: [Param<'_>; 3] = [
+            (&namespace, Type::TEXT),
+            (&from, Type::INT8),
+            (&most, Type::INT8),
+        ];
+        let rows = self.ask(&self.statements().changes, &params).await;
+        changes(&rows.map_err(Failure::into_error)?, since, limit)
+    }
+
+    async fn nudged(&self) {
+        let Ok(namespace) = self.namespace() else {
+            return std::future::pending().await;
+        };
+        if !self.0.listens {
+            return std::future::pending().await;
+        }
+        let listener = || Listener::new(self.channel(namespace));
+        self.0
+            .listener
+            .get_or_init(listener)
+            .rings(&self.0.connections)
+            .await;
+    }
+}
+
+fn changes(rows: &[Row], since: Option<u64>, limit: usize) -> Result<Changes, BoxError> {
+    let mut changes = Changes::default();
+    let present = rows
+        .first()
+        .map(|row| row::get(row, "present"))
+        .transpose()?;
+    changes.version = present.map_or(0, count);
+    changes.reset = since.is_some_and(|since| since > changes.version);
+    let changed = rows
+        .iter()
+        .filter_map(|row| Some((row::get::<Option<String>>(row, "tenant").ok()??, row)));
+    let changed: Vec<_> = changed.collect();
+    changes.more = changed.len() > limit;
+    let mut last = since.unwrap_or_default();
+    for (tenant, row) in changed.into_iter().take(limit) {
+        last = count(row::get(row, "version")?);
+        match TenantId::parse(&tenant) {
+            Ok(tenant) => changes.tenants.push(tenant),
+            Err(err) => tracing::warn!(tenant, %err, "a record is left out"),
+        }
+    }
+    if changes.more {
+        changes.version = last;
+    }
+    Ok(changes)
+}
+
+impl fmt::Debug for Postgres {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Postgres")
+            .field("schema", &self.0.statements.schema)
+            .field("namespace", &self.0.namespace.get())
+            .field("keys", &self.0.keys)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,295 @@
+//! The settings of a catalog in Postgres, and the one place that checks them.
+
+use std::{fmt, net::IpAddr, time::Duration};
+
+use rustls::pki_types::CertificateDer;
+use tokio_postgres::config::{Config, Host, SslMode};
+
+use super::{Postgres, connections::Connections, statements::Statements};
+use crate::{
+    config::{InvalidConfig, check_limit},
+    seal::KeyRing,
+    secret::Secret,
+    tenant::Namespace,
+    tls,
+};
+
+/// The longest name of anything in Postgres, in bytes. It cuts longer ones without a word.
+const LONGEST_NAME: usize = 63;
+/// Longest wait for one of the server's addresses to take the socket, unless the connection string says otherwise.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// A server that vanished without a word is noticed after about this long, unless the connection string says otherwise.
+const PEER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Settings of a catalog in [`Postgres`].
+#[derive(Clone)]
+#[must_use = "a builder does nothing until it is built"]
+pub struct PostgresBuilder {
+    server: Server,
+    schema: String,
+    namespace: Option<String>,
+    keys: Option<KeyRing>,
+    pool_size: usize,
+    timeout: Duration,
+    root_certificates: Vec<CertificateDer<'static>>,
+    listen: bool,
+}
+
+/// Where the server is.
+#[derive(Clone)]
+pub(super) enum Server {
+    /// A connection string.
+    Text(Secret),
+    /// The same, taken apart.
+    Settings(Box<Config>),
+}
+
+impl PostgresBuilder {
+    pub(super) fn new(server: Server) -> Self {
+        Self {
+            server,
+            schema: "tenantry".to_owned(),
+            namespace: None,
+            keys: None,
+            pool_size: 4,
+            timeout: Duration::from_secs(5),
+            root_certificates: Vec::new(),
+            listen: true,
+        }
+    }
+
+    /// Sets the schema in which the tables are, of 1 to 63 bytes; any characters but NUL. Defaults to `tenantry`; change
+    /// it if several applications keep catalogs in one database.
+    pub fn schema(mut self, name: impl Into<String>) -> Self {
+        self.schema = name.into();
+        self
+    }
+
+    /// Sets whose namespace is looked up. Needed where no [`Provisioner`](crate::Provisioner) does so: in an application
+    /// that only looks tenants up, and for [`Postgres::reseal`] in a program of its own.
+    pub fn namespace(mut self, namespace: impl Into<String>) -> Self {
+        self.namespace = Some(namespace.into());
+        self
+    }
+
+    /// Sets the keys that seal passwords. Without, no password is kept.
+    pub fn keys(mut self, keys: KeyRing) -> Self {
+        self.keys = Some(keys);
+        self
+    }
+
+    /// Sets the most connections for queries; there is one more that listens. Defaults to 4: a query takes about a
+    /// millisecond, and each replica has its own.
+    pub fn pool_size(mut self, size: usize) -> Self {
+        self.pool_size = size;
+        self
+    }
+
+    /// Sets the longest time for one call, with the wait for a connection. Defaults to 5 seconds; raise it if the catalog
+    /// itself sleeps when idle and is slow to wake.
+    pub fn timeout(mut self, limit: Duration) -> Self {
+        self.timeout = limit;
+        self
+    }
+
+    /// Trusts one more root certificate, besides Mozilla's. The managed Postgres of some clouds needs one.
+    pub fn root_certificate(mut self, certificate: CertificateDer<'static>) -> Self {
+        self.root_certificates.push(certificate);
+        self
+    }
+
+    /// Whether a connection of its own listens for what other replicas change. Defaults to yes: changes are noticed
+    /// within milliseconds. It does not work through a pooler in transaction mode, and keeps a catalog awake that would
+    /// sleep when idle; without it, changes are noticed when they are asked for, as they are from time to time anyhow.
+    pub fn listen(mut self, listen: bool) -> Self {
+        self.listen = listen;
+        self
+    }
+
+    /// Checks the settings. Opens nothing: the first call does.
+    pub fn build(self) -> Result<Postgres, InvalidConfig> {
+        let config = self.server.checked(self.timeout)?;
+        if self.schema.is_empty() || self.schema.len() > LONGEST_NAME || self.schema.contains('\0')
+        {
+            return Err(InvalidConfig::new(
+                "the catalog's schema has 1 to 63 bytes and no NUL",
+            ));
+        }
+        if self.pool_size == 0 {
+            return Err(InvalidConfig::new(
+                "the catalog's pool_size must be more than zero",
+            ));
+        }
+        check_limit("the catalog's timeout", self.timeout)?;
+        self.keys.as_ref().map_or(Ok(()), KeyRing::check)?;
+        let namespace = self.namespace.as_deref().map(Namespace::parse).transpose();
+        let namespace = namespace.map_err(|err| InvalidConfig::new(err.to_string()))?;
+        let tls = tls::for_postgres(&self.root_certificates)?;
+        let connections = Connections::new(config, tls, self.pool_size, self.timeout)?;
+        let statements = Statements::new(&self.schema);
+        Ok(Postgres::new(
+            connections,
+            statements,
+            namespace,
+            self.keys,
+            self.listen,
+        ))
+    }
+}
+
+impl Server {
+    /// The settings, made whole. Errors show nothing of a connection string: it holds a password.
+    fn checked(&self, timeout: Duration) -> Result<Config, InvalidConfig> {
+        let mut config = match self {
+            Self::Settings(config) => (**config).clone(),
+            Self::Text(text) => text
+                .expose()
+                .parse()
+                .map_err(|err: tokio_postgres::Error| {
+                    let cause = std::error::Error::source(&err).map(ToString::to_string);
+                    InvalidConfig::new(format!(
+                        "the catalog's connection string cannot be read: {}",
+                        cause.unwrap_or_default()
+                    ))
+                })?,
+        };
+        if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
+            return Err(InvalidConfig::new(
+                "the catalog's connection string names no host",
+            ));
+        }
+        if config.get_user().is_none() {
+            return Err(InvalidConfig::new(
+                "the catalog's connection string names no user",
+            ));
+        }
+        config.ssl_mode(ssl_mode(&config));
+        if config.get_application_name().is_none() {
+            config.application_name("tenantry catalog");
+        }
+        if config.get_connect_timeout().is_none() {
+            config.connect_timeout(CONNECT_TIMEOUT.min(timeout));
+        }
+        if config.get_tcp_user_timeout().is_none() {
+            config.tcp_user_timeout(PEER_TIMEOUT);
+        }
+        if config.get_keepalives_idle() > PEER_TIMEOUT {
+            config.keepalives_idle(PEER_TIMEOUT);
+        }
+        if config.get_keepalives_interval().is_none() {
+            config.keepalives_interval(PEER_TIMEOUT / 3);
+        }
+        Ok(config)
+    }
+}
+
+/// `prefer`, as a connection string without a word about it has it, protects from nobody who can change what is sent.
+/// On the way to another machine it means `require`, to this one `disable`.
+fn ssl_mode(config: &Config) -> SslMode {
+    let here = |host: &Host| match host {
+        Host::Unix(_) => true,
+        Host::Tcp(name) => {
+            name == "localhost"
+                || name
+                    .parse()
+                    .is_ok_and(|address: IpAddr| address.is_loopback())
+        }
+    };
+    match config.get_ssl_mode() {
+        SslMode::Prefer
+            if config.get_hosts().iter().all(here)
+                && config.get_hostaddrs().iter().all(IpAddr::is_loopback) =>
+        {
+            SslMode::Disable
+        }
+        SslMode::Prefer => SslMode::Require,
+        said => said,
+    }
+}
+
+// The connection string holds a password, so nothing of it is shown.
+impl fmt::Debug for PostgresBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresBuilder")
+            .field("schema", &self.schema)
+            .field("namespace", &self.namespace)
+            .field("keys", &self.keys)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn build(text: &str) -> Result<Postgres, InvalidConfig> {
+        Postgres::builder(text).build()
+    }
+
+    #[test]
+    fn every_setting_is_checked_and_no_error_shows_a_password() {
+        assert!(build("postgres://app:hunter2@db.example.org/app").is_ok());
+        let said = |result: Result<Postgres, InvalidConfig>| result.unwrap_err().to_string();
+        for (text, why) in [
+            (
+                "postgres://app:hunter2@db.example.org/app?sslmode=hunter2",
+                "cannot be read",
+            ),
+            ("hunter2", "cannot be read"),
+            ("user=app password=hunter2", "no host"),
+            ("host=db.example.org password=hunter2", "no user"),
+        ] {
+            let said = said(build(text));
+            assert!(said.contains(why) && !said.contains("hunter2"), "{said}");
+        }
+        let good = || Postgres::builder("postgres://app@localhost/app");
+        assert!(said(good().schema("").build()).contains("schema"));
+        assert!(said(good().schema("x".repeat(64)).build()).contains("schema"));
+        assert!(said(good().pool_size(0).build()).contains("pool_size"));
+        assert!(said(good().timeout(Duration::ZERO).build()).contains("timeout"));
+        assert!(said(good().namespace("A").build()).contains("namespace"));
+        assert!(said(good().keys(KeyRing::new("", [1; 32])).build()).contains("id of a key"));
+    }
+
+    #[test]
+    fn what_leaves_the_machine_is_encrypted() {
+        let mode = |text: &str| ssl_mode(&text.parse().unwrap());
+        assert_eq!(mode("postgres://app@db.example.org/app"), SslMode::Require);
+        assert_eq!(
+            mode("postgres://app@db.example.org/app?sslmode=prefer"),
+            SslMode::Require
+        );
+        assert_eq!(
+            mode("postgres://app@db.example.org/app?sslmode=disable"),
+            SslMode::Disable
+        );
+        assert_eq!(
+            mode("postgres://app@localhost,db.example.org/app"),
+            SslMode::Require
+        );
+        assert_eq!(
+            mode("host=localhost hostaddr=192.0.2.1 user=app"),
+            SslMode::Require
+        );
+        for here in [
+            "postgres://app@localhost/app",
+            "host=/run/postgresql user=app",
+            "host=127.0.0.1 user=app",
+        ] {
+            assert_eq!(mode(here), SslMode::Disable, "{here}");
+        }
+        assert_eq!(
+            mode("postgres://app@localhost/app?sslmode=require"),
+            SslMode::Require
+        );
+    }
+
+    #[test]
+    fn debug_shows_no_password() {
+        let text = "postgres://app:hunter2@localhost/app";
+        let builder =
+            Postgres::builder(text).keys(KeyRing::new("k", *b"hunter2hunter2hunter2hunter2hunt"));
+        let printed = format!("{builder:?} {:?}", builder.clone().build().unwrap());
+        assert!(!printed.contains("hunter2"), "{printed}");
+    }
+}

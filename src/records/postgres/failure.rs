@@ -1,0 +1,143 @@
+//! What the catalog's Postgres said, and what the operator should do about it.
+
+use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
+
+use deadpool_postgres::PoolError;
+use tokio_postgres::error::SqlState;
+
+use crate::{error::BoxError, records::Defect};
+
+/// The index that keeps two tenants from one database.
+pub(super) const ONE_DATABASE: &str = "tenants_database";
+
+/// The catalog failed. One failed migration has many waiters, so it can be cloned.
+#[derive(Clone, Debug)]
+pub(super) struct Failure {
+    message: Cow<'static, str>,
+    /// What the record of one tenant is to blame for, if that is all.
+    defect: Option<Defect>,
+    source: Option<Arc<tokio_postgres::Error>>,
+}
+
+impl Failure {
+    pub(super) fn new(message: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            message: message.into(),
+            defect: None,
+            source: None,
+        }
+    }
+
+    pub(super) fn late(limit: Duration) -> Self {
+        Self::new(format!("the catalog did not answer within {limit:?}"))
+    }
+
+    /// Whether Postgres says that it did nothing and that another attempt will help.
+    pub(super) fn is_undone(&self) -> bool {
+        let code = self.code();
+        code == Some(&SqlState::T_R_SERIALIZATION_FAILURE)
+            || code == Some(&SqlState::T_R_DEADLOCK_DETECTED)
+    }
+
+    /// Whether a table is missing.
+    pub(super) fn is_missing_table(&self) -> bool {
+        let code = self.code();
+        code == Some(&SqlState::UNDEFINED_TABLE) || code == Some(&SqlState::INVALID_SCHEMA_NAME)
+    }
+
+    fn code(&self) -> Option<&SqlState> {
+        self.source.as_ref()?.code()
+    }
+
+    /// As the router takes it: what is only about one tenant is a [`Defect`].
+    pub(super) fn into_error(self) -> BoxError {
+        match self.defect {
+            Some(defect) => defect.into(),
+            None => self.into(),
+        }
+    }
+}
+
+impl From<tokio_postgres::Error> for Failure {
+    fn from(err: tokio_postgres::Error) -> Self {
+        let message = err.code().map_or(UNREACHABLE, advice);
+        Self {
+            message: message.into(),
+            defect: defect(&err),
+            source: Some(Arc::new(err)),
+        }
+    }
+}
+
+impl From<PoolError> for Failure {
+    fn from(err: PoolError) -> Self {
+        match err {
+            PoolError::Backend(err) => err.into(),
+            other => Self::new(format!("no connection to the catalog: {other}")),
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        let source = self.source.as_deref()?;
+        Some(source)
+    }
+}
+
+const UNREACHABLE: &str = "the catalog's Postgres cannot be reached, or broke off";
+
+/// What to do about it, where there is something to do.
+fn advice(code: &SqlState) -> &'static str {
+    match *code {
+        SqlState::INSUFFICIENT_PRIVILEGE => {
+            "the catalog's role lacks a privilege; it needs USAGE on the schema and SELECT, INSERT and UPDATE on all tables \
+             in it (SELECT is enough for an application that only looks tenants up), and the role that creates or upgrades \
+             the tables needs CREATE on the database, or must own the schema and what is in it"
+        }
+        SqlState::READ_ONLY_SQL_TRANSACTION => {
+            "the catalog's server takes no writes; connect to the primary, for example with \
+             target_session_attrs=read-write and all hosts in the connection string"
+        }
+        SqlState::INVALID_PASSWORD | SqlState::INVALID_AUTHORIZATION_SPECIFICATION => {
+            "the catalog's Postgres refuses the login; check user, password and pg_hba.conf"
+        }
+        SqlState::INVALID_CATALOG_NAME => {
+            "the database that the catalog should be in does not exist; create it, or correct the connection string"
+        }
+        SqlState::TOO_MANY_CONNECTIONS => {
+            "the catalog's Postgres has no connection left; lower pool_size, raise max_connections, or put a pooler in between"
+        }
+        SqlState::LOCK_NOT_AVAILABLE => {
+            "the catalog's tables are locked; look in pg_locks for who holds them"
+        }
+        SqlState::UNDEFINED_TABLE | SqlState::INVALID_SCHEMA_NAME => {
+            "the catalog's tables are gone; the next call creates them anew"
+        }
+        _ => "the catalog's Postgres failed",
+    }
+}
+
+/// What is wrong with the record, if it is only about that.
+fn defect(err: &tokio_postgres::Error) -> Option<Defect> {
+    let said = err.as_db_error()?;
+    if said.constraint() == Some(ONE_DATABASE) {
+        let which = said.detail().unwrap_or_default();
+        let message = format!("another tenant has this database already: {which}");
+        return Some(Defect::new(message));
+    }
+    // Data exception, and violation of a constraint.
+    let class = said.code().code().get(..2)?;
+    matches!(class, "22" | "23").then(|| {
+        Defect::new(format!(
+            "the catalog cannot hold the record: {}",
+            said.message()
+        ))
+    })
+}

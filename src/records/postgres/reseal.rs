@@ -1,0 +1,175 @@
+//! Sealing everything anew with the newest key, while others go on writing.
+
+use tokio_postgres::{Row, types::Type};
+
+use super::{
+    Postgres,
+    failure::Failure,
+    row::{endpoint, get, place, sealed, unsealable},
+};
+use crate::{
+    error::BoxError,
+    records::Defect,
+    seal::{KeyRing, Sealed},
+    tenant::{Namespace, TenantId},
+};
+
+/// How many passwords are sealed with one statement.
+const PAGE: i64 = 200;
+/// How often everything is gone through. More than one pass is needed where replicas still seal with an older key.
+const PASSES: usize = 8;
+
+/// What is to be written, if the old bytes are still there: one entry per password.
+#[derive(Default)]
+struct Page {
+    tenants: Vec<String>,
+    old: Vec<Vec<u8>>,
+    new: Vec<Vec<u8>>,
+    marks: Vec<Vec<u8>>,
+}
+
+/// How far it has come.
+#[derive(Default)]
+struct Pass {
+    resealed: u64,
+    /// Passwords that do not open, and why the first one does not.
+    unreadable: u64,
+    why: Option<Defect>,
+    /// Passwords that somebody else has written meanwhile.
+    overtaken: bool,
+}
+
+impl Postgres {
+    /// Seals every password of the namespace anew that is not sealed with the newest key of the ring, and returns how
+    /// many that were. Afterwards no older key is needed, provided that every replica has the newest one as its first.
+    ///
+    /// It goes on in pages, beside everything else that is done with the catalog, and may be stopped and called again.
+    /// How far it has come is told by an event `reseal` after each page.
+    ///
+    /// # Errors
+    /// If the catalog fails, if there are no keys, or if passwords are there that no key of the ring opens. All others are
+    /// done then.
+    ///
+    /// # Cancel safety
+    /// Dropping it leaves the page under way done or not done.
+    pub async fn reseal(&self) -> Result<u64, BoxError> {
+        let namespace = self.namespace()?.clone();
+        let keys = self
+            .keys()
+            .ok_or("there are no keys to seal with; give the catalog a KeyRing")?
+            .clone();
+        let mut resealed = 0;
+        for _ in 0..PASSES {
+            let pass = self.reseal_all(&namespace, &keys).await?;
+            resealed += pass.resealed;
+            if let Some(why) = pass.why {
+                let message = format!(
+                    "{} passwords cannot be sealed anew; the first: {why}",
+                    pass.unreadable
+                );
+                return Err(message.into());
+            }
+            if !pass.overtaken {
+                return Ok(resealed);
+            }
+        }
+        Err("somebody goes on sealing with an older key; give every replica the newest one first, then call this again".into())
+    }
+
+    async fn reseal_all(&self, namespace: &Namespace, keys: &KeyRing) -> Result<Pass, BoxError> {
+        let (mut pass, mut after) = (Pass::default(), String::new());
+        loop {
+            let rows = self.not_sealed_newest(namespace, keys, &after).await?;
+            let Some(last) = rows.last() else {
+                return Ok(pass);
+            };
+            after = get(last, "tenant")?;
+            let page = Page::of(&rows, namespace, keys, &mut pass);
+            let done = self.reseal_page(namespace, keys, &page).await?;
+            pass.resealed += done;
+            pass.overtaken |= done < page.tenants.len() as u64;
+            tracing::info!(
+                resealed = pass.resealed,
+                unreadable = pass.unreadable,
+                after,
+                "reseal"
+            );
+        }
+    }
+
+    async fn not_sealed_newest(
+        &self,
+        namespace: &Namespace,
+        keys: &KeyRing,
+        after: &str,
+    ) -> Result<Vec<Row>, BoxError> {
+        let (namespace, newest) = (namespace.as_str(), keys.newest_id());
+        let params: [super::connections::Param<'_>; 4] = [
+            (&namespace, Type::TEXT),
+            (&after, Type::TEXT),
+            (&newest, Type::TEXT),
+            (&PAGE, Type::INT8),
+        ];
+        self.ask(&self.statements().unsealed_so_far, &params)
+            .await
+            .map_err(Failure::into_error)
+    }
+
+    async fn reseal_page(
+        &self,
+        namespace: &Namespace,
+        keys: &KeyRing,
+        page: &Page,
+    ) -> Result<u64, BoxError> {
+        if page.tenants.is_empty() {
+            return Ok(0);
+        }
+        let (namespace, newest) = (namespace.as_str(), keys.newest_id());
+        let params: [super::connections::Param<'_>; 6] = [
+            (&namespace, Type::TEXT),
+            (&newest, Type::TEXT),
+            (&page.tenants, Type::TEXT_ARRAY),
+            (&page.old, Type::BYTEA_ARRAY),
+            (&page.new, Type::BYTEA_ARRAY),
+            (&page.marks, Type::BYTEA_ARRAY),
+        ];
+        let rows = self
+            .ask(&self.statements().reseal, &params)
+            .await
+            .map_err(Failure::into_error)?;
+        Ok(rows.len() as u64)
+    }
+}
+
+impl Page {
+    /// Opens and seals what is in `rows`; what cannot be is counted.
+    fn of(rows: &[Row], namespace: &Namespace, keys: &KeyRing, pass: &mut Pass) -> Self {
+        let mut page = Self::default();
+        for row in rows {
+            if let Err(why) = page.push(row, namespace, keys) {
+                pass.unreadable += 1;
+                tracing::warn!(tenant = get::<String>(row, "tenant").ok(), %why, "a password cannot be sealed anew");
+                pass.why.get_or_insert(why);
+            }
+        }
+        page
+    }
+
+    fn push(&mut self, row: &Row, namespace: &Namespace, keys: &KeyRing) -> Result<(), Defect> {
+        let (Some(endpoint), Some(old)) = (endpoint(row)?, sealed(row)?) else {
+            return Err(Defect::new("there is a password and no host"));
+        };
+        let tenant = TenantId::parse(&get::<String>(row, "tenant")?);
+        let tenant = tenant.map_err(|err| Defect::new(err.to_string()))?;
+        let place = place(namespace, &tenant, &endpoint);
+        let secret = keys.open(&old, &place).map_err(|err| unsealable(&err))?;
+        let Sealed { bytes, .. } = keys.seal(&secret, &place).map_err(|err| unsealable(&err))?;
+        let mark = keys.marks(&secret, &place).into_iter().next();
+        self.tenants.push(tenant.as_str().to_owned());
+        self.old.push(old.bytes);
+        self.new.push(bytes);
+        self.marks
+            .push(mark.map(|(_, mark)| mark).unwrap_or_default());
+        Ok(())
+    }
+}

@@ -1,0 +1,218 @@
+//! The catalog's tables: created, and upgraded when a later version of the crate needs more.
+
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+use tokio_postgres::types::Type;
+
+use super::{
+    connections::{Connections, Session, within},
+    failure::Failure,
+};
+
+/// Longest time for all of it. Callers wait as long as their own limit says; it goes on without them.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// What each version adds to the one before; `{schema}` stands for the schema's name. A version that was released is
+/// never changed, and none takes anything away: an older release of the crate goes on working beside a newer one.
+const MIGRATIONS: &[&str] = &[r#"
+CREATE TABLE {schema}.namespaces (
+    namespace text COLLATE "C" PRIMARY KEY,
+    version bigint NOT NULL
+);
+CREATE TABLE {schema}.tenants (
+    namespace text COLLATE "C" NOT NULL,
+    tenant text COLLATE "C" NOT NULL,
+    state text COLLATE "C" NOT NULL CONSTRAINT tenants_state CHECK
+        (state IN ('claimed', 'creating', 'preparing', 'ready', 'held', 'deleting', 'deleted')),
+    org text,
+    project text COLLATE "C",
+    branch text,
+    endpoint text,
+    region text,
+    direct_host text,
+    pooled_host text,
+    port integer CONSTRAINT tenants_port CHECK (port BETWEEN 0 AND 65535),
+    database text COLLATE "C",
+    role text,
+    suspend_after bigint,
+    is_neon boolean,
+    encryption text,
+    plan text,
+    schema_version bigint NOT NULL DEFAULT 0,
+    generation bigint NOT NULL DEFAULT 0,
+    attempt text,
+    doubt_until timestamptz,
+    attempts text[] NOT NULL DEFAULT '{}',
+    condemned text[] NOT NULL DEFAULT '{}',
+    last_error text,
+    lease_owner text,
+    lease_until timestamptz,
+    token bigint NOT NULL DEFAULT 0,
+    version bigint NOT NULL DEFAULT 0,
+    key_id text COLLATE "C",
+    credential bytea,
+    mark bytea,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    updated_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (namespace, tenant)
+);
+COMMENT ON COLUMN {schema}.tenants.suspend_after IS 'microseconds; 0 is the default, NULL is never';
+COMMENT ON COLUMN {schema}.tenants.credential IS 'sealed with the key key_id, and bound to tenant, role and hosts';
+COMMENT ON COLUMN {schema}.tenants.mark IS 'tells that the credential is the same without opening it';
+CREATE UNIQUE INDEX tenants_database ON {schema}.tenants (project, database)
+    WHERE project IS NOT NULL AND state <> 'deleted';
+CREATE INDEX tenants_version ON {schema}.tenants (namespace, version);
+"#];
+
+/// The tables in one schema.
+pub(super) struct Schema {
+    name: String,
+    quoted: String,
+}
+
+impl Schema {
+    pub(super) fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            quoted: quoted(name),
+        }
+    }
+
+    /// The version that this release works with.
+    pub(super) fn latest() -> usize {
+        MIGRATIONS.len()
+    }
+
+    /// Creates what is missing, up to `version`. Tables that are newer are left as they are.
+    pub(super) async fn upgrade(&self, to: &Connections, version: usize) -> Result<(), Failure> {
+        let work = async {
+            if self
+                .present(to)
+                .await?
+                .is_some_and(|present| present >= version)
+            {
+                return Ok(());
+            }
+            let session = to.session().await?;
+            self.upgrade_locked(&session, version).await?;
+            session.settle();
+            Ok(())
+        };
+        within(LIMIT, work).await
+    }
+
+    /// The version that is there; `None` if there is nothing. Takes no lock, and no more than the right to read.
+    async fn present(&self, at: &Connections) -> Result<Option<usize>, Failure> {
+        let sql = format!(
+            "SELECT current_setting('server_encoding'), coalesce(max(version), 0) FROM {}.migrations",
+            self.quoted
+        );
+        match at.ask(&sql, &[]).await {
+            Err(failure) if failure.is_missing_table() => Ok(None),
+            Err(failure) => Err(failure),
+            Ok(rows) => {
+                let Some(row) = rows.first() else {
+                    return Ok(None);
+                };
+                check_encoding(row.try_get(0)?)?;
+                Ok(usize::try_from(row.try_get::<_, i32>(1)?).ok())
+            }
+        }
+    }
+
+    /// One replica at a time, and all or nothing.
+    async fn upgrade_locked(&self, session: &Session, version: usize) -> Result<(), Failure> {
+        let begin = format!(
+            "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
+             SET LOCAL lock_timeout = '30s';
+             SET LOCAL idle_in_transaction_session_timeout = '30s';
+             SELECT pg_advisory_xact_lock({});",
+            self.lock()
+        );
+        session.batch_execute(&begin).await?;
+        let present = self.prepared(session).await?;
+        for (version, migration) in (1..=version).zip(MIGRATIONS).skip(present) {
+            let sql = migration.replace("{schema}", &self.quoted);
+            let note = format!(
+                "INSERT INTO {}.migrations (version) VALUES ({version});",
+                self.quoted
+            );
+            session.batch_execute(&sql).await?;
+            session.batch_execute(&note).await?;
+            tracing::info!(schema = self.name, version, "catalog upgraded");
+        }
+        Ok(session.batch_execute("COMMIT").await?)
+    }
+
+    /// Makes sure that there is a place to write the version into; returns the one that is there.
+    async fn prepared(&self, session: &Session) -> Result<usize, Failure> {
+        let (schema, table) = (&self.name, format!("{}.migrations", self.quoted));
+        // The rights to create are asked for only where there is something to create.
+        let sql = "SELECT current_setting('server_encoding'),
+                          EXISTS (SELECT FROM pg_namespace WHERE nspname = $1::name)";
+        let row = session
+            .query_typed_one(sql, &[(schema, Type::TEXT)])
+            .await?;
+        check_encoding(row.try_get(0)?)?;
+        if !row.try_get::<_, bool>(1)? {
+            let sql = format!("CREATE SCHEMA {}", self.quoted);
+            session.batch_execute(&sql).await?;
+        }
+        let sql = "SELECT to_regclass($1) IS NOT NULL";
+        let row = session
+            .query_typed_one(sql, &[(&table, Type::TEXT)])
+            .await?;
+        if !row.try_get::<_, bool>(0)? {
+            let sql = format!(
+                "CREATE TABLE {table} (
+                     version integer PRIMARY KEY,
+                     applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
+                 )"
+            );
+            session.batch_execute(&sql).await?;
+        }
+        let sql = format!("SELECT coalesce(max(version), 0) FROM {table}");
+        let row = session.query_typed_one(&sql, &[]).await?;
+        Ok(usize::try_from(row.try_get::<_, i32>(0)?).unwrap_or_default())
+    }
+
+    /// The number of the lock that replicas meet at.
+    fn lock(&self) -> i64 {
+        let digest = Sha256::digest(format!("tenantry migrations {}", self.name));
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(&digest[..8]);
+        i64::from_be_bytes(bytes)
+    }
+}
+
+/// A name as SQL has it, whatever its characters.
+pub(super) fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// Tenants' ids are kept as they are only in UTF-8.
+fn check_encoding(encoding: &str) -> Result<(), Failure> {
+    if encoding == "UTF8" {
+        return Ok(());
+    }
+    Err(Failure::new(format!(
+        "the catalog's database has the encoding {encoding}, which cannot hold every tenant's id; create one with ENCODING 'UTF8'"
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_name_is_quoted() {
+        assert_eq!(quoted("tenantry"), r#""tenantry""#);
+        assert_eq!(quoted(r#"a"; DROP"#), r#""a""; DROP""#);
+    }
+
+    #[test]
+    fn schemas_have_locks_of_their_own() {
+        assert_ne!(Schema::new("a").lock(), Schema::new("b").lock());
+    }
+}

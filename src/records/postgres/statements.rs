@@ -1,0 +1,134 @@
+//! The SQL. Every call is one statement, so that none is half done, and none needs a transaction held open.
+
+use super::{
+    row::{Columns, PLACE, READ},
+    schema::quoted,
+};
+
+/// The text of every statement, with the schema's name in place.
+pub(super) struct Statements {
+    pub(super) schema: String,
+    pub(super) find: String,
+    pub(super) list: String,
+    pub(super) lease: String,
+    pub(super) write: String,
+    pub(super) release: String,
+    pub(super) changes: String,
+    pub(super) unsealed_so_far: String,
+    pub(super) reseal: String,
+}
+
+impl Statements {
+    pub(super) fn new(schema: &str) -> Self {
+        let place = quoted(schema);
+        Self {
+            schema: schema.to_owned(),
+            find: format!("SELECT {READ} FROM {place}.tenants t WHERE namespace = $1 AND tenant = $2"),
+            list: format!(
+                "SELECT {READ} FROM {place}.tenants t WHERE namespace = $1 AND tenant > $2 ORDER BY tenant LIMIT $3"
+            ),
+            lease: lease(&place),
+            write: write(&place),
+            // Owner and end go both, so that a renewal that comes late is a grant of its own.
+            release: format!(
+                "UPDATE {place}.tenants SET lease_owner = NULL, lease_until = NULL
+                 WHERE namespace = $1 AND tenant = $2 AND lease_owner = $3 AND token = $4"
+            ),
+            // Each write has a version of its own, so a limit never falls between two rows of one version.
+            changes: format!(
+                "SELECT n.version AS present, t.tenant, t.version
+                 FROM (SELECT coalesce((SELECT version FROM {place}.namespaces WHERE namespace = $1), 0)) AS n (version)
+                 LEFT JOIN LATERAL (
+                     SELECT tenant, version FROM {place}.tenants
+                     WHERE namespace = $1 AND version > $2 ORDER BY version LIMIT $3
+                 ) t ON true
+                 ORDER BY t.version"
+            ),
+            unsealed_so_far: format!(
+                "SELECT {READ} FROM {place}.tenants t
+                 WHERE namespace = $1 AND tenant > $2 AND credential IS NOT NULL AND key_id IS DISTINCT FROM $3
+                 ORDER BY tenant LIMIT $4"
+            ),
+            reseal: format!(
+                "UPDATE {place}.tenants t SET key_id = $2, credential = new.credential, mark = new.mark
+                 FROM unnest($3, $4, $5, $6) AS new (tenant, old, credential, mark)
+                 WHERE t.namespace = $1 AND t.tenant = new.tenant AND t.credential = new.old
+                 RETURNING t.tenant"
+            ),
+        }
+    }
+}
+
+/// `$1` namespace, `$2` tenant, `$3` owner, `$4` microseconds. No row if somebody else has it.
+fn lease(place: &str) -> String {
+    let until = "clock_timestamp() + $4 * interval '1 microsecond'";
+    format!(
+        "INSERT INTO {place}.tenants AS t (namespace, tenant, state, lease_owner, lease_until, token)
+         VALUES ($1, $2, 'claimed', $3, {until}, 1)
+         ON CONFLICT (namespace, tenant) DO UPDATE SET
+             token = t.token + CASE WHEN t.lease_owner = $3 AND t.lease_until > clock_timestamp() THEN 0 ELSE 1 END,
+             lease_owner = $3,
+             lease_until = {until}
+         WHERE t.lease_owner IS NULL OR t.lease_owner = $3 OR t.lease_until <= clock_timestamp()
+         RETURNING {READ}"
+    )
+}
+
+/// `$1` namespace, `$2` tenant, `$3` owner, `$4` token, `$5` the states that may become the new one, `$6` doubt, `$7` and
+/// `$8` the marks of the same credential and their keys, `$9` whether to release, `$10` the channel; then the columns.
+///
+/// No row if the lease is lost. The namespace's row is locked by whoever writes until that is committed: so a version is
+/// seen only when all smaller ones are.
+fn write(place: &str) -> String {
+    let columns = Columns::default();
+    let written = columns.written();
+    let number = |name: &str| {
+        written
+            .iter()
+            .position(|(it, _)| *it == name)
+            .map(|at| at + 11)
+    };
+    let numbered = |name: &&str| number(name).map(|number| format!("${number}"));
+    let set: Vec<_> = written
+        .iter()
+        .enumerate()
+        .map(|(at, (name, _))| format!("{name} = ${}", at + 11))
+        .collect();
+    let old: Vec<_> = PLACE.iter().map(|name| format!("t.{name}")).collect();
+    let new: Vec<_> = PLACE.iter().filter_map(numbered).collect();
+    let (set, old, new) = (set.join(", "), old.join(", "), new.join(", "));
+    format!(
+        "WITH held AS MATERIALIZED (
+             SELECT state FROM {place}.tenants
+             WHERE namespace = $1 AND tenant = $2
+               AND lease_owner = $3 AND token = $4 AND lease_until > clock_timestamp()
+             FOR UPDATE
+         ), bumped AS (
+             INSERT INTO {place}.namespaces AS n (namespace, version)
+             SELECT $1, 1 FROM held WHERE held.state = ANY ($5)
+             ON CONFLICT (namespace) DO UPDATE SET version = n.version + 1
+             RETURNING version
+         ), written AS (
+             UPDATE {place}.tenants t SET
+                 {set},
+                 doubt_until = clock_timestamp() + $6 * interval '1 microsecond',
+                 generation = t.generation + CASE
+                     WHEN ({old}) IS NOT DISTINCT FROM ({new})
+                      AND (t.mark IS NULL AND cardinality($8) = 0 OR EXISTS (
+                          SELECT FROM unnest($7, $8) AS same (key_id, mark)
+                          WHERE same.key_id = t.key_id AND same.mark = t.mark))
+                     THEN 0 ELSE 1 END,
+                 lease_owner = CASE WHEN $9 THEN NULL ELSE t.lease_owner END,
+                 lease_until = CASE WHEN $9 THEN NULL ELSE t.lease_until END,
+                 version = bumped.version,
+                 updated_at = clock_timestamp()
+             FROM bumped
+             WHERE t.namespace = $1 AND t.tenant = $2
+             RETURNING t.version
+         )
+         SELECT held.state,
+                (SELECT version FROM written) IS NOT NULL AS written,
+                (SELECT pg_notify($10, '')::text FROM written) AS told
+         FROM held"
+    )
+}

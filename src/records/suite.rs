@@ -1,0 +1,269 @@
+//! How every catalog must behave, for the tests of whoever implements [`Records`] (feature `testing`).
+//!
+//! ```no_run
+//! use tenantry::records::{Memory, suite};
+//!
+//! # #[tokio::main] async fn main() {
+//! suite::run(true, || async { Memory::new() }).await; // as a test of your own
+//! # }
+//! ```
+
+mod ids;
+mod leases;
+mod reading;
+mod written;
+
+use std::{fmt::Debug, future::Future, time::Duration};
+
+use tokio::time::{Instant, sleep};
+
+use super::{Defect, Records};
+use crate::{
+    endpoint::Endpoint,
+    error::BoxError,
+    record::{Lease, Leased, Placement, Record, State, Then},
+    tenant::{Namespace, TenantId},
+};
+
+/// Longer than anything here takes.
+const LONG: Duration = Duration::from_secs(30);
+/// A lease that does not run out while a case runs.
+const LEASE: Duration = Duration::from_secs(3600);
+/// A lease that runs out while a case runs.
+const SHORT: Duration = Duration::from_millis(300);
+
+/// What became of a case.
+type Outcome<T = ()> = Result<T, BoxError>;
+
+/// Puts a catalog through everything that is asked of it. Takes some seconds of real time.
+///
+/// `make` is called for each case, and gives a catalog that is empty and was not told yet which namespace to
+/// [`serve`](Records::serve). `with_passwords` says whether the catalog is to keep passwords.
+///
+/// # Panics
+/// If the catalog does not behave. The text names what was expected of it.
+///
+/// # Cancel safety
+/// Dropping it leaves the catalog of the case under way as it is.
+pub async fn run<R, Fut>(with_passwords: bool, mut make: impl FnMut() -> Fut)
+where
+    R: Records,
+    Fut: Future<Output = R>,
+{
+    // Each is told its name where it fails, so that nobody has to read this code to know what is missing.
+    let mut stage = async || Stage::new(make().await, with_passwords);
+    named("serves one namespace", ids::one_namespace(&stage().await)).await;
+    named(
+        "compares ids byte for byte",
+        ids::byte_for_byte(&stage().await),
+    )
+    .await;
+    named(
+        "grants a lease to one owner",
+        leases::one_owner(&stage().await),
+    )
+    .await;
+    named(
+        "renews a lease and keeps its token",
+        leases::renewal(&stage().await),
+    )
+    .await;
+    named("lets a lease run out", leases::expiry(&stage().await)).await;
+    named("takes a lease back", leases::release(&stage().await)).await;
+    named(
+        "lets one of many have a lease",
+        leases::race(&stage().await),
+    )
+    .await;
+    named(
+        "writes under the present lease only",
+        leases::fencing(&stage().await),
+    )
+    .await;
+    named("keeps what is written", written::whole(&stage().await)).await;
+    named("keeps passwords", written::passwords(&stage().await)).await;
+    named(
+        "lets states change as they may",
+        written::transitions(&stage().await),
+    )
+    .await;
+    named(
+        "raises the generation exactly with a change of place",
+        written::generation(&stage().await),
+    )
+    .await;
+    named(
+        "gives each database to one tenant",
+        written::one_database(&stage().await),
+    )
+    .await;
+    named("counts doubt down", written::doubt(&stage().await)).await;
+    named("lists in pages", reading::list(&stage().await)).await;
+    named("tells changes in pages", reading::changes(&stage().await)).await;
+    named(
+        "tells every change beside writers",
+        reading::changes_beside_writers(&stage().await),
+    )
+    .await;
+    named(
+        "looks up what is ready, and nothing else",
+        reading::served(&stage().await),
+    )
+    .await;
+}
+
+async fn named(name: &str, case: impl Future<Output = Outcome>) {
+    let done = tokio::time::timeout(2 * LONG, case).await;
+    if let Err(why) = done.unwrap_or_else(|_| Err("it takes too long".into())) {
+        panic!("a catalog {name}: {why}");
+    }
+}
+
+/// A catalog of a case.
+struct Stage<R> {
+    records: R,
+    with_passwords: bool,
+}
+
+impl<R: Records> Stage<R> {
+    fn new(records: R, with_passwords: bool) -> Self {
+        let namespace = Namespace::parse("suite").expect("a namespace");
+        if let Err(why) = records.serve(&namespace, with_passwords) {
+            panic!("a catalog serves whoever asks first: {why}");
+        }
+        Self {
+            records,
+            with_passwords,
+        }
+    }
+
+    /// The lease, which nobody else has.
+    async fn granted(
+        &self,
+        tenant: &TenantId,
+        owner: &str,
+        time: Duration,
+    ) -> Outcome<(Lease, Record)> {
+        match self.records.lease(tenant, owner, time).await? {
+            Leased::Granted(lease, record) => {
+                equal("the tenant of the lease", &lease.tenant, tenant)?;
+                equal("the owner of the lease", &lease.owner.as_str(), &owner)?;
+                equal("the tenant of the record", &record.tenant, tenant)?;
+                Ok((lease, *record))
+            }
+            Leased::Held(left) => {
+                Err(format!("the lease was not granted to {owner}: held for {left:?}").into())
+            }
+        }
+    }
+
+    /// For how long somebody else has the lease.
+    async fn held(&self, tenant: &TenantId, owner: &str) -> Outcome<Duration> {
+        match self.records.lease(tenant, owner, LEASE).await? {
+            Leased::Granted(..) => {
+                Err(format!("{owner} was granted a lease that somebody has").into())
+            }
+            Leased::Held(left) => Ok(left),
+        }
+    }
+
+    async fn found(&self, tenant: &TenantId) -> Outcome<Record> {
+        let found = self.records.find(tenant).await?;
+        found.ok_or_else(|| format!("there is no record of {tenant}").into())
+    }
+
+    async fn wrote(&self, lease: &Lease, record: &Record, then: Then) -> Outcome {
+        let wrote = self.records.write(lease, record, then).await?;
+        holds(wrote, "a write under a good lease was not taken")
+    }
+
+    /// A write that must be taken for a fault of the record.
+    async fn refused(&self, lease: &Lease, record: &Record, why: &str) -> Outcome {
+        match self.records.write(lease, record, Then::Keep).await {
+            Ok(wrote) => Err(format!("{why}: no error, but {wrote}").into()),
+            Err(err) if err.is::<Defect>() => Ok(()),
+            Err(err) => Err(format!("{why}: an error that is no Defect: {err}").into()),
+        }
+    }
+
+    /// A database of that project.
+    fn endpoint(&self, project: &str) -> Endpoint {
+        let password = if self.with_passwords { "hunter2" } else { "" };
+        let (direct, pooled) = (
+            format!("{project}.example.org"),
+            format!("{project}-pooler.example.org"),
+        );
+        Endpoint::neon(direct, pooled, "app", "owner", password)
+    }
+
+    /// Brings the tenant's record to that state. It has a database from `Preparing` on. The lease is kept.
+    async fn brought(
+        &self,
+        tenant: &TenantId,
+        state: State,
+        project: &str,
+    ) -> Outcome<(Lease, Record)> {
+        let (lease, mut record) = self.granted(tenant, "suite", LEASE).await?;
+        for &step in path(state) {
+            record.state = step;
+            if !matches!(step, State::Claimed | State::Creating) {
+                record.placement = Some(Placement::new(project));
+                record.endpoint = Some(self.endpoint(project));
+            }
+            self.wrote(&lease, &record, Then::Keep).await?;
+        }
+        Ok((lease, record))
+    }
+
+    /// The same, with the lease given back.
+    async fn ready(&self, tenant: &TenantId, project: &str) -> Outcome<Record> {
+        let (lease, _) = self.brought(tenant, State::Ready, project).await?;
+        self.records.release(&lease).await?;
+        self.found(tenant).await
+    }
+}
+
+/// How a new record comes to a state.
+fn path(state: State) -> &'static [State] {
+    match state {
+        State::Claimed => &[State::Claimed],
+        State::Creating => &[State::Creating],
+        State::Preparing => &[State::Preparing],
+        State::Ready => &[State::Preparing, State::Ready],
+        State::Held => &[State::Preparing, State::Ready, State::Held],
+        State::Deleting => &[State::Preparing, State::Deleting],
+        State::Deleted => &[State::Preparing, State::Deleting, State::Deleted],
+    }
+}
+
+fn tenant(id: &str) -> TenantId {
+    TenantId::parse(id).expect("a tenant's id")
+}
+
+fn holds(condition: bool, otherwise: &str) -> Outcome {
+    if condition {
+        Ok(())
+    } else {
+        Err(otherwise.into())
+    }
+}
+
+fn equal<T: Debug + PartialEq>(what: &str, is: &T, should: &T) -> Outcome {
+    if is == should {
+        return Ok(());
+    }
+    Err(format!("{what} is {is:?} and should be {should:?}").into())
+}
+
+/// Asks again and again until `condition` is met.
+async fn until<Fut: Future<Output = Outcome<bool>>>(
+    what: &str,
+    mut condition: impl FnMut() -> Fut,
+) -> Outcome {
+    let start = Instant::now();
+    while !condition().await? {
+        holds(start.elapsed() < LONG, what)?;
+        sleep(Duration::from_millis(10)).await;
+    }
+    Ok(())
+}

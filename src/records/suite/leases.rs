@@ -1,0 +1,173 @@
+//! Who may change a record, and for how long.
+
+use futures_util::future::join_all;
+
+use tokio::time::{Instant, sleep};
+
+use super::{LEASE, Outcome, SHORT, Stage, equal, holds, tenant, until};
+use crate::{
+    record::{Lease, Leased, State, Then},
+    records::Records,
+};
+
+pub(super) async fn one_owner<R: Records>(stage: &Stage<R>) -> Outcome {
+    let acme = tenant("acme");
+    holds(
+        stage.records.find(&acme).await?.is_none(),
+        "there is a record before anybody asked for a lease",
+    )?;
+    let (_, record) = stage.granted(&acme, "one", LEASE).await?;
+    let fresh =
+        matches!(record.state, State::Claimed | State::Creating) && record.attempt.is_none();
+    holds(
+        fresh,
+        "a new record is neither claimed nor creating without an attempt",
+    )?;
+    let left = stage.held(&acme, "other").await?;
+    holds(
+        !left.is_zero() && left <= LEASE,
+        &format!("a lease of {LEASE:?} has {left:?} left"),
+    )?;
+    let seen = stage.found(&acme).await?.leased_for;
+    holds(
+        seen.is_some_and(|it| it <= LEASE && it > LEASE / 2),
+        &format!("the record says {seen:?} of it"),
+    )?;
+    stage.granted(&tenant("other"), "other", LEASE).await?;
+    Ok(())
+}
+
+pub(super) async fn renewal<R: Records>(stage: &Stage<R>) -> Outcome {
+    let acme = tenant("acme");
+    let (first, _) = stage.granted(&acme, "one", LEASE / 2).await?;
+    // As after an answer that was lost, too.
+    let (renewed, _) = stage.granted(&acme, "one", LEASE).await?;
+    equal("the token of a renewed lease", &renewed.token, &first.token)?;
+    let left = stage.held(&acme, "other").await?;
+    holds(
+        left > LEASE / 2,
+        &format!("a renewed lease has only {left:?} left"),
+    )?;
+    let (shorter, _) = stage.granted(&acme, "one", SHORT).await?;
+    equal("the token of a renewed lease", &shorter.token, &first.token)?;
+    let left = stage.found(&acme).await?.leased_for.unwrap_or_default();
+    holds(
+        left <= SHORT,
+        &format!("a lease that was renewed for {SHORT:?} has {left:?} left"),
+    )
+}
+
+pub(super) async fn expiry<R: Records>(stage: &Stage<R>) -> Outcome {
+    let acme = tenant("acme");
+    let (first, _) = stage.granted(&acme, "one", SHORT).await?;
+    let began = Instant::now();
+    let mut held = 0;
+    let second = loop {
+        match stage.records.lease(&acme, "other", LEASE).await? {
+            Leased::Granted(lease, _) => break lease,
+            Leased::Held(left) => {
+                holds(
+                    left <= SHORT,
+                    &format!("a lease of {SHORT:?} has {left:?} left"),
+                )?;
+                holds(began.elapsed() < super::LONG, "a lease never runs out")?;
+                held += 1;
+                sleep(left.min(SHORT / 10)).await;
+            }
+        }
+    };
+    holds(held > 0, "a lease runs out at once")?;
+    holds(
+        second.token > first.token,
+        "the token does not rise when the lease goes to another owner",
+    )?;
+    stage.held(&acme, "one").await.map(drop)
+}
+
+pub(super) async fn release<R: Records>(stage: &Stage<R>) -> Outcome {
+    let (records, acme) = (&stage.records, tenant("acme"));
+    let (first, record) = stage.granted(&acme, "one", LEASE).await?;
+    records
+        .release(&Lease::new(acme.clone(), "other", first.token))
+        .await?;
+    records
+        .release(&Lease::new(acme.clone(), "one", first.token + 1))
+        .await?;
+    stage.held(&acme, "other").await?;
+    records.release(&first).await?;
+    equal(
+        "a lease that was given back",
+        &stage.found(&acme).await?.leased_for,
+        &None,
+    )?;
+    let (second, _) = stage.granted(&acme, "other", LEASE).await?;
+    holds(
+        second.token > first.token,
+        "the token does not rise when the lease goes to another owner",
+    )?;
+    records.release(&first).await?;
+    stage.held(&acme, "one").await?;
+    // A write may give it back, too.
+    stage.wrote(&second, &record, Then::Release).await?;
+    stage.granted(&acme, "third", LEASE).await?;
+    records
+        .release(&Lease::new(tenant("nobody"), "one", 1))
+        .await
+}
+
+pub(super) async fn race<R: Records>(stage: &Stage<R>) -> Outcome {
+    for round in 0..5 {
+        let id = tenant(&format!("tenant-{round}"));
+        let owners: Vec<_> = (0..16).map(|owner| format!("owner-{owner}")).collect();
+        let asked = owners
+            .iter()
+            .map(|owner| stage.records.lease(&id, owner, LEASE));
+        let mut granted = 0;
+        for answer in join_all(asked).await {
+            granted += usize::from(matches!(answer?, Leased::Granted(..)));
+        }
+        equal("how many of 16 were granted one lease", &granted, &1)?;
+    }
+    Ok(())
+}
+
+pub(super) async fn fencing<R: Records>(stage: &Stage<R>) -> Outcome {
+    let (records, acme) = (&stage.records, tenant("acme"));
+    let (late, mut record) = stage.granted(&acme, "one", SHORT).await?;
+    let lapsed = || async { Ok(stage.found(&acme).await?.leased_for.is_none()) };
+    until("a lease never runs out", lapsed).await?;
+    record.plan = Some("late".into());
+    let wrote = records.write(&late, &record, Then::Keep).await?;
+    holds(!wrote, "a write was taken after its lease had run out")?;
+    let (present, mut good) = stage.granted(&acme, "other", LEASE).await?;
+    let wrote = records.write(&late, &record, Then::Release).await?;
+    holds(
+        !wrote,
+        "a write was taken under a lease that somebody else has by now",
+    )?;
+    for forged in [
+        Lease::new(acme.clone(), "one", present.token),
+        Lease::new(acme.clone(), "other", present.token + 1),
+        Lease::new(tenant("nobody"), "other", present.token),
+    ] {
+        let wrote = records.write(&forged, &record, Then::Keep).await?;
+        holds(!wrote, "a write was taken under a lease that nobody has")?;
+    }
+    equal(
+        "what a late writer has changed",
+        &stage.found(&acme).await?.plan,
+        &None,
+    )?;
+    good.plan = Some("good".into());
+    stage.wrote(&present, &good, Then::Release).await?;
+    let wrote = records.write(&present, &record, Then::Keep).await?;
+    holds(
+        !wrote,
+        "a write was taken under a lease that was given back",
+    )?;
+    equal(
+        "what the present owner has written",
+        &stage.found(&acme).await?.plan,
+        &Some("good".into()),
+    )
+}

@@ -1,0 +1,166 @@
+//! What is told of many records, and of those that changed.
+
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet},
+};
+
+use futures_util::future::{join, try_join_all};
+
+use super::{LEASE, Outcome, Stage, equal, holds, tenant};
+use crate::{
+    record::{State, Then},
+    records::Records,
+    tenant::TenantId,
+};
+
+pub(super) async fn list<R: Records>(stage: &Stage<R>) -> Outcome {
+    let records = &stage.records;
+    equal("an empty list", &records.list(None, 10).await?.len(), &0)?;
+    let ids: Vec<_> = (0..25)
+        .map(|number| tenant(&format!("tenant-{number:02}")))
+        .collect();
+    for id in ids.iter().rev() {
+        stage.granted(id, "one", LEASE).await?;
+    }
+    let (mut listed, mut after) = (Vec::new(), None);
+    loop {
+        let page = records.list(after.as_ref(), 7).await?;
+        holds(page.len() <= 7, "a page is longer than was asked for")?;
+        let Some(last) = page.last() else { break };
+        after = Some(last.tenant.clone());
+        listed.extend(page.into_iter().map(|it| it.tenant));
+    }
+    equal("all pages together", &listed, &ids)?;
+    // There need not be a record at the place from which is listed.
+    let from_gap = records.list(Some(&tenant("tenant-03x")), 1).await?;
+    let first = from_gap.first().map(|it| it.tenant.as_str());
+    equal("what comes after tenant-03x", &first, &Some("tenant-04"))?;
+    equal(
+        "what comes after the last",
+        &records.list(Some(&tenant("z")), 7).await?.len(),
+        &0,
+    )
+}
+
+pub(super) async fn changes<R: Records>(stage: &Stage<R>) -> Outcome {
+    let records = &stage.records;
+    let start = records.changes(None, 10).await?;
+    holds(
+        start.tenants.is_empty() && !start.reset && !start.more,
+        "it tells changes to whoever asks for none",
+    )?;
+    let idle = records.changes(Some(start.version), 10).await?;
+    equal("what is told where nothing changed", &idle, &start)?;
+    let ids: Vec<_> = ["c", "a", "b"].map(tenant).into();
+    for (at, id) in ids.iter().enumerate() {
+        stage.ready(id, &format!("p{at}")).await?;
+    }
+    let (mut told, mut since) = (BTreeSet::new(), start.version);
+    loop {
+        let page = records.changes(Some(since), 1).await?;
+        holds(
+            page.tenants.len() <= 1 && !page.reset,
+            "a page is longer than was asked for",
+        )?;
+        holds(page.version >= since, "versions go back")?;
+        holds(
+            page.version > since || !page.more,
+            "there is more, and the version stays",
+        )?;
+        since = page.version;
+        told.extend(page.tenants);
+        if !page.more {
+            break;
+        }
+    }
+    equal(
+        "what is told in pages",
+        &told,
+        &ids.iter().cloned().collect(),
+    )?;
+    equal(
+        "the version at the end",
+        &records.changes(None, 1).await?.version,
+        &since,
+    )?;
+    let ahead = records.changes(Some(since + 1000), 10).await?;
+    holds(
+        ahead.reset,
+        "a version that was not there yet does not reset",
+    )?;
+    equal("the version after a reset", &ahead.version, &since)
+}
+
+/// Every change must be told after it can be read, whatever else is written at the same time.
+pub(super) async fn changes_beside_writers<R: Records>(stage: &Stage<R>) -> Outcome {
+    const TURNS: i64 = 20;
+    let ids: Vec<_> = (0..8)
+        .map(|number| tenant(&format!("tenant-{number}")))
+        .collect();
+    let since = stage.records.changes(None, 1).await?.version;
+    let done = Cell::new(false);
+    let writers = async {
+        let written = try_join_all(ids.iter().map(|id| write_on(stage, id, TURNS))).await;
+        done.set(true);
+        written
+    };
+    let (written, seen) = join(writers, follow(stage, since, &done)).await;
+    written?;
+    let expected: BTreeMap<_, _> = ids.into_iter().map(|id| (id, TURNS)).collect();
+    equal("what a follower has seen last", &seen?, &expected)
+}
+
+async fn write_on<R: Records>(stage: &Stage<R>, id: &TenantId, turns: i64) -> Outcome {
+    let (lease, mut record) = stage.granted(id, "one", LEASE).await?;
+    for turn in 1..=turns {
+        record.schema_version = turn;
+        stage.wrote(&lease, &record, Then::Keep).await?;
+    }
+    Ok(())
+}
+
+/// Reads whatever is told to have changed, until it is told of nothing new after all is written.
+async fn follow<R: Records>(
+    stage: &Stage<R>,
+    mut since: u64,
+    done: &Cell<bool>,
+) -> Outcome<BTreeMap<TenantId, i64>> {
+    let mut seen = BTreeMap::new();
+    loop {
+        let last = done.get();
+        let page = stage.records.changes(Some(since), 3).await?;
+        since = page.version;
+        for id in page.tenants {
+            let version = stage.found(&id).await?.schema_version;
+            seen.insert(id, version);
+        }
+        if last && !page.more {
+            return Ok(seen);
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+pub(super) async fn served<R: Records>(stage: &Stage<R>) -> Outcome {
+    let unknown = stage.records.lookup(&tenant("nobody")).await?;
+    equal("where nobody lives", &unknown, &None)?;
+    for state in State::ALL {
+        let id = tenant(state.as_str());
+        let (_, record) = stage.brought(&id, state, &format!("p-{id}")).await?;
+        if state != State::Ready {
+            let looked_up = stage.records.lookup(&id).await?;
+            holds(
+                looked_up.is_none(),
+                &format!("a tenant is served whose record is {id}"),
+            )?;
+        } else if stage.with_passwords {
+            let looked_up = stage.records.lookup(&id).await?;
+            holds(
+                looked_up == record.endpoint,
+                "a tenant is not served from its record",
+            )?;
+        }
+    }
+    Ok(())
+}

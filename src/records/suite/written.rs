@@ -1,0 +1,275 @@
+//! What is written, and what may not be.
+
+use std::time::{Duration, SystemTime};
+
+use super::{LEASE, Outcome, Stage, equal, holds, tenant, until};
+use crate::{
+    endpoint::{Encryption, Endpoint},
+    record::{Attempt, Placement, Record, State, Then},
+    records::Records,
+};
+
+pub(super) async fn whole<R: Records>(stage: &Stage<R>) -> Outcome {
+    for (at, suspend_window) in [None, Some(Duration::ZERO), Some(Duration::from_secs(90))]
+        .into_iter()
+        .enumerate()
+    {
+        let id = tenant(&format!("acme-{at}"));
+        let (lease, fresh) = stage.granted(&id, "one", LEASE).await?;
+        let mut record = full(stage, &fresh, at);
+        if let Some(endpoint) = &mut record.endpoint {
+            endpoint.suspend_window = suspend_window;
+        }
+        // Kept by the catalog, whatever is written.
+        record.generation = 1000;
+        (record.created_at, record.updated_at) = (SystemTime::UNIX_EPOCH, SystemTime::UNIX_EPOCH);
+        record.leased_for = None;
+        stage.wrote(&lease, &record, Then::Keep).await?;
+        let found = stage.found(&id).await?;
+        equal(
+            "when the record was made",
+            &found.created_at,
+            &fresh.created_at,
+        )?;
+        holds(
+            found.updated_at >= found.created_at,
+            "the record was changed before it was made",
+        )?;
+        holds(
+            found.leased_for.is_some(),
+            "a write has taken the lease away",
+        )?;
+        same("what is found", &found, &record)?;
+    }
+    let (id, none) = (
+        tenant("acme-0"),
+        Record::new(tenant("acme-0"), State::Creating),
+    );
+    let (lease, _) = stage.granted(&id, "one", LEASE).await?;
+    stage.wrote(&lease, &none, Then::Keep).await?;
+    same(
+        "what is found when all is taken away",
+        &stage.found(&id).await?,
+        &none,
+    )
+}
+
+/// A record with something in each field.
+fn full<R: Records>(stage: &Stage<R>, fresh: &Record, at: usize) -> Record {
+    let mut record = fresh.clone();
+    record.state = State::Preparing;
+    let mut placement = Placement::new(format!("project \"{at}\" é"));
+    placement.org = Some("org-1".into());
+    placement.branch = Some("br-1".into());
+    placement.endpoint = Some("ep-1".into());
+    placement.region = Some("aws-us-east-2".into());
+    record.placement = Some(placement);
+    let mut endpoint = stage.endpoint("ep-1").port(65535);
+    endpoint.is_neon = at == 1;
+    if at == 2 {
+        endpoint.encryption = Encryption::None;
+    }
+    record.endpoint = Some(endpoint);
+    record.plan = Some("free".into());
+    record.schema_version = -7;
+    record.attempts = vec!["a".into(), String::new(), "{\"b\", NULL}".into()];
+    record.condemned = vec!["old-project".into()];
+    record.last_error = Some("it\nfailed: 'é' \\ %".into());
+    record
+}
+
+/// Whether all is the same but what the catalog keeps itself.
+fn same(what: &str, found: &Record, written: &Record) -> Outcome {
+    let mut expected = written.clone();
+    expected.generation = found.generation;
+    expected.leased_for = found.leased_for;
+    (expected.created_at, expected.updated_at) = (found.created_at, found.updated_at);
+    equal(what, found, &expected)
+}
+
+pub(super) async fn passwords<R: Records>(stage: &Stage<R>) -> Outcome {
+    if !stage.with_passwords {
+        return Ok(());
+    }
+    let acme = tenant("acme");
+    let (lease, mut record) = stage.brought(&acme, State::Ready, "p").await?;
+    for password in ["a", "'é\u{1f600} \\ %s", &"x".repeat(1000), ""] {
+        if let Some(endpoint) = &mut record.endpoint {
+            endpoint.password = password.into();
+        }
+        stage.wrote(&lease, &record, Then::Keep).await?;
+        let found = stage.found(&acme).await?.endpoint.map(|it| it.password);
+        holds(
+            found == Some(password.into()),
+            "a password is not what was written",
+        )?;
+    }
+    Ok(())
+}
+
+pub(super) async fn transitions<R: Records>(stage: &Stage<R>) -> Outcome {
+    for old in State::ALL {
+        for new in State::ALL {
+            let id = tenant(&format!("{}-{}", old.as_str(), new.as_str()));
+            let (lease, mut record) = stage.brought(&id, old, &format!("p-{id}")).await?;
+            record.state = new;
+            let expected = if old.may_become(new) {
+                stage.wrote(&lease, &record, Then::Keep).await?;
+                new
+            } else {
+                stage
+                    .refused(&lease, &record, &format!("{id} is written"))
+                    .await?;
+                old
+            };
+            equal("the state", &stage.found(&id).await?.state, &expected)?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) async fn generation<R: Records>(stage: &Stage<R>) -> Outcome {
+    let acme = tenant("acme");
+    let (lease, mut record) = stage.brought(&acme, State::Ready, "p").await?;
+    let mut last = stage.found(&acme).await?.generation;
+    let mut changes: Vec<(&str, bool, fn(&mut Record))> = vec![
+        ("nothing", false, |_| {}),
+        ("the plan", false, |it| it.plan = Some("pro".into())),
+        ("the last error", false, |it| {
+            it.last_error = Some("no".into())
+        }),
+        ("the version of the schema", false, |it| {
+            it.schema_version += 1
+        }),
+        ("the state", false, |it| it.state = State::Held),
+        ("an attempt", false, |it| it.attempts.push("a".into())),
+        ("the host", true, |it| {
+            change(it, |it| it.direct_host.push('x'))
+        }),
+        ("the pooled host", true, |it| {
+            change(it, |it| it.pooled_host.push('x'))
+        }),
+        ("the port", true, |it| change(it, |it| it.port += 1)),
+        ("the database", true, |it| {
+            change(it, |it| it.database.push('x'))
+        }),
+        ("the role", true, |it| change(it, |it| it.role.push('x'))),
+        ("the suspend window", true, |it| {
+            change(it, |it| it.suspend_window = None)
+        }),
+        ("the branch", true, |it| {
+            it.placement = it.placement.take().map(|mut placement| {
+                placement.branch = Some("br-2".into());
+                placement
+            });
+        }),
+        ("nothing again", false, |_| {}),
+        ("where it is, to nowhere", true, |it| it.endpoint = None),
+    ];
+    if stage.with_passwords {
+        changes.insert(
+            1,
+            ("the password", true, |it| {
+                change(it, |it| it.password = "hunter3".into())
+            }),
+        );
+    }
+    for (what, rises, change) in changes {
+        change(&mut record);
+        record.generation = 0;
+        stage.wrote(&lease, &record, Then::Keep).await?;
+        let now = stage.found(&acme).await?.generation;
+        let expected = if rises { "risen" } else { "stayed" };
+        let fits = if rises { now > last } else { now == last };
+        holds(
+            fits,
+            &format!(
+                "with a change of {what} the generation has not {expected}, from {last} to {now}"
+            ),
+        )?;
+        last = now;
+    }
+    Ok(())
+}
+
+fn change(record: &mut Record, change: impl FnOnce(&mut Endpoint)) {
+    record.endpoint.as_mut().map(change);
+}
+
+pub(super) async fn one_database<R: Records>(stage: &Stage<R>) -> Outcome {
+    let (one, other) = (tenant("one"), tenant("other"));
+    let (first, mut record) = stage.brought(&one, State::Ready, "p").await?;
+    stage.wrote(&first, &record, Then::Keep).await?;
+    let (second, mut thief) = stage.granted(&other, "suite", LEASE).await?;
+    thief.state = State::Preparing;
+    thief.placement = Some(Placement::new("p"));
+    thief.endpoint = Some(stage.endpoint("p"));
+    stage
+        .refused(&second, &thief, "the database of another tenant is written")
+        .await?;
+    let kept = stage.found(&other).await?;
+    holds(
+        kept.placement.is_none(),
+        "a record was written that was refused",
+    )?;
+    let mut neighbour = thief.clone();
+    change(&mut neighbour, |it| it.database = "app2".into());
+    stage.wrote(&second, &neighbour, Then::Keep).await?;
+    // A tombstone gives it up, and gets it back only as long as nobody has it.
+    for state in [State::Deleting, State::Deleted] {
+        stage
+            .refused(
+                &second,
+                &thief,
+                "the database of a tenant is written who is not deleted yet",
+            )
+            .await?;
+        record.state = state;
+        stage.wrote(&first, &record, Then::Keep).await?;
+    }
+    stage.wrote(&second, &thief, Then::Keep).await?;
+    record.state = State::Ready;
+    stage
+        .refused(
+            &first,
+            &record,
+            "a deletion is taken back whose database is another tenant's",
+        )
+        .await
+}
+
+pub(super) async fn doubt<R: Records>(stage: &Stage<R>) -> Outcome {
+    let acme = tenant("acme");
+    let (lease, mut record) = stage.granted(&acme, "one", LEASE).await?;
+    record.state = State::Creating;
+    let left = || async {
+        let attempt = stage.found(&acme).await?.attempt;
+        let attempt = attempt.ok_or("an attempt is gone")?;
+        equal("the id of the attempt", &attempt.id.as_str(), &"attempt-1")?;
+        Ok::<_, crate::BoxError>(attempt.doubt)
+    };
+    record.attempt = Some(Attempt::new("attempt-1", LEASE));
+    stage.wrote(&lease, &record, Then::Keep).await?;
+    let first = left().await?;
+    holds(
+        first <= LEASE && first > LEASE / 2,
+        &format!("a doubt of {LEASE:?} is {first:?}"),
+    )?;
+    until("a doubt never gets less", || async {
+        Ok(left().await? < first)
+    })
+    .await?;
+    record.attempt = Some(Attempt::new("attempt-1", Duration::from_millis(50)));
+    stage.wrote(&lease, &record, Then::Keep).await?;
+    until("a doubt is never over", || async {
+        Ok(left().await?.is_zero())
+    })
+    .await?;
+    record.attempt = None;
+    stage.wrote(&lease, &record, Then::Keep).await?;
+    equal(
+        "an attempt whose outcome is known",
+        &stage.found(&acme).await?.attempt,
+        &None,
+    )
+}

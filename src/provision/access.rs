@@ -242,7 +242,7 @@ fn check(record: &Record, demand: &Demand) -> Result<(), Error> {
 /// Somebody else has the lease, for so much longer.
 pub(crate) fn busy(left: Duration) -> Error {
     let message = "another process works on the tenant's database";
-    Error::new(ErrorKind::Locked, message).with_retry_after(left)
+    Error::new(ErrorKind::Locked, message).with_retry_after(left.min(LONGEST_WAIT))
 }
 
 pub(crate) fn held() -> Error {

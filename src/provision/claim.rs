@@ -18,10 +18,14 @@ use crate::{
     catalog::Catalog,
     error::Error,
     record::{Lease, Leased, Record, Then},
-    retry::lock,
+    retry::{Progress, backoff, lock, retry},
     tenant::TenantId,
 };
 
+/// First wait after a write that failed.
+const FIRST_WAIT: Duration = Duration::from_millis(50);
+/// Longest wait after a write that failed.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// Wait after a renewal that failed.
 const RENEW_AGAIN: Duration = Duration::from_millis(250);
 
@@ -88,7 +92,11 @@ impl Claim {
 
     /// Until when nobody else can have the lease.
     pub(crate) fn sure_until(&self) -> Instant {
-        lock(&self.sure_until).unwrap_or_else(Instant::now)
+        self.held_until().unwrap_or_else(Instant::now)
+    }
+
+    fn held_until(&self) -> Option<Instant> {
+        *lock(&self.sure_until)
     }
 
     /// Does `work` while the lease is renewed, and no longer than it is certainly ours.
@@ -120,10 +128,9 @@ impl Claim {
     }
 
     async fn renew_until_lost(&self) {
-        loop {
-            let until = self.sure_until();
+        while let Some(until) = self.held_until() {
             sleep_until(until - self.time / 3 * 2).await;
-            while self.sure_until() == until {
+            while self.held_until() == Some(until) {
                 if Instant::now() >= until {
                     return;
                 }
@@ -134,22 +141,37 @@ impl Claim {
                 }
             }
         }
+        std::future::pending::<()>().await; // it was given back, and the work may end in peace
     }
 
-    /// Writes `record`.
-    pub(crate) async fn write(&self, record: &Record) -> Result<(), Halt> {
-        let written = self.catalog.write(&self.lease, record, Then::Keep).await?;
-        written.then_some(()).ok_or(Halt::Lost)
+    /// Writes `record`; again while the catalog is down, as long as the lease is ours.
+    pub(crate) async fn write(&self, record: &Record, progress: &Progress) -> Result<(), Halt> {
+        self.write_then(record, Then::Keep, progress).await
     }
 
     /// Writes `record`, and gives the lease back with it.
-    pub(crate) async fn write_last(&self, record: &Record) -> Result<(), Halt> {
-        let write = self.catalog.write(&self.lease, record, Then::Release);
-        if !write.await? {
-            return Err(Halt::Lost);
-        }
+    pub(crate) async fn write_last(
+        &self,
+        record: &Record,
+        progress: &Progress,
+    ) -> Result<(), Halt> {
+        self.write_then(record, Then::Release, progress).await?;
         *lock(&self.sure_until) = None;
         Ok(())
+    }
+
+    /// A write whose answer got lost may be repeated: the record is the same, and one that has released the lease is found
+    /// to have lost it, whereupon everybody looks again.
+    async fn write_then(
+        &self,
+        record: &Record,
+        then: Then,
+        progress: &Progress,
+    ) -> Result<(), Halt> {
+        let waits = backoff(FIRST_WAIT, LONGEST_WAIT);
+        let write = || self.catalog.write(&self.lease, record, then);
+        let written = retry(progress, waits, write).await?;
+        written.then_some(()).ok_or(Halt::Lost)
     }
 }
 
@@ -164,5 +186,66 @@ impl Drop for Claim {
                 tracing::debug!(tenant = lease.tenant.as_str(), %err, "a lease could not be given back; it runs out by itself");
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+    use crate::{records::Memory, tenant::TenantId};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    async fn claim(catalog: &Arc<Catalog>) -> Result<Claim, Duration> {
+        let acme = TenantId::parse("acme").unwrap();
+        let taken = Claim::take(catalog, &acme, 3 * SECOND).await.unwrap();
+        taken.map(|(claim, _)| claim)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_is_renewed_for_as_long_as_the_work_takes_and_given_back_after_it() {
+        let catalog = Arc::new(Catalog::new(Memory::new()));
+        let ours = claim(&catalog).await.unwrap();
+        let work = async {
+            for _ in 0..60 {
+                sleep(SECOND).await;
+                assert!(claim(&catalog).await.is_err(), "it is ours");
+            }
+            Ok(())
+        };
+        assert!(ours.hold(work).await.is_ok());
+        drop(ours);
+        tokio::task::yield_now().await;
+        assert!(claim(&catalog).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_that_stood_still_for_longer_than_its_lease_sends_nothing_more() {
+        let catalog = Arc::new(Catalog::new(Memory::new()));
+        let (ours, sent) = (claim(&catalog).await.unwrap(), AtomicBool::new(false));
+        let work = async {
+            tokio::time::advance(4 * SECOND).await;
+            sent.store(true, Relaxed);
+            Ok(())
+        };
+        assert!(matches!(ours.hold(work).await, Err(Halt::Lost)));
+        assert!(!sent.load(Relaxed));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_done_after_the_lease_was_given_back_is_not_cut_off() {
+        let catalog = Arc::new(Catalog::new(Memory::new()));
+        let ours = claim(&catalog).await.unwrap();
+        let progress = Progress::new(crate::error::Stage::Provision, 60 * SECOND);
+        let found = catalog.find(&TenantId::parse("acme").unwrap()).await;
+        let record = found.unwrap().unwrap();
+        let work = async {
+            ours.write_last(&record, &progress).await?;
+            sleep(30 * SECOND).await;
+            Ok(())
+        };
+        assert!(ours.hold(work).await.is_ok());
     }
 }

@@ -87,7 +87,7 @@ impl Work<'_> {
             self.on.control_plane.ready(project, self.progress).await?;
         }
         record.state = State::Ready;
-        self.claim.write_last(&record).await?;
+        self.claim.write_last(&record, self.progress).await?;
         self.reach(Step::Published).await;
         Ok(())
     }

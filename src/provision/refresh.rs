@@ -84,7 +84,7 @@ impl Provisioning {
         }
         record.endpoint = Some(now.endpoint);
         record.placement = Some(now.placement);
-        match claim.write_last(&record).await {
+        match claim.write_last(&record, progress).await {
             Ok(()) | Err(Halt::Lost) => Ok(()),
             Err(Halt::Failed(err)) => Err(err),
         }

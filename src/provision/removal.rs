@@ -89,7 +89,7 @@ impl Work<'_> {
             State::Deleting => {}
             State::Claimed | State::Creating | State::Preparing | State::Ready | State::Held => {
                 record.state = State::Deleting;
-                self.claim.write(&record).await?;
+                self.claim.write(&record, self.progress).await?;
                 self.reach(Step::Buried).await;
                 buried();
                 sleep(drain).await;
@@ -98,7 +98,7 @@ impl Work<'_> {
         self.destroy(&mut record).await?;
         record.state = State::Deleted;
         record.last_error = None;
-        self.claim.write_last(&record).await
+        self.claim.write_last(&record, self.progress).await
     }
 
     /// Deletes the database of a record with a tombstone: also one whose creation got no answer, once it must have
@@ -108,7 +108,7 @@ impl Work<'_> {
             let found = self.search(record).await?;
             record.placement = found.map(|database| database.placement);
             record.attempt = None;
-            self.claim.write(record).await?;
+            self.claim.write(record, self.progress).await?;
         }
         if let Some(project) = record.project() {
             self.claim.renew().await?;
@@ -152,14 +152,14 @@ impl Work<'_> {
         record.state = State::Ready;
         record.endpoint = Some(on.kept(database.endpoint));
         record.placement = Some(database.placement);
-        self.claim.write_last(&record).await
+        self.claim.write_last(&record, self.progress).await
     }
 
     async fn remove(&self, mut record: Record, project: &str) -> Result<(), Halt> {
         // First that nobody may take it for the tenant's any more, then the deletion.
         if !record.condemned.iter().any(|it| it == project) {
             record.condemned.push(project.to_owned());
-            self.claim.write(&record).await?;
+            self.claim.write(&record, self.progress).await?;
         }
         self.reach(Step::Condemned).await;
         let in_time = self.progress.by(self.claim.sure_until());

@@ -47,10 +47,12 @@ impl Work<'_> {
     pub(crate) async fn finish(&self, mut record: Record, plan: &Plan) -> Result<Endpoint, Halt> {
         self.reach(Step::Claimed).await;
         let done = self.advance(&mut record, plan).await;
-        if let Err(Halt::Failed(err)) = &done {
+        if let Err(Halt::Failed(err)) = &done
+            && err.kind() != ErrorKind::Catalog
+        {
             record.last_error = Some(err.to_string());
-            // If this cannot be written, the lease runs out by itself.
-            let _ = self.claim.write_last(&record).await;
+            // If this cannot be written, the lease is given back all the same, or runs out.
+            let _ = self.claim.write_last(&record, self.progress).await;
         }
         done
     }
@@ -64,7 +66,7 @@ impl Work<'_> {
                 State::Deleting => return Err(access::deleted().into()),
                 State::Deleted => {
                     give_up_old(record);
-                    self.claim.write(record).await?;
+                    self.claim.write(record, self.progress).await?;
                 }
                 State::Claimed if !self.on.settings.search_first => {
                     origin = self.order(record, plan).await?;
@@ -171,7 +173,10 @@ impl Work<'_> {
         record.attempts.drain(..superfluous);
         let lasts = self.on.settings.lease_time + window;
         record.attempt = Some(Attempt::new(&id, lasts));
-        self.claim.write(record).await?;
+        if let Err(halt) = self.claim.write(record, self.progress).await {
+            *record = earlier; // nothing was sent
+            return Err(halt);
+        }
         self.reach(Step::Ordering).await;
         // Nothing is sent once the lease may be somebody else's, who would then wait for it in vain.
         let in_time = self.progress.by(self.claim.sure_until());
@@ -184,7 +189,7 @@ impl Work<'_> {
             Err(err) if err.kind().is_transient() => {
                 self.progress.note(&err);
                 record.attempt = Some(Attempt::new(id, window));
-                self.claim.write(record).await?;
+                self.claim.write(record, self.progress).await?;
                 Ok(Origin::Created)
             }
             Err(err) => {
@@ -194,7 +199,7 @@ impl Work<'_> {
                 let again = matches!(err.kind(), ErrorKind::Timeout(_));
                 if again && !self.progress.remaining().is_zero() {
                     self.progress.note(&err);
-                    self.claim.write(record).await?;
+                    self.claim.write(record, self.progress).await?;
                     let wait = err.retry_after().unwrap_or(FIRST_WAIT);
                     sleep(wait.clamp(FIRST_WAIT, LONGEST_WAIT)).await;
                     return Ok(Origin::Created);
@@ -210,7 +215,7 @@ impl Work<'_> {
         record.placement = Some(database.placement);
         record.endpoint = Some(self.on.kept(database.endpoint));
         record.attempt = None;
-        self.claim.write(record).await?;
+        self.claim.write(record, self.progress).await?;
         self.reach(Step::Placed).await;
         Ok(())
     }
@@ -227,7 +232,7 @@ impl Work<'_> {
             Err(err) if err.kind() == ErrorKind::NotFound => {
                 record.state = State::Creating;
                 (record.placement, record.endpoint) = (None, None);
-                self.claim.write(record).await?;
+                self.claim.write(record, self.progress).await?;
                 return Ok(false);
             }
             Err(err) => return Err(err.into()),
@@ -252,7 +257,7 @@ impl Work<'_> {
         record.state = State::Ready;
         record.last_error = None;
         let endpoint = self.on.reach(record, self.progress).await?;
-        self.claim.write_last(record).await?;
+        self.claim.write_last(record, self.progress).await?;
         self.reach(Step::Published).await;
         let (outcome, counter) = match origin {
             Origin::Created => ("created", &self.stats.provisioned),

@@ -64,7 +64,11 @@ async fn explicit_creates_nothing_on_access_and_the_fleet_creates_without_waking
     fleet(&router).provision_with("acme", &plan).await.unwrap();
     fleet(&router).provision("acme").await.unwrap(); // it has one
     let it = stage.witness("acme");
-    assert_eq!(it.wakes.len(), 1, "Neon starts the compute of a new project");
+    assert_eq!(
+        it.wakes.len(),
+        1,
+        "Neon starts the compute of a new project"
+    );
     assert_eq!((it.auth_attempts.len(), it.sessions.len()), (0, 0));
     assert!(it.host.contains(".eu-central-1."), "{}", it.host);
     let record = fleet(&router).record("acme").await.unwrap().unwrap();

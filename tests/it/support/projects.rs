@@ -18,12 +18,20 @@ pub(crate) struct Projects {
 impl Projects {
     /// A router that creates the databases of its tenants on `backend`.
     pub(crate) fn router(backend: &Backend) -> RouterBuilder {
+        Self::router_with(backend, |provisioner| provisioner)
+    }
+
+    /// The same, with a provisioner that is set up first.
+    pub(crate) fn router_with(
+        backend: &Backend,
+        set_up: impl FnOnce(Provisioner) -> Provisioner,
+    ) -> RouterBuilder {
         let projects = Self {
             backend: backend.clone(),
             orders: Mutex::default(),
         };
         let provisioner = Provisioner::new(Memory::new(), projects, "test");
-        backend.at(TenantRouter::provisioning(provisioner))
+        backend.at(TenantRouter::provisioning(set_up(provisioner)))
     }
 }
 

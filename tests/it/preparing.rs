@@ -1,0 +1,119 @@
+//! What the application runs on a new database before anybody is given a connection to it.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use tenantry::{
+    ErrorKind, Provisioner, RouterBuilder, TenantRouter, record::State, records::Memory,
+};
+
+use crate::support::{Stage, run_on};
+
+fn router(stage: &Stage, set_up: impl FnOnce(Provisioner) -> Provisioner) -> RouterBuilder {
+    let provisioner = Provisioner::new(Memory::new(), stage.neon(), "test");
+    stage.at(TenantRouter::provisioning(set_up(provisioner)))
+}
+
+const SEED: &str = "CREATE TABLE IF NOT EXISTS seeds (tenant text PRIMARY KEY)";
+
+#[tokio::test]
+async fn nobody_sees_a_database_before_it_is_prepared() {
+    let stage = Stage::new().await;
+    let router = router(&stage, |provisioner| {
+        provisioner.prepare(|mut database| async move {
+            let tenant = database.tenant().to_string();
+            let transaction = database.transaction().await?;
+            transaction.batch_execute(SEED).await?;
+            tokio::time::sleep(Duration::from_millis(100)).await; // others look meanwhile
+            let insert = "INSERT INTO seeds VALUES ($1) ON CONFLICT DO NOTHING";
+            transaction.execute(insert, &[&tenant]).await?;
+            transaction.commit().await?;
+            Ok(())
+        })
+    });
+    let router = router.build().unwrap();
+    let calls = (0..20).map(|n| {
+        let (router, tenant) = (router.clone(), ["acme", "globex"][n % 2]);
+        tokio::spawn(async move {
+            let client = router.get(tenant).await.unwrap();
+            assert_eq!(run_on(&client, "SELECT tenant FROM seeds").await, tenant);
+        })
+    });
+    for call in futures_util::future::join_all(calls).await {
+        call.unwrap();
+    }
+    let fleet = router.status().wakes_by_fleet;
+    assert_eq!((fleet.started, fleet.succeeded), (2, 2));
+}
+
+#[tokio::test]
+async fn a_hook_that_fails_is_run_again_and_its_secrets_are_not_written_down() {
+    let (stage, runs) = (Stage::new().await, Arc::new(AtomicU32::new(0)));
+    let counter = Arc::clone(&runs);
+    let router = router(&stage, |provisioner| {
+        provisioner.prepare(move |database| {
+            let run = counter.fetch_add(1, Relaxed);
+            async move {
+                database.batch_execute(SEED).await?;
+                if run == 0 {
+                    return Err("CREATE ROLE app PASSWORD 'hunter2' failed".into());
+                }
+                Ok(())
+            }
+        })
+    });
+    let router = router.build().unwrap();
+    let err = router.get("acme").await.unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::Query);
+    assert!(!err.kind().is_transient());
+    let fleet = router.fleet().unwrap();
+    let record = fleet.record("acme").await.unwrap().unwrap();
+    assert_eq!((record.state, record.leased_for), (State::Preparing, None));
+    let told = record.last_error.unwrap();
+    assert!(
+        told.contains("prepare hook") && !told.contains("hunter2"),
+        "{told}"
+    );
+
+    drop(router.get("acme").await.unwrap());
+    assert_eq!(runs.load(Relaxed), 2);
+    assert_eq!(
+        stage.emulator.witnesses().len(),
+        1,
+        "the same project goes on"
+    );
+    let record = fleet.record("acme").await.unwrap().unwrap();
+    assert_eq!((record.state, record.last_error), (State::Ready, None));
+}
+
+#[tokio::test]
+async fn who_waits_is_told_that_the_database_is_being_created_and_when_to_come_back() {
+    let stage = Stage::new().await;
+    let (go, wait) = tokio::sync::watch::channel(false);
+    let router = router(&stage, |provisioner| {
+        provisioner.prepare(move |_| {
+            let mut wait = wait.clone();
+            async move {
+                wait.wait_for(|go| *go).await?;
+                Ok(())
+            }
+        })
+    });
+    let router = router
+        .get_timeout(Duration::from_millis(800))
+        .build()
+        .unwrap();
+    let err = router.get("acme").await.unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::Provisioning, "{err:?}");
+    assert_eq!(err.stage(), Some(tenantry::Stage::Provision));
+    assert!(err.kind().is_transient() && err.retry_after().is_some());
+    go.send_replace(true);
+    let wait = err.retry_after().unwrap();
+    tokio::time::sleep(wait).await; // as the error says
+    drop(router.get("acme").await.unwrap());
+}

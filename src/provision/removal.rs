@@ -111,7 +111,7 @@ impl Work<'_> {
             self.claim.write(record, self.progress).await?;
         }
         if let Some(project) = record.project() {
-            self.claim.renew().await?;
+            self.claim.freshen().await?;
             // Nothing is sent once the lease may be somebody else's: the deletion may be taken back by then.
             let in_time = self.progress.by(self.claim.sure_until());
             self.on.control_plane.delete(project, &in_time).await?;

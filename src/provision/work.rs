@@ -164,7 +164,7 @@ impl Work<'_> {
         let tags = identity::tags(&self.on.namespace, self.tenant, &id);
         let name = identity::name(&self.on.namespace, self.tenant);
         let order = Order::new(name, tags, plan.clone());
-        self.claim.renew().await?;
+        self.claim.freshen().await?;
         let earlier = record.clone();
         record.state = State::Creating;
         record.plan.clone_from(&plan.name);

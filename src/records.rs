@@ -101,6 +101,14 @@ impl Defect {
         Self(message.into())
     }
 
+    /// Says that the lease is on another record.
+    pub(crate) fn of_another(lease: &Lease, record: &Record) -> Self {
+        let (leased, written) = (lease.tenant.as_str(), record.tenant.as_str());
+        Self(format!(
+            "a lease on tenant {leased:?} is none on {written:?}"
+        ))
+    }
+
     /// Says that a record may not be written with that state.
     pub(crate) fn not_allowed(old: State, new: State) -> Self {
         let (old, new) = (old.as_str(), new.as_str());

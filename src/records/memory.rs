@@ -109,7 +109,7 @@ impl Known {
             let project = record.project()?.to_owned();
             Some((project, record.endpoint.as_ref()?.database.clone()))
         };
-        let wanted = database(record)?;
+        let wanted = database(record).filter(|_| record.state != State::Deleted)?;
         let others = self.entries.iter().filter(|(it, _)| **it != record.tenant);
         others
             .map(|(tenant, entry)| (tenant, &entry.record))
@@ -159,24 +159,30 @@ impl Records for Memory {
 
     async fn write(&self, lease: &Lease, record: &Record, then: Then) -> Result<bool, BoxError> {
         let mut known = lock(&self.known);
+        let version = known.version + 1;
+        let held = known
+            .entries
+            .get(&lease.tenant)
+            .filter(|entry| entry.is_held_by(lease));
+        let Some(entry) = held else {
+            return Ok(false);
+        };
+        let (old, new) = (entry.record.state, record.state);
+        if record.tenant != lease.tenant {
+            return Err(Defect::of_another(lease, record).into());
+        }
+        if !old.may_become(new) {
+            return Err(Defect::not_allowed(old, new).into());
+        }
         if let Some(other) = known.other_at(record) {
             let message = format!("tenant {:?} has this database already", other.as_str());
             return Err(Defect::new(message).into());
         }
-        let version = known.version + 1;
-        let Some(entry) = known.entries.get_mut(&lease.tenant) else {
-            return Ok(false);
-        };
-        if !entry.is_held_by(lease) {
-            return Ok(false);
-        }
-        let (old, new) = (entry.record.state, record.state);
-        if !old.may_become(new) {
-            return Err(Defect::not_allowed(old, new).into());
-        }
-        entry.write(record, version);
-        if then == Then::Release {
-            entry.owner = None;
+        if let Some(entry) = known.entries.get_mut(&lease.tenant) {
+            entry.write(record, version);
+            if then == Then::Release {
+                entry.owner = None;
+            }
         }
         known.version = version;
         Ok(true)

@@ -50,64 +50,65 @@ where
     R: Records,
     Fut: Future<Output = R>,
 {
-    // Each is told its name where it fails, so that nobody has to read this code to know what is missing.
     let mut stage = async || Stage::new(make().await, with_passwords);
-    named("serves one namespace", ids::one_namespace(&stage().await)).await;
-    named(
-        "compares ids byte for byte",
-        ids::byte_for_byte(&stage().await),
-    )
-    .await;
-    named(
-        "grants a lease to one owner",
-        leases::one_owner(&stage().await),
-    )
-    .await;
-    named(
-        "renews a lease and keeps its token",
-        leases::renewal(&stage().await),
-    )
-    .await;
-    named("lets a lease run out", leases::expiry(&stage().await)).await;
-    named("takes a lease back", leases::release(&stage().await)).await;
-    named(
-        "lets one of many have a lease",
-        leases::race(&stage().await),
-    )
-    .await;
-    named(
-        "writes under the present lease only",
-        leases::fencing(&stage().await),
-    )
-    .await;
-    named("keeps what is written", written::whole(&stage().await)).await;
-    named("keeps passwords", written::passwords(&stage().await)).await;
-    named(
-        "lets states change as they may",
-        written::transitions(&stage().await),
-    )
-    .await;
+    of_leases(&mut stage).await;
+    of_records(&mut stage).await;
+}
+
+async fn of_leases<R: Records>(stage: &mut impl AsyncFnMut() -> Stage<R>) {
+    let it = stage().await;
+    named("serves one namespace", async { ids::one_namespace(&it) }).await;
+    let it = stage().await;
+    named("compares ids byte for byte", ids::byte_for_byte(&it)).await;
+    let it = stage().await;
+    named("grants a lease to one owner", leases::one_owner(&it)).await;
+    let it = stage().await;
+    named("renews a lease and keeps its token", leases::renewal(&it)).await;
+    let it = stage().await;
+    named("lets a lease run out", leases::expiry(&it)).await;
+    let it = stage().await;
+    named("takes a lease back", leases::release(&it)).await;
+    let it = stage().await;
+    named("lets one of many have a lease", leases::race(&it)).await;
+    let it = stage().await;
+    named("writes under the present lease only", leases::fencing(&it)).await;
+}
+
+async fn of_records<R: Records>(stage: &mut impl AsyncFnMut() -> Stage<R>) {
+    let it = stage().await;
+    named("keeps what is written", written::whole(&it)).await;
+    let it = stage().await;
+    named("keeps passwords", written::passwords(&it)).await;
+    let it = stage().await;
+    named("lets states change as they may", written::transitions(&it)).await;
+    let it = stage().await;
     named(
         "raises the generation exactly with a change of place",
-        written::generation(&stage().await),
+        written::generation(&it),
     )
     .await;
+    let it = stage().await;
     named(
         "gives each database to one tenant",
-        written::one_database(&stage().await),
+        written::one_database(&it),
     )
     .await;
-    named("counts doubt down", written::doubt(&stage().await)).await;
-    named("lists in pages", reading::list(&stage().await)).await;
-    named("tells changes in pages", reading::changes(&stage().await)).await;
+    let it = stage().await;
+    named("counts doubt down", written::doubt(&it)).await;
+    let it = stage().await;
+    named("lists in pages", reading::list(&it)).await;
+    let it = stage().await;
+    named("tells changes in pages", reading::changes(&it)).await;
+    let it = stage().await;
     named(
         "tells every change beside writers",
-        reading::changes_beside_writers(&stage().await),
+        reading::changes_beside_writers(&it),
     )
     .await;
+    let it = stage().await;
     named(
         "looks up what is ready, and nothing else",
-        reading::served(&stage().await),
+        reading::served(&it),
     )
     .await;
 }

@@ -6,7 +6,7 @@ use crate::{
     tenant::{Namespace, TenantId},
 };
 
-pub(super) async fn one_namespace<R: Records>(stage: &Stage<R>) -> Outcome {
+pub(super) fn one_namespace<R: Records>(stage: &Stage<R>) -> Outcome {
     let (same, other) = (Namespace::parse("suite")?, Namespace::parse("suite-2")?);
     let again = stage.records.serve(&same, stage.with_passwords);
     holds(again.is_ok(), "it does not serve the same namespace again")?;

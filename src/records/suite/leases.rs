@@ -150,13 +150,22 @@ pub(super) async fn fencing<R: Records>(stage: &Stage<R>) -> Outcome {
         Lease::new(acme.clone(), "other", present.token + 1),
         Lease::new(tenant("nobody"), "other", present.token),
     ] {
+        record.tenant = forged.tenant.clone();
         let wrote = records.write(&forged, &record, Then::Keep).await?;
         holds(!wrote, "a write was taken under a lease that nobody has")?;
     }
+    record.tenant = acme.clone();
     equal(
         "what a late writer has changed",
         &stage.found(&acme).await?.plan,
         &None,
+    )?;
+    let mut astray = good.clone();
+    astray.tenant = tenant("beta");
+    let wrote = records.write(&present, &astray, Then::Keep).await;
+    holds(
+        !matches!(wrote, Ok(true)),
+        "a lease on one tenant's record has let another's be written",
     )?;
     good.plan = Some("good".into());
     stage.wrote(&present, &good, Then::Release).await?;

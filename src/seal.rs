@@ -223,9 +223,9 @@ impl Place {
     /// Of several words, none of which can run into the next.
     pub(crate) fn new(words: &[&str]) -> Self {
         let mut place = Vec::new();
-        words
-            .iter()
-            .for_each(|word| push(&mut place, word.as_bytes()));
+        for word in words {
+            push(&mut place, word.as_bytes());
+        }
         Self(place)
     }
 }

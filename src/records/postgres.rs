@@ -8,29 +8,27 @@ mod reseal;
 mod row;
 mod schema;
 mod statements;
+mod tables;
 
 use std::{
     fmt,
-    sync::{
-        Arc, Mutex, OnceLock,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use sha2::{Digest, Sha256};
-use tokio::sync::watch;
 use tokio_postgres::{Config, Row, types::Type};
 
 pub use builder::PostgresBuilder;
 
 use builder::Server;
-use connections::{Connections, Param, within};
+use connections::{Connections, Param};
 use failure::Failure;
 use listener::Listener;
 use row::{Columns, NO_KEYS, count, known_state, lease_micros};
 use schema::Schema;
 use statements::Statements;
+use tables::Tables;
 
 use super::{Defect, Records};
 use crate::{
@@ -38,7 +36,6 @@ use crate::{
     error::BoxError,
     lookup::Lookup,
     record::{Changes, Lease, Leased, Record, State, Then},
-    retry::lock,
     seal::KeyRing,
     secret::Secret,
     tenant::{Namespace, TenantId},
@@ -81,22 +78,14 @@ use crate::{
 pub struct Postgres(Arc<Inner>);
 
 struct Inner {
-    connections: Connections,
+    tables: Tables,
     statements: Statements,
-    schema: Arc<Schema>,
     namespace: OnceLock<Namespace>,
     keys: Option<KeyRing>,
     /// Made when the namespace is known.
     listener: OnceLock<Listener>,
     listens: bool,
-    /// Whether the tables are known to be there.
-    migrated: AtomicBool,
-    // The last migration. Held for a look or a start.
-    migration: Mutex<Option<Migration>>,
 }
-
-/// Where the outcome of a migration is told.
-type Migration = watch::Receiver<Option<Result<(), Failure>>>;
 
 impl Postgres {
     /// Settings of a catalog in the database that `url` leads to: a connection string, as libpq has them.
@@ -116,17 +105,13 @@ impl Postgres {
         keys: Option<KeyRing>,
         listens: bool,
     ) -> Self {
-        let schema = Arc::new(Schema::new(&statements.schema));
         Self(Arc::new(Inner {
-            connections,
+            tables: Tables::new(connections, Schema::new(&statements.schema)),
             statements,
-            schema,
             namespace: namespace.map(OnceLock::from).unwrap_or_default(),
             keys,
             listener: OnceLock::new(),
             listens,
-            migrated: AtomicBool::new(false),
-            migration: Mutex::default(),
         }))
     }
 
@@ -135,14 +120,14 @@ impl Postgres {
     /// # Cancel safety
     /// Dropping it lets the work go on.
     pub async fn migrate(&self) -> Result<(), BoxError> {
-        self.0.migrated.store(false, Relaxed);
-        self.migrated().await.map_err(Failure::into_error)
+        let work = self.0.tables.migrate();
+        work.await.map_err(Failure::into_error)
     }
 
     /// The same up to a version, for tests of upgrades.
     #[doc(hidden)]
     pub async fn migrate_to(&self, version: usize) -> Result<(), BoxError> {
-        let work = self.0.schema.upgrade(&self.0.connections, version);
+        let work = self.0.tables.migrate_to(version);
         work.await.map_err(Failure::into_error)
     }
 
@@ -170,60 +155,20 @@ impl Postgres {
     /// Where writes to the namespace are announced: a name of its own for each schema and namespace of the database.
     fn channel(&self, namespace: &Namespace) -> String {
         let digest = Sha256::digest(format!("{}\0{namespace}", self.0.statements.schema));
-        let hex: String = digest
-            .iter()
-            .take(16)
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        format!("tenantry_{hex}")
+        let mut channel = "tenantry_".to_owned();
+        for byte in &digest[..16] {
+            channel.extend(
+                [byte >> 4, byte & 15]
+                    .map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)])),
+            );
+        }
+        channel
     }
 
     /// Runs a statement within the time limit, after the tables are there.
-    async fn ask(&self, statement: &str, params: &[Param<'_>]) -> Result<Vec<Row>, Failure> {
-        let limit = self.0.connections.limit;
-        let work = async {
-            self.migrated().await?;
-            self.0.connections.ask(statement, params).await
-        };
-        let result = within(limit, work).await;
-        if result.as_ref().is_err_and(Failure::is_missing_table) {
-            self.0.migrated.store(false, Relaxed);
-        }
-        result
-    }
-
-    /// Waits until the tables are there. The work is in a task of its own: no caller's leaving stops it.
-    async fn migrated(&self) -> Result<(), Failure> {
-        if self.0.migrated.load(Relaxed) {
-            return Ok(());
-        }
-        let mut landed = self.migration();
-        let result = match landed.wait_for(Option::is_some).await {
-            Ok(result) => (*result).clone().unwrap_or(Ok(())),
-            Err(_) => Err(Failure::new(
-                "the runtime has ended under the catalog's migration",
-            )),
-        };
-        if result.is_ok() {
-            self.0.migrated.store(true, Relaxed);
-        }
-        result
-    }
-
-    /// The migration under way, or a new one.
-    fn migration(&self) -> Migration {
-        let mut slot = lock(&self.0.migration);
-        let goes_on = |it: &&Migration| it.has_changed().is_ok() && it.borrow().is_none();
-        if let Some(landed) = slot.as_ref().filter(goes_on) {
-            return landed.clone();
-        }
-        let (announce, landed) = watch::channel(None);
-        let (schema, connections) = (Arc::clone(&self.0.schema), self.0.connections.clone());
-        tokio::spawn(async move {
-            let result = schema.upgrade(&connections, Schema::latest()).await;
-            announce.send_replace(Some(result));
-        });
-        slot.insert(landed).clone()
+    async fn ask(&self, statement: &str, params: &[Param<'_>]) -> Result<Vec<Row>, BoxError> {
+        let rows = self.0.tables.ask(statement, params).await;
+        rows.map_err(Failure::into_error)
     }
 
     fn record(&self, row: &Row) -> Result<Record, BoxError> {
@@ -239,9 +184,7 @@ impl Postgres {
             (&after, Type::TEXT),
             (&limit, Type::INT8),
         ];
-        self.ask(&self.statements().list, &params)
-            .await
-            .map_err(Failure::into_error)
+        self.ask(&self.statements().list, &params).await
     }
 }
 
@@ -276,8 +219,7 @@ impl Records for Postgres {
     async fn find(&self, tenant: &TenantId) -> Result<Option<Record>, BoxError> {
         let (namespace, tenant) = (self.namespace()?.as_str(), tenant.as_str());
         let params: [Param<'_>; 2] = [(&namespace, Type::TEXT), (&tenant, Type::TEXT)];
-        let rows = self.ask(&self.statements().find, &params).await;
-        let rows = rows.map_err(Failure::into_error)?;
+        let rows = self.ask(&self.statements().find, &params).await?;
         rows.first().map(|row| self.record(row)).transpose()
     }
 
@@ -295,8 +237,8 @@ impl Records for Postgres {
             (&owner, Type::TEXT),
             (&time, Type::INT8),
         ];
-        let rows = self.ask(&self.statements().lease, &params).await;
-        if let Some(row) = rows.map_err(Failure::into_error)?.first() {
+        let rows = self.ask(&self.statements().lease, &params).await?;
+        if let Some(row) = rows.first() {
             let lease = Lease::new(tenant.clone(), owner, count(row::get(row, "token")?));
             return Ok(Leased::Granted(lease, Box::new(self.record(row)?)));
         }
@@ -307,6 +249,9 @@ impl Records for Postgres {
     }
 
     async fn write(&self, lease: &Lease, record: &Record, then: Then) -> Result<bool, BoxError> {
+        if record.tenant != lease.tenant {
+            return Err(Defect::of_another(lease, record).into());
+        }
         let namespace = self.namespace()?;
         let columns = Columns::of(record, namespace, self.keys())?;
         let from: Vec<_> = State::ALL
@@ -333,8 +278,7 @@ impl Records for Postgres {
             (&channel, Type::TEXT),
         ];
         params.extend(columns.written().into_iter().map(|(_, param)| param));
-        let rows = self.ask(&self.statements().write, &params).await;
-        let rows = rows.map_err(Failure::into_error)?;
+        let rows = self.ask(&self.statements().write, &params).await?;
         let Some(row) = rows.first() else {
             return Ok(false);
         };
@@ -354,8 +298,9 @@ impl Records for Postgres {
             (&lease.owner, Type::TEXT),
             (&token, Type::INT8),
         ];
-        let done = self.ask(&self.statements().release, &params).await;
-        done.map(drop).map_err(Failure::into_error)
+        self.ask(&self.statements().release, &params)
+            .await
+            .map(drop)
     }
 
     async fn list(&self, after: Option<&TenantId>, limit: usize) -> Result<Vec<Record>, BoxError> {
@@ -389,8 +334,8 @@ impl Records for Postgres {
             (&from, Type::INT8),
             (&most, Type::INT8),
         ];
-        let rows = self.ask(&self.statements().changes, &params).await;
-        changes(&rows.map_err(Failure::into_error)?, since, limit)
+        let rows = self.ask(&self.statements().changes, &params).await?;
+        changes(&rows, since, limit)
     }
 
     async fn nudged(&self) {
@@ -404,7 +349,7 @@ impl Records for Postgres {
         self.0
             .listener
             .get_or_init(listener)
-            .rings(&self.0.connections)
+            .rings(&self.0.tables.connections)
             .await;
     }
 }
@@ -417,13 +362,11 @@ fn changes(rows: &[Row], since: Option<u64>, limit: usize) -> Result<Changes, Bo
         .transpose()?;
     changes.version = present.map_or(0, count);
     changes.reset = since.is_some_and(|since| since > changes.version);
-    let changed = rows
-        .iter()
-        .filter_map(|row| Some((row::get::<Option<String>>(row, "tenant").ok()??, row)));
-    let changed: Vec<_> = changed.collect();
-    changes.more = changed.len() > limit;
+    let named = |row| Some((row::get::<Option<String>>(row, "tenant").ok()??, row));
+    let found: Vec<_> = rows.iter().filter_map(named).collect();
+    changes.more = found.len() > limit;
     let mut last = since.unwrap_or_default();
-    for (tenant, row) in changed.into_iter().take(limit) {
+    for (tenant, row) in found.into_iter().take(limit) {
         last = count(row::get(row, "version")?);
         match TenantId::parse(&tenant) {
             Ok(tenant) => changes.tenants.push(tenant),

@@ -58,8 +58,9 @@ impl PostgresBuilder {
         }
     }
 
-    /// Sets the schema in which the tables are, of 1 to 63 bytes; any characters but NUL. Defaults to `tenantry`; change
-    /// it if several applications keep catalogs in one database.
+    /// Sets the schema in which the tables are, of 1 to 63 bytes; any characters but NUL, and not `pg_` at the beginning,
+    /// which Postgres keeps for itself. Defaults to `tenantry`; change it if several applications keep catalogs in one
+    /// database.
     pub fn schema(mut self, name: impl Into<String>) -> Self {
         self.schema = name.into();
         self
@@ -109,10 +110,11 @@ impl PostgresBuilder {
     /// Checks the settings. Opens nothing: the first call does.
     pub fn build(self) -> Result<Postgres, InvalidConfig> {
         let config = self.server.checked(self.timeout)?;
-        if self.schema.is_empty() || self.schema.len() > LONGEST_NAME || self.schema.contains('\0')
-        {
+        let name = self.schema.as_str();
+        let whole = (1..=LONGEST_NAME).contains(&name.len()) && !name.contains('\0');
+        if !whole || name.starts_with("pg_") {
             return Err(InvalidConfig::new(
-                "the catalog's schema has 1 to 63 bytes and no NUL",
+                "the catalog's schema has 1 to 63 bytes, no NUL, and no pg_ at the beginning",
             ));
         }
         if self.pool_size == 0 {
@@ -245,6 +247,7 @@ mod tests {
         let good = || Postgres::builder("postgres://app@localhost/app");
         assert!(said(good().schema("").build()).contains("schema"));
         assert!(said(good().schema("x".repeat(64)).build()).contains("schema"));
+        assert!(said(good().schema("pg_catalogs").build()).contains("schema"));
         assert!(said(good().pool_size(0).build()).contains("pool_size"));
         assert!(said(good().timeout(Duration::ZERO).build()).contains("timeout"));
         assert!(said(good().namespace("A").build()).contains("namespace"));

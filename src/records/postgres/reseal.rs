@@ -4,7 +4,7 @@ use tokio_postgres::{Row, types::Type};
 
 use super::{
     Postgres,
-    failure::Failure,
+    connections::Param,
     row::{endpoint, get, place, sealed, unsealable},
 };
 use crate::{
@@ -104,15 +104,13 @@ impl Postgres {
         after: &str,
     ) -> Result<Vec<Row>, BoxError> {
         let (namespace, newest) = (namespace.as_str(), keys.newest_id());
-        let params: [super::connections::Param<'_>; 4] = [
+        let params: [Param<'_>; 4] = [
             (&namespace, Type::TEXT),
             (&after, Type::TEXT),
             (&newest, Type::TEXT),
             (&PAGE, Type::INT8),
         ];
-        self.ask(&self.statements().unsealed_so_far, &params)
-            .await
-            .map_err(Failure::into_error)
+        self.ask(&self.statements().unsealed_so_far, &params).await
     }
 
     async fn reseal_page(
@@ -125,7 +123,7 @@ impl Postgres {
             return Ok(0);
         }
         let (namespace, newest) = (namespace.as_str(), keys.newest_id());
-        let params: [super::connections::Param<'_>; 6] = [
+        let params: [Param<'_>; 6] = [
             (&namespace, Type::TEXT),
             (&newest, Type::TEXT),
             (&page.tenants, Type::TEXT_ARRAY),
@@ -133,10 +131,7 @@ impl Postgres {
             (&page.new, Type::BYTEA_ARRAY),
             (&page.marks, Type::BYTEA_ARRAY),
         ];
-        let rows = self
-            .ask(&self.statements().reseal, &params)
-            .await
-            .map_err(Failure::into_error)?;
+        let rows = self.ask(&self.statements().reseal, &params).await?;
         Ok(rows.len() as u64)
     }
 }

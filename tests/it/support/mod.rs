@@ -10,6 +10,7 @@ mod relay;
 mod scene;
 mod script;
 mod session;
+mod shared;
 mod stage;
 mod statement;
 mod table;
@@ -23,6 +24,9 @@ pub(crate) use raw::{End, RawClient, Seen};
 pub(crate) use relay::Relay;
 pub(crate) use scene::{Call, Case, Place, Scene};
 pub(crate) use script::{Reply, ScriptedApi};
+pub(crate) use shared::{
+    LEASE, PASSWORD, chain, column, keys, leased, publish, replica, session, tenant,
+};
 pub(crate) use stage::{Stage, eventually, run_on};
 pub(crate) use table::Table;
 pub(crate) use watchdog::without_spinning;

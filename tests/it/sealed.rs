@@ -1,0 +1,270 @@
+//! What the catalog in Postgres makes of secrets, and of records that make no sense.
+
+use tenantry::{
+    KeyRing, Lookup, Namespace, Records,
+    emulator::CatalogServer,
+    record::Then,
+    records::{Defect, Postgres},
+};
+
+use crate::support::{PASSWORD, chain, column, keys, leased, publish, replica, session, tenant};
+
+#[tokio::test]
+async fn passwords_without_keys_are_refused_before_anything_is_opened() {
+    let nowhere = || Postgres::builder("postgres://app@localhost:1/app");
+    let namespace = Namespace::parse("test").unwrap();
+    let err = nowhere()
+        .build()
+        .unwrap()
+        .serve(&namespace, true)
+        .unwrap_err();
+    assert!(err.to_string().contains("KeyRing"), "{err}");
+    nowhere().build().unwrap().serve(&namespace, false).unwrap();
+    nowhere()
+        .keys(keys())
+        .build()
+        .unwrap()
+        .serve(&namespace, true)
+        .unwrap();
+    let untold = nowhere()
+        .build()
+        .unwrap()
+        .find(&tenant("acme"))
+        .await
+        .unwrap_err();
+    assert!(untold.to_string().contains("namespace"), "{untold}");
+}
+
+#[tokio::test]
+async fn no_secret_is_in_the_tables_nor_in_what_is_printed() {
+    let server = CatalogServer::start().await.unwrap();
+    let catalog = replica(&server).build().unwrap();
+    publish(&catalog, "acme").await;
+    let admin = session(&server.url()).await;
+    let mut stored = String::new();
+    for table in ["tenants", "namespaces", "migrations"] {
+        let sql = format!(
+            "SELECT t::text || encode(convert_to(t::text, 'UTF8'), 'escape') FROM tenantry.{table} t"
+        );
+        stored += &column(&admin, &sql).await.join("\n");
+    }
+    stored += &column(
+        &admin,
+        "SELECT encode(credential, 'escape') FROM tenantry.tenants",
+    )
+    .await
+    .join("\n");
+    assert!(stored.contains("acme.test"), "{stored}");
+    // As text, and as bytea is printed.
+    for secret in [PASSWORD, "68756e74657232", &"07".repeat(32)] {
+        assert!(!stored.contains(secret), "{stored}");
+    }
+    // With another key of the same id, and with a password for the catalog itself that is in use nowhere.
+    let stranger = replica(&server).keys(KeyRing::new("k1", *b"hunter2-in-clear-hunter2-in-clea"));
+    let stranger = stranger.build().unwrap();
+    let err = stranger.find(&tenant("acme")).await.unwrap_err();
+    assert!(
+        err.is::<Defect>() && err.to_string().contains("seal is broken"),
+        "{err}"
+    );
+    let printed = format!("{} {stranger:?} {catalog:#?}", chain(&err));
+    assert!(!printed.contains("hunter2"), "{printed}");
+    let url = format!("postgres://app:{PASSWORD}@localhost:1/app");
+    let nowhere = Postgres::builder(url).namespace("test").build().unwrap();
+    let printed = chain(&nowhere.find(&tenant("acme")).await.unwrap_err());
+    assert!(
+        printed.contains("cannot be reached") && !printed.contains("hunter2"),
+        "{printed}"
+    );
+}
+
+#[tokio::test]
+async fn a_row_that_was_edited_does_not_send_its_password_elsewhere() {
+    let server = CatalogServer::start().await.unwrap();
+    let catalog = replica(&server).build().unwrap();
+    publish(&catalog, "victim").await;
+    let admin = session(&server.url()).await;
+    for edit in [
+        "direct_host = 'evil.test'",
+        "pooled_host = 'evil.test'",
+        "role = 'evil'",
+        "port = 1",
+        "encryption = 'none'",
+        "tenant = 'evil'",
+        "namespace = 'evil'",
+        "key_id = 'k2'",
+        "credential = set_byte(credential, 20, get_byte(credential, 20) # 1)",
+        "credential = ''",
+    ] {
+        let sql = format!(
+            "BEGIN; CREATE TABLE before AS TABLE tenantry.tenants; UPDATE tenantry.tenants SET {edit}; COMMIT"
+        );
+        admin.batch_execute(&sql).await.unwrap();
+        let place = if edit.starts_with("namespace") {
+            "evil"
+        } else {
+            "test"
+        };
+        let reader = replica(&server).namespace(place).build().unwrap();
+        let id = if edit.starts_with("tenant") {
+            "evil"
+        } else {
+            "victim"
+        };
+        let err = reader.lookup(&tenant(id)).await.unwrap_err();
+        assert!(err.is::<Defect>(), "{edit}: {err}");
+        let undo = "BEGIN; DELETE FROM tenantry.tenants; INSERT INTO tenantry.tenants TABLE before; DROP TABLE before; COMMIT";
+        admin.batch_execute(undo).await.unwrap();
+    }
+    assert!(catalog.lookup(&tenant("victim")).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn a_record_that_makes_no_sense_is_nobody_elses_problem() {
+    let server = CatalogServer::start().await.unwrap();
+    let catalog = replica(&server).build().unwrap();
+    for id in ["a", "b", "c", "d"] {
+        publish(&catalog, id).await;
+    }
+    let admin = session(&server.url()).await;
+    let sql = "ALTER TABLE tenantry.tenants DROP CONSTRAINT tenants_state;
+               UPDATE tenantry.tenants SET state = 'melted' WHERE tenant = 'b';
+               UPDATE tenantry.tenants SET key_id = 'lost' WHERE tenant = 'c'";
+    admin.batch_execute(sql).await.unwrap();
+    for (id, why) in [("b", "melted"), ("c", "lost")] {
+        let err = catalog.find(&tenant(id)).await.unwrap_err();
+        assert!(err.is::<Defect>() && err.to_string().contains(why), "{err}");
+        assert!(
+            catalog
+                .lookup(&tenant(id))
+                .await
+                .unwrap_err()
+                .is::<Defect>()
+        );
+    }
+    // A page is as long as ever, so that nobody takes it for the last one.
+    let listed = catalog.list(None, 2).await.unwrap();
+    let listed: Vec<_> = listed.iter().map(|it| it.tenant.as_str()).collect();
+    assert_eq!(listed, ["a", "d"]);
+    assert!(catalog.lookup(&tenant("a")).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn what_went_wrong_is_written_whatever_its_text() {
+    let server = CatalogServer::start().await.unwrap();
+    let catalog = replica(&server).build().unwrap();
+    let (lease, mut record) = leased(&catalog, "acme").await;
+    record.last_error = Some("a\0b".into());
+    assert!(catalog.write(&lease, &record, Then::Keep).await.unwrap());
+    let found = catalog.find(&tenant("acme")).await.unwrap().unwrap();
+    assert_eq!(found.last_error.as_deref(), Some("a\u{fffd}b"));
+    record.plan = Some("a\0b".into());
+    let err = catalog
+        .write(&lease, &record, Then::Keep)
+        .await
+        .unwrap_err();
+    assert!(err.is::<Defect>(), "{err}");
+    record.plan = None;
+    assert!(
+        catalog.write(&lease, &record, Then::Keep).await.unwrap(),
+        "the connection is fine"
+    );
+}
+
+#[tokio::test]
+async fn resealing_reaches_every_password_while_writers_go_on() {
+    let server = CatalogServer::start().await.unwrap();
+    let old = replica(&server).build().unwrap();
+    let ids: Vec<_> = (0..30)
+        .map(|number| format!("tenant-{number:02}"))
+        .collect();
+    for id in &ids {
+        publish(&old, id).await;
+    }
+    let admin = session(&server.url()).await;
+    let many = "INSERT INTO tenantry.namespaces VALUES ('filler', 0)"; // of another namespace: not touched
+    admin.batch_execute(many).await.unwrap();
+    let new = replica(&server)
+        .keys(KeyRing::new("k2", [8; 32]).and("k1", [7; 32]))
+        .build()
+        .unwrap();
+    let generation = new
+        .find(&tenant("tenant-00"))
+        .await
+        .unwrap()
+        .unwrap()
+        .generation;
+    let writers = async {
+        for id in ids.iter().cycle().take(60) {
+            let (lease, mut record) = leased(&new, id).await;
+            record.schema_version += 1;
+            assert!(new.write(&lease, &record, Then::Release).await.unwrap());
+        }
+    };
+    let (resealed, ()) = tokio::join!(new.reseal(), writers);
+    assert!(resealed.unwrap() <= 30);
+    assert_eq!(new.reseal().await.unwrap(), 0);
+    let by_key = column(&admin, "SELECT DISTINCT key_id FROM tenantry.tenants").await;
+    assert_eq!(by_key, ["k2"]);
+    let newest = replica(&server)
+        .keys(KeyRing::new("k2", [8; 32]))
+        .build()
+        .unwrap();
+    for id in &ids {
+        let found = newest.find(&tenant(id)).await.unwrap().unwrap();
+        assert_eq!(found.endpoint.unwrap().password.expose(), PASSWORD);
+        assert_eq!(
+            (found.schema_version, found.generation),
+            (2, generation),
+            "{id}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn resealing_does_all_it_can_and_says_what_it_cannot() {
+    let server = CatalogServer::start().await.unwrap();
+    let old = replica(&server).build().unwrap();
+    for id in ["a", "b", "c"] {
+        publish(&old, id).await;
+    }
+    let admin = session(&server.url()).await;
+    let sql = "UPDATE tenantry.tenants SET key_id = 'lost' WHERE tenant = 'b'";
+    admin.batch_execute(sql).await.unwrap();
+    let new = replica(&server)
+        .keys(KeyRing::new("k2", [8; 32]).and("k1", [7; 32]))
+        .build()
+        .unwrap();
+    let err = new.reseal().await.unwrap_err().to_string();
+    assert!(
+        err.contains("1 passwords") && err.contains("\"lost\""),
+        "{err}"
+    );
+    let keys = column(
+        &admin,
+        "SELECT key_id FROM tenantry.tenants ORDER BY tenant",
+    )
+    .await;
+    assert_eq!(keys, ["k2", "lost", "k2"]);
+    let keyless = Postgres::builder(server.url())
+        .namespace("test")
+        .build()
+        .unwrap();
+    assert!(
+        keyless
+            .reseal()
+            .await
+            .unwrap_err()
+            .to_string()
+            .contains("KeyRing")
+    );
+    let err = keyless.lookup(&tenant("a")).await.unwrap_err();
+    assert!(
+        err.is::<Defect>() && err.to_string().contains("keys"),
+        "{err}"
+    );
+    assert!(
+        keyless.find(&tenant("a")).await.unwrap().is_some(),
+        "all but the password"
+    );
+}

@@ -1,0 +1,381 @@
+//! The catalog in a real Postgres: set up by many at once, upgraded, lost and found again, heard of.
+
+use std::time::Duration;
+
+use tenantry::{
+    Lookup, Namespace, Records, Secret,
+    emulator::CatalogServer,
+    record::{Leased, Placement, State, Then},
+    records::{Defect, Postgres},
+};
+use tokio::time::{Instant, timeout};
+
+use crate::support::{
+    LEASE, LONG, Stage, chain, column, keys, leased, publish, replica, session, tenant,
+};
+
+#[tokio::test]
+async fn eight_replicas_set_the_catalog_up_at_once() {
+    let server = CatalogServer::start().await.unwrap();
+    let replicas: Vec<_> = (0..8).map(|_| replica(&server).build().unwrap()).collect();
+    let work = replicas
+        .iter()
+        .map(|it| async move { it.find(&tenant("acme")).await });
+    for found in futures_util::future::join_all(work).await {
+        assert_eq!(found.unwrap(), None);
+    }
+    let versions = column(
+        &session(&server.url()).await,
+        "SELECT version FROM tenantry.migrations ORDER BY 1",
+    )
+    .await;
+    let expected: Vec<_> = (1..=Postgres::latest_version())
+        .map(|it| it.to_string())
+        .collect();
+    assert_eq!(versions, expected);
+}
+
+#[tokio::test]
+async fn a_catalog_is_upgraded_from_every_version_and_a_newer_one_is_taken_as_it_is() {
+    let server = CatalogServer::start().await.unwrap();
+    for version in 0..=Postgres::latest_version() {
+        let catalog = replica(&server)
+            .schema(format!("v{version}"))
+            .build()
+            .unwrap();
+        catalog.migrate_to(version).await.unwrap();
+        publish(&catalog, "acme").await;
+        catalog.migrate().await.unwrap();
+    }
+    let admin = session(&server.url()).await;
+    let later = "INSERT INTO v0.migrations (version) VALUES (1000); ALTER TABLE v0.tenants ADD of_a_later_release text";
+    admin.batch_execute(later).await.unwrap();
+    let catalog = replica(&server).schema("v0").build().unwrap();
+    publish(&catalog, "other").await;
+    assert!(catalog.lookup(&tenant("acme")).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn tables_that_are_dropped_are_made_anew() {
+    let server = CatalogServer::start().await.unwrap();
+    let catalog = replica(&server).build().unwrap();
+    publish(&catalog, "acme").await;
+    let admin = session(&server.url()).await;
+    admin
+        .batch_execute("DROP SCHEMA tenantry CASCADE")
+        .await
+        .unwrap();
+    assert!(catalog.find(&tenant("acme")).await.is_err());
+    assert_eq!(catalog.find(&tenant("acme")).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_role_that_may_not_is_told_what_to_grant_and_one_that_only_reads_can_look_up() {
+    let server = CatalogServer::start().await.unwrap();
+    let admin = session(&server.url()).await;
+    let roles = "CREATE ROLE reader LOGIN; CREATE ROLE stranger LOGIN";
+    admin.batch_execute(roles).await.unwrap();
+    let of = |role: &str| {
+        server
+            .url()
+            .replace("user=neondb_owner", &format!("user={role}"))
+    };
+    let stranger = Postgres::builder(of("stranger"))
+        .namespace("test")
+        .build()
+        .unwrap();
+    let err = stranger.find(&tenant("acme")).await.unwrap_err();
+    assert!(err.to_string().contains("CREATE on the database"), "{err}");
+    let endpoint = publish(&replica(&server).build().unwrap(), "acme").await;
+    let err = stranger.find(&tenant("acme")).await.unwrap_err();
+    assert!(err.to_string().contains("USAGE on the schema"), "{err}");
+    let grants = "GRANT USAGE ON SCHEMA tenantry TO reader; GRANT SELECT ON ALL TABLES IN SCHEMA tenantry TO reader";
+    admin.batch_execute(grants).await.unwrap();
+    let reader = Postgres::builder(of("reader"))
+        .namespace("test")
+        .keys(keys())
+        .build()
+        .unwrap();
+    assert_eq!(
+        reader.lookup(&tenant("acme")).await.unwrap(),
+        Some(endpoint)
+    );
+    let err = reader
+        .lease(&tenant("acme"), "it", LEASE)
+        .await
+        .unwrap_err();
+    assert!(
+        err.to_string().contains("privilege") && !err.is::<Defect>(),
+        "{err}"
+    );
+}
+
+#[tokio::test]
+async fn a_database_that_cannot_hold_every_id_is_refused() {
+    let server = CatalogServer::start().await.unwrap();
+    let admin = session(&server.url()).await;
+    let sql =
+        "CREATE DATABASE latin ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0";
+    admin.batch_execute(sql).await.unwrap();
+    let url = server.url().replace("dbname=neondb", "dbname=latin");
+    let catalog = Postgres::builder(url).namespace("test").build().unwrap();
+    let err = catalog.find(&tenant("acme")).await.unwrap_err();
+    assert!(
+        err.to_string().contains("LATIN1") && err.to_string().contains("UTF8"),
+        "{err}"
+    );
+}
+
+#[tokio::test]
+async fn namespaces_share_a_catalog_and_no_database() {
+    let server = CatalogServer::start().await.unwrap();
+    let production = replica(&server).namespace("production").build().unwrap();
+    let staging = replica(&server).namespace("staging").build().unwrap();
+    let endpoint = publish(&production, "acme").await;
+    assert_eq!(staging.find(&tenant("acme")).await.unwrap(), None);
+    assert_eq!(staging.list(None, 10).await.unwrap(), []);
+    assert_eq!(staging.changes(None, 10).await.unwrap().version, 0);
+    let (lease, mut record) = leased(&staging, "acme").await;
+    record.state = State::Preparing;
+    record.placement = Some(Placement::new("project-acme"));
+    record.endpoint = Some(endpoint);
+    let err = staging
+        .write(&lease, &record, Then::Keep)
+        .await
+        .unwrap_err();
+    assert!(
+        err.is::<Defect>() && err.to_string().contains("another tenant has this database"),
+        "{err}"
+    );
+    let other = Namespace::parse("staging").unwrap();
+    assert!(
+        production
+            .serve(&other, true)
+            .unwrap_err()
+            .to_string()
+            .contains("production")
+    );
+}
+
+#[tokio::test]
+async fn another_replica_hears_of_a_write_at_once_also_after_its_listener_was_cut_off() {
+    let server = CatalogServer::start().await.unwrap();
+    let (writer, hearer) = (
+        replica(&server).build().unwrap(),
+        replica(&server).build().unwrap(),
+    );
+    let since = hearer.changes(None, 10).await.unwrap().version;
+    timeout(LONG, hearer.nudged()).await.unwrap(); // it listens
+    let heard = async {
+        timeout(LONG, hearer.nudged()).await.unwrap();
+        Instant::now()
+    };
+    let wrote = async {
+        publish(&writer, "acme").await;
+        Instant::now()
+    };
+    let (heard, wrote) = tokio::join!(heard, wrote);
+    assert!(heard.saturating_duration_since(wrote) < Duration::from_secs(1));
+    let changes = hearer.changes(Some(since), 10).await.unwrap();
+    assert_eq!(changes.tenants, [tenant("acme")]);
+    // A ring that comes while nobody waits is kept; both writes above may have rung.
+    while timeout(Duration::from_millis(300), hearer.nudged())
+        .await
+        .is_ok()
+    {}
+    publish(&writer, "other").await;
+    timeout(LONG, hearer.nudged()).await.unwrap();
+    while timeout(Duration::from_millis(300), hearer.nudged())
+        .await
+        .is_ok()
+    {}
+
+    let admin = session(&server.url()).await;
+    let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'";
+    assert_eq!(column(&admin, cut).await, ["t"]);
+    timeout(LONG, hearer.nudged())
+        .await
+        .expect("a nudge after it has connected again");
+    while timeout(Duration::from_millis(300), hearer.nudged())
+        .await
+        .is_ok()
+    {}
+    publish(&writer, "third").await;
+    timeout(LONG, hearer.nudged())
+        .await
+        .expect("it listens again");
+}
+
+#[tokio::test]
+async fn a_catalog_that_is_dropped_leaves_no_session() {
+    let server = CatalogServer::start().await.unwrap();
+    let catalog = replica(&server).build().unwrap();
+    publish(&catalog, "acme").await;
+    timeout(LONG, catalog.nudged()).await.unwrap();
+    let admin = session(&server.url()).await;
+    let sessions = "SELECT pid FROM pg_stat_activity WHERE application_name = 'tenantry catalog'";
+    assert!(column(&admin, sessions).await.len() >= 2);
+    drop(catalog);
+    let gone = async {
+        while !column(&admin, sessions).await.is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(LONG, gone).await.unwrap();
+}
+
+#[tokio::test]
+async fn without_listening_nobody_is_nudged_and_changes_are_told_all_the_same() {
+    let server = CatalogServer::start().await.unwrap();
+    let deaf = replica(&server).listen(false).build().unwrap();
+    let since = deaf.changes(None, 10).await.unwrap().version;
+    publish(&deaf, "acme").await;
+    assert!(
+        timeout(Duration::from_millis(200), deaf.nudged())
+            .await
+            .is_err()
+    );
+    assert_eq!(
+        deaf.changes(Some(since), 10).await.unwrap().tenants,
+        [tenant("acme")]
+    );
+}
+
+#[tokio::test]
+async fn a_catalog_that_is_down_fails_in_time_and_comes_back_by_itself() {
+    let server = CatalogServer::start().await.unwrap();
+    let limit = Duration::from_secs(1);
+    let catalog = replica(&server)
+        .timeout(limit)
+        .pool_size(2)
+        .build()
+        .unwrap();
+    let endpoint = publish(&catalog, "acme").await;
+    timeout(LONG, catalog.nudged()).await.unwrap();
+    server.stop().await;
+    let (began, err) = (
+        Instant::now(),
+        catalog.find(&tenant("acme")).await.unwrap_err(),
+    );
+    assert!(!err.is::<Defect>() && began.elapsed() < 2 * limit, "{err}");
+    server.resume().await.unwrap();
+    assert_eq!(
+        catalog.lookup(&tenant("acme")).await.unwrap(),
+        Some(endpoint.clone())
+    );
+    timeout(LONG, catalog.nudged())
+        .await
+        .expect("it listens again");
+    // One that takes connections and says nothing.
+    server.freeze();
+    let began = Instant::now();
+    let (id, asked) = (tenant("acme"), 6);
+    let work = (0..asked).map(|_| catalog.find(&id));
+    for answer in futures_util::future::join_all(work).await {
+        let err = answer.unwrap_err();
+        assert!(
+            err.to_string().contains("did not answer within 1s"),
+            "{err}"
+        );
+    }
+    assert!(began.elapsed() < 2 * limit, "{:?}", began.elapsed());
+    server.thaw();
+    let back = async {
+        while catalog.lookup(&tenant("acme")).await.ok().flatten() != Some(endpoint.clone()) {}
+    };
+    timeout(LONG, back).await.unwrap();
+    server.crash().await;
+    assert!(catalog.find(&tenant("acme")).await.is_err());
+    server.resume().await.unwrap();
+    assert_eq!(
+        catalog.lookup(&tenant("acme")).await.unwrap(),
+        Some(endpoint)
+    );
+}
+
+#[tokio::test]
+async fn a_call_that_waits_for_a_lock_gives_up_its_place_at_the_server() {
+    let server = CatalogServer::start().await.unwrap();
+    let limit = Duration::from_millis(500);
+    let catalog = replica(&server)
+        .timeout(limit)
+        .pool_size(1)
+        .build()
+        .unwrap();
+    catalog.migrate().await.unwrap();
+    publish(&catalog, "acme").await;
+    let admin = session(&server.url()).await;
+    let watch = session(&server.url()).await;
+    admin
+        .batch_execute("BEGIN; SELECT FROM tenantry.tenants WHERE tenant = 'acme' FOR UPDATE")
+        .await
+        .unwrap();
+    let err = catalog
+        .lease(&tenant("acme"), "it", LEASE)
+        .await
+        .unwrap_err();
+    assert!(
+        err.to_string().contains("did not answer within 500ms"),
+        "{err}"
+    );
+    let waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+    let gone = async {
+        while !column(&watch, waiting).await.is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(LONG, gone)
+        .await
+        .expect("the statement is cancelled");
+    assert!(
+        catalog.find(&tenant("acme")).await.unwrap().is_some(),
+        "a fresh connection for the next one"
+    );
+    admin.batch_execute("COMMIT").await.unwrap();
+    assert!(matches!(
+        catalog.lease(&tenant("acme"), "it", LEASE).await.unwrap(),
+        Leased::Granted(..)
+    ));
+}
+
+#[tokio::test]
+async fn a_project_at_neon_can_keep_the_catalog_and_its_certificate_is_verified() {
+    let stage = Stage::new().await;
+    let project = stage.project().await;
+    let endpoint = stage.endpoint(&stage.emulator.witnesses()[0]).await;
+    let proxy = stage.emulator.proxy_address();
+    let url = |host: &str| {
+        Secret::new(format!(
+            "host={host} hostaddr={} port={} user={} password={} dbname={} channel_binding=require",
+            proxy.ip(),
+            proxy.port(),
+            endpoint.role,
+            endpoint.password.expose(),
+            endpoint.database,
+        ))
+    };
+    let trusting = |host: &str| {
+        let catalog = Postgres::builder(url(host)).namespace("test").keys(keys());
+        catalog.root_certificate(stage.emulator.root_certificate())
+    };
+    let direct = trusting(&endpoint.direct_host).build().unwrap();
+    timeout(LONG, direct.nudged()).await.unwrap();
+    let pooled = trusting(&endpoint.pooled_host)
+        .listen(false)
+        .build()
+        .unwrap();
+    let published = publish(&pooled, "acme").await;
+    timeout(LONG, direct.nudged()).await.unwrap();
+    // It sleeps, and takes every connection with it.
+    assert!(stage.emulator.suspend(&project.endpoints[0].id).await);
+    for catalog in [&pooled, &direct] {
+        let found = catalog.lookup(&tenant("acme")).await.unwrap();
+        assert_eq!(found.as_ref(), Some(&published));
+    }
+    let stranger = Postgres::builder(url(&endpoint.direct_host))
+        .namespace("test")
+        .build()
+        .unwrap();
+    let err = chain(&stranger.find(&tenant("acme")).await.unwrap_err());
+    assert!(err.contains("UnknownIssuer"), "{err}");
+}

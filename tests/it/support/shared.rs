@@ -1,0 +1,87 @@
+//! A catalog that several replicas share, and what they do with it.
+
+use std::time::Duration;
+
+use tenantry::{
+    BoxError, Endpoint, KeyRing, Records, TenantId,
+    emulator::CatalogServer,
+    record::{Lease, Leased, Placement, Record, State, Then},
+    records::{Postgres, PostgresBuilder},
+    tokio_postgres::{self, Client, NoTls, SimpleQueryMessage},
+};
+
+/// Longer than any test.
+pub(crate) const LEASE: Duration = Duration::from_secs(600);
+/// What must be nowhere to be seen.
+pub(crate) const PASSWORD: &str = "hunter2-in-clear";
+
+/// One key.
+pub(crate) fn keys() -> KeyRing {
+    KeyRing::new("k1", [7; 32])
+}
+
+/// A catalog on `server`, as a replica has it.
+pub(crate) fn replica(server: &CatalogServer) -> PostgresBuilder {
+    Postgres::builder(server.url())
+        .namespace("test")
+        .keys(keys())
+}
+
+pub(crate) fn tenant(id: &str) -> TenantId {
+    TenantId::parse(id).unwrap()
+}
+
+/// A session of a test's own.
+pub(crate) async fn session(url: &str) -> Client {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+/// The first column of all rows.
+pub(crate) async fn column(client: &Client, sql: &str) -> Vec<String> {
+    let rows = client.simple_query(sql).await.unwrap();
+    let value = |message: &SimpleQueryMessage| match message {
+        SimpleQueryMessage::Row(row) => Some(row.get(0).unwrap_or_default().to_owned()),
+        _ => None,
+    };
+    rows.iter().filter_map(value).collect()
+}
+
+pub(crate) async fn leased(catalog: &Postgres, id: &str) -> (Lease, Record) {
+    let answer = catalog.lease(&tenant(id), "test", LEASE).await.unwrap();
+    let Leased::Granted(lease, record) = answer else {
+        panic!("somebody has the lease on {id}");
+    };
+    (lease, *record)
+}
+
+/// Makes the tenant ready, at a host and with a password of its own.
+pub(crate) async fn publish(catalog: &Postgres, id: &str) -> Endpoint {
+    let (lease, mut record) = leased(catalog, id).await;
+    let endpoint = Endpoint::neon(
+        format!("{id}.test"),
+        format!("{id}-pooler.test"),
+        "app",
+        "owner",
+        PASSWORD,
+    );
+    record.state = State::Preparing;
+    record.placement = Some(Placement::new(format!("project-{id}")));
+    record.endpoint = Some(endpoint.clone());
+    assert!(catalog.write(&lease, &record, Then::Keep).await.unwrap());
+    record.state = State::Ready;
+    assert!(catalog.write(&lease, &record, Then::Release).await.unwrap());
+    endpoint
+}
+
+/// Everything that an error says, with all its causes.
+pub(crate) fn chain(err: &BoxError) -> String {
+    let mut told = format!("{err} {err:?}");
+    let mut cause = err.source();
+    while let Some(err) = cause {
+        told.extend([": ".to_owned(), err.to_string(), format!(" {err:?}")]);
+        cause = err.source();
+    }
+    told
+}

@@ -268,3 +268,25 @@ async fn resealing_does_all_it_can_and_says_what_it_cannot() {
         "all but the password"
     );
 }
+
+#[tokio::test]
+async fn resealing_never_overwrites_what_was_written_meanwhile() {
+    let server = CatalogServer::start().await.unwrap();
+    publish(&replica(&server).build().unwrap(), "acme").await;
+    let keys = KeyRing::new("k2", [8; 32]).and("k1", [7; 32]);
+    let new = replica(&server).keys(keys).build().unwrap();
+    let (admin, watch) = (session(&server.url()).await, session(&server.url()).await);
+    let hold = "BEGIN; SELECT FROM tenantry.tenants WHERE tenant = 'acme' FOR UPDATE";
+    admin.batch_execute(hold).await.unwrap();
+    let writer = async {
+        // It has read the old password, and is about to write it back.
+        let waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+        while column(&watch, waiting).await.is_empty() {}
+        let sql = "UPDATE tenantry.tenants SET credential = 'of somebody else'; COMMIT";
+        admin.batch_execute(sql).await.unwrap();
+    };
+    let (resealed, ()) = tokio::join!(new.reseal(), writer);
+    assert!(resealed.is_err(), "what is there now does not open");
+    let left = "SELECT encode(credential, 'escape') FROM tenantry.tenants";
+    assert_eq!(column(&admin, left).await, ["of somebody else"]);
+}

@@ -13,15 +13,14 @@ use crate::{
     plan::Plan,
     record::Placement,
     retry::Progress,
+    secret::Secret,
 };
 
 /// Creates databases, finds them again, and deletes them.
 ///
 /// Every method works until `progress.deadline()` at the longest, repeats by itself what can safely be repeated, and
 /// notes failures that it retries with [`Progress::note`]. A failure that may pass is one of a
-/// [transient](ErrorKind::is_transient) kind.
-///
-/// [`ErrorKind::is_transient`]: crate::ErrorKind::is_transient
+/// [transient](crate::ErrorKind::is_transient) kind.
 pub trait ControlPlane: Send + Sync + 'static {
     /// Whether `plan` can be ordered at all; an error says what of it cannot. Defaults to yes: the creation will tell.
     fn check(
@@ -82,6 +81,20 @@ pub trait ControlPlane: Send + Sync + 'static {
         login: Option<&Login>,
         progress: &Progress,
     ) -> impl Future<Output = Result<Option<Database>, Error>> + Send;
+
+    /// The password of a role, for a catalog that keeps none; `None` if there is no such database. By default it is taken
+    /// from [`database`](Self::database).
+    fn password(
+        &self,
+        placement: &Placement,
+        login: &Login,
+        progress: &Progress,
+    ) -> impl Future<Output = Result<Option<Secret>, Error>> + Send {
+        async {
+            let found = self.database(&placement.project, Some(login), progress);
+            Ok(found.await?.map(|it| it.endpoint.password))
+        }
+    }
 
     /// Deletes a database, and makes sure that it is gone. It may be gone already.
     fn delete(
@@ -181,6 +194,12 @@ pub(crate) trait AnyControlPlane: Send + Sync {
         login: Option<&'a Login>,
         progress: &'a Progress,
     ) -> Reply<'a, Option<Database>>;
+    fn password<'a>(
+        &'a self,
+        placement: &'a Placement,
+        login: &'a Login,
+        progress: &'a Progress,
+    ) -> Reply<'a, Option<Secret>>;
     fn delete<'a>(&'a self, id: &'a str, progress: &'a Progress) -> Reply<'a, ()>;
     fn recover<'a>(&'a self, id: &'a str, progress: &'a Progress) -> Reply<'a, ()>;
 }
@@ -217,6 +236,15 @@ impl<C: ControlPlane> AnyControlPlane for C {
         progress: &'a Progress,
     ) -> Reply<'a, Option<Database>> {
         Box::pin(ControlPlane::database(self, id, login, progress))
+    }
+
+    fn password<'a>(
+        &'a self,
+        placement: &'a Placement,
+        login: &'a Login,
+        progress: &'a Progress,
+    ) -> Reply<'a, Option<Secret>> {
+        Box::pin(ControlPlane::password(self, placement, login, progress))
     }
 
     fn delete<'a>(&'a self, id: &'a str, progress: &'a Progress) -> Reply<'a, ()> {

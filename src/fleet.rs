@@ -14,7 +14,7 @@ use tokio::time::timeout_at;
 
 use crate::{
     endpoint::Login,
-    error::{Error, Stage},
+    error::{Error, ErrorKind, Stage},
     plan::Plan,
     provision::{Demand, Provisioning},
     record::Record,
@@ -55,12 +55,11 @@ impl TenantRouter {
 impl Fleet {
     /// Creates the database of `tenant` by the provisioner's [plan](crate::Provisioner::plan), unless it has one.
     ///
-    /// In so many words, so also where no access creates one, and where a deleted tenant has left a tombstone: it gets a
-    /// new and empty database then, and the old one cannot be taken back any more.
+    /// Also where no access creates one. May be called for any number of tenants, and again for the same ones.
     ///
     /// # Errors
-    /// `ErrorKind::Held` and `ErrorKind::Deleted` (while it is being deleted), those of the catalog and of the control
-    /// plane, and `ErrorKind::Timeout`: the call may be repeated.
+    /// `ErrorKind::Deleted` and `ErrorKind::Held`, those of the catalog and of the control plane, and
+    /// `ErrorKind::Timeout`: the call may be repeated.
     pub async fn provision<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> Result<(), Error> {
         let plan = self.provisioning().settings.plan.clone();
         self.provision_with(tenant, &plan).await
@@ -72,8 +71,23 @@ impl Fleet {
         tenant: &T,
         plan: &Plan,
     ) -> Result<(), Error> {
-        let demand = Demand::Order(plan.clone());
-        let job = self.job(tenant.as_ref(), Duration::ZERO)?;
+        self.order(tenant.as_ref(), Demand::Order(plan.clone()))
+            .await
+    }
+
+    /// [`provision`](Self::provision) for a tenant who may be deleted: then it gets a new and empty database, and the old
+    /// one cannot be taken back by [`undelete`](Self::undelete) any more.
+    pub async fn provision_anew<T: AsRef<str> + ?Sized>(
+        &self,
+        tenant: &T,
+        plan: &Plan,
+    ) -> Result<(), Error> {
+        self.order(tenant.as_ref(), Demand::Anew(plan.clone()))
+            .await
+    }
+
+    async fn order(&self, tenant: &str, demand: Demand) -> Result<(), Error> {
+        let job = self.job(tenant, Duration::ZERO)?;
         job.run(|job| async move {
             let on = job.fleet.provisioning();
             let work = on.provision(&job.tenant, &demand, &job.progress, job.stats());
@@ -86,6 +100,9 @@ impl Fleet {
 
     /// Makes an existing project the database of `tenant`, who must have none. `login` says as whom, and into which
     /// database of it; without it, as tenantry creates them (`neondb_owner`, `neondb`). The prepare hook is not run.
+    ///
+    /// [`Memory`](crate::records::Memory) forgets this when the process ends, and an access then creates an empty database:
+    /// with it, import again at each start, or create nothing on access.
     ///
     /// # Errors
     /// `ErrorKind::Conflict` if the tenant has a record already, or the project is annotated as another tenant's;
@@ -172,7 +189,8 @@ impl Fleet {
     }
 
     fn job(&self, tenant: &str, drain: Duration) -> Result<Job, Error> {
-        let limit = self.inner.shared().config.provision_timeout + drain;
+        let limit = self.inner.shared().config.provision_timeout;
+        let limit = limit.saturating_add(drain);
         Ok(Job {
             fleet: self.clone(),
             tenant: TenantId::parse(tenant)?,
@@ -219,7 +237,14 @@ impl Job {
             };
             done.map_err(|err| err.with_tenant(&tenant))
         });
-        task.await.unwrap_or_else(|_| Err(Error::closed()))
+        task.await.unwrap_or_else(|err| {
+            Err(if err.is_panic() {
+                let message = "a task panicked: in the application's own code, or in tenantry, which would be a bug";
+                Error::new(ErrorKind::Internal, message)
+            } else {
+                Error::closed()
+            })
+        })
     }
 }
 

@@ -24,6 +24,7 @@ pub use step::Step;
 
 pub(crate) use access::Demand;
 pub(crate) use claim::{Claim, Halt};
+pub(crate) use refresh::Compared;
 pub(crate) use settle::Settled;
 
 use crate::{

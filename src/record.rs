@@ -10,8 +10,8 @@ use crate::{endpoint::Endpoint, tenant::TenantId};
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[non_exhaustive]
 pub enum State {
-    /// Somebody is about to create a database; nothing was ever sent. Becomes `Creating`, `Preparing` if the database
-    /// exists already, or `Deleting`.
+    /// Somebody is about to create a database; nothing was ever sent. Becomes `Creating`, `Ready` or
+    /// `Preparing` if the database exists already, or `Deleting`.
     Claimed,
     /// A creation may have been sent. Becomes `Preparing` when the database is known, `Claimed` when it is certain that
     /// none was created, or `Deleting`.
@@ -25,7 +25,7 @@ pub enum State {
     Held,
     /// Being deleted, and no longer served. Becomes `Deleted`.
     Deleting,
-    /// Deleted. A tombstone: becomes `Ready` if the deletion is taken back, or `Claimed` if another database is asked for
+    /// Deleted. A tombstone: becomes `Ready` (or `Preparing`, if it never was ready) if the deletion is taken back, or `Claimed` if another database is asked for
     /// in so many words, never by an access.
     Deleted,
 }
@@ -47,7 +47,7 @@ impl State {
         match self {
             Self::Claimed | Self::Creating => matches!(
                 next,
-                Self::Claimed | Self::Creating | Self::Preparing | Self::Deleting
+                Self::Claimed | Self::Creating | Self::Preparing | Self::Ready | Self::Deleting
             ),
             Self::Preparing => matches!(
                 next,
@@ -57,7 +57,10 @@ impl State {
                 matches!(next, Self::Ready | Self::Held | Self::Deleting)
             }
             Self::Deleting => matches!(next, Self::Deleting | Self::Deleted),
-            Self::Deleted => matches!(next, Self::Claimed | Self::Ready | Self::Deleted),
+            Self::Deleted => matches!(
+                next,
+                Self::Claimed | Self::Preparing | Self::Ready | Self::Deleted
+            ),
         }
     }
 
@@ -292,7 +295,15 @@ mod tests {
             .into_iter()
             .filter(|next| State::Deleted.may_become(*next))
             .collect();
-        assert_eq!(ways_out, [State::Claimed, State::Ready, State::Deleted]);
+        assert_eq!(
+            ways_out,
+            [
+                State::Claimed,
+                State::Preparing,
+                State::Ready,
+                State::Deleted
+            ]
+        );
         assert!(!State::Deleting.may_become(State::Ready));
     }
 }

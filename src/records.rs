@@ -56,7 +56,7 @@ pub trait Records: Lookup {
     /// nothing is written.
     ///
     /// Must be a [`Defect`] if the [state may not become](crate::record::State::may_become) that one, and if another
-    /// tenant, of whatever namespace, has the same database of the same project and is not deleted.
+    /// tenant, of whatever namespace, has the same project and is not deleted: who deletes a tenant deletes its project.
     fn write(
         &self,
         lease: &Lease,

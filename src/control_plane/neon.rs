@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use tokio::time::Instant;
+
 use super::{ControlPlane, Database, Found, Order};
 use crate::{
     endpoint::{DEFAULT_SUSPEND_WINDOW, Endpoint, Login},
@@ -10,14 +12,19 @@ use crate::{
     plan::Plan,
     record::Placement,
     retry::{Progress, backoff, retry},
+    secret::Secret,
 };
+
+/// Longest time for asking which regions there are. Without an answer any is let through: the creation will tell.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl ControlPlane for Neon {
     async fn check(&self, plan: &Plan, progress: &Progress) -> Result<(), Error> {
         let Some(wanted) = &plan.region else {
             return Ok(());
         };
-        self.within(progress).check_region(wanted).await
+        let in_time = progress.by(Instant::now() + CHECK_TIMEOUT);
+        self.within(&in_time).check_region(wanted).await
     }
 
     async fn find(&self, name: &str, progress: &Progress) -> Result<Vec<Found>, Error> {
@@ -130,6 +137,21 @@ impl ControlPlane for Neon {
         Ok(Some(Database::new(placement, endpoint)))
     }
 
+    async fn password(
+        &self,
+        placement: &Placement,
+        login: &Login,
+        progress: &Progress,
+    ) -> Result<Option<Secret>, Error> {
+        let (neon, project) = (self.within(progress), &placement.project);
+        let Some(branch) = &placement.branch else {
+            let found = ControlPlane::database(self, project, Some(login), progress).await?;
+            return Ok(found.map(|it| it.endpoint.password));
+        };
+        let password = neon.get_project_branch_role_password(project, branch, &login.role);
+        unless_gone(password.await)
+    }
+
     async fn delete(&self, id: &str, progress: &Progress) -> Result<(), Error> {
         let neon = self.within(progress);
         let waits = backoff(Duration::from_millis(250), Duration::from_secs(5));
@@ -155,7 +177,9 @@ impl ControlPlane for Neon {
         match neon.recover_project(id).await {
             Err(err) if err.kind() == ErrorKind::ControlPlane => {
                 progress.note(&err);
-                neon.get_project(id).await.map(drop) // it may have been done all the same
+                // It may have been done all the same.
+                let there = unless_gone(neon.get_project(id).await)?;
+                there.map(drop).ok_or(err)
             }
             recovered => recovered.map(drop),
         }

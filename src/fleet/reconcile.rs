@@ -12,7 +12,7 @@ use super::{Finding, Fleet, Outcome, Report, Trouble};
 use crate::{
     control_plane::Found,
     error::{Error, Stage},
-    provision::{Settled, identity},
+    provision::{Compared, Settled, identity},
     record::{Record, State},
     retry::{LONGEST, Progress},
     tenant::TenantId,
@@ -30,7 +30,9 @@ const PAGE: usize = 1000;
 ///     let report = fleet.reconcile(&Reconcile::dry_run()).await?;
 ///     println!("{} findings", report.findings.len());
 ///     let report = fleet.reconcile(&Reconcile::mend()).await?;
-///     assert!(report.is_clean());
+///     for finding in report.findings.iter().filter(|it| it.needs_attention()) {
+///         eprintln!("{finding:?}");
+///     }
 /// }
 /// # Ok(()) }
 /// ```
@@ -41,6 +43,7 @@ pub struct Reconcile {
     grace: Duration,
     endpoints: bool,
     unrecorded: bool,
+    undead: bool,
 }
 
 impl Reconcile {
@@ -51,11 +54,12 @@ impl Reconcile {
             grace: Duration::from_secs(3600),
             endpoints: false,
             unrecorded: false,
+            undead: false,
         }
     }
 
-    /// Mends what can be mended without losing anything: finishes what was begun, and deletes databases that a known
-    /// attempt has created beside the one that is served.
+    /// Mends what can be mended without losing anything that was ever served: finishes what was begun, and deletes databases
+    /// that a known attempt has created beside the one that is served.
     pub fn mend() -> Self {
         Self {
             mend: true,
@@ -74,6 +78,13 @@ impl Reconcile {
     /// takes one for 400. Defaults to no; a router that meets a moved endpoint mends the record by itself.
     pub fn endpoints(mut self) -> Self {
         self.endpoints = true;
+        self
+    }
+
+    /// Deletes databases of deleted tenants that are there all the same ([`Trouble::Undead`]). Defaults to no: somebody may
+    /// have recovered one on purpose, and a catalog that was restored from a backup has forgotten what was undeleted.
+    pub fn remove_undead(mut self) -> Self {
+        self.undead = true;
         self
     }
 
@@ -110,6 +121,14 @@ impl Fleet {
     /// # Cancel safety
     /// May be dropped at any moment and run again; a deletion that was sent is not taken back.
     pub async fn reconcile(&self, how: &Reconcile) -> Result<Report, Error> {
+        tokio::select! {
+            biased;
+            () = self.inner.shared().life.ended() => Err(Error::closed()),
+            report = self.compare(how) => report,
+        }
+    }
+
+    async fn compare(&self, how: &Reconcile) -> Result<Report, Error> {
         let mut comparison = Comparison {
             fleet: self,
             how,
@@ -254,6 +273,7 @@ impl Comparison<'_> {
     async fn surplus(&mut self, trouble: Trouble, tenant: Option<&str>, found: &Found) {
         let may_go = match trouble {
             Trouble::Orphan => self.how.unrecorded,
+            Trouble::Undead => self.how.undead,
             _ => true,
         };
         let outcome = if !self.how.mend || !may_go {
@@ -327,9 +347,10 @@ impl Comparison<'_> {
         let progress = self.progress();
         let compared = on.compare(tenant, self.how.mend, &progress).await;
         let outcome = match compared {
-            Ok(true) => return,
-            Ok(false) if self.how.mend => Outcome::Mended,
-            Ok(false) => Outcome::Reported,
+            Ok(Compared::Same) => return,
+            Ok(Compared::Mended) => Outcome::Mended,
+            Ok(Compared::Different) if self.how.mend => Outcome::Left,
+            Ok(Compared::Different) => Outcome::Reported,
             Err(err) => Outcome::Failed(err),
         };
         let tenant = Some(tenant.as_str());

@@ -14,14 +14,6 @@ pub struct Report {
     pub findings: Vec<Finding>,
 }
 
-impl Report {
-    /// Whether all is as it should be, or was made so.
-    pub fn is_clean(&self) -> bool {
-        let mut findings = self.findings.iter();
-        findings.all(|finding| matches!(finding.outcome, Outcome::Mended))
-    }
-}
-
 /// One thing that is not as it should be.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -34,6 +26,16 @@ pub struct Finding {
     pub project: Option<String>,
     /// What was done about it.
     pub outcome: Outcome,
+}
+
+impl Finding {
+    /// Whether a person has to look at it: it was not mended, and the next comparison will not mend it by itself.
+    pub fn needs_attention(&self) -> bool {
+        match self.outcome {
+            Outcome::Reported | Outcome::Failed(_) => true,
+            Outcome::Mended | Outcome::Left => false,
+        }
+    }
 }
 
 /// What is not as it should be.
@@ -52,7 +54,7 @@ pub enum Trouble {
     /// A database with a tenant's tags that the catalog has no record of, or none of its creation: the catalog has lost it.
     /// Import it. Deleted only if [asked for](crate::Reconcile::remove_unrecorded).
     Orphan,
-    /// The tenant is deleted, its database is not. Deleted.
+    /// The tenant is deleted, its database is there. Deleted only if [asked for](crate::Reconcile::remove_undead).
     Undead,
     /// Somebody began to create or delete the database and has not finished. Finished; nothing is created for it.
     Unfinished,

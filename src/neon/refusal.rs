@@ -117,9 +117,14 @@ impl Refusal {
         let id = bracketed(id);
         let words = words.unwrap_or_default();
         let message = format!("neon's api answered {status}{words}{advice}{id}");
+        let outcome = match cause {
+            // Not from the API: whoever wrote it does not know what became of the request.
+            Cause::Unavailable if told.is_none() => Outcome::Unknown,
+            cause => cause.outcome(),
+        };
         Self {
             error: Error::new(cause.kind(), message).with_retry_after(retry_after(&headers)),
-            outcome: cause.outcome(),
+            outcome,
         }
     }
 }

@@ -25,8 +25,10 @@ const LONGEST_WAIT: Duration = Duration::from_secs(1);
 pub(crate) enum Demand {
     /// Somebody wants a connection. The policy decides.
     Access,
-    /// The application says so, also where a tombstone stands.
+    /// The application says so.
     Order(Plan),
+    /// The application says so, also in place of a deleted one.
+    Anew(Plan),
 }
 
 /// What one look at a tenant has led to.
@@ -122,7 +124,10 @@ impl Provisioning {
     ) -> Result<Result<(Claim, Record), Duration>, Error> {
         let waits = backoff(FIRST_WAIT, LONGEST_WAIT);
         let time = self.settings.lease_time;
-        retry(progress, waits, || Claim::take(&self.catalog, tenant, time)).await
+        // The same owner every time: an answer that got lost may have granted it.
+        let owner = uuid::Uuid::new_v4().to_string();
+        let take = || Claim::take(&self.catalog, tenant, &owner, time);
+        retry(progress, waits, take).await
     }
 
     /// The lease on a tenant who has a record, waited for if somebody else has it.
@@ -168,7 +173,7 @@ impl Provisioning {
         record: &Record,
         progress: &Progress,
     ) -> Result<Endpoint, Error> {
-        let (Some(endpoint), Some(project)) = (&record.endpoint, record.project()) else {
+        let (Some(endpoint), Some(placement)) = (&record.endpoint, &record.placement) else {
             let message =
                 "the catalog's record says neither where the tenant lives nor in which project";
             return Err(Error::new(ErrorKind::BadRecord, message));
@@ -177,15 +182,15 @@ impl Provisioning {
             return Ok(endpoint.clone());
         }
         let login = endpoint.login();
-        let found = self
-            .control_plane
-            .database(project, Some(&login), progress)
-            .await?;
-        let gone = || {
-            let message = format!("project {project} of the tenant is gone");
+        let asked = self.control_plane.password(placement, &login, progress);
+        let password = asked.await?.ok_or_else(|| {
+            let message = format!("project {} of the tenant is gone", placement.project);
             Error::new(ErrorKind::EndpointNotFound, message)
-        };
-        Ok(found.ok_or_else(gone)?.endpoint)
+        })?;
+        Ok(Endpoint {
+            password,
+            ..endpoint.clone()
+        })
     }
 
     /// The plan by which a database is created, if it may be.
@@ -197,12 +202,15 @@ impl Provisioning {
         progress: &Progress,
     ) -> Result<Plan, Error> {
         let plan = match demand {
-            Demand::Order(plan) => plan.clone(),
+            Demand::Order(plan) | Demand::Anew(plan) => plan.clone(),
             Demand::Access => {
+                // Somebody has allowed it before.
+                let begun =
+                    known.is_some_and(|it| it.state == State::Preparing || !it.attempts.is_empty());
                 let usual = &self.settings.plan;
                 let policy = &self.settings.policy;
-                let plan = policy.plan(tenant, usual, known.is_some()).await?;
-                if known.is_none() {
+                let plan = policy.plan(tenant, usual, begun).await?;
+                if !begun {
                     self.admission.pass(progress.deadline()).await?;
                 }
                 plan
@@ -233,7 +241,7 @@ async fn rest(
 fn check(record: &Record, demand: &Demand) -> Result<(), Error> {
     match (record.state, demand) {
         (State::Claimed | State::Creating | State::Preparing | State::Ready, _)
-        | (State::Deleted, Demand::Order(_)) => Ok(()),
+        | (State::Deleted, Demand::Anew(_)) => Ok(()),
         (State::Held, _) => Err(held()),
         (State::Deleting | State::Deleted, _) => Err(deleted()),
     }

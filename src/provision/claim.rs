@@ -67,15 +67,16 @@ pub(crate) struct Claim {
 }
 
 impl Claim {
-    /// Asks for the lease on `tenant` for `time`. Either it and what the catalog knows, or for how much longer somebody
+    /// Asks for the lease on `tenant` for `time`, as `owner`, whom nobody else calls themselves. Either it and what the catalog knows, or for how much longer somebody
     /// else has it.
     pub(crate) async fn take(
         catalog: &Arc<Catalog>,
         tenant: &TenantId,
+        owner: &str,
         time: Duration,
     ) -> Result<Result<(Self, Record), Duration>, Error> {
-        let (owner, asked) = (uuid::Uuid::new_v4().to_string(), Instant::now());
-        match catalog.lease(tenant, &owner, time).await? {
+        let asked = Instant::now();
+        match catalog.lease(tenant, owner, time).await? {
             Leased::Held(left) => Ok(Err(left)),
             Leased::Granted(lease, record) => {
                 let claim = Self {
@@ -131,7 +132,12 @@ impl Claim {
                 *lock(&self.sure_until) = Some(asked + self.time);
                 Ok(())
             }
-            Leased::Granted(..) | Leased::Held(_) => Err(Halt::Lost),
+            Leased::Granted(another, _) => {
+                // It had run out or been given back: this is a new one, of which nobody knows.
+                self.catalog.release(&another).await?;
+                Err(Halt::Lost)
+            }
+            Leased::Held(_) => Err(Halt::Lost),
         }
     }
 
@@ -208,7 +214,10 @@ mod tests {
 
     async fn claim(catalog: &Arc<Catalog>) -> Result<Claim, Duration> {
         let acme = TenantId::parse("acme").unwrap();
-        let taken = Claim::take(catalog, &acme, 3 * SECOND).await.unwrap();
+        let owner = uuid::Uuid::new_v4().to_string();
+        let taken = Claim::take(catalog, &acme, &owner, 3 * SECOND)
+            .await
+            .unwrap();
         taken.map(|(claim, _)| claim)
     }
 

@@ -72,7 +72,6 @@ impl Work<'_> {
         let same = record.project() == Some(database.placement.project.as_str());
         match record.state {
             State::Ready if same => return Ok(()),
-            State::Preparing if same => {}
             State::Claimed | State::Creating if record.attempts.is_empty() => {}
             state => {
                 let message = format!(
@@ -82,12 +81,13 @@ impl Work<'_> {
                 return Err(Error::new(ErrorKind::Conflict, message).into());
             }
         }
-        self.place(&mut record, database).await?;
-        if let Some(project) = record.project() {
-            self.on.control_plane.ready(project, self.progress).await?;
-        }
+        let project = &database.placement.project;
+        self.on.control_plane.ready(project, self.progress).await?;
         record.state = State::Ready;
-        self.claim.write_last(&record, self.progress).await?;
+        record.placement = Some(database.placement);
+        record.endpoint = Some(database.endpoint);
+        record.attempt = None;
+        self.write_last(&record).await?;
         self.reach(Step::Published).await;
         Ok(())
     }

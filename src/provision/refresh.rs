@@ -1,15 +1,26 @@
 //! Where a tenant lives that is not where the catalog has it.
 
+use std::borrow::Cow;
+
 use super::{Halt, Provisioning, access};
 use crate::{
     control_plane::Database,
     endpoint::Endpoint,
     error::{Error, Stage},
-    record::State,
+    record::{Record, State},
     retry::Progress,
     secret::Secret,
     tenant::TenantId,
 };
+
+/// What a comparison of a record with the control plane came to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Compared {
+    Same,
+    Different,
+    /// It was different, and is the same now.
+    Mended,
+}
 
 impl Provisioning {
     /// Where the published database of `tenant` lives by what the control plane says now, which is written down; `None`
@@ -31,12 +42,11 @@ impl Provisioning {
         let Some(now) = asked.await? else {
             return Ok(None);
         };
-        let kept = self.kept(now.endpoint.clone());
-        if Some(&kept) != record.endpoint.as_ref() {
-            let database = Database::new(now.placement, kept);
-            self.write_down(tenant, project, database, progress).await?;
+        let reached = now.endpoint.clone();
+        if !self.is_same(&record, &now) {
+            self.write_down(tenant, project, now, progress).await?;
         }
-        Ok(Some(now.endpoint))
+        Ok(Some(reached))
     }
 
     /// Whether the record of `tenant` has the endpoint that the control plane has; otherwise it is mended, if `mend`.
@@ -45,47 +55,59 @@ impl Provisioning {
         tenant: &TenantId,
         mend: bool,
         progress: &Progress,
-    ) -> Result<bool, Error> {
+    ) -> Result<Compared, Error> {
         let Some(record) = self.catalog.find(tenant).await? else {
-            return Ok(true);
+            return Ok(Compared::Same);
         };
         let (State::Ready, Some(project), Some(endpoint)) =
             (record.state, record.project(), &record.endpoint)
         else {
-            return Ok(true);
+            return Ok(Compared::Same);
         };
         let login = endpoint.login();
         let asked = self.control_plane.database(project, Some(&login), progress);
         let Some(now) = asked.await? else {
-            return Ok(true); // gone, which is another trouble
+            return Ok(Compared::Same); // gone, which is another trouble
         };
-        let kept = self.kept(now.endpoint);
-        let same = kept == *endpoint;
-        if !same && mend {
-            let database = Database::new(now.placement, kept);
-            self.write_down(tenant, project, database, progress).await?;
+        if self.is_same(&record, &now) {
+            return Ok(Compared::Same);
         }
-        Ok(same)
+        if mend && self.write_down(tenant, project, now, progress).await? {
+            return Ok(Compared::Mended);
+        }
+        Ok(Compared::Different)
     }
 
-    /// Writes down where the database in `project` lives now, unless somebody else is at the record: they see it too.
+    /// Whether the record says what the control plane says.
+    fn is_same(&self, record: &Record, now: &Database) -> bool {
+        let endpoint = Some(now.endpoint.clone());
+        let written = Record {
+            endpoint,
+            ..record.clone()
+        };
+        self.kept(&written).endpoint == record.endpoint
+    }
+
+    /// Writes down where the database in `project` lives now, unless somebody else is at the record: they see it too. Says
+    /// whether it did.
     async fn write_down(
         &self,
         tenant: &TenantId,
         project: &str,
         now: Database,
         progress: &Progress,
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
         let Ok((claim, mut record)) = self.claim(tenant, progress).await? else {
-            return Ok(());
+            return Ok(false);
         };
         if record.state != State::Ready || record.project() != Some(project) {
-            return Ok(());
+            return Ok(false);
         }
         record.endpoint = Some(now.endpoint);
         record.placement = Some(now.placement);
-        match claim.write_last(&record, progress).await {
-            Ok(()) | Err(Halt::Lost) => Ok(()),
+        match claim.write_last(&self.kept(&record), progress).await {
+            Ok(()) => Ok(true),
+            Err(Halt::Lost) => Ok(false),
             Err(Halt::Failed(err)) => Err(err),
         }
     }
@@ -106,11 +128,15 @@ impl Provisioning {
         }
     }
 
-    /// An endpoint as the catalog keeps it.
-    pub(crate) fn kept(&self, mut endpoint: Endpoint) -> Endpoint {
-        if !self.settings.with_passwords {
+    /// A record as the catalog keeps it.
+    pub(crate) fn kept<'a>(&self, record: &'a Record) -> Cow<'a, Record> {
+        if self.settings.with_passwords {
+            return Cow::Borrowed(record);
+        }
+        let mut record = record.clone();
+        if let Some(endpoint) = &mut record.endpoint {
             endpoint.password = Secret::new("");
         }
-        endpoint
+        Cow::Owned(record)
     }
 }

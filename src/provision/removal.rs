@@ -86,10 +86,13 @@ impl Work<'_> {
     ) -> Result<(), Halt> {
         match record.state {
             State::Deleted => return Ok(()),
-            State::Deleting => {}
+            State::Deleting => buried(),
             State::Claimed | State::Creating | State::Preparing | State::Ready | State::Held => {
+                if record.state == State::Preparing {
+                    record.endpoint = None; // so that it is prepared if this is taken back
+                }
                 record.state = State::Deleting;
-                self.claim.write(&record, self.progress).await?;
+                self.write(&record).await?;
                 self.reach(Step::Buried).await;
                 buried();
                 sleep(drain).await;
@@ -98,17 +101,17 @@ impl Work<'_> {
         self.destroy(&mut record).await?;
         record.state = State::Deleted;
         record.last_error = None;
-        self.claim.write_last(&record, self.progress).await
+        self.write_last(&record).await
     }
 
     /// Deletes the database of a record with a tombstone: also one whose creation got no answer, once it must have
     /// turned up.
     async fn destroy(&self, record: &mut Record) -> Result<(), Halt> {
-        if record.placement.is_none() && !record.attempts.is_empty() {
+        if record.placement.is_none() {
             let found = self.search(record).await?;
             record.placement = found.map(|database| database.placement);
             record.attempt = None;
-            self.claim.write(record, self.progress).await?;
+            self.write(record).await?;
         }
         if let Some(project) = record.project() {
             self.claim.freshen().await?;
@@ -149,17 +152,23 @@ impl Work<'_> {
             .database(&project, login.as_ref(), progress)
             .await?;
         let database = found.ok_or_else(nothing_to_recover)?;
+        if login.is_none() {
+            // It was deleted before it was fit for use.
+            self.place(&mut record, database).await?;
+            self.prepare(&mut record).await?;
+            return self.publish_found(&mut record).await;
+        }
         record.state = State::Ready;
-        record.endpoint = Some(on.kept(database.endpoint));
+        record.endpoint = Some(database.endpoint);
         record.placement = Some(database.placement);
-        self.claim.write_last(&record, self.progress).await
+        self.write_last(&record).await
     }
 
     async fn remove(&self, mut record: Record, project: &str) -> Result<(), Halt> {
         // First that nobody may take it for the tenant's any more, then the deletion.
         if !record.condemned.iter().any(|it| it == project) {
             record.condemned.push(project.to_owned());
-            self.claim.write(&record, self.progress).await?;
+            self.write(&record).await?;
         }
         self.reach(Step::Condemned).await;
         let in_time = self.progress.by(self.claim.sure_until());

@@ -61,7 +61,7 @@ impl Work<'_> {
                 None if record.is_in_doubt() => return Ok(Settled::InDoubt),
                 None => {
                     (record.state, record.attempt) = (State::Claimed, None);
-                    self.claim.write_last(&record, self.progress).await?;
+                    self.write_last(&record).await?;
                     return Ok(Settled::Cleared);
                 }
             }

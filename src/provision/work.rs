@@ -52,7 +52,7 @@ impl Work<'_> {
         {
             record.last_error = Some(err.to_string());
             // If this cannot be written, the lease is given back all the same, or runs out.
-            let _ = self.claim.write_last(&record, self.progress).await;
+            let _ = self.write_last(&record).await;
         }
         done
     }
@@ -66,7 +66,7 @@ impl Work<'_> {
                 State::Deleting => return Err(access::deleted().into()),
                 State::Deleted => {
                     give_up_old(record);
-                    self.claim.write(record, self.progress).await?;
+                    self.write(record).await?;
                 }
                 State::Claimed if !self.on.settings.search_first => {
                     origin = self.order(record, plan).await?;
@@ -173,7 +173,7 @@ impl Work<'_> {
         record.attempts.drain(..superfluous);
         let lasts = self.on.settings.lease_time + window;
         record.attempt = Some(Attempt::new(&id, lasts));
-        if let Err(halt) = self.claim.write(record, self.progress).await {
+        if let Err(halt) = self.write(record).await {
             *record = earlier; // nothing was sent
             return Err(halt);
         }
@@ -189,7 +189,7 @@ impl Work<'_> {
             Err(err) if err.kind().is_transient() => {
                 self.progress.note(&err);
                 record.attempt = Some(Attempt::new(id, window));
-                self.claim.write(record, self.progress).await?;
+                self.write(record).await?;
                 Ok(Origin::Created)
             }
             Err(err) => {
@@ -199,7 +199,7 @@ impl Work<'_> {
                 let again = matches!(err.kind(), ErrorKind::Timeout(_));
                 if again && !self.progress.remaining().is_zero() {
                     self.progress.note(&err);
-                    self.claim.write(record, self.progress).await?;
+                    self.write(record).await?;
                     let wait = err.retry_after().unwrap_or(FIRST_WAIT);
                     sleep(wait.clamp(FIRST_WAIT, LONGEST_WAIT)).await;
                     return Ok(Origin::Created);
@@ -213,9 +213,9 @@ impl Work<'_> {
     pub(crate) async fn place(&self, record: &mut Record, database: Database) -> Result<(), Halt> {
         record.state = State::Preparing;
         record.placement = Some(database.placement);
-        record.endpoint = Some(self.on.kept(database.endpoint));
+        record.endpoint = Some(database.endpoint);
         record.attempt = None;
-        self.claim.write(record, self.progress).await?;
+        self.write(record).await?;
         self.reach(Step::Placed).await;
         Ok(())
     }
@@ -230,16 +230,21 @@ impl Work<'_> {
         match ready {
             Ok(()) => {}
             Err(err) if err.kind() == ErrorKind::NotFound => {
+                // The creation may not have come through everywhere yet.
+                let window = on.settings.lost_answer_window;
+                let last = record.attempts.last();
+                record.attempt = last.map(|id| Attempt::new(id, window));
                 record.state = State::Creating;
                 (record.placement, record.endpoint) = (None, None);
-                self.claim.write(record, self.progress).await?;
+                self.write(record).await?;
+                sleep(FIRST_WAIT).await;
                 return Ok(false);
             }
             Err(err) => return Err(err.into()),
         }
         self.reach(Step::Operational).await;
         if let Some(hook) = &on.settings.hook {
-            let endpoint = Arc::new(on.reach(record, progress).await?);
+            let endpoint = Arc::new(self.endpoint(record).await?);
             let prepared = hook.run(&on.dialer, self.tenant, &endpoint, progress, self.stats);
             prepared.await?;
         }
@@ -254,10 +259,10 @@ impl Work<'_> {
 
     /// Lets everybody have the database.
     async fn publish(&self, record: &mut Record, origin: Origin) -> Result<Endpoint, Halt> {
+        let endpoint = self.endpoint(record).await?;
         record.state = State::Ready;
         record.last_error = None;
-        let endpoint = self.on.reach(record, self.progress).await?;
-        self.claim.write_last(record, self.progress).await?;
+        self.write_last(record).await?;
         self.reach(Step::Published).await;
         let (outcome, counter) = match origin {
             Origin::Created => ("created", &self.stats.provisioned),
@@ -268,6 +273,25 @@ impl Work<'_> {
         let elapsed = self.progress.elapsed();
         tracing::debug!(tenant, project, outcome, ?elapsed, "provision");
         Ok(endpoint)
+    }
+
+    /// Where the database is reached, password included, which is read once.
+    async fn endpoint(&self, record: &mut Record) -> Result<Endpoint, Halt> {
+        let endpoint = self.on.reach(record, self.progress).await?;
+        record.endpoint = Some(endpoint.clone());
+        Ok(endpoint)
+    }
+
+    /// Writes `record`, without the password if the catalog keeps none.
+    pub(crate) async fn write(&self, record: &Record) -> Result<(), Halt> {
+        let written = self.on.kept(record);
+        self.claim.write(&written, self.progress).await
+    }
+
+    /// Writes `record`, and gives the lease back with it.
+    pub(crate) async fn write_last(&self, record: &Record) -> Result<(), Halt> {
+        let written = self.on.kept(record);
+        self.claim.write_last(&written, self.progress).await
     }
 
     pub(crate) async fn reach(&self, step: Step) {
@@ -282,6 +306,7 @@ fn give_up_old(record: &mut Record) {
         .condemned
         .extend(record.placement.take().map(|it| it.project));
     record.endpoint = None;
+    record.schema_version = 0;
 }
 
 fn not_ours(name: &str, id: &str) -> Error {

@@ -1,7 +1,7 @@
 //! The embedded catalog: no set-up, one process.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     ops::Bound,
     sync::Mutex,
     time::{Duration, SystemTime},
@@ -32,6 +32,8 @@ pub struct Memory {
 struct Known {
     namespace: Option<Namespace>,
     entries: BTreeMap<TenantId, Entry>,
+    /// Who has which project, of all who are not deleted.
+    owners: HashMap<String, TenantId>,
     /// Of the last write.
     version: u64,
 }
@@ -103,18 +105,24 @@ impl Memory {
 }
 
 impl Known {
-    /// Another tenant who has the database that `record` is about to name, and is not deleted.
+    /// Another tenant who has the project that `record` is about to name, and is not deleted.
     fn other_at(&self, record: &Record) -> Option<&TenantId> {
-        let database = |record: &Record| {
-            let project = record.project()?.to_owned();
-            Some((project, record.endpoint.as_ref()?.database.clone()))
+        let owner = self.owners.get(record.project()?)?;
+        (record.state != State::Deleted && *owner != record.tenant).then_some(owner)
+    }
+
+    /// Takes note of whose project is whose, when `old` is replaced by `new`.
+    fn settle_owner(&mut self, old: &Record, new: &Record) {
+        let owned = |record: &Record| {
+            let project = record.project().map(str::to_owned);
+            project.filter(|_| record.state != State::Deleted)
         };
-        let wanted = database(record).filter(|_| record.state != State::Deleted)?;
-        let others = self.entries.iter().filter(|(it, _)| **it != record.tenant);
-        others
-            .map(|(tenant, entry)| (tenant, &entry.record))
-            .find(|(_, it)| it.state != State::Deleted && database(it).as_ref() == Some(&wanted))
-            .map(|(tenant, _)| tenant)
+        if let Some(project) = owned(old) {
+            self.owners.remove(&project);
+        }
+        if let Some(project) = owned(new) {
+            self.owners.insert(project, new.tenant.clone());
+        }
     }
 }
 
@@ -178,6 +186,8 @@ impl Records for Memory {
             let message = format!("tenant {:?} has this database already", other.as_str());
             return Err(Defect::new(message).into());
         }
+        let before = entry.record.clone();
+        known.settle_owner(&before, record);
         if let Some(entry) = known.entries.get_mut(&lease.tenant) {
             entry.write(record, version);
             if then == Then::Release {

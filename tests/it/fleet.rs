@@ -139,7 +139,14 @@ async fn a_tombstone_gives_way_only_to_an_explicit_order_and_then_to_an_empty_da
     let router = stage.router();
     run_on(&router.get("acme").await.unwrap(), "CREATE TABLE t ()").await;
     fleet(&router).delete_after("acme", NOW).await.unwrap();
-    fleet(&router).provision("acme").await.unwrap();
+    let err = fleet(&router).provision("acme").await.unwrap_err();
+    assert_eq!(
+        err.kind(),
+        ErrorKind::Deleted,
+        "a loop over all tenants revives nobody"
+    );
+    let plan = Plan::new();
+    fleet(&router).provision_anew("acme", &plan).await.unwrap();
     let client = router.get("acme").await.unwrap();
     let tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'";
     assert_eq!(run_on(&client, tables).await, "0");
@@ -287,14 +294,25 @@ async fn reconcile_tells_what_is_missing_and_never_makes_an_empty_one_in_its_pla
         .await
         .unwrap();
     assert_eq!(troubles(&report), [(Trouble::Missing, "reported")]);
-    assert!(!report.is_clean());
+    assert!(
+        report
+            .findings
+            .iter()
+            .any(tenantry::Finding::needs_attention)
+    );
     assert_eq!(projects(&stage).await, 0);
     stage.neon().recover_project(&project).await.unwrap();
     let report = fleet(&router)
         .reconcile(&Reconcile::mend().grace(NOW))
         .await
         .unwrap();
-    assert!(report.is_clean(), "{report:?}");
+    assert!(
+        !report
+            .findings
+            .iter()
+            .any(tenantry::Finding::needs_attention),
+        "{report:?}"
+    );
 }
 
 #[tokio::test]
@@ -311,7 +329,7 @@ async fn a_deleted_tenants_database_that_somebody_recovered_is_found() {
         .unwrap();
     assert_eq!(troubles(&dry), [(Trouble::Undead, "reported")]);
     let report = fleet(&router)
-        .reconcile(&Reconcile::mend().grace(NOW))
+        .reconcile(&Reconcile::mend().grace(NOW).remove_undead())
         .await
         .unwrap();
     assert_eq!(troubles(&report), [(Trouble::Undead, "mended")]);

@@ -60,7 +60,7 @@ CREATE TABLE {schema}.tenants (
 COMMENT ON COLUMN {schema}.tenants.suspend_after IS 'microseconds; 0 is the default, NULL is never';
 COMMENT ON COLUMN {schema}.tenants.credential IS 'sealed with the key key_id, and bound to tenant, role and hosts';
 COMMENT ON COLUMN {schema}.tenants.mark IS 'tells that the credential is the same without opening it';
-CREATE UNIQUE INDEX tenants_database ON {schema}.tenants (project, database)
+CREATE UNIQUE INDEX tenants_database ON {schema}.tenants (project)
     WHERE project IS NOT NULL AND state <> 'deleted';
 CREATE INDEX tenants_version ON {schema}.tenants (namespace, version);
 "#];

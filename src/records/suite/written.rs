@@ -199,9 +199,16 @@ pub(super) async fn one_database<R: Records>(stage: &Stage<R>) -> Outcome {
         kept.placement.is_none(),
         "a record was written that was refused",
     )?;
+    // Nor another database of the same project: who deletes a tenant deletes its project.
     let mut neighbour = thief.clone();
     reach(&mut neighbour).database = "app2".into();
-    stage.wrote(&second, &neighbour, Then::Keep).await?;
+    stage
+        .refused(
+            &second,
+            &neighbour,
+            "the project of another tenant is written",
+        )
+        .await?;
     // A tombstone gives it up, and gets it back only as long as nobody has it.
     for state in [State::Deleting, State::Deleted] {
         stage

@@ -168,6 +168,12 @@ async fn an_existing_project_becomes_a_tenant_and_never_two() {
         .await
         .unwrap_err();
     assert_eq!(err.kind(), ErrorKind::BadRecord, "{err:?}");
+    let err = router.get("globex").await.unwrap_err();
+    assert_eq!(
+        err.kind(),
+        ErrorKind::UnknownTenant,
+        "an import that failed allows nothing"
+    );
     let other = stage.project().await.project.id;
     let err = fleet(&router)
         .import("acme", &other, None)

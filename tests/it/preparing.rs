@@ -117,3 +117,50 @@ async fn who_waits_is_told_that_the_database_is_being_created_and_when_to_come_b
     tokio::time::sleep(wait).await; // as the error says
     drop(router.get("acme").await.unwrap());
 }
+
+#[tokio::test]
+async fn what_was_deleted_before_it_was_prepared_is_prepared_when_that_is_taken_back() {
+    let (stage, runs) = (Stage::new().await, Arc::new(AtomicU32::new(0)));
+    let counter = Arc::clone(&runs);
+    let router = router(&stage, |provisioner| {
+        provisioner.prepare(move |database| {
+            let run = counter.fetch_add(1, Relaxed);
+            async move {
+                if run == 0 {
+                    return Err("not today".into());
+                }
+                database.batch_execute(SEED).await?;
+                Ok(())
+            }
+        })
+    });
+    let router = router.build().unwrap();
+    let fleet = router.fleet().unwrap();
+    router.get("acme").await.unwrap_err();
+    fleet.delete_after("acme", Duration::ZERO).await.unwrap();
+    fleet.undelete("acme").await.unwrap();
+    let client = router.get("acme").await.unwrap();
+    assert_eq!(run_on(&client, "SELECT count(*) FROM seeds").await, "0");
+    drop(client);
+    fleet.delete_after("acme", Duration::ZERO).await.unwrap();
+    fleet.undelete("acme").await.unwrap();
+    assert_eq!(runs.load(Relaxed), 2, "and never again");
+}
+
+#[tokio::test]
+async fn the_hook_never_runs_on_what_was_imported() {
+    let (stage, runs) = (Stage::new().await, Arc::new(AtomicU32::new(0)));
+    let counter = Arc::clone(&runs);
+    let router = router(&stage, |provisioner| {
+        provisioner.prepare(move |_| {
+            counter.fetch_add(1, Relaxed);
+            async { Ok(()) }
+        })
+    });
+    let router = router.build().unwrap();
+    let project = stage.project().await.project.id;
+    let fleet = router.fleet().unwrap();
+    fleet.import("acme", &project, None).await.unwrap();
+    drop(router.get("acme").await.unwrap());
+    assert_eq!(runs.load(Relaxed), 0);
+}

@@ -132,6 +132,37 @@ impl RouterBuilder {
         self
     }
 
+    /// Tenants of which a router that provisions remembers where they live, with or without a pool. Defaults to
+    /// 1,000,000, and each costs memory once it was used or [preloaded](TenantRouter::preload): keep it above the number of
+    /// your tenants, because only those that are remembered go on while the catalog is down.
+    pub fn known_tenants(mut self, count: u64) -> Self {
+        self.config.known_tenants = count;
+        self
+    }
+
+    /// Time after which the catalog is asked again, in the background, where a tenant lives; up to a tenth more or less by
+    /// chance. Defaults to 5 minutes. It is the longest time to notice a change if nothing else tells
+    /// ([`catalog_poll`](Self::catalog_poll)) and the tenant is looked up or woken; what is old is used meanwhile.
+    pub fn catalog_ttl(mut self, time: Duration) -> Self {
+        self.config.catalog_ttl = time;
+        self
+    }
+
+    /// Longest time for one call of the catalog ([`Records`](crate::Records)); beyond it, it counts as down. Defaults to 5
+    /// seconds. Shorten it to tell those sooner whose tenant is not known yet.
+    pub fn catalog_timeout(mut self, limit: Duration) -> Self {
+        self.config.catalog_timeout = limit;
+        self
+    }
+
+    /// How often the catalog is asked what other processes have changed, up to a tenth more or less by chance; `None` for
+    /// never. Defaults to 30 seconds, also where the catalog says by itself that there is news, because that may get lost.
+    /// One call for all tenants.
+    pub fn catalog_poll(mut self, interval: impl Into<Option<Duration>>) -> Self {
+        self.config.catalog_poll = interval.into();
+        self
+    }
+
     /// Who turns host names into addresses. Defaults to the system.
     pub fn resolve(mut self, resolver: impl Resolve) -> Self {
         self.config.resolve = Arc::new(resolver);
@@ -173,7 +204,7 @@ impl RouterBuilder {
         let source = match self.source {
             Unchecked::Source(source) => source,
             Unchecked::Provisioner(provisioner) => {
-                let provisioning = provisioner.check(Arc::clone(&dialer))?;
+                let provisioning = provisioner.check(Arc::clone(&dialer), &self.config)?;
                 Source::Provisioning(Box::new(provisioning))
             }
         };

@@ -21,6 +21,10 @@ pub(crate) struct Config {
     pub(crate) warn_held_after: Duration,
     pub(crate) hints_per_minute: usize,
     pub(crate) direct_connections: usize,
+    pub(crate) known_tenants: u64,
+    pub(crate) catalog_ttl: Duration,
+    pub(crate) catalog_timeout: Duration,
+    pub(crate) catalog_poll: Option<Duration>,
     pub(crate) resolve: Arc<dyn AnyResolve>,
     pub(crate) root_certificates: Vec<CertificateDer<'static>>,
 }
@@ -40,6 +44,10 @@ impl Default for Config {
             warn_held_after: Duration::from_secs(60),
             hints_per_minute: 30,
             direct_connections: 2,
+            known_tenants: 1_000_000,
+            catalog_ttl: Duration::from_secs(300),
+            catalog_timeout: Duration::from_secs(5),
+            catalog_poll: Some(Duration::from_secs(30)),
             resolve: Arc::new(SystemResolver),
             root_certificates: Vec::new(),
         }
@@ -54,6 +62,7 @@ impl Config {
             ("pool_size", self.pool_size as u64),
             ("concurrent_dials", self.concurrent_dials as u64),
             ("direct_connections", self.direct_connections as u64),
+            ("known_tenants", self.known_tenants),
         ];
         if let Some((name, _)) = counts.iter().find(|(_, count)| *count == 0) {
             return Err(InvalidConfig::new(format!("{name} must be more than zero")));
@@ -63,7 +72,11 @@ impl Config {
         check_limit("provision_timeout", self.provision_timeout)?;
         check_limit("idle_after", self.idle_after)?;
         check_limit("max_lifetime", self.max_lifetime)?;
-        check_limit("warn_held_after", self.warn_held_after)
+        check_limit("warn_held_after", self.warn_held_after)?;
+        check_limit("catalog_ttl", self.catalog_ttl)?;
+        check_limit("catalog_timeout", self.catalog_timeout)?;
+        self.catalog_poll
+            .map_or(Ok(()), |interval| check_limit("catalog_poll", interval))
     }
 }
 

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod admission;
+mod breaker;
 mod builder;
 mod cancel;
 mod catalog;
@@ -16,6 +17,7 @@ mod endpoint;
 mod error;
 mod fleet;
 mod flights;
+mod follow;
 mod hint;
 mod lease;
 mod life;
@@ -27,6 +29,7 @@ mod opening;
 mod plan;
 mod pool;
 mod pools;
+mod preload;
 mod provision;
 pub mod record;
 pub mod records;

@@ -104,7 +104,7 @@ impl Opening<'_> {
         }
         match asked.unwrap_or_else(|_| Err(progress.timed_out())) {
             Ok(now) => Ok(now.is_some_and(|it| self.pool.move_from(Some(known), it, true))),
-            Err(err) if err.kind() == ErrorKind::UnknownTenant => Err(err),
+            Err(err) if is_gone(err.kind()) => Err(err),
             Err(err) => {
                 tracing::debug!(tenant = tenant.as_str(), %err, "cannot ask where the tenant lives now");
                 Ok(false)
@@ -161,6 +161,9 @@ impl Opening<'_> {
     pub(crate) async fn dial(&self, endpoint: &Arc<Endpoint>) -> Result<Dialed, Error> {
         let Pool { tenant, shared, .. } = self.pool;
         count(&shared.stats.dials);
+        if let Some(catalog) = shared.source.catalog() {
+            catalog.mind(tenant);
+        }
         self.pool.state().fresh = false;
         let (tenant, began) = (tenant.as_str(), Instant::now());
         let deadline = self.progress.deadline();
@@ -179,6 +182,14 @@ impl Opening<'_> {
             }
         }
     }
+}
+
+/// Whether the catalog says that the tenant has no database that may be used.
+fn is_gone(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::Deleted | ErrorKind::Held | ErrorKind::UnknownTenant
+    )
 }
 
 /// What one wake has tried, and how long it waits for the next try.

@@ -54,7 +54,7 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    pub(crate) fn new(tenant: TenantId, endpoint: Endpoint, shared: Arc<Shared>) -> Arc<Self> {
+    pub(crate) fn new(tenant: TenantId, endpoint: Arc<Endpoint>, shared: Arc<Shared>) -> Arc<Self> {
         shared.pace.keep_up_with(&endpoint, &shared.config);
         Arc::new(Self {
             tenant,

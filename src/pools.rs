@@ -58,7 +58,7 @@ impl Pools {
     /// Puts the pool of `tenant` into the cache, the one that is still in use or a new one, and tells it where the
     /// tenant lives.
     pub(crate) fn insert(&self, tenant: &TenantId, located: Located) -> Arc<Pool> {
-        let pool = self.alive_or_new(tenant, located.endpoint.clone());
+        let pool = self.alive_or_new(tenant, Arc::clone(&located.endpoint));
         pool.move_to(located.endpoint, located.fresh);
         if located.created {
             pool.mended();
@@ -72,7 +72,7 @@ impl Pools {
     }
 
     /// The pool of `tenant` that somebody still uses, or a new one at `endpoint`.
-    fn alive_or_new(&self, tenant: &TenantId, endpoint: Endpoint) -> Arc<Pool> {
+    fn alive_or_new(&self, tenant: &TenantId, endpoint: Arc<Endpoint>) -> Arc<Pool> {
         let mut alive = lock(&self.alive);
         let known = alive.get(tenant).and_then(Weak::upgrade);
         if let Some(pool) = known {
@@ -91,12 +91,16 @@ impl Pools {
         let found = self.cached.remove(tenant);
         self.cached.run_pending_tasks();
         self.shared.refusals.clear(tenant);
-        let alive = lock(&self.alive).get(tenant).and_then(Weak::upgrade);
-        if let Some(pool) = alive {
+        if let Some(pool) = self.alive(tenant) {
             pool.condemn(Instant::now()); // also if it comes back before they do
             pool.mended(); // a wake of its may be waiting for what was refused to pass
         }
         found.is_some()
+    }
+
+    /// The pool of `tenant` that somebody still uses, in the cache or not.
+    pub(crate) fn alive(&self, tenant: &str) -> Option<Arc<Pool>> {
+        lock(&self.alive).get(tenant).and_then(Weak::upgrade)
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {

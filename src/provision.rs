@@ -8,6 +8,7 @@ mod access;
 mod claim;
 pub(crate) mod identity;
 mod import;
+mod lookup;
 mod policy;
 mod prepare;
 mod refresh;
@@ -24,18 +25,19 @@ pub use step::Step;
 
 pub(crate) use access::Demand;
 pub(crate) use claim::{Claim, Halt};
+pub(crate) use lookup::Whereabouts;
 pub(crate) use refresh::Compared;
 pub(crate) use settle::Settled;
 
 use crate::{
     admission::Admission,
     catalog::Catalog,
-    config::{InvalidConfig, check_limit},
+    config::{Config, InvalidConfig, check_limit},
     control_plane::{AnyControlPlane, ControlPlane},
     dial::Dialer,
     error::BoxError,
     plan::Plan,
-    records::Records,
+    records::{AnyRecords, Records},
     tenant::{Namespace, TenantId},
 };
 
@@ -61,7 +63,7 @@ use step::Steps;
 /// ```
 #[must_use = "a provisioner does nothing until a router has it"]
 pub struct Provisioner {
-    catalog: Catalog,
+    records: Arc<dyn AnyRecords>,
     control_plane: Arc<dyn AnyControlPlane>,
     namespace: String,
     settings: Settings,
@@ -110,7 +112,7 @@ impl Provisioner {
         namespace: impl Into<String>,
     ) -> Self {
         Self {
-            catalog: Catalog::new(records),
+            records: Arc::new(records),
             control_plane: Arc::new(control_plane),
             namespace: namespace.into(),
             settings: Settings::default(),
@@ -227,9 +229,13 @@ impl Provisioner {
     }
 
     /// Checks the settings, once, when the router is built.
-    pub(crate) fn check(self, dialer: Arc<Dialer>) -> Result<Provisioning, InvalidConfig> {
+    pub(crate) fn check(
+        self,
+        dialer: Arc<Dialer>,
+        config: &Config,
+    ) -> Result<Provisioning, InvalidConfig> {
         let Self {
-            catalog,
+            records,
             control_plane,
             namespace,
             settings,
@@ -243,11 +249,11 @@ impl Provisioner {
                 "creations_per_minute must be more than zero; explicit() creates none on access";
             return Err(InvalidConfig::new(message));
         }
-        let served = catalog.records().serve(&namespace, settings.with_passwords);
+        let served = records.serve(&namespace, settings.with_passwords);
         served.map_err(|err| InvalidConfig::new(err.to_string()))?;
         let admission = Admission::new(settings.creations_per_minute, settings.waiting_creations);
         Ok(Provisioning {
-            catalog: Arc::new(catalog),
+            catalog: Arc::new(Catalog::new(records, config)),
             control_plane,
             namespace,
             settings,

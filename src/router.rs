@@ -14,6 +14,7 @@ use crate::{
     endpoint::Route,
     error::{Error, Stage},
     flights::Flights,
+    follow,
     lease::Lease,
     lookup::Lookup,
     pool::Pool,
@@ -58,6 +59,7 @@ impl TenantRouter {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
         let pools = Arc::new(Pools::new(Arc::clone(&shared)));
         shared.runtime.spawn(sweep::run(Arc::downgrade(&pools)));
+        follow::start(&pools);
         let flights = Flights::new(shared.runtime.clone());
         Self {
             inner: Arc::new(Inner {
@@ -182,13 +184,17 @@ impl TenantRouter {
             shared,
             ..
         } = &*self.inner;
-        Status {
+        let mut status = Status {
             pools: pools.len(),
             connections: shared.connections.len() as u64,
             attempts: shared.attempts.len() as u64,
             flights: flights.len() as u64,
             ..shared.stats.snapshot()
+        };
+        if let Some(catalog) = shared.source.catalog() {
+            catalog.stats.fill(&mut status);
         }
+        status
     }
 
     /// Ends the router: calls that wait and all later ones answer `ErrorKind::Closed`, idle connections are closed
@@ -218,6 +224,9 @@ impl Inner {
     /// Forgets what is known of `tenant`; says whether anything was.
     pub(crate) fn evict(&self, tenant: &TenantId) -> bool {
         // In this order: a flight that lands in between finds the mark after it has put its pool into the cache.
+        if let Some(catalog) = self.shared.source.catalog() {
+            catalog.memo.distrust(tenant);
+        }
         self.flights.mark_stale(tenant);
         self.pools.evict(tenant.as_str())
     }
@@ -344,7 +353,15 @@ impl Inner {
                 };
                 let located = timeout_at(seen.deadline(), work).await;
                 let located = located.map_err(|_| seen.timed_out())??;
-                Ok(located.map(|located| pools.insert(&tenant, located)))
+                Ok(located.map(|located| {
+                    let endpoint = Arc::clone(&located.endpoint);
+                    let pool = pools.insert(&tenant, located);
+                    // In this order: whoever hears of a change remembers it before looking for the pool.
+                    if !source.agrees(&tenant, &endpoint) {
+                        seen.mark_stale();
+                    }
+                    pool
+                }))
             })
         };
         (progress, flight)

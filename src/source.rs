@@ -1,10 +1,13 @@
 //! How a router learns where a tenant lives: from the application's own table, or from records that it keeps itself.
 
+use std::sync::Arc;
+
 use crate::{
+    catalog::Catalog,
     endpoint::Endpoint,
     error::{BoxError, Error, ErrorKind, Stage},
     lookup::AnyLookup,
-    provision::{Demand, Provisioning},
+    provision::{Demand, Provisioning, Whereabouts},
     retry::Progress,
     stats::{Stats, count},
     tenant::TenantId,
@@ -21,7 +24,7 @@ pub(crate) enum Source {
 /// Where a tenant lives, and how much that is worth.
 #[derive(Debug)]
 pub(crate) struct Located {
-    pub(crate) endpoint: Endpoint,
+    pub(crate) endpoint: Arc<Endpoint>,
     /// Whether it comes from where the truth is, so that asking again would say the same.
     pub(crate) fresh: bool,
     /// Whether its database was created or adopted just now.
@@ -37,11 +40,14 @@ impl Source {
     ) -> Result<Option<Located>, Error> {
         count(&stats.lookups);
         let (known, fresh) = match self {
-            Self::Lookup(lookup) => (lookup.lookup(tenant).await.map_err(lookup_failed), true),
+            Self::Lookup(lookup) => {
+                let known = lookup.lookup(tenant).await.map_err(lookup_failed);
+                (known.map(|known| known.map(Arc::new)), true)
+            }
             // Records hold what Neon said once; the truth is there.
             Self::Provisioning(provisioning) => (provisioning.lookup(tenant).await, false),
         };
-        let known = known?;
+        let known = known.map_err(|err| err.with_stage(Stage::Lookup))?;
         Ok(known.map(|endpoint| Located {
             endpoint,
             fresh,
@@ -60,9 +66,13 @@ impl Source {
             (Some(known), _) => Ok(known),
             (None, Self::Lookup(_)) => Err(unknown()),
             (None, Self::Provisioning(provisioning)) => {
-                let endpoint = provisioning
-                    .provision(tenant, &Demand::Access, progress, stats)
-                    .await?;
+                let asked = provisioning.catalog.memo.now();
+                let made = provisioning.provision(tenant, &Demand::Access, progress, stats);
+                let made = made.await.map(Arc::new);
+                let endpoint = made.inspect_err(|err| {
+                    provisioning.remember_refusal(tenant, asked, err);
+                })?;
+                provisioning.remember_new(tenant, asked, &endpoint);
                 Ok(Located {
                     endpoint,
                     fresh: true,
@@ -79,14 +89,34 @@ impl Source {
         known: &Endpoint,
         progress: &Progress,
         stats: &Stats,
-    ) -> Result<Option<Endpoint>, Error> {
-        let now = self.lookup(tenant, stats).await?.map(|it| it.endpoint);
-        match (now, self) {
-            (Some(same), Self::Provisioning(provisioning)) if same == *known => {
+    ) -> Result<Option<Arc<Endpoint>>, Error> {
+        let Self::Provisioning(provisioning) = self else {
+            let now = self.lookup(tenant, stats).await?;
+            return now.map(|it| Some(it.endpoint)).ok_or_else(unknown);
+        };
+        count(&stats.lookups);
+        match provisioning.ask(tenant).await? {
+            Whereabouts::At(same) if *same == *known => {
                 provisioning.refresh(tenant, progress).await
             }
-            (None, Self::Lookup(_)) => Err(unknown()),
-            (now, _) => Ok(now),
+            Whereabouts::At(now) => Ok(Some(now)),
+            Whereabouts::Unfinished | Whereabouts::Nobody => Ok(None),
+        }
+    }
+
+    /// What is known of the catalog; none if the application has its own.
+    pub(crate) fn catalog(&self) -> Option<&Catalog> {
+        match self {
+            Self::Lookup(_) => None,
+            Self::Provisioning(provisioning) => Some(&provisioning.catalog),
+        }
+    }
+
+    /// Whether a pool at `endpoint` agrees with what is known of `tenant` by now.
+    pub(crate) fn agrees(&self, tenant: &TenantId, endpoint: &Endpoint) -> bool {
+        match self {
+            Self::Lookup(_) => true,
+            Self::Provisioning(provisioning) => provisioning.agrees(tenant, endpoint),
         }
     }
 }

@@ -51,6 +51,29 @@ struct WakeCounters {
     microseconds: AtomicU64,
 }
 
+/// Counts of what a router has asked its catalog, and of what it did not have to.
+#[derive(Debug, Default)]
+pub(crate) struct CatalogStats {
+    pub(crate) calls: AtomicU64,
+    pub(crate) failures: AtomicU64,
+    pub(crate) outages: AtomicU64,
+    pub(crate) hits: AtomicU64,
+    pub(crate) stale: AtomicU64,
+    pub(crate) changes: AtomicU64,
+}
+
+impl CatalogStats {
+    /// Writes these counts into `status`.
+    pub(crate) fn fill(&self, status: &mut Status) {
+        status.catalog_calls = self.calls.load(Relaxed);
+        status.catalog_failures = self.failures.load(Relaxed);
+        status.catalog_outages = self.outages.load(Relaxed);
+        status.catalog_hits = self.hits.load(Relaxed);
+        status.catalog_stale = self.stale.load(Relaxed);
+        status.catalog_changes = self.changes.load(Relaxed);
+    }
+}
+
 /// Adds one.
 pub(crate) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Relaxed);
@@ -87,7 +110,8 @@ pub struct Status {
     pub waited: u64,
     /// Calls of `get` that ended in an error.
     pub failed: u64,
-    /// Times the catalog was asked for a tenant.
+    /// Times a tenant was looked up: one without a pool, or one that could not be reached. Answered by the catalog, or
+    /// from what was read of it before.
     pub lookups: u64,
     /// Databases created.
     pub provisioned: u64,
@@ -123,6 +147,18 @@ pub struct Status {
     pub refused: u64,
     /// Times a `read` or `transaction` was run again.
     pub transactions_repeated: u64,
+    /// Calls of the catalog, of any kind. This and the following count a router that provisions.
+    pub catalog_calls: u64,
+    /// Calls of the catalog that failed or took too long. Those that were not made because it was down are not counted.
+    pub catalog_failures: u64,
+    /// Times the catalog went down: calls failed, and were not made any more until one succeeded.
+    pub catalog_outages: u64,
+    /// Look-ups answered from what was read of the catalog before, also that there is no such tenant.
+    pub catalog_hits: u64,
+    /// Those among them that were answered from what was older than `catalog_ttl`, or known to have changed.
+    pub catalog_stale: u64,
+    /// Changes, heard of from the catalog, that concerned a tenant known here.
+    pub catalog_changes: u64,
 }
 
 impl Stats {

@@ -42,8 +42,8 @@ pub struct Reconcile {
     mend: bool,
     grace: Duration,
     endpoints: bool,
-    unrecorded: bool,
-    undead: bool,
+    /// What is removed that is only reported otherwise.
+    removed: Vec<Trouble>,
 }
 
 impl Reconcile {
@@ -53,8 +53,7 @@ impl Reconcile {
             mend: false,
             grace: Duration::from_secs(3600),
             endpoints: false,
-            unrecorded: false,
-            undead: false,
+            removed: vec![Trouble::Duplicate],
         }
     }
 
@@ -84,14 +83,14 @@ impl Reconcile {
     /// Deletes databases of deleted tenants that are there all the same ([`Trouble::Undead`]). Defaults to no: somebody may
     /// have recovered one on purpose, and a catalog that was restored from a backup has forgotten what was undeleted.
     pub fn remove_undead(mut self) -> Self {
-        self.undead = true;
+        self.removed.push(Trouble::Undead);
         self
     }
 
     /// Deletes databases that carry our tags and that the catalog knows nothing of ([`Trouble::Orphan`]), too. Defaults
     /// to no: a catalog that was restored from a backup has forgotten databases that are in use.
     pub fn remove_unrecorded(mut self) -> Self {
-        self.unrecorded = true;
+        self.removed.push(Trouble::Orphan);
         self
     }
 }
@@ -271,11 +270,7 @@ impl Comparison<'_> {
 
     /// A database that is not wanted, unless its tenant's record says otherwise when it is looked at again.
     async fn surplus(&mut self, trouble: Trouble, tenant: Option<&str>, found: &Found) {
-        let may_go = match trouble {
-            Trouble::Orphan => self.how.unrecorded,
-            Trouble::Undead => self.how.undead,
-            _ => true,
-        };
+        let may_go = self.how.removed.contains(&trouble);
         let outcome = if !self.how.mend || !may_go {
             Outcome::Reported
         } else if self.is_young(found) {
@@ -292,7 +287,7 @@ impl Comparison<'_> {
 
     async fn remove(&self, tenant: Option<&str>, found: &Found) -> Result<bool, Error> {
         let id = found.id.clone();
-        let unrecorded = self.how.unrecorded;
+        let unrecorded = self.how.removed.contains(&Trouble::Orphan);
         let job = self.fleet.job(tenant.unwrap_or_default(), Duration::ZERO)?;
         job.run(move |job| async move {
             let on = job.fleet.provisioning();

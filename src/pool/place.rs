@@ -13,7 +13,7 @@ impl Pool {
 
     /// Takes note of where the tenant lives; says whether that is news. Connections of the earlier generation are
     /// closed when nobody uses them any more.
-    pub(crate) fn move_to(&self, endpoint: Endpoint, fresh: bool) -> bool {
+    pub(crate) fn move_to(&self, endpoint: Arc<Endpoint>, fresh: bool) -> bool {
         self.move_from(None, endpoint, fresh)
     }
 
@@ -21,21 +21,21 @@ impl Pool {
     pub(crate) fn move_from(
         &self,
         known: Option<&Arc<Endpoint>>,
-        endpoint: Endpoint,
+        endpoint: Arc<Endpoint>,
         fresh: bool,
     ) -> bool {
         let mut state = self.state();
         if known.is_some_and(|known| !Arc::ptr_eq(known, &state.endpoint)) {
             return true;
         }
-        if *state.endpoint == endpoint {
+        if *state.endpoint == *endpoint {
             state.fresh |= fresh;
             return false;
         }
         self.shared
             .pace
             .keep_up_with(&endpoint, &self.shared.config);
-        state.endpoint = Arc::new(endpoint);
+        state.endpoint = endpoint;
         state.fresh = fresh;
         (state.lost, state.early_ends) = (true, 0);
         (state.last_failure, state.repeated_since) = (None, None);

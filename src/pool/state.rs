@@ -62,9 +62,9 @@ pub(crate) struct Waiter {
 }
 
 impl State {
-    pub(crate) fn new(endpoint: Endpoint) -> Self {
+    pub(crate) fn new(endpoint: Arc<Endpoint>) -> Self {
         Self {
-            endpoint: Arc::new(endpoint),
+            endpoint,
             fresh: false,
             idle: Vec::new(),
             waiters: VecDeque::new(),

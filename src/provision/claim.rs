@@ -208,7 +208,7 @@ mod tests {
     use super::*;
     use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-    use crate::{records::Memory, tenant::TenantId};
+    use crate::{config::Config, records::Memory, tenant::TenantId};
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -223,7 +223,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_lease_is_renewed_for_as_long_as_the_work_takes_and_given_back_after_it() {
-        let catalog = Arc::new(Catalog::new(Memory::new()));
+        let catalog = Arc::new(Catalog::new(Arc::new(Memory::new()), &Config::default()));
         let ours = claim(&catalog).await.unwrap();
         let work = async {
             for _ in 0..60 {
@@ -240,7 +240,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_process_that_stood_still_for_longer_than_its_lease_sends_nothing_more() {
-        let catalog = Arc::new(Catalog::new(Memory::new()));
+        let catalog = Arc::new(Catalog::new(Arc::new(Memory::new()), &Config::default()));
         let (ours, sent) = (claim(&catalog).await.unwrap(), AtomicBool::new(false));
         let work = async {
             tokio::time::advance(4 * SECOND).await;
@@ -253,7 +253,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_done_after_the_lease_was_given_back_is_not_cut_off() {
-        let catalog = Arc::new(Catalog::new(Memory::new()));
+        let catalog = Arc::new(Catalog::new(Arc::new(Memory::new()), &Config::default()));
         let ours = claim(&catalog).await.unwrap();
         let progress = Progress::new(crate::error::Stage::Provision, 60 * SECOND);
         let found = catalog.find(&TenantId::parse("acme").unwrap()).await;

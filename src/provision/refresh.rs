@@ -1,12 +1,12 @@
 //! Where a tenant lives that is not where the catalog has it.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::Arc};
 
-use super::{Halt, Provisioning, access};
+use super::{Halt, Provisioning};
 use crate::{
     control_plane::Database,
     endpoint::Endpoint,
-    error::{Error, Stage},
+    error::Error,
     record::{Record, State},
     retry::Progress,
     secret::Secret,
@@ -29,7 +29,8 @@ impl Provisioning {
         &self,
         tenant: &TenantId,
         progress: &Progress,
-    ) -> Result<Option<Endpoint>, Error> {
+    ) -> Result<Option<Arc<Endpoint>>, Error> {
+        let began = self.catalog.memo.now();
         let known = self.catalog.find(tenant).await?;
         let Some(record) = known.filter(|record| record.state == State::Ready) else {
             return Ok(None);
@@ -42,11 +43,14 @@ impl Provisioning {
         let Some(now) = asked.await? else {
             return Ok(None);
         };
-        let reached = now.endpoint.clone();
-        if !self.is_same(&record, &now) {
+        let endpoint = Arc::new(now.endpoint.clone());
+        let mut generation = Some(record.generation);
+        if !self.is_same(&record, &now.endpoint) {
             self.write_down(tenant, project, now, progress).await?;
+            generation = None;
         }
-        Ok(Some(reached))
+        self.catalog.memo.keep(tenant, began, generation, &endpoint);
+        Ok(Some(endpoint))
     }
 
     /// Whether the record of `tenant` has the endpoint that the control plane has; otherwise it is mended, if `mend`.
@@ -69,7 +73,7 @@ impl Provisioning {
         let Some(now) = asked.await? else {
             return Ok(Compared::Same); // gone, which is another trouble
         };
-        if self.is_same(&record, &now) {
+        if self.is_same(&record, &now.endpoint) {
             return Ok(Compared::Same);
         }
         if mend && self.write_down(tenant, project, now, progress).await? {
@@ -79,8 +83,8 @@ impl Provisioning {
     }
 
     /// Whether the record says what the control plane says.
-    fn is_same(&self, record: &Record, now: &Database) -> bool {
-        let endpoint = Some(now.endpoint.clone());
+    pub(crate) fn is_same(&self, record: &Record, now: &Endpoint) -> bool {
+        let endpoint = Some(now.clone());
         let written = Record {
             endpoint,
             ..record.clone()
@@ -109,22 +113,6 @@ impl Provisioning {
             Ok(()) => Ok(true),
             Err(Halt::Lost) => Ok(false),
             Err(Halt::Failed(err)) => Err(err),
-        }
-    }
-
-    /// Where `tenant` lives by the catalog; `None` if nobody is known by that id, an error if it must not be used.
-    pub(crate) async fn lookup(&self, tenant: &TenantId) -> Result<Option<Endpoint>, Error> {
-        let Some(record) = self.catalog.find(tenant).await? else {
-            return Ok(None);
-        };
-        match record.state {
-            State::Ready => {
-                let progress = Progress::new(Stage::Lookup, self.settings.lease_time);
-                self.reach(&record, &progress).await.map(Some)
-            }
-            State::Claimed | State::Creating | State::Preparing => Ok(None),
-            State::Held => Err(access::held()),
-            State::Deleting | State::Deleted => Err(access::deleted()),
         }
     }
 

@@ -15,6 +15,7 @@ const ROWS: &[(&str, &[&str])] = &[
         &[
             "retry",
             "flights",
+            "breaker",
             "admission",
             "life",
             "hint",
@@ -51,7 +52,7 @@ const ROWS: &[(&str, &[&str])] = &[
     (
         "pools",
         &[
-            "refusals", "shared", "lease", "opening", "wake", "pool", "pools", "sweep",
+            "refusals", "shared", "lease", "opening", "wake", "pool", "pools", "sweep", "follow",
         ],
     ),
     (
@@ -63,6 +64,7 @@ const ROWS: &[(&str, &[&str])] = &[
             "direct",
             "router",
             "fleet",
+            "preload",
             "verbs",
             "builder",
         ],

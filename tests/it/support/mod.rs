@@ -3,6 +3,7 @@
 
 mod backend;
 mod gate;
+mod ledger;
 mod project;
 mod projects;
 mod raw;
@@ -18,6 +19,7 @@ mod watchdog;
 
 pub(crate) use backend::{Backend, Counts};
 pub(crate) use gate::{Failure, Gate, Step};
+pub(crate) use ledger::{DOWN, Ledger, place, place_of};
 pub(crate) use project::{Project, told};
 pub(crate) use projects::Projects;
 pub(crate) use raw::{End, RawClient, Seen};

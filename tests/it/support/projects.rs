@@ -1,9 +1,15 @@
 //! A control plane by script, whose databases live on a scripted backend.
 
-use std::{collections::BTreeMap, sync::Mutex};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
 
 use tenantry::{
-    ControlPlane, Database, Error, ErrorKind, Found, Login, Order, Progress, Provisioner,
+    ControlPlane, Database, Error, ErrorKind, Found, Login, Order, Progress, Provisioner, Records,
     RouterBuilder, TenantRouter, record::Placement, records::Memory,
 };
 
@@ -13,6 +19,8 @@ use super::{backend::Backend, gate::Step};
 pub(crate) struct Projects {
     backend: Backend,
     orders: Mutex<Vec<Order>>,
+    /// How often somebody has asked where a database is.
+    reads: Arc<AtomicU64>,
 }
 
 impl Projects {
@@ -29,9 +37,24 @@ impl Projects {
         let projects = Self {
             backend: backend.clone(),
             orders: Mutex::default(),
+            reads: Arc::default(),
         };
         let provisioner = Provisioner::new(Memory::new(), projects, "test");
         backend.at(TenantRouter::provisioning(set_up(provisioner)))
+    }
+
+    /// A provisioner that creates on `backend` and records in `records`.
+    pub(crate) fn provisioner(backend: &Backend, records: impl Records) -> Provisioner {
+        Provisioner::new(records, Self::counting(backend, Arc::default()), "test")
+    }
+
+    /// One that counts in `reads` how often somebody asks where a database is.
+    pub(crate) fn counting(backend: &Backend, reads: Arc<AtomicU64>) -> Self {
+        Self {
+            backend: backend.clone(),
+            orders: Mutex::default(),
+            reads,
+        }
     }
 }
 
@@ -73,6 +96,7 @@ impl ControlPlane for Projects {
         _: Option<&Login>,
         _: &Progress,
     ) -> Result<Option<Database>, Error> {
+        self.reads.fetch_add(1, Relaxed);
         Ok(Some(database(id)))
     }
 

@@ -1,0 +1,232 @@
+//! A catalog that is down: those who are known go on, the others are told in time, and nobody storms it.
+
+use std::{error::Error as _, time::Duration};
+
+use futures_util::future::join_all;
+use tenantry::{ErrorKind, RouterBuilder, Stage, Status, TenantRouter};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::support::{Backend, DOWN, Gate, Ledger, Projects, Step, place};
+
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
+/// The longest time between two probes.
+const PROBE: Duration = Duration::from_secs(5);
+
+fn builder(backend: &Backend, ledger: &Ledger) -> RouterBuilder {
+    let provisioner = Projects::provisioner(backend, ledger.clone());
+    backend.at(TenantRouter::provisioning(provisioner))
+}
+
+/// A router with one pool at most, so that every change of tenant is a look-up.
+fn forgetful(backend: &Backend, ledger: &Ledger) -> TenantRouter {
+    builder(backend, ledger).max_pools(1).build().unwrap()
+}
+
+/// What was counted of the catalog between two moments: calls, failures, outages.
+fn counted(before: &Status, after: &Status) -> (u64, u64, u64) {
+    (
+        after.catalog_calls - before.catalog_calls,
+        after.catalog_failures - before.catalog_failures,
+        after.catalog_outages - before.catalog_outages,
+    )
+}
+
+#[tokio::test(start_paused = true)]
+async fn known_tenants_go_on_while_the_catalog_is_down_however_old_what_is_known_of_them() {
+    let (backend, ledger) = (Backend::default(), Ledger::new());
+    let router = forgetful(&backend, &ledger);
+    for tenant in ["acme", "globex"] {
+        assert_eq!(place(&router, tenant).await.unwrap(), tenant);
+    }
+    ledger.set(DOWN);
+    for age in [SECOND, HOUR, 24 * HOUR] {
+        sleep(age).await;
+        let before = router.status();
+        for tenant in ["acme", "globex", "acme", "globex"] {
+            assert_eq!(router.status().pools, 1); // and so the other one is looked up
+            let start = Instant::now();
+            assert_eq!(place(&router, tenant).await.unwrap(), tenant);
+            assert!(start.elapsed() < SECOND / 10, "it waits for nobody");
+        }
+        let after = router.status();
+        assert_eq!(after.catalog_hits, before.catalog_hits + 4, "{after:?}");
+        let stale = after.catalog_stale - before.catalog_stale;
+        assert_eq!(stale, if age < HOUR { 0 } else { 4 }, "{after:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn known_tenants_go_on_while_the_catalog_says_nothing() {
+    let (backend, ledger) = (Backend::default(), Ledger::new());
+    let router = forgetful(&backend, &ledger);
+    for tenant in ["acme", "globex"] {
+        place(&router, tenant).await.unwrap();
+    }
+    ledger.set(Gate::Stuck);
+    sleep(HOUR).await;
+    let start = Instant::now();
+    for tenant in ["acme", "globex"] {
+        assert_eq!(place(&router, tenant).await.unwrap(), tenant);
+    }
+    assert!(start.elapsed() < SECOND / 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_was_evicted_is_served_from_memory_if_nobody_can_be_asked() {
+    let (backend, ledger) = (Backend::default(), Ledger::new());
+    let router = builder(&backend, &ledger).build().unwrap();
+    place(&router, "acme").await.unwrap();
+    let finds = ledger.finds();
+    router.evict("acme");
+    place(&router, "acme").await.unwrap();
+    assert_eq!(ledger.finds(), finds + 1, "evict means to ask again");
+    ledger.set(DOWN);
+    router.evict("acme");
+    assert_eq!(place(&router, "acme").await.unwrap(), "acme");
+}
+
+#[tokio::test(start_paused = true)]
+async fn ten_thousand_calls_in_a_minute_of_outage_cost_a_few_probes() {
+    let (backend, ledger) = (Backend::default(), Ledger::new());
+    let router = builder(&backend, &ledger).build().unwrap();
+    sleep(SECOND).await;
+    ledger.set(DOWN);
+    let (before, calls, start) = (router.status(), ledger.calls(), Instant::now());
+    for number in 0..10_000 {
+        let asked = Instant::now();
+        let err = router.get(&format!("t{number}")).await.unwrap_err();
+        assert_eq!(
+            (err.kind(), err.stage()),
+            (ErrorKind::Catalog, Some(Stage::Lookup))
+        );
+        assert!(asked.elapsed() < SECOND / 10);
+        assert!(
+            err.retry_after().is_some_and(|wait| wait <= PROBE),
+            "{err:?}"
+        );
+        assert!(err.source().is_some(), "{err:?}");
+        sleep(Duration::from_millis(6)).await;
+    }
+    let took = start.elapsed();
+    assert!(took >= 60 * SECOND);
+    // 0.25 s doubling to 5 s, each a quarter shorter at most: 5 in the first 8 s, then one in 3.75 s.
+    let most = 6 + u64::try_from(took.as_millis() / 3750).unwrap();
+    let (made, failed, outages) = counted(&before, &router.status());
+    assert!(made <= most, "{made} calls, {most} probes");
+    assert_eq!((made, made), (failed, ledger.calls() - calls));
+    assert_eq!(outages, 1);
+
+    ledger.set(Gate::Open);
+    sleep(PROBE).await;
+    assert_eq!(place(&router, "t0").await.unwrap(), "t0");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_catalog_that_says_nothing_costs_each_call_its_time_at_most_and_then_nothing() {
+    let (backend, ledger) = (Backend::default(), Ledger::new());
+    let router = builder(&backend, &ledger)
+        .catalog_timeout(2 * SECOND)
+        .build()
+        .unwrap();
+    sleep(SECOND).await;
+    ledger.set(Gate::Stuck);
+    let before = router.status();
+    let start = Instant::now();
+    let herd = (0..50).map(|number| {
+        let router = router.clone();
+        async move { router.get(&format!("t{number}")).await.unwrap_err().kind() }
+    });
+    let told = join_all(herd).await;
+    assert_eq!(told, [ErrorKind::Catalog; 50]);
+    assert_eq!(start.elapsed().as_secs(), 2);
+    let (calls, failures, outages) = counted(&before, &router.status());
+    assert_eq!(
+        (calls, failures, outages),
+        (50, 50, 1),
+        "one outage, though 50 were under way"
+    );
+    let err = router.get("later").await.unwrap_err();
+    assert_eq!(
+        (err.kind(), start.elapsed().as_secs()),
+        (ErrorKind::Catalog, 2)
+    );
+    assert!(
+        err.retry_after() <= Some(SECOND / 4),
+        "they did not make it longer"
+    );
+    let (calls, ..) = counted(&before, &router.status());
+    assert_eq!(calls, 50);
+
+    ledger.set(Gate::Open);
+    sleep(PROBE).await;
+    assert_eq!(place(&router, "later").await.unwrap(), "later");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_catalog_that_is_back_is_noticed_though_nobody_calls() {
+    let (backend, ledger) = (Backend::default(), Ledger::new());
+    let router = builder(&backend, &ledger)
+        .catalog_poll(None)
+        .build()
+        .unwrap();
+    sleep(SECOND).await;
+    ledger.set(DOWN);
+    router.get("acme").await.unwrap_err();
+    sleep(HOUR).await;
+    ledger.set(Gate::Open);
+    // The first one probes.
+    assert_eq!(place(&router, "acme").await.unwrap(), "acme");
+    assert_eq!(place(&router, "globex").await.unwrap(), "globex");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_creation_that_an_outage_comes_upon_goes_on_soon_after_it() {
+    for outage in [SECOND, 10 * SECOND] {
+        let (backend, ledger) = (Backend::default(), Ledger::new());
+        let router = builder(&backend, &ledger).build().unwrap();
+        backend.set(Step::Create, Gate::Stuck);
+        let caller = tokio::spawn({
+            let router = router.clone();
+            async move { place(&router, "acme").await }
+        });
+        backend.until_waiting(Step::Create).await;
+        ledger.set(DOWN);
+        backend.set(Step::Create, Gate::Open);
+        sleep(outage).await;
+        ledger.set(Gate::Open);
+        let back = timeout(PROBE + SECOND, caller).await;
+        assert_eq!(back.expect("soon").unwrap().unwrap(), "acme");
+        assert_eq!(backend.counts().created, 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_look_ups_than_may_wait_are_told_to_come_back() {
+    let (backend, ledger) = (Backend::default(), Ledger::new());
+    let router = builder(&backend, &ledger).build().unwrap();
+    sleep(SECOND).await;
+    ledger.set(Gate::Stuck);
+    let herd = (0..1100).map(|number| {
+        let router = router.clone();
+        async move { router.get(&format!("t{number}")).await.unwrap_err() }
+    });
+    let told = join_all(herd).await;
+    let overloaded = told
+        .iter()
+        .filter(|err| err.kind() == ErrorKind::Overloaded);
+    let overloaded: Vec<_> = overloaded.collect();
+    assert_eq!(overloaded.len(), 100);
+    assert!(overloaded.iter().all(|err| err.retry_after().is_some()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_cannot_be_read_is_no_outage() {
+    let (backend, ledger) = (Backend::default(), Ledger::new());
+    let router = builder(&backend, &ledger).build().unwrap();
+    ledger.break_record("acme");
+    let err = router.get("acme").await.unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::BadRecord);
+    assert_eq!(place(&router, "globex").await.unwrap(), "globex");
+    assert_eq!(router.status().catalog_outages, 0);
+}

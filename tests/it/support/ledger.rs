@@ -1,0 +1,278 @@
+//! A catalog by script, shared by several routers: it fails, is slow, sticks, keeps its answers back, and counts.
+
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use tenantry::{
+    BoxError, Endpoint, Lookup, Namespace, Records, TenantClient, TenantId, TenantRouter,
+    record::{Changes, Lease, Leased, Placement, Record, State, Then},
+    records::{Defect, Memory},
+};
+use tokio::{sync::watch, time::sleep};
+
+use super::{
+    backend::Backend,
+    gate::{Failure, Gate},
+};
+
+/// One replica's way to the catalog that all of them share.
+#[derive(Clone)]
+pub(crate) struct Ledger {
+    shared: Arc<Shared>,
+    gate: watch::Sender<Gate>,
+    /// Whether the answers of `find`, read already, are kept back.
+    kept_back: watch::Sender<bool>,
+    calls: Arc<AtomicU64>,
+    finds: Arc<AtomicU64>,
+    /// The version at which it was nudged last.
+    heard: Arc<AtomicU64>,
+    nudges: bool,
+}
+
+#[derive(Default)]
+struct Shared {
+    memory: Memory,
+    /// Of whom the catalog has lost the record.
+    lost: Mutex<HashSet<String>>,
+    /// Whose record cannot be read.
+    broken: Mutex<HashSet<String>>,
+    /// How much lower the versions are since a backup was restored.
+    restored: AtomicU64,
+    written: watch::Sender<u64>,
+}
+
+pub(crate) const DOWN: Gate = Gate::Fail(Failure::Cut);
+
+impl Ledger {
+    /// An empty catalog, which says when there is news.
+    pub(crate) fn new() -> Self {
+        Self::of(Arc::default(), true)
+    }
+
+    /// An empty catalog, which has to be asked for news.
+    pub(crate) fn silent() -> Self {
+        Self::of(Arc::default(), false)
+    }
+
+    /// Another replica's way to the same catalog.
+    pub(crate) fn replica(&self) -> Self {
+        Self::of(Arc::clone(&self.shared), self.nudges)
+    }
+
+    fn of(shared: Arc<Shared>, nudges: bool) -> Self {
+        Self {
+            shared,
+            gate: watch::Sender::new(Gate::Open),
+            kept_back: watch::Sender::new(false),
+            calls: Arc::default(),
+            finds: Arc::default(),
+            heard: Arc::default(),
+            nudges,
+        }
+    }
+
+    /// Says what becomes of calls this way from now on.
+    pub(crate) fn set(&self, gate: Gate) {
+        self.gate.send_replace(gate);
+    }
+
+    /// Says whether answers about one tenant are kept back from now on, as they were read.
+    pub(crate) fn keep_back(&self, keep: bool) {
+        self.kept_back.send_replace(keep);
+    }
+
+    /// Calls this way so far.
+    pub(crate) fn calls(&self) -> u64 {
+        self.calls.load(Relaxed)
+    }
+
+    /// Those among them that asked for one tenant.
+    pub(crate) fn finds(&self) -> u64 {
+        self.finds.load(Relaxed)
+    }
+
+    /// Loses the record of `tenant`.
+    pub(crate) fn lose(&self, tenant: &str) {
+        self.shared.lost.lock().unwrap().insert(tenant.to_owned());
+    }
+
+    /// Makes the record of `tenant` one that cannot be read.
+    pub(crate) fn break_record(&self, tenant: &str) {
+        self.shared.broken.lock().unwrap().insert(tenant.to_owned());
+    }
+
+    /// Counts its versions from the beginning again, as after a restore.
+    pub(crate) fn restore(&self) {
+        let version = *self.shared.written.borrow();
+        self.shared.restored.store(version, Relaxed);
+    }
+
+    /// Has another process publish `tenant`, who lives at `host`.
+    pub(crate) async fn publish(&self, tenant: &str, host: &str) {
+        let mut record = self.record(tenant).await;
+        record.placement = Some(Placement::new(tenant));
+        record.endpoint = Some(Backend::endpoint(host));
+        record.state = State::Preparing;
+        self.put(&record).await;
+        record.state = State::Ready;
+        self.put(&record).await;
+    }
+
+    /// Has another process change where `tenant` lives.
+    pub(crate) async fn change(&self, tenant: &str, change: impl FnOnce(&mut Endpoint)) {
+        let mut record = self.record(tenant).await;
+        change(record.endpoint.as_mut().unwrap());
+        self.put(&record).await;
+    }
+
+    /// Has another process bring `tenant` to `state`.
+    pub(crate) async fn turn(&self, tenant: &str, state: State) {
+        let mut record = self.record(tenant).await;
+        record.state = state;
+        self.put(&record).await;
+    }
+
+    async fn record(&self, tenant: &str) -> Record {
+        let tenant = TenantId::parse(tenant).unwrap();
+        let minute = Duration::from_secs(60);
+        let leased = self.shared.memory.lease(&tenant, "another", minute).await;
+        match leased.unwrap() {
+            Leased::Granted(_, record) => *record,
+            leased => panic!("{leased:?}"),
+        }
+    }
+
+    async fn put(&self, record: &Record) {
+        let memory = &self.shared.memory;
+        let minute = Duration::from_secs(60);
+        let leased = memory.lease(&record.tenant, "another", minute).await;
+        let Leased::Granted(lease, _) = leased.unwrap() else {
+            panic!("somebody else has the lease");
+        };
+        assert!(memory.write(&lease, record, Then::Release).await.unwrap());
+        self.shared.written.send_modify(|version| *version += 1);
+    }
+
+    async fn pass(&self) -> Result<(), BoxError> {
+        self.calls.fetch_add(1, Relaxed);
+        let mut gate = self.gate.subscribe();
+        loop {
+            let now = *gate.borrow_and_update();
+            match now {
+                Gate::Open => return Ok(()),
+                Gate::Fail(_) => return Err("the catalog is down".into()),
+                Gate::Slow(time) => {
+                    sleep(time).await;
+                    return Ok(());
+                }
+                Gate::Stuck => gate.changed().await?,
+            }
+        }
+    }
+}
+
+impl Lookup for Ledger {
+    async fn lookup(&self, tenant: &TenantId) -> Result<Option<Endpoint>, BoxError> {
+        self.shared.memory.lookup(tenant).await
+    }
+}
+
+impl Records for Ledger {
+    fn serve(&self, namespace: &Namespace, with_passwords: bool) -> Result<(), BoxError> {
+        self.shared.memory.serve(namespace, with_passwords)
+    }
+
+    async fn find(&self, tenant: &TenantId) -> Result<Option<Record>, BoxError> {
+        self.finds.fetch_add(1, Relaxed);
+        self.pass().await?;
+        let is_in = |set: &Mutex<HashSet<String>>| set.lock().unwrap().contains(tenant.as_str());
+        if is_in(&self.shared.broken) {
+            return Err(Defect::new("not to be read").into());
+        }
+        if is_in(&self.shared.lost) {
+            return Ok(None);
+        }
+        let found = self.shared.memory.find(tenant).await;
+        let mut kept_back = self.kept_back.subscribe();
+        kept_back.wait_for(|kept_back| !kept_back).await?;
+        found
+    }
+
+    async fn lease(
+        &self,
+        tenant: &TenantId,
+        owner: &str,
+        time: Duration,
+    ) -> Result<Leased, BoxError> {
+        self.pass().await?;
+        self.shared.memory.lease(tenant, owner, time).await
+    }
+
+    async fn write(&self, lease: &Lease, record: &Record, then: Then) -> Result<bool, BoxError> {
+        self.pass().await?;
+        let written = self.shared.memory.write(lease, record, then).await?;
+        if written {
+            self.shared.written.send_modify(|version| *version += 1);
+        }
+        Ok(written)
+    }
+
+    async fn release(&self, lease: &Lease) -> Result<(), BoxError> {
+        self.pass().await?;
+        self.shared.memory.release(lease).await
+    }
+
+    async fn list(&self, after: Option<&TenantId>, limit: usize) -> Result<Vec<Record>, BoxError> {
+        self.pass().await?;
+        let listed = self.shared.memory.list(after, limit).await;
+        let mut kept_back = self.kept_back.subscribe();
+        kept_back.wait_for(|kept_back| !kept_back).await?;
+        listed
+    }
+
+    async fn changes(&self, since: Option<u64>, limit: usize) -> Result<Changes, BoxError> {
+        self.pass().await?;
+        let lower = self.shared.restored.load(Relaxed);
+        let mut changes = match since {
+            Some(since) if since + lower <= *self.shared.written.borrow() => {
+                let since = Some(since + lower);
+                self.shared.memory.changes(since, limit).await?
+            }
+            Some(_) => {
+                let mut changes = self.shared.memory.changes(None, limit).await?;
+                changes.reset = true;
+                changes
+            }
+            None => self.shared.memory.changes(None, limit).await?,
+        };
+        changes.version -= lower;
+        Ok(changes)
+    }
+
+    async fn nudged(&self) {
+        if !self.nudges {
+            std::future::pending::<()>().await;
+        }
+        let mut written = self.shared.written.subscribe();
+        let news = written.wait_for(|version| *version > self.heard.load(Relaxed));
+        let version = *news.await.unwrap();
+        self.heard.store(version, Relaxed);
+    }
+}
+
+/// The database in which `tenant` is served.
+pub(crate) async fn place(router: &TenantRouter, tenant: &str) -> Result<String, tenantry::Error> {
+    Ok(place_of(&router.get(tenant).await?).await)
+}
+
+/// The database that `client` is connected to.
+pub(crate) async fn place_of(client: &TenantClient) -> String {
+    let rows = client.query_typed("SELECT current_database()", &[]).await;
+    rows.unwrap()[0].get(0)
+}

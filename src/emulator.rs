@@ -28,6 +28,7 @@ mod project;
 mod proxy;
 mod reason;
 mod replies;
+mod requests;
 mod scram;
 mod scratch;
 mod session;
@@ -159,6 +160,12 @@ impl Emulator {
     /// Makes the next `times` requests to the API that begin with `route`, such as `POST /projects`, meet `fault`.
     pub fn fail_api(&self, route: &str, fault: ApiFault, times: u32) {
         self.world.api_faults.add(route.to_owned(), fault, times);
+    }
+
+    /// How many requests to the API there were on routes that begin with `route`, such as `POST /projects` or
+    /// `GET /projects/{id}/operations`, refused ones too.
+    pub fn requests(&self, route: &str) -> u64 {
+        self.world.requests.of(route)
     }
 
     /// How many requests were refused because of [`EmulatorBuilder::api_limits`].

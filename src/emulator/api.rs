@@ -140,11 +140,13 @@ fn identified(mut answer: Response) -> Response {
     answer
 }
 
-/// Holds the request to the rate limits, if there are any, and lets it meet the fault that waits for it.
+/// Counts the request, holds it to the rate limits, if there are any, and lets it meet the fault that waits for it.
 async fn faulty(State(api): State<Api>, request: Request, next: Next) -> Response {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let route = route(&method, &path);
+    api.world.requests.count(&route);
     let limit = api.world.api_limit.as_ref();
-    if limit.is_some_and(|limit| !limit.passes(route(&method, &path))) {
+    if limit.is_some_and(|limit| !limit.passes(route)) {
         return Refused::new(StatusCode::TOO_MANY_REQUESTS, "rate limit exceeded").into_response();
     }
     match api.world.api_faults.meet(&format!("{method} {path}")) {
@@ -156,13 +158,13 @@ async fn faulty(State(api): State<Api>, request: Request, next: Next) -> Respons
     }
 }
 
-/// `GET /projects//endpoints` for any project: every other part of a path is an id.
+/// `GET /projects/{id}/endpoints` for any project: every other part of a path is an id.
 fn route(method: &Method, path: &str) -> String {
     let parts = path.split('/').enumerate();
     let named: Vec<_> = parts
         .map(|(place, part)| {
             if place % 2 == 0 && place > 0 {
-                ""
+                "{id}"
             } else {
                 part
             }

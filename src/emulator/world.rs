@@ -18,6 +18,7 @@ use super::{
     names::{REGIONS, domain_of, new_id, new_password},
     operation::{Operation, Status, Step, Work},
     project::{Branch, Endpoint, Project, Size},
+    requests::Requests,
     usage::Ledger,
     witness::Witness,
 };
@@ -32,6 +33,7 @@ pub(super) struct World {
     projects: Mutex<Vec<Project>>,
     pub(super) api_faults: ApiFaults,
     pub(super) api_limit: Option<ApiLimit>,
+    pub(super) requests: Requests,
     /// For how long the search misses a new project, in milliseconds.
     search_lag: AtomicU64,
     // Every compute that ever was, so that each is reaped at the end.
@@ -71,6 +73,7 @@ impl World {
             projects: Mutex::default(),
             api_faults: ApiFaults::default(),
             api_limit: limit.map(|(minute, second)| ApiLimit::new(minute, second)),
+            requests: Requests::default(),
             search_lag: AtomicU64::new(0),
             computes: Mutex::default(),
         })

@@ -2,7 +2,11 @@
 
 mod target;
 
-pub(crate) use target::{QUERY, Target};
+#[allow(
+    unused_imports,
+    reason = "not every benchmark has connections of its own"
+)]
+pub(crate) use target::{QUERY, Target, tls};
 
 use std::{
     fs,

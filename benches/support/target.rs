@@ -39,6 +39,7 @@ pub(crate) struct Target {
 
 impl Target {
     /// The endpoint `it`, through its pooler or directly.
+    #[allow(dead_code, reason = "not every benchmark asks for where to connect")]
     pub(crate) async fn of(
         emulator: &Emulator,
         neon: &Neon,
@@ -61,20 +62,22 @@ impl Target {
         } else {
             it.host.clone()
         };
-        let address = emulator.resolver().resolve(&host, 5432).await?.remove(0);
-        let mut roots = RootCertStore::empty();
-        roots.add(emulator.root_certificate())?;
-        let tls = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()));
-        let mut tls = tls
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        tls.alpn_protocols = vec![b"postgresql".to_vec()];
+        Self::at(emulator, &host, &password, tls(emulator)?).await
+    }
+
+    /// The database behind `host`.
+    pub(crate) async fn at(
+        emulator: &Emulator,
+        host: &str,
+        password: &str,
+        tls: MakeRustlsConnect,
+    ) -> Result<Self, BoxError> {
+        let address = emulator.resolver().resolve(host, 5432).await?.remove(0);
         Ok(Self {
-            host,
-            password,
+            host: host.to_owned(),
+            password: password.to_owned(),
             address,
-            tls: MakeRustlsConnect::new(tls),
+            tls,
             negotiation: SslNegotiation::Direct,
         })
     }
@@ -167,4 +170,17 @@ impl Target {
             .idle_timeout(IDLE_TIMEOUT);
         Ok(pool.connect_lazy_with(options))
     }
+}
+
+/// What a client of the emulator's proxy needs to begin TLS.
+pub(crate) fn tls(emulator: &Emulator) -> Result<MakeRustlsConnect, BoxError> {
+    let mut roots = RootCertStore::empty();
+    roots.add(emulator.root_certificate())?;
+    let tls = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()));
+    let mut tls = tls
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    tls.alpn_protocols = vec![b"postgresql".to_vec()];
+    Ok(MakeRustlsConnect::new(tls))
 }

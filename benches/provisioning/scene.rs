@@ -1,0 +1,50 @@
+//! An emulator with slow calls, a catalog, and a router on both.
+
+use std::time::Duration;
+
+use tenantry::{
+    BoxError, KeyRing, Neon, Provisioner, TenantRouter,
+    emulator::{ApiFault, CatalogServer, Emulator},
+    records::Postgres,
+};
+
+use crate::records::Counted;
+
+/// How long each call of the API takes.
+pub(crate) const CALL: Duration = Duration::from_millis(100);
+
+pub(crate) struct Scene {
+    pub(crate) emulator: Emulator,
+    pub(crate) records: Counted,
+    pub(crate) router: TenantRouter,
+    // The catalog's, as long as the router asks it.
+    _catalog: CatalogServer,
+}
+
+impl Scene {
+    pub(crate) async fn new() -> Result<Self, BoxError> {
+        let emulator = Emulator::builder()
+            .operation_time(Duration::ZERO)
+            .start_on_create(false)
+            .api_limits(700, 40)
+            .start()
+            .await?;
+        let milliseconds = u64::try_from(CALL.as_millis())?;
+        emulator.fail_api("", ApiFault::Slow { milliseconds }, u32::MAX);
+        let catalog = CatalogServer::start().await?;
+        let records = Postgres::builder(catalog.url()).keys(KeyRing::new("bench", [7; 32]));
+        let records = Counted::new(records.build()?);
+        let neon = Neon::builder(emulator.api_key()).base_url(emulator.api_url());
+        let provisioner = Provisioner::new(records.clone(), neon.build()?, "bench");
+        let router = TenantRouter::provisioning(provisioner)
+            .resolve(emulator.resolver())
+            .root_certificate(emulator.root_certificate())
+            .build()?;
+        Ok(Self {
+            emulator,
+            records,
+            router,
+            _catalog: catalog,
+        })
+    }
+}

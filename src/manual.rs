@@ -4,3 +4,13 @@
 pub mod cold_start {
     #![doc = include_str!("manual/cold_start.md")]
 }
+
+/// Many processes of an app on one catalog.
+pub mod many_replicas {
+    #![doc = include_str!("manual/many_replicas.md")]
+}
+
+/// From nothing to a tenant's database: what is written, what is sent, and what is left when it stops in between.
+pub mod provisioning {
+    #![doc = include_str!("manual/provisioning.md")]
+}

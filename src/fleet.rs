@@ -1,6 +1,6 @@
 //! What an operator does to tenants: create, import, delete, take back, and compare with what is really there.
 //!
-//! None of it wakes a database, except a prepare hook.
+//! None of it wakes a database but a prepare hook. (Neon itself starts the compute of a new project.)
 
 mod reconcile;
 mod report;
@@ -55,7 +55,9 @@ impl TenantRouter {
 impl Fleet {
     /// Creates the database of `tenant` by the provisioner's [plan](crate::Provisioner::plan), unless it has one.
     ///
-    /// Also where no access creates one. May be called for any number of tenants, and again for the same ones.
+    /// Nobody is asked: neither the [policy](crate::Provisioner::decide) nor
+    /// [`creations_per_minute`](crate::Provisioner::creations_per_minute) holds here. May be called for any number of
+    /// tenants, and again for the same ones.
     ///
     /// # Errors
     /// `ErrorKind::Deleted` and `ErrorKind::Held`, those of the catalog and of the control plane, and
@@ -126,10 +128,10 @@ impl Fleet {
         .await
     }
 
-    /// Deletes `tenant`: it is refused to everybody from now on, its connections are closed here and in all other
-    /// processes (within 5 seconds if they hear of it), then its database is deleted and that is verified. The record
-    /// stays as a tombstone, so that no access creates the tenant again. At Neon, [`undelete`](Self::undelete) takes it
-    /// back for 7 days.
+    /// Deletes `tenant`. From now on it is refused to everybody, and its connections are closed as soon as nobody uses
+    /// them: here at once, in other processes when they hear of it. After 5 seconds its database is deleted, and that is
+    /// verified. The record stays as a tombstone, so that no access creates the tenant again. [`undelete`](Self::undelete)
+    /// takes it back, at Neon for 7 days.
     ///
     /// # Errors
     /// `ErrorKind::UnknownTenant` if the catalog has never known it; those of the catalog and of the control plane, and

@@ -47,6 +47,9 @@ use step::Steps;
 
 /// Creates the database of a tenant on its first access.
 ///
+/// What is sent and written in which order, and what is left when a process dies in between, is a page of the
+/// [manual](crate::manual::provisioning).
+///
 /// ```no_run
 /// use tenantry::{Neon, Plan, Provisioner, TenantRouter, records::Memory};
 ///
@@ -126,8 +129,8 @@ impl Provisioner {
         self
     }
 
-    /// Creates no database on access, only by [`Fleet::provision`](crate::Fleet::provision). By default an access creates
-    /// what is missing; change it where tenant ids come from outside unchecked.
+    /// Creates no database on access, only by [`Fleet::provision`](crate::Fleet::provision); an access only finishes what
+    /// was begun. By default an access creates what is missing; change it where tenant ids come from outside unchecked.
     pub fn explicit(mut self) -> Self {
         self.settings.policy = Policy::Explicit;
         self
@@ -177,39 +180,42 @@ impl Provisioner {
         self
     }
 
-    /// Keeps no password in the catalog: they are read from the control plane, one call more for a tenant that this
-    /// process does not know yet. By default they are in the catalog, sealed.
+    /// Keeps no password in the catalog. They are read from the control plane, which takes one call of Neon's API for a
+    /// tenant that this process does not know yet. By default they are in the catalog, sealed if it is
+    /// [`Postgres`](crate::records::Postgres).
     pub fn passwords_from_control_plane(mut self) -> Self {
         self.settings.with_passwords = false;
         self
     }
 
-    /// Looks for a tenant's database by its name before one is created, also where the catalog says that nobody has tried
-    /// before. Defaults to no, which saves a call; turn it on after the catalog was restored from a backup, which may
-    /// know less than happened.
+    /// Whether a tenant's database is looked for by its name before one is created, also where the catalog says that
+    /// nobody has tried before. Defaults to no, which saves a call; turn it on after the catalog was restored from a
+    /// backup, which may know less than has happened.
     pub fn search_first(mut self, search: bool) -> Self {
         self.settings.search_first = search;
         self
     }
 
-    /// How many databases may be created on access per minute. Defaults to 300 per process, a tenth of that at once; beyond
-    /// it callers wait, and beyond as much again they get `ErrorKind::Overloaded`. Keep it below what the API allows
-    /// (700 requests per minute at Neon, of which a creation takes two).
+    /// Sets how many tenants without a record may get one on access per minute. Defaults to 300 in each process, a tenth of
+    /// that at once. Beyond it callers wait, for a minute at most; who would have to wait longer gets
+    /// `ErrorKind::Overloaded` with the time to come back, and nothing is created for them. A creation takes two requests,
+    /// and Neon takes 700 a minute (its API reference, 2026) from all replicas together: with several, lower it.
     pub fn creations_per_minute(mut self, count: u32) -> Self {
         self.settings.creations_per_minute = count;
         self.settings.waiting_creations = count;
         self
     }
 
-    /// Time after which another process may go on with a tenant whose process has died. Defaults to 30 seconds. It is also
-    /// the longest time for one call that creates or deletes, so it must be longer than such a call takes.
+    /// Sets the time after which another process may go on with a tenant whose process has died. Defaults to 30 seconds. It
+    /// is also the longest time for one call that creates or deletes, so it must be longer than such a call takes.
     pub fn lease_time(mut self, time: Duration) -> Self {
         self.settings.lease_time = time;
         self
     }
 
-    /// How long after a creation that got no answer its database may turn up; until then none is created again for the
-    /// tenant. Defaults to 60 seconds: Neon takes a second or two, and its search may miss the newest for some more.
+    /// Sets for how long after a creation that got no answer its database may turn up; until then none is created again
+    /// for the tenant. Defaults to 60 seconds. Neon's description of its API says neither how long a creation may take
+    /// nor how soon the search finds it; a second project is what too short a time costs.
     pub fn lost_answer_window(mut self, time: Duration) -> Self {
         self.settings.lost_answer_window = time;
         self

@@ -10,11 +10,11 @@ use crate::{endpoint::Endpoint, tenant::TenantId};
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[non_exhaustive]
 pub enum State {
-    /// Somebody is about to create a database; nothing was ever sent. Becomes `Creating`, `Ready` or
-    /// `Preparing` if the database exists already, or `Deleting`.
+    /// Somebody is about to create a database; nothing was ever sent. Becomes `Creating`, `Preparing` or `Ready` if the
+    /// database exists already, or `Deleting`.
     Claimed,
-    /// A creation may have been sent. Becomes `Preparing` when the database is known, `Claimed` when it is certain that
-    /// none was created, or `Deleting`.
+    /// A creation may have been sent. Becomes `Preparing` when the database is known, `Ready` if one is imported,
+    /// `Claimed` when it is certain that none was created, or `Deleting`.
     Creating,
     /// The database exists and is not yet fit for use. Becomes `Ready`, `Creating` if it has vanished again, or
     /// `Deleting`.
@@ -25,8 +25,8 @@ pub enum State {
     Held,
     /// Being deleted, and no longer served. Becomes `Deleted`.
     Deleting,
-    /// Deleted. A tombstone: becomes `Ready` (or `Preparing`, if it never was ready) if the deletion is taken back, or `Claimed` if another database is asked for
-    /// in so many words, never by an access.
+    /// Deleted. A tombstone: becomes `Ready` (`Preparing`, if it never was ready) if the deletion is taken back, or
+    /// `Claimed` if another database is asked for in so many words, never by an access.
     Deleted,
 }
 

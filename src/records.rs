@@ -19,16 +19,16 @@ use crate::{
 
 /// A catalog in which tenantry records the databases that it creates.
 ///
-/// [`Memory`] needs no set-up and serves one process: after a restart it is empty, and each tenant's project is found
-/// again by its name.
+/// [`Postgres`] is shared by all replicas of an app. [`Memory`] needs no set-up and serves one process: after a restart
+/// it is empty, and each tenant's project is found again by its name.
 ///
 /// A value serves one namespace. As a [`Lookup`] it answers where tenants live whose record is
-/// [`Ready`](crate::record::State::Ready), and so does for an app that creates nothing.
+/// [`Ready`](crate::record::State::Ready), which is enough for an app that creates nothing.
 ///
 /// Whatever is written is guarded by a lease. An `Err` means that the catalog failed, so that nobody knows whether it did
-/// as it was asked; every call may be repeated then. An error that is only about the one tenant is a [`Defect`]. Which
-/// calls must behave how is held by a suite of tests that every implementation can be run through: `records::suite`, with the
-/// feature `testing`.
+/// as it was asked; every call may be repeated then. An error that is only about the one tenant is a [`Defect`]. How an
+/// implementation has to behave is held by a suite of tests that it can be run through: `records::suite`, with the feature
+/// `testing`.
 pub trait Records: Lookup {
     /// Says which namespace this value serves, before anything else is asked, and whether passwords will be written.
     /// Must fail if it was told another namespace before, or if it cannot keep passwords safe that it is going to get.

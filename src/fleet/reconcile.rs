@@ -73,8 +73,8 @@ impl Reconcile {
         self
     }
 
-    /// Compares where each tenant lives as well ([`Trouble::Drift`]): three calls of the API for each, where all else
-    /// takes one for 400. Defaults to no; a router that meets a moved endpoint mends the record by itself.
+    /// Also compares where each tenant lives ([`Trouble::Drift`]). Defaults to no: that takes three calls of Neon's API for
+    /// each, where all else takes one for 400, and a router that meets a moved endpoint mends the record by itself.
     pub fn endpoints(mut self) -> Self {
         self.endpoints = true;
         self
@@ -87,8 +87,8 @@ impl Reconcile {
         self
     }
 
-    /// Deletes databases that carry our tags and that the catalog knows nothing of ([`Trouble::Orphan`]), too. Defaults
-    /// to no: a catalog that was restored from a backup has forgotten databases that are in use.
+    /// Also deletes databases that carry our tags and that the catalog knows nothing of ([`Trouble::Orphan`]). Defaults to
+    /// no: a catalog that was restored from a backup has forgotten databases that are in use.
     pub fn remove_unrecorded(mut self) -> Self {
         self.removed.push(Trouble::Orphan);
         self

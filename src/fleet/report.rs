@@ -42,21 +42,24 @@ impl Finding {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum Trouble {
-    /// The record says that the endpoint is another than the control plane does. Mended in the record.
+    /// The tenant lives elsewhere than the record says. Mended in the record.
     Drift,
-    /// A second database of a tenant, created by a known attempt. Deleted.
+    /// A second database of a tenant, created by an attempt that the record knows. Mended by deleting it.
     Duplicate,
-    /// A database of our name without our tags. Never touched.
+    /// A database whose name begins as ours do, without our tags. Never touched.
     Foreign,
-    /// The tenant's database is gone. Never replaced: that would be a new and empty one. Undelete it or restore it at the
-    /// control plane, or delete the tenant.
+    /// The tenant's database is gone. Never mended: a new one would be empty. Recover it at the control plane, or delete
+    /// the tenant.
     Missing,
-    /// A database with a tenant's tags that the catalog has no record of, or none of its creation: the catalog has lost it.
-    /// Import it. Deleted only if [asked for](crate::Reconcile::remove_unrecorded).
+    /// A database with a tenant's tags whose creation the catalog knows nothing of, as after its restore from a backup.
+    /// [Import](crate::Fleet::import) it if the tenant has no other. Mended, by deleting it, only if [asked
+    /// for](crate::Reconcile::remove_unrecorded).
     Orphan,
-    /// The tenant is deleted, its database is there. Deleted only if [asked for](crate::Reconcile::remove_undead).
+    /// The tenant is deleted, and its database is there, as after somebody has recovered it by hand. Mended, by deleting it,
+    /// only if [asked for](crate::Reconcile::remove_undead).
     Undead,
-    /// Somebody began to create or delete the database and has not finished. Finished; nothing is created for it.
+    /// Somebody began to create or to delete the database and has not finished. Mended by finishing it; nothing is
+    /// created for that.
     Unfinished,
 }
 

@@ -15,7 +15,7 @@
 //! - *Lookups* are what each router asks the catalog for when it does not know a tenant: one statement.
 //!
 //! `cargo bench --bench provisioning [-- TENANTS]`, of which there are 1,000 unless told otherwise, and a tenth as many
-//! first accesses, in some four minutes. With few of them the limit's allowance for what comes at once is much of the
+//! first accesses, in some five minutes. With few of them the limit's allowance for what comes at once is much of the
 //! whole, and the throughput more than the limit. Prints tables, and writes `target/figures/provisioning.json`.
 
 #[path = "provisioning/bare.rs"]

@@ -38,6 +38,7 @@ mod provisioning;
 mod races;
 mod refusals;
 mod remembered;
+mod replicas;
 mod retries;
 mod runtimes;
 mod sealed;

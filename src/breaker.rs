@@ -236,6 +236,22 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn who_fails_late_says_nothing_of_what_is_better_by_then() {
+        let breaker = Breaker::default();
+        let late: Vec<_> = (0..3).map(|_| breaker.enter().unwrap()).collect();
+        let mut late = late.into_iter();
+        breaker.enter().unwrap().failed(&failure());
+        tokio::time::advance(FIRST_WAIT).await;
+        let probe = breaker.enter().unwrap();
+        late.next().unwrap().failed(&failure());
+        drop(late.next());
+        probe.succeeded();
+        assert!(!breaker.is_shut(), "it was the probe that counted");
+        late.next().unwrap().failed(&failure());
+        assert!(!breaker.is_shut());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_probe_that_is_given_up_does_not_leave_it_shut_for_ever() {
         let breaker = Breaker::default();
         breaker.enter().unwrap().failed(&failure());

@@ -154,6 +154,7 @@ async fn an_answer_from_before_a_change_is_neither_remembered_nor_used() {
     sleep(SECOND).await; // the follower has heard
     ledger.keep_back(false);
     assert_eq!(caller.await.unwrap().unwrap(), "new");
+    assert_eq!(backend.counts().opened.get("old"), None);
     assert_eq!(look_up(&router, "acme").await.unwrap(), "new");
 }
 
@@ -174,6 +175,20 @@ async fn a_reading_in_the_background_that_comes_late_does_not_undo_what_was_hear
     sleep(SECOND).await;
     assert_eq!(place(&router, "acme").await.unwrap(), "new");
     assert_eq!(look_up(&router, "acme").await.unwrap(), "new");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_evicted_is_looked_up_in_the_catalog_before_the_next_use() {
+    let (backend, ledger) = (Backend::default(), Ledger::silent());
+    ledger.publish("acme", "old").await;
+    let router = forgetful(&backend, provisioner(&backend, &ledger));
+    place(&router, "acme").await.unwrap();
+    let opened = backend.counts().opened["old"];
+    let change = ledger.change("acme", |endpoint| *endpoint = Backend::endpoint("new"));
+    change.await;
+    router.evict("acme");
+    assert_eq!(place(&router, "acme").await.unwrap(), "new");
+    assert_eq!(backend.counts().opened["old"], opened);
 }
 
 #[tokio::test(start_paused = true)]

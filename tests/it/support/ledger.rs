@@ -211,6 +211,9 @@ impl Records for Ledger {
         time: Duration,
     ) -> Result<Leased, BoxError> {
         self.pass().await?;
+        if self.shared.lost.lock().unwrap().contains(tenant.as_str()) {
+            return Err("a tenant whose record is lost is about to be created anew".into());
+        }
         self.shared.memory.lease(tenant, owner, time).await
     }
 

@@ -9,8 +9,9 @@ use std::{
 };
 
 use tenantry::{
-    BoxError, Endpoint, ErrorKind, TenantId, TenantRouter,
+    BoxError, Endpoint, ErrorKind, Provisioner, TenantId, TenantRouter,
     emulator::{Fault, Reason},
+    records::Memory,
 };
 
 use crate::support::{Stage, eventually, run_on};
@@ -163,6 +164,25 @@ async fn a_password_rotated_at_neon_reaches_a_router_that_provisions() {
     router.evict("acme");
     let attempts = stage.witness("acme").auth_attempts.len();
     router.get("acme").await.unwrap();
+    assert_eq!(stage.witness("acme").auth_attempts.len(), attempts + 1);
+}
+
+#[tokio::test]
+async fn a_password_that_is_not_kept_is_read_again_once_when_it_was_rotated() {
+    let stage = Stage::new().await;
+    let provisioner = Provisioner::new(Memory::new(), stage.neon(), "test");
+    let provisioner = provisioner.passwords_from_control_plane();
+    let router = stage.at(TenantRouter::provisioning(provisioner));
+    let router = router.max_pools(1).build().unwrap();
+    drop(router.get("acme").await.unwrap());
+    let id = stage.witness("acme").endpoint_id;
+    stage.emulator.rotate_password(&id).await.unwrap();
+    stage.suspend("acme").await;
+    drop(router.get("acme").await.unwrap());
+    drop(router.get("globex").await.unwrap());
+    assert_eq!(router.status().pools, 1);
+    let attempts = stage.witness("acme").auth_attempts.len();
+    drop(router.get("acme").await.unwrap());
     assert_eq!(stage.witness("acme").auth_attempts.len(), attempts + 1);
 }
 

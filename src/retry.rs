@@ -120,17 +120,20 @@ impl Progress {
         }
     }
 
-    /// The error for whoever stops waiting now while the work goes on.
+    /// The error for whoever stops waiting now while the work goes on: the last failure as its source.
     pub(crate) fn unfinished(&self) -> Error {
         let err = self.timed_out();
         if self.stage() != Stage::Provision {
             return err;
         }
         let message = "the tenant's database is being created, which goes on; come back later";
-        let creating = Error::new(ErrorKind::Provisioning, message).with_stage(Stage::Provision);
-        creating
-            .with_retry_after(err.retry_after().unwrap_or(COME_BACK))
-            .with_source(err)
+        let creating = Error::new(ErrorKind::Provisioning, message)
+            .with_stage(Stage::Provision)
+            .with_retry_after(err.retry_after());
+        match self.seen().last_failure.as_ref().map(Noted::error) {
+            Some(failure) => creating.with_source(failure),
+            None => creating,
+        }
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {

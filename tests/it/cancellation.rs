@@ -60,7 +60,7 @@ fn expected(case: Case) -> (End, Duration) {
 fn expected_if_failed(case: Case, step: Step) -> (End, Duration) {
     let kind = match (step, case.gate) {
         (Step::Lookup, _) => ErrorKind::Catalog,
-        (Step::Create, _) => ErrorKind::InvalidTenant, // the control plane's own
+        (Step::Create, _) => ErrorKind::Refused, // the control plane's own
         (Step::Commit, CUT) if case.call == Call::Transaction => ErrorKind::CommitUnknown,
         // Tried until the end, more and more slowly: a compute that ends what it has let in is not up yet.
         (Step::Begin, CUT) => {

@@ -53,6 +53,8 @@ async fn discarding_and_listening_are_taken_and_no_notification_comes() {
     speaker.query("NOTIFY news").await;
     let heard = direct.next().await.expect("a notification");
     assert_eq!(heard.tag, 'A', "it was sent by now");
+    let unasked = timeout(Duration::from_millis(300), listener.next()).await;
+    assert!(unasked.is_err(), "nobody is told who does not ask: {unasked:?}");
     let seen = listener.query("SELECT 1").await;
     assert_eq!(tags(&seen), "TDCZ", "nothing in between");
 }

@@ -124,7 +124,7 @@ async fn an_organization_sees_what_its_projects_used_and_hands_them_over() {
     let again = neon
         .transfer_projects_from_org_to_org("org-first", "org-second", &[&ids[0]])
         .await;
-    assert_eq!(again.unwrap_err().kind(), ErrorKind::Refused);
+    assert_eq!(again.unwrap_err().kind(), ErrorKind::NotFound);
     let named = |page: tenantry::neon::ProjectsPage| {
         let names = page.projects.into_iter().map(|it| it.name);
         names.collect::<Vec<_>>()

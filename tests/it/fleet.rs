@@ -1,6 +1,6 @@
 //! What is done to tenants as a whole: created, imported, deleted, taken back, compared with what is there.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use tenantry::{
     ErrorKind, Fleet, Outcome, Plan, Provisioner, Reconcile, Report, TenantRouter, Trouble,
@@ -209,8 +209,8 @@ async fn reconcile_removes_a_duplicate_of_a_known_attempt_and_nothing_else() {
     let router = stage.router();
     drop(router.get("acme").await.unwrap());
     let record = fleet(&router).record("acme").await.unwrap().unwrap();
-    let known = second_project(&stage, &record.attempts[0]).await;
-    let unknown = second_project(&stage, "another-catalogs").await;
+    let known = stage.second_project("acme", &record.attempts[0]).await;
+    let unknown = stage.second_project("acme", "another-catalogs").await;
     let foreign = stage
         .neon()
         .create_project(&CreateProject::new("test-foreign"))
@@ -266,26 +266,6 @@ async fn reconcile_removes_a_duplicate_of_a_known_attempt_and_nothing_else() {
         3,
         "the one that nobody recorded is gone as well"
     );
-}
-
-/// A second project of `acme`, as a creation by `attempt` that nobody heard of would leave it.
-async fn second_project(stage: &Stage, attempt: &str) -> String {
-    let name = stage
-        .emulator
-        .witnesses()
-        .into_iter()
-        .find(|it| it.project_name.starts_with("test-acme"))
-        .unwrap()
-        .project_name;
-    let tags = [
-        ("tenantry-namespace", "test"),
-        ("tenantry-tenant", "acme"),
-        ("tenantry-attempt", attempt),
-    ];
-    let mut project = CreateProject::new(name);
-    project.annotations = BTreeMap::from(tags.map(|(k, v)| (k.to_owned(), v.to_owned())));
-    let created = stage.neon().create_project(&project).await.unwrap();
-    created.project.id
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ mod clients;
 mod computes;
 mod connections;
 mod control;
+mod crashes;
 mod direct;
 mod doubts;
 mod emulator;

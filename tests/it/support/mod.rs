@@ -2,12 +2,14 @@
 //! Postgres over pipes.
 
 mod backend;
+mod crew;
 mod gate;
 mod ledger;
 mod project;
 mod projects;
 mod raw;
 mod relay;
+mod replica;
 mod scene;
 mod script;
 mod session;
@@ -18,12 +20,14 @@ mod table;
 mod watchdog;
 
 pub(crate) use backend::{Backend, Counts};
+pub(crate) use crew::{Crew, is_own};
 pub(crate) use gate::{Failure, Gate, Step};
 pub(crate) use ledger::{DOWN, Ledger, place, place_of};
 pub(crate) use project::{Project, told};
 pub(crate) use projects::Projects;
 pub(crate) use raw::{End, RawClient, Seen};
 pub(crate) use relay::Relay;
+pub(crate) use replica::{Answer, Replica, Site, WINDOW, serve};
 pub(crate) use scene::{Call, Case, Place, Scene};
 pub(crate) use script::{Reply, ScriptedApi};
 pub(crate) use shared::{

@@ -76,7 +76,7 @@ async fn pass(mut client: TcpStream, target: SocketAddr, mut frozen: watch::Rece
 }
 
 /// A resolver that knows one address.
-pub(crate) struct ThroughRelay(SocketAddr);
+pub(crate) struct ThroughRelay(pub(crate) SocketAddr);
 
 impl Resolve for ThroughRelay {
     async fn resolve(&self, _host: &str, _port: u16) -> io::Result<Vec<SocketAddr>> {

@@ -49,6 +49,23 @@ impl Stage {
         created
     }
 
+    /// A second project of `tenant`, as a creation by `attempt` that nobody heard of would leave it. Its id.
+    pub(crate) async fn second_project(&self, tenant: &str, attempt: &str) -> String {
+        let first = self.projects(tenant).swap_remove(0);
+        let mut project = CreateProject::new(first.project_name);
+        project.annotations = first.annotations;
+        let attempt = attempt.to_owned();
+        project
+            .annotations
+            .insert("tenantry-attempt".to_owned(), attempt);
+        self.neon()
+            .create_project(&project)
+            .await
+            .unwrap()
+            .project
+            .id
+    }
+
     /// A client of the emulator's API.
     pub(crate) fn neon(&self) -> Neon {
         self.neon_at(100_000)
@@ -90,19 +107,20 @@ impl Stage {
 
     /// What happened at the endpoint of `tenant`, which must have exactly one.
     pub(crate) fn witness(&self, tenant: &str) -> Witness {
+        let mut found = self.projects(tenant);
+        assert_eq!(found.len(), 1, "projects of {tenant:?}");
+        found.remove(0)
+    }
+
+    /// The same of each project of `tenant`.
+    pub(crate) fn projects(&self, tenant: &str) -> Vec<Witness> {
         let is_its = |it: &Witness| {
             it.annotations
                 .get("tenantry-tenant")
                 .is_some_and(|id| id == tenant)
         };
-        let mut found: Vec<_> = self
-            .emulator
-            .witnesses()
-            .into_iter()
-            .filter(is_its)
-            .collect();
-        assert_eq!(found.len(), 1, "projects of {tenant:?}");
-        found.remove(0)
+        let all = self.emulator.witnesses().into_iter();
+        all.filter(is_its).collect()
     }
 
     /// Where `it` is, as an application's own table would have it.

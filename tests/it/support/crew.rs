@@ -1,0 +1,226 @@
+//! Replicas that work on tenants while others are killed over the same work.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    sync::Mutex,
+};
+
+use futures_util::future::join_all;
+use tenantry::{Records, Step, TenantId, record::State};
+use tokio::time::sleep;
+
+use super::{Answer, Replica, Site, WINDOW, replica::LEASE};
+
+/// Replicas that live, and what they have seen.
+pub(crate) struct Crew<'a> {
+    site: &'a Site,
+    seeding: [Replica; 2],
+    plain: [Replica; 2],
+    // Held for a look or a change.
+    seen: Mutex<Seen>,
+}
+
+#[derive(Default)]
+struct Seen {
+    /// The steps at which replicas were killed.
+    steps: HashSet<Step>,
+    /// What is seeded in the databases that were served.
+    rows: BTreeMap<String, String>,
+    /// Tenants, with what was asked for last.
+    tenants: BTreeMap<String, &'static str>,
+    /// Those that nobody has asked for since a replica was killed over them.
+    left: BTreeSet<String>,
+}
+
+impl<'a> Crew<'a> {
+    pub(crate) async fn of(site: &'a Site) -> Self {
+        Self {
+            site,
+            seeding: [site.replica().await, site.replica().await],
+            plain: [site.plain_replica().await, site.plain_replica().await],
+            seen: Mutex::default(),
+        }
+    }
+
+    /// Has `tenants` with a second project each, and kills a replica that is about to delete one of those.
+    pub(crate) async fn condemn(&self, tenants: Vec<String>) {
+        let mut victim = self.site.plain_replica().await;
+        for tenant in &tenants {
+            self.notes(
+                tenant,
+                "provision",
+                victim.ask(&format!("provision {tenant}")).await,
+            );
+            let id = TenantId::parse(tenant).unwrap();
+            let record = self.site.records().find(&id).await.unwrap().unwrap();
+            let attempt = &record.attempts[0];
+            self.site.stage.second_project(tenant, attempt).await;
+        }
+        victim.stop_at(Step::Condemned, 1).await;
+        let call = victim.ask("reconcile");
+        let condemned = victim.stopped_at(Step::Condemned).await;
+        victim.kill().await;
+        assert_eq!(call.await, Err("killed".to_owned()));
+        assert_eq!(self.site.stage.projects(&condemned).len(), 2);
+        self.seen.lock().unwrap().steps.insert(Step::Condemned);
+    }
+
+    /// Has something done to `tenants` by a replica that is killed as soon as two of them stay at the first of `steps`, by
+    /// another that is killed at the next, and at last, except to one of the two, by two that live.
+    pub(crate) async fn through_kills(
+        &self,
+        steps: &[Step],
+        verb: &'static str,
+        tenants: Vec<String>,
+    ) {
+        let ask = |replica: &Replica, tenant: &str| replica.ask(&format!("{verb} {tenant}"));
+        let mut left = String::new();
+        for &step in steps {
+            let mut victim = match verb {
+                "get" => self.site.replica().await,
+                _ => self.site.plain_replica().await,
+            };
+            victim.stop_at(step, 2).await;
+            let calls = join_all(tenants.iter().map(|tenant| ask(&victim, tenant)));
+            left = victim.stopped_at(step).await;
+            victim.stopped_at(step).await;
+            victim.kill().await;
+            for (tenant, answer) in tenants.iter().zip(calls.await) {
+                if answer != Err("killed".to_owned()) {
+                    self.notes(tenant, verb, answer);
+                }
+            }
+            self.seen.lock().unwrap().steps.insert(step);
+        }
+        let living = match verb {
+            "get" => &self.seeding,
+            _ => &self.plain,
+        };
+        let others = || tenants.iter().filter(|tenant| **tenant != left);
+        let calls = living
+            .iter()
+            .map(|replica| join_all(others().map(|it| ask(replica, it))));
+        for answers in join_all(calls).await {
+            for (tenant, answer) in others().zip(answers) {
+                self.notes(tenant, verb, answer);
+            }
+        }
+        let mut seen = self.seen.lock().unwrap();
+        seen.tenants.insert(left.clone(), verb);
+        seen.left.insert(left);
+    }
+
+    fn notes(&self, tenant: &str, verb: &'static str, answer: Answer) {
+        let answer = answer.unwrap_or_else(|err| panic!("{verb} {tenant}: {err}"));
+        let mut seen = self.seen.lock().unwrap();
+        seen.tenants.insert(tenant.to_owned(), verb);
+        if verb == "get" {
+            assert!(is_own(tenant, &answer), "{tenant}: {answer}");
+            let row = seen.rows.entry(tenant.to_owned());
+            assert_eq!(*row.or_insert(answer.clone()), answer, "another database");
+        }
+    }
+
+    /// Some tenants that live and were not left as they were: of those with a row, and of those without.
+    pub(crate) fn some(&self, with_row: usize, without: usize) -> Vec<String> {
+        let seen = self.seen.lock().unwrap();
+        let of = |verb, count| {
+            let all = seen.tenants.iter().filter(move |(_, it)| **it == verb);
+            let whole = all
+                .map(|(tenant, _)| tenant)
+                .filter(|it| !seen.left.contains(*it));
+            whole.take(count).cloned()
+        };
+        of("get", with_row)
+            .chain(of("provision", without))
+            .collect()
+    }
+
+    /// Tenants that were deleted by a replica that lives.
+    pub(crate) fn deleted(&self) -> Vec<String> {
+        let seen = self.seen.lock().unwrap();
+        let deleted = seen.tenants.iter().filter(|(_, verb)| **verb == "delete");
+        let deleted = deleted.map(|(tenant, _)| tenant);
+        deleted
+            .filter(|it| !seen.left.contains(*it))
+            .cloned()
+            .collect()
+    }
+
+    /// One reconcile, and all is as it should be: a database for each tenant that was not deleted, and no other.
+    pub(crate) async fn ends_in_order(self) {
+        let Seen {
+            steps,
+            rows,
+            tenants,
+            left,
+        } = self.seen.into_inner().unwrap();
+        assert_eq!(steps, HashSet::from(Step::ALL));
+        sleep(LEASE + WINDOW).await;
+        for record in self.site.all_records().await {
+            let (tenant, leased_for) = (record.tenant.as_str(), record.leased_for);
+            assert_eq!(leased_for, None, "{tenant} is stuck: {:?}", record.state);
+        }
+        let replica = self.site.replica().await;
+        let report = replica.ask("reconcile").await.unwrap();
+        assert_eq!(
+            check_projects(self.site).await.len(),
+            tenants.len(),
+            "{report}"
+        );
+
+        for (tenant, verb) in &tenants {
+            // What nobody has brought to its end was taken back: a deletion that was about to be undone is done.
+            let is_deleted = *verb == "delete" || *verb == "undelete" && left.contains(tenant);
+            let is_seeded = rows.contains_key(tenant);
+            let answer = match (is_deleted, is_seeded) {
+                (true, _) | (_, true) => replica.ask(&format!("get {tenant}")).await,
+                (false, false) => replica.ask(&format!("provision {tenant}")).await,
+            };
+            match answer {
+                Err(err) if is_deleted => assert!(err.starts_with("Deleted: "), "{tenant}: {err}"),
+                Ok(row) if is_seeded => assert_eq!(row, rows[tenant]),
+                Ok(_) if !is_deleted => {}
+                answer => panic!("{tenant}: {answer:?} after {verb}"),
+            }
+        }
+        let states = check_projects(self.site).await;
+        assert!(
+            states
+                .iter()
+                .all(|it| matches!(it, State::Ready | State::Deleted))
+        );
+    }
+}
+
+/// Whether what was seeded is one row, and that tenant's.
+pub(crate) fn is_own(tenant: &str, seeded: &str) -> bool {
+    let rest = seeded.strip_prefix(tenant);
+    let rest = rest.and_then(|it| it.strip_prefix(' '));
+    rest.is_some_and(|id| uuid::Uuid::parse_str(id).is_ok())
+}
+
+/// Checks that each record which is ready has its project and no other, and no other record has any. The states of all
+/// records.
+async fn check_projects(site: &Site) -> Vec<State> {
+    let mut projects = site.stage.emulator.witnesses();
+    let mut states = Vec::new();
+    for record in site.all_records().await {
+        let tenant = record.tenant.as_str();
+        match record.state {
+            State::Ready => {
+                let found = projects
+                    .iter()
+                    .position(|it| Some(it.project_id.as_str()) == record.project());
+                let project =
+                    projects.swap_remove(found.unwrap_or_else(|| panic!("{tenant} has none")));
+                assert_eq!(project.annotations["tenantry-tenant"], tenant);
+            }
+            State::Claimed | State::Deleted => {}
+            state => panic!("{tenant} is {state:?}: {:?}", record.last_error),
+        }
+        states.push(record.state);
+    }
+    assert!(projects.is_empty(), "nobody's: {projects:?}");
+    states
+}

@@ -47,6 +47,7 @@ mod secrets;
 mod shared_catalog;
 mod silence;
 mod spans;
+mod standstill;
 mod stops;
 mod suites;
 mod support;

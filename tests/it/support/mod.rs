@@ -4,6 +4,7 @@
 mod backend;
 mod crew;
 mod gate;
+mod held_up;
 mod ledger;
 mod project;
 mod projects;
@@ -22,12 +23,13 @@ mod watchdog;
 pub(crate) use backend::{Backend, Counts};
 pub(crate) use crew::{Crew, is_own};
 pub(crate) use gate::{Failure, Gate, Step};
+pub(crate) use held_up::HeldUp;
 pub(crate) use ledger::{DOWN, Ledger, place, place_of};
 pub(crate) use project::{Project, told};
 pub(crate) use projects::Projects;
 pub(crate) use raw::{End, RawClient, Seen};
 pub(crate) use relay::Relay;
-pub(crate) use replica::{Answer, Replica, Site, WINDOW, serve};
+pub(crate) use replica::{Answer, MOMENT, Replica, Site, WINDOW, serve};
 pub(crate) use scene::{Call, Case, Place, Scene};
 pub(crate) use script::{Reply, ScriptedApi};
 pub(crate) use shared::{

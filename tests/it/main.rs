@@ -49,6 +49,7 @@ mod silence;
 mod spans;
 mod standstill;
 mod stops;
+mod storms;
 mod suites;
 mod support;
 mod sweeping;

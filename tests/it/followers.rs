@@ -269,6 +269,7 @@ async fn a_catalog_that_was_restored_has_everything_read_again_and_nothing_forgo
     ledger.set(DOWN);
     assert_eq!(router.status().pools, 1);
     assert_eq!(place(&router, "acme").await.unwrap(), "acme");
+    assert_eq!(router.status().pools, 1);
     place(&router, "other").await.unwrap();
     ledger.set(Gate::Open);
     sleep(6 * SECOND).await;

@@ -1,5 +1,9 @@
 //! What differs through the pooler, held against what Neon's PgBouncer was observed to do.
 
+use std::time::Duration;
+
+use tokio::time::timeout;
+
 use crate::support::{Project, RawClient, Seen, Stage};
 
 /// Messages of the extended protocol: what prepares and executes a named statement.
@@ -54,7 +58,10 @@ async fn discarding_and_listening_are_taken_and_no_notification_comes() {
     let heard = direct.next().await.expect("a notification");
     assert_eq!(heard.tag, 'A', "it was sent by now");
     let unasked = timeout(Duration::from_millis(300), listener.next()).await;
-    assert!(unasked.is_err(), "nobody is told who does not ask: {unasked:?}");
+    assert!(
+        unasked.is_err(),
+        "nobody is told who does not ask: {unasked:?}"
+    );
     let seen = listener.query("SELECT 1").await;
     assert_eq!(tags(&seen), "TDCZ", "nothing in between");
 }

@@ -2,6 +2,7 @@
 //!
 //! None of it wakes a database but a prepare hook. (Neon itself starts the compute of a new project.)
 
+mod comparison;
 mod reconcile;
 mod report;
 
@@ -45,7 +46,7 @@ impl TenantRouter {
     /// What can be done to the tenants as a whole; `None` if this router only looks tenants up.
     pub fn fleet(&self) -> Option<Fleet> {
         let inner = Arc::clone(&self.inner);
-        match &inner.shared().source {
+        match &inner.shared.source {
             Source::Provisioning(_) => Some(Fleet { inner }),
             Source::Lookup(_) => None,
         }
@@ -94,7 +95,7 @@ impl Fleet {
             let on = job.fleet.provisioning();
             let work = on.provision(&job.tenant, &demand, &job.progress, job.stats());
             work.await?;
-            job.fleet.inner.shared().refusals.clear(job.tenant.as_str());
+            job.fleet.inner.shared.refusals.clear(job.tenant.as_str());
             Ok(())
         })
         .await
@@ -184,14 +185,14 @@ impl Fleet {
     }
 
     fn provisioning(&self) -> &Provisioning {
-        match &self.inner.shared().source {
+        match &self.inner.shared.source {
             Source::Provisioning(provisioning) => provisioning,
             Source::Lookup(_) => unreachable!("there is no fleet without a provisioner"),
         }
     }
 
     fn job(&self, tenant: &str, drain: Duration) -> Result<Job, Error> {
-        let limit = self.inner.shared().config.provision_timeout;
+        let limit = self.inner.shared.config.provision_timeout;
         let limit = limit.saturating_add(drain);
         Ok(Job {
             fleet: self.clone(),
@@ -211,7 +212,7 @@ struct Job {
 
 impl Job {
     fn stats(&self) -> &Stats {
-        &self.fleet.inner.shared().stats
+        &self.fleet.inner.shared.stats
     }
 
     /// Forgets what this router knew of the tenant.
@@ -228,11 +229,11 @@ impl Job {
         let (inner, tenant) = (Arc::clone(&self.fleet.inner), self.tenant.clone());
         let progress = self.progress.clone();
         let work = work(self);
-        let runtime = inner.shared().runtime.clone();
+        let runtime = inner.shared.runtime.clone();
         let task = runtime.spawn(async move {
             let done = tokio::select! {
                 biased;
-                () = inner.shared().life.ended() => Err(Error::closed()),
+                () = inner.shared.life.ended() => Err(Error::closed()),
                 done = timeout_at(progress.deadline(), work) => {
                     done.unwrap_or_else(|_| Err(progress.timed_out()))
                 }

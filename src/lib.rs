@@ -53,6 +53,7 @@ mod trust;
 mod verbs;
 mod verdict;
 mod wake;
+mod warm;
 mod watch;
 
 pub use builder::RouterBuilder;
@@ -73,11 +74,12 @@ pub use provision::{Decision, Preparing, Provisioner};
 pub use records::Records;
 pub use resolve::{Resolve, SystemResolver};
 pub use retry::Progress;
-pub use router::{TenantRouter, Warm};
+pub use router::TenantRouter;
 pub use seal::KeyRing;
 pub use secret::Secret;
 pub use stats::{Status, WakeCount};
 pub use tenant::{InvalidNamespace, InvalidTenantId, Namespace, TenantId};
 pub use transaction::{TransactionOptions, Tx};
+pub use warm::Warm;
 
 pub use {deadpool_postgres, tokio_postgres};

@@ -21,7 +21,7 @@ impl TenantRouter {
     /// # Cancel safety
     /// Dropping the future keeps what was read.
     pub async fn preload(&self) -> Result<u64, Error> {
-        let shared = self.inner.shared();
+        let shared = &self.inner.shared;
         let Source::Provisioning(provisioning) = &shared.source else {
             return Ok(0);
         };

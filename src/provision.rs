@@ -206,8 +206,9 @@ impl Provisioner {
         self
     }
 
-    /// Sets the time after which another process may go on with a tenant whose process has died. Defaults to 30 seconds. It
-    /// is also the longest time for one call that creates or deletes, so it must be longer than such a call takes.
+    /// Sets the time after which another process may go on with a tenant whose process has died. Defaults to 30 seconds. A
+    /// call that creates or deletes must end within it, and has two thirds of it at least: with less than a call takes,
+    /// creations are given up that arrive all the same, and leave duplicates for [`reconcile`](crate::Fleet::reconcile).
     pub fn lease_time(mut self, time: Duration) -> Self {
         self.settings.lease_time = time;
         self

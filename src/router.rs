@@ -2,16 +2,12 @@
 
 use std::{fmt, future::Future, mem, pin::Pin, sync::Arc, time::Duration};
 
-use tokio::{
-    task::JoinHandle,
-    time::{Instant, timeout, timeout_at},
-};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::{
     builder::RouterBuilder,
     client::TenantClient,
     direct::DirectClient,
-    endpoint::Route,
     error::{Error, Stage},
     flights::Flights,
     follow,
@@ -40,9 +36,9 @@ pub struct TenantRouter {
 }
 
 pub(crate) struct Inner {
-    pools: Arc<Pools>,
-    flights: Flights<TenantId, Option<Arc<Pool>>>,
-    shared: Arc<Shared>,
+    pub(crate) pools: Arc<Pools>,
+    pub(crate) flights: Flights<TenantId, Option<Arc<Pool>>>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 impl TenantRouter {
@@ -120,55 +116,6 @@ impl TenantRouter {
         opened.map_err(|err| err.with_tenant(&tenant))
     }
 
-    /// Starts waking the database of `tenant`, so that a later `get` need not wait for it.
-    ///
-    /// Costs a wake, and so at Neon at least one suspend window of compute time, if the database sleeps and nobody
-    /// comes.
-    pub fn warm<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> Warm {
-        let (inner, tenant) = (Arc::clone(&self.inner), tenant.as_ref().to_owned());
-        let runtime = self.inner.shared.runtime.clone();
-        Warm {
-            task: runtime
-                .spawn(async move { inner.get(&tenant, Reason::Warm, None).await.map(drop) }),
-        }
-    }
-
-    /// Says that `tenant` may be wanted soon: if its database is believed asleep, it is woken, within the budget for
-    /// needless wakes ([`hints_per_minute`](RouterBuilder::hints_per_minute)). Creates nothing, and returns at once;
-    /// says whether it has started anything.
-    pub fn hint<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> bool {
-        let Ok(tenant) = TenantId::parse(tenant.as_ref()) else {
-            return false;
-        };
-        let Shared {
-            life,
-            hints,
-            refusals,
-            stats,
-            runtime,
-            ..
-        } = &*self.inner.shared;
-        let known = self.inner.pools.find(tenant.as_str());
-        let needless = known.as_ref().is_some_and(|pool| pool.is_up_or_waking())
-            || refusals.get(&tenant, Route::Pooled).is_some();
-        if life.is_over() || needless {
-            return false;
-        }
-        let Some(taken) = hints.take() else {
-            count(&stats.hints_ignored);
-            return false;
-        };
-        let (inner, hints) = (Arc::clone(&self.inner), Arc::clone(hints));
-        runtime.spawn(async move {
-            match inner.follow_hint(&tenant, known, taken).await {
-                Ok(true) => {}
-                Ok(false) => hints.give_back(taken), // nothing was woken
-                Err(err) => tracing::debug!(tenant = tenant.as_str(), %err, "hint"),
-            }
-        });
-        true
-    }
-
     /// Forgets where `tenant` lives and what was refused of it, and closes its idle connections; says whether anything
     /// was known. Connections in use go on, and are closed when they come back. The next `get` looks the tenant up
     /// again. To be called when something was mended that a refusal is about: a plan, a password, a disabled endpoint.
@@ -217,10 +164,6 @@ impl TenantRouter {
 }
 
 impl Inner {
-    pub(crate) fn shared(&self) -> &Shared {
-        &self.shared
-    }
-
     /// Forgets what is known of `tenant`; says whether anything was.
     pub(crate) fn evict(&self, tenant: &TenantId) -> bool {
         // In this order: a flight that lands in between finds the mark after it has put its pool into the cache.
@@ -260,35 +203,6 @@ impl Inner {
         result
     }
 
-    /// Wakes the database of `tenant`; says whether it has.
-    async fn follow_hint(
-        &self,
-        tenant: &TenantId,
-        known: Option<Arc<Pool>>,
-        at: Instant,
-    ) -> Result<bool, Error> {
-        let Shared { config, life, .. } = &*self.shared;
-        let work = async {
-            let pool = if known.is_some() {
-                known
-            } else {
-                let find = || self.find(tenant, false);
-                self.flights.join(tenant, config.get_timeout, find).await?
-            };
-            let Some(pool) = pool.filter(|pool| !pool.is_up_or_waking()) else {
-                return Ok(false);
-            };
-            let lease = pool.get(at + config.get_timeout, Reason::Hint).await?;
-            lease.connection().watch.mark_hinted(at);
-            Ok(true)
-        };
-        tokio::select! {
-            biased;
-            () = life.ended() => Err(Error::closed()),
-            done = work => done,
-        }
-    }
-
     async fn get_slowly(
         &self,
         raw: &str,
@@ -324,7 +238,7 @@ impl Inner {
     }
 
     /// The flight that finds a tenant's endpoint, creates it if it `may_create`, and makes its pool.
-    fn find(
+    pub(crate) fn find(
         &self,
         tenant: &TenantId,
         may_create: bool,
@@ -369,7 +283,7 @@ impl Inner {
 }
 
 /// What a flight brings: the tenant's pool; none if the tenant is not known and nobody was to create it.
-type Found = Pin<Box<dyn Future<Output = Result<Option<Arc<Pool>>, Error>> + Send>>;
+pub(crate) type Found = Pin<Box<dyn Future<Output = Result<Option<Arc<Pool>>, Error>> + Send>>;
 
 impl Drop for Inner {
     fn drop(&mut self) {
@@ -381,21 +295,5 @@ impl Drop for Inner {
 impl fmt::Debug for TenantRouter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TenantRouter").finish_non_exhaustive()
-    }
-}
-
-/// A wake under way. Dropping it lets it run.
-#[derive(Debug)]
-pub struct Warm {
-    task: JoinHandle<Result<(), Error>>,
-}
-
-impl Warm {
-    /// Waits until the database is awake, or the wake has failed.
-    ///
-    /// # Cancel safety
-    /// Dropping the future lets the wake run.
-    pub async fn done(self) -> Result<(), Error> {
-        self.task.await.unwrap_or_else(|_| Err(Error::closed()))
     }
 }

@@ -1,25 +1,9 @@
-//! Comparing the catalog with the databases that are really there.
-//!
-//! Nothing is deleted on the strength of this comparison alone: each database is looked at again under its tenant's
-//! lease, its tags and its record read anew, and only one whose creation the record knows goes.
+//! How the catalog is compared with the databases that are really there.
 
-use std::{
-    collections::{HashMap, HashSet},
-    time::{Duration, SystemTime},
-};
+use std::time::Duration;
 
-use super::{Finding, Fleet, Outcome, Report, Trouble};
-use crate::{
-    control_plane::Found,
-    error::{Error, Stage},
-    provision::{Compared, Settled, identity},
-    record::{Record, State},
-    retry::{LONGEST, Progress},
-    tenant::TenantId,
-};
-
-/// Records that are read at once.
-const PAGE: usize = 1000;
+use super::{Fleet, Report, Trouble};
+use crate::error::Error;
 
 /// How [`Fleet::reconcile`] goes about it. By default it changes nothing.
 ///
@@ -39,11 +23,11 @@ const PAGE: usize = 1000;
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Reconcile {
-    mend: bool,
-    grace: Duration,
-    endpoints: bool,
+    pub(super) mend: bool,
+    pub(super) grace: Duration,
+    pub(super) endpoints: bool,
     /// What is removed that is only reported otherwise.
-    removed: Vec<Trouble>,
+    pub(super) removed: Vec<Trouble>,
 }
 
 impl Reconcile {
@@ -95,19 +79,6 @@ impl Reconcile {
     }
 }
 
-/// One comparison under way.
-struct Comparison<'a> {
-    fleet: &'a Fleet,
-    how: &'a Reconcile,
-    report: Report,
-}
-
-/// What is kept in mind of a record.
-struct Known {
-    tenant: TenantId,
-    state: State,
-}
-
 impl Fleet {
     /// Compares the catalog with the databases that are there: duplicates, orphans, what is missing, what was left
     /// unfinished. What fails for one tenant stands in the report and stops nothing.
@@ -122,285 +93,8 @@ impl Fleet {
     pub async fn reconcile(&self, how: &Reconcile) -> Result<Report, Error> {
         tokio::select! {
             biased;
-            () = self.inner.shared().life.ended() => Err(Error::closed()),
+            () = self.inner.shared.life.ended() => Err(Error::closed()),
             report = self.compare(how) => report,
         }
-    }
-
-    async fn compare(&self, how: &Reconcile) -> Result<Report, Error> {
-        let mut comparison = Comparison {
-            fleet: self,
-            how,
-            report: Report::default(),
-        };
-        comparison.finish_unfinished().await?;
-        // The databases first: a record that is written meanwhile then has one more than was listed, never one less.
-        let on = self.provisioning();
-        let progress = Progress::new(Stage::Provision, LONGEST);
-        let prefix = identity::prefix(&on.namespace);
-        let databases = on.control_plane.list(&prefix, &progress).await?;
-        let records = comparison.records().await?;
-        comparison.report.databases = databases.len() as u64;
-        for found in &databases {
-            match records.get(found.id.as_str()) {
-                None => comparison.unrecorded(found).await,
-                Some(known) if known.state == State::Deleted => {
-                    let tenant = Some(known.tenant.as_str());
-                    comparison.surplus(Trouble::Undead, tenant, found).await;
-                }
-                Some(_) => {}
-            }
-        }
-        comparison.missing(&records, &databases).await;
-        tracing::info!(
-            records = comparison.report.records,
-            databases = comparison.report.databases,
-            findings = comparison.report.findings.len(),
-            "reconciled"
-        );
-        Ok(comparison.report)
-    }
-}
-
-impl Comparison<'_> {
-    /// Finishes what was begun and not finished. First, so that a database that is about to be adopted is nobody's
-    /// duplicate.
-    async fn finish_unfinished(&mut self) -> Result<(), Error> {
-        let mut after = None;
-        loop {
-            let page = self.page(after.as_ref()).await?;
-            let Some(last) = page.last().map(|record| record.tenant.clone()) else {
-                return Ok(());
-            };
-            for record in page.iter().filter(|record| record.is_unfinished()) {
-                let outcome = self.finish(record).await;
-                let project = record.project().map(str::to_owned);
-                let tenant = Some(record.tenant.as_str());
-                self.note(Trouble::Unfinished, tenant, project, outcome);
-            }
-            after = Some(last);
-        }
-    }
-
-    async fn finish(&self, record: &Record) -> Outcome {
-        if record.leased_for.is_some() {
-            return Outcome::Left;
-        }
-        if !self.how.mend {
-            return Outcome::Reported;
-        }
-        let job = self.fleet.job(record.tenant.as_str(), Duration::ZERO);
-        let settled = match job {
-            Ok(job) => {
-                job.run(|job| async move {
-                    let on = job.fleet.provisioning();
-                    let settled = on.settle(&job.tenant, &job.progress, job.stats()).await?;
-                    job.forget();
-                    Ok(settled)
-                })
-                .await
-            }
-            Err(err) => Err(err),
-        };
-        match settled {
-            Ok(Settled::Published | Settled::Deleted | Settled::Cleared) => Outcome::Mended,
-            Ok(Settled::InDoubt | Settled::LeftAlone) => Outcome::Left,
-            Err(err) => Outcome::Failed(err),
-        }
-    }
-
-    /// Every record that names a project, by that project.
-    async fn records(&mut self) -> Result<HashMap<String, Known>, Error> {
-        let mut known = HashMap::new();
-        let mut after = None;
-        loop {
-            let page = self.page(after.as_ref()).await?;
-            let Some(last) = page.last().map(|record| record.tenant.clone()) else {
-                return Ok(known);
-            };
-            self.report.records += page.len() as u64;
-            for record in page {
-                let Some(project) = record.project().map(str::to_owned) else {
-                    continue;
-                };
-                let it = Known {
-                    tenant: record.tenant,
-                    state: record.state,
-                };
-                known.insert(project, it);
-            }
-            after = Some(last);
-        }
-    }
-
-    async fn page(&self, after: Option<&TenantId>) -> Result<Vec<Record>, Error> {
-        self.fleet.provisioning().catalog.list(after, PAGE).await
-    }
-
-    /// A database that no record names: somebody's second one, or nobody's.
-    async fn unrecorded(&mut self, found: &Found) {
-        let on = self.fleet.provisioning();
-        let progress = self.progress();
-        let tags = match on.control_plane.tags(&found.id, &progress).await {
-            Ok(Some(tags)) => tags,
-            Ok(None) => return, // deleted meanwhile
-            Err(err) => return self.about(Trouble::Orphan, None, found, Outcome::Failed(err)),
-        };
-        let Some((namespace, tenant)) = identity::owner(&tags) else {
-            return self.about(Trouble::Foreign, None, found, Outcome::Reported);
-        };
-        if namespace != on.namespace.as_str() {
-            return; // of a namespace whose name begins like ours
-        }
-        let record = match TenantId::parse(tenant) {
-            Ok(tenant) => on.catalog.find(&tenant).await,
-            Err(err) => Err(err.into()),
-        };
-        let trouble = match record {
-            Ok(Some(record)) if names(&record, &found.id) => return, // written meanwhile
-            Ok(Some(record)) if is_known(&record, &tags) => Trouble::Duplicate,
-            Ok(_) => Trouble::Orphan,
-            Err(err) => {
-                let outcome = Outcome::Failed(err);
-                return self.about(Trouble::Orphan, Some(tenant), found, outcome);
-            }
-        };
-        self.surplus(trouble, Some(tenant), found).await;
-    }
-
-    /// A database that is not wanted, unless its tenant's record says otherwise when it is looked at again.
-    async fn surplus(&mut self, trouble: Trouble, tenant: Option<&str>, found: &Found) {
-        let may_go = self.how.removed.contains(&trouble);
-        let outcome = if !self.how.mend || !may_go {
-            Outcome::Reported
-        } else if self.is_young(found) {
-            Outcome::Left
-        } else {
-            match self.remove(tenant, found).await {
-                Ok(true) => Outcome::Mended,
-                Ok(false) => Outcome::Left,
-                Err(err) => Outcome::Failed(err),
-            }
-        };
-        self.about(trouble, tenant, found, outcome);
-    }
-
-    async fn remove(&self, tenant: Option<&str>, found: &Found) -> Result<bool, Error> {
-        let id = found.id.clone();
-        let unrecorded = self.how.removed.contains(&Trouble::Orphan);
-        let job = self.fleet.job(tenant.unwrap_or_default(), Duration::ZERO)?;
-        job.run(move |job| async move {
-            let on = job.fleet.provisioning();
-            let (tenant, progress) = (&job.tenant, &job.progress);
-            let tags = on.control_plane.tags(&id, progress).await?;
-            let Some(tags) = tags.filter(|tags| {
-                identity::owner(tags) == Some((on.namespace.as_str(), tenant.as_str()))
-            }) else {
-                return Ok(false);
-            };
-            if unrecorded {
-                on.make_record(tenant, progress).await?;
-            }
-            let is_surplus = |record: &Record| is_surplus(record, &id, &tags, unrecorded);
-            on.remove(tenant, &id, is_surplus, progress, job.stats())
-                .await
-        })
-        .await
-    }
-
-    /// Records that name a database which is not there.
-    async fn missing(&mut self, records: &HashMap<String, Known>, databases: &[Found]) {
-        let there: HashSet<_> = databases.iter().map(|it| &it.id).collect();
-        for (project, known) in records {
-            if known.state == State::Deleted {
-                continue;
-            }
-            let tenant = Some(known.tenant.as_str());
-            if !there.contains(project) {
-                // It may have been created or renamed meanwhile, or be imported and have a name of its own.
-                let on = self.fleet.provisioning();
-                let outcome = match on.control_plane.tags(project, &self.progress()).await {
-                    Ok(Some(_)) => None,
-                    Ok(None) => Some(Outcome::Reported),
-                    Err(err) => Some(Outcome::Failed(err)),
-                };
-                if let Some(outcome) = outcome {
-                    let project = Some(project.clone());
-                    self.note(Trouble::Missing, tenant, project, outcome);
-                    continue;
-                }
-            }
-            if self.how.endpoints && known.state == State::Ready {
-                self.endpoint(&known.tenant, project).await;
-            }
-        }
-    }
-
-    /// Whether the record has the endpoint that the control plane has.
-    async fn endpoint(&mut self, tenant: &TenantId, project: &str) {
-        let on = self.fleet.provisioning();
-        let progress = self.progress();
-        let compared = on.compare(tenant, self.how.mend, &progress).await;
-        let outcome = match compared {
-            Ok(Compared::Same) => return,
-            Ok(Compared::Mended) => Outcome::Mended,
-            Ok(Compared::Different) if self.how.mend => Outcome::Left,
-            Ok(Compared::Different) => Outcome::Reported,
-            Err(err) => Outcome::Failed(err),
-        };
-        let tenant = Some(tenant.as_str());
-        self.note(Trouble::Drift, tenant, Some(project.to_owned()), outcome);
-    }
-
-    fn progress(&self) -> Progress {
-        let limit = self.fleet.inner.shared().config.provision_timeout;
-        Progress::new(Stage::Provision, limit)
-    }
-
-    fn is_young(&self, found: &Found) -> bool {
-        let age = |created: SystemTime| created.elapsed().unwrap_or_default();
-        found.created_at.is_none_or(|it| age(it) < self.how.grace)
-    }
-
-    fn about(&mut self, trouble: Trouble, tenant: Option<&str>, found: &Found, outcome: Outcome) {
-        self.note(trouble, tenant, Some(found.id.clone()), outcome);
-    }
-
-    fn note(
-        &mut self,
-        trouble: Trouble,
-        tenant: Option<&str>,
-        project: Option<String>,
-        outcome: Outcome,
-    ) {
-        tracing::warn!(?trouble, tenant, project, ?outcome, "reconcile");
-        self.report.findings.push(Finding {
-            trouble,
-            tenant: tenant.map(str::to_owned),
-            project,
-            outcome,
-        });
-    }
-}
-
-fn names(record: &Record, project: &str) -> bool {
-    record.state != State::Deleted && record.project() == Some(project)
-}
-
-/// Whether the record knows of the attempt that created a database with these tags.
-fn is_known(record: &Record, tags: &identity::Tags) -> bool {
-    identity::attempt(tags).is_some_and(|id| record.attempts.iter().any(|it| it == id))
-}
-
-/// Whether a database of the tenant can go, by its record: another one is published, or none is wanted.
-fn is_surplus(record: &Record, project: &str, tags: &identity::Tags, unrecorded: bool) -> bool {
-    match record.state {
-        // It may be adopted yet.
-        State::Creating | State::Preparing | State::Deleting => false,
-        State::Claimed => unrecorded && record.attempts.is_empty(),
-        State::Ready | State::Held => {
-            !names(record, project) && (unrecorded || is_known(record, tags))
-        }
-        State::Deleted => record.project() == Some(project) || unrecorded || is_known(record, tags),
     }
 }

@@ -74,27 +74,36 @@ fn expected_if_failed(case: Case, step: Step) -> (End, Duration) {
 }
 
 fn expected_if_stuck(case: Case) -> (End, Duration) {
-    let stage = match (case.place, case.call) {
-        (Place::At(Step::Verify), _) => return (End::Served, 3 * SECOND),
-        (Place::At(Step::Query), call) if call.is_by_hand() => return (End::Nothing, 60 * SECOND),
-        (Place::At(Step::Commit), Call::Transaction) => {
-            return (End::Failed(ErrorKind::CommitUnknown), 30 * SECOND);
-        }
-        (Place::At(Step::Lookup), _) => Stage::Lookup,
-        (Place::At(Step::Create), _) => Stage::Provision,
-        (Place::Queue, _) | (Place::At(Step::Open | Step::Login), Call::DirectAwake) => {
-            Stage::Checkout
-        }
-        (Place::At(Step::Open | Step::Login), _) => Stage::Wake,
-        (Place::At(Step::Begin | Step::Query | Step::Rollback), _) => Stage::Query,
-        (Place::At(Step::Commit), _) => Stage::Commit,
+    let kind = match case.place {
+        Place::At(Step::Create) => ErrorKind::Provisioning, // which goes on
+        _ => ErrorKind::Timeout(stage_of(case)),
     };
     let limit = if case.call.is_in_transaction() {
         30 * SECOND
     } else {
         20 * SECOND
     };
-    (End::Failed(ErrorKind::Timeout(stage)), limit)
+    match (case.place, case.call) {
+        (Place::At(Step::Verify), _) => (End::Served, 3 * SECOND),
+        (Place::At(Step::Query), call) if call.is_by_hand() => (End::Nothing, 60 * SECOND),
+        (Place::At(Step::Commit), Call::Transaction) => {
+            (End::Failed(ErrorKind::CommitUnknown), 30 * SECOND)
+        }
+        _ => (End::Failed(kind), limit),
+    }
+}
+
+/// What a caller waits for who comes to a place and no further.
+fn stage_of(case: Case) -> Stage {
+    match (case.place, case.call) {
+        (Place::At(Step::Lookup), _) => Stage::Lookup,
+        (Place::At(Step::Create), _) => Stage::Provision,
+        (Place::Queue | Place::At(Step::Verify), _)
+        | (Place::At(Step::Open | Step::Login), Call::DirectAwake) => Stage::Checkout,
+        (Place::At(Step::Open | Step::Login), _) => Stage::Wake,
+        (Place::At(Step::Begin | Step::Query | Step::Rollback), _) => Stage::Query,
+        (Place::At(Step::Commit), _) => Stage::Commit,
+    }
 }
 
 /// Whether `err` is told after something else has failed, and not only waited for.

@@ -64,6 +64,7 @@ const ROWS: &[(&str, &[&str])] = &[
             "direct",
             "router",
             "fleet",
+            "warm",
             "preload",
             "verbs",
             "builder",

@@ -1,0 +1,113 @@
+//! Waking a tenant's database before anybody waits for it.
+
+use std::sync::Arc;
+
+use tokio::{task::JoinHandle, time::Instant};
+
+use crate::{
+    endpoint::Route,
+    error::Error,
+    pool::Pool,
+    router::{Inner, TenantRouter},
+    shared::Shared,
+    stats::{Reason, count},
+    tenant::TenantId,
+};
+
+impl TenantRouter {
+    /// Starts waking the database of `tenant`, so that a later `get` need not wait for it.
+    ///
+    /// Costs a wake, and so at Neon at least one suspend window of compute time, if the database sleeps and nobody
+    /// comes.
+    pub fn warm<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> Warm {
+        let (inner, tenant) = (Arc::clone(&self.inner), tenant.as_ref().to_owned());
+        let runtime = self.inner.shared.runtime.clone();
+        Warm {
+            task: runtime
+                .spawn(async move { inner.get(&tenant, Reason::Warm, None).await.map(drop) }),
+        }
+    }
+
+    /// Says that `tenant` may be wanted soon: if its database is believed asleep, it is woken, within the budget for
+    /// needless wakes ([`hints_per_minute`](crate::RouterBuilder::hints_per_minute)). Creates nothing, and returns at once;
+    /// says whether it has started anything.
+    pub fn hint<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> bool {
+        let Ok(tenant) = TenantId::parse(tenant.as_ref()) else {
+            return false;
+        };
+        let Shared {
+            life,
+            hints,
+            refusals,
+            stats,
+            runtime,
+            ..
+        } = &*self.inner.shared;
+        let known = self.inner.pools.find(tenant.as_str());
+        let needless = known.as_ref().is_some_and(|pool| pool.is_up_or_waking())
+            || refusals.get(&tenant, Route::Pooled).is_some();
+        if life.is_over() || needless {
+            return false;
+        }
+        let Some(taken) = hints.take() else {
+            count(&stats.hints_ignored);
+            return false;
+        };
+        let (inner, hints) = (Arc::clone(&self.inner), Arc::clone(hints));
+        runtime.spawn(async move {
+            match inner.follow_hint(&tenant, known, taken).await {
+                Ok(true) => {}
+                Ok(false) => hints.give_back(taken), // nothing was woken
+                Err(err) => tracing::debug!(tenant = tenant.as_str(), %err, "hint"),
+            }
+        });
+        true
+    }
+}
+
+impl Inner {
+    /// Wakes the database of `tenant`; says whether it has.
+    async fn follow_hint(
+        &self,
+        tenant: &TenantId,
+        known: Option<Arc<Pool>>,
+        at: Instant,
+    ) -> Result<bool, Error> {
+        let Shared { config, life, .. } = &*self.shared;
+        let work = async {
+            let pool = if known.is_some() {
+                known
+            } else {
+                let find = || self.find(tenant, false);
+                self.flights.join(tenant, config.get_timeout, find).await?
+            };
+            let Some(pool) = pool.filter(|pool| !pool.is_up_or_waking()) else {
+                return Ok(false);
+            };
+            let lease = pool.get(at + config.get_timeout, Reason::Hint).await?;
+            lease.connection().watch.mark_hinted(at);
+            Ok(true)
+        };
+        tokio::select! {
+            biased;
+            () = life.ended() => Err(Error::closed()),
+            done = work => done,
+        }
+    }
+}
+
+/// A wake under way. Dropping it lets it run.
+#[derive(Debug)]
+pub struct Warm {
+    task: JoinHandle<Result<(), Error>>,
+}
+
+impl Warm {
+    /// Waits until the database is awake, or the wake has failed.
+    ///
+    /// # Cancel safety
+    /// Dropping the future lets the wake run.
+    pub async fn done(self) -> Result<(), Error> {
+        self.task.await.unwrap_or_else(|_| Err(Error::closed()))
+    }
+}

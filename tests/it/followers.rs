@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use tenantry::{ErrorKind, TenantRouter, record::State};
+use tenantry::{ErrorKind, Step, TenantRouter, record::State};
 use tokio::{runtime::Handle, time::sleep};
 
 use crate::support::{Backend, DOWN, Gate, Ledger, Projects, place, place_of};
@@ -197,6 +197,28 @@ async fn a_deletion_by_one_router_closes_the_connections_of_another() {
         assert_eq!(err.kind(), ErrorKind::Deleted);
         assert_eq!(router.status().connections, 0);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_deletes_lets_go_at_once_though_the_catalog_fails_right_after_the_tombstone() {
+    let (backend, ledger) = (Backend::default(), Ledger::silent());
+    let failing = ledger.clone();
+    let provisioner = Projects::provisioner(&backend, ledger.clone());
+    let provisioner = provisioner.at_each_step(move |step, _| {
+        if step == Step::Buried {
+            failing.set(DOWN);
+        }
+        std::future::ready(())
+    });
+    let builder = backend.at(TenantRouter::provisioning(provisioner));
+    let router = builder.catalog_poll(None).build().unwrap();
+    place(&router, "acme").await.unwrap();
+    let fleet = router.fleet().unwrap();
+    let deletion = tokio::spawn(async move { fleet.delete("acme").await });
+    sleep(SECOND).await;
+    assert_eq!(router.status().connections, 0);
+    ledger.set(Gate::Open);
+    deletion.await.unwrap().unwrap();
 }
 
 #[tokio::test(start_paused = true)]

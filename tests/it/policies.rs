@@ -8,22 +8,14 @@ use std::{
     time::Duration,
 };
 
-use tenantry::{
-    Decision, ErrorKind, Plan, Provisioner, RouterBuilder, TenantRouter, records::Memory,
-};
+use tenantry::{Decision, ErrorKind, Plan, Provisioner};
 
 use crate::support::{Backend, Projects, Stage};
-
-/// A router on the emulator whose provisioner is set up first.
-fn router(stage: &Stage, set_up: impl FnOnce(Provisioner) -> Provisioner) -> RouterBuilder {
-    let provisioner = Provisioner::new(Memory::new(), stage.neon(), "test");
-    stage.at(TenantRouter::provisioning(set_up(provisioner)))
-}
 
 #[tokio::test]
 async fn the_application_decides_who_gets_a_database_and_by_which_plan() {
     let stage = Stage::new().await;
-    let router = router(&stage, |provisioner| {
+    let router = stage.provisioning(|provisioner| {
         provisioner.decide(|tenant| async move {
             match tenant.as_str().split_once('-') {
                 Some(("eu", _)) => Ok(Decision::Create(
@@ -105,7 +97,7 @@ async fn a_flood_of_new_ids_meets_a_limit_and_not_the_api() {
 async fn a_known_tenant_is_not_asked_about_again() {
     let (stage, asked) = (Stage::new().await, Arc::new(AtomicU32::new(0)));
     let counter = Arc::clone(&asked);
-    let router = router(&stage, |provisioner| {
+    let router = stage.provisioning(|provisioner| {
         provisioner.decide(move |_| {
             counter.fetch_add(1, Relaxed);
             async { Ok(Decision::Create(Plan::new())) }
@@ -122,7 +114,7 @@ async fn a_known_tenant_is_not_asked_about_again() {
 #[tokio::test]
 async fn without_passwords_in_the_catalog_they_are_read_from_the_api() {
     let stage = Stage::new().await;
-    let router = router(&stage, Provisioner::passwords_from_control_plane);
+    let router = stage.provisioning(Provisioner::passwords_from_control_plane);
     let router = router.build().unwrap();
     drop(router.get("acme").await.unwrap());
     let record = router.fleet().unwrap().record("acme").await.unwrap();

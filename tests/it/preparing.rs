@@ -8,23 +8,16 @@ use std::{
     time::Duration,
 };
 
-use tenantry::{
-    ErrorKind, Provisioner, RouterBuilder, TenantRouter, record::State, records::Memory,
-};
+use tenantry::{ErrorKind, record::State};
 
 use crate::support::{Stage, run_on};
-
-fn router(stage: &Stage, set_up: impl FnOnce(Provisioner) -> Provisioner) -> RouterBuilder {
-    let provisioner = Provisioner::new(Memory::new(), stage.neon(), "test");
-    stage.at(TenantRouter::provisioning(set_up(provisioner)))
-}
 
 const SEED: &str = "CREATE TABLE IF NOT EXISTS seeds (tenant text PRIMARY KEY)";
 
 #[tokio::test]
 async fn nobody_sees_a_database_before_it_is_prepared() {
     let stage = Stage::new().await;
-    let router = router(&stage, |provisioner| {
+    let router = stage.provisioning(|provisioner| {
         provisioner.prepare(|mut database| async move {
             let tenant = database.tenant().to_string();
             let transaction = database.transaction().await?;
@@ -55,7 +48,7 @@ async fn nobody_sees_a_database_before_it_is_prepared() {
 async fn a_hook_that_fails_is_run_again_and_its_secrets_are_not_written_down() {
     let (stage, runs) = (Stage::new().await, Arc::new(AtomicU32::new(0)));
     let counter = Arc::clone(&runs);
-    let router = router(&stage, |provisioner| {
+    let router = stage.provisioning(|provisioner| {
         provisioner.prepare(move |database| {
             let run = counter.fetch_add(1, Relaxed);
             async move {
@@ -95,7 +88,7 @@ async fn a_hook_that_fails_is_run_again_and_its_secrets_are_not_written_down() {
 async fn who_waits_is_told_that_the_database_is_being_created_and_when_to_come_back() {
     let stage = Stage::new().await;
     let (go, wait) = tokio::sync::watch::channel(false);
-    let router = router(&stage, |provisioner| {
+    let router = stage.provisioning(|provisioner| {
         provisioner.prepare(move |_| {
             let mut wait = wait.clone();
             async move {
@@ -122,7 +115,7 @@ async fn who_waits_is_told_that_the_database_is_being_created_and_when_to_come_b
 async fn what_was_deleted_before_it_was_prepared_is_prepared_when_that_is_taken_back() {
     let (stage, runs) = (Stage::new().await, Arc::new(AtomicU32::new(0)));
     let counter = Arc::clone(&runs);
-    let router = router(&stage, |provisioner| {
+    let router = stage.provisioning(|provisioner| {
         provisioner.prepare(move |database| {
             let run = counter.fetch_add(1, Relaxed);
             async move {
@@ -151,7 +144,7 @@ async fn what_was_deleted_before_it_was_prepared_is_prepared_when_that_is_taken_
 async fn the_hook_never_runs_on_what_was_imported() {
     let (stage, runs) = (Stage::new().await, Arc::new(AtomicU32::new(0)));
     let counter = Arc::clone(&runs);
-    let router = router(&stage, |provisioner| {
+    let router = stage.provisioning(|provisioner| {
         provisioner.prepare(move |_| {
             counter.fetch_add(1, Relaxed);
             async { Ok(()) }

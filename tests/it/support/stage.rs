@@ -93,6 +93,15 @@ impl Stage {
         self.at(TenantRouter::provisioning(provisioner))
     }
 
+    /// A router whose provisioner is set up first.
+    pub(crate) fn provisioning(
+        &self,
+        set_up: impl FnOnce(Provisioner) -> Provisioner,
+    ) -> RouterBuilder {
+        let provisioner = Provisioner::new(Memory::new(), self.neon(), "test");
+        self.at(TenantRouter::provisioning(set_up(provisioner)))
+    }
+
     /// `builder`, pointed at the emulator.
     pub(crate) fn at(&self, builder: RouterBuilder) -> RouterBuilder {
         builder

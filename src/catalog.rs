@@ -162,11 +162,15 @@ impl Catalog {
 
     fn failed(&self, pass: Pass<'_>, err: BoxError) -> Error {
         count(&self.stats.failures);
+        let cause = err.to_string(); // not `Debug`, which has all that the catalog's driver knows
         let err = Error::new(ErrorKind::Catalog, "the catalog failed").with_source(err);
         let (first, left) = pass.failed(&err);
         if first {
             count(&self.stats.outages);
-            tracing::warn!(cause = ?std::error::Error::source(&err), "the catalog failed; it is asked from time to time until it answers");
+            tracing::warn!(
+                cause,
+                "the catalog failed; it is asked from time to time until it answers"
+            );
         }
         err.with_retry_after(left)
     }

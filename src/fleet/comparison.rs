@@ -282,7 +282,8 @@ impl Comparison<'_> {
         project: Option<String>,
         outcome: Outcome,
     ) {
-        tracing::warn!(?trouble, tenant, project, ?outcome, "reconcile");
+        // Not `Debug`, which has the sources: what the application's own errors say is not ours to log.
+        tracing::warn!(?trouble, tenant, project, %outcome, "reconcile");
         self.report.findings.push(Finding {
             trouble,
             tenant: tenant.map(str::to_owned),

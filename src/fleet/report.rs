@@ -1,5 +1,7 @@
 //! What a comparison of the catalog with what is really there has found.
 
+use std::fmt;
+
 use crate::error::Error;
 
 /// What a [comparison](crate::Fleet::reconcile) has found.
@@ -75,4 +77,15 @@ pub enum Outcome {
     Left,
     /// It could not be mended.
     Failed(Error),
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Reported => f.write_str("reported"),
+            Self::Mended => f.write_str("mended"),
+            Self::Left => f.write_str("left for now"),
+            Self::Failed(err) => write!(f, "failed: {err}"),
+        }
+    }
 }

@@ -7,7 +7,8 @@ use std::{
 };
 
 use tenantry::{
-    Endpoint, ErrorKind, Neon, Provisioner, TenantRouter, neon::CreateProject, records::Memory,
+    Endpoint, ErrorKind, Neon, Outcome, Provisioner, Reconcile, TenantRouter, neon::CreateProject,
+    records::Memory,
 };
 use tracing_subscriber::{filter::LevelFilter, fmt::MakeWriter};
 
@@ -157,5 +158,24 @@ async fn no_api_key_is_logged_printed_or_told() {
     let provisioner = Provisioner::new(Memory::new(), stage.neon(), "test");
     assert_clean(&provisioner, &secrets);
     drop(stage.router().get("initech").await.unwrap());
+    assert_nothing_leaked();
+}
+
+#[tokio::test]
+async fn what_an_applications_own_error_says_is_told_to_the_application_and_not_logged() {
+    let stage = Stage::new().await;
+    let secret = "CREATE ROLE app PASSWORD 'hunter2-of-a-hook'";
+    watch([secret.to_owned()]);
+    let router = stage.provisioning(|provisioner| {
+        provisioner.prepare(move |_| async move { Err(secret.into()) })
+    });
+    let router = router.build().unwrap();
+    router.get("acme").await.unwrap_err();
+    let fleet = router.fleet().unwrap();
+    let report = fleet.reconcile(&Reconcile::mend()).await.unwrap();
+    let [finding] = &report.findings[..] else {
+        panic!("{report:?}");
+    };
+    assert!(matches!(finding.outcome, Outcome::Failed(_)), "{finding:?}");
     assert_nothing_leaked();
 }

@@ -6,9 +6,11 @@ use rustls::pki_types::CertificateDer;
 use tokio::{io::DuplexStream, runtime::Handle};
 
 use crate::{
+    budget::Budget,
     config::{Config, InvalidConfig},
     dial::Dialer,
     lookup::Lookup,
+    open_files,
     provision::Provisioner,
     resolve::Resolve,
     router::TenantRouter,
@@ -132,6 +134,39 @@ impl RouterBuilder {
         self
     }
 
+    /// Connections to tenants' databases in total: pooled and direct ones, and those of the prepare hook, each from before
+    /// it is dialed until the server has ended it. Never exceeded. At the bound, connections that lie idle are closed,
+    /// those of the least recently used tenants first; where none does, tenants take turns. Defaults to 500; each takes
+    /// one of the process's open files and about 30 KB, so look at `ulimit -n` before you raise it. Not counted are the
+    /// catalog's own connections and requests to cancel, which open no session.
+    pub fn max_connections(mut self, count: usize) -> Self {
+        self.config.max_connections = count;
+        self
+    }
+
+    /// How many of [`max_connections`](Self::max_connections) are kept for tenants that have no connection, so that a
+    /// wake does not wait until others close theirs. Defaults to a tenth. Raise it if many tenants wake at once, lower it
+    /// if a few busy ones should have more side by side.
+    pub fn wake_reserve(mut self, count: usize) -> Self {
+        self.config.wake_reserve = Some(count);
+        self
+    }
+
+    /// Callers that may wait for one tenant, be it for a look-up, a creation, a wake or a connection. Beyond it they get
+    /// `ErrorKind::Overloaded` at once, with an estimate of when to come back. Defaults to 2000; lower it to tell those
+    /// sooner whom their tenant cannot serve in time.
+    pub fn waiting_per_tenant(mut self, count: usize) -> Self {
+        self.config.waiting_per_tenant = count;
+        self
+    }
+
+    /// Callers that may wait in total, as for [`waiting_per_tenant`](Self::waiting_per_tenant). Defaults to 10,000; each
+    /// costs a few kilobytes.
+    pub fn waiting_callers(mut self, count: usize) -> Self {
+        self.config.waiting_callers = count;
+        self
+    }
+
     /// Tenants of which a router that provisions remembers where they live, with or without a pool. Defaults to
     /// 1,000,000, and each costs memory once it was used or [preloaded](TenantRouter::preload): keep it above the number of
     /// your tenants, because only those that are remembered go on while the catalog is down.
@@ -199,7 +234,12 @@ impl RouterBuilder {
             )
         })?;
         let tls = tls::for_postgres(&self.config.root_certificates)?;
-        let dialer = Dialer::new(Arc::clone(&self.config.resolve), self.pipes, tls);
+        if self.pipes.is_none() {
+            open_files::check(self.config.max_connections);
+        }
+        let config = &self.config;
+        let budget = Budget::new(config.max_connections, config.wake_reserve());
+        let dialer = Dialer::new(budget, Arc::clone(&config.resolve), self.pipes, tls);
         let dialer = Arc::new(dialer);
         let source = match self.source {
             Unchecked::Source(source) => source,

@@ -6,6 +6,9 @@ use rustls::pki_types::CertificateDer;
 
 use crate::resolve::{AnyResolve, SystemResolver};
 
+/// One in so many connections is kept for tenants that have none, unless set otherwise.
+const USUAL_RESERVE: usize = 10;
+
 /// Every setting of a router. The builder writes it, [`Config::check`] judges it, nothing changes it later.
 #[derive(Clone)]
 pub(crate) struct Config {
@@ -21,6 +24,10 @@ pub(crate) struct Config {
     pub(crate) warn_held_after: Duration,
     pub(crate) hints_per_minute: usize,
     pub(crate) direct_connections: usize,
+    pub(crate) max_connections: usize,
+    pub(crate) wake_reserve: Option<usize>,
+    pub(crate) waiting_per_tenant: usize,
+    pub(crate) waiting_callers: usize,
     pub(crate) known_tenants: u64,
     pub(crate) catalog_ttl: Duration,
     pub(crate) catalog_timeout: Duration,
@@ -44,6 +51,10 @@ impl Default for Config {
             warn_held_after: Duration::from_secs(60),
             hints_per_minute: 30,
             direct_connections: 2,
+            max_connections: 500,
+            wake_reserve: None,
+            waiting_per_tenant: 2000,
+            waiting_callers: 10_000,
             known_tenants: 1_000_000,
             catalog_ttl: Duration::from_secs(300),
             catalog_timeout: Duration::from_secs(5),
@@ -55,6 +66,12 @@ impl Default for Config {
 }
 
 impl Config {
+    /// How many connections are kept for tenants that have none.
+    pub(crate) fn wake_reserve(&self) -> usize {
+        let usual = self.max_connections / USUAL_RESERVE;
+        self.wake_reserve.unwrap_or(usual)
+    }
+
     /// Checks every setting; no setter panics.
     pub(crate) fn check(&self) -> Result<(), InvalidConfig> {
         let counts = [
@@ -62,10 +79,18 @@ impl Config {
             ("pool_size", self.pool_size as u64),
             ("concurrent_dials", self.concurrent_dials as u64),
             ("direct_connections", self.direct_connections as u64),
+            ("max_connections", self.max_connections as u64),
+            ("waiting_per_tenant", self.waiting_per_tenant as u64),
+            ("waiting_callers", self.waiting_callers as u64),
             ("known_tenants", self.known_tenants),
         ];
         if let Some((name, _)) = counts.iter().find(|(_, count)| *count == 0) {
             return Err(InvalidConfig::new(format!("{name} must be more than zero")));
+        }
+        if self.wake_reserve() >= self.max_connections {
+            return Err(InvalidConfig::new(
+                "wake_reserve must be less than max_connections",
+            ));
         }
         check_limit("get_timeout", self.get_timeout)?;
         check_limit("wake_timeout", self.wake_timeout)?;

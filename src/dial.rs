@@ -4,8 +4,16 @@
 //! with TCP. Here addresses are tried in turn only until one takes the socket; the login is sent once; one deadline
 //! stands over all of it.
 
-use std::{future::Future, io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    io,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
+use futures_util::FutureExt;
 use rustls::ClientConfig;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
@@ -17,11 +25,13 @@ use tokio_postgres::{CancelToken, Client, Connection, NoTls, tls::MakeTlsConnect
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::{
+    budget::{Budget, Holder, Permit, Seat},
     drive::{Drive, Notifications},
     endpoint::{Encryption, Endpoint, Route},
-    error::Error,
+    error::{Error, ErrorKind},
     resolve::AnyResolve,
-    stream::{Pipes, Stream},
+    retry::Progress,
+    stream::{Pipes, Socket, Stream},
     tap::{Tap, Tapped},
     verdict::{self, DialFailure},
     watch::{Settling, Watch},
@@ -36,8 +46,9 @@ const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
 
 type Connector = <MakeRustlsConnect as MakeTlsConnect<Stream>>::TlsConnect;
 
-/// Opens connections. One for all tenants.
+/// Opens connections, as many as there may be. One for all tenants.
 pub(crate) struct Dialer {
+    pub(crate) budget: Arc<Budget>,
     resolve: Arc<dyn AnyResolve>,
     /// Opened instead of sockets, if there.
     pipes: Option<Pipes>,
@@ -48,6 +59,8 @@ pub(crate) struct Dialer {
 pub(crate) struct Dialed {
     pub(crate) client: Client,
     pub(crate) watch: Arc<Watch>,
+    /// By which the budget knows it.
+    pub(crate) seat: Seat,
     /// Where it was opened.
     pub(crate) endpoint: Arc<Endpoint>,
     /// Moves the bytes; must run for the client to work, and ends with the connection.
@@ -61,18 +74,50 @@ pub(crate) type ConnectionTask =
 
 impl Dialer {
     pub(crate) fn new(
+        budget: Arc<Budget>,
         resolve: Arc<dyn AnyResolve>,
         pipes: Option<Pipes>,
         tls: ClientConfig,
     ) -> Self {
         Self {
+            budget,
             resolve,
             pipes,
             tls: MakeRustlsConnect::new(tls),
         }
     }
 
-    /// Logs in at `endpoint`, once, by `deadline`.
+    /// The right to open one more connection, when it is the turn of `holder`, or of a connection that is nobody's.
+    ///
+    /// # Errors
+    /// What `progress` says if its time is over.
+    ///
+    /// # Cancel safety
+    /// Dropping it gives up the turn.
+    pub(crate) async fn permit(
+        &self,
+        holder: Option<&Weak<dyn Holder>>,
+        progress: &Progress,
+    ) -> Result<Permit, Error> {
+        let mut taken = pin!(self.budget.take(holder));
+        if let Some(permit) = taken.as_mut().now_or_never() {
+            return Ok(permit);
+        }
+        progress.note(&self.all_in_use());
+        let taken = timeout_at(progress.deadline(), taken).await;
+        taken.map_err(|_| progress.timed_out())
+    }
+
+    /// The error for whoever waits for a connection that nobody has to spare.
+    pub(crate) fn all_in_use(&self) -> Error {
+        let limit = self.budget.limit();
+        let message = format!(
+            "all {limit} connections are in use; raise max_connections, or hold them for less time"
+        );
+        Error::new(ErrorKind::Overloaded, message).with_retry_after(self.budget.wait())
+    }
+
+    /// Logs in at `endpoint`, once, by `deadline`. The permit lasts until the other side has ended the connection.
     ///
     /// # Cancel safety
     /// Dropping it closes the socket; at Neon the wake it may have started goes on.
@@ -81,14 +126,17 @@ impl Dialer {
         endpoint: &Arc<Endpoint>,
         route: Route,
         deadline: Instant,
+        permit: Permit,
     ) -> Result<Dialed, Error> {
         let host = endpoint.host(route);
+        let seat = permit.seat();
         let attempt = async {
-            let stream = self
+            let socket = self
                 .open(host, endpoint.port)
                 .await
                 .map_err(DialFailure::Unreachable)?;
-            self.log_in(endpoint, route, stream).await
+            let stream = Stream::new(socket, Some(permit));
+            self.log_in(endpoint, route, stream, seat).await
         };
         match timeout_at(deadline, attempt).await {
             Ok(result) => result.map_err(|failure| verdict::on_connect(failure, host)),
@@ -106,7 +154,8 @@ impl Dialer {
     ) -> io::Result<()> {
         let host = endpoint.host(route);
         let request = async {
-            let stream = self.open(host, endpoint.port).await?;
+            let socket = self.open(host, endpoint.port).await?;
+            let stream = Stream::new(socket, None); // no session, so nothing to count
             let sent = match endpoint.encryption {
                 Encryption::None => token.cancel_query_raw(stream, NoTls).await,
                 Encryption::Tls => token.cancel_query_raw(stream, self.connector(host)?).await,
@@ -126,6 +175,7 @@ impl Dialer {
         endpoint: &Arc<Endpoint>,
         route: Route,
         stream: Stream,
+        seat: Seat,
     ) -> Result<Dialed, DialFailure> {
         let host = endpoint.host(route);
         let config = endpoint.pg_config();
@@ -152,6 +202,7 @@ impl Dialer {
         Ok(Dialed {
             client,
             watch,
+            seat,
             endpoint: Arc::clone(endpoint),
             task,
             notifications,
@@ -164,14 +215,14 @@ impl Dialer {
     }
 
     /// Opens a socket to the first address of `host` that takes it.
-    async fn open(&self, host: &str, port: u16) -> io::Result<Stream> {
+    async fn open(&self, host: &str, port: u16) -> io::Result<Socket> {
         if let Some(pipes) = &self.pipes {
             return pipes.open(host, port).await;
         }
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
         for address in self.resolve.resolve(host, port).await? {
             match timeout(TCP_TIMEOUT, TcpStream::connect(address)).await {
-                Ok(Ok(stream)) => return tuned(stream).map(Stream::Tcp),
+                Ok(Ok(stream)) => return tuned(stream).map(Socket::Tcp),
                 Ok(Err(err)) => last = err,
                 Err(_) => last = silent(address),
             }

@@ -118,6 +118,7 @@ impl DirectClient {
             endpoint,
             task,
             notifications,
+            ..
         } = dialed;
         let ending = Ending::new(pool, &watch);
         let tended = async move {

@@ -5,6 +5,7 @@ use std::{mem, sync::Arc, time::Duration};
 use deadpool_postgres::{Client, StatementCache};
 
 use crate::{
+    budget::Seat,
     config::Config,
     endpoint::{Endpoint, Route},
     pool::Pool,
@@ -22,6 +23,8 @@ const ROLLBACK_TIMEOUT: Duration = Duration::from_millis(100);
 pub(crate) struct Connection {
     pub(crate) client: Client,
     pub(crate) watch: Arc<Watch>,
+    /// By which the budget knows it.
+    pub(crate) seat: Seat,
     /// Where it was opened.
     pub(crate) endpoint: Arc<Endpoint>,
     /// The client's own, by which it is known again: users get at the client by `&mut`, and may swap two of them.
@@ -29,11 +32,17 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    pub(crate) fn new(client: Client, watch: Arc<Watch>, endpoint: Arc<Endpoint>) -> Self {
+    pub(crate) fn new(
+        client: Client,
+        watch: Arc<Watch>,
+        seat: Seat,
+        endpoint: Arc<Endpoint>,
+    ) -> Self {
         let statements = Arc::clone(&client.statement_cache);
         Self {
             client,
             watch,
+            seat,
             endpoint,
             statements,
         }

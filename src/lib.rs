@@ -2,6 +2,7 @@
 
 mod admission;
 mod breaker;
+mod budget;
 mod builder;
 mod cancel;
 mod catalog;
@@ -17,6 +18,7 @@ mod endpoint;
 mod error;
 mod fleet;
 mod flights;
+mod flow;
 mod follow;
 mod hint;
 mod lease;
@@ -25,6 +27,7 @@ mod lookup;
 #[cfg(any(doc, doctest))]
 pub mod manual;
 pub mod neon;
+mod open_files;
 mod opening;
 mod plan;
 mod pool;
@@ -52,6 +55,7 @@ mod transaction;
 mod trust;
 mod verbs;
 mod verdict;
+mod waiting;
 mod wake;
 mod warm;
 mod watch;

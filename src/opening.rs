@@ -1,10 +1,12 @@
 //! Opening one connection: tried until the compute is up, says no, or the time is over.
 
-use std::{iter, mem, sync::Arc, time::Duration};
+use std::{iter, mem, pin::pin, sync::Arc, time::Duration};
 
+use futures_util::FutureExt;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::{
+    budget::Permit,
     dial::Dialed,
     endpoint::{Endpoint, Route},
     error::{Error, ErrorKind, Stage},
@@ -23,26 +25,40 @@ const FIRST_SLOW_WAIT: Duration = Duration::from_millis(500);
 pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// Wait before the second try with a credential that was refused: a rotation takes that long to get everywhere.
 const SECOND_TRY_WAIT: Duration = Duration::from_secs(1);
+/// How long a login may go unanswered while others wait for the connection it takes. A wake takes less than this.
+const OUTSTAYED: Duration = Duration::from_secs(10);
+/// How often somebody who waits looks whether that is still of use.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Longest time for asking where a tenant lives now.
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Opens one connection of a tenant at one of its hosts.
 pub(crate) struct Opening<'a> {
-    pub(crate) pool: &'a Pool,
+    pub(crate) pool: &'a Arc<Pool>,
     pub(crate) route: Route,
     pub(crate) progress: &'a Progress,
 }
 
 impl Opening<'_> {
-    /// Tries until the compute is up, says no, or the time is over.
-    pub(crate) async fn try_until_up(&self) -> Result<Dialed, Error> {
+    /// Tries until the compute is up, says no, or the time is over; the first time with `permit`. In between it holds
+    /// none, so that those who can be served are.
+    pub(crate) async fn try_until_up(&self, permit: Permit) -> Result<Dialed, Error> {
         let mut tries = Tries::new(!self.pool.state().fresh);
+        let mut permit = Some(permit);
         loop {
+            let permit = match permit.take() {
+                Some(permit) => permit,
+                None => self
+                    .permit()
+                    .await?
+                    .ok_or_else(|| self.progress.timed_out())?,
+            };
             let (endpoint, mends) = (self.pool.endpoint(), self.pool.mends());
             let dialed = tokio::select! {
                 biased;
-                dialed = self.dial(&endpoint) => dialed,
+                dialed = self.dial(&endpoint, permit) => dialed,
                 () = self.moved_from(&endpoint) => continue,
+                () = self.outstay() => continue,
             };
             let err = match dialed {
                 Ok(dialed) => return Ok(dialed),
@@ -62,6 +78,28 @@ impl Opening<'_> {
         }
     }
 
+    /// The right to one more connection; none if nobody waits for one of this tenant any more.
+    pub(crate) async fn permit(&self) -> Result<Option<Permit>, Error> {
+        let dialer = &self.pool.shared.dialer;
+        let holder = (self.route == Route::Pooled).then(|| self.pool.as_holder());
+        let mut taken = pin!(dialer.permit(holder.as_ref(), self.progress));
+        if let Some(taken) = taken.as_mut().now_or_never() {
+            return taken.map(Some);
+        }
+        // For callers whose time is over before the turn comes.
+        self.pool.note(self.route, dialer.all_in_use());
+        loop {
+            tokio::select! {
+                biased;
+                taken = &mut taken => return taken.map(Some),
+                () = sleep(LOOK_AGAIN), if holder.is_some() => {}
+            }
+            if !self.pool.state().is_wanted() {
+                return Ok(None);
+            }
+        }
+    }
+
     /// Waits until the tenant does not live at `endpoint` any more: what is dialed there is in vain.
     async fn moved_from(&self, endpoint: &Arc<Endpoint>) {
         loop {
@@ -73,11 +111,22 @@ impl Opening<'_> {
         }
     }
 
+    /// Waits until a login has gone unanswered for long while others have no connection and wait for one. Whoever does
+    /// not get an answer must not keep all others from asking.
+    async fn outstay(&self) {
+        sleep(OUTSTAYED).await;
+        while !self.pool.shared.dialer.budget.some_have_none() {
+            sleep(LOOK_AGAIN).await;
+        }
+    }
+
     /// Opens a connection past the pooler, unless it is known that this cannot work now.
     pub(crate) async fn open_direct(&self) -> Result<Dialed, Error> {
-        let Pool { tenant, shared, .. } = self.pool;
+        let Pool { tenant, shared, .. } = &**self.pool;
         self.outwait().await?;
-        let dialed = self.try_until_up().await;
+        let permit = self.permit().await?;
+        let permit = permit.ok_or_else(|| self.progress.timed_out())?;
+        let dialed = self.try_until_up(permit).await;
         match &dialed {
             Ok(_) => shared.refusals.clear_at(tenant, Route::Direct),
             Err(err) if !matches!(err.kind(), ErrorKind::Timeout(_)) => {
@@ -92,7 +141,7 @@ impl Opening<'_> {
     /// not have it at all any more. If something was mended since there were so many `mends`, whoever did that knows
     /// better than the answer, and it may work now.
     async fn has_moved(&self, known: &Arc<Endpoint>, mends: u64) -> Result<bool, Error> {
-        let Pool { tenant, shared, .. } = self.pool;
+        let Pool { tenant, shared, .. } = &**self.pool;
         let limit = ASK_TIMEOUT.min(self.progress.remaining());
         let progress = Progress::new(Stage::Lookup, limit);
         let asked = shared
@@ -137,7 +186,7 @@ impl Opening<'_> {
     /// Waits until no refusal holds any more, because its time is over or somebody has changed what it was about. An
     /// error if nobody is left who waits for it.
     pub(crate) async fn outwait(&self) -> Result<(), Error> {
-        let Pool { tenant, shared, .. } = self.pool;
+        let Pool { tenant, shared, .. } = &**self.pool;
         loop {
             let changed = self.pool.changed.notified();
             let Some(refusal) = shared.refusals.get(tenant, self.route) else {
@@ -158,8 +207,12 @@ impl Opening<'_> {
     }
 
     /// Tries once.
-    pub(crate) async fn dial(&self, endpoint: &Arc<Endpoint>) -> Result<Dialed, Error> {
-        let Pool { tenant, shared, .. } = self.pool;
+    pub(crate) async fn dial(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        permit: Permit,
+    ) -> Result<Dialed, Error> {
+        let Pool { tenant, shared, .. } = &**self.pool;
         count(&shared.stats.dials);
         if let Some(catalog) = shared.source.catalog() {
             catalog.mind(tenant);
@@ -167,7 +220,10 @@ impl Opening<'_> {
         self.pool.state().fresh = false;
         let (tenant, began) = (tenant.as_str(), Instant::now());
         let deadline = self.progress.deadline();
-        let dialed = shared.dialer.dial(endpoint, self.route, deadline).await;
+        let dialed = shared
+            .dialer
+            .dial(endpoint, self.route, deadline, permit)
+            .await;
         let elapsed = began.elapsed();
         match dialed {
             Ok(dialed) => {

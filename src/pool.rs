@@ -8,7 +8,7 @@ mod state;
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, Weak},
     time::Duration,
 };
 
@@ -18,6 +18,7 @@ use tokio::{
 };
 
 use crate::{
+    budget::Holder,
     endpoint::{Endpoint, Route},
     error::{Error, Stage},
     lease::{Connection, Fitness, Lease, Parting},
@@ -208,7 +209,7 @@ impl Pool {
         let watch = &connection.watch;
         // A request to cancel may still be under way, and must not cost the next in turn its place.
         let spent = watch.is_expired() || watch.was_cancelled() || self.shared.life.is_over();
-        if spent || state.condemns(&connection) {
+        if spent || state.condemns(&connection) || self.gives_way(&state, &connection) {
             drop(state);
             return connection.close();
         }
@@ -227,6 +228,26 @@ impl Pool {
                 self.pull(&watch); // its task wrote something just before it could see that it is parked
             }
         }
+    }
+
+    /// Whether others have more need of the place that `connection` has. If so it must be closed.
+    fn gives_way(self: &Arc<Self>, state: &State, connection: &Connection) -> bool {
+        let budget = &self.shared.dialer.budget;
+        if !budget.is_short() {
+            return false;
+        }
+        let opened = connection.watch.opened();
+        let gives_way = budget.ask_to_leave(&connection.seat, opened, state.is_wanted());
+        if gives_way {
+            count(&self.shared.stats.closed_for_others);
+        }
+        gives_way
+    }
+
+    /// As the budget knows it.
+    pub(crate) fn as_holder(self: &Arc<Self>) -> Weak<dyn Holder> {
+        let pool: Weak<Self> = Arc::downgrade(self);
+        pool
     }
 
     /// Takes a connection on which a request turned up although it was idle out of the pool.
@@ -357,6 +378,23 @@ impl Pool {
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
+    }
+}
+
+impl Holder for Pool {
+    fn idle_since(&self) -> Option<Instant> {
+        self.state().idle_since()
+    }
+
+    fn close_idle(&self) -> bool {
+        let oldest = self.state().take_oldest_idle();
+        let Some(connection) = oldest else {
+            return false;
+        };
+        self.shared.dialer.budget.vacate(&connection.seat);
+        count(&self.shared.stats.closed_for_others);
+        connection.close();
+        true
     }
 }
 

@@ -8,7 +8,7 @@ use crate::{
     builder::RouterBuilder,
     client::TenantClient,
     direct::DirectClient,
-    error::{Error, Stage},
+    error::{Error, ErrorKind, Stage},
     flights::Flights,
     follow,
     lease::Lease,
@@ -21,6 +21,7 @@ use crate::{
     stats::{Reason, Status, count},
     sweep,
     tenant::TenantId,
+    waiting::Place,
 };
 
 /// Longest wait, in `close`, for connections to say goodbye.
@@ -102,11 +103,14 @@ impl TenantRouter {
         let patience = shared.config.get_timeout;
         let until = Instant::now() + patience;
         let open = async {
+            let place = self.inner.enter(&tenant)?;
             let pool = match pools.find(tenant.as_str()) {
                 Some(pool) => pool,
                 None => self.inner.fly(&tenant, patience).await?,
             };
-            DirectClient::open(pool, until).await
+            let opened = DirectClient::open(pool, until).await?;
+            place.leave_served();
+            Ok(opened)
         };
         let opened = tokio::select! {
             biased;
@@ -135,6 +139,9 @@ impl TenantRouter {
             pools: pools.len(),
             connections: shared.connections.len() as u64,
             attempts: shared.attempts.len() as u64,
+            budget_used: shared.dialer.budget.used() as u64,
+            budget_waiting: shared.dialer.budget.waiting() as u64,
+            waiting: shared.waiting.len() as u64,
             flights: flights.len() as u64,
             ..shared.stats.snapshot()
         };
@@ -158,6 +165,7 @@ impl TenantRouter {
         let all = async {
             shared.attempts.wait().await;
             shared.connections.wait().await;
+            shared.dialer.budget.emptied().await;
         };
         let _ = timeout(CLOSE_TIMEOUT, all).await;
     }
@@ -211,6 +219,7 @@ impl Inner {
         patience: Option<Duration>,
     ) -> Result<Lease, Error> {
         let tenant = TenantId::parse(raw)?;
+        let place = self.enter(&tenant)?;
         let patience = patience.unwrap_or(self.shared.config.get_timeout);
         let until = Instant::now() + patience;
         let found = match pool {
@@ -221,7 +230,30 @@ impl Inner {
             Ok(pool) => pool.get(until, reason).await,
             Err(err) => Err(err),
         };
+        if lease.is_ok() {
+            place.leave_served();
+        }
         lease.map_err(|err| err.with_tenant(&tenant))
+    }
+
+    /// A place among the callers who wait.
+    fn enter(&self, tenant: &TenantId) -> Result<Place<TenantId>, Error> {
+        let Shared { waiting, stats, .. } = &*self.shared;
+        waiting.enter(tenant).map_err(|full| {
+            count(&stats.overloaded);
+            let most = full.most;
+            let message = if full.of_one {
+                format!(
+                    "{most} callers wait for this tenant already; raise waiting_per_tenant, or pool_size so that more \
+                     are served side by side"
+                )
+            } else {
+                format!("{most} callers wait already; raise waiting_callers, or max_connections so that more are served")
+            };
+            Error::new(ErrorKind::Overloaded, message)
+                .with_tenant(tenant)
+                .with_retry_after(full.wait)
+        })
     }
 
     /// The pool of a tenant that is not in the cache.

@@ -7,7 +7,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     config::Config, dial::Dialer, hint::HintBudget, life::Life, refusals::Refusals, source::Source,
-    stats::Stats, sweep::Pace,
+    stats::Stats, sweep::Pace, tenant::TenantId, waiting::Waiting,
 };
 
 /// Refusals outlive the pools they come from, so there is room for more of them.
@@ -20,6 +20,7 @@ pub(crate) struct Shared {
     pub(crate) dialer: Arc<Dialer>,
     pub(crate) refusals: Refusals,
     pub(crate) hints: Arc<HintBudget>,
+    pub(crate) waiting: Arc<Waiting<TenantId>>,
     pub(crate) pace: Pace,
     pub(crate) stats: Stats,
     pub(crate) life: Arc<Life>,
@@ -40,6 +41,7 @@ impl Shared {
         Arc::new(Self {
             refusals: Refusals::new(config.max_pools.saturating_mul(REFUSALS_PER_POOL)),
             hints: HintBudget::new(config.hints_per_minute),
+            waiting: Waiting::new(config.waiting_per_tenant, config.waiting_callers),
             pace: Pace::new(&config),
             config,
             source,

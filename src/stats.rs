@@ -37,6 +37,8 @@ pub(crate) struct Stats {
     pub(crate) evicted: AtomicU64,
     pub(crate) refused: AtomicU64,
     pub(crate) hints_ignored: AtomicU64,
+    pub(crate) closed_for_others: AtomicU64,
+    pub(crate) overloaded: AtomicU64,
     pub(crate) transactions_repeated: AtomicU64,
     wakes_by_request: WakeCounters,
     wakes_by_warm: WakeCounters,
@@ -104,6 +106,14 @@ pub struct Status {
     pub flights: u64,
     /// Attempts to connect under way now, wakes included.
     pub attempts: u64,
+    /// Connections counted against `max_connections` now: open, being opened, and being closed.
+    pub budget_used: u64,
+    /// Attempts to connect that wait now because `max_connections` is reached.
+    pub budget_waiting: u64,
+    /// Callers that wait now: for a look-up, a creation, a wake or a connection.
+    pub waiting: u64,
+    /// Callers turned away with `ErrorKind::Overloaded` because too many waited already.
+    pub overloaded: u64,
     /// Calls of `get` answered with a connection that was idle.
     pub reused: u64,
     /// Calls of `get` that waited for a connection and got one.
@@ -139,6 +149,8 @@ pub struct Status {
     pub discarded: u64,
     /// Connections closed because they were idle, or had been open, for long enough.
     pub closed_idle: u64,
+    /// Connections closed because `max_connections` was reached and others had more need of one.
+    pub closed_for_others: u64,
     /// Times a connection was held for longer than `warn_held_after`.
     pub held_too_long: u64,
     /// Pools dropped from the cache.
@@ -203,6 +215,8 @@ impl Stats {
             hints_ignored: self.hints_ignored.load(Relaxed),
             closed_by_peer: self.closed_by_peer.load(Relaxed),
             discarded: self.discarded.load(Relaxed),
+            closed_for_others: self.closed_for_others.load(Relaxed),
+            overloaded: self.overloaded.load(Relaxed),
             closed_idle: self.closed_idle.load(Relaxed),
             held_too_long: self.held_too_long.load(Relaxed),
             evicted: self.evicted.load(Relaxed),

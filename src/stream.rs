@@ -1,26 +1,87 @@
 //! The stream under a connection: a socket, or a pipe inside the process.
 //!
+//! It carries the permit for its connection, so that this is given back when the other side has ended, not before.
+//!
 //! Pipes are for tests and benches: paused time races real sockets, and tens of thousands of sockets exceed the limit
 //! on open files. An enum and not a boxed trait, so that the compiler still sees that a dial can be sent.
 
 use std::{
     future::Future,
     io::{self, IoSlice},
+    mem,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf},
     net::TcpStream,
+    runtime::Handle,
+    time::timeout,
 };
 
-/// What bytes travel on.
+use crate::budget::Permit;
+
+/// Longest wait for the other side to end a connection that was given up half-way.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// What the bytes of one connection travel on.
 #[derive(Debug)]
-pub(crate) enum Stream {
+pub(crate) struct Stream {
+    socket: Socket,
+    /// None on a stream that opens no session.
+    permit: Option<Permit>,
+    /// Whether the other side has ended it.
+    ended: bool,
+}
+
+#[derive(Debug)]
+pub(crate) enum Socket {
     Tcp(TcpStream),
     Pipe(DuplexStream),
+    /// It was taken out of its stream, which nobody uses any more.
+    Gone,
+}
+
+impl Stream {
+    pub(crate) fn new(socket: Socket, permit: Option<Permit>) -> Self {
+        let ended = false;
+        Self {
+            socket,
+            permit,
+            ended,
+        }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let Some(permit) = self.permit.take() else {
+            return;
+        };
+        let socket = mem::replace(&mut self.socket, Socket::Gone);
+        // A server still counts a connection that was closed under its nose until it notices.
+        if !self.ended
+            && let Ok(runtime) = Handle::try_current()
+        {
+            runtime.spawn(linger(socket, permit));
+        }
+    }
+}
+
+/// Waits until the other side has ended, and only then gives the permit back.
+async fn linger(mut socket: Socket, permit: Permit) {
+    let farewell = async {
+        let mut rest = [0; 256];
+        if socket.shutdown().await.is_ok() {
+            while socket.read(&mut rest).await.is_ok_and(|n| n > 0) {}
+        }
+    };
+    let _ = timeout(LINGER, farewell).await;
+    drop(socket);
+    drop(permit);
 }
 
 type Opened = Pin<Box<dyn Future<Output = io::Result<DuplexStream>> + Send>>;
@@ -39,12 +100,56 @@ impl Pipes {
         Self(Arc::new(move |host, port| Box::pin(open(host, port))))
     }
 
-    pub(crate) async fn open(&self, host: &str, port: u16) -> io::Result<Stream> {
-        (self.0)(host, port).await.map(Stream::Pipe)
+    pub(crate) async fn open(&self, host: &str, port: u16) -> io::Result<Socket> {
+        (self.0)(host, port).await.map(Socket::Pipe)
     }
 }
 
 impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.remaining();
+        let read = ready!(Pin::new(&mut self.socket).poll_read(cx, buf));
+        self.ended |= read.is_err() || (before > 0 && buf.remaining() == before);
+        Poll::Ready(read)
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write(cx, bytes)
+    }
+
+    // The TLS layer writes several records at once where the stream can.
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
+}
+
+impl AsyncRead for Socket {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -53,11 +158,12 @@ impl AsyncRead for Stream {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Pipe(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Gone => Poll::Ready(Ok(())),
         }
     }
 }
 
-impl AsyncWrite for Stream {
+impl AsyncWrite for Socket {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -66,10 +172,10 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
             Self::Pipe(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Gone => gone(),
         }
     }
 
-    // The TLS layer writes several records at once where the stream can.
     fn poll_write_vectored(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -78,6 +184,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
             Self::Pipe(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+            Self::Gone => gone(),
         }
     }
 
@@ -85,6 +192,7 @@ impl AsyncWrite for Stream {
         match self {
             Self::Tcp(stream) => stream.is_write_vectored(),
             Self::Pipe(stream) => stream.is_write_vectored(),
+            Self::Gone => false,
         }
     }
 
@@ -92,6 +200,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
             Self::Pipe(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Gone => gone(),
         }
     }
 
@@ -99,6 +208,11 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Pipe(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Gone => gone(),
         }
     }
+}
+
+fn gone<T>() -> Poll<io::Result<T>> {
+    Poll::Ready(Err(io::ErrorKind::NotConnected.into()))
 }

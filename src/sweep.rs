@@ -93,6 +93,7 @@ pub(crate) async fn run(pools: Weak<Pools>) {
         for pool in pools.all() {
             pool.sweep(tick);
         }
+        shared.dialer.budget.restore_reserve();
     }
 }
 

@@ -8,7 +8,7 @@
 use std::{
     future::poll_fn,
     pin::Pin,
-    sync::{Arc, Mutex, Weak},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -20,6 +20,7 @@ use tokio::{
 };
 
 use crate::{
+    budget::Permit,
     dial::{ConnectionTask, Dialed},
     endpoint::Route,
     error::{Error, ErrorKind, Stage},
@@ -40,23 +41,27 @@ impl Pool {
     pub(crate) fn pump(self: &Arc<Self>) {
         let mut state = self.state();
         let (due, reason) = state.dials_due(&self.shared.config);
-        let waking = state.believes_asleep();
+        let asleep = state.believes_asleep();
         let early_ends = state.early_ends;
         state.dialing += due;
         drop(state); // a runtime that has ended drops the task here and now, and the guard takes the lock
         for _ in 0..due {
-            let attempt = Attempt {
+            let mut attempt = Attempt {
                 pool: Arc::clone(self),
+                waking: false,
                 landed: false,
             };
             let life = Arc::clone(&self.shared.life);
             let task = async move {
                 let dialed = tokio::select! {
                     biased;
-                    () = life.ended() => Err(Error::closed()),
-                    dialed = attempt.make(waking, reason, early_ends) => dialed,
+                    () = life.ended() => Some(Err(Error::closed())),
+                    dialed = attempt.make(asleep, reason, early_ends) => dialed,
                 };
-                attempt.land(waking, dialed);
+                match dialed {
+                    Some(dialed) => attempt.land(dialed),
+                    None => attempt.withdraw(),
+                }
             };
             self.shared.attempts.spawn_on(task, &self.shared.runtime);
         }
@@ -66,35 +71,69 @@ impl Pool {
 /// One place among the attempts under way. Its drop frees the place, also by panic or because the runtime ends.
 struct Attempt {
     pool: Arc<Pool>,
+    /// Whether it is the one that wakes the tenant.
+    waking: bool,
     landed: bool,
 }
 
 impl Attempt {
-    async fn make(&self, waking: bool, reason: Reason, early_ends: u32) -> Result<Dialed, Error> {
-        if waking {
-            return self.wake(reason, early_ends).await;
+    /// A connection; none if there was no need for one any more when its turn had come.
+    async fn make(
+        &mut self,
+        asleep: bool,
+        reason: Reason,
+        early_ends: u32,
+    ) -> Option<Result<Dialed, Error>> {
+        let shared = Arc::clone(&self.pool.shared);
+        let progress = Progress::new(Stage::Checkout, shared.config.wake_timeout);
+        if asleep && let Err(err) = self.rest(&progress, early_ends).await {
+            self.waking = true;
+            return Some(Err(err));
         }
-        let limit = self.pool.shared.config.wake_timeout;
-        let progress = Progress::new(Stage::Checkout, limit);
-        self.opening(&progress).dial(&self.pool.endpoint()).await
+        let permit = self.opening(&progress).permit().await.ok()??;
+        {
+            // Only now, because it may have taken long: the compute may have fallen asleep, and gets one attempt then.
+            let mut state = self.pool.state();
+            self.waking = state.believes_asleep();
+            if self.waking {
+                let rests = !asleep
+                    && shared
+                        .refusals
+                        .get(&self.pool.tenant, Route::Pooled)
+                        .is_some();
+                if state.waking || rests {
+                    self.waking = false;
+                    return None;
+                }
+                state.waking = true;
+            }
+        }
+        Some(if self.waking {
+            self.wake(permit, reason).await
+        } else {
+            self.opening(&progress)
+                .dial(&self.pool.endpoint(), permit)
+                .await
+        })
     }
 
-    /// Tries until the compute is up, says no, or the time is over.
-    async fn wake(&self, reason: Reason, early_ends: u32) -> Result<Dialed, Error> {
-        let Pool { tenant, shared, .. } = &*self.pool;
-        let limit = shared.config.wake_timeout;
+    /// Waits until another attempt may be of use.
+    async fn rest(&self, progress: &Progress, early_ends: u32) -> Result<(), Error> {
         if early_ends > 0 {
             // The last ones were closed as soon as they were open: trying at once would only go round.
             sleep((FIRST_WAIT * 2_u32.saturating_pow(early_ends.min(6))).min(LONGEST_WAIT)).await;
         }
-        self.opening(&Progress::new(Stage::Wake, limit))
-            .outwait()
-            .await?;
-        let progress = Progress::new(Stage::Wake, limit);
+        self.opening(progress).outwait().await
+    }
+
+    /// Tries until the compute is up, says no, or the time is over.
+    async fn wake(&self, permit: Permit, reason: Reason) -> Result<Dialed, Error> {
+        let Pool { tenant, shared, .. } = &*self.pool;
+        let progress = Progress::new(Stage::Wake, shared.config.wake_timeout);
         shared.stats.wake_started(reason);
         tracing::debug!(tenant = tenant.as_str(), ?reason, "wake");
         let began = Instant::now();
-        let dialed = self.opening(&progress).try_until_up().await;
+        let dialed = self.opening(&progress).try_until_up(permit).await;
         if dialed.is_ok() {
             let elapsed = began.elapsed();
             shared.stats.wake_succeeded(reason, elapsed);
@@ -111,12 +150,20 @@ impl Attempt {
         }
     }
 
-    /// Frees the place, and hands on what the attempt brought.
-    fn land(mut self, waking: bool, dialed: Result<Dialed, Error>) {
+    /// Frees the place, for others that may be due in its stead.
+    fn withdraw(mut self) {
         self.landed = true;
-        let pool = &self.pool;
+        self.pool.state().dialing -= 1;
+        self.pool.pump();
+    }
+
+    /// Frees the place, and hands on what the attempt brought.
+    fn land(mut self, dialed: Result<Dialed, Error>) {
+        self.landed = true;
+        let (pool, waking) = (&self.pool, self.waking);
         let mut state = pool.state();
         state.dialing -= 1;
+        state.waking &= !waking;
         match dialed {
             Ok(dialed) => {
                 state.open.push(Arc::clone(&dialed.watch));
@@ -157,7 +204,10 @@ impl Drop for Attempt {
         if self.landed {
             return;
         }
-        self.pool.state().dialing -= 1;
+        let mut state = self.pool.state();
+        state.dialing -= 1;
+        state.waking &= !self.waking;
+        drop(state);
         if std::thread::panicking() {
             let err = Error::new(
                 ErrorKind::Internal,
@@ -177,6 +227,7 @@ fn open(pool: &Arc<Pool>, dialed: Dialed) {
     let Dialed {
         client,
         watch,
+        seat,
         endpoint,
         task,
         ..
@@ -189,7 +240,7 @@ fn open(pool: &Arc<Pool>, dialed: Dialed) {
     // deadpool's client aborts this handle when it is dropped; the real task still has to say goodbye.
     let stand_in = pool.shared.runtime.spawn(std::future::ready(()));
     match mint(client, stand_in) {
-        Some(client) => pool.park(Connection::new(client, watch, endpoint)),
+        Some(client) => pool.park(Connection::new(client, watch, seat, endpoint)),
         None => watch.mark_closing(),
     }
 }
@@ -198,11 +249,8 @@ fn open(pool: &Arc<Pool>, dialed: Dialed) {
 pub(crate) async fn tend(mut task: ConnectionTask, ending: Ending) {
     let turns = poll_fn(|cx| {
         let polled = task.as_mut().poll(cx);
-        if polled.is_pending()
-            && ending.watch.is_stray()
-            && let Some(pool) = ending.pool.upgrade()
-        {
-            pool.pull(&ending.watch);
+        if polled.is_pending() && ending.watch.is_stray() {
+            ending.pool.pull(&ending.watch);
         }
         polled
     });
@@ -213,19 +261,22 @@ pub(crate) async fn tend(mut task: ConnectionTask, ending: Ending) {
         },
         () = ending.watch.overdue(FAREWELL_TIMEOUT) => {}
     }
+    drop(task); // and with it the socket: before the pool counts it as ended
+    drop(ending);
 }
 
 /// Tells the pool, when it is dropped, that a connection's task has ended.
 pub(crate) struct Ending {
-    // Weak, because the pool owns the connection whose task this is.
-    pool: Weak<Pool>,
+    // A pool that has left the cache closes its idle connections, so this is no circle that lasts. And as long as one
+    // has not ended, a tenant that comes back finds the pool, which counts it.
+    pool: Arc<Pool>,
     watch: Arc<Watch>,
 }
 
 impl Ending {
     pub(crate) fn new(pool: &Arc<Pool>, watch: &Arc<Watch>) -> Self {
         Self {
-            pool: Arc::downgrade(pool),
+            pool: Arc::clone(pool),
             watch: Arc::clone(watch),
         }
     }
@@ -233,9 +284,7 @@ impl Ending {
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        if let Some(pool) = self.pool.upgrade() {
-            pool.ended(&self.watch);
-        }
+        self.pool.ended(&self.watch);
     }
 }
 

@@ -37,6 +37,7 @@ impl TenantRouter {
         };
         let Shared {
             life,
+            dialer,
             hints,
             refusals,
             stats,
@@ -49,7 +50,9 @@ impl TenantRouter {
         if life.is_over() || needless {
             return false;
         }
-        let Some(taken) = hints.take() else {
+        // Nobody is to lose a connection to a guess.
+        let affordable = !dialer.budget.is_tight();
+        let Some(taken) = affordable.then(|| hints.take()).flatten() else {
             count(&stats.hints_ignored);
             return false;
         };

@@ -230,6 +230,11 @@ impl Watch {
         self.opened.elapsed().saturating_sub(heard)
     }
 
+    /// When the server last sent anything.
+    pub(crate) fn last_heard(&self) -> Instant {
+        self.opened + Duration::from_millis(self.heard.load(Relaxed))
+    }
+
     /// Notes that we close it.
     pub(crate) fn mark_closing(&self) {
         self.closing.store(true, Release);

@@ -19,6 +19,10 @@ use crate::{
 const SHORT_QUEUE: usize = 64;
 
 /// Everything that changes in a pool.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own, known from elsewhere"
+)]
 pub(crate) struct State {
     /// Where the tenant lives. Another one is another generation: its connections are told apart by it.
     pub(crate) endpoint: Arc<Endpoint>,
@@ -32,6 +36,8 @@ pub(crate) struct State {
     look_through_at: usize,
     /// Attempts under way.
     pub(crate) dialing: usize,
+    /// Whether one of them is waking the compute.
+    pub(crate) waking: bool,
     /// Connections that will probably be free in a moment: what their last user left is about to end.
     pub(crate) settling: usize,
     /// Connections whose tasks have not ended, idle or not.
@@ -70,6 +76,7 @@ impl State {
             waiters: VecDeque::new(),
             look_through_at: SHORT_QUEUE,
             dialing: 0,
+            waking: false,
             settling: 0,
             open: Vec::new(),
             lost: false,
@@ -153,6 +160,22 @@ impl State {
 
     pub(crate) fn pop_idle(&mut self) -> Option<Connection> {
         let connection = self.idle.pop()?;
+        connection.watch.set_parked(false);
+        Some(connection)
+    }
+
+    /// When the connection was last used that has been idle for longest.
+    pub(crate) fn idle_since(&self) -> Option<Instant> {
+        let oldest = self.idle.first()?;
+        Some(oldest.watch.last_heard())
+    }
+
+    /// Takes that connection out.
+    pub(crate) fn take_oldest_idle(&mut self) -> Option<Connection> {
+        if self.idle.is_empty() {
+            return None;
+        }
+        let connection = self.idle.remove(0);
         connection.watch.set_parked(false);
         Some(connection)
     }

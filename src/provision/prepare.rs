@@ -93,7 +93,12 @@ impl Hook {
     ) -> Result<(), Error> {
         stats.wake_started(Reason::Fleet);
         let waits = backoff(Duration::from_millis(100), Duration::from_secs(5));
-        let dial = || dialer.dial(endpoint, Route::Direct, progress.deadline());
+        let dial = || async {
+            let permit = dialer.permit(None, progress).await?;
+            dialer
+                .dial(endpoint, Route::Direct, progress.deadline(), permit)
+                .await
+        };
         let opened = retry(progress, waits, dial).await?;
         stats.wake_succeeded(Reason::Fleet, progress.elapsed());
         let connection = AbortOnDropHandle::new(tokio::spawn(opened.task));

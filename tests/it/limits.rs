@@ -14,7 +14,8 @@ const MILLISECOND: Duration = Duration::from_millis(1);
 /// Time in which `count` callers, one after the other, join the queue of a tenant that is being woken.
 async fn queueing(count: usize) -> Duration {
     let backend = Backend::default();
-    let router = backend.router().build().unwrap();
+    let builder = backend.router().waiting_per_tenant(100_000);
+    let router = builder.waiting_callers(100_000).build().unwrap();
     backend.set(Step::Login, Gate::Stuck);
     let wake = router.warm("acme");
     backend.until_waiting(Step::Login).await;

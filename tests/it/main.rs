@@ -6,6 +6,7 @@
 
 mod answers;
 mod api;
+mod budget;
 mod cancellation;
 mod clients;
 mod computes;

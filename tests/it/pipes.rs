@@ -78,7 +78,8 @@ async fn a_stuck_login_costs_a_caller_its_time_and_the_wake_nothing() {
 async fn thousands_of_tenants_have_connections_side_by_side() {
     const TENANTS: u64 = 5000;
     let backend = Backend::default();
-    let router = backend.router().max_pools(2 * TENANTS).build().unwrap();
+    let builder = backend.router().max_pools(2 * TENANTS);
+    let router = builder.max_connections(10_000).build().unwrap();
     backend.set(Step::Login, Gate::Stuck);
     let callers: Vec<_> = (0..TENANTS)
         .map(|n| {

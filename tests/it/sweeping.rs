@@ -182,7 +182,9 @@ async fn a_connection_held_for_long_is_told_of_once_and_goes_on() {
 async fn a_thousand_quiet_tenants_get_nothing_but_goodbyes() {
     const TENANTS: usize = 1000;
     let backend = Backend::default();
-    let router = sleeping_after(&backend, 5 * MINUTE).max_pools(2000);
+    let router = sleeping_after(&backend, 5 * MINUTE)
+        .max_pools(2000)
+        .max_connections(2000);
     let router = router.build().unwrap();
     let names: Vec<_> = (0..TENANTS).map(|n| format!("tenant-{n}")).collect();
     drop(

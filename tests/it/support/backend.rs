@@ -51,6 +51,8 @@ pub(crate) struct Counts {
     pub(crate) opened: HashMap<String, u64>,
     /// Streams open now.
     pub(crate) open: u64,
+    /// Most streams open at the same time.
+    pub(crate) most_open: u64,
     pub(crate) logins_started: u64,
     /// When they were started.
     pub(crate) login_times: Vec<Instant>,
@@ -177,6 +179,7 @@ impl Backend {
         self.note(|counts| {
             *counts.opened.entry(host).or_default() += 1;
             counts.open += 1;
+            counts.most_open = counts.most_open.max(counts.open);
         });
         drop(waiting); // not before it is counted as open: somebody may watch for neither
         let pid = self.0.last_pid.fetch_add(1, Relaxed) + 1;

@@ -1,0 +1,529 @@
+//! How many connections there may be at once, and whose turn it is when there may be no more.
+//!
+//! Nothing can be dialed without a [`Permit`], which lasts from before the dial until the other side has ended the
+//! connection. At the bound, idle connections are closed, those of the least recently used tenants first. Where none is
+//! idle, those who want one take turns. Who has none comes first, and a part of the budget is kept for them.
+//!
+//! Its lock is the last to be taken: holders are asked, and permits dropped, without it.
+
+mod turns;
+
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, Weak,
+        atomic::{
+            AtomicU8, AtomicUsize,
+            Ordering::{AcqRel, Acquire, SeqCst},
+        },
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, oneshot},
+    time::{Instant, timeout},
+};
+
+use crate::{flow::Flow, retry::lock};
+
+use turns::{Key, Turns};
+
+/// How long somebody's only connection serves them while others have none, and how long those wait for it.
+const TURN: Duration = Duration::from_millis(500);
+/// A connection that has been idle for so long goes to whoever wants one more.
+const IDLE: Duration = Duration::from_secs(1);
+/// One that has been idle for so long is closed so that the reserve is free again, though nobody wants it yet.
+const LONG_IDLE: Duration = Duration::from_secs(5);
+
+/// Who holds connections: one tenant.
+pub(crate) trait Holder: Send + Sync {
+    /// When the connection was last used that has been idle for longest. Of tenants that were used lately this is the
+    /// surplus: what is idle is taken last in, first out.
+    fn idle_since(&self) -> Option<Instant>;
+    /// Closes that connection, after [`Budget::vacate`]; says whether there was one.
+    fn close_idle(&self) -> bool;
+}
+
+/// The connections of one router, counted.
+pub(crate) struct Budget {
+    limit: usize,
+    /// Up to where those may go who have a connection already.
+    usual_limit: usize,
+    state: Mutex<State>,
+    /// How many connections should be closed that nobody has been asked to close yet. Written under the lock, before
+    /// anybody is asked; read by whoever is about to let a connection lie idle, under the lock by which it is asked.
+    missing: AtomicUsize,
+    /// Rung when nothing is used any more.
+    emptied: Notify,
+}
+
+struct State {
+    used: usize,
+    turns: Turns,
+    /// How many of those used are being closed because others want them.
+    leaving: usize,
+    flow: Flow,
+}
+
+impl Budget {
+    /// For `limit` connections, of which `reserve` are for those who have none.
+    pub(crate) fn new(limit: usize, reserve: usize) -> Arc<Self> {
+        let state = State {
+            used: 0,
+            turns: Turns::default(),
+            leaving: 0,
+            flow: Flow::new(),
+        };
+        Arc::new(Self {
+            limit,
+            usual_limit: limit - reserve.min(limit),
+            state: Mutex::new(state),
+            missing: AtomicUsize::new(0),
+            emptied: Notify::new(),
+        })
+    }
+
+    /// The right to open one connection for `holder`; for nobody in particular, and never from the reserve, if there is
+    /// none. Waits as long as it takes.
+    ///
+    /// # Cancel safety
+    /// Dropping it gives up the turn.
+    pub(crate) async fn take(self: &Arc<Self>, holder: Option<&Weak<dyn Holder>>) -> Permit {
+        let (turn, mut mine) = oneshot::channel();
+        let _place = {
+            let mut state = self.state();
+            if state.turns.waiting() == 0 {
+                state.flow = Flow::new();
+            }
+            let (key, number) = state.turns.wait(holder, turn);
+            Place {
+                budget: Arc::clone(self),
+                key,
+                number,
+            }
+        };
+        self.grant();
+        loop {
+            self.make_room();
+            // What was used too lately to be closed is not any more a moment later.
+            if let Ok(granted) = timeout(IDLE, &mut mine).await {
+                // The sender is dropped only with the place, which is here.
+                return granted.expect("a turn that is not given up comes");
+            }
+        }
+    }
+
+    /// Gives what is free to those whose turn it is.
+    fn grant(self: &Arc<Self>) {
+        loop {
+            let mut state = self.state();
+            let used = state.used;
+            let next = (used < self.limit).then(|| state.turns.next(used < self.usual_limit));
+            let Some((key, turn)) = next.flatten() else {
+                return self.note_missing(&state);
+            };
+            state.used += 1;
+            state.flow.depart();
+            drop(state);
+            let seat = Seat {
+                key,
+                state: Arc::new(AtomicU8::new(TAKEN)),
+            };
+            let permit = Permit {
+                budget: Arc::clone(self),
+                seat,
+            };
+            drop(turn.send(permit)); // who has left meanwhile drops it, which gives it to the next
+        }
+    }
+
+    /// Closes idle connections as far as that helps those who wait.
+    pub(crate) fn make_room(&self) {
+        if !self.is_short() {
+            return;
+        }
+        let some_have_none = self.state().turns.some_have_none();
+        self.close_idle(if some_have_none { Duration::ZERO } else { IDLE }, || {
+            self.is_short()
+        });
+    }
+
+    /// Closes what has been idle for long, so that the next who has none need not wait.
+    pub(crate) fn restore_reserve(&self) {
+        self.make_room();
+        self.close_idle(LONG_IDLE, || {
+            let state = self.state();
+            state.used - state.leaving > self.usual_limit
+        });
+    }
+
+    /// Closes connections of those who have not used any for `idle`, the longest first, as long as `more`.
+    fn close_idle(&self, idle: Duration, more: impl Fn() -> bool) {
+        if !more() {
+            return;
+        }
+        let holders = self.state().turns.holders();
+        let unused = holders.iter().filter_map(|it| Some((it.idle_since()?, it)));
+        let mut unused: Vec<_> = unused.filter(|(at, _)| at.elapsed() >= idle).collect();
+        unused.sort_by_key(|(at, _)| *at);
+        for (_, holder) in unused {
+            while more() && holder.close_idle() {}
+        }
+    }
+
+    /// Whether connections should be closed for those who wait. Cheap.
+    pub(crate) fn is_short(&self) -> bool {
+        self.missing.load(SeqCst) > 0
+    }
+
+    /// Whether the connection of `seat`, which was opened at `opened` and has just come back, should rather be another's.
+    /// `wanted`: whether its holder has use for it now. If so, it has to be closed.
+    pub(crate) fn ask_to_leave(&self, seat: &Seat, opened: Instant, wanted: bool) -> bool {
+        let mut state = self.state();
+        if self.missing.load(SeqCst) == 0 {
+            return false;
+        }
+        let held = state.turns.keeps(seat.key);
+        let has_more = state
+            .turns
+            .fewest_of_others(seat.key)
+            .is_some_and(|fewest| held > fewest + 1);
+        let first_waits_since = state.turns.first_waits_since(seat.key);
+        let leaves = match first_waits_since {
+            Some(_) if !wanted => true,
+            Some(since) if held <= 1 => since.elapsed() >= TURN && opened.elapsed() >= TURN,
+            Some(_) => true,
+            None => has_more,
+        };
+        leaves && self.vacate_in(&mut state, seat)
+    }
+
+    /// Marks a connection as being closed for others; `false` if it is on its way already.
+    pub(crate) fn vacate(&self, seat: &Seat) -> bool {
+        self.vacate_in(&mut self.state(), seat)
+    }
+
+    fn vacate_in(&self, state: &mut State, seat: &Seat) -> bool {
+        let taken = seat.state.compare_exchange(TAKEN, LEAVING, AcqRel, Acquire);
+        if taken.is_ok() {
+            state.leaving += 1;
+            state.turns.leave(seat.key);
+            self.note_missing(state);
+        }
+        taken.is_ok()
+    }
+
+    /// Whether only those may open a connection who have none, or nobody may.
+    pub(crate) fn is_tight(&self) -> bool {
+        self.state().used >= self.usual_limit
+    }
+
+    /// Whether somebody waits who has no connection at all.
+    pub(crate) fn some_have_none(&self) -> bool {
+        self.state().turns.some_have_none()
+    }
+
+    pub(crate) fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// Connections that are open, being opened or being closed.
+    pub(crate) fn used(&self) -> usize {
+        self.state().used
+    }
+
+    /// How many wait for their turn.
+    pub(crate) fn waiting(&self) -> usize {
+        self.state().turns.waiting()
+    }
+
+    /// How long those will take who wait now.
+    pub(crate) fn wait(&self) -> Duration {
+        let state = self.state();
+        state.flow.estimate(state.turns.waiting())
+    }
+
+    /// Waits until nothing is used.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost by dropping it.
+    pub(crate) async fn emptied(&self) {
+        loop {
+            let emptied = self.emptied.notified();
+            if self.used() == 0 {
+                return;
+            }
+            emptied.await;
+        }
+    }
+
+    fn note_missing(&self, state: &State) {
+        let (first, others) = state.turns.wanted();
+        let limit = if others > 0 {
+            self.usual_limit
+        } else {
+            self.limit
+        };
+        let missing = if first + others == 0 {
+            0
+        } else {
+            (state.used + first + others).saturating_sub(limit + state.leaving)
+        };
+        self.missing.store(missing, SeqCst);
+    }
+
+    fn release(self: &Arc<Self>, seat: &Seat) {
+        let mut state = self.state();
+        let was_leaving = seat.state.swap(FREE, AcqRel) == LEAVING;
+        state.used -= 1;
+        state.leaving -= usize::from(was_leaving);
+        state.turns.release(seat.key, was_leaving);
+        if state.used == 0 {
+            self.emptied.notify_waiters();
+        }
+        drop(state);
+        self.grant();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+}
+
+/// The right to one connection. Its drop gives it back.
+#[must_use]
+pub(crate) struct Permit {
+    budget: Arc<Budget>,
+    seat: Seat,
+}
+
+/// By which the budget knows a connection.
+#[derive(Clone)]
+pub(crate) struct Seat {
+    key: Key,
+    /// Written under the budget's lock.
+    state: Arc<AtomicU8>,
+}
+
+const TAKEN: u8 = 0;
+const LEAVING: u8 = 1;
+const FREE: u8 = 2;
+
+impl Permit {
+    pub(crate) fn seat(&self) -> Seat {
+        self.seat.clone()
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.budget.release(&self.seat);
+    }
+}
+
+impl fmt::Debug for Permit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Permit")
+    }
+}
+
+/// A request that waits. Its drop takes it back, if it was not served.
+struct Place {
+    budget: Arc<Budget>,
+    key: Key,
+    number: u64,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut state = self.budget.state();
+        let given_up = state.turns.give_up(self.key, self.number);
+        self.budget.note_missing(&state);
+        drop(state);
+        drop(given_up);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Poll;
+
+    use futures_util::FutureExt;
+    use tokio::time::advance;
+
+    use super::*;
+
+    /// A tenant whose connections end as soon as they are closed.
+    struct Tenant {
+        budget: Arc<Budget>,
+        idle: Mutex<Vec<(Instant, Permit)>>,
+    }
+
+    impl Tenant {
+        fn new(budget: &Arc<Budget>) -> Arc<Self> {
+            let budget = Arc::clone(budget);
+            let idle = Mutex::default();
+            Arc::new(Self { budget, idle })
+        }
+
+        fn holder(self: &Arc<Self>) -> Weak<dyn Holder> {
+            let tenant: Weak<Self> = Arc::downgrade(self);
+            tenant
+        }
+
+        async fn take(self: &Arc<Self>) -> Permit {
+            self.budget.take(Some(&self.holder())).await
+        }
+
+        fn take_now(self: &Arc<Self>) -> Option<Permit> {
+            self.take().now_or_never()
+        }
+
+        fn park(&self, permit: Permit) {
+            lock(&self.idle).push((Instant::now(), permit));
+        }
+    }
+
+    impl Holder for Tenant {
+        fn idle_since(&self) -> Option<Instant> {
+            lock(&self.idle).first().map(|(since, _)| *since)
+        }
+
+        fn close_idle(&self) -> bool {
+            let mut idle = lock(&self.idle);
+            if idle.is_empty() {
+                return false;
+            }
+            let (_, permit) = idle.remove(0);
+            drop(idle);
+            self.budget.vacate(&permit.seat)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_part_is_kept_for_those_who_have_none() {
+        let budget = Budget::new(3, 1);
+        let [busy, quiet, late] = [(); 3].map(|()| Tenant::new(&budget));
+        let _held = [busy.take_now().unwrap(), busy.take_now().unwrap()];
+        assert!(busy.take_now().is_none());
+        let first = quiet.take_now().unwrap();
+        assert!(quiet.take_now().is_none() && late.take_now().is_none());
+        assert_eq!((budget.used(), budget.waiting()), (3, 0));
+        drop(first);
+        assert!(late.take_now().is_some());
+        let aside = budget.take(None).now_or_never();
+        assert!(aside.is_none(), "it is not there for what is nobody's");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_idle_for_longest_is_closed_first() {
+        let budget = Budget::new(2, 0);
+        let [old, young, late] = [(); 3].map(|()| Tenant::new(&budget));
+        for tenant in [&old, &young] {
+            tenant.park(tenant.take_now().unwrap());
+            advance(Duration::from_millis(1)).await;
+        }
+        let _held = late.take_now().unwrap();
+        assert!(old.idle_since().is_none() && young.idle_since().is_some());
+        assert!(
+            late.take_now().is_none(),
+            "for one more only what is unused"
+        );
+        advance(IDLE).await;
+        assert!(late.take_now().is_some());
+        assert!(young.idle_since().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tenants_take_turns_and_who_has_none_comes_first() {
+        let budget = Budget::new(2, 0);
+        let [hot, calm, late] = [(); 3].map(|()| Tenant::new(&budget));
+        let held = [hot.take_now().unwrap(), calm.take_now().unwrap()];
+        let mut waiting = [&hot, &hot, &calm, &late].map(|it| Box::pin(it.take()));
+        for it in &mut waiting {
+            assert!(futures_util::poll!(it).is_pending());
+        }
+        let [h1, h2, c, l] = &mut waiting;
+        drop(held);
+        let Poll::Ready(late_one) = futures_util::poll!(&mut *l) else {
+            panic!("it has none");
+        };
+        let Poll::Ready(hot_one) = futures_util::poll!(&mut *h1) else {
+            panic!("it has none any more, and waits for longer than calm");
+        };
+        drop(late_one);
+        let Poll::Ready(_calm_one) = futures_util::poll!(c) else {
+            panic!("it has none any more either");
+        };
+        assert!(futures_util::poll!(&mut *h2).is_pending());
+        drop(hot_one);
+        assert!(futures_util::poll!(h2).is_ready());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_more_gives_way_at_once_and_the_only_one_after_its_turn() {
+        let budget = Budget::new(3, 0);
+        let [hot, calm, late] = [(); 3].map(|()| Tenant::new(&budget));
+        let opened = Instant::now();
+        let [h1, h2] = [hot.take_now().unwrap(), hot.take_now().unwrap()];
+        let c = calm.take_now().unwrap();
+        assert!(!budget.ask_to_leave(&h1.seat, opened, true), "nobody waits");
+        let mut waits = Box::pin(late.take());
+        assert!(futures_util::poll!(&mut waits).is_pending());
+        assert!(!budget.ask_to_leave(&c.seat, opened, true), "its only one");
+        assert!(budget.ask_to_leave(&h1.seat, opened, true));
+        assert!(
+            !budget.ask_to_leave(&h2.seat, opened, true),
+            "one is enough"
+        );
+        drop(h1);
+        let l = waits.await;
+        let mut waits = Box::pin(hot.take());
+        assert!(futures_util::poll!(&mut waits).is_pending());
+        advance(2 * TURN).await;
+        assert!(!budget.ask_to_leave(&l.seat, opened, true), "both have one");
+        drop(h2);
+        let _h = waits.await;
+        let fourth = Tenant::new(&budget);
+        let mut waits = Box::pin(fourth.take());
+        assert!(futures_util::poll!(&mut waits).is_pending());
+        assert!(!budget.ask_to_leave(&c.seat, opened, true), "not yet");
+        advance(TURN).await;
+        assert!(budget.ask_to_leave(&c.seat, opened, true));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_turn_that_is_given_up_leaves_nothing_behind() {
+        let budget = Budget::new(1, 0);
+        let [a, b] = [(); 2].map(|()| Tenant::new(&budget));
+        let held = a.take_now().unwrap();
+        let mut gone = Box::pin(b.take());
+        let mut waits = Box::pin(b.take());
+        assert!(futures_util::poll!(&mut gone).is_pending());
+        assert!(futures_util::poll!(&mut waits).is_pending());
+        assert!(budget.is_short());
+        drop(held); // granted, but not yet noticed
+        drop(gone);
+        assert!(futures_util::poll!(&mut waits).is_ready());
+        drop(waits);
+        assert_eq!((budget.used(), budget.waiting()), (0, 0));
+        assert!(!budget.is_short());
+        assert!(budget.state().turns.holders().is_empty());
+        budget.emptied().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_reserve_is_freed_of_what_has_been_idle_for_long() {
+        let budget = Budget::new(2, 1);
+        let [a, b] = [(); 2].map(|()| Tenant::new(&budget));
+        for tenant in [&a, &b] {
+            tenant.park(tenant.take_now().unwrap());
+        }
+        budget.restore_reserve();
+        assert_eq!(budget.used(), 2);
+        advance(LONG_IDLE).await;
+        budget.restore_reserve();
+        assert_eq!(budget.used(), 1);
+    }
+}

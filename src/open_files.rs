@@ -1,0 +1,29 @@
+//! Whether the process may open as many files as it may have connections.
+
+/// Files that a process has open besides: its log, its own listener and clients, the catalog, Neon's API.
+const OTHERS: u64 = 100;
+
+/// Warns if `connections` and what else a process has open exceed what it may.
+pub(crate) fn check(connections: usize) {
+    let needed = connections as u64 + OTHERS;
+    if let Some(limit) = limit().filter(|limit| *limit < needed) {
+        tracing::warn!(
+            limit,
+            needed,
+            "the limit on open files is below what max_connections ({connections}) takes: raise it to {needed} and \
+             what the application itself opens (`ulimit -n`, or LimitNOFILE= in systemd), or lower max_connections"
+        );
+    }
+}
+
+/// The limit that holds now; none if there is none, or nobody to tell.
+#[cfg(unix)]
+fn limit() -> Option<u64> {
+    use rustix::process::{Resource, getrlimit};
+    getrlimit(Resource::Nofile).current
+}
+
+#[cfg(not(unix))]
+fn limit() -> Option<u64> {
+    None
+}

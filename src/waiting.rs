@@ -1,0 +1,159 @@
+//! Callers who cannot be served at once: so many for one key, so many in all.
+//!
+//! It counts, and lets nobody wait who would come after too many. In which order they are served is for those who serve
+//! them.
+
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use crate::{flow::Flow, retry::lock};
+
+/// All who wait.
+pub(crate) struct Waiting<K> {
+    most_of_one: usize,
+    most: usize,
+    count: AtomicUsize,
+    // Held for a few instructions whenever a caller begins to wait, or ends.
+    lines: Mutex<Lines<K>>,
+}
+
+struct Lines<K> {
+    all: Flow,
+    of: HashMap<K, Line>,
+}
+
+struct Line {
+    waiting: usize,
+    flow: Flow,
+}
+
+/// There is no place to wait.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Full {
+    /// Whether too many wait for this key, and not just in all.
+    pub(crate) of_one: bool,
+    /// How many may.
+    pub(crate) most: usize,
+    /// When to come back.
+    pub(crate) wait: Duration,
+}
+
+impl<K: Clone + Eq + Hash> Waiting<K> {
+    /// For `most_of_one` callers per key and `most` in all.
+    pub(crate) fn new(most_of_one: usize, most: usize) -> Arc<Self> {
+        let lines = Lines {
+            all: Flow::new(),
+            of: HashMap::new(),
+        };
+        Arc::new(Self {
+            most_of_one,
+            most,
+            count: AtomicUsize::new(0),
+            lines: Mutex::new(lines),
+        })
+    }
+
+    /// Begins to wait for `key`, if there is a place.
+    pub(crate) fn enter(self: &Arc<Self>, key: &K) -> Result<Place<K>, Full> {
+        let mut lines = lock(&self.lines);
+        let count = self.count.load(Relaxed);
+        if let Some(line) = lines.of.get_mut(key)
+            && line.waiting >= self.most_of_one
+        {
+            return Err(Full {
+                of_one: true,
+                most: self.most_of_one,
+                wait: line.flow.come_back(line.waiting),
+            });
+        }
+        if count >= self.most {
+            return Err(Full {
+                of_one: false,
+                most: self.most,
+                wait: lines.all.come_back(count),
+            });
+        }
+        if count == 0 {
+            lines.all = Flow::new();
+        }
+        self.count.store(count + 1, Relaxed);
+        let line = lines.of.entry(key.clone()).or_insert_with(|| Line {
+            waiting: 0,
+            flow: Flow::new(),
+        });
+        line.waiting += 1;
+        Ok(Place {
+            waiting: Arc::clone(self),
+            key: key.clone(),
+            served: false,
+        })
+    }
+
+    /// How many wait now.
+    pub(crate) fn len(&self) -> usize {
+        self.count.load(Relaxed)
+    }
+}
+
+/// A place among those who wait. Its drop gives it up.
+#[must_use]
+pub(crate) struct Place<K: Clone + Eq + Hash> {
+    waiting: Arc<Waiting<K>>,
+    key: K,
+    served: bool,
+}
+
+impl<K: Clone + Eq + Hash> Place<K> {
+    /// Leaves it, served. Whoever leaves otherwise says nothing about how fast the line moves.
+    pub(crate) fn leave_served(mut self) {
+        self.served = true;
+    }
+}
+
+impl<K: Clone + Eq + Hash> Drop for Place<K> {
+    fn drop(&mut self) {
+        let mut lines = lock(&self.waiting.lines);
+        self.waiting.count.fetch_sub(1, Relaxed);
+        if self.served {
+            lines.all.depart();
+        }
+        let Some(line) = lines.of.get_mut(&self.key) else {
+            return;
+        };
+        line.waiting -= 1;
+        if self.served {
+            line.flow.depart();
+        }
+        if line.waiting == 0 {
+            lines.of.remove(&self.key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn so_many_for_one_and_so_many_in_all() {
+        let waiting = Waiting::new(2, 3);
+        let first = waiting.enter(&"a").unwrap();
+        let _second = waiting.enter(&"a").unwrap();
+        let full = waiting.enter(&"a").err().unwrap();
+        assert!(full.of_one && full.most == 2 && !full.wait.is_zero());
+        let _third = waiting.enter(&"b").unwrap();
+        let full = waiting.enter(&"b").err().unwrap();
+        assert!(!full.of_one && full.most == 3);
+        assert_eq!(waiting.len(), 3);
+        drop(first);
+        assert!(waiting.enter(&"a").is_ok(), "and left again at once");
+        assert_eq!(waiting.len(), 2);
+    }
+}

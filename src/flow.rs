@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 /// Nobody is told to come back sooner, or later, than this.
 const SOONEST: Duration = Duration::from_millis(10);
-const LATEST: Duration = Duration::from_secs(60);
+const LATEST: Duration = Duration::from_secs(300);
 /// When to come back to a line that has not moved yet.
 const UNKNOWN: Duration = Duration::from_millis(100);
 /// How much of the measured interval each departure renews: an eighth.
@@ -59,7 +59,8 @@ impl Flow {
         let interval = self.interval.unwrap_or_default();
         let ahead = u32::try_from(ahead).unwrap_or(u32::MAX);
         let gone = now + interval.saturating_mul(ahead).min(LATEST);
-        let at = gone.max(self.booked.min(now + LATEST)) + interval;
+        // A little later than it is measured: those who come unasked want a place too.
+        let at = gone.max(self.booked.min(now + LATEST)) + interval + interval / 4;
         self.booked = at;
         let wait = (at - now).max(self.stall());
         wait.clamp(SOONEST, LATEST)
@@ -91,8 +92,8 @@ mod tests {
             advance(20 * MS).await;
             flow.depart();
         }
-        assert_eq!(flow.come_back(10), 220 * MS);
-        assert_eq!(flow.come_back(10), 240 * MS);
+        assert_eq!(flow.come_back(10), 225 * MS);
+        assert_eq!(flow.come_back(10), 250 * MS);
         advance(300 * MS).await;
         flow.depart();
         assert!(flow.come_back(0) < 100 * MS, "what was booked is over");

@@ -17,6 +17,7 @@ mod direct;
 mod doubts;
 mod emulator;
 mod eviction;
+mod fairness;
 mod faults;
 mod fleet;
 mod followers;

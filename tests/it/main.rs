@@ -32,6 +32,7 @@ mod management;
 mod matrix;
 mod methods;
 mod moves;
+mod open_files;
 mod outages;
 mod pipes;
 mod policies;

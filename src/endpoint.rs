@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use tokio_postgres::config::{SslMode, SslNegotiation};
 
-use crate::secret::Secret;
+use crate::{
+    error::{Error, ErrorKind, Stage},
+    secret::Secret,
+};
 
 /// Neon suspends an idle compute after this long unless told otherwise (`suspend_timeout_seconds: 0` in its API).
 pub const DEFAULT_SUSPEND_WINDOW: Duration = Duration::from_secs(300);
@@ -44,6 +47,9 @@ pub struct Endpoint {
     pub is_neon: bool,
     /// How the connection is encrypted.
     pub encryption: Encryption,
+    /// The most pooled connections to the tenant that one router has at a time, those in opening included; `None` for the
+    /// router's own [`pool_size`](crate::RouterBuilder::pool_size). Never zero.
+    pub max_connections: Option<usize>,
 }
 
 /// As whom, and into which database.
@@ -121,6 +127,7 @@ impl Endpoint {
             suspend_window: None,
             is_neon: false,
             encryption: Encryption::Tls,
+            max_connections: None,
         }
     }
 
@@ -143,6 +150,58 @@ impl Endpoint {
     pub fn without_tls(mut self) -> Self {
         self.encryption = Encryption::None;
         self
+    }
+
+    /// Sets the most pooled connections to the tenant that one router has at a time, also while the tenant moves. Defaults
+    /// to the router's own [`pool_size`](crate::RouterBuilder::pool_size); lower it for tenants who get less, raise it for
+    /// those with many queries side by side. Must be more than zero: otherwise every call for the tenant fails with
+    /// `ErrorKind::BadRecord`.
+    ///
+    /// It is counted in each router by itself: ten processes have ten times as many. Connections past the pooler have a
+    /// limit of their own ([`direct_connections`](crate::RouterBuilder::direct_connections)) and are not counted here.
+    /// Where it changes, no connection is closed but what is then too many: idle ones at once, others when they come back.
+    #[must_use]
+    pub fn max_connections(mut self, count: usize) -> Self {
+        self.max_connections = Some(count);
+        self
+    }
+
+    /// Whether connections to `other` are as good as those to this: all but how many there may be is the same.
+    pub(crate) fn is_same_place(&self, other: &Self) -> bool {
+        // By name, so that whoever adds a field has to say here what a change of it means.
+        let Self {
+            direct_host,
+            pooled_host,
+            port,
+            database,
+            role,
+            password,
+            suspend_window,
+            is_neon,
+            encryption,
+            max_connections: _,
+        } = self;
+        *direct_host == other.direct_host
+            && *pooled_host == other.pooled_host
+            && *port == other.port
+            && *database == other.database
+            && *role == other.role
+            && *password == other.password
+            && *suspend_window == other.suspend_window
+            && *is_neon == other.is_neon
+            && *encryption == other.encryption
+    }
+
+    /// Whether anybody could be served there.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        match self.max_connections {
+            Some(0) => {
+                let message = "the tenant's entry in the catalog allows no connection; set max_connections to \
+                               more than zero, or to none for the router's own pool_size";
+                Err(Error::new(ErrorKind::BadRecord, message).with_stage(Stage::Lookup))
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// As whom, and into which database.
@@ -185,5 +244,28 @@ mod tests {
         let endpoint = Endpoint::postgres("localhost", "app", "app", "hunter2");
         let printed = format!("{endpoint:?} {:?}", endpoint.pg_config());
         assert!(!printed.contains("hunter2"), "{printed}");
+    }
+
+    #[test]
+    fn another_ceiling_is_no_other_place_and_anything_else_is() {
+        let here = || Endpoint::postgres("localhost", "app", "app", "hunter2");
+        assert!(here().is_same_place(&here().max_connections(1)));
+        assert_ne!(here(), here().max_connections(1));
+        let changes: [fn(&mut Endpoint); 9] = [
+            |it| it.direct_host.push('x'),
+            |it| it.pooled_host.push('x'),
+            |it| it.port = 1,
+            |it| it.database.push('x'),
+            |it| it.role.push('x'),
+            |it| it.password = "hunter3".into(),
+            |it| it.suspend_window = Some(Duration::ZERO),
+            |it| it.is_neon = true,
+            |it| it.encryption = Encryption::None,
+        ];
+        for change in changes {
+            let mut there = here();
+            change(&mut there);
+            assert!(!here().is_same_place(&there), "{there:?}");
+        }
     }
 }

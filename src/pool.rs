@@ -209,7 +209,9 @@ impl Pool {
         let watch = &connection.watch;
         // A request to cancel may still be under way, and must not cost the next in turn its place.
         let spent = watch.is_expired() || watch.was_cancelled() || self.shared.life.is_over();
-        if spent || state.condemns(&connection) || self.gives_way(&state, &connection) {
+        let surplus = state.surplus(&self.shared.config) > 0;
+        let spent = spent || surplus || state.condemns(&connection);
+        if spent || self.gives_way(&state, &connection) {
             drop(state);
             return connection.close();
         }

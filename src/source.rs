@@ -48,6 +48,7 @@ impl Source {
             Self::Provisioning(provisioning) => (provisioning.lookup(tenant).await, false),
         };
         let known = known.map_err(|err| err.with_stage(Stage::Lookup))?;
+        known.as_ref().map_or(Ok(()), |endpoint| endpoint.check())?;
         Ok(known.map(|endpoint| Located {
             endpoint,
             fresh,
@@ -96,7 +97,7 @@ impl Source {
         };
         count(&stats.lookups);
         match provisioning.ask(tenant).await? {
-            Whereabouts::At(same) if *same == *known => {
+            Whereabouts::At(same) if same.is_same_place(known) => {
                 provisioning.refresh(tenant, progress).await
             }
             Whereabouts::At(now) => Ok(Some(now)),

@@ -12,9 +12,11 @@ impl Pool {
     }
 
     /// Takes note of where the tenant lives; says whether that is news. Connections of the earlier generation are
-    /// closed when nobody uses them any more.
-    pub(crate) fn move_to(&self, endpoint: Arc<Endpoint>, fresh: bool) -> bool {
-        self.move_from(None, endpoint, fresh)
+    /// closed when nobody uses them any more. Another number of connections is no other place.
+    pub(crate) fn move_to(self: &Arc<Self>, endpoint: Arc<Endpoint>, fresh: bool) -> bool {
+        let news = self.move_from(None, endpoint, fresh);
+        self.pump(); // there may be room for more connections now
+        news
     }
 
     /// The same, unless somebody has taken note of another place than `known` meanwhile, which is news too.
@@ -28,20 +30,23 @@ impl Pool {
         if known.is_some_and(|known| !Arc::ptr_eq(known, &state.endpoint)) {
             return true;
         }
-        if *state.endpoint == *endpoint {
+        let config = &self.shared.config;
+        let surplus = state.allow(endpoint.max_connections, config);
+        if state.endpoint.is_same_place(&endpoint) {
             state.fresh |= fresh;
+            drop(state);
+            surplus.into_iter().for_each(Connection::close);
             return false;
         }
-        self.shared
-            .pace
-            .keep_up_with(&endpoint, &self.shared.config);
+        self.shared.pace.keep_up_with(&endpoint, config);
         state.endpoint = endpoint;
         state.fresh = fresh;
         (state.lost, state.early_ends) = (true, 0);
         (state.last_failure, state.repeated_since) = (None, None);
         let outdated = state.take_idle(|_| true);
         drop(state);
-        outdated.into_iter().for_each(Connection::close);
+        let closed = outdated.into_iter().chain(surplus);
+        closed.for_each(Connection::close);
         count(&self.shared.stats.moved);
         self.mended();
         tracing::info!(

@@ -26,6 +26,9 @@ const SHORT_QUEUE: usize = 64;
 pub(crate) struct State {
     /// Where the tenant lives. Another one is another generation: its connections are told apart by it.
     pub(crate) endpoint: Arc<Endpoint>,
+    /// The most connections, whatever their generation; none for the router's own number. It changes without a move, so
+    /// that of the endpoint above may be out of date.
+    max_connections: Option<usize>,
     /// Whether the endpoint came from where the truth is, and nobody has tried it yet.
     pub(crate) fresh: bool,
     /// Last in, first out, so that a quiet tenant's surplus grows old.
@@ -70,6 +73,7 @@ pub(crate) struct Waiter {
 impl State {
     pub(crate) fn new(endpoint: Arc<Endpoint>) -> Self {
         Self {
+            max_connections: endpoint.max_connections,
             endpoint,
             fresh: false,
             idle: Vec::new(),
@@ -106,6 +110,32 @@ impl State {
         (since + REPEATED).saturating_duration_since(now)
     }
 
+    /// Takes note of how many connections there may be; returns the idle ones that are too many.
+    pub(crate) fn allow(&mut self, most: Option<usize>, config: &Config) -> Vec<Connection> {
+        self.max_connections = most;
+        let surplus = self.surplus(config).min(self.idle.len());
+        let taken: Vec<_> = self.idle.drain(..surplus).collect(); // those unused for longest
+        for connection in &taken {
+            connection.watch.set_parked(false);
+        }
+        taken
+    }
+
+    /// How many connections there are beyond what there may be, not counting those that are about to end.
+    pub(crate) fn surplus(&self, config: &Config) -> usize {
+        let limit = self.limit(config);
+        if self.open.len() <= limit {
+            return 0; // always, unless the limit was lowered
+        }
+        let stay = self.open.iter().filter(|open| !open.is_closing());
+        stay.count().saturating_sub(limit)
+    }
+
+    /// The most connections of the tenant, those in opening included.
+    fn limit(&self, config: &Config) -> usize {
+        self.max_connections.unwrap_or(config.pool_size)
+    }
+
     /// How many more attempts are due now, and why.
     pub(crate) fn dials_due(&mut self, config: &Config) -> (usize, Reason) {
         let at_once = if self.believes_asleep() {
@@ -114,7 +144,7 @@ impl State {
             config.concurrent_dials
         };
         let taken = self.open.len() + self.dialing;
-        let room = config.pool_size.saturating_sub(taken);
+        let room = self.limit(config).saturating_sub(taken);
         let room = room.min(at_once.saturating_sub(self.dialing));
         if room == 0 {
             return (0, Reason::Request); // before the queue is looked through, which may be long

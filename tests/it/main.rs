@@ -8,6 +8,7 @@ mod answers;
 mod api;
 mod budget;
 mod cancellation;
+mod ceilings;
 mod clients;
 mod computes;
 mod connections;

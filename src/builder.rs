@@ -57,7 +57,10 @@ impl RouterBuilder {
         self
     }
 
-    /// Connections per tenant. Defaults to 4; raise it for tenants with many queries side by side.
+    /// Connections per tenant, unless its endpoint says another number
+    /// ([`Endpoint::max_connections`](crate::Endpoint::max_connections), in a plan
+    /// [`Plan::max_connections`](crate::Plan::max_connections)). Defaults to 4; raise it for tenants with many queries side
+    /// by side.
     pub fn pool_size(mut self, count: usize) -> Self {
         self.config.pool_size = count;
         self

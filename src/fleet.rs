@@ -102,7 +102,8 @@ impl Fleet {
     }
 
     /// Makes an existing project the database of `tenant`, who must have none. `login` says as whom, and into which
-    /// database of it; without it, as tenantry creates them (`neondb_owner`, `neondb`). The prepare hook is not run.
+    /// database of it; without it, as tenantry creates them (`neondb_owner`, `neondb`). The prepare hook is not run, and of the provisioner's
+    /// [plan](crate::Provisioner::plan) only `max_connections` holds.
     ///
     /// [`Memory`](crate::records::Memory) forgets this when the process ends, and an access then creates an empty database:
     /// with it, import again at each start, or create nothing on access.

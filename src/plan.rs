@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::config::InvalidConfig;
+
 /// The size, sleep and limits of a tenant's database, applied when it is created.
 ///
 /// Whatever is left out keeps Neon's own default for the account.
@@ -31,6 +33,9 @@ pub struct Plan {
     pub suspend: Suspend,
     /// The most of each resource in one billing period.
     pub quota: Quota,
+    /// The most pooled connections to the tenant that one router has; `None` for the router's own
+    /// [`pool_size`](crate::RouterBuilder::pool_size). Kept in the catalog, and not sent anywhere.
+    pub max_connections: Option<usize>,
 }
 
 /// When an idle compute goes to sleep.
@@ -123,5 +128,26 @@ impl Plan {
     pub fn quota(mut self, quota: Quota) -> Self {
         self.quota = quota;
         self
+    }
+
+    /// Sets the most pooled connections to the tenant that each router has at a time: its
+    /// [`Endpoint::max_connections`](crate::Endpoint::max_connections). Defaults to the router's
+    /// [`pool_size`](crate::RouterBuilder::pool_size); lower it where a small plan must not take what others pay for, raise
+    /// it for a plan with many queries side by side. Zero is refused when a tenant is to be created by it.
+    #[must_use]
+    pub fn max_connections(mut self, count: usize) -> Self {
+        self.max_connections = Some(count);
+        self
+    }
+
+    /// Whether a tenant created by it could ever be served; what Neon makes of the rest, Neon says.
+    pub(crate) fn check(&self) -> Result<(), InvalidConfig> {
+        match self.max_connections {
+            Some(0) => {
+                let message = "max_connections of a plan must be more than zero";
+                Err(InvalidConfig::new(message))
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 }

@@ -251,6 +251,7 @@ impl Provisioner {
             .map_err(|err| InvalidConfig::new(format!("namespace {namespace:?}: {err}")))?;
         check_limit("lease_time", settings.lease_time)?;
         check_limit("lost_answer_window", settings.lost_answer_window)?;
+        settings.plan.check()?;
         if settings.creations_per_minute == 0 {
             let message =
                 "creations_per_minute must be more than zero; explicit() creates none on access";

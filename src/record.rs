@@ -139,10 +139,14 @@ pub struct Record {
     pub state: State,
     /// What the database is called; known from `Preparing` on.
     pub placement: Option<Placement>,
-    /// Where it is reached; known from `Preparing` on. Its password is empty if the catalog keeps none.
+    /// Where it is reached; known from `Preparing` on. Its password is empty if the catalog keeps none, and its
+    /// `max_connections` means nothing: the record has its own.
     pub endpoint: Option<Endpoint>,
     /// Name of the plan that it was created with.
     pub plan: Option<String>,
+    /// The most pooled connections that one router has to it, by its plan; `None` for the router's own
+    /// [`pool_size`](crate::RouterBuilder::pool_size). Known before the database is, and the same wherever that is.
+    pub max_connections: Option<usize>,
     /// Version of the application's schema in it; 0 until something else is recorded.
     pub schema_version: i64,
     /// Rises with every change of the placement or the endpoint. Kept by the catalog, whatever is written.
@@ -174,6 +178,7 @@ impl Record {
             placement: None,
             endpoint: None,
             plan: None,
+            max_connections: None,
             schema_version: 0,
             generation: 0,
             attempt: None,
@@ -208,7 +213,10 @@ impl Record {
     /// Where the tenant lives, if its database may be used.
     pub fn into_served(self) -> Option<Endpoint> {
         match self.state {
-            State::Ready => self.endpoint,
+            State::Ready => self.endpoint.map(|endpoint| Endpoint {
+                max_connections: self.max_connections,
+                ..endpoint
+            }),
             State::Claimed
             | State::Creating
             | State::Preparing

@@ -178,8 +178,13 @@ impl Provisioning {
                 "the catalog's record says neither where the tenant lives nor in which project";
             return Err(Error::new(ErrorKind::BadRecord, message));
         };
+        let endpoint = Endpoint {
+            max_connections: record.max_connections,
+            ..endpoint.clone()
+        };
+        endpoint.check()?;
         if !endpoint.password.expose().is_empty() {
-            return Ok(endpoint.clone());
+            return Ok(endpoint);
         }
         let login = endpoint.login();
         let asked = self.control_plane.password(placement, &login, progress);
@@ -189,7 +194,7 @@ impl Provisioning {
         })?;
         Ok(Endpoint {
             password,
-            ..endpoint.clone()
+            ..endpoint
         })
     }
 
@@ -218,6 +223,8 @@ impl Provisioning {
         };
         let settled = known.is_some_and(|record| record.state == State::Preparing);
         if !settled {
+            let checked = plan.check();
+            checked.map_err(|err| Error::new(ErrorKind::Refused, err.to_string()))?;
             self.control_plane.check(&plan, progress).await?;
         }
         Ok(plan)

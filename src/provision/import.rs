@@ -86,6 +86,7 @@ impl Work<'_> {
         record.state = State::Ready;
         record.placement = Some(database.placement);
         record.endpoint = Some(database.endpoint);
+        record.max_connections = self.on.settings.plan.max_connections;
         record.attempt = None;
         self.write_last(&record).await?;
         self.reach(Step::Published).await;

@@ -152,7 +152,14 @@ impl Provisioning {
             None => self.is_same(record, &known.endpoint),
         });
         match (&record.endpoint, same) {
-            (Some(endpoint), Some(known)) if !stored(endpoint) => Ok(known.endpoint),
+            (Some(endpoint), Some(known)) if !stored(endpoint) => {
+                let mut endpoint = known.endpoint;
+                if endpoint.max_connections != record.max_connections {
+                    Arc::make_mut(&mut endpoint).max_connections = record.max_connections;
+                    endpoint.check()?;
+                }
+                Ok(endpoint)
+            }
             _ => {
                 let progress = Progress::new(Stage::Lookup, PASSWORD_TIMEOUT);
                 self.reach(record, &progress).await.map(Arc::new)
@@ -200,7 +207,7 @@ impl Provisioning {
                 continue;
             };
             // Without a password it would take a call of the control plane for each.
-            if !endpoint.password.expose().is_empty() {
+            if !endpoint.password.expose().is_empty() && endpoint.check().is_ok() {
                 let endpoint = Arc::new(endpoint);
                 let newest = self
                     .catalog

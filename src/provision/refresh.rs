@@ -43,7 +43,10 @@ impl Provisioning {
         let Some(now) = asked.await? else {
             return Ok(None);
         };
-        let endpoint = Arc::new(now.endpoint.clone());
+        let endpoint = Arc::new(Endpoint {
+            max_connections: record.max_connections,
+            ..now.endpoint.clone()
+        });
         let mut generation = Some(record.generation);
         if !self.is_same(&record, &now.endpoint) {
             self.write_down(tenant, project, now, progress).await?;
@@ -118,13 +121,17 @@ impl Provisioning {
 
     /// A record as the catalog keeps it.
     pub(crate) fn kept<'a>(&self, record: &'a Record) -> Cow<'a, Record> {
-        if self.settings.with_passwords {
-            return Cow::Borrowed(record);
+        let mut record = Cow::Borrowed(record);
+        if let Some(endpoint) = &record.endpoint {
+            let mut kept = endpoint.clone();
+            kept.max_connections = None; // the record has its own
+            if !self.settings.with_passwords {
+                kept.password = Secret::new("");
+            }
+            if kept != *endpoint {
+                record.to_mut().endpoint = Some(kept);
+            }
         }
-        let mut record = record.clone();
-        if let Some(endpoint) = &mut record.endpoint {
-            endpoint.password = Secret::new("");
-        }
-        Cow::Owned(record)
+        record
     }
 }

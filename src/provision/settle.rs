@@ -57,7 +57,10 @@ impl Work<'_> {
     async fn settle(&self, mut record: Record) -> Result<Settled, Halt> {
         if matches!(record.state, State::Claimed | State::Creating) {
             match self.find(&record).await? {
-                Some(database) => self.place(&mut record, database).await?,
+                Some(database) => {
+                    let plan = &self.on.settings.plan;
+                    self.adopt(&mut record, database, plan).await?;
+                }
                 None if record.is_in_doubt() => return Ok(Settled::InDoubt),
                 None => {
                     (record.state, record.attempt) = (State::Claimed, None);

@@ -72,7 +72,7 @@ impl Work<'_> {
                     origin = self.order(record, plan).await?;
                 }
                 State::Claimed | State::Creating => match self.search(record).await? {
-                    Some(found) => self.place(record, found).await?,
+                    Some(found) => self.adopt(record, found, plan).await?,
                     None => origin = self.order(record, plan).await?,
                 },
                 State::Preparing => {
@@ -168,6 +168,7 @@ impl Work<'_> {
         let earlier = record.clone();
         record.state = State::Creating;
         record.plan.clone_from(&plan.name);
+        record.max_connections = plan.max_connections;
         record.attempts.push(id.clone());
         let superfluous = record.attempts.len().saturating_sub(MOST_ATTEMPTS);
         record.attempts.drain(..superfluous);
@@ -207,6 +208,20 @@ impl Work<'_> {
                 Err(err.into())
             }
         }
+    }
+
+    /// Writes down that a database that was found is the tenant's. If the catalog does not know by which plan it was
+    /// ordered, it is `plan` by which it is used.
+    pub(crate) async fn adopt(
+        &self,
+        record: &mut Record,
+        found: Database,
+        plan: &Plan,
+    ) -> Result<(), Halt> {
+        if record.attempts.is_empty() {
+            record.max_connections = plan.max_connections;
+        }
+        self.place(record, found).await
     }
 
     /// Writes down which database is the tenant's. It is not served yet.

@@ -1,20 +1,28 @@
-//! How many connections a tenant may have, by its entry in the catalog.
+//! How many connections a tenant may have: by its entry in the catalog, and by its plan.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
     time::Duration,
 };
 
 use futures_util::future::join_all;
-use tenantry::{ErrorKind, Stage as CallStage, TenantClient, TenantRouter};
+use tenantry::{
+    Decision, ErrorKind, Fleet, Plan, Provisioner, Stage as CallStage, Step as ProvisionStep,
+    TenantClient, TenantRouter, records::Memory,
+};
 use tokio::{
     task::JoinHandle,
     time::{Instant, sleep},
 };
 
-use crate::support::{Backend, Counts, Gate, Step, place_of};
+use crate::support::{Backend, Counts, Gate, Ledger, Projects, Stage, Step, place_of};
 
 const SECOND: Duration = Duration::from_secs(1);
+/// Enough for all that takes no time.
+const MOMENT: Duration = Duration::from_millis(1);
 
 /// Callers who ask for `tenant` all at once, each for a query; and how long all of them take.
 async fn crowd(router: &TenantRouter, tenant: &str, callers: usize) -> Duration {
@@ -110,13 +118,219 @@ async fn a_connection_still_in_use_where_the_tenant_lived_counts_where_it_lives(
     assert_eq!(opened(&backend.counts(), "new"), 2);
 }
 
-#[tokio::test(start_paused = true)]
-async fn none_at_all_is_refused() {
+/// A router that follows `ledger`, where `acme` has as many connections as the router says.
+async fn follower(
+    ledger: &Ledger,
+    set_up: fn(Provisioner) -> Provisioner,
+) -> (Backend, TenantRouter) {
     let backend = Backend::default();
-    let table = backend.router_to(|tenant| Some(Backend::endpoint(tenant).max_connections(0)));
-    let router = table.build().unwrap();
-    let err = router.get("acme").await.unwrap_err();
-    assert_eq!(err.kind(), ErrorKind::BadRecord);
-    assert_eq!(err.stage(), Some(CallStage::Lookup));
+    ledger.publish("acme", "acme").await;
+    let provisioner = set_up(Projects::provisioner(&backend, ledger.clone()));
+    let router = backend.at(TenantRouter::provisioning(provisioner));
+    let router = router.build().unwrap();
+    sleep(MOMENT).await;
+    (backend, router)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ceiling_that_changes_closes_what_is_too_many_and_nothing_else() {
+    for set_up in [|it| it, Provisioner::passwords_from_control_plane] {
+        let ledger = Ledger::new();
+        let (backend, router) = follower(&ledger, set_up).await;
+        let mut leased = held(&router, "acme", 4).await;
+        drop(leased.split_off(3));
+        sleep(MOMENT).await;
+        assert_eq!(backend.counts().open, 4);
+        // One is idle, and goes at once; the others go when they come back.
+        ledger.limit("acme", Some(2)).await;
+        sleep(MOMENT).await;
+        assert_eq!(backend.counts().open, 3);
+        for client in &leased {
+            assert_eq!(place_of(client).await, "acme");
+        }
+        drop(leased.pop());
+        sleep(MOMENT).await;
+        assert_eq!(backend.counts().open, 2);
+        drop(leased);
+        sleep(MOMENT).await;
+        assert_eq!(backend.counts().open, 2);
+        let mut leased = held(&router, "acme", 2).await;
+        assert_eq!(backend.counts().logins_done, 4);
+
+        let callers = [caller(&router, "acme"), caller(&router, "acme")];
+        sleep(SECOND).await;
+        assert!(callers.iter().all(|it| !it.is_finished()));
+        ledger.limit("acme", Some(3)).await;
+        sleep(MOMENT).await;
+        assert!(callers.iter().all(JoinHandle::is_finished));
+        leased.push(router.get("acme").await.unwrap());
+        assert_eq!(backend.counts().logins_done, 5);
+        assert_eq!(router.status().moved, 0);
+
+        // The place changes at the same time as the number, and by itself.
+        ledger.limit("acme", None).await;
+        let change = ledger.change("acme", |it| it.role = "other".into());
+        change.await;
+        sleep(MOMENT).await;
+        assert_eq!(router.status().moved, 1);
+        leased.push(router.get("acme").await.unwrap());
+        assert_eq!(backend.counts().open, 4);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ceiling_lowered_under_a_login_holds_for_what_that_brings() {
+    let ledger = Ledger::new();
+    let (backend, router) = follower(&ledger, |it| it).await;
+    let leased = held(&router, "acme", 1).await;
+    backend.set(Step::Login, Gate::Stuck);
+    let callers: Vec<_> = (0..3).map(|_| caller(&router, "acme")).collect();
+    backend.until_waiting(Step::Login).await;
+    ledger.limit("acme", Some(1)).await;
+    sleep(MOMENT).await;
+    backend.set(Step::Login, Gate::Open);
+    sleep(SECOND).await;
+    assert_eq!(backend.counts().open, 1);
+    assert!(callers.iter().all(|it| !it.is_finished()));
+    drop(leased);
+    for caller in callers {
+        assert_eq!(caller.await.unwrap(), "acme");
+    }
+    assert_eq!(backend.counts().logins_done, 4);
+    assert_eq!(backend.counts().open, 1);
+}
+
+/// How many connections the catalog lets `tenant` have.
+async fn recorded(fleet: &Fleet, tenant: &str) -> Option<usize> {
+    let record = fleet.record(tenant).await.unwrap().unwrap();
+    assert_eq!(record.endpoint.unwrap().max_connections, None);
+    record.max_connections
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_plans_are_two_ceilings() {
+    let backend = Backend::default();
+    let router = Projects::router_with(&backend, |provisioner| {
+        provisioner.decide(|tenant| async move {
+            let plan = if tenant.as_str().starts_with("free") {
+                Plan::new().named("free").max_connections(1)
+            } else {
+                Plan::new().named("pro").max_connections(4)
+            };
+            Ok(Decision::Create(plan))
+        })
+    });
+    let router = router.pool_size(2).build().unwrap();
+    for turn in 0..2 {
+        backend.set(Step::Query, Gate::Slow(SECOND));
+        let crowds = ["free-acme", "pro-acme"].map(|tenant| crowd(&router, tenant, 8));
+        assert_eq!(join_all(crowds).await, [8 * SECOND, 2 * SECOND], "{turn}");
+        router.evict("free-acme");
+        router.evict("pro-acme");
+    }
+    let fleet = router.fleet().unwrap();
+    assert_eq!(recorded(&fleet, "free-acme").await, Some(1));
+    assert_eq!(recorded(&fleet, "pro-acme").await, Some(4));
+    let huge = Plan::new().max_connections(7);
+    fleet.provision_with("huge", &huge).await.unwrap();
+    assert_eq!(recorded(&fleet, "huge").await, Some(7));
+    drop(held(&router, "huge", 7).await);
+    assert_eq!(opened(&backend.counts(), "huge"), 7);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_finishes_a_creation_keeps_the_ceiling_by_which_it_was_ordered() {
+    for stop_at in [
+        ProvisionStep::Created,
+        ProvisionStep::Placed,
+        ProvisionStep::Prepared,
+    ] {
+        let (backend, stopped) = (Backend::default(), Arc::new(AtomicBool::new(false)));
+        let once = Arc::clone(&stopped);
+        let usual = Plan::new().max_connections(1);
+        let router = Projects::router_with(&backend, |provisioner| {
+            let stopping = provisioner.at_each_step(move |step, _| {
+                assert!(
+                    step != stop_at || once.swap(true, SeqCst),
+                    "stopped by the test"
+                );
+                std::future::ready(())
+            });
+            stopping.plan(usual).explicit()
+        });
+        let router = router
+            .get_timeout(300 * SECOND)
+            .provision_timeout(300 * SECOND)
+            .build()
+            .unwrap();
+        let fleet = router.fleet().unwrap();
+        let plan = Plan::new().max_connections(3);
+        let err = fleet.provision_with("acme", &plan).await.unwrap_err();
+        assert_eq!(err.kind(), ErrorKind::Internal);
+        drop(held(&router, "acme", 3).await);
+        assert_eq!(recorded(&fleet, "acme").await, Some(3), "{stop_at:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_is_adopted_or_imported_has_the_ceiling_of_the_provisioners_plan() {
+    let stage = Stage::new().await;
+    let router = |most| {
+        let plan = Plan::new().max_connections(most);
+        let router = stage.provisioning(|provisioner| provisioner.plan(plan));
+        router.build().unwrap()
+    };
+    drop(router(1).get("acme").await.unwrap());
+    let restarted = router(2); // its catalog is empty
+    drop(restarted.get("acme").await.unwrap());
+    let fleet = restarted.fleet().unwrap();
+    assert_eq!(recorded(&fleet, "acme").await, Some(2));
+    assert_eq!(restarted.status().adopted, 1);
+
+    let project = stage.project().await.project.id;
+    fleet.import("globex", &project, None).await.unwrap();
+    assert_eq!(recorded(&fleet, "globex").await, Some(2));
+    drop(held(&restarted, "globex", 2).await);
+    assert_eq!(restarted.status().connections, 3);
+    // Moved by Neon, which knows nothing of it.
+    let id = stage.witness("acme").endpoint_id;
+    stage.emulator.move_endpoint(&id).await.unwrap();
+    restarted.evict("acme");
+    drop(restarted.get("acme").await.unwrap());
+    assert_eq!(recorded(&fleet, "acme").await, Some(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn none_at_all_is_refused_wherever_it_is_said() {
+    let backend = Backend::default();
+    let none = || Plan::new().max_connections(0);
+    let provisioner = Projects::provisioner(&backend, Memory::new()).plan(none());
+    let err = TenantRouter::provisioning(provisioner).build().unwrap_err();
     assert!(err.to_string().contains("max_connections"), "{err}");
+
+    let router = Projects::router_with(&backend, |provisioner| {
+        provisioner.decide(move |_| async move { Ok(Decision::Create(none())) })
+    });
+    let router = router.build().unwrap();
+    let fleet = router.fleet().unwrap();
+    for told in [
+        router.get("acme").await.map(drop),
+        fleet.provision_with("acme", &none()).await,
+    ] {
+        let err = told.unwrap_err();
+        assert_eq!(err.kind(), ErrorKind::Refused);
+        assert!(err.to_string().contains("max_connections"), "{err}");
+    }
+    assert_eq!(backend.counts().created, 0);
+
+    let table = backend.router_to(|tenant| Some(Backend::endpoint(tenant).max_connections(0)));
+    let ledger = Ledger::new();
+    let (_backend, follower) = follower(&ledger, |it| it).await;
+    ledger.limit("acme", Some(0)).await;
+    for router in [table.build().unwrap(), follower] {
+        let err = router.get("acme").await.unwrap_err();
+        assert_eq!(err.kind(), ErrorKind::BadRecord);
+        assert_eq!(err.stage(), Some(CallStage::Lookup));
+        assert!(err.to_string().contains("max_connections"), "{err}");
+    }
 }

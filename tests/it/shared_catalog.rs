@@ -56,6 +56,43 @@ async fn a_catalog_is_upgraded_from_every_version_and_a_newer_one_is_taken_as_it
 }
 
 #[tokio::test]
+async fn a_ceiling_survives_what_an_older_release_writes_beside_a_newer_one() {
+    let server = CatalogServer::start().await.unwrap();
+    let older = session(&server.url()).await;
+    let catalog = replica(&server).build().unwrap();
+    catalog.migrate_to(1).await.unwrap();
+    // As the first release writes: it names every column that it knows, and no other.
+    let made = "INSERT INTO tenantry.tenants (namespace, tenant, state, project, direct_host, pooled_host, port,
+                                              database, role, is_neon, encryption)
+                VALUES ('test', 'acme', 'ready', 'p', 'h', 'h', 5432, 'app', 'owner', true, 'tls')";
+    older.batch_execute(made).await.unwrap();
+    let (lease, mut record) = leased(&catalog, "acme").await;
+    assert_eq!((record.state, record.max_connections), (State::Ready, None));
+    record.max_connections = Some(3);
+    assert!(catalog.write(&lease, &record, Then::Keep).await.unwrap());
+    let written = "UPDATE tenantry.tenants SET state = 'held', plan = 'pro', pooled_host = 'there', version = version + 1,
+                                               generation = generation + 1";
+    older.batch_execute(written).await.unwrap();
+    let (lease, mut record) = leased(&catalog, "acme").await;
+    assert_eq!(
+        (record.state, record.max_connections),
+        (State::Held, Some(3))
+    );
+    assert_eq!(record.plan.as_deref(), Some("pro"));
+
+    record.max_connections = Some(0);
+    let err = catalog.write(&lease, &record, Then::Keep).await;
+    assert!(err.unwrap_err().is::<Defect>());
+    // A backup of the older release is restored under a process that runs.
+    let restored = "ALTER TABLE tenantry.tenants DROP max_connections; DELETE FROM tenantry.migrations WHERE version > 1";
+    older.batch_execute(restored).await.unwrap();
+    let err = catalog.find(&tenant("acme")).await.unwrap_err();
+    assert!(err.to_string().contains("the next call upgrades"), "{err}");
+    let found = catalog.find(&tenant("acme")).await.unwrap().unwrap();
+    assert_eq!(found.max_connections, None);
+}
+
+#[tokio::test]
 async fn tables_that_are_dropped_are_made_anew() {
     let server = CatalogServer::start().await.unwrap();
     let catalog = replica(&server).build().unwrap();

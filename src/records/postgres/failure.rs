@@ -39,10 +39,14 @@ impl Failure {
             || code == Some(&SqlState::T_R_DEADLOCK_DETECTED)
     }
 
-    /// Whether a table is missing.
+    /// Whether a table is missing, or older than this release needs it.
     pub(super) fn is_missing_table(&self) -> bool {
-        let code = self.code();
-        code == Some(&SqlState::UNDEFINED_TABLE) || code == Some(&SqlState::INVALID_SCHEMA_NAME)
+        let missing = [
+            SqlState::UNDEFINED_TABLE,
+            SqlState::UNDEFINED_COLUMN,
+            SqlState::INVALID_SCHEMA_NAME,
+        ];
+        self.code().is_some_and(|code| missing.contains(code))
     }
 
     fn code(&self) -> Option<&SqlState> {
@@ -119,6 +123,9 @@ fn advice(code: &SqlState) -> &'static str {
         }
         SqlState::UNDEFINED_TABLE | SqlState::INVALID_SCHEMA_NAME => {
             "the catalog's tables are gone; the next call creates them anew"
+        }
+        SqlState::UNDEFINED_COLUMN => {
+            "the catalog's tables are older than they were, as after a restore; the next call upgrades them"
         }
         _ => "the catalog's Postgres failed",
     }

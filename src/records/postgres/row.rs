@@ -21,7 +21,7 @@ use crate::{
 /// What is read, by the names that [`record`] knows. Times are what is left of them, in microseconds.
 pub(super) const READ: &str = "
     t.tenant, t.state, t.org, t.project, t.branch, t.endpoint, t.region, t.direct_host, t.pooled_host, t.port,
-    t.database, t.role, t.suspend_after, t.is_neon, t.encryption, t.key_id, t.credential, t.plan, t.schema_version,
+    t.database, t.role, t.suspend_after, t.is_neon, t.encryption, t.key_id, t.credential, t.plan, t.max_connections, t.schema_version,
     t.generation, t.attempt, t.attempts, t.condemned, t.last_error, t.created_at, t.updated_at, t.token,
     (extract(epoch FROM t.doubt_until - clock_timestamp()) * 1000000)::bigint AS doubt,
     CASE WHEN t.lease_owner IS NOT NULL
@@ -62,6 +62,7 @@ pub(super) struct Columns {
     is_neon: Option<bool>,
     encryption: Option<&'static str>,
     plan: Option<String>,
+    max_connections: Option<i64>,
     schema_version: i64,
     attempt: Option<String>,
     attempts: Vec<String>,
@@ -87,6 +88,9 @@ impl Columns {
         let mut columns = Self {
             state: record.state.as_str().to_owned(),
             plan: record.plan.clone(),
+            max_connections: record
+                .max_connections
+                .map(|most| i64::try_from(most).unwrap_or(i64::MAX)),
             schema_version: record.schema_version,
             attempts: record.attempts.clone(),
             condemned: record.condemned.clone(),
@@ -167,6 +171,7 @@ impl Columns {
             ("is_neon", (&self.is_neon, Type::BOOL)),
             ("encryption", (&self.encryption, Type::TEXT)),
             ("plan", (&self.plan, Type::TEXT)),
+            ("max_connections", (&self.max_connections, Type::INT8)),
             ("schema_version", (&self.schema_version, Type::INT8)),
             ("attempt", (&self.attempt, Type::TEXT)),
             ("attempts", (&self.attempts, Type::TEXT_ARRAY)),
@@ -200,6 +205,7 @@ pub(super) fn record(
         endpoint.password = password(row, &place, keys)?;
     }
     record.plan = get(row, "plan")?;
+    record.max_connections = max_connections(row)?;
     record.schema_version = get(row, "schema_version")?;
     record.generation = count(get(row, "generation")?);
     record.attempt = attempt(row)?;
@@ -218,6 +224,12 @@ pub(super) fn known_state(name: &str) -> Result<State, Defect> {
             "the record has the state {name:?}, which this version of tenantry does not know; upgrade"
         ))
     })
+}
+
+fn max_connections(row: &Row) -> Result<Option<usize>, Defect> {
+    let most: Option<i64> = get(row, "max_connections")?;
+    let most = most.map(usize::try_from).transpose();
+    most.map_err(|_| broken("max_connections"))
 }
 
 fn placement(row: &Row) -> Result<Option<Placement>, Defect> {

@@ -15,7 +15,8 @@ const LIMIT: Duration = Duration::from_secs(120);
 
 /// What each version adds to the one before; `{schema}` stands for the schema's name. A version that was released is
 /// never changed, and none takes anything away: an older release of the crate goes on working beside a newer one.
-const MIGRATIONS: &[&str] = &[r#"
+const MIGRATIONS: &[&str] = &[
+    r#"
 CREATE TABLE {schema}.namespaces (
     namespace text COLLATE "C" PRIMARY KEY,
     version bigint NOT NULL
@@ -63,7 +64,14 @@ COMMENT ON COLUMN {schema}.tenants.mark IS 'tells that the credential is the sam
 CREATE UNIQUE INDEX tenants_database ON {schema}.tenants (project)
     WHERE project IS NOT NULL AND state <> 'deleted';
 CREATE INDEX tenants_version ON {schema}.tenants (namespace, version);
-"#];
+"#,
+    // What an older release writes leaves it as it is.
+    "
+ALTER TABLE {schema}.tenants ADD max_connections bigint
+    CONSTRAINT tenants_max_connections CHECK (max_connections > 0);
+COMMENT ON COLUMN {schema}.tenants.max_connections IS 'of one router to the tenant; NULL is the router''s own pool_size';
+",
+];
 
 /// The tables in one schema.
 pub(super) struct Schema {

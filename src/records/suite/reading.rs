@@ -147,7 +147,9 @@ pub(super) async fn served<R: Records>(stage: &Stage<R>) -> Outcome {
     equal("where nobody lives", &unknown, &None)?;
     for state in State::ALL {
         let id = tenant(state.as_str());
-        let (_, record) = stage.brought(&id, state, &format!("p-{id}")).await?;
+        let (lease, mut record) = stage.brought(&id, state, &format!("p-{id}")).await?;
+        record.max_connections = Some(7);
+        stage.wrote(&lease, &record, Then::Keep).await?;
         if state != State::Ready {
             let looked_up = stage.records.lookup(&id).await?;
             holds(
@@ -156,8 +158,9 @@ pub(super) async fn served<R: Records>(stage: &Stage<R>) -> Outcome {
             )?;
         } else if stage.with_passwords {
             let looked_up = stage.records.lookup(&id).await?;
+            let served = record.endpoint.map(|it| it.max_connections(7));
             holds(
-                looked_up == record.endpoint,
+                looked_up == served,
                 "a tenant is not served from its record",
             )?;
         }

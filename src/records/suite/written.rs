@@ -71,6 +71,7 @@ fn full<R: Records>(stage: &Stage<R>, fresh: &Record, at: usize) -> Record {
     }
     record.endpoint = Some(endpoint);
     record.plan = Some("free".into());
+    record.max_connections = [None, Some(1), Some(10_000)][at];
     record.schema_version = -7;
     record.attempts = vec!["a".into(), String::new(), "{\"b\", NULL}".into()];
     record.condemned = vec!["old-project".into()];
@@ -131,9 +132,10 @@ pub(super) async fn transitions<R: Records>(stage: &Stage<R>) -> Outcome {
 /// Something that is changed in a record.
 type Change = (&'static str, fn(&mut Record));
 
-const STAYS: [Change; 6] = [
+const STAYS: [Change; 7] = [
     ("nothing", |_| {}),
     ("the plan", |it| it.plan = Some("pro".into())),
+    ("the most connections", |it| it.max_connections = Some(2)),
     ("the last error", |it| it.last_error = Some("no".into())),
     ("the version of the schema", |it| it.schema_version = 9),
     ("the state", |it| it.state = State::Held),

@@ -131,6 +131,13 @@ impl Ledger {
         self.put(&record).await;
     }
 
+    /// Has another process change how many connections `tenant` may have.
+    pub(crate) async fn limit(&self, tenant: &str, most: Option<usize>) {
+        let mut record = self.record(tenant).await;
+        record.max_connections = most;
+        self.put(&record).await;
+    }
+
     /// Has another process bring `tenant` to `state`.
     pub(crate) async fn turn(&self, tenant: &str, state: State) {
         let mut record = self.record(tenant).await;

@@ -8,7 +8,7 @@ use std::{
 use crate::{
     cancel::CancelToken,
     endpoint::Route,
-    lease::{Connection, Lease},
+    lease::{Lease, Parts},
     tenant::TenantId,
 };
 
@@ -52,12 +52,12 @@ impl TenantClient {
 
 /// A token that stops what runs on a pooled connection.
 pub(crate) fn token_of(lease: &Lease) -> CancelToken {
-    let Connection {
+    let Parts {
         client,
         watch,
         endpoint,
         ..
-    } = lease.connection();
+    } = &**lease.connection();
     CancelToken::new(client, endpoint, Route::Pooled, watch, &lease.pool().shared)
 }
 

@@ -1,8 +1,14 @@
 //! A connection on loan, and what becomes of it when it comes back.
 
-use std::{mem, sync::Arc, time::Duration};
+use std::{
+    mem,
+    ops::{Deref, DerefMut},
+    sync::Arc,
+    time::Duration,
+};
 
 use deadpool_postgres::{Client, StatementCache};
+use tokio::time::Instant;
 
 use crate::{
     budget::Seat,
@@ -20,7 +26,12 @@ const SETTLE_TIMEOUT: Duration = Duration::from_millis(10);
 const ROLLBACK_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// A connection and what is known of it.
-pub(crate) struct Connection {
+///
+/// In a box: it goes from hand to hand on its way to a caller and back, and half of this under the pool's lock.
+pub(crate) struct Connection(Box<Parts>);
+
+/// What a connection is made of.
+pub(crate) struct Parts {
     pub(crate) client: Client,
     pub(crate) watch: Arc<Watch>,
     /// By which the budget knows it.
@@ -39,13 +50,13 @@ impl Connection {
         endpoint: Arc<Endpoint>,
     ) -> Self {
         let statements = Arc::clone(&client.statement_cache);
-        Self {
+        Self(Box::new(Parts {
             client,
             watch,
             seat,
             endpoint,
             statements,
-        }
+        }))
     }
 
     pub(crate) fn is_whole(&self) -> bool {
@@ -58,17 +69,36 @@ impl Connection {
     }
 
     pub(crate) fn fitness(&self, config: &Config) -> Fitness {
-        if self.client.is_closed() || self.watch.has_ended() {
+        self.fitness_at(Instant::now(), config)
+    }
+
+    pub(crate) fn fitness_at(&self, now: Instant, config: &Config) -> Fitness {
+        // The driver's own word, `is_closed`, is given at that same moment, and lies further away in memory.
+        if self.watch.has_ended() {
             Fitness::Closed
         } else if self.watch.may_be_cancelled() {
             Fitness::Tainted
         } else if !self.watch.is_clean() {
             Fitness::Unsettled
-        } else if self.watch.silent_for() > config.verify_after {
+        } else if self.watch.silent_at(now) > config.verify_after {
             Fitness::Unverified
         } else {
             Fitness::Fit
         }
+    }
+}
+
+impl Deref for Connection {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+impl DerefMut for Connection {
+    fn deref_mut(&mut self) -> &mut Parts {
+        &mut self.0
     }
 }
 
@@ -94,11 +124,11 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
-    pub(crate) fn new(connection: Connection, pool: &Arc<Pool>) -> Self {
+    pub(crate) fn new(connection: Connection, pool: Arc<Pool>) -> Self {
         connection.watch.lend();
         Self {
             connection: Some(connection),
-            pool: Arc::clone(pool),
+            pool,
         }
     }
 
@@ -166,12 +196,12 @@ impl Parting {
     pub(crate) async fn run(mut self) {
         let clean = self.settle().await;
         self.settled();
-        let Some(Connection {
+        let Some(Parts {
             client,
             watch,
             endpoint,
             ..
-        }) = &self.connection
+        }) = self.connection.as_deref()
         else {
             return;
         };
@@ -195,7 +225,7 @@ impl Parting {
     }
 
     async fn settle(&self) -> bool {
-        let Some(Connection { watch, .. }) = &self.connection else {
+        let Some(Parts { watch, .. }) = self.connection.as_deref() else {
             return false;
         };
         let patience = if watch.in_transaction() {

@@ -21,6 +21,7 @@ mod flights;
 mod flow;
 mod follow;
 mod hint;
+mod index;
 mod lease;
 mod life;
 mod lookup;

@@ -8,7 +8,7 @@ mod state;
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, MutexGuard, Weak},
+    sync::{Arc, Mutex, MutexGuard, Weak, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
@@ -77,13 +77,6 @@ impl Pool {
         !state.believes_asleep() || state.dialing > 0
     }
 
-    /// An idle connection that can be used as it is. No waiting, no I/O, no allocation.
-    pub(crate) fn get_now(self: &Arc<Self>) -> Option<Lease> {
-        let connection = self.state().pop_idle()?;
-        let lease = Lease::new(connection, self);
-        (lease.connection().fitness(&self.shared.config) == Fitness::Fit).then_some(lease)
-    }
-
     /// A connection, by `until`.
     ///
     /// # Cancel safety
@@ -114,7 +107,7 @@ impl Pool {
             let mut state = self.state();
             if let Some(connection) = state.pop_idle() {
                 drop(state);
-                return Ok(Lease::new(connection, self));
+                return Ok(Lease::new(connection, Arc::clone(self)));
             }
             let refusal = refusal.filter(|it| state.open.is_empty() && it.answers(until));
             if let Some(refusal) = refusal {
@@ -187,12 +180,13 @@ impl Pool {
             // Somebody has swapped its inside with another tenant's.
             return connection.close();
         }
-        if !connection.watch.is_idle() && !connection.client.is_closed() {
+        if connection.watch.has_ended() {
+            return; // its task sees to the rest
+        }
+        if !connection.watch.is_idle() {
             return self.part(connection);
         }
-        if !connection.client.is_closed() {
-            connection.watch.mark_served();
-        }
+        connection.watch.mark_served();
         if let Some(taken) = connection.watch.take_hint_used() {
             self.shared.hints.give_back(taken);
         }
@@ -202,9 +196,9 @@ impl Pool {
     /// Gives a connection to the longest waiter, or keeps it.
     pub(crate) fn park(self: &Arc<Self>, connection: Connection) {
         let mut state = self.state();
-        if connection.client.is_closed() {
+        if connection.watch.has_ended() {
             drop(state);
-            return; // its task has ended or is about to, and sees to the rest
+            return; // its task sees to the rest
         }
         let watch = &connection.watch;
         // A request to cancel may still be under way, and must not cost the next in turn its place.
@@ -218,17 +212,17 @@ impl Pool {
         if let Some(waiter) = state.next_waiter() {
             drop(state);
             // A waiter that has just left hands it back by dropping the lease, and the next one gets it.
-            drop(waiter.turn.send(Ok(Lease::new(connection, self))));
+            drop(
+                waiter
+                    .turn
+                    .send(Ok(Lease::new(connection, Arc::clone(self)))),
+            );
         } else if state.retired {
             drop(state);
             connection.close();
-        } else {
-            let watch = Arc::clone(&connection.watch);
-            state.push_idle(connection);
+        } else if let Err(stray) = state.push_idle(connection) {
             drop(state);
-            if watch.is_stray() {
-                self.pull(&watch); // its task wrote something just before it could see that it is parked
-            }
+            self.part(stray);
         }
     }
 
@@ -370,9 +364,11 @@ impl Pool {
         idle.into_iter().for_each(Connection::close);
     }
 
-    /// Puts the pool into use, for the first time or again; returns the number of this stay.
-    pub(crate) fn revive(&self) -> u64 {
+    /// Puts the pool into use, for the first time or again, when a part of the cache has changed `turn` times; returns the
+    /// number of this stay.
+    pub(crate) fn revive(&self, turn: u64) -> u64 {
         let mut state = self.state();
+        state.note_use(Instant::now(), turn);
         state.retired = false;
         state.stay += 1;
         state.stay
@@ -397,6 +393,13 @@ impl Holder for Pool {
         count(&self.shared.stats.closed_for_others);
         connection.close();
         true
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        let reused = self.state().reused;
+        self.shared.stats.reused.fetch_add(reused, Relaxed); // whoever counts has no pool to ask any more
     }
 }
 

@@ -5,54 +5,121 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, Weak},
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
 };
 
 use moka::{policy::EvictionPolicy, sync::Cache};
 use tokio::time::Instant;
 
 use crate::{
-    endpoint::Endpoint, pool::Pool, retry::lock, shared::Shared, source::Located, stats::count,
+    endpoint::Endpoint,
+    index::{Entry, Index},
+    lease::{Fitness, Lease},
+    pool::Pool,
+    retry::lock,
+    shared::Shared,
+    source::Located,
+    stats::count,
     tenant::TenantId,
 };
 
+/// Part of the cache that may change before the cache hears of a pool's use once more.
+const PARTS: u64 = 8;
+/// Pools up to which the cache hears of each use that changes their order: of so few it matters who leaves.
+const FEW: u64 = 32;
+
 pub(crate) struct Pools {
+    /// In front of the cache; answers who wants a pool.
+    index: Arc<Index>,
+    /// How many times a part of the cache has changed.
+    turns: AtomicU64,
+    /// Where the pool is of which the cache heard last.
+    last: AtomicUsize,
     cached: Cache<TenantId, Entry>,
+    /// Insertions so far. Held during one, so that index and cache see them in the same order.
+    insertions: Mutex<u64>,
     // Every pool that is still used by anybody, also after it left the cache: a tenant that comes back finds its own
     // connections, and its own wake if one is under way. Held for a look-up, never across an await.
     alive: Mutex<HashMap<TenantId, Weak<Pool>>>,
     shared: Arc<Shared>,
 }
 
-/// A pool in the cache. The number tells this stay in the cache from an earlier one: moka may report an eviction after
-/// the pool has come back.
-#[derive(Clone)]
-struct Entry {
-    pool: Arc<Pool>,
-    stay: u64,
-}
-
 impl Pools {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        let counts = Arc::clone(&shared);
+        let index = Arc::new(Index::new());
+        let (entered, counts) = (Arc::clone(&index), Arc::clone(&shared));
         let cached = Cache::builder()
             .max_capacity(shared.config.max_pools)
             .eviction_policy(EvictionPolicy::lru())
-            .eviction_listener(move |_, entry: Entry, _| {
+            .eviction_listener(move |tenant: Arc<TenantId>, entry: Entry, _| {
                 count(&counts.stats.evicted);
+                entered.remove(tenant.as_str(), entry.stay);
                 entry.pool.retire(entry.stay);
             })
             .build();
         Self {
+            index,
+            turns: AtomicU64::new(0),
+            last: AtomicUsize::new(0),
             cached,
+            insertions: Mutex::new(0),
             alive: Mutex::default(),
             shared,
         }
     }
 
-    /// The pool of `tenant`, if it is in the cache.
+    /// The pool of `tenant`, if it is in the cache. Whoever looks for it uses it.
     pub(crate) fn find(&self, tenant: &str) -> Option<Arc<Pool>> {
-        self.cached.get(tenant).map(|entry| entry.pool)
+        let pool = self.index.find(tenant)?;
+        let is_news = pool.state().note_use(Instant::now(), self.turn());
+        self.note_use(&pool, is_news);
+        Some(pool)
+    }
+
+    /// An idle connection of `tenant` that can be used as it is; if there is none, its pool, if that is in the cache. No
+    /// waiting, no I/O, no allocation.
+    pub(crate) fn get_now(&self, tenant: &str) -> Result<Lease, Option<Arc<Pool>>> {
+        let pool = self.index.find(tenant).ok_or(None)?;
+        self.get_now_from(pool).map_err(Some)
+    }
+
+    /// An idle connection of `pool` that can be used as it is, or else the pool.
+    pub(crate) fn get_now_from(&self, pool: Arc<Pool>) -> Result<Lease, Arc<Pool>> {
+        let now = Instant::now();
+        let mut state = pool.state();
+        let is_news = state.note_use(now, self.turn());
+        let connection = state.reuse();
+        drop(state);
+        self.note_use(&pool, is_news);
+        let Some(connection) = connection else {
+            return Err(pool);
+        };
+        let lease = Lease::new(connection, pool);
+        if lease.connection().fitness_at(now, &self.shared.config) == Fitness::Fit {
+            return Ok(lease);
+        }
+        let pool = Arc::clone(lease.pool());
+        drop(lease);
+        pool.state().reused -= 1;
+        Err(pool)
+    }
+
+    /// How many times a part of the cache has changed.
+    fn turn(&self) -> u64 {
+        self.turns.load(Relaxed)
+    }
+
+    /// Tells the cache that `pool` is used, if that `is_news` or changes the order of a few.
+    fn note_use(&self, pool: &Arc<Pool>, is_news: bool) {
+        let is_one_of_few = self.shared.config.max_pools <= FEW;
+        if is_news || is_one_of_few && self.last.load(Relaxed) != address(pool) {
+            self.last.store(address(pool), Relaxed);
+            // It may report evictions here, so no lock is held.
+            self.cached.get(pool.tenant.as_str());
+        }
     }
 
     /// Puts the pool of `tenant` into the cache, the one that is still in use or a new one, and tells it where the
@@ -63,11 +130,21 @@ impl Pools {
         if located.created {
             pool.mended();
         }
+        let mut insertions = lock(&self.insertions);
+        *insertions += 1;
+        let part = (self.shared.config.max_pools / PARTS).max(1);
+        let turn = *insertions / part;
+        self.turns.store(turn, Relaxed);
         let entry = Entry {
             pool: Arc::clone(&pool),
-            stay: pool.revive(),
+            stay: pool.revive(turn),
         };
+        self.last.store(address(&pool), Relaxed);
+        // In this order: the cache may report at once that it has left again.
+        self.index.insert(tenant, entry.clone());
         self.cached.insert(tenant.clone(), entry);
+        drop(insertions);
+        self.cached.run_pending_tasks(); // whoever is one too many leaves now, and in order of use
         pool
     }
 
@@ -89,6 +166,10 @@ impl Pools {
     /// Drops the pool of `tenant` from the cache, and what was refused of it; says whether there was one.
     pub(crate) fn evict(&self, tenant: &str) -> bool {
         let found = self.cached.remove(tenant);
+        if let Some(entry) = &found {
+            self.index.remove(tenant, entry.stay); // now, whenever the cache says so
+            entry.pool.retire(entry.stay);
+        }
         self.cached.run_pending_tasks();
         self.shared.refusals.clear(tenant);
         if let Some(pool) = self.alive(tenant) {
@@ -109,13 +190,22 @@ impl Pools {
 
     /// Every pool in the cache.
     pub(crate) fn all(&self) -> Vec<Arc<Pool>> {
-        let entries = self.cached.iter();
-        entries.map(|(_, entry)| entry.pool).collect()
+        self.index.pools()
+    }
+
+    /// Calls of `get` answered with a connection that was idle.
+    pub(crate) fn reused(&self) -> u64 {
+        let alive = lock(&self.alive);
+        let pools: Vec<_> = alive.values().filter_map(Weak::upgrade).collect();
+        drop(alive); // before the pools: this may be the last use of one
+        let by_them: u64 = pools.iter().map(|pool| pool.state().reused).sum();
+        by_them + self.shared.stats.reused.load(Relaxed)
     }
 
     /// Drops every pool from the cache.
     pub(crate) fn evict_all(&self) {
-        for (_, entry) in &self.cached {
+        for (tenant, entry) in &self.cached {
+            self.index.remove(tenant.as_str(), entry.stay);
             entry.pool.retire(entry.stay);
         }
         self.cached.invalidate_all();
@@ -125,5 +215,97 @@ impl Pools {
     pub(crate) fn len(&self) -> u64 {
         self.cached.run_pending_tasks();
         self.cached.entry_count()
+    }
+}
+
+fn address(pool: &Arc<Pool>) -> usize {
+    Arc::as_ptr(pool).addr()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, thread};
+
+    use super::*;
+    use crate::{lookup::Lookup, router::TenantRouter, tenant::TenantId};
+
+    /// Tenants, of whom the cache holds a quarter.
+    const TENANTS: u64 = 64;
+    const STEPS: u64 = 4_000;
+    const THREADS: u64 = 4;
+
+    fn lookup() -> impl Lookup {
+        |_: TenantId| std::future::ready(Ok(None))
+    }
+
+    fn located(tenant: &TenantId) -> Located {
+        let endpoint = Endpoint::postgres(tenant.as_str(), "db", "app", "secret");
+        Located {
+            endpoint: Arc::new(endpoint),
+            fresh: false,
+            created: false,
+        }
+    }
+
+    /// Does `STEPS` things with tenants, by chance.
+    fn wander(pools: &Pools, mut chance: u64) {
+        for _ in 0..STEPS {
+            chance ^= chance << 13;
+            chance ^= chance >> 7;
+            chance ^= chance << 17;
+            let tenant = TenantId::parse(&format!("{}", chance % TENANTS)).unwrap();
+            match chance >> 32 & 0xff {
+                0..128 => drop(pools.insert(&tenant, located(&tenant))),
+                128..192 => drop(pools.find(tenant.as_str())),
+                192..254 => drop(pools.evict(tenant.as_str())),
+                _ => pools.evict_all(),
+            }
+        }
+    }
+
+    /// The pools that each holds, by tenant and stay.
+    fn held(pools: &Pools) -> [BTreeMap<String, (u64, usize)>; 2] {
+        let it = |tenant: &TenantId, entry: &Entry| {
+            let is_retired = entry.pool.state().retired;
+            assert!(!is_retired, "{tenant} is held, and out of use");
+            (tenant.to_string(), (entry.stay, address(&entry.pool)))
+        };
+        let cached = pools
+            .cached
+            .iter()
+            .map(|(tenant, entry)| it(&tenant, &entry));
+        let found = pools.index.entries();
+        [
+            cached.collect(),
+            found
+                .iter()
+                .map(|(tenant, entry)| it(tenant, entry))
+                .collect(),
+        ]
+    }
+
+    #[tokio::test]
+    async fn whatever_happens_at_once_the_index_holds_what_the_cache_holds() {
+        let router = TenantRouter::builder(lookup()).max_pools(TENANTS / 4);
+        let router = router.build().unwrap();
+        let pools = &*router.inner.pools;
+        for round in 0..5 {
+            thread::scope(|scope| {
+                for one in 1..=THREADS {
+                    scope.spawn(move || wander(pools, (round * THREADS + one) << 20 | 0x9e37));
+                }
+            });
+            let alive: Vec<_> = (0..TENANTS)
+                .filter_map(|n| pools.alive(&n.to_string()))
+                .collect();
+            assert!(pools.len() <= TENANTS / 4);
+            let [cached, found] = held(pools);
+            assert_eq!(found, cached);
+            assert!(!found.is_empty());
+            for pool in alive {
+                let is_held = found.contains_key(pool.tenant.as_str());
+                assert_eq!(pool.state().retired, !is_held, "{}", pool.tenant);
+            }
+        }
     }
 }

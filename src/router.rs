@@ -143,6 +143,7 @@ impl TenantRouter {
             budget_waiting: shared.dialer.budget.waiting() as u64,
             waiting: shared.waiting.len() as u64,
             flights: flights.len() as u64,
+            reused: pools.reused(),
             ..shared.stats.snapshot()
         };
         if let Some(catalog) = shared.source.catalog() {
@@ -189,15 +190,25 @@ impl Inner {
         reason: Reason,
         patience: Option<Duration>,
     ) -> Result<Lease, Error> {
-        let Shared { life, stats, .. } = &*self.shared;
-        if life.is_over() {
+        if self.shared.life.is_over() {
             return Err(Error::closed());
         }
-        let pool = self.pools.find(tenant);
-        if let Some(lease) = pool.as_ref().and_then(Pool::get_now) {
-            count(&stats.reused);
-            return Ok(lease);
+        match self.pools.get_now(tenant) {
+            Ok(lease) => Ok(lease),
+            // In a box, so that who need not wait does not carry all that it takes to wait.
+            Err(pool) => Box::pin(self.get_later(tenant, pool, reason, patience)).await,
         }
+    }
+
+    /// The same, for whom no connection is at hand; in `pool`, if the tenant has one.
+    pub(crate) async fn get_later(
+        &self,
+        tenant: &str,
+        pool: Option<Arc<Pool>>,
+        reason: Reason,
+        patience: Option<Duration>,
+    ) -> Result<Lease, Error> {
+        let Shared { life, stats, .. } = &*self.shared;
         let result = tokio::select! {
             biased;
             () = life.ended() => Err(Error::closed()),

@@ -21,6 +21,7 @@ pub(crate) enum Reason {
 /// Counts of everything a router has done since it was built. Written with relaxed atomics, so it costs nothing.
 #[derive(Debug, Default)]
 pub(crate) struct Stats {
+    /// By pools that are gone; each counts its own, where it costs nothing.
     pub(crate) reused: AtomicU64,
     pub(crate) opened: AtomicU64,
     pub(crate) waited: AtomicU64,
@@ -199,7 +200,6 @@ impl Stats {
     /// Everything counted so far; what is open now is for the caller to fill in.
     pub(crate) fn snapshot(&self) -> Status {
         Status {
-            reused: self.reused.load(Relaxed),
             waited: self.waited.load(Relaxed),
             failed: self.failed.load(Relaxed),
             lookups: self.lookups.load(Relaxed),

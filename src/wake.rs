@@ -284,6 +284,7 @@ impl Ending {
 
 impl Drop for Ending {
     fn drop(&mut self) {
+        self.watch.mark_ended(); // also where the task was dropped half-way
         self.pool.ended(&self.watch);
     }
 }

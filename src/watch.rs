@@ -4,11 +4,11 @@
 //! in a channel until the connection's task runs. [`Settling`] closes that gap. It stands between the channel and the
 //! task's waker, and notes that something is about to be written before the task knows.
 
+mod held;
 mod settling;
 
 use std::{
     hash::{BuildHasher, RandomState},
-    mem,
     sync::{
         Arc, Mutex, OnceLock,
         atomic::{
@@ -26,111 +26,103 @@ use tokio::{
 
 use crate::{retry::lock, verdict::Farewell};
 
+use held::Held;
 pub(crate) use settling::Settling;
 
 /// What is known of one connection. Shared by its stream, its task and its user.
+///
+/// In this order in memory: what every `get` and every give-back looks at comes first, side by side.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Watch {
-    opened: Instant,
-    /// Milliseconds from `opened` to the last bytes that came from the server.
-    heard: AtomicU64,
-    /// Whether anybody has used it: had an answer on it, or given it back in order.
-    served: AtomicBool,
-    /// Transaction status of the last ReadyForQuery: `I` idle, `T` in a transaction, `E` in a failed one.
-    pub(crate) status: AtomicU8,
     /// Requests written, or begun, whose ReadyForQuery has not come. Mere closing of statements is not counted.
     /// Ordered with `parked`: whoever parks looks here afterwards, whoever writes looks there afterwards.
     pub(crate) outstanding: AtomicU32,
-    /// The five bytes of the last error's SQLSTATE, as a number; 0 for none.
-    pub(crate) sqlstate: AtomicU64,
-    /// What the server said when it ended the connection. Written once or twice in its life; never held across an await.
-    farewell: Mutex<Option<Farewell>>,
-    /// Whether the last command that the server completed was a rollback.
-    rolled_back: AtomicBool,
-    /// How often something was written, whole, that may end a transaction.
-    ends: AtomicU64,
-    /// How often it was taken from the pool.
-    leases: AtomicU64,
-    /// Whether it has reached its largest age, so that it is closed when it comes back.
-    expired: AtomicBool,
-    /// The loan on which a hint had it, if a hint opened it; 0 otherwise.
-    hinted: AtomicU64,
-    /// When that hint was followed.
-    hinted_at: OnceLock<Instant>,
-    /// The last loan on which somebody asked for its query to be cancelled; 0 for none.
-    cancelled: AtomicU64,
-    /// When the login was done.
-    logged_in: OnceLock<Instant>,
-    /// When the server was first known to end it, or its stream ended.
-    died: OnceLock<Instant>,
+    /// Transaction status of the last ReadyForQuery: `I` idle, `T` in a transaction, `E` in a failed one.
+    pub(crate) status: AtomicU8,
+    /// Whether it lies in the pool, where nobody uses it.
+    parked: AtomicBool,
     /// Whether its task has ended.
     ended: AtomicBool,
-    /// How often the server said that it is idle, outside any transaction.
-    idles: AtomicU64,
-    /// The last loan that was looked at by the sweep. Held for a few instructions.
-    seen_held: Mutex<Held>,
-    /// A number of its own, by chance.
-    chance: u8,
+    /// Whether it has reached its largest age, so that it is closed when it comes back.
+    expired: AtomicBool,
     /// How often the task has been woken.
     woken: AtomicU64,
     /// The value of `woken` at the start of the last turn in which the task did all it could. Where it is less than
     /// `woken`, a request may be waiting to be written.
     settled: AtomicU64,
+    /// How often it was taken from the pool.
+    leases: AtomicU64,
+    /// The last loan on which somebody asked for its query to be cancelled; 0 for none.
+    cancelled: AtomicU64,
+    /// The loan on which a hint had it, if a hint opened it; 0 otherwise.
+    hinted: AtomicU64,
+    opened: Instant,
+    /// Milliseconds from `opened` to the last bytes that came from the server.
+    heard: AtomicU64,
+    /// Whether anybody has used it: had an answer on it, or given it back in order.
+    served: AtomicBool,
+    /// Whether we close it, so that its end says nothing about the server.
+    closing: AtomicBool,
     /// Whether the stream has bytes that it could not write.
     pub(crate) blocked: AtomicBool,
     /// Whether the task has read all there is, and so has handed on all that it read.
     pub(crate) drained: AtomicBool,
-    /// Whether it lies in the pool, where nobody uses it.
-    parked: AtomicBool,
-    /// Whether we close it, so that its end says nothing about the server.
-    closing: AtomicBool,
+    /// Whether the last command that the server completed was a rollback.
+    rolled_back: AtomicBool,
+    /// A number of its own, by chance.
+    chance: u8,
+    /// The five bytes of the last error's SQLSTATE, as a number; 0 for none.
+    pub(crate) sqlstate: AtomicU64,
+    /// How often something was written, whole, that may end a transaction.
+    ends: AtomicU64,
+    /// How often the server said that it is idle, outside any transaction.
+    idles: AtomicU64,
+    /// When the login was done.
+    logged_in: OnceLock<Instant>,
+    /// When that hint was followed.
+    hinted_at: OnceLock<Instant>,
+    /// When the server was first known to end it, or its stream ended.
+    died: OnceLock<Instant>,
+    /// What the server said when it ended the connection. Written once or twice in its life; never held across an await.
+    farewell: Mutex<Option<Farewell>>,
+    /// The last loan that was looked at by the sweep. Held for a few instructions.
+    seen_held: Mutex<Held>,
     /// Rung when we begin to close it.
     leave: Notify,
     /// Rung after every turn of the task.
     turned: Notify,
 }
 
-/// A loan as the sweep has seen it.
-#[derive(Debug)]
-struct Held {
-    loan: u64,
-    since: Instant,
-    told: bool,
-}
-
 impl Watch {
     pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self {
+            outstanding: AtomicU32::new(0),
+            status: AtomicU8::new(0),
+            parked: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+            expired: AtomicBool::new(false),
+            woken: AtomicU64::new(1),
+            settled: AtomicU64::new(0),
+            leases: AtomicU64::new(0),
+            cancelled: AtomicU64::new(0),
+            hinted: AtomicU64::new(0),
             opened: Instant::now(),
             heard: AtomicU64::new(0),
             served: AtomicBool::new(false),
-            status: AtomicU8::new(0),
-            outstanding: AtomicU32::new(0),
-            sqlstate: AtomicU64::new(0),
-            farewell: Mutex::default(),
-            rolled_back: AtomicBool::new(false),
-            ends: AtomicU64::new(0),
-            leases: AtomicU64::new(0),
-            expired: AtomicBool::new(false),
-            hinted: AtomicU64::new(0),
-            hinted_at: OnceLock::new(),
-            cancelled: AtomicU64::new(0),
-            logged_in: OnceLock::new(),
-            died: OnceLock::new(),
-            ended: AtomicBool::new(false),
-            idles: AtomicU64::new(0),
-            seen_held: Mutex::new(Held {
-                loan: 0,
-                since: Instant::now(),
-                told: false,
-            }),
-            chance: RandomState::new().hash_one(()).to_be_bytes()[0],
-            woken: AtomicU64::new(1),
-            settled: AtomicU64::new(0),
+            closing: AtomicBool::new(false),
             blocked: AtomicBool::new(false),
             drained: AtomicBool::new(false),
-            parked: AtomicBool::new(false),
-            closing: AtomicBool::new(false),
+            rolled_back: AtomicBool::new(false),
+            chance: RandomState::new().hash_one(()).to_be_bytes()[0],
+            sqlstate: AtomicU64::new(0),
+            ends: AtomicU64::new(0),
+            idles: AtomicU64::new(0),
+            logged_in: OnceLock::new(),
+            hinted_at: OnceLock::new(),
+            died: OnceLock::new(),
+            farewell: Mutex::default(),
+            seen_held: Mutex::new(Held::new()),
             leave: Notify::new(),
             turned: Notify::new(),
         })
@@ -190,6 +182,12 @@ impl Watch {
         self.ended.load(Acquire)
     }
 
+    /// Notes that its task has ended.
+    pub(crate) fn mark_ended(&self) {
+        self.ended.store(true, Release);
+        self.turned.notify_waiters();
+    }
+
     /// Whether a transaction is open, as of the last answer.
     pub(crate) fn in_transaction(&self) -> bool {
         matches!(self.status.load(Acquire), b'T' | b'E')
@@ -200,9 +198,15 @@ impl Watch {
         self.status.load(Acquire) == b'E'
     }
 
-    /// Notes that it lies in the pool from now on, or no longer.
-    pub(crate) fn set_parked(&self, parked: bool) {
-        self.parked.store(parked, SeqCst);
+    /// Notes that it lies in the pool from now on.
+    pub(crate) fn park(&self) {
+        self.parked.store(true, SeqCst);
+    }
+
+    /// Notes that it does not any more. Whoever takes it for parked a moment longer looks for it in the pool in vain, or
+    /// does not cancel what an earlier user had it do.
+    pub(crate) fn unpark(&self) {
+        self.parked.store(false, Release);
     }
 
     /// Whether something runs on it although it lies in the pool: a request that its last user abandoned.
@@ -226,8 +230,13 @@ impl Watch {
 
     /// How long ago the server last sent anything, and so was alive for certain.
     pub(crate) fn silent_for(&self) -> Duration {
+        self.silent_at(Instant::now())
+    }
+
+    /// How long before `now` that was.
+    pub(crate) fn silent_at(&self, now: Instant) -> Duration {
         let heard = Duration::from_millis(self.heard.load(Relaxed));
-        self.opened.elapsed().saturating_sub(heard)
+        now.duration_since(self.opened).saturating_sub(heard)
     }
 
     /// When the server last sent anything.
@@ -280,13 +289,8 @@ impl Watch {
         if self.is_parked() {
             return None;
         }
-        let mut seen = lock(&self.seen_held);
-        if seen.loan != self.loan() {
-            (seen.loan, seen.since, seen.told) = (self.loan(), Instant::now(), false);
-        }
-        let held = seen.since.elapsed();
-        let tells = held >= limit && !mem::replace(&mut seen.told, held >= limit);
-        tells.then(|| (held, self.in_transaction()))
+        let held = lock(&self.seen_held).beyond(limit, self.loan());
+        held.map(|held| (held, self.in_transaction()))
     }
 
     /// Notes that the present loan is a hint's, followed at `at`.

@@ -182,7 +182,9 @@ impl Session {
         let length = u32::try_from(length + 4).unwrap_or_default();
         self.output.push(tag);
         self.output.extend(length.to_be_bytes());
-        parts.iter().for_each(|part| self.output.extend(*part));
+        for part in parts {
+            self.output.extend(*part);
+        }
     }
 
     /// Says that it is idle, outside any transaction, and sends all that was said.

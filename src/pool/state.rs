@@ -15,6 +15,9 @@ use crate::{
     watch::Watch,
 };
 
+/// Time after which the cache hears once more that a pool is used. Its order of use is right up to this.
+const NEWS_AFTER: Duration = Duration::from_secs(1);
+
 /// A queue of this length is not looked through for waiters who left.
 const SHORT_QUEUE: usize = 64;
 
@@ -60,6 +63,12 @@ pub(crate) struct State {
     pub(crate) retired: bool,
     /// How often it has entered the cache.
     pub(crate) stay: u64,
+    /// When the cache last heard that it is used.
+    told_at: Instant,
+    /// How many times a part of the cache had changed by then.
+    told_in: u64,
+    /// Calls of `get` answered with a connection that was idle.
+    pub(crate) reused: u64,
 }
 
 /// A caller in the queue.
@@ -91,7 +100,24 @@ impl State {
             repeated_since: None,
             retired: false,
             stay: 0,
+            told_at: Instant::now(),
+            told_in: 0,
+            reused: 0,
         }
+    }
+
+    /// Notes that the pool is used, and when: in time, and by how much of the cache had changed. Says whether the cache
+    /// should hear of it.
+    ///
+    /// Not each time, as that costs more than all the rest of a `get`. But before much of the cache has changed, or else
+    /// whoever is used all the time would leave it; and again after a while, or else those used most, being the first
+    /// after a change, would seem to be used least when it changes next.
+    pub(crate) fn note_use(&mut self, now: Instant, turn: u64) -> bool {
+        let is_news = self.told_in != turn || now.duration_since(self.told_at) >= NEWS_AFTER;
+        if is_news {
+            (self.told_at, self.told_in) = (now, turn);
+        }
+        is_news
     }
 
     /// Whether the compute may be asleep: nothing is open that would prove the contrary.
@@ -116,7 +142,7 @@ impl State {
         let surplus = self.surplus(config).min(self.idle.len());
         let taken: Vec<_> = self.idle.drain(..surplus).collect(); // those unused for longest
         for connection in &taken {
-            connection.watch.set_parked(false);
+            connection.watch.unpark();
         }
         taken
     }
@@ -183,14 +209,27 @@ impl State {
         self.waiters.iter().any(|waiter| !waiter.turn.is_closed())
     }
 
-    pub(crate) fn push_idle(&mut self, connection: Connection) {
-        connection.watch.set_parked(true);
+    /// An idle connection for a caller who need not wait.
+    pub(crate) fn reuse(&mut self) -> Option<Connection> {
+        let connection = self.pop_idle()?;
+        self.reused += 1;
+        Some(connection)
+    }
+
+    /// Keeps a connection. Returns it if its task wrote something just before it could see that it is kept.
+    pub(crate) fn push_idle(&mut self, connection: Connection) -> Result<(), Connection> {
+        connection.watch.park();
+        if connection.watch.is_stray() {
+            connection.watch.unpark();
+            return Err(connection);
+        }
         self.idle.push(connection);
+        Ok(())
     }
 
     pub(crate) fn pop_idle(&mut self) -> Option<Connection> {
         let connection = self.idle.pop()?;
-        connection.watch.set_parked(false);
+        connection.watch.unpark();
         Some(connection)
     }
 
@@ -206,7 +245,7 @@ impl State {
             return None;
         }
         let connection = self.idle.remove(0);
-        connection.watch.set_parked(false);
+        connection.watch.unpark();
         Some(connection)
     }
 
@@ -214,7 +253,7 @@ impl State {
     pub(crate) fn take_idle(&mut self, is_one: impl Fn(&Connection) -> bool) -> Vec<Connection> {
         let taken: Vec<_> = self.idle.extract_if(.., |it| is_one(it)).collect();
         for connection in &taken {
-            connection.watch.set_parked(false);
+            connection.watch.unpark();
         }
         taken
     }

@@ -56,7 +56,8 @@ const ROWS: &[(&str, &[&str])] = &[
     (
         "pools",
         &[
-            "refusals", "shared", "lease", "opening", "wake", "pool", "pools", "sweep", "follow",
+            "refusals", "shared", "lease", "opening", "wake", "pool", "index", "pools", "sweep",
+            "follow",
         ],
     ),
     (

@@ -86,7 +86,7 @@ impl Call {
 #[expect(dead_code, reason = "held until it is dropped")]
 enum Held {
     Pooled(TenantClient),
-    Direct(DirectClient),
+    Direct(Box<DirectClient>),
 }
 
 /// A router with one tenant, which may have one connection of each kind, just before the call.
@@ -132,7 +132,7 @@ impl Scene {
 
     async fn hold(&self) -> Held {
         match self.case.call {
-            Call::Direct => Held::Direct(self.router.direct("acme").await.unwrap()),
+            Call::Direct => Held::Direct(Box::new(self.router.direct("acme").await.unwrap())),
             _ => Held::Pooled(self.router.get("acme").await.unwrap()),
         }
     }

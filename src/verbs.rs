@@ -4,6 +4,7 @@ use std::future::Future;
 
 use crate::{
     error::Error,
+    handle::TenantHandle,
     router::{Inner, TenantRouter},
     stats::Reason,
     transaction::{Access, Transaction, TransactionOptions, Tx},
@@ -59,7 +60,8 @@ impl TenantRouter {
         E: From<Error> + From<tokio_postgres::Error>,
     {
         let transaction = Transaction::new(options, Access::ReadOnly);
-        self.inner.run(tenant.as_ref(), transaction, work).await
+        let whom = Whom::Id(tenant.as_ref());
+        self.inner.run(whom, transaction, work).await
     }
 
     /// Runs `work` in a transaction on the database of `tenant` and commits it if `work` returns `Ok`.
@@ -117,14 +119,22 @@ impl TenantRouter {
         E: From<Error> + From<tokio_postgres::Error>,
     {
         let transaction = Transaction::new(options, Access::ReadWrite);
-        self.inner.run(tenant.as_ref(), transaction, work).await
+        let whom = Whom::Id(tenant.as_ref());
+        self.inner.run(whom, transaction, work).await
     }
 }
 
+/// Whose database it is about, and by what it is reached.
+#[derive(Clone, Copy)]
+pub(crate) enum Whom<'a> {
+    Id(&'a str),
+    Handle(&'a TenantHandle),
+}
+
 impl Inner {
-    async fn run<T, E, Fut>(
+    pub(crate) async fn run<T, E, Fut>(
         &self,
-        tenant: &str,
+        whom: Whom<'_>,
         mut transaction: Transaction<'_>,
         mut work: impl FnMut(Tx) -> Fut,
     ) -> Result<T, E>
@@ -134,7 +144,10 @@ impl Inner {
     {
         loop {
             let patience = Some(transaction.remaining());
-            let lease = self.get(tenant, Reason::Request, patience).await;
+            let lease = match whom {
+                Whom::Id(tenant) => self.get(tenant, Reason::Request, patience).await,
+                Whom::Handle(handle) => handle.lease(patience).await,
+            };
             let lease = lease.map_err(|err| transaction.explain(err))?;
             if let Some(result) = transaction.run(lease, &mut work).await {
                 return result;

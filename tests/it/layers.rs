@@ -64,6 +64,7 @@ const ROWS: &[(&str, &[&str])] = &[
         "face",
         &[
             "client",
+            "handle",
             "cancel",
             "transaction",
             "direct",

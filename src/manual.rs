@@ -10,6 +10,11 @@ pub mod cold_start {
     #![doc = include_str!("manual/cold_start.md")]
 }
 
+/// What `get` costs when a connection is at hand, and what stands in front of the cache.
+pub mod hot_path {
+    #![doc = include_str!("manual/hot_path.md")]
+}
+
 /// Many processes of an app on one catalog.
 pub mod many_replicas {
     #![doc = include_str!("manual/many_replicas.md")]

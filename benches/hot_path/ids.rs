@@ -1,0 +1,100 @@
+//! Whom the callers ask for: ids of 36 letters, drawn before anything is measured.
+
+use std::ops::Range;
+
+/// Letters of an id, as of a UUID's.
+const LETTERS: usize = 36;
+
+/// Calls that are drawn; they are gone through again and again.
+const DRAWN: usize = 1 << 18;
+
+/// A prime, by which neighbours in rank are no neighbours in memory.
+const STRIDE: usize = 7919;
+
+/// Whom calls ask for, one after the other.
+///
+/// The ids lie in a row, as if each had just been read from a request: what is measured begins with it at hand.
+pub(crate) struct Draws {
+    tenants: Vec<usize>,
+    ids: String,
+}
+
+impl Draws {
+    /// Everybody among the first `tenants` equally often.
+    pub(crate) fn uniform(tenants: usize) -> Self {
+        let mut chance = Chance(1);
+        Self::of((0..DRAWN).map(|_| chance.below(tenants)))
+    }
+
+    /// Those among the first `tenants` by Zipf's law with exponent 1: the second of them half as often as the first.
+    pub(crate) fn zipf(tenants: usize) -> Self {
+        #[allow(clippy::cast_precision_loss, reason = "a small count")]
+        let weights = (1..=tenants).map(|rank| 1.0 / rank as f64);
+        let sums: Vec<f64> = weights
+            .scan(0.0, |sum, weight| {
+                *sum += weight;
+                Some(*sum)
+            })
+            .collect();
+        let mut chance = Chance(2);
+        let all = sums.last().copied().unwrap_or_default();
+        Self::of((0..DRAWN).map(|_| {
+            let at = chance.share() * all;
+            let rank = sums.partition_point(|sum| *sum < at).min(tenants - 1);
+            (rank * STRIDE) % tenants
+        }))
+    }
+
+    fn of(tenants: impl Iterator<Item = usize>) -> Self {
+        let tenants: Vec<_> = tenants.collect();
+        let ids = tenants.iter().map(|tenant| id(*tenant)).collect();
+        Self { tenants, ids }
+    }
+
+    /// So many calls, those after the first `from`.
+    pub(crate) fn calls(&self, from: usize, count: usize) -> impl Iterator<Item = (usize, &str)> {
+        let numbers = (from..from + count).map(|n| n % DRAWN);
+        numbers.map(|n| (self.tenants[n], &self.ids[Self::place(n)]))
+    }
+
+    const fn place(n: usize) -> Range<usize> {
+        n * LETTERS..(n + 1) * LETTERS
+    }
+}
+
+/// The id of a tenant, in the form of a UUID.
+pub(crate) fn id(tenant: usize) -> String {
+    let mut chance = Chance(tenant as u64);
+    let (a, b) = (chance.next(), chance.next());
+    format!(
+        "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
+        a >> 32,
+        a >> 16 & 0xffff,
+        a & 0xffff,
+        b >> 48,
+        b & 0xffff_ffff_ffff
+    )
+}
+
+/// `splitmix64`: the same numbers in every run.
+struct Chance(u64);
+
+impl Chance {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut it = self.0;
+        it = (it ^ (it >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        it = (it ^ (it >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        it ^ (it >> 31)
+    }
+
+    #[allow(clippy::cast_possible_truncation, reason = "a small count")]
+    fn below(&mut self, count: usize) -> usize {
+        (self.next() % count as u64) as usize
+    }
+
+    #[allow(clippy::cast_precision_loss, reason = "a share of one")]
+    fn share(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+}

@@ -1,0 +1,73 @@
+//! What was measured, as a table and as figures.
+
+use tenantry::BoxError;
+
+use crate::{
+    rounds::Compared,
+    support::{Table, write_figures},
+};
+
+/// Everything that was measured.
+#[derive(Default)]
+pub(crate) struct Report {
+    compared: Vec<(String, String, Compared)>,
+    /// Allocations of one call.
+    pub(crate) allocations: f64,
+}
+
+impl Report {
+    /// Adds to the figure `name` what was measured in one way.
+    pub(crate) fn add(&mut self, name: &str, how: &str, compared: Compared) {
+        self.compared
+            .push((name.to_owned(), how.to_owned(), compared));
+    }
+
+    pub(crate) fn print(&self) {
+        println!(
+            "\nOne call, in ns; and the ratio at the median, with nine rounds of ten in between\n"
+        );
+        let mut table = Table::new(&[
+            "figure",
+            "how",
+            "beside it",
+            "tenantry",
+            "ratio",
+            "p5",
+            "p95",
+        ]);
+        for (name, how, it) in &self.compared {
+            table.row(&[
+                name,
+                how,
+                &format!("{:.0}", it.plain),
+                &format!("{:.0}", it.ours),
+                &format!("{:.3}", it.ratio()),
+                &format!("{:.3}", it.at(5)),
+                &format!("{:.3}", it.at(95)),
+            ]);
+        }
+        table.print();
+        println!();
+        for (name, value) in self.figures() {
+            println!("{name} {value:.3}");
+        }
+    }
+
+    pub(crate) fn write(&self) -> Result<(), BoxError> {
+        write_figures("hot_path", &self.figures())
+    }
+
+    /// Of what was measured in several ways, the worst.
+    fn figures(&self) -> Vec<(String, f64)> {
+        let mut figures: Vec<(String, f64)> = Vec::new();
+        for (name, _, compared) in &self.compared {
+            let ratio = compared.ratio();
+            match figures.last_mut() {
+                Some((last, worst)) if last == name => *worst = worst.max(ratio),
+                _ => figures.push((name.clone(), ratio)),
+            }
+        }
+        figures.push(("get_allocations".to_owned(), self.allocations));
+        figures
+    }
+}

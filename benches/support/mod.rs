@@ -23,6 +23,7 @@ pub(crate) struct Samples {
     milliseconds: Vec<f64>,
 }
 
+#[allow(dead_code, reason = "not every benchmark asks for everything")]
 impl Samples {
     pub(crate) fn add(&mut self, took: Duration) {
         let place = self
@@ -31,14 +32,12 @@ impl Samples {
         self.milliseconds.insert(place, took.as_secs_f64() * 1e3);
     }
 
-    #[allow(dead_code, reason = "not every benchmark has many at once")]
     pub(crate) fn extend(&mut self, took: impl IntoIterator<Item = Duration>) {
         let more = took.into_iter().map(|it| it.as_secs_f64() * 1e3);
         self.milliseconds.extend(more);
         self.milliseconds.sort_by(f64::total_cmp);
     }
 
-    #[allow(dead_code, reason = "not every benchmark says how many there were")]
     pub(crate) const fn count(&self) -> usize {
         self.milliseconds.len()
     }

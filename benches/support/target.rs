@@ -21,6 +21,7 @@ use tokio::{net::TcpStream, time::Instant};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 /// What is asked.
+#[allow(dead_code, reason = "not every benchmark asks a compute")]
 pub(crate) const QUERY: &str = "SELECT 1";
 
 /// Longest wait of a plain pool for a connection, as Neon's documentation advises.
@@ -95,6 +96,7 @@ impl Target {
     }
 
     /// The least that any code needs: a socket, a login, a query.
+    #[allow(dead_code, reason = "not every benchmark connects by itself")]
     pub(crate) async fn bare(&self) -> Result<Duration, BoxError> {
         let (config, mut tls) = (self.config(), self.tls.clone());
         let start = Instant::now();

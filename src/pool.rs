@@ -268,7 +268,7 @@ impl Pool {
     pub(crate) fn ended(self: &Arc<Self>, watch: &Arc<Watch>) {
         drop(self.take_idle(watch));
         let mut state = self.state();
-        state.open.retain(|open| !Arc::ptr_eq(open, watch));
+        state.remove_open(watch);
         let ours = watch.is_closing() && watch.farewell().is_none();
         let early = !ours && !watch.has_served() && watch.opened().elapsed() < EARLY_END;
         state.early_ends = if early { state.early_ends + 1 } else { 0 };

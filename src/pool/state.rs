@@ -223,6 +223,10 @@ impl State {
             connection.watch.unpark();
             return Err(connection);
         }
+        if self.idle.len() == self.idle.capacity() {
+            // Doubles from one on. By itself it would begin with four, of which most tenants need one.
+            self.idle.reserve_exact(self.idle.len().max(1));
+        }
         self.idle.push(connection);
         Ok(())
     }
@@ -256,6 +260,17 @@ impl State {
             connection.watch.unpark();
         }
         taken
+    }
+
+    /// Notes that a connection's task has ended.
+    pub(crate) fn remove_open(&mut self, watch: &Arc<Watch>) {
+        self.open.retain(|open| !Arc::ptr_eq(open, watch));
+        if self.open.is_empty() {
+            // The pool may stay like this for long, and what there was room for was more than the rest of it.
+            self.open.shrink_to_fit();
+            self.idle.shrink_to_fit();
+            self.waiters.shrink_to_fit();
+        }
     }
 
     /// Notes that a connection was lost at `instant`: the compute may be asleep, unless it has let somebody in since.

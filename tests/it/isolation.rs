@@ -1,8 +1,20 @@
 //! Never the wrong tenant.
 
-use std::collections::BTreeSet;
+mod caller;
+mod cloud;
+mod shrink;
+mod step;
+mod town;
+
+use std::{
+    collections::BTreeSet,
+    hash::{BuildHasher, RandomState},
+};
 
 use tenantry::TenantRouter;
+
+use shrink::shrink;
+use step::{Step, steps};
 
 use crate::support::{Stage, run_on};
 
@@ -108,6 +120,45 @@ async fn every_connection_answers_with_its_own_tenant_through_evictions_and_susp
     for visit in visits.await.unwrap() {
         visit.unwrap();
     }
+}
+
+/// The seed of an earlier run, and how many steps to take.
+const SEED: &str = "ISOLATION_SEED";
+const STEPS: &str = "ISOLATION_STEPS";
+
+fn setting(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(
+        text.parse()
+            .unwrap_or_else(|_| panic!("{name} is a number, not {text:?}")),
+    )
+}
+
+#[test]
+fn thousands_of_steps_by_chance_never_lead_to_the_database_of_another() {
+    let count = usize::try_from(setting(STEPS).unwrap_or(10_000)).unwrap();
+    let seed = setting(SEED).unwrap_or_else(|| RandomState::new().hash_one(STEPS) >> 32);
+    let mut ids = confusable();
+    ids.truncate(12);
+    let all = steps(seed, count, ids.len());
+    let outcome = town::play(&all, &ids);
+    println!("{SEED}={seed}: {} right answers", outcome.answers);
+    if outcome.wrongs.is_empty() {
+        let asked = all.iter().filter(|it| matches!(it, Step::Ask { .. }));
+        assert!(
+            outcome.answers as usize > asked.count() / 2,
+            "too few to mean anything"
+        );
+        return;
+    }
+    let fails = |steps: &[Step]| !town::play(steps, &ids).wrongs.is_empty();
+    let least = shrink(&all[..outcome.taken], fails);
+    let told = town::play(&least, &ids).wrongs;
+    panic!(
+        "{SEED}={seed} {STEPS}={count}: {:#?}\nof these {} steps are left, with which it is {told:#?}\n{least:#?}",
+        outcome.wrongs,
+        least.len(),
+    );
 }
 
 #[tokio::test]

@@ -19,6 +19,7 @@ use tokio::{
 
 use super::{
     gate::{Failure, Gate, Gates, Step},
+    house::{House, Houses},
     session::Session,
 };
 
@@ -36,6 +37,8 @@ struct Inner {
     gates: Arc<Gates>,
     /// Of the hosts that have gates of their own.
     hosts: Mutex<HashMap<String, Arc<Gates>>>,
+    /// What is behind the hosts, if they are not all the same.
+    houses: Houses,
     /// Rung when all that is open is cut off.
     cut: Notify,
     counts: watch::Sender<Counts>,
@@ -138,6 +141,11 @@ impl Backend {
         gates.set(step, gate);
     }
 
+    /// What is behind the hosts. As long as that is nothing, each host has the database of whoever asks.
+    pub(crate) fn houses(&self) -> &Houses {
+        &self.0.houses
+    }
+
     /// Cuts all sessions off, as when their computes fall asleep.
     pub(crate) fn suspend(&self) {
         self.0.cut.notify_waiters();
@@ -176,6 +184,7 @@ impl Backend {
         let passed = gates.pass(Step::Open).await;
         passed.map_err(Failure::into_io)?;
         let (near, far) = duplex(PIPE);
+        let house = self.0.houses.at(&host);
         self.note(|counts| {
             *counts.opened.entry(host).or_default() += 1;
             counts.open += 1;
@@ -189,12 +198,20 @@ impl Backend {
             backend: self.clone(),
             gates,
             pid,
+            house: house.clone(),
         };
         let backend = self.clone();
+        let is_cut = async move {
+            match house {
+                Ok(Some(house)) => house.is_cut().await,
+                Ok(None) | Err(_) => std::future::pending().await,
+            }
+        };
         tokio::spawn(async move {
             tokio::select! {
                 biased;
                 () = backend.0.cut.notified() => {}
+                () = is_cut => {}
                 () = Session::new(near, place, bell).run() => {}
             }
         });
@@ -237,6 +254,8 @@ pub(super) struct Place {
     pub(super) backend: Backend,
     pub(super) gates: Arc<Gates>,
     pub(super) pid: i32,
+    /// The database at its host, if that is not simply whoever's it is; or why there is none.
+    pub(super) house: Result<Option<Arc<House>>, Failure>,
 }
 
 impl Drop for Place {

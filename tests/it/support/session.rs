@@ -12,6 +12,7 @@ use tokio::{
 use super::{
     backend::{Backend, Place},
     gate::{Failure, Step},
+    packet::{cut, int, strings},
     statement::Statement,
 };
 
@@ -115,7 +116,11 @@ impl Session {
             counts.logins_started += 1;
             counts.login_times.push(Instant::now());
         });
-        if let Err(failure) = self.pass(Step::Login).await? {
+        let mut passed = self.pass(Step::Login).await?;
+        if passed.is_ok() {
+            passed = self.check_password().await?;
+        }
+        if let Err(failure) = passed {
             self.fail(failure, None).await?;
             self.flush().await?;
             return Err(Ended);
@@ -126,6 +131,20 @@ impl Session {
         let key = [self.place.pid.to_be_bytes(), [0; 4]].concat();
         self.reply(b'K', &key);
         self.ready().await
+    }
+
+    /// Asks for the password, in clear text, where there is one.
+    async fn check_password(&mut self) -> Result<Result<(), Failure>, Ended> {
+        let house = match &self.place.house {
+            Ok(Some(house)) => Arc::clone(house),
+            Ok(None) => return Ok(Ok(())),
+            Err(failure) => return Ok(Err(*failure)),
+        };
+        self.reply(b'R', &3_i32.to_be_bytes());
+        self.flush().await?;
+        let (_, body) = self.message(true).await?;
+        let password = strings(&body).next().unwrap_or_default();
+        Ok(house.admit(password))
     }
 
     async fn answer(&mut self, tag: u8, body: &[u8]) -> Result<(), Ended> {
@@ -218,14 +237,18 @@ impl Session {
             Ok(())
         };
         match passed {
-            Ok(()) => self.apply(&statement),
-            Err(failure) => self.fail(failure, Some(&statement)).await?,
+            Ok(()) => self.apply(&statement, sql),
+            Err(failure) => self.fail(failure, Some((&statement, sql))).await?,
         }
         Ok(passed.is_ok())
     }
 
-    fn apply(&mut self, statement: &Statement) {
+    fn apply(&mut self, statement: &Statement, sql: &str) {
         let before = self.status;
+        let row = match &self.place.house {
+            Ok(Some(house)) => house.answer(sql),
+            Ok(None) | Err(_) => self.tenant.clone(),
+        };
         self.status = match statement {
             Statement::Begin(_) | Statement::RollbackTo | Statement::CommitAndChain => b'T',
             Statement::Commit | Statement::Rollback => b'I',
@@ -236,22 +259,26 @@ impl Session {
             self.backend().note(|counts| counts.commits += 1);
         }
         if *statement == Statement::Rows {
-            let name = self.tenant.as_bytes();
-            let length = i32::try_from(name.len()).unwrap().to_be_bytes();
-            let row = [&1_i16.to_be_bytes(), &length[..], name].concat();
+            let length = i32::try_from(row.len()).unwrap().to_be_bytes();
+            let row = [&1_i16.to_be_bytes(), &length[..], row.as_bytes()].concat();
             self.reply(b'D', &row);
         }
         let tag = format!("{}\0", statement.tag(before));
         self.reply(b'C', tag.as_bytes());
     }
 
-    async fn fail(&mut self, failure: Failure, statement: Option<&Statement>) -> Result<(), Ended> {
+    async fn fail(
+        &mut self,
+        failure: Failure,
+        asked: Option<(&Statement, &str)>,
+    ) -> Result<(), Ended> {
         match failure {
             Failure::Error { code, text } => {
                 self.error("ERROR", code, text);
                 self.flush().await?;
                 yield_now().await; // as a proxy may cut its answer
-                let over = self.status == b'I' || statement == Some(&Statement::Commit);
+                let commits = asked.is_some_and(|(it, _)| *it == Statement::Commit);
+                let over = self.status == b'I' || commits;
                 self.status = if over { b'I' } else { b'E' };
                 Ok(())
             }
@@ -263,8 +290,8 @@ impl Session {
             }
             Failure::Cut => Err(Ended),
             Failure::Lost => {
-                if let Some(statement) = statement {
-                    self.apply(statement);
+                if let Some((statement, sql)) = asked {
+                    self.apply(statement, sql);
                 }
                 Err(Ended)
             }
@@ -375,25 +402,4 @@ impl Session {
     fn backend(&self) -> &Backend {
         &self.place.backend
     }
-}
-
-/// Takes the first message, if all of it is there.
-fn cut(input: &mut Vec<u8>, tagged: bool) -> Option<(u8, Vec<u8>)> {
-    let head = usize::from(tagged);
-    let end = head + usize::try_from(int(input.get(head..)?)?).unwrap();
-    let body = input.get(head + 4..end)?.to_vec();
-    let tag = if tagged { input[0] } else { 0 };
-    input.drain(..end);
-    Some((tag, body))
-}
-
-fn int(bytes: &[u8]) -> Option<i32> {
-    bytes.first_chunk().map(|bytes| i32::from_be_bytes(*bytes))
-}
-
-/// Texts that end in zero, as far as they are texts.
-fn strings(bytes: &[u8]) -> impl Iterator<Item = &str> {
-    bytes
-        .split(|byte| *byte == 0)
-        .map(|text| std::str::from_utf8(text).unwrap_or_default())
 }

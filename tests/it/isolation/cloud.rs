@@ -1,0 +1,245 @@
+//! A cloud by script: databases that are created, moved, copied, traded, deleted and taken back, on a scripted backend.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use tenantry::{
+    ControlPlane, Database, Endpoint, Error, ErrorKind, Found, Login, Order, Progress,
+    record::Placement,
+};
+use tokio::time::sleep;
+
+use crate::support::{Backend, House};
+
+/// How long it takes to answer.
+const ANSWER: Duration = Duration::from_millis(3);
+
+type Tags = BTreeMap<String, String>;
+
+/// A tenant of a namespace, as its row has it.
+pub(super) fn owner(namespace: &str, tenant: &str) -> String {
+    let hex: String = tenant.bytes().map(|byte| format!("{byte:02x}")).collect();
+    format!("{namespace}/{hex}")
+}
+
+/// One account, whatever namespaces use it.
+#[derive(Clone)]
+pub(super) struct Cloud {
+    pub(super) backend: Backend,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Oldest first. Their ids are their numbers.
+    projects: Vec<Project>,
+    /// How many hosts and passwords there have been.
+    made: u64,
+}
+
+struct Project {
+    name: String,
+    tags: Tags,
+    house: Arc<House>,
+    host: String,
+    is_deleted: bool,
+}
+
+impl State {
+    fn make(&mut self, what: &str) -> String {
+        self.made += 1;
+        format!("{what}-{}", self.made)
+    }
+}
+
+impl Cloud {
+    pub(super) fn new() -> Self {
+        let backend = Backend::default();
+        // Hosts are not but names here, also before there is any.
+        let nobody = House::new(u64::MAX, "nobody".to_owned(), "none".to_owned());
+        backend.houses().set("nobody's", &nobody);
+        Self {
+            backend,
+            state: Arc::default(),
+        }
+    }
+
+    /// Cuts the sessions of `project` off.
+    pub(super) fn suspend(&self, project: &str) {
+        if let Some(house) = self.house(project) {
+            house.suspend();
+        }
+    }
+
+    /// Gives `project` another password. Sessions go on.
+    pub(super) fn rotate(&self, project: &str) {
+        let password = self.state().make("password");
+        if let Some(house) = self.house(project) {
+            house.set_password(password);
+        }
+    }
+
+    /// Gives `project` another host.
+    pub(super) fn move_host(&self, project: &str) {
+        let mut state = self.state();
+        let host = state.make("host");
+        let Some(project) = project_mut(&mut state, project) else {
+            return;
+        };
+        self.backend.houses().remove(&project.host);
+        project.host = host;
+        self.backend.houses().set(&project.host, &project.house);
+        project.house.suspend();
+    }
+
+    /// Gives two projects the host of the other.
+    pub(super) fn trade_hosts(&self, one: &str, other: &str) {
+        let mut state = self.state();
+        let host = |state: &mut State, id| project_mut(state, id).map(|it| it.host.clone());
+        let (Some(first), Some(second)) = (host(&mut state, one), host(&mut state, other)) else {
+            return;
+        };
+        for (id, host) in [(one, second), (other, first)] {
+            if let Some(project) = project_mut(&mut state, id) {
+                self.backend.houses().set(&host, &project.house);
+                project.host = host;
+                project.house.suspend();
+            }
+        }
+    }
+
+    /// Copies `project` into another one, which is the tenant's from now on. Sessions of the old one go on.
+    pub(super) fn copy(&self, project: &str) -> Option<Database> {
+        let mut state = self.state();
+        let (host, password) = (state.make("host"), state.make("password"));
+        let number = state.projects.len() as u64;
+        let old = project_mut(&mut state, project)?;
+        let copy = Project {
+            name: std::mem::replace(&mut old.name, "left behind".to_owned()),
+            tags: std::mem::take(&mut old.tags),
+            house: old.house.copy(number, password),
+            host,
+            is_deleted: false,
+        };
+        self.backend.houses().set(&copy.host, &copy.house);
+        let database = database(&copy);
+        state.projects.push(copy);
+        Some(database)
+    }
+
+    /// Whatever somebody was asked who is not the one it was meant for.
+    pub(super) fn intrusions(&self) -> Vec<String> {
+        let state = self.state();
+        let projects = state.projects.iter();
+        projects.flat_map(|it| it.house.intrusions()).collect()
+    }
+
+    fn house(&self, project: &str) -> Option<Arc<House>> {
+        project_mut(&mut self.state(), project).map(|it| Arc::clone(&it.house))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    fn found(&self, is_wanted: impl Fn(&str) -> bool) -> Vec<Found> {
+        let state = self.state();
+        let there = state.projects.iter().filter(|it| !it.is_deleted);
+        there
+            .filter(|it| is_wanted(&it.name))
+            .map(|it| Found::new(it.house.number.to_string(), &it.name, None))
+            .collect()
+    }
+}
+
+fn project_mut<'a>(state: &'a mut State, id: &str) -> Option<&'a mut Project> {
+    let at: usize = id.parse().ok()?;
+    state.projects.get_mut(at).filter(|it| !it.is_deleted)
+}
+
+/// Where a project is, as who asks is told.
+fn database(project: &Project) -> Database {
+    let password = project.house.password();
+    let endpoint = Endpoint::postgres(&project.host, "neondb", "app", password).without_tls();
+    let window = Duration::from_secs(300);
+    let placement = Placement::new(project.house.number.to_string());
+    Database::new(placement, endpoint.suspend_window(window))
+}
+
+impl ControlPlane for Cloud {
+    async fn find(&self, name: &str, _: &Progress) -> Result<Vec<Found>, Error> {
+        sleep(ANSWER).await;
+        Ok(self.found(|it| it == name))
+    }
+
+    async fn list(&self, prefix: &str, _: &Progress) -> Result<Vec<Found>, Error> {
+        sleep(ANSWER).await;
+        Ok(self.found(|it| it.starts_with(prefix)))
+    }
+
+    async fn tags(&self, id: &str, _: &Progress) -> Result<Option<Tags>, Error> {
+        sleep(ANSWER).await;
+        Ok(project_mut(&mut self.state(), id).map(|it| it.tags.clone()))
+    }
+
+    async fn create(&self, order: &Order, _: &Progress) -> Result<Database, Error> {
+        sleep(ANSWER).await;
+        let mut state = self.state();
+        let (host, password) = (state.make("host"), state.make("password"));
+        let [namespace, tenant] =
+            ["tenantry-namespace", "tenantry-tenant"].map(|tag| order.tags[tag].as_str());
+        let number = state.projects.len() as u64;
+        let project = Project {
+            name: order.name.clone(),
+            tags: order.tags.clone(),
+            house: House::new(number, owner(namespace, tenant), password),
+            host,
+            is_deleted: false,
+        };
+        self.backend.houses().set(&project.host, &project.house);
+        let database = database(&project);
+        state.projects.push(project);
+        Ok(database)
+    }
+
+    async fn ready(&self, _: &str, _: &Progress) -> Result<(), Error> {
+        sleep(ANSWER).await;
+        Ok(())
+    }
+
+    async fn database(
+        &self,
+        id: &str,
+        _: Option<&Login>,
+        _: &Progress,
+    ) -> Result<Option<Database>, Error> {
+        let now = project_mut(&mut self.state(), id).map(|it| database(it));
+        sleep(ANSWER).await;
+        Ok(now)
+    }
+
+    async fn delete(&self, id: &str, _: &Progress) -> Result<(), Error> {
+        sleep(ANSWER).await;
+        if let Some(project) = project_mut(&mut self.state(), id) {
+            project.is_deleted = true;
+            self.backend.houses().remove(&project.host);
+            project.house.suspend();
+        }
+        Ok(())
+    }
+
+    async fn recover(&self, id: &str, _: &Progress) -> Result<(), Error> {
+        sleep(ANSWER).await;
+        let mut state = self.state();
+        let at = id.parse::<usize>().ok();
+        let Some(project) = at.and_then(|at| state.projects.get_mut(at)) else {
+            return Err(Error::new(ErrorKind::NotFound, "there was never one"));
+        };
+        project.is_deleted = false;
+        self.backend.houses().set(&project.host, &project.house);
+        Ok(())
+    }
+}

@@ -1,0 +1,22 @@
+//! The packets of Postgres's protocol, taken apart.
+
+/// Takes the first message, if all of it is there.
+pub(super) fn cut(input: &mut Vec<u8>, tagged: bool) -> Option<(u8, Vec<u8>)> {
+    let head = usize::from(tagged);
+    let end = head + usize::try_from(int(input.get(head..)?)?).unwrap();
+    let body = input.get(head + 4..end)?.to_vec();
+    let tag = if tagged { input[0] } else { 0 };
+    input.drain(..end);
+    Some((tag, body))
+}
+
+pub(super) fn int(bytes: &[u8]) -> Option<i32> {
+    bytes.first_chunk().map(|bytes| i32::from_be_bytes(*bytes))
+}
+
+/// Texts that end in zero, as far as they are texts.
+pub(super) fn strings(bytes: &[u8]) -> impl Iterator<Item = &str> {
+    bytes
+        .split(|byte| *byte == 0)
+        .map(|text| std::str::from_utf8(text).unwrap_or_default())
+}

@@ -21,8 +21,8 @@ type Tags = BTreeMap<String, String>;
 
 /// A tenant of a namespace, as its row has it.
 pub(super) fn owner(namespace: &str, tenant: &str) -> String {
-    let hex: String = tenant.bytes().map(|byte| format!("{byte:02x}")).collect();
-    format!("{namespace}/{hex}")
+    let hex: Vec<_> = tenant.bytes().map(|byte| format!("{byte:02x}")).collect();
+    format!("{namespace}/{}", hex.concat())
 }
 
 /// One account, whatever namespaces use it.

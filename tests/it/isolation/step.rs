@@ -6,7 +6,7 @@ use std::time::Duration;
 pub(super) const NAMESPACES: [&str; 2] = ["staging", "production"];
 pub(super) const REPLICAS: usize = 2;
 
-/// Chance that can be had again. SplitMix64.
+/// Chance that can be had again: `SplitMix64`.
 #[derive(Clone, Debug)]
 pub(super) struct Chance(u64);
 

@@ -316,38 +316,43 @@ impl<'a> Town<'a> {
         self.set(Weather::Fine);
         while self.callers.join_next().await.is_some() {}
         sleep(CALM).await;
-        let whos = (0..NAMESPACES.len())
-            .flat_map(|namespace| (0..self.ids.len()).map(move |tenant| Who { namespace, tenant }));
-        for who in whos {
-            let mut numbers = Vec::new();
-            for replica in 0..REPLICAS {
-                let caller = self.caller(step, At { who, replica });
-                let mut told = caller.get(MOMENT).await;
-                for _ in 0..3 {
-                    if matches!(told, Ok(Some(_))) || caller.came.lot == Lot::Deleted {
-                        break;
-                    }
-                    sleep(CALM).await;
-                    told = caller.get(MOMENT).await;
+        for namespace in 0..NAMESPACES.len() {
+            for tenant in 0..self.ids.len() {
+                let who = Who { namespace, tenant };
+                let mut numbers = Vec::new();
+                for replica in 0..REPLICAS {
+                    numbers.extend(self.in_the_end(step, At { who, replica }).await);
                 }
-                let is_deleted = |told: &Result<_, tenantry::Error>| matches!(told, Err(err) if err.kind() == ErrorKind::Deleted);
-                match (caller.came.lot, &told) {
-                    (Lot::Served | Lot::Unsure, Ok(Some(number))) => numbers.push(*number),
-                    (Lot::Deleted | Lot::Unsure, told) if is_deleted(told) => {}
-                    (lot, told) => {
-                        caller.wrong(&format!("in the end it is {lot:?}, and told {told:?}"))
-                    }
+                numbers.dedup();
+                if numbers.len() > 1 {
+                    let what = format!("at step {step}, {who:?} is led to {numbers:?} at once");
+                    self.truth.wrong(what);
                 }
-            }
-            numbers.dedup();
-            if numbers.len() > 1 {
-                let what = format!("at step {step}, {who:?} is led to {numbers:?} at once");
-                self.truth.wrong(what);
             }
         }
         for intrusion in self.cloud.intrusions() {
             self.truth.wrong(intrusion);
         }
+    }
+
+    /// The number of the database to which somebody is led in the end. Whoever is not deleted is led to one.
+    async fn in_the_end(&self, step: usize, at: At) -> Option<u64> {
+        let caller = self.caller(step, at);
+        let lot = caller.came.lot;
+        let mut told = caller.get(MOMENT).await;
+        for _ in 0..3 {
+            if matches!(told, Ok(Some(_))) || lot == Lot::Deleted {
+                break;
+            }
+            sleep(CALM).await;
+            told = caller.get(MOMENT).await;
+        }
+        match (lot, told) {
+            (Lot::Served | Lot::Unsure, Ok(Some(number))) => return Some(number),
+            (Lot::Deleted | Lot::Unsure, Err(err)) if err.kind() == ErrorKind::Deleted => {}
+            (_, told) => caller.wrong(&format!("in the end it is {lot:?}, and told {told:?}")),
+        }
+        None
     }
 }
 

@@ -12,16 +12,13 @@ use tokio::{
 use super::{
     backend::{Backend, Place},
     gate::{Failure, Step},
-    packet::{cut, int, strings},
+    packet::{TEXT, cut, int, strings, text_column},
     statement::Statement,
 };
 
 /// Codes that stand at the start of a first packet.
 const VERSION_3: i32 = 196_608;
 const CANCEL: i32 = 80_877_102;
-
-/// The type `text`.
-const TEXT: i32 = 25;
 
 const CANCELLED: Failure = Failure::Error {
     code: "57014",
@@ -351,15 +348,8 @@ impl Session {
         }
     }
 
-    /// One column of text.
     fn describe_row(&mut self) {
-        let mut body = 1_i16.to_be_bytes().to_vec();
-        body.extend(b"tenant\0");
-        body.extend([0; 6]); // of no table
-        body.extend(TEXT.to_be_bytes());
-        body.extend([0xff; 6]); // of any length, without a modifier
-        body.extend([0; 2]);
-        self.reply(b'T', &body);
+        self.reply(b'T', &text_column());
     }
 
     fn error(&mut self, severity: &str, code: &str, text: &str) {

@@ -12,6 +12,8 @@
 //! - *hot*: 8 tasks on two workers want one tenant, whose 4 connections are open.
 //! - *handle*: `TenantHandle::get` beside deadpool's own `get`, with neither cache nor limit; on one tenant and on
 //!   1,000, by one thread. The figure is the worse of both.
+//! - *select1*: `SELECT 1` on a real Postgres, `get` and giving back included, beside a bare client on one connection, and
+//!   beside one through a PgBouncer in front of the same Postgres.
 //! - *allocations*: how often memory is asked for by a call, which is counted.
 //!
 //! Ids have 36 letters and are drawn before. Both take turns of 20,000 calls per caller, 61 rounds each; a figure is
@@ -29,6 +31,8 @@ mod memory;
 mod report;
 #[path = "hot_path/rounds.rs"]
 mod rounds;
+#[path = "hot_path/select1.rs"]
+mod select1;
 #[path = "hot_path/subjects.rs"]
 mod subjects;
 #[allow(dead_code, unused_imports, reason = "times are taken in its own way")]
@@ -94,6 +98,11 @@ fn main() -> Result<(), BoxError> {
     }
     if HOT.iter().any(|(name, ..)| is_wanted(name)) {
         of_one(runtime.handle(), &mut report)?;
+    }
+    if is_wanted(&"select1") {
+        let (bare, pgbouncer) = select1::run()?;
+        report.add("select1_over_bare", "one connection", bare);
+        report.add("select1_over_pgbouncer", "one connection", pgbouncer);
     }
     report.print();
     report.write()

@@ -48,6 +48,18 @@ pub(crate) struct Compared {
 }
 
 impl Compared {
+    /// What two have taken in each round.
+    pub(crate) fn new(plain: Vec<f64>, ours: Vec<f64>) -> Self {
+        let pairs = plain.iter().zip(&ours);
+        let mut ratios: Vec<_> = pairs.map(|(plain, ours)| ours / plain).collect();
+        ratios.sort_by(f64::total_cmp);
+        Self {
+            plain: median(plain),
+            ours: median(ours),
+            ratios,
+        }
+    }
+
     /// The second over the first: the median of all rounds.
     pub(crate) fn ratio(&self) -> f64 {
         self.at(50)
@@ -67,7 +79,7 @@ pub(crate) fn compare(
     plain: &Arc<impl Subject>,
     ours: &Arc<impl Subject>,
 ) -> Result<Compared, BoxError> {
-    let (mut first, mut second, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut first, mut second) = (Vec::new(), Vec::new());
     for round in 0..WARM_UP + ROUNDS {
         let from = round * CALLS;
         // Whoever comes second finds the machine as the other has left it.
@@ -81,15 +93,9 @@ pub(crate) fn compare(
         if round >= WARM_UP {
             first.push(a);
             second.push(b);
-            ratios.push(b / a);
         }
     }
-    ratios.sort_by(f64::total_cmp);
-    Ok(Compared {
-        plain: median(first),
-        ours: median(second),
-        ratios,
-    })
+    Ok(Compared::new(first, second))
 }
 
 fn median(mut of: Vec<f64>) -> f64 {

@@ -129,6 +129,7 @@ pub(crate) async fn router(
     let router = backend
         .at(builder)
         .max_pools(2 * tenants as u64)
+        .max_connections(2 * tenants * POOL_SIZE)
         .pool_size(POOL_SIZE)
         .verify_after(LONG)
         .idle_after(LONG)

@@ -208,6 +208,21 @@ impl Emulator {
         self.world.witnesses()
     }
 
+    /// Sessions open now at all computes together, those of deleted ones too.
+    ///
+    /// One counts from before its client hears that it is let in, on either host, until Postgres or the pooler in front of
+    /// it has ended its side, and no longer when the client hears of that. If the client's side breaks off, or the proxy is
+    /// restarted, it counts until the proxy has hung up on Postgres, as it does at once. Logins that are refused or wait for the compute, requests to
+    /// cancel, and what the emulator or the pooler itself opens at Postgres are no sessions.
+    pub fn open_sessions(&self) -> usize {
+        self.world.sessions.open()
+    }
+
+    /// Most sessions that were open at the same time, each counted as for [`open_sessions`](Self::open_sessions).
+    pub fn most_open_sessions(&self) -> usize {
+        self.world.sessions.most_open()
+    }
+
     /// Cuts all clients off without a word, and makes the proxy forget which errors it repeats: as when Neon restarts
     /// a proxy. New clients are let in at once.
     pub fn restart_proxy(&self) {

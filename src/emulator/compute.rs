@@ -115,6 +115,7 @@ impl Compute {
         contents: Contents,
         terms: Terms,
         ledger: Arc<Ledger>,
+        log: Log,
     ) -> Arc<Self> {
         let folder = machine.folder.join(id);
         let pooler = Pooler::new(machine.template.pgbouncer(), &folder);
@@ -125,7 +126,7 @@ impl Compute {
             contents: StdMutex::new(contents),
             terms: StdMutex::new(terms),
             wake_delay: StdMutex::default(),
-            log: Log::default(),
+            log,
             faults: Faults::default(),
             meter: ledger.meter(),
             ledger,

@@ -10,7 +10,7 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf, copy},
     net::{TcpStream, UnixStream},
     time::sleep,
 };
@@ -33,6 +33,9 @@ const CANNOT_CONNECT_NOW: &str = "57P03";
 const STOPS: &str = "the database system is shutting down";
 
 const UNSUPPORTED_PARAMETER: &str = ". Please use unpooled connection or remove this parameter from the startup package. More details: https://neon.tech/docs/connect/connection-errors#unsupported-startup-parameter";
+
+type ClientIn = ReadHalf<TlsStream<TcpStream>>;
+type ClientOut = WriteHalf<TlsStream<TcpStream>>;
 
 /// The sessions that there are.
 #[derive(Default)]
@@ -72,38 +75,49 @@ impl Sessions {
         proved: Message,
         compute: &Arc<Compute>,
     ) -> io::Result<()> {
+        let (mut client_in, mut client_out) = tokio::io::split(stream);
+        let client = (&mut client_in, &mut client_out);
+        let ended = self.converse(client, session, proved, compute).await;
+        client_out.shutdown().await?;
+        ended
+    }
+
+    /// All that the client hears before its connection is closed.
+    async fn converse(
+        &self,
+        (client_in, client_out): (&mut ClientIn, &mut ClientOut),
+        session: Session,
+        proved: Message,
+        compute: &Arc<Compute>,
+    ) -> io::Result<()> {
         let Session {
             server,
             greeting,
             key,
             socket,
         } = session;
-        let (mut client_in, mut client_out) = tokio::io::split(stream);
+        // Dropped after the server's halves and before the client's, also when the proxy restarts.
+        let _session = compute.log.session();
         let (mut server_in, mut server_out) = server.into_split();
-        let ended = {
-            let upward = async {
-                // Whatever ends it: the server hears the end, and has the last word.
-                let _ = copy(&mut client_in, &mut server_out).await;
-                let _ = server_out.shutdown().await;
-            };
-            let session = async {
-                // All in one burst: the client has heard nothing since its proof.
-                proved.write(&mut client_out).await?;
-                client_out.write_all(&greeting).await?;
-                client_out.flush().await?;
-                compute.meter.transferred(greeting.len());
-                let _session = compute.log.session();
-                let _key = key.map(|key| self.remember(key, socket));
-                downward(&mut server_in, &mut client_out, compute).await
-            };
-            tokio::pin!(upward, session);
-            tokio::select! {
-                ended = &mut session => ended,
-                () = &mut upward => session.await,
-            }
+        let upward = async {
+            // Whatever ends it: the server hears the end, and has the last word.
+            let _ = copy(client_in, &mut server_out).await;
+            let _ = server_out.shutdown().await;
         };
-        client_out.shutdown().await?;
-        ended
+        let session = async {
+            // All in one burst: the client has heard nothing since its proof.
+            proved.write(client_out).await?;
+            client_out.write_all(&greeting).await?;
+            client_out.flush().await?;
+            compute.meter.transferred(greeting.len());
+            let _key = key.map(|key| self.remember(key, socket));
+            downward(&mut server_in, client_out, compute).await
+        };
+        tokio::pin!(upward, session);
+        tokio::select! {
+            ended = &mut session => ended,
+            () = &mut upward => session.await,
+        }
     }
 
     fn remember(&self, key: BackendKey, socket: PathBuf) -> Remembered<'_> {

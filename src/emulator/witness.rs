@@ -4,7 +4,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
     time::Duration,
 };
 
@@ -34,11 +37,11 @@ pub struct Witness {
     pub suspends: Vec<Instant>,
     /// Times a client began to log in, successfully or not.
     pub auth_attempts: Vec<Instant>,
-    /// Times a client had logged in.
+    /// Times a client was let in.
     pub sessions: Vec<Instant>,
-    /// Clients connected now.
+    /// Sessions open now, each counted as for [`Emulator::open_sessions`](super::Emulator::open_sessions).
     pub open_sessions: usize,
-    /// Most clients connected at the same time.
+    /// Most sessions open at the same time.
     pub most_open_sessions: usize,
 }
 
@@ -54,9 +57,38 @@ pub struct Wake {
     pub start: Duration,
 }
 
+/// The sessions of all computes together.
+#[derive(Debug, Default)]
+pub(super) struct Total {
+    open: AtomicUsize,
+    most_open: AtomicUsize,
+}
+
+impl Total {
+    pub(super) fn open(&self) -> usize {
+        self.open.load(SeqCst)
+    }
+
+    pub(super) fn most_open(&self) -> usize {
+        self.most_open.load(SeqCst)
+    }
+
+    fn add(&self) {
+        let open = self.open.fetch_add(1, SeqCst) + 1;
+        self.most_open.fetch_max(open, SeqCst);
+    }
+
+    fn subtract(&self) {
+        self.open.fetch_sub(1, SeqCst);
+    }
+}
+
 /// Where the emulator writes down what happens at one endpoint.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Log(Arc<Mutex<Entries>>);
+#[derive(Clone, Debug)]
+pub(super) struct Log {
+    entries: Arc<Mutex<Entries>>,
+    total: Arc<Total>,
+}
 
 #[derive(Debug, Default)]
 pub(super) struct Entries {
@@ -69,8 +101,16 @@ pub(super) struct Entries {
 }
 
 impl Log {
+    /// One that counts its sessions in `total` too.
+    pub(super) fn new(total: &Arc<Total>) -> Self {
+        Self {
+            entries: Arc::default(),
+            total: Arc::clone(total),
+        }
+    }
+
     pub(super) fn entries(&self) -> MutexGuard<'_, Entries> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn woken(&self, at: Instant, start: Duration) {
@@ -95,15 +135,18 @@ impl Log {
         entries.sessions.push(Instant::now());
         entries.open_sessions += 1;
         entries.most_open_sessions = entries.most_open_sessions.max(entries.open_sessions);
+        self.total.add();
         OpenSession(self.clone())
     }
 }
 
-/// A client that is connected, until this is dropped.
+/// A session, until this is dropped.
+#[must_use]
 pub(super) struct OpenSession(Log);
 
 impl Drop for OpenSession {
     fn drop(&mut self) {
         self.0.entries().open_sessions -= 1;
+        self.0.total.subtract();
     }
 }

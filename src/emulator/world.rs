@@ -20,7 +20,7 @@ use super::{
     project::{Branch, Endpoint, Project, Size},
     requests::Requests,
     usage::Ledger,
-    witness::Witness,
+    witness::{Log, Total, Witness},
 };
 use crate::secret::Secret;
 
@@ -34,6 +34,7 @@ pub(super) struct World {
     pub(super) api_faults: ApiFaults,
     pub(super) api_limit: Option<ApiLimit>,
     pub(super) requests: Requests,
+    pub(super) sessions: Arc<Total>,
     /// For how long the search misses a new project, in milliseconds.
     search_lag: AtomicU64,
     // Every compute that ever was, so that each is reaped at the end.
@@ -74,6 +75,7 @@ impl World {
             api_faults: ApiFaults::default(),
             api_limit: limit.map(|(minute, second)| ApiLimit::new(minute, second)),
             requests: Requests::default(),
+            sessions: Arc::default(),
             search_lag: AtomicU64::new(0),
             computes: Mutex::default(),
         })
@@ -209,6 +211,7 @@ impl World {
             contents,
             self.terms(size, false),
             Arc::clone(ledger),
+            Log::new(&self.sessions),
         );
         self.computes().push(Arc::clone(&compute));
         Branch {

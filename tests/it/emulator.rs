@@ -246,6 +246,37 @@ async fn a_wake_takes_the_delay_and_little_more() {
 }
 
 #[tokio::test]
+async fn sessions_count_over_all_computes_until_postgres_has_ended_them() {
+    let stage = Stage::new().await;
+    let (first, second) = (stage.project().await, stage.project().await);
+    let at = parameters(&first);
+    let mut wrong = login(at);
+    wrong.password("wrong");
+    assert!(stage.connect(&at.host, &wrong).await.is_err());
+    assert_eq!(stage.emulator.most_open_sessions(), 0);
+    let (direct, _) = stage.connect(&at.host, &login(at)).await.unwrap();
+    let other = parameters(&second);
+    let (pooled, _) = stage
+        .connect(&other.pooler_host, &login(other))
+        .await
+        .unwrap();
+    assert_eq!(stage.emulator.open_sessions(), 2);
+
+    let start = Instant::now();
+    let sleep = direct.batch_execute("SELECT pg_sleep(1)");
+    let left = tokio::time::timeout(Duration::from_millis(100), sleep).await;
+    assert!(left.is_err());
+    drop((direct, pooled));
+    eventually("the pooler has ended its session", || {
+        stage.emulator.open_sessions() == 1
+    })
+    .await;
+    eventually("so has Postgres", || stage.emulator.open_sessions() == 0).await;
+    assert!(start.elapsed() >= Duration::from_millis(900), "it slept on");
+    assert_eq!(stage.emulator.most_open_sessions(), 2);
+}
+
+#[tokio::test]
 async fn deleting_a_project_ends_its_compute_and_recovering_it_brings_its_data_back() {
     let stage = Stage::new().await;
     let created = stage.project().await;

@@ -216,3 +216,48 @@ impl AsyncWrite for Socket {
 fn gone<T>() -> Poll<io::Result<T>> {
     Poll::Ready(Err(io::ErrorKind::NotConnected.into()))
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::duplex,
+        time::{Instant, sleep},
+    };
+
+    use super::*;
+    use crate::budget::Budget;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_permit_lasts_until_the_other_side_has_ended_and_not_for_ever() {
+        let budget = Budget::new(2, 0);
+        let mut theirs = Vec::new();
+        for _ in 0..2 {
+            let (ours, its) = duplex(64);
+            theirs.push(its);
+            drop(Stream::new(
+                Socket::Pipe(ours),
+                Some(budget.take(None).await),
+            ));
+        }
+        let dropped = Instant::now();
+        sleep(LINGER / 2).await;
+        assert_eq!(budget.used(), 2, "the other side may not have noticed yet");
+        drop(theirs.pop());
+        sleep(LINGER / 4).await;
+        assert_eq!(budget.used(), 1);
+        budget.emptied().await;
+        assert_eq!(dropped.elapsed(), LINGER, "it never ended");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_permit_is_given_back_at_once_where_the_other_side_ended_first() {
+        let budget = Budget::new(1, 0);
+        let (ours, theirs) = duplex(64);
+        let permit = budget.take(None).await;
+        let mut stream = Stream::new(Socket::Pipe(ours), Some(permit));
+        drop(theirs);
+        assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
+        drop(stream);
+        assert_eq!(budget.used(), 0);
+    }
+}

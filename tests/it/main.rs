@@ -14,6 +14,7 @@ mod computes;
 mod connections;
 mod control;
 mod crashes;
+mod crowd;
 mod direct;
 mod doubts;
 mod emulator;

@@ -134,9 +134,16 @@ async fn follower(
 
 #[tokio::test(start_paused = true)]
 async fn a_ceiling_that_changes_closes_what_is_too_many_and_nothing_else() {
-    for set_up in [|it| it, Provisioner::passwords_from_control_plane] {
+    let kept: fn(Provisioner) -> Provisioner = |it| it;
+    let not_kept = Provisioner::passwords_from_control_plane;
+    for (set_up, keeps_none) in [(kept, false), (not_kept, true)] {
         let ledger = Ledger::new();
         let (backend, router) = follower(&ledger, set_up).await;
+        if keeps_none {
+            let change = ledger.change("acme", |it| it.password = "".into());
+            change.await;
+            sleep(MOMENT).await;
+        }
         let mut leased = held(&router, "acme", 4).await;
         drop(leased.split_off(3));
         sleep(MOMENT).await;

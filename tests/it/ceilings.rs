@@ -15,7 +15,7 @@ use tenantry::{
 };
 use tokio::{
     task::JoinHandle,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::support::{Backend, Counts, Gate, Ledger, Projects, Stage, Step, place_of};
@@ -340,4 +340,22 @@ async fn none_at_all_is_refused_wherever_it_is_said() {
         assert_eq!(err.stage(), Some(CallStage::Lookup));
         assert!(err.to_string().contains("max_connections"), "{err}");
     }
+}
+
+#[tokio::test]
+async fn a_password_that_was_rotated_and_is_read_again_leaves_the_ceiling() {
+    let stage = Stage::new().await;
+    let router = stage.provisioning(|provisioner| {
+        let provisioner = provisioner.passwords_from_control_plane();
+        provisioner.plan(Plan::new().max_connections(1))
+    });
+    let router = router.build().unwrap();
+    drop(router.get("acme").await.unwrap());
+    let id = stage.witness("acme").endpoint_id;
+    stage.emulator.rotate_password(&id).await.unwrap();
+    stage.suspend("acme").await;
+    let _held = router.get("acme").await.unwrap();
+    assert_eq!(router.status().moved, 1);
+    let second = timeout(Duration::from_millis(300), router.get("acme"));
+    assert!(second.await.is_err(), "it has a second connection");
 }

@@ -258,12 +258,51 @@ impl Work<'_> {
             Err(err) => return Err(err.into()),
         }
         self.reach(Step::Operational).await;
-        if let Some(hook) = &on.settings.hook {
-            let endpoint = Arc::new(self.endpoint(record).await?);
-            let prepared = hook.run(&on.dialer, self.tenant, &endpoint, progress, self.stats);
-            prepared.await?;
+        if let Err(err) = self.run_hook(record).await? {
+            // What was written down when the tenant was used last may have changed since.
+            let may_be_old = matches!(
+                err.kind(),
+                ErrorKind::BadCredential | ErrorKind::EndpointNotFound
+            );
+            if !may_be_old || !self.place_again(record).await? {
+                return Err(err.into());
+            }
+            self.run_hook(record).await??;
         }
         self.reach(Step::Prepared).await;
+        Ok(true)
+    }
+
+    /// Runs the prepare hook, if there is one.
+    async fn run_hook(&self, record: &mut Record) -> Result<Result<(), Error>, Halt> {
+        let Self { on, progress, .. } = self;
+        let Some(hook) = &on.settings.hook else {
+            return Ok(Ok(()));
+        };
+        let endpoint = Arc::new(self.endpoint(record).await?);
+        let prepared = hook.run(&on.dialer, self.tenant, &endpoint, progress, self.stats);
+        Ok(prepared.await)
+    }
+
+    /// Writes down where the control plane has the database now; says whether that is news.
+    async fn place_again(&self, record: &mut Record) -> Result<bool, Halt> {
+        let (Some(project), Some(endpoint)) = (record.project(), &record.endpoint) else {
+            return Ok(false);
+        };
+        let login = endpoint.login();
+        let asked = self
+            .on
+            .control_plane
+            .database(project, Some(&login), self.progress);
+        let Some(now) = asked
+            .await?
+            .filter(|now| !self.on.is_same(record, &now.endpoint))
+        else {
+            return Ok(false);
+        };
+        record.placement = Some(now.placement);
+        record.endpoint = Some(now.endpoint);
+        self.write(record).await?;
         Ok(true)
     }
 

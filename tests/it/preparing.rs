@@ -141,6 +141,30 @@ async fn what_was_deleted_before_it_was_prepared_is_prepared_when_that_is_taken_
 }
 
 #[tokio::test]
+async fn a_password_that_was_rotated_before_it_was_prepared_is_found() {
+    let (stage, runs) = (Stage::new().await, Arc::new(AtomicU32::new(0)));
+    let counter = Arc::clone(&runs);
+    let router = stage.provisioning(|provisioner| {
+        provisioner.prepare(move |_| {
+            let run = counter.fetch_add(1, Relaxed);
+            async move {
+                match run {
+                    0 => Err("not today".into()),
+                    _ => Ok(()),
+                }
+            }
+        })
+    });
+    let router = router.build().unwrap();
+    router.get("acme").await.unwrap_err();
+    let id = stage.witness("acme").endpoint_id;
+    stage.emulator.rotate_password(&id).await.unwrap();
+    let client = router.get("acme").await.unwrap();
+    assert_eq!(run_on(&client, "SELECT 1").await, "1");
+    assert_eq!(runs.load(Relaxed), 2);
+}
+
+#[tokio::test]
 async fn the_hook_never_runs_on_what_was_imported() {
     let (stage, runs) = (Stage::new().await, Arc::new(AtomicU32::new(0)));
     let counter = Arc::clone(&runs);

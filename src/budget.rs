@@ -41,8 +41,8 @@ pub(crate) trait Holder: Send + Sync {
     /// When the connection was last used that has been idle for longest. Of tenants that were used lately this is the
     /// surplus: what is idle is taken last in, first out.
     fn idle_since(&self) -> Option<Instant>;
-    /// Closes that connection, after [`Budget::vacate`]; says whether there was one.
-    fn close_idle(&self) -> bool;
+    /// Closes that connection, after [`Budget::vacate`], if it was not used after `unused_since`; says whether there was one.
+    fn close_idle(&self, unused_since: Instant) -> bool;
 }
 
 /// The connections of one router, counted.
@@ -64,6 +64,14 @@ struct State {
     /// How many of those used are being closed because others want them.
     leaving: usize,
     flow: Flow,
+}
+
+impl State {
+    /// Whether more should be closed for those who have none, who may go up to `limit`.
+    fn lacks_for_first(&self, limit: usize) -> bool {
+        let (first, _) = self.turns.wanted();
+        first > 0 && self.used + first > limit + self.leaving
+    }
 }
 
 impl Budget {
@@ -143,10 +151,8 @@ impl Budget {
         if !self.is_short() {
             return;
         }
-        let some_have_none = self.state().turns.some_have_none();
-        self.close_idle(if some_have_none { Duration::ZERO } else { IDLE }, || {
-            self.is_short()
-        });
+        self.close_idle(Duration::ZERO, || self.state().lacks_for_first(self.limit));
+        self.close_idle(IDLE, || self.is_short());
     }
 
     /// Closes what has been idle for long, so that the next who has none need not wait.
@@ -158,17 +164,21 @@ impl Budget {
         });
     }
 
-    /// Closes connections of those who have not used any for `idle`, the longest first, as long as `more`.
+    /// Closes connections that have not been used for `idle`, as long as `more`: first of those who have had one idle for
+    /// longest.
     fn close_idle(&self, idle: Duration, more: impl Fn() -> bool) {
         if !more() {
             return;
         }
+        let Some(unused_since) = Instant::now().checked_sub(idle) else {
+            return; // nothing is as old
+        };
         let holders = self.state().turns.holders();
         let unused = holders.iter().filter_map(|it| Some((it.idle_since()?, it)));
-        let mut unused: Vec<_> = unused.filter(|(at, _)| at.elapsed() >= idle).collect();
+        let mut unused: Vec<_> = unused.filter(|(at, _)| *at <= unused_since).collect();
         unused.sort_by_key(|(at, _)| *at);
         for (_, holder) in unused {
-            while more() && holder.close_idle() {}
+            while more() && holder.close_idle(unused_since) {}
         }
     }
 
@@ -185,16 +195,14 @@ impl Budget {
             return false;
         }
         let held = state.turns.keeps(seat.key);
-        let has_more = state
-            .turns
-            .fewest_of_others(seat.key)
-            .is_some_and(|fewest| held > fewest + 1);
-        let first_waits_since = state.turns.first_waits_since(seat.key);
-        let leaves = match first_waits_since {
-            Some(_) if !wanted => true,
-            Some(since) if held <= 1 => since.elapsed() >= TURN && opened.elapsed() >= TURN,
-            Some(_) => true,
-            None => has_more,
+        let is_over = |since: Instant| since.elapsed() >= TURN && opened.elapsed() >= TURN;
+        let leaves = if state.lacks_for_first(self.limit) {
+            let since = state.turns.first_waits_since(seat.key);
+            since.is_some_and(|since| !wanted || held > 1 || is_over(since))
+        } else {
+            let fewest = state.turns.fewest_of_others(seat.key);
+            fewest.is_some_and(|fewest| held > fewest + 1)
+                || state.turns.nobody_waits_since().is_some_and(is_over)
         };
         leaves && self.vacate_in(&mut state, seat)
     }
@@ -390,9 +398,9 @@ mod tests {
             lock(&self.idle).first().map(|(since, _)| *since)
         }
 
-        fn close_idle(&self) -> bool {
+        fn close_idle(&self, unused_since: Instant) -> bool {
             let mut idle = lock(&self.idle);
-            if idle.is_empty() {
+            if idle.first().is_none_or(|(since, _)| *since > unused_since) {
                 return false;
             }
             let (_, permit) = idle.remove(0);

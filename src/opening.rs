@@ -113,7 +113,7 @@ impl Opening<'_> {
 
     /// Waits until a login has gone unanswered for long while others have no connection and wait for one. Whoever does
     /// not get an answer must not keep all others from asking.
-    async fn outstay(&self) {
+    pub(crate) async fn outstay(&self) {
         sleep(OUTSTAYED).await;
         while !self.pool.shared.dialer.budget.some_have_none() {
             sleep(LOOK_AGAIN).await;

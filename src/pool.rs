@@ -206,6 +206,7 @@ impl Pool {
         let surplus = state.surplus(&self.shared.config) > 0;
         let spent = spent || surplus || state.condemns(&connection);
         if spent || self.gives_way(&state, &connection) {
+            watch.mark_closing(); // now, so that nobody else takes it for one that stays
             drop(state);
             return connection.close();
         }
@@ -384,8 +385,8 @@ impl Holder for Pool {
         self.state().idle_since()
     }
 
-    fn close_idle(&self) -> bool {
-        let oldest = self.state().take_oldest_idle();
+    fn close_idle(&self, unused_since: Instant) -> bool {
+        let oldest = self.state().take_oldest_idle(unused_since);
         let Some(connection) = oldest else {
             return false;
         };

@@ -204,11 +204,13 @@ impl Pools {
 
     /// Drops every pool from the cache.
     pub(crate) fn evict_all(&self) {
+        let insertions = lock(&self.insertions); // none is half-way, to be missed here
         for (tenant, entry) in &self.cached {
             self.index.remove(tenant.as_str(), entry.stay);
             entry.pool.retire(entry.stay);
         }
         self.cached.invalidate_all();
+        drop(insertions);
         self.cached.run_pending_tasks();
     }
 

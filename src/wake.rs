@@ -49,6 +49,7 @@ impl Pool {
             let mut attempt = Attempt {
                 pool: Arc::clone(self),
                 waking: false,
+                logging_in: false,
                 landed: false,
             };
             let life = Arc::clone(&self.shared.life);
@@ -73,6 +74,8 @@ struct Attempt {
     pool: Arc<Pool>,
     /// Whether it is the one that wakes the tenant.
     waking: bool,
+    /// Whether it has begun to log in.
+    logging_in: bool,
     landed: bool,
 }
 
@@ -101,20 +104,23 @@ impl Attempt {
                         .refusals
                         .get(&self.pool.tenant, Route::Pooled)
                         .is_some();
-                if state.waking || rests {
+                if state.logging_in > 0 || rests {
                     self.waking = false;
                     return None;
                 }
-                state.waking = true;
             }
+            state.logging_in += 1;
+            self.logging_in = true;
         }
-        Some(if self.waking {
-            self.wake(permit, reason).await
-        } else {
-            self.opening(&progress)
-                .dial(&self.pool.endpoint(), permit)
-                .await
-        })
+        if self.waking {
+            return Some(self.wake(permit, reason).await);
+        }
+        let (opening, endpoint) = (self.opening(&progress), self.pool.endpoint());
+        tokio::select! {
+            biased;
+            dialed = opening.dial(&endpoint, permit) => Some(dialed),
+            () = opening.outstay() => None,
+        }
     }
 
     /// Waits until another attempt may be of use.
@@ -153,7 +159,10 @@ impl Attempt {
     /// Frees the place, for others that may be due in its stead.
     fn withdraw(mut self) {
         self.landed = true;
-        self.pool.state().dialing -= 1;
+        let mut state = self.pool.state();
+        state.dialing -= 1;
+        state.logging_in -= usize::from(self.logging_in);
+        drop(state);
         self.pool.pump();
     }
 
@@ -163,7 +172,7 @@ impl Attempt {
         let (pool, waking) = (&self.pool, self.waking);
         let mut state = pool.state();
         state.dialing -= 1;
-        state.waking &= !waking;
+        state.logging_in -= usize::from(self.logging_in);
         match dialed {
             Ok(dialed) => {
                 state.open.push(Arc::clone(&dialed.watch));
@@ -206,7 +215,7 @@ impl Drop for Attempt {
         }
         let mut state = self.pool.state();
         state.dialing -= 1;
-        state.waking &= !self.waking;
+        state.logging_in -= usize::from(self.logging_in);
         drop(state);
         if std::thread::panicking() {
             let err = Error::new(

@@ -165,6 +165,14 @@ impl Turns {
         Some(request.since)
     }
 
+    /// Since when somebody waits for a connection that is nobody's, and has none.
+    pub(super) fn nobody_waits_since(&self) -> Option<Instant> {
+        let nobody = |key: &&Key| matches!(key, Key::Nobody(_));
+        let first = self.others.iter().find(nobody)?;
+        let request = self.holdings.get(first)?.line.front()?;
+        Some(request.since)
+    }
+
     /// All holders of a connection.
     pub(super) fn holders(&self) -> Vec<Arc<dyn Holder>> {
         let holding = self.holdings.values().filter(|it| it.held > it.leaving);

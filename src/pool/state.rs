@@ -22,10 +22,6 @@ const NEWS_AFTER: Duration = Duration::from_secs(1);
 const SHORT_QUEUE: usize = 64;
 
 /// Everything that changes in a pool.
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is a fact of its own, known from elsewhere"
-)]
 pub(crate) struct State {
     /// Where the tenant lives. Another one is another generation: its connections are told apart by it.
     pub(crate) endpoint: Arc<Endpoint>,
@@ -42,8 +38,8 @@ pub(crate) struct State {
     look_through_at: usize,
     /// Attempts under way.
     pub(crate) dialing: usize,
-    /// Whether one of them is waking the compute.
-    pub(crate) waking: bool,
+    /// How many of them have begun to log in.
+    pub(crate) logging_in: usize,
     /// Connections that will probably be free in a moment: what their last user left is about to end.
     pub(crate) settling: usize,
     /// Connections whose tasks have not ended, idle or not.
@@ -89,7 +85,7 @@ impl State {
             waiters: VecDeque::new(),
             look_through_at: SHORT_QUEUE,
             dialing: 0,
-            waking: false,
+            logging_in: 0,
             settling: 0,
             open: Vec::new(),
             lost: false,
@@ -143,6 +139,7 @@ impl State {
         let taken: Vec<_> = self.idle.drain(..surplus).collect(); // those unused for longest
         for connection in &taken {
             connection.watch.unpark();
+            connection.watch.mark_closing(); // now, so that nobody else takes it for one that stays
         }
         taken
     }
@@ -243,11 +240,9 @@ impl State {
         Some(oldest.watch.last_heard())
     }
 
-    /// Takes that connection out.
-    pub(crate) fn take_oldest_idle(&mut self) -> Option<Connection> {
-        if self.idle.is_empty() {
-            return None;
-        }
+    /// Takes that connection out, if it was not used after `instant`.
+    pub(crate) fn take_oldest_idle(&mut self, instant: Instant) -> Option<Connection> {
+        self.idle_since().filter(|since| *since <= instant)?;
         let connection = self.idle.remove(0);
         connection.watch.unpark();
         Some(connection)

@@ -213,6 +213,11 @@ impl RouterBuilder {
         self
     }
 
+    /// All of them, to be written at once.
+    pub(crate) fn config_mut(&mut self) -> &mut Config {
+        &mut self.config
+    }
+
     /// Opens pipes inside the process instead of sockets, and asks no resolver. For tests under paused time, and for
     /// more connections than there may be open files.
     #[doc(hidden)]

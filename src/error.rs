@@ -203,6 +203,41 @@ impl Error {
 }
 
 impl ErrorKind {
+    /// A name that stays the same in every version: for logs, alerts, metrics and clients.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::ActiveComputeLimit => "active_compute_limit",
+            Self::BadCredential => "bad_credential",
+            Self::BadRecord => "bad_record",
+            Self::Catalog => "catalog",
+            Self::Closed => "closed",
+            Self::CommitUnknown => "commit_unknown",
+            Self::Conflict => "conflict",
+            Self::Connect => "connect",
+            Self::ControlPlane => "control_plane",
+            Self::Deleted => "deleted",
+            Self::Disabled => "disabled",
+            Self::EndpointNotFound => "endpoint_not_found",
+            Self::Held => "held",
+            Self::Internal => "internal",
+            Self::InvalidTenant => "invalid_tenant",
+            Self::Locked => "locked",
+            Self::Misconfigured => "misconfigured",
+            Self::Misused => "misused",
+            Self::NotFound => "not_found",
+            Self::Overloaded => "overloaded",
+            Self::Provisioning => "provisioning",
+            Self::Query => "query",
+            Self::QuotaExhausted(_) => "quota_exhausted",
+            Self::RateLimited => "rate_limited",
+            Self::Refused => "refused",
+            Self::RolledBack => "rolled_back",
+            Self::Timeout(_) => "timeout",
+            Self::UnknownTenant => "unknown_tenant",
+            Self::Unreachable => "unreachable",
+        }
+    }
+
     /// Whether another attempt may succeed without anybody changing anything.
     ///
     /// A timeout may not: until then tenantry has retried already.

@@ -16,12 +16,20 @@ mod drive;
 pub mod emulator;
 mod endpoint;
 mod error;
+#[cfg(feature = "axum")]
+mod extract;
 mod fleet;
 mod flights;
 mod flow;
 mod follow;
 mod handle;
 mod hint;
+#[cfg(any(feature = "axum", feature = "tower"))]
+#[cfg_attr(
+    not(all(feature = "axum", feature = "tower")),
+    allow(dead_code, reason = "either feature uses its own part")
+)]
+mod identify;
 mod index;
 mod lease;
 mod life;
@@ -35,6 +43,8 @@ mod plan;
 mod pool;
 mod pools;
 mod preload;
+#[cfg(feature = "axum")]
+mod problem;
 mod provision;
 pub mod record;
 pub mod records;
@@ -44,6 +54,7 @@ mod retry;
 mod router;
 mod seal;
 mod secret;
+mod settings;
 mod shared;
 mod source;
 mod statements;
@@ -60,6 +71,8 @@ mod verdict;
 mod waiting;
 mod wake;
 mod warm;
+#[cfg(feature = "tower")]
+mod warm_layer;
 mod watch;
 
 pub use builder::RouterBuilder;
@@ -70,8 +83,12 @@ pub use control_plane::{ControlPlane, Database, Found, Order};
 pub use direct::DirectClient;
 pub use endpoint::{DEFAULT_SUSPEND_WINDOW, Encryption, Endpoint, Login};
 pub use error::{BoxError, Error, ErrorKind, ExhaustedQuota, Stage};
+#[cfg(feature = "axum")]
+pub use extract::{Tenant, Tenants};
 pub use fleet::{Finding, Fleet, Outcome, Reconcile, Report, Trouble};
 pub use handle::TenantHandle;
+#[cfg(any(feature = "axum", feature = "tower"))]
+pub use identify::{Identify, Named};
 pub use lookup::Lookup;
 pub use neon::Neon;
 pub use plan::{Plan, Quota, Suspend};
@@ -84,9 +101,12 @@ pub use retry::Progress;
 pub use router::TenantRouter;
 pub use seal::KeyRing;
 pub use secret::Secret;
+pub use settings::Settings;
 pub use stats::{Status, WakeCount};
 pub use tenant::{InvalidNamespace, InvalidTenantId, Namespace, TenantId};
 pub use transaction::{TransactionOptions, Tx};
 pub use warm::Warm;
+#[cfg(feature = "tower")]
+pub use warm_layer::{WarmLayer, Warming};
 
 pub use {deadpool_postgres, tokio_postgres};

@@ -76,7 +76,17 @@ const ROWS: &[(&str, &[&str])] = &[
             "builder",
         ],
     ),
-    ("edge", &["manual"]),
+    (
+        "edge",
+        &[
+            "manual",
+            "identify",
+            "problem",
+            "extract",
+            "warm_layer",
+            "settings",
+        ],
+    ),
 ];
 
 /// Uses the words only, never the router.

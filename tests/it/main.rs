@@ -64,4 +64,5 @@ mod traces;
 mod transactions;
 mod usage;
 mod wake;
+mod web;
 mod wire;

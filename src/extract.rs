@@ -1,0 +1,67 @@
+//! The tenant of a request, as an argument of an axum handler.
+
+use axum::extract::{FromRef, FromRequestParts};
+use http::request::Parts;
+
+use crate::{error::Error, handle::TenantHandle, identify::Identify, router::TenantRouter};
+
+/// What [`Tenant`] is extracted by: the router, and how a request names its tenant. The application's state, or a part of
+/// it (`FromRef`).
+///
+/// ```
+/// use axum::{Router, routing::get};
+/// use tenantry::{Error, Identify, Tenant, Tenants, TenantRouter};
+///
+/// async fn count(Tenant(tenant): Tenant) -> Result<String, Error> {
+///     let client = tenant.get().await?; // taken when it is needed, and dropped as soon as it is not
+///     let row = client.query_one("SELECT count(*) FROM notes", &[]).await?;
+///     Ok(row.get::<_, i64>(0).to_string())
+/// }
+///
+/// fn app(router: TenantRouter) -> Router {
+///     let tenants = Tenants::new(router, Identify::subdomain_of("example.com"));
+///     Router::new().route("/count", get(count)).with_state(tenants)
+/// }
+/// # let _ = app;
+/// ```
+#[derive(Clone, Debug)]
+pub struct Tenants {
+    router: TenantRouter,
+    identify: Identify,
+}
+
+impl Tenants {
+    /// Finds tenants by `identify`, and their connections by `router`.
+    pub fn new(router: TenantRouter, identify: Identify) -> Self {
+        Self { router, identify }
+    }
+
+    /// The router.
+    pub fn router(&self) -> &TenantRouter {
+        &self.router
+    }
+}
+
+/// The tenant that a request is for: an axum extractor. Costs no I/O, unless the way it is identified by has to ask.
+///
+/// It is a handle and not a connection: that would be held through the whole handler, also while it waits for something
+/// else. A tenant that does not exist is told by the handle's first use.
+///
+/// # Errors
+/// 404 if the request names nobody, 400 if what it names is no tenant id, each as problem+json.
+#[derive(Clone, Debug)]
+pub struct Tenant(pub TenantHandle);
+
+impl<S> FromRequestParts<S> for Tenant
+where
+    Tenants: FromRef<S>,
+    S: Send + Sync,
+{
+    type Rejection = Error;
+
+    async fn from_request_parts(head: &mut Parts, state: &S) -> Result<Self, Error> {
+        let Tenants { router, identify } = Tenants::from_ref(state);
+        let tenant = identify.identify(head).await?;
+        router.handle(&tenant).map(Self)
+    }
+}

@@ -1,0 +1,347 @@
+//! Settings as text: from a configuration file that serde reads, and from the environment.
+
+use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
+
+use serde::{Deserialize, Deserializer, de};
+
+use crate::{
+    builder::RouterBuilder,
+    config::{Config, InvalidConfig},
+    neon::Neon,
+    plan::Plan,
+    provision::Provisioner,
+    records::{Memory, Postgres},
+    router::TenantRouter,
+    seal::KeyRing,
+};
+
+/// What the variables of the environment that hold [`Settings`] begin with.
+const PREFIX: &str = "TENANTRY_";
+
+/// Settings of a router as text, by the names of [`RouterBuilder`]'s methods: a part of the application's own configuration
+/// file. Times are written as `"20s"`, `"4min"` or `"1h 30min"`; what is left out keeps its default. A name that there is
+/// not, and a value that cannot be read, are errors.
+///
+/// ```toml
+/// [tenantry]
+/// max_connections = 500    # to all tenants together
+/// wake_reserve = 50        # of these, for tenants that have none
+/// max_pools = 1000
+/// pool_size = 4            # connections per tenant
+/// direct_connections = 2
+/// concurrent_dials = 4
+/// waiting_callers = 10000
+/// waiting_per_tenant = 2000
+/// get_timeout = "20s"
+/// wake_timeout = "60s"
+/// provision_timeout = "60s"
+/// verify_after = "30s"
+/// idle_after = "4min"
+/// max_lifetime = "30min"
+/// warn_held_after = "60s"
+/// hints_per_minute = 30
+/// known_tenants = 1000000
+/// catalog_ttl = "5min"
+/// catalog_timeout = "5s"
+/// catalog_poll = "30s"     # or "never"
+/// ```
+///
+/// ```
+/// use tenantry::Settings;
+///
+/// let settings: Settings = serde_json::from_str(r#"{"pool_size": 8, "get_timeout": "10s"}"#)?;
+/// assert!(serde_json::from_str::<Settings>(r#"{"pool_siez": 8}"#).is_err());
+/// # let _ = settings;
+/// # Ok::<_, serde_json::Error>(())
+/// ```
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Settings(BTreeMap<String, String>);
+
+impl Settings {
+    /// Those that variables like `TENANTRY_POOL_SIZE=8` hold.
+    ///
+    /// # Errors
+    /// If a variable of that kind names no setting, or its value cannot be read.
+    pub fn from_env() -> Result<Self, InvalidConfig> {
+        Self::from_variables(std::env::vars_os().filter_map(|(name, value)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        }))
+    }
+
+    fn from_variables(
+        all: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, InvalidConfig> {
+        let ours = all.into_iter().filter_map(|(name, value)| {
+            let name = name.strip_prefix(PREFIX)?.to_ascii_lowercase();
+            (name != "namespace").then_some((name, value))
+        });
+        Self::checked(ours.collect())
+    }
+
+    fn checked(values: BTreeMap<String, String>) -> Result<Self, InvalidConfig> {
+        let settings = Self(values);
+        settings.write(&mut Config::default())?;
+        Ok(settings)
+    }
+
+    fn write(&self, config: &mut Config) -> Result<(), InvalidConfig> {
+        let mut all = self.0.iter();
+        all.try_for_each(|(name, value)| set(config, name, value))
+    }
+}
+
+/// Writes one setting.
+fn set(config: &mut Config, name: &str, value: &str) -> Result<(), InvalidConfig> {
+    match name {
+        "catalog_poll" if value == "never" => config.catalog_poll = None,
+        "catalog_poll" => config.catalog_poll = Some(time(name, value)?),
+        "catalog_timeout" => config.catalog_timeout = time(name, value)?,
+        "catalog_ttl" => config.catalog_ttl = time(name, value)?,
+        "concurrent_dials" => config.concurrent_dials = count(name, value)?,
+        "direct_connections" => config.direct_connections = count(name, value)?,
+        "get_timeout" => config.get_timeout = time(name, value)?,
+        "hints_per_minute" => config.hints_per_minute = count(name, value)?,
+        "idle_after" => config.idle_after = time(name, value)?,
+        "known_tenants" => config.known_tenants = count(name, value)?,
+        "max_connections" => config.max_connections = count(name, value)?,
+        "max_lifetime" => config.max_lifetime = time(name, value)?,
+        "max_pools" => config.max_pools = count(name, value)?,
+        "pool_size" => config.pool_size = count(name, value)?,
+        "provision_timeout" => config.provision_timeout = time(name, value)?,
+        "verify_after" => config.verify_after = time(name, value)?,
+        "waiting_callers" => config.waiting_callers = count(name, value)?,
+        "waiting_per_tenant" => config.waiting_per_tenant = count(name, value)?,
+        "wake_reserve" => config.wake_reserve = Some(count(name, value)?),
+        "wake_timeout" => config.wake_timeout = time(name, value)?,
+        "warn_held_after" => config.warn_held_after = time(name, value)?,
+        _ => {
+            return Err(InvalidConfig::new(format!(
+                "there is no setting {name:?}; settings have the names of RouterBuilder's methods"
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn count<T: FromStr>(name: &str, value: &str) -> Result<T, InvalidConfig> {
+    value
+        .trim()
+        .parse()
+        .map_err(|_| InvalidConfig::new(format!("{name} must be a number, and not {value:?}")))
+}
+
+fn time(name: &str, value: &str) -> Result<Duration, InvalidConfig> {
+    humantime::parse_duration(value.trim()).map_err(|_| {
+        InvalidConfig::new(format!(
+            "{name} must be a time like \"20s\" or \"4min\", and not {value:?}"
+        ))
+    })
+}
+
+impl<'de> Deserialize<'de> for Settings {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let values = BTreeMap::<String, Value>::deserialize(from)?.into_iter();
+        let values = values.map(|(name, value)| (name, value.to_string()));
+        Self::checked(values.collect()).map_err(de::Error::custom)
+    }
+}
+
+/// A value as configuration files have it.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Value {
+    Number(u64),
+    Text(String),
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(number) => number.fmt(f),
+            Self::Text(text) => text.fmt(f),
+        }
+    }
+}
+
+impl RouterBuilder {
+    /// Sets what `settings` hold, over what was set before.
+    pub fn settings(mut self, settings: &Settings) -> Self {
+        let written = settings.write(self.config_mut());
+        debug_assert!(written.is_ok(), "they were checked when they were read");
+        self
+    }
+}
+
+impl TenantRouter {
+    /// A router that provisions at Neon, set up by variables of the environment:
+    ///
+    /// | variable | what |
+    /// |---|---|
+    /// | `NEON_API_KEY` | key of Neon's API; required |
+    /// | `TENANTRY_NAMESPACE` | what keeps environments apart, such as `production`; required |
+    /// | `NEON_ORG_ID` | organization that the projects belong to, where the key is a person's |
+    /// | `NEON_REGION` | region of new databases, such as `aws-us-east-2` |
+    /// | `CATALOG_URL` | Postgres that holds the catalog; without it the catalog is in memory, for one process only |
+    /// | `CATALOG_KEYS` | keys with which passwords in it are sealed ([`KeyRing::parse`]); required with `CATALOG_URL` |
+    /// | `TENANTRY_…` | any of [`Settings`], such as `TENANTRY_MAX_CONNECTIONS` |
+    ///
+    /// What it returns can be set up further; whoever needs a prepare hook or plans builds the [`Provisioner`] by hand.
+    ///
+    /// # Errors
+    /// If one is missing or cannot be read; the text names it and holds no secret.
+    pub fn from_env() -> Result<RouterBuilder, InvalidConfig> {
+        let router = router_by(|name| std::env::var(name).ok())?;
+        Ok(router.settings(&Settings::from_env()?))
+    }
+}
+
+fn router_by(variable: impl Fn(&str) -> Option<String>) -> Result<RouterBuilder, InvalidConfig> {
+    let required = |name: &str| {
+        variable(name).ok_or_else(|| InvalidConfig::new(format!("the variable {name} is missing")))
+    };
+    let mut neon = Neon::builder(required("NEON_API_KEY")?);
+    if let Some(org_id) = variable("NEON_ORG_ID") {
+        neon = neon.org_id(org_id);
+    }
+    let mut plan = Plan::new();
+    if let Some(region) = variable("NEON_REGION") {
+        plan = plan.region(region);
+    }
+    let (neon, namespace) = (neon.build()?, required("TENANTRY_NAMESPACE")?);
+    let provisioner = match variable("CATALOG_URL") {
+        Some(url) => {
+            let keys = KeyRing::parse(&required("CATALOG_KEYS")?)?;
+            let records = Postgres::builder(url).keys(keys).build()?;
+            Provisioner::new(records, neon, namespace)
+        }
+        None => Provisioner::new(Memory::new(), neon, namespace),
+    };
+    Ok(TenantRouter::provisioning(provisioner.plan(plan)))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(value: serde_json::Value) -> Result<Settings, String> {
+        serde_json::from_value(value).map_err(|err| err.to_string())
+    }
+
+    #[test]
+    fn what_is_written_is_set_and_the_rest_stays() {
+        let settings = read(json!({
+            "max_connections": 50, "get_timeout": "1min 30s", "catalog_poll": "never", "wake_reserve": "7",
+        }));
+        let mut config = Config::default();
+        settings.unwrap().write(&mut config).unwrap();
+        assert_eq!(config.max_connections, 50);
+        assert_eq!(config.get_timeout, Duration::from_secs(90));
+        assert_eq!((config.catalog_poll, config.wake_reserve), (None, Some(7)));
+        assert_eq!(config.pool_size, Config::default().pool_size);
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused_by_name() {
+        for (wrong, says) in [
+            (json!({"pool_siez": 8}), "pool_siez"),
+            (json!({"pool_size": "many"}), "pool_size must be a number"),
+            (
+                json!({"get_timeout": 20}),
+                "get_timeout must be a time like",
+            ),
+        ] {
+            let err = read(wrong).unwrap_err();
+            assert!(err.contains(says), "{err}");
+        }
+    }
+
+    #[test]
+    fn the_documentation_names_every_setting_with_its_default() {
+        let source = include_str!("settings.rs");
+        let example = source.lines().skip_while(|line| !line.contains("```toml"));
+        let example = example.skip(1).take_while(|line| !line.contains("```"));
+        let lines = example.filter_map(|line| line.strip_prefix("/// "));
+        let pairs = lines.filter_map(|line| line.split('#').next()?.split_once(" = "));
+        let pairs = pairs.map(|(name, value)| (name.into(), value.trim().replace('"', "")));
+        let documented = Settings(pairs.collect());
+        assert_eq!(documented.0.len(), 20, "as many as there are");
+        let (mut config, default) = (Config::default(), Config::default());
+        documented.write(&mut config).unwrap();
+        config.wake_reserve = None; // the default is a share
+        assert_eq!(plain(&config), plain(&default));
+    }
+
+    /// Every number and time.
+    fn plain(config: &Config) -> String {
+        let Config {
+            max_pools,
+            pool_size,
+            concurrent_dials,
+            get_timeout,
+            wake_timeout,
+            provision_timeout,
+            verify_after,
+            idle_after,
+            max_lifetime,
+            warn_held_after,
+            hints_per_minute,
+            direct_connections,
+            max_connections,
+            wake_reserve,
+            waiting_per_tenant,
+            waiting_callers,
+            known_tenants,
+            catalog_ttl,
+            catalog_timeout,
+            catalog_poll,
+            resolve: _,
+            root_certificates: _,
+        } = config;
+        let counts = (
+            max_pools,
+            pool_size,
+            concurrent_dials,
+            hints_per_minute,
+            direct_connections,
+            max_connections,
+            wake_reserve,
+            waiting_per_tenant,
+            waiting_callers,
+            known_tenants,
+        );
+        let times = (
+            get_timeout,
+            wake_timeout,
+            provision_timeout,
+            verify_after,
+            idle_after,
+            max_lifetime,
+            warn_held_after,
+            catalog_ttl,
+            catalog_timeout,
+            catalog_poll,
+        );
+        format!("{counts:?} {times:?}")
+    }
+
+    #[test]
+    fn the_environment_gives_settings_and_what_is_needed_to_begin() {
+        let all = [
+            ("TENANTRY_POOL_SIZE", "9"),
+            ("TENANTRY_NAMESPACE", "x"),
+            ("PATH", "/"),
+        ];
+        let all = all.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let settings = Settings::from_variables(all).unwrap();
+        assert_eq!(settings.0, [("pool_size".into(), "9".into())].into());
+        let err = router_by(|_| None).unwrap_err();
+        assert_eq!(err.to_string(), "the variable NEON_API_KEY is missing");
+        let err = router_by(|name| (name != "CATALOG_KEYS").then(|| "postgres://x".into()));
+        assert_eq!(
+            err.unwrap_err().to_string(),
+            "the variable CATALOG_KEYS is missing"
+        );
+    }
+}

@@ -1,0 +1,75 @@
+//! Waking a tenant as soon as the head of a request names it: a tower layer.
+
+use std::task::{Context, Poll};
+
+use http::Request;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::{identify::Identify, router::TenantRouter};
+
+/// Begins to wake a request's tenant before its body is read, before it is authenticated, and before the handler runs. What
+/// these take is then not added to the wake: a handler that does something else for 300 ms answers after the longer of the
+/// two.
+///
+/// It is a [`hint`](TenantRouter::hint), because nobody is authenticated yet: within the budget for needless wakes, for
+/// tenants that exist, and never at the cost of another's connection. Put it outermost.
+///
+/// ```
+/// use axum::Router;
+/// use tenantry::{Identify, TenantRouter, WarmLayer};
+///
+/// fn app(router: TenantRouter) -> Router {
+///     Router::new().layer(WarmLayer::new(router, Identify::subdomain_of("example.com")))
+/// }
+/// # let _ = app;
+/// ```
+#[derive(Clone, Debug)]
+pub struct WarmLayer {
+    router: TenantRouter,
+    identify: Identify,
+}
+
+impl WarmLayer {
+    /// Warms the tenants that requests name. Ways of `identify` that have to ask are not tried, nor those after them.
+    pub fn new(router: TenantRouter, identify: Identify) -> Self {
+        Self { router, identify }
+    }
+}
+
+impl<S> Layer<S> for WarmLayer {
+    type Service = Warming<S>;
+
+    fn layer(&self, inner: S) -> Warming<S> {
+        let layer = self.clone();
+        Warming { inner, layer }
+    }
+}
+
+/// The service that [`WarmLayer`] makes.
+#[derive(Clone, Debug)]
+pub struct Warming<S> {
+    inner: S,
+    layer: WarmLayer,
+}
+
+impl<S, B> Service<Request<B>> for Warming<S>
+where
+    S: Service<Request<B>>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> S::Future {
+        let (head, body) = request.into_parts();
+        if let Some(tenant) = self.layer.identify.by_head(&head) {
+            self.layer.router.hint(&tenant);
+        }
+        self.inner.call(Request::from_parts(head, body))
+    }
+}

@@ -110,10 +110,14 @@ impl Turns {
     /// The next request to be served, which is counted as held from now on: of those who have none, or else, if `others`
     /// may be served too, of whoever's turn it is.
     pub(super) fn next(&mut self, others: bool) -> Option<(Key, Turn)> {
-        let key = match self.first.pop_front() {
-            Some(first) => first,
-            None if others => self.others.pop_front()?,
-            None => return None,
+        let nobody = others.then(|| self.nobody_in_front()).flatten();
+        let key = match nobody {
+            Some(place) => self.others.remove(place)?,
+            None => match self.first.pop_front() {
+                Some(first) => first,
+                None if others => self.others.pop_front()?,
+                None => return None,
+            },
         };
         let holding = self.holdings.get_mut(&key)?;
         let request = holding.line.pop_front()?;
@@ -123,6 +127,17 @@ impl Turns {
             self.others.push_back(key);
         }
         Some((key, request.turn))
+    }
+
+    /// Where a request stands that is nobody's and came before all of those who have none. It has none either.
+    fn nobody_in_front(&self) -> Option<usize> {
+        let came = |key: &Key| Some(self.holdings.get(key)?.line.front()?.number);
+        let nobody = |key: &Key| matches!(key, Key::Nobody(_));
+        let place = self.others.iter().position(nobody)?;
+        let first = self.first.front().and_then(came);
+        first
+            .is_some_and(|first| came(&self.others[place]) < Some(first))
+            .then_some(place)
     }
 
     /// Takes note that a connection of `key` is being closed for others.

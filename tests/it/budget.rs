@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use tenantry::{ErrorKind, TenantRouter};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::support::{Backend, Gate, Step};
+use super::support::{Backend, Failure, Gate, Step};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -154,6 +154,51 @@ async fn a_tenant_that_fell_asleep_while_its_attempts_waited_gets_one_login() {
     }
     drop(held);
     assert_eq!(backend.counts().most_open, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nor_does_it_get_another_while_one_is_under_way() {
+    let backend = Backend::default();
+    let builder = backend.router().max_connections(2).wake_reserve(0);
+    let router = builder.build().unwrap();
+    let held = router.get("acme").await.unwrap();
+    backend.set(Step::Login, Gate::Stuck);
+    let callers = (0..2).map(|_| {
+        let router = router.clone();
+        tokio::spawn(async move { drop(router.get("acme").await.unwrap()) })
+    });
+    let callers: Vec<_> = callers.collect();
+    backend.until_waiting(Step::Login).await;
+    assert_eq!(router.status().budget_waiting, 1);
+    // The only open connection dies, and its place goes to the attempt that waits.
+    backend.set(Step::Query, Gate::Fail(Failure::Cut));
+    held.simple_query("SELECT 1").await.unwrap_err();
+    drop(held);
+    sleep(SECOND).await;
+    assert_eq!(backend.counts().waiting(Step::Login), 1);
+    backend.set(Step::Login, Gate::Open);
+    for caller in callers {
+        caller.await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_nobodys_does_not_wait_for_ever() {
+    let backend = Backend::default();
+    let router = backend.router().max_connections(2).wake_reserve(0);
+    let router = router.build().unwrap();
+    let busy = ["a", "b"].map(|tenant| {
+        let router = router.clone();
+        tokio::spawn(async move {
+            loop {
+                use_for(&router, tenant, 20 * MILLISECOND).await;
+            }
+        })
+    });
+    sleep(SECOND).await;
+    let direct = timeout(10 * SECOND, router.direct("a")).await;
+    assert!(direct.unwrap().is_ok());
+    busy.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
 #[tokio::test(start_paused = true)]

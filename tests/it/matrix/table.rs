@@ -133,8 +133,8 @@ impl Row {
     }
 }
 
-/// For outcomes that come long before it.
-const AMPLE: Duration = Duration::from_secs(10);
+/// For outcomes that come long before it, also while other tests keep the disk busy.
+const AMPLE: Duration = Duration::from_secs(25);
 /// For outcomes that come with it.
 const SHORT: Duration = Duration::from_millis(1500);
 /// For PgBouncer's second try, which comes after 15 s.

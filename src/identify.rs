@@ -1,10 +1,17 @@
 //! Which tenant a request is for, by its head.
 
-use std::{fmt, future::Future, pin::Pin, sync::Arc};
+use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use http::{HeaderName, header::HOST, request::Parts};
+use tokio::time::timeout;
 
-use crate::error::{BoxError, Error, ErrorKind};
+use crate::{
+    error::{BoxError, Error, ErrorKind, Stage},
+    retry::Progress,
+};
+
+/// Longest time for a question of the application's own.
+const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 
 type ByHead = dyn Fn(&Parts) -> Option<String> + Send + Sync;
 type Asked = Pin<Box<dyn Future<Output = Result<Option<String>, BoxError>> + Send>>;
@@ -101,8 +108,8 @@ impl Identify {
         Self(vec![Way::Head(Arc::new(tenant))])
     }
 
-    /// Whatever has to be asked for: a table of custom domains. Tried for each request, so let it remember. It has to keep
-    /// a time limit of its own. A layer that warms does not ask.
+    /// Whatever has to be asked for: a table of custom domains. Tried for each request, so let it remember. It has 5
+    /// seconds. A layer that warms does not ask.
     pub fn asking<F, Fut>(tenant: F) -> Self
     where
         F: Fn(Named) -> Fut + Send + Sync + 'static,
@@ -136,15 +143,20 @@ impl Identify {
     /// The tenant.
     ///
     /// # Errors
-    /// `ErrorKind::UnknownTenant` if no way names one, `ErrorKind::Catalog` if a question failed.
+    /// `ErrorKind::UnknownTenant` if no way names one, `ErrorKind::Catalog` if a question failed, `ErrorKind::Timeout` if it
+    /// was not answered.
     pub(crate) async fn identify(&self, head: &Parts) -> Result<String, Error> {
         for way in &self.0 {
             let tenant = match way {
                 Way::Head(tenant) => tenant(head),
-                Way::Asking(tenant) => tenant(named(head)).await.map_err(|err| {
-                    let message = "asking which tenant the request is for failed";
-                    Error::new(ErrorKind::Catalog, message).with_source(err)
-                })?,
+                Way::Asking(tenant) => {
+                    let asked = Progress::new(Stage::Lookup, ASK_TIMEOUT);
+                    let answer = timeout(ASK_TIMEOUT, tenant(named(head))).await;
+                    answer.map_err(|_| asked.timed_out())?.map_err(|err| {
+                        let message = "asking which tenant the request is for failed";
+                        Error::new(ErrorKind::Catalog, message).with_source(err)
+                    })?
+                }
             };
             if let Some(tenant) = tenant {
                 return Ok(tenant);
@@ -260,5 +272,12 @@ mod tests {
         assert_eq!(nobody.kind(), ErrorKind::UnknownTenant);
         let down = identify.identify(&head("/down", &[])).await.unwrap_err();
         assert_eq!(down.kind(), ErrorKind::Catalog);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_question_without_an_answer_ends() {
+        let identify = Identify::asking(|_| std::future::pending());
+        let err = identify.identify(&head("/", &[])).await.unwrap_err();
+        assert_eq!(err.kind(), ErrorKind::Timeout(Stage::Lookup));
     }
 }

@@ -13,7 +13,7 @@ use crate::{
     pool::Pool,
     refusals::Refusal,
     retry::{Progress, backoff},
-    stats::count,
+    stats::{Reason, count},
     verdict::{self, Next},
 };
 
@@ -124,8 +124,17 @@ impl Opening<'_> {
     pub(crate) async fn open_direct(&self) -> Result<Dialed, Error> {
         let Pool { tenant, shared, .. } = &**self.pool;
         self.outwait().await?;
-        let permit = self.permit().await?;
-        let permit = permit.ok_or_else(|| self.progress.timed_out())?;
+        let permit = loop {
+            let permit = self.permit().await?;
+            let permit = permit.ok_or_else(|| self.progress.timed_out())?;
+            // The turn may have been long in coming. If the compute fell asleep meanwhile, its one wake comes first.
+            if !self.pool.state().lost {
+                break permit;
+            }
+            drop(permit);
+            let until = self.progress.deadline();
+            drop(self.pool.get(until, Reason::Request).await?);
+        };
         let dialed = self.try_until_up(permit).await;
         match &dialed {
             Ok(_) => shared.refusals.clear_at(tenant, Route::Direct),

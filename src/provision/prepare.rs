@@ -99,7 +99,11 @@ impl Hook {
                 .dial(endpoint, Route::Direct, progress.deadline(), permit)
                 .await
         };
-        let opened = retry(progress, waits, dial).await?;
+        let opened = retry(progress, waits, dial).await;
+        let opened = opened.map_err(|err| match err.kind() {
+            ErrorKind::Timeout(_) => err, // which names the stage itself
+            _ => err.with_stage(Stage::Provision),
+        })?;
         stats.wake_succeeded(Reason::Fleet, progress.elapsed());
         let connection = AbortOnDropHandle::new(tokio::spawn(opened.task));
         shut_others_out(&opened.client).await?;

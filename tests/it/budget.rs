@@ -183,6 +183,33 @@ async fn nor_does_it_get_another_while_one_is_under_way() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn nor_by_a_direct_connection_that_waited_for_its_place() {
+    let backend = Backend::default();
+    let builder = backend.router().max_connections(3).wake_reserve(0);
+    let router = builder.build().unwrap();
+    let tenants = ["a", "a", "b"].map(|tenant| router.get(tenant));
+    let held = join_all(tenants).await;
+    let direct = tokio::spawn({
+        let router = router.clone();
+        async move { drop(router.direct("a").await.unwrap()) }
+    });
+    sleep(SECOND).await;
+    assert_eq!(router.status().budget_waiting, 1);
+    backend.set(Step::Login, Gate::Stuck);
+    backend.suspend();
+    let pooled = tokio::spawn({
+        let router = router.clone();
+        async move { drop(router.get("a").await.unwrap()) }
+    });
+    sleep(SECOND).await;
+    assert_eq!(backend.counts().waiting(Step::Login), 1);
+    backend.set(Step::Login, Gate::Open);
+    direct.await.unwrap();
+    pooled.await.unwrap();
+    drop(held);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_nobodys_does_not_wait_for_ever() {
     let backend = Backend::default();
     let router = backend.router().max_connections(2).wake_reserve(0);

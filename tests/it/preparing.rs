@@ -8,7 +8,11 @@ use std::{
     time::Duration,
 };
 
-use tenantry::{ErrorKind, record::State};
+use tenantry::{
+    ErrorKind, Stage as Where, TenantRouter,
+    emulator::{Fault, Reason},
+    record::State,
+};
 
 use crate::support::{Stage, run_on};
 
@@ -140,9 +144,9 @@ async fn what_was_deleted_before_it_was_prepared_is_prepared_when_that_is_taken_
     assert_eq!(runs.load(Relaxed), 2, "and never again");
 }
 
-#[tokio::test]
-async fn a_password_that_was_rotated_before_it_was_prepared_is_found() {
-    let (stage, runs) = (Stage::new().await, Arc::new(AtomicU32::new(0)));
+/// A router whose hook fails the first time, and how often it ran.
+fn failing_once(stage: &Stage) -> (TenantRouter, Arc<AtomicU32>) {
+    let runs = Arc::new(AtomicU32::new(0));
     let counter = Arc::clone(&runs);
     let router = stage.provisioning(|provisioner| {
         provisioner.prepare(move |_| {
@@ -155,13 +159,37 @@ async fn a_password_that_was_rotated_before_it_was_prepared_is_found() {
             }
         })
     });
-    let router = router.build().unwrap();
+    (router.build().unwrap(), runs)
+}
+
+#[tokio::test]
+async fn a_password_that_was_rotated_before_it_was_prepared_is_found() {
+    let stage = Stage::new().await;
+    let (router, runs) = failing_once(&stage);
     router.get("acme").await.unwrap_err();
     let id = stage.witness("acme").endpoint_id;
     stage.emulator.rotate_password(&id).await.unwrap();
     let client = router.get("acme").await.unwrap();
     assert_eq!(run_on(&client, "SELECT 1").await, "1");
     assert_eq!(runs.load(Relaxed), 2);
+}
+
+#[tokio::test]
+async fn a_database_that_cannot_be_prepared_says_why_and_at_which_stage() {
+    let stage = Stage::new().await;
+    let (router, runs) = failing_once(&stage);
+    router.get("acme").await.unwrap_err();
+    let id = stage.witness("acme").endpoint_id;
+    let quota = Fault::wake_refused(Reason::ComputeTimeQuota, None);
+    stage.emulator.set_fault(&id, quota);
+    stage.emulator.suspend(&id).await;
+    let err = router.get("acme").await.unwrap_err();
+    assert!(
+        matches!(err.kind(), ErrorKind::QuotaExhausted(_)),
+        "{err:?}"
+    );
+    assert_eq!(err.stage(), Some(Where::Provision));
+    assert_eq!(runs.load(Relaxed), 1);
 }
 
 #[tokio::test]

@@ -23,6 +23,8 @@
 
 #[path = "support/backend.rs"]
 mod backend;
+#[path = "support/chance.rs"]
+mod chance;
 #[path = "hot_path/ids.rs"]
 mod ids;
 #[path = "support/memory.rs"]

@@ -24,6 +24,8 @@
 mod backend;
 #[path = "scale/catalog.rs"]
 mod catalog;
+#[path = "support/chance.rs"]
+mod chance;
 #[path = "scale/kept.rs"]
 mod kept;
 #[path = "support/memory.rs"]

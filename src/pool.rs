@@ -3,12 +3,13 @@
 //! A connection is in one of four places: idle here, leased to a caller, being opened (`wake`), or parting. Whatever
 //! becomes free goes to the longest waiter first; nobody overtakes the queue.
 
+mod holder;
 mod place;
 mod state;
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, MutexGuard, Weak, atomic::Ordering::Relaxed},
+    sync::{Arc, Mutex, MutexGuard, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
@@ -18,7 +19,6 @@ use tokio::{
 };
 
 use crate::{
-    budget::Holder,
     endpoint::{Endpoint, Route},
     error::{Error, Stage},
     lease::{Connection, Fitness, Lease, Parting},
@@ -227,26 +227,6 @@ impl Pool {
         }
     }
 
-    /// Whether others have more need of the place that `connection` has. If so it must be closed.
-    fn gives_way(self: &Arc<Self>, state: &State, connection: &Connection) -> bool {
-        let budget = &self.shared.dialer.budget;
-        if !budget.is_short() {
-            return false;
-        }
-        let opened = connection.watch.opened();
-        let gives_way = budget.ask_to_leave(&connection.seat, opened, state.is_wanted());
-        if gives_way {
-            count(&self.shared.stats.closed_for_others);
-        }
-        gives_way
-    }
-
-    /// As the budget knows it.
-    pub(crate) fn as_holder(self: &Arc<Self>) -> Weak<dyn Holder> {
-        let pool: Weak<Self> = Arc::downgrade(self);
-        pool
-    }
-
     /// Takes a connection on which a request turned up although it was idle out of the pool.
     pub(crate) fn pull(self: &Arc<Self>, watch: &Arc<Watch>) {
         if let Some(connection) = self.take_idle(watch) {
@@ -377,23 +357,6 @@ impl Pool {
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
-    }
-}
-
-impl Holder for Pool {
-    fn idle_since(&self) -> Option<Instant> {
-        self.state().idle_since()
-    }
-
-    fn close_idle(&self, unused_since: Instant) -> bool {
-        let oldest = self.state().take_oldest_idle(unused_since);
-        let Some(connection) = oldest else {
-            return false;
-        };
-        self.shared.dialer.budget.vacate(&connection.seat);
-        count(&self.shared.stats.closed_for_others);
-        connection.close();
-        true
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use crate::chance::Chance;
+
 /// Letters of an id, as of a UUID's.
 const LETTERS: usize = 36;
 
@@ -74,27 +76,4 @@ pub(crate) fn id(tenant: usize) -> String {
         b >> 48,
         b & 0xffff_ffff_ffff
     )
-}
-
-/// `splitmix64`: the same numbers in every run.
-struct Chance(u64);
-
-impl Chance {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut it = self.0;
-        it = (it ^ (it >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        it = (it ^ (it >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        it ^ (it >> 31)
-    }
-
-    #[allow(clippy::cast_possible_truncation, reason = "a small count")]
-    fn below(&mut self, count: usize) -> usize {
-        (self.next() % count as u64) as usize
-    }
-
-    #[allow(clippy::cast_precision_loss, reason = "a share of one")]
-    fn share(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
-    }
 }

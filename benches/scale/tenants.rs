@@ -2,6 +2,8 @@
 
 use uuid::Uuid;
 
+use crate::chance::Chance;
+
 /// Tenants, the most popular first, with ids of 36 characters that say nothing of their place.
 pub(crate) struct Tenants {
     pub(crate) ids: Vec<String>,
@@ -26,31 +28,14 @@ impl Tenants {
     }
 
     /// The places of those asked for, one after another; the same again for the same `seed`.
-    #[allow(
-        clippy::cast_precision_loss,
-        reason = "54 bits of chance are exact, and more than enough"
-    )]
     pub(crate) fn draws(&self, seed: u64, count: usize) -> Vec<usize> {
         let mut chance = Chance(seed);
         let all = self.popularity.last().copied().unwrap_or_default();
         let draw = |_| {
-            let at = (chance.next() >> 11) as f64 / (1_u64 << 53) as f64 * all;
+            let at = chance.share() * all;
             let place = self.popularity.partition_point(|up_to| *up_to <= at);
             place.min(self.ids.len() - 1)
         };
         (0..count).map(draw).collect()
-    }
-}
-
-/// `SplitMix64`: the same numbers in every run.
-struct Chance(u64);
-
-impl Chance {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut it = self.0;
-        it = (it ^ (it >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        it = (it ^ (it >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        it ^ (it >> 31)
     }
 }

@@ -1,0 +1,47 @@
+//! A pool as one of those who share the budget.
+
+use std::sync::{Arc, Weak};
+
+use tokio::time::Instant;
+
+use super::{Pool, State};
+use crate::{budget::Holder, lease::Connection, stats::count};
+
+impl Pool {
+    /// Whether others have more need of the place that `connection` has. If so it must be closed.
+    pub(super) fn gives_way(self: &Arc<Self>, state: &State, connection: &Connection) -> bool {
+        let budget = &self.shared.dialer.budget;
+        if !budget.is_short() {
+            return false;
+        }
+        let opened = connection.watch.opened();
+        let gives_way = budget.ask_to_leave(&connection.seat, opened, state.is_wanted());
+        if gives_way {
+            count(&self.shared.stats.closed_for_others);
+        }
+        gives_way
+    }
+
+    /// As the budget knows it.
+    pub(crate) fn as_holder(self: &Arc<Self>) -> Weak<dyn Holder> {
+        let pool: Weak<Self> = Arc::downgrade(self);
+        pool
+    }
+}
+
+impl Holder for Pool {
+    fn idle_since(&self) -> Option<Instant> {
+        self.state().idle_since()
+    }
+
+    fn close_idle(&self, unused_since: Instant) -> bool {
+        let oldest = self.state().take_oldest_idle(unused_since);
+        let Some(connection) = oldest else {
+            return false;
+        };
+        self.shared.dialer.budget.vacate(&connection.seat);
+        count(&self.shared.stats.closed_for_others);
+        connection.close();
+        true
+    }
+}

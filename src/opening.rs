@@ -124,17 +124,16 @@ impl Opening<'_> {
     pub(crate) async fn open_direct(&self) -> Result<Dialed, Error> {
         let Pool { tenant, shared, .. } = &**self.pool;
         self.outwait().await?;
-        let permit = loop {
-            let permit = self.permit().await?;
-            let permit = permit.ok_or_else(|| self.progress.timed_out())?;
-            // The turn may have been long in coming. If the compute fell asleep meanwhile, its one wake comes first.
-            if !self.pool.state().lost {
-                break permit;
-            }
+        let mut permit = self.permit().await?;
+        if self.pool.state().lost {
+            // The turn was long in coming, and the compute may have fallen asleep meanwhile: its one wake comes first. Once,
+            // because a connection that is still open serves for it, and then proves enough.
             drop(permit);
             let until = self.progress.deadline();
             drop(self.pool.get(until, Reason::Request).await?);
-        };
+            permit = self.permit().await?;
+        }
+        let permit = permit.ok_or_else(|| self.progress.timed_out())?;
         let dialed = self.try_until_up(permit).await;
         match &dialed {
             Ok(_) => shared.refusals.clear_at(tenant, Route::Direct),

@@ -177,7 +177,7 @@ impl TenantHandle {
         let pool = lock(&self.pool).upgrade();
         // A pool that has left the cache, or whose tenant has moved, has nothing idle.
         match pool.map(|pool| inner.pools.get_now_from(pool)) {
-            Some(Ok(lease)) if !inner.shared.life.is_over() => Ok(lease),
+            Some(Ok(lease)) if !inner.shared.life.is_shut() => Ok(lease),
             _ => Box::pin(self.lease_by_id(patience)).await,
         }
     }

@@ -7,6 +7,7 @@ mod builder;
 mod cancel;
 mod catalog;
 mod client;
+mod closing;
 mod config;
 mod control_plane;
 mod dial;

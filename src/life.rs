@@ -11,16 +11,28 @@ use tokio_util::sync::CancellationToken;
 /// tasks it has and those that are given to it, and whatever such a task leaves undone ends the life.
 #[derive(Debug, Default)]
 pub(crate) struct Life {
+    /// Whether new callers are turned away. Whoever came before may still be served.
+    shut: AtomicBool,
     over: AtomicBool,
     end: CancellationToken,
 }
 
 impl Life {
+    pub(crate) fn is_shut(&self) -> bool {
+        self.shut.load(Acquire)
+    }
+
+    /// Turns new callers away.
+    pub(crate) fn shut(&self) {
+        self.shut.store(true, Release);
+    }
+
     pub(crate) fn is_over(&self) -> bool {
         self.over.load(Acquire)
     }
 
     pub(crate) fn finish(&self) {
+        self.shut();
         self.over.store(true, Release);
         self.end.cancel();
     }

@@ -2,7 +2,7 @@
 
 use std::{fmt, future::Future, mem, pin::Pin, sync::Arc, time::Duration};
 
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use crate::{
     builder::RouterBuilder,
@@ -23,9 +23,6 @@ use crate::{
     tenant::TenantId,
     waiting::Place,
 };
-
-/// Longest wait, in `close`, for connections to say goodbye.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Turns a tenant's id into a live connection to that tenant's own database.
 ///
@@ -99,6 +96,9 @@ impl TenantRouter {
     /// Dropping the future closes what was opened; a look-up, a creation or a wake under way goes on.
     pub async fn direct<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> Result<DirectClient, Error> {
         let Inner { pools, shared, .. } = &*self.inner;
+        if shared.life.is_shut() {
+            return Err(Error::closed());
+        }
         let tenant = TenantId::parse(tenant.as_ref())?;
         let patience = shared.config.get_timeout;
         let until = Instant::now() + patience;
@@ -151,25 +151,6 @@ impl TenantRouter {
         }
         status
     }
-
-    /// Ends the router: calls that wait and all later ones answer `ErrorKind::Closed`, idle connections are closed
-    /// now and those in use when they come back. Returns when all are closed, after 5 seconds at the latest.
-    ///
-    /// # Cancel safety
-    /// The router is closed by the first poll; dropping the future only ends the waiting.
-    pub async fn close(&self) {
-        let Inner { pools, shared, .. } = &*self.inner;
-        shared.life.finish();
-        pools.evict_all();
-        shared.connections.close();
-        shared.attempts.close();
-        let all = async {
-            shared.attempts.wait().await;
-            shared.connections.wait().await;
-            shared.dialer.budget.emptied().await;
-        };
-        let _ = timeout(CLOSE_TIMEOUT, all).await;
-    }
 }
 
 impl Inner {
@@ -190,7 +171,7 @@ impl Inner {
         reason: Reason,
         patience: Option<Duration>,
     ) -> Result<Lease, Error> {
-        if self.shared.life.is_over() {
+        if self.shared.life.is_shut() {
             return Err(Error::closed());
         }
         match self.pools.get_now(tenant) {

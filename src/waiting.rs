@@ -13,6 +13,8 @@ use std::{
     time::Duration,
 };
 
+use tokio::sync::Notify;
+
 use crate::{flow::Flow, retry::lock};
 
 /// All who wait.
@@ -20,6 +22,8 @@ pub(crate) struct Waiting<K> {
     most_of_one: usize,
     most: usize,
     count: AtomicUsize,
+    /// Rung when nobody waits any more.
+    emptied: Notify,
     // Held for a few instructions whenever a caller begins to wait, or ends.
     lines: Mutex<Lines<K>>,
 }
@@ -56,6 +60,7 @@ impl<K: Clone + Eq + Hash> Waiting<K> {
             most_of_one,
             most,
             count: AtomicUsize::new(0),
+            emptied: Notify::new(),
             lines: Mutex::new(lines),
         })
     }
@@ -100,6 +105,17 @@ impl<K: Clone + Eq + Hash> Waiting<K> {
     pub(crate) fn len(&self) -> usize {
         self.count.load(Relaxed)
     }
+
+    /// Returns when nobody waits.
+    pub(crate) async fn emptied(&self) {
+        loop {
+            let emptied = self.emptied.notified();
+            if self.len() == 0 {
+                return;
+            }
+            emptied.await;
+        }
+    }
 }
 
 /// A place among those who wait. Its drop gives it up.
@@ -120,7 +136,9 @@ impl<K: Clone + Eq + Hash> Place<K> {
 impl<K: Clone + Eq + Hash> Drop for Place<K> {
     fn drop(&mut self) {
         let mut lines = lock(&self.waiting.lines);
-        self.waiting.count.fetch_sub(1, Relaxed);
+        if self.waiting.count.fetch_sub(1, Relaxed) == 1 {
+            self.waiting.emptied.notify_waiters();
+        }
         if self.served {
             lines.all.depart();
         }

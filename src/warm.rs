@@ -47,7 +47,7 @@ impl TenantRouter {
         let known = self.inner.pools.find(tenant.as_str());
         let needless = known.as_ref().is_some_and(|pool| pool.is_up_or_waking())
             || refusals.get(&tenant, Route::Pooled).is_some();
-        if life.is_over() || needless {
+        if life.is_shut() || needless {
             return false;
         }
         // Nobody is to lose a connection to a guess.

@@ -64,6 +64,7 @@ const ROWS: &[(&str, &[&str])] = &[
         "face",
         &[
             "client",
+            "closing",
             "handle",
             "cancel",
             "transaction",

@@ -10,6 +10,7 @@ mod budget;
 mod cancellation;
 mod ceilings;
 mod clients;
+mod closing;
 mod computes;
 mod connections;
 mod control;

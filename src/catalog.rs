@@ -10,7 +10,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::{Semaphore, SemaphorePermit},
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 pub(crate) use memo::{Moment, Recalled};
@@ -20,6 +20,7 @@ use crate::{
     config::Config,
     error::{BoxError, Error, ErrorKind},
     lookup::Answer,
+    meters,
     record::{Changes, Lease, Leased, Record, Then},
     records::{AnyRecords, Defect},
     stats::{CatalogStats, count},
@@ -68,7 +69,7 @@ impl Catalog {
 
     /// What the catalog says of `tenant` now.
     pub(crate) async fn find(&self, tenant: &TenantId) -> Result<Option<Record>, Error> {
-        self.call(|records| records.find(tenant)).await
+        self.call("find", |records| records.find(tenant)).await
     }
 
     pub(crate) async fn lease(
@@ -77,7 +78,7 @@ impl Catalog {
         owner: &str,
         time: Duration,
     ) -> Result<Leased, Error> {
-        self.call(|records| records.lease(tenant, owner, time))
+        self.call("lease", |records| records.lease(tenant, owner, time))
             .await
     }
 
@@ -88,7 +89,7 @@ impl Catalog {
         then: Then,
     ) -> Result<bool, Error> {
         let written = self
-            .call(|records| records.write(lease, record, then))
+            .call("write", |records| records.write(lease, record, then))
             .await?;
         if written && self.memo.written(&lease.tenant, record.state) {
             self.due.add(&lease.tenant);
@@ -97,7 +98,7 @@ impl Catalog {
     }
 
     pub(crate) async fn release(&self, lease: &Lease) -> Result<(), Error> {
-        self.call(|records| records.release(lease)).await
+        self.call("release", |records| records.release(lease)).await
     }
 
     /// At most `limit` records of tenants after `after`.
@@ -106,12 +107,14 @@ impl Catalog {
         after: Option<&TenantId>,
         limit: usize,
     ) -> Result<Vec<Record>, Error> {
-        self.call(|records| records.list(after, limit)).await
+        self.call("list", |records| records.list(after, limit))
+            .await
     }
 
     /// Whose records were written since version `since`, at most `limit` of them.
     pub(crate) async fn changes(&self, since: Option<u64>, limit: usize) -> Result<Changes, Error> {
-        self.call(|records| records.changes(since, limit)).await
+        self.call("changes", |records| records.changes(since, limit))
+            .await
     }
 
     /// Waits until there may be changes; for ever if nobody would know.
@@ -138,11 +141,17 @@ impl Catalog {
 
     async fn call<'a, T>(
         &'a self,
+        operation: &'static str,
         ask: impl FnOnce(&'a dyn AnyRecords) -> Answer<'a, T>,
     ) -> Result<T, Error> {
         let pass = self.breaker.enter().map_err(shut)?;
         count(&self.stats.calls);
-        match timeout(self.limit, ask(&*self.records)).await {
+        let began = Instant::now();
+        let answer = timeout(self.limit, ask(&*self.records)).await;
+        let is_up =
+            matches!(&answer, Ok(Ok(_))) || matches!(&answer, Ok(Err(err)) if err.is::<Defect>());
+        meters::catalog_answered(operation, is_up, began.elapsed());
+        match answer {
             Ok(Ok(answer)) => {
                 pass.succeeded();
                 Ok(answer)

@@ -12,6 +12,8 @@ const USUAL_RESERVE: usize = 10;
 /// Every setting of a router. The builder writes it, [`Config::check`] judges it, nothing changes it later.
 #[derive(Clone)]
 pub(crate) struct Config {
+    pub(crate) name: Arc<str>,
+    pub(crate) tenants_in_metrics: usize,
     pub(crate) max_pools: u64,
     pub(crate) pool_size: usize,
     pub(crate) concurrent_dials: usize,
@@ -39,6 +41,8 @@ pub(crate) struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
+            name: Arc::from("tenantry"),
+            tenants_in_metrics: 0,
             max_pools: 1000,
             pool_size: 4,
             concurrent_dials: 4,

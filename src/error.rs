@@ -276,6 +276,31 @@ impl ErrorKind {
     }
 }
 
+impl Stage {
+    /// In the order in which they happen.
+    #[cfg_attr(not(feature = "metrics"), allow(dead_code, reason = "for metrics"))]
+    pub(crate) const ALL: [Self; 6] = [
+        Self::Lookup,
+        Self::Provision,
+        Self::Wake,
+        Self::Checkout,
+        Self::Query,
+        Self::Commit,
+    ];
+
+    /// A name that stays the same in every version: for logs, metrics and traces.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Lookup => "lookup",
+            Self::Provision => "provision",
+            Self::Wake => "wake",
+            Self::Checkout => "checkout",
+            Self::Query => "query",
+            Self::Commit => "commit",
+        }
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(tenant) = &self.0.tenant {

@@ -14,7 +14,7 @@ use std::{
 use tokio::{runtime::Handle, sync::watch, time::timeout};
 
 use crate::{
-    error::{Error, ErrorKind},
+    error::{Error, ErrorKind, Stage},
     retry::{Progress, lock},
 };
 
@@ -103,6 +103,11 @@ where
         flight
     }
 
+    /// How far the flight for `key` has come, if there is one.
+    pub(crate) fn stage(&self, key: &K) -> Option<Stage> {
+        lock(&self.table).get(key).map(|it| it.progress.stage())
+    }
+
     /// Says that what the flight for `key` finds may be out of date: it does its work again.
     pub(crate) fn mark_stale(&self, key: &K) {
         if let Some(flight) = lock(&self.table).get(key) {
@@ -160,7 +165,6 @@ impl<K: Eq + Hash, V> Drop for Landing<K, V> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Stage;
     use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
     use tokio::time::sleep;
 

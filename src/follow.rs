@@ -11,7 +11,7 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::{
     breaker::chance,
@@ -20,6 +20,7 @@ use crate::{
     pools::Pools,
     provision::{Provisioning, Whereabouts},
     record::Changes,
+    retry::lock,
     shared::Shared,
     source::Source,
     stats::count,
@@ -102,7 +103,10 @@ impl Follower {
         let mut since = None;
         loop {
             let rest = match self.apply_changes(provisioning, &mut since).await {
-                Ok(()) => self.news(provisioning).await,
+                Ok(()) => {
+                    *lock(&provisioning.catalog.stats.heard) = Some(Instant::now());
+                    self.news(provisioning).await
+                }
                 Err(err) => {
                     tracing::debug!(%err, "cannot ask the catalog what has changed");
                     err.retry_after().unwrap_or_default().max(SHORTEST_REST)

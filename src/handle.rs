@@ -17,6 +17,7 @@ use crate::{
     router::TenantRouter,
     stats::Reason,
     tenant::TenantId,
+    trail,
     transaction::{Access, Transaction, TransactionOptions, Tx},
     verbs::Whom,
     warm::Warm,
@@ -61,6 +62,10 @@ impl TenantRouter {
 }
 
 impl TenantHandle {
+    pub(crate) fn router(&self) -> &TenantRouter {
+        &self.router
+    }
+
     /// Whose database this is.
     pub fn tenant(&self) -> &TenantId {
         &self.tenant
@@ -177,7 +182,10 @@ impl TenantHandle {
         let pool = lock(&self.pool).upgrade();
         // A pool that has left the cache, or whose tenant has moved, has nothing idle.
         match pool.map(|pool| inner.pools.get_now_from(pool)) {
-            Some(Ok(lease)) if !inner.shared.life.is_shut() => Ok(lease),
+            Some(Ok(lease)) if !inner.shared.life.is_shut() => {
+                trail::warm(self.tenant.as_str());
+                Ok(lease)
+            }
             _ => Box::pin(self.lease_by_id(patience)).await,
         }
     }

@@ -17,6 +17,7 @@ mod drive;
 pub mod emulator;
 mod endpoint;
 mod error;
+mod explain;
 #[cfg(feature = "axum")]
 mod extract;
 mod fleet;
@@ -37,7 +38,9 @@ mod life;
 mod lookup;
 #[cfg(any(doc, doctest))]
 pub mod manual;
+mod meters;
 pub mod neon;
+mod observing;
 mod open_files;
 mod opening;
 mod plan;
@@ -65,6 +68,8 @@ mod sweep;
 mod tap;
 mod tenant;
 mod tls;
+mod top;
+mod trail;
 mod transaction;
 mod trust;
 mod verbs;
@@ -84,6 +89,7 @@ pub use control_plane::{ControlPlane, Database, Found, Order};
 pub use direct::DirectClient;
 pub use endpoint::{DEFAULT_SUSPEND_WINDOW, Encryption, Endpoint, Login};
 pub use error::{BoxError, Error, ErrorKind, ExhaustedQuota, Stage};
+pub use explain::{Explanation, NextGet, PoolState, PriorWake, RefusalState, Remembered};
 #[cfg(feature = "axum")]
 pub use extract::{Tenant, Tenants};
 pub use fleet::{Finding, Fleet, Outcome, Reconcile, Report, Trouble};

@@ -24,3 +24,8 @@ pub mod many_replicas {
 pub mod provisioning {
     #![doc = include_str!("manual/provisioning.md")]
 }
+
+/// Metrics, spans, events and log lines, by name: a contract.
+pub mod telemetry {
+    #![doc = include_str!("manual/telemetry.md")]
+}

@@ -10,7 +10,7 @@ pub(crate) fn check(connections: usize) {
         tracing::warn!(
             limit,
             needed,
-            "the limit on open files is below what max_connections ({connections}) takes: raise it to {needed} and \
+            "the limit on open files is below what max_connections takes: raise it to {needed} and \
              what the application itself opens (`ulimit -n`, or LimitNOFILE= in systemd), or lower max_connections"
         );
     }

@@ -235,13 +235,14 @@ impl Opening<'_> {
         let elapsed = began.elapsed();
         match dialed {
             Ok(dialed) => {
+                shared.stats.meters.connected(elapsed);
                 tracing::debug!(tenant, ?elapsed, "connect");
                 Ok(dialed)
             }
             Err(err) => {
                 let err = err.with_stage(self.progress.stage());
                 let err = self.pool.note(self.route, err);
-                tracing::debug!(tenant, ?elapsed, kind = ?err.kind(), %err, "connect");
+                tracing::debug!(tenant, ?elapsed, code = err.kind().code(), %err, "connect");
                 Err(err)
             }
         }

@@ -31,8 +31,8 @@ use crate::{
     watch::Watch,
 };
 
-pub(crate) use state::State;
 use state::Waiter;
+pub(crate) use state::{State, Wake};
 
 /// Longest wait for the answer of an idle connection that is asked whether it still lives.
 const VERIFY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -77,7 +77,7 @@ impl Pool {
         !state.believes_asleep() || state.dialing > 0
     }
 
-    /// A connection, by `until`.
+    /// A connection, by `until`; and whether the database was believed asleep when it was waited for.
     ///
     /// # Cancel safety
     /// Dropping it gives up the place in the queue; an attempt to connect that is under way goes on.
@@ -85,13 +85,14 @@ impl Pool {
         self: &Arc<Self>,
         until: Instant,
         reason: Reason,
-    ) -> Result<Lease, Error> {
+    ) -> Result<(Lease, bool), Error> {
         let started = Instant::now();
         let found = async {
+            let mut slept = false;
             loop {
-                let lease = self.next(until, reason).await?;
+                let lease = self.next(until, reason, &mut slept).await?;
                 if let Some(lease) = self.vet(lease).await {
-                    return Ok(lease);
+                    return Ok((lease, slept));
                 }
             }
         };
@@ -101,7 +102,13 @@ impl Pool {
     }
 
     /// The next connection: an idle one, or whatever comes when it is the caller's turn.
-    async fn next(self: &Arc<Self>, until: Instant, reason: Reason) -> Result<Lease, Error> {
+    /// Notes in `slept` if it waits for a database believed asleep.
+    async fn next(
+        self: &Arc<Self>,
+        until: Instant,
+        reason: Reason,
+        slept: &mut bool,
+    ) -> Result<Lease, Error> {
         let refusal = self.shared.refusals.get(&self.tenant, Route::Pooled);
         let turn = {
             let mut state = self.state();
@@ -119,6 +126,7 @@ impl Pool {
                 reason,
                 until,
             };
+            *slept |= state.believes_asleep();
             state.enqueue(waiter);
             mine
         };
@@ -283,6 +291,7 @@ impl Pool {
         let refusals = &self.shared.refusals;
         if refusals.get(&self.tenant, route).is_none() {
             count(&self.shared.stats.refused);
+            self.shared.stats.meters.refused(refusal.kind());
             refusals.keep(&self.tenant, route, refusal.clone());
         }
         if route == Route::Pooled {

@@ -56,6 +56,7 @@ impl Pools {
             .eviction_policy(EvictionPolicy::lru())
             .eviction_listener(move |tenant: Arc<TenantId>, entry: Entry, _| {
                 count(&counts.stats.evicted);
+                tracing::debug!(tenant = tenant.as_str(), "evict");
                 entered.remove(tenant.as_str(), entry.stay);
                 entry.pool.retire(entry.stay);
             })
@@ -193,13 +194,16 @@ impl Pools {
         self.index.pools()
     }
 
-    /// Calls of `get` answered with a connection that was idle.
-    pub(crate) fn reused(&self) -> u64 {
+    /// Calls of `get` answered with a connection that was idle, and how many are idle now.
+    pub(crate) fn reused_and_idle(&self) -> (u64, usize) {
         let alive = lock(&self.alive);
         let pools: Vec<_> = alive.values().filter_map(Weak::upgrade).collect();
         drop(alive); // before the pools: this may be the last use of one
-        let by_them: u64 = pools.iter().map(|pool| pool.state().reused).sum();
-        by_them + self.shared.stats.reused.load(Relaxed)
+        let before = self.shared.stats.reused.load(Relaxed);
+        pools.iter().fold((before, 0), |(reused, idle), pool| {
+            let state = pool.state();
+            (reused + state.reused, idle + state.idle())
+        })
     }
 
     /// Drops every pool from the cache.

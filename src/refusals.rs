@@ -8,7 +8,11 @@ use std::time::Duration;
 use moka::{policy::EvictionPolicy, sync::Cache};
 use tokio::time::Instant;
 
-use crate::{endpoint::Route, error::Error, tenant::TenantId};
+use crate::{
+    endpoint::Route,
+    error::{Error, ErrorKind},
+    tenant::TenantId,
+};
 
 /// How long a refusal is remembered that does not say itself when to come back.
 const BRIEFLY: Duration = Duration::from_secs(5);
@@ -33,6 +37,10 @@ impl Refusal {
 
     pub(crate) fn until(&self) -> Instant {
         self.until
+    }
+
+    pub(crate) fn kind(&self) -> ErrorKind {
+        self.error.kind()
     }
 
     /// Whether it is the answer for a caller who waits until `patience`: at once, if waiting would not help.
@@ -103,7 +111,6 @@ impl Refusals {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::ErrorKind;
 
     const SECOND: Duration = Duration::from_secs(1);
 

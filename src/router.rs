@@ -3,6 +3,7 @@
 use std::{fmt, future::Future, mem, pin::Pin, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
+use tracing::Instrument;
 
 use crate::{
     builder::RouterBuilder,
@@ -18,9 +19,10 @@ use crate::{
     provision::Provisioner,
     retry::Progress,
     shared::Shared,
-    stats::{Reason, Status, count},
+    stats::{Path, Reason, count},
     sweep,
     tenant::TenantId,
+    trail,
     waiting::Place,
 };
 
@@ -35,8 +37,16 @@ pub struct TenantRouter {
 
 pub(crate) struct Inner {
     pub(crate) pools: Arc<Pools>,
-    pub(crate) flights: Flights<TenantId, Option<Arc<Pool>>>,
+    pub(crate) flights: Flights<TenantId, Option<Arrived>>,
     pub(crate) shared: Arc<Shared>,
+}
+
+/// Where a flight has led.
+#[derive(Clone)]
+pub(crate) struct Arrived {
+    pub(crate) pool: Arc<Pool>,
+    /// Whether it had the tenant's database created, or adopted.
+    created: bool,
 }
 
 impl TenantRouter {
@@ -55,13 +65,14 @@ impl TenantRouter {
         shared.runtime.spawn(sweep::run(Arc::downgrade(&pools)));
         follow::start(&pools);
         let flights = Flights::new(shared.runtime.clone());
-        Self {
-            inner: Arc::new(Inner {
-                pools,
-                flights,
-                shared,
-            }),
-        }
+        let inner = Arc::new(Inner {
+            pools,
+            flights,
+            shared,
+        });
+        #[cfg(feature = "metrics")]
+        crate::observing::start(&inner);
+        Self { inner }
     }
 
     /// A connection to the database of `tenant`.
@@ -102,11 +113,12 @@ impl TenantRouter {
         let tenant = TenantId::parse(tenant.as_ref())?;
         let patience = shared.config.get_timeout;
         let until = Instant::now() + patience;
+        let span = tracing::debug_span!("direct", tenant = tenant.as_str());
         let open = async {
             let place = self.inner.enter(&tenant)?;
             let pool = match pools.find(tenant.as_str()) {
                 Some(pool) => pool,
-                None => self.inner.fly(&tenant, patience).await?,
+                None => self.inner.fly(&tenant, patience).await?.pool,
             };
             let opened = DirectClient::open(pool, until).await?;
             place.leave_served();
@@ -115,7 +127,7 @@ impl TenantRouter {
         let opened = tokio::select! {
             biased;
             () = shared.life.ended() => Err(Error::closed()),
-            opened = open => opened,
+            opened = open.instrument(span) => opened,
         };
         opened.map_err(|err| err.with_tenant(&tenant))
     }
@@ -125,31 +137,6 @@ impl TenantRouter {
     /// again. To be called when something was mended that a refusal is about: a plan, a password, a disabled endpoint.
     pub fn evict<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> bool {
         TenantId::parse(tenant.as_ref()).is_ok_and(|tenant| self.inner.evict(&tenant))
-    }
-
-    /// What the router holds now and has done so far. Asks no tenant anything.
-    pub fn status(&self) -> Status {
-        let Inner {
-            pools,
-            flights,
-            shared,
-            ..
-        } = &*self.inner;
-        let mut status = Status {
-            pools: pools.len(),
-            connections: shared.connections.len() as u64,
-            attempts: shared.attempts.len() as u64,
-            budget_used: shared.dialer.budget.used() as u64,
-            budget_waiting: shared.dialer.budget.waiting() as u64,
-            waiting: shared.waiting.len() as u64,
-            flights: flights.len() as u64,
-            reused: pools.reused(),
-            ..shared.stats.snapshot()
-        };
-        if let Some(catalog) = shared.source.catalog() {
-            catalog.stats.fill(&mut status);
-        }
-        status
     }
 }
 
@@ -175,7 +162,10 @@ impl Inner {
             return Err(Error::closed());
         }
         match self.pools.get_now(tenant) {
-            Ok(lease) => Ok(lease),
+            Ok(lease) => {
+                trail::warm(tenant);
+                Ok(lease)
+            }
             // In a box, so that who need not wait does not carry all that it takes to wait.
             Err(pool) => Box::pin(self.get_later(tenant, pool, reason, patience)).await,
         }
@@ -190,17 +180,26 @@ impl Inner {
         patience: Option<Duration>,
     ) -> Result<Lease, Error> {
         let Shared { life, stats, .. } = &*self.shared;
-        let result = tokio::select! {
-            biased;
-            () = life.ended() => Err(Error::closed()),
-            result = self.get_slowly(tenant, pool, reason, patience) => result,
+        let (span, began) = (trail::span(tenant, reason), Instant::now());
+        let work = async {
+            tokio::select! {
+                biased;
+                () = life.ended() => Err(Error::closed()),
+                result = self.get_slowly(tenant, pool, reason, patience) => result,
+            }
         };
-        count(if result.is_ok() {
-            &stats.waited
-        } else {
-            &stats.failed
-        });
-        result
+        let result = work.instrument(span.clone()).await;
+        trail::end(&span, result.as_ref().map(|(_, path)| *path));
+        match result {
+            Ok((lease, path)) => {
+                stats.got(lease.tenant(), path, began.elapsed());
+                Ok(lease)
+            }
+            Err(err) => {
+                stats.failed(&err);
+                Err(err)
+            }
+        }
     }
 
     async fn get_slowly(
@@ -209,23 +208,33 @@ impl Inner {
         pool: Option<Arc<Pool>>,
         reason: Reason,
         patience: Option<Duration>,
-    ) -> Result<Lease, Error> {
+    ) -> Result<(Lease, Path), Error> {
         let tenant = TenantId::parse(raw)?;
         let place = self.enter(&tenant)?;
+        let stats = &self.shared.stats;
         let patience = patience.unwrap_or(self.shared.config.get_timeout);
         let until = Instant::now() + patience;
-        let found = match pool {
-            Some(pool) => Ok(pool),
-            None => self.fly(&tenant, patience).await,
+        let work = async {
+            let Arrived { pool, created } = match pool {
+                Some(pool) => Arrived {
+                    pool,
+                    created: false,
+                },
+                None => trail::timed(stats, self.fly(&tenant, patience), flown).await?,
+            };
+            let (lease, slept) = trail::timed(stats, pool.get(until, reason), waited).await?;
+            let path = match (created, slept) {
+                (true, _) => Path::Provisioned,
+                (false, true) => Path::Cold,
+                (false, false) => Path::Reopened,
+            };
+            Ok((lease, path))
         };
-        let lease = match found {
-            Ok(pool) => pool.get(until, reason).await,
-            Err(err) => Err(err),
-        };
-        if lease.is_ok() {
+        let served = work.await;
+        if served.is_ok() {
             place.leave_served();
         }
-        lease.map_err(|err| err.with_tenant(&tenant))
+        served.map_err(|err: Error| err.with_tenant(&tenant))
     }
 
     /// A place among the callers who wait.
@@ -249,13 +258,13 @@ impl Inner {
     }
 
     /// The pool of a tenant that is not in the cache.
-    async fn fly(&self, tenant: &TenantId, patience: Duration) -> Result<Arc<Pool>, Error> {
+    async fn fly(&self, tenant: &TenantId, patience: Duration) -> Result<Arrived, Error> {
         let until = Instant::now() + patience;
         loop {
             let patience = until.saturating_duration_since(Instant::now());
             let find = || self.find(tenant, true);
-            if let Some(pool) = self.flights.join(tenant, patience, find).await? {
-                return Ok(pool);
+            if let Some(arrived) = self.flights.join(tenant, patience, find).await? {
+                return Ok(arrived);
             }
             // It was a hint's flight, which creates nothing.
         }
@@ -271,15 +280,21 @@ impl Inner {
         let (pools, shared) = (Arc::clone(&self.pools), Arc::clone(&self.shared));
         let (tenant, seen) = (tenant.clone(), progress.clone());
         let mut first = true;
+        let name = tenant.as_str();
+        let span = trail::detached(tracing::debug_span!(parent: None, "flight", tenant = name));
         let flight = move || -> Found {
             let again = !mem::replace(&mut first, false);
             let (tenant, seen) = (tenant.clone(), seen.clone());
             let (pools, shared) = (Arc::clone(&pools), Arc::clone(&shared));
-            Box::pin(async move {
+            let work = async move {
                 if again {
                     pools.evict(tenant.as_str()); // what was found before may be old
                 } else if let Some(pool) = pools.find(tenant.as_str()) {
-                    return Ok(Some(pool)); // it landed between the caller's look and this one
+                    // It landed between the caller's look and this one.
+                    return Ok(Some(Arrived {
+                        pool,
+                        created: false,
+                    }));
                 }
                 let Shared { source, stats, .. } = &*shared;
                 let work = async {
@@ -293,21 +308,41 @@ impl Inner {
                 let located = located.map_err(|_| seen.timed_out())??;
                 Ok(located.map(|located| {
                     let endpoint = Arc::clone(&located.endpoint);
+                    let created = located.created;
                     let pool = pools.insert(&tenant, located);
                     // In this order: whoever hears of a change remembers it before looking for the pool.
                     if !source.agrees(&tenant, &endpoint) {
                         seen.mark_stale();
                     }
-                    pool
+                    Arrived { pool, created }
                 }))
-            })
+            };
+            Box::pin(work.instrument(span.clone()))
         };
         (progress, flight)
     }
 }
 
+/// For which stage a caller has waited who flew.
+fn flown(result: Result<&Arrived, Option<Stage>>) -> Stage {
+    match result {
+        Ok(Arrived { created: true, .. }) => Stage::Provision,
+        Ok(_) => Stage::Lookup,
+        Err(stage) => stage.unwrap_or(Stage::Lookup),
+    }
+}
+
+/// For which stage a caller has waited in a pool's queue.
+fn waited(result: Result<&(Lease, bool), Option<Stage>>) -> Stage {
+    match result {
+        Ok((_, true)) => Stage::Wake,
+        Ok((_, false)) => Stage::Checkout,
+        Err(stage) => stage.unwrap_or(Stage::Checkout),
+    }
+}
+
 /// What a flight brings: the tenant's pool; none if the tenant is not known and nobody was to create it.
-pub(crate) type Found = Pin<Box<dyn Future<Output = Result<Option<Arc<Pool>>, Error>> + Send>>;
+pub(crate) type Found = Pin<Box<dyn Future<Output = Result<Option<Arrived>, Error>> + Send>>;
 
 impl Drop for Inner {
     fn drop(&mut self) {

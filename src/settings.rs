@@ -44,6 +44,8 @@ const PREFIX: &str = "TENANTRY_";
 /// catalog_ttl = "5min"
 /// catalog_timeout = "5s"
 /// catalog_poll = "30s"     # or "never"
+/// name = "tenantry"        # in metrics
+/// tenants_in_metrics = 0
 /// ```
 ///
 /// ```
@@ -106,8 +108,10 @@ fn set(config: &mut Config, name: &str, value: &str) -> Result<(), InvalidConfig
         "max_connections" => config.max_connections = count(name, value)?,
         "max_lifetime" => config.max_lifetime = time(name, value)?,
         "max_pools" => config.max_pools = count(name, value)?,
+        "name" => config.name = value.into(),
         "pool_size" => config.pool_size = count(name, value)?,
         "provision_timeout" => config.provision_timeout = time(name, value)?,
+        "tenants_in_metrics" => config.tenants_in_metrics = count(name, value)?,
         "verify_after" => config.verify_after = time(name, value)?,
         "waiting_callers" => config.waiting_callers = count(name, value)?,
         "waiting_per_tenant" => config.waiting_per_tenant = count(name, value)?,

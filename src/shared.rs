@@ -1,13 +1,13 @@
 //! What all pools of a router share.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
 use crate::{
     config::Config, dial::Dialer, hint::HintBudget, life::Life, refusals::Refusals, source::Source,
-    stats::Stats, sweep::Pace, tenant::TenantId, waiting::Waiting,
+    stats::Stats, sweep::Pace, tenant::TenantId, top::Shown, waiting::Waiting,
 };
 
 /// Refusals outlive the pools they come from, so there is room for more of them.
@@ -22,6 +22,8 @@ pub(crate) struct Shared {
     pub(crate) hints: Arc<HintBudget>,
     pub(crate) waiting: Arc<Waiting<TenantId>>,
     pub(crate) pace: Pace,
+    // Which tenants metrics show by name. Held while they are told.
+    pub(crate) shown: Mutex<Shown<TenantId>>,
     pub(crate) stats: Stats,
     pub(crate) life: Arc<Life>,
     pub(crate) runtime: Handle,
@@ -43,14 +45,15 @@ impl Shared {
             hints: HintBudget::new(config.hints_per_minute),
             waiting: Waiting::new(config.waiting_per_tenant, config.waiting_callers),
             pace: Pace::new(&config),
-            config,
+            shown: Mutex::new(Shown::new(config.tenants_in_metrics)),
             source,
             dialer,
-            stats: Stats::default(),
+            stats: Stats::new(&config.name),
             life: Arc::default(),
             runtime,
             connections: TaskTracker::new(),
             attempts: TaskTracker::new(),
+            config,
         })
     }
 }

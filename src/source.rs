@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use crate::{
     catalog::Catalog,
     endpoint::Endpoint,
@@ -39,6 +41,7 @@ impl Source {
         stats: &Stats,
     ) -> Result<Option<Located>, Error> {
         count(&stats.lookups);
+        let began = Instant::now();
         let (known, fresh) = match self {
             Self::Lookup(lookup) => {
                 let known = lookup.lookup(tenant).await.map_err(lookup_failed);
@@ -47,7 +50,12 @@ impl Source {
             // Records hold what Neon said once; the truth is there.
             Self::Provisioning(provisioning) => (provisioning.lookup(tenant).await, false),
         };
-        let known = known.map_err(|err| err.with_stage(Stage::Lookup))?;
+        let known = known.map_err(|err| err.with_stage(Stage::Lookup));
+        let (tenant, elapsed) = (tenant.as_str(), began.elapsed());
+        let code = known.as_ref().err().map(|err| err.kind().code());
+        let is_known = known.as_ref().ok().map(Option::is_some);
+        tracing::debug!(tenant, ?elapsed, known = is_known, code, "lookup");
+        let known = known?;
         known.as_ref().map_or(Ok(()), |endpoint| endpoint.check())?;
         Ok(known.map(|endpoint| Located {
             endpoint,
@@ -71,6 +79,8 @@ impl Source {
                 let made = provisioning.provision(tenant, &Demand::Access, progress, stats);
                 let made = made.await.map(Arc::new);
                 let endpoint = made.inspect_err(|err| {
+                    let (id, elapsed) = (tenant.as_str(), progress.elapsed());
+                    tracing::debug!(tenant = id, ?elapsed, code = err.kind().code(), %err, "provision");
                     provisioning.remember_refusal(tenant, asked, err);
                 })?;
                 provisioning.remember_new(tenant, asked, &endpoint);

@@ -1,8 +1,23 @@
 //! Counters, and the snapshot of them that an operator reads.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    ops::Deref,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
+};
+
+use serde::{Serialize, Serializer};
+use tokio::time::Instant;
+
+use crate::{
+    error::{Error, ErrorKind},
+    meters::Meters,
+    retry::lock,
+    tenant::TenantId,
+    top::Top,
 };
 
 /// On whose account a database is woken.
@@ -18,14 +33,64 @@ pub(crate) enum Reason {
     Fleet,
 }
 
+impl Reason {
+    pub(crate) const ALL: [Self; 4] = [Self::Request, Self::Warm, Self::Hint, Self::Fleet];
+
+    /// As it is written in metrics, spans and explanations.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Request => "request",
+            Self::Warm => "warm",
+            Self::Hint => "hint",
+            Self::Fleet => "fleet",
+        }
+    }
+}
+
+/// How a call of `get` came to its connection.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Path {
+    /// One was idle.
+    Warm,
+    /// It waited for one, of a database that was awake.
+    Reopened,
+    /// It waited for a database believed asleep.
+    Cold,
+    /// It waited for the database to be created, or found again.
+    Provisioned,
+}
+
+impl Path {
+    /// As it is written in metrics and spans.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Warm => "warm",
+            Self::Reopened => "reopened",
+            Self::Cold => "cold",
+            Self::Provisioned => "provisioned",
+        }
+    }
+}
+
 /// Counts of everything a router has done since it was built. Written with relaxed atomics, so it costs nothing.
-#[derive(Debug, Default)]
 pub(crate) struct Stats {
+    pub(crate) meters: Meters,
+    /// Who calls `get` most often, and for whom it fails most often.
+    pub(crate) busiest: Top<TenantId>,
+    pub(crate) failing: Top<TenantId>,
+    counts: Counts,
+}
+
+/// The plain ones.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
     /// By pools that are gone; each counts its own, where it costs nothing.
     pub(crate) reused: AtomicU64,
     pub(crate) opened: AtomicU64,
-    pub(crate) waited: AtomicU64,
-    pub(crate) failed: AtomicU64,
+    pub(crate) gets_failed: AtomicU64,
+    gets_reopened: AtomicU64,
+    gets_cold: AtomicU64,
+    gets_provisioned: AtomicU64,
     pub(crate) lookups: AtomicU64,
     pub(crate) provisioned: AtomicU64,
     pub(crate) adopted: AtomicU64,
@@ -63,6 +128,8 @@ pub(crate) struct CatalogStats {
     pub(crate) hits: AtomicU64,
     pub(crate) stale: AtomicU64,
     pub(crate) changes: AtomicU64,
+    // When it last said what had changed. Held for a look.
+    pub(crate) heard: Mutex<Option<Instant>>,
 }
 
 impl CatalogStats {
@@ -74,6 +141,8 @@ impl CatalogStats {
         status.catalog_hits = self.hits.load(Relaxed);
         status.catalog_stale = self.stale.load(Relaxed);
         status.catalog_changes = self.changes.load(Relaxed);
+        let heard = *lock(&self.heard);
+        status.catalog_staleness = heard.map_or(Duration::ZERO, |at| at.elapsed());
     }
 }
 
@@ -83,7 +152,7 @@ pub(crate) fn count(counter: &AtomicU64) {
 }
 
 /// How often databases were woken for one reason, and how long that took.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct WakeCount {
     /// Wakes begun.
@@ -91,18 +160,26 @@ pub struct WakeCount {
     /// Wakes that ended with an open connection.
     pub succeeded: u64,
     /// Time that the successful ones took, added up. Of one attempt or several: from the first to the open connection.
+    #[serde(rename = "total_seconds", serialize_with = "seconds")]
     pub total_time: Duration,
 }
 
 /// A snapshot of what a router holds and has done since it was built. From
 /// [`TenantRouter::status`](crate::TenantRouter::status), which asks no tenant anything.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+///
+/// As serde writes it, each field has its own name, times in seconds: for a page of the application's own, behind a login. It
+/// names no tenant and holds no secret.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Status {
     /// Tenants that have a pool now.
     pub pools: u64,
     /// Connections open now, idle ones included.
     pub connections: u64,
+    /// Connections that lie idle in pools now.
+    pub idle: u64,
+    /// `max_connections`.
+    pub max_connections: u64,
     /// Look-ups and creations under way now.
     pub flights: u64,
     /// Attempts to connect under way now, wakes included.
@@ -115,12 +192,16 @@ pub struct Status {
     pub waiting: u64,
     /// Callers turned away with `ErrorKind::Overloaded` because too many waited already.
     pub overloaded: u64,
-    /// Calls of `get` answered with a connection that was idle.
-    pub reused: u64,
-    /// Calls of `get` that waited for a connection and got one.
-    pub waited: u64,
-    /// Calls of `get` that ended in an error.
-    pub failed: u64,
+    /// Calls of `get`, or of what begins with one, answered with a connection that was idle.
+    pub gets_warm: u64,
+    /// Those that waited for a connection to a database that was awake, and got one.
+    pub gets_reopened: u64,
+    /// Those that waited for a database believed asleep, and got a connection.
+    pub gets_cold: u64,
+    /// Those that waited for their tenant's database to be created or adopted, and got a connection.
+    pub gets_provisioned: u64,
+    /// Those that ended in an error.
+    pub gets_failed: u64,
     /// Times a tenant was looked up: one without a pool, or one that could not be reached. Answered by the catalog, or
     /// from what was read of it before.
     pub lookups: u64,
@@ -172,9 +253,61 @@ pub struct Status {
     pub catalog_stale: u64,
     /// Changes, heard of from the catalog, that concerned a tenant known here.
     pub catalog_changes: u64,
+    /// Time since the catalog last said what had changed: what others did since then is not known here. Zero before the
+    /// first time.
+    #[serde(rename = "catalog_staleness_seconds", serialize_with = "seconds")]
+    pub catalog_staleness: Duration,
+}
+
+pub(crate) fn seconds<S: Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_f64(time.as_secs_f64())
+}
+
+impl Deref for Stats {
+    type Target = Counts;
+
+    fn deref(&self) -> &Counts {
+        &self.counts
+    }
 }
 
 impl Stats {
+    /// Those of a router of that name.
+    pub(crate) fn new(name: &str) -> Self {
+        Self {
+            meters: Meters::new(name),
+            busiest: Top::new(),
+            failing: Top::new(),
+            counts: Counts::default(),
+        }
+    }
+
+    /// A call of `get` has its connection, for which it waited.
+    pub(crate) fn got(&self, tenant: &TenantId, path: Path, waited: Duration) {
+        self.busiest.add(tenant, 1.0);
+        self.meters.waited(waited);
+        match path {
+            Path::Warm => {} // counted where it is free: by each pool
+            Path::Reopened => count(&self.gets_reopened),
+            Path::Cold => count(&self.gets_cold),
+            Path::Provisioned => count(&self.gets_provisioned),
+        }
+    }
+
+    /// A call of `get` has ended in `err`.
+    pub(crate) fn failed(&self, err: &Error) {
+        count(&self.gets_failed);
+        self.meters.failed(err.kind());
+        // Ids that are no tenant's come from outside: whoever makes them up must not fill the list.
+        let is_a_tenants = !matches!(
+            err.kind(),
+            ErrorKind::InvalidTenant | ErrorKind::UnknownTenant
+        );
+        if let Some(tenant) = err.tenant().filter(|_| is_a_tenants) {
+            self.failing.add(tenant, 1.0);
+        }
+    }
+
     /// A wake for `reason` begins.
     pub(crate) fn wake_started(&self, reason: Reason) {
         count(&self.wakes(reason).started);
@@ -184,6 +317,7 @@ impl Stats {
     pub(crate) fn wake_succeeded(&self, reason: Reason, took: Duration) {
         let counters = self.wakes(reason);
         count(&counters.succeeded);
+        self.meters.woke(reason, took);
         let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         counters.microseconds.fetch_add(took, Relaxed);
     }
@@ -200,8 +334,10 @@ impl Stats {
     /// Everything counted so far; what is open now is for the caller to fill in.
     pub(crate) fn snapshot(&self) -> Status {
         Status {
-            waited: self.waited.load(Relaxed),
-            failed: self.failed.load(Relaxed),
+            gets_reopened: self.gets_reopened.load(Relaxed),
+            gets_cold: self.gets_cold.load(Relaxed),
+            gets_provisioned: self.gets_provisioned.load(Relaxed),
+            gets_failed: self.gets_failed.load(Relaxed),
             lookups: self.lookups.load(Relaxed),
             provisioned: self.provisioned.load(Relaxed),
             adopted: self.adopted.load(Relaxed),

@@ -18,6 +18,7 @@ use tokio::{
     task::JoinHandle,
     time::{Instant, sleep},
 };
+use tracing::Instrument;
 
 use crate::{
     budget::Permit,
@@ -26,10 +27,11 @@ use crate::{
     error::{Error, ErrorKind, Stage},
     lease::Connection,
     opening::{FIRST_WAIT, LONGEST_WAIT, Opening},
-    pool::Pool,
+    pool::{Pool, Wake},
     refusals::Refusal,
     retry::{Progress, lock},
     stats::{Reason, count},
+    trail,
     watch::Watch,
 };
 
@@ -53,6 +55,8 @@ impl Pool {
                 landed: false,
             };
             let life = Arc::clone(&self.shared.life);
+            let tenant = self.tenant.as_str();
+            let span = trail::detached(tracing::debug_span!(parent: None, "open", tenant));
             let task = async move {
                 let dialed = tokio::select! {
                     biased;
@@ -64,6 +68,7 @@ impl Pool {
                     None => attempt.withdraw(),
                 }
             };
+            let task = task.instrument(span);
             self.shared.attempts.spawn_on(task, &self.shared.runtime);
         }
     }
@@ -137,13 +142,24 @@ impl Attempt {
         let Pool { tenant, shared, .. } = &*self.pool;
         let progress = Progress::new(Stage::Wake, shared.config.wake_timeout);
         shared.stats.wake_started(reason);
-        tracing::debug!(tenant = tenant.as_str(), ?reason, "wake");
+        tracing::debug!(tenant = tenant.as_str(), reason = reason.name(), "wake");
         let began = Instant::now();
         let dialed = self.opening(&progress).try_until_up(permit).await;
+        let elapsed = began.elapsed();
+        self.pool.state().note_wake(Wake {
+            began,
+            took: elapsed,
+            reason,
+            failure: dialed.as_ref().err().map(Error::kind),
+        });
         if dialed.is_ok() {
-            let elapsed = began.elapsed();
             shared.stats.wake_succeeded(reason, elapsed);
-            tracing::debug!(tenant = tenant.as_str(), ?reason, ?elapsed, "awake");
+            tracing::debug!(
+                tenant = tenant.as_str(),
+                reason = reason.name(),
+                ?elapsed,
+                "awake"
+            );
         }
         dialed
     }
@@ -197,7 +213,7 @@ impl Attempt {
             Err(err) => {
                 let serves = !state.open.is_empty();
                 drop(state);
-                tracing::debug!(tenant = pool.tenant.as_str(), kind = ?err.kind(), %err, "refused");
+                tell_refusal(pool, &err);
                 if serves {
                     pool.fail_one(&err); // the others may still be served by the connections that are open
                 }
@@ -228,6 +244,16 @@ impl Drop for Attempt {
             self.pool.shared.life.finish();
             self.pool.fail_all(&Error::closed());
         }
+    }
+}
+
+/// Says so aloud if it lasts until somebody changes something.
+fn tell_refusal(pool: &Pool, err: &Error) {
+    let (tenant, code) = (pool.tenant.as_str(), err.kind().code());
+    if err.kind().is_transient() {
+        tracing::debug!(tenant, code, %err, "refused");
+    } else {
+        tracing::warn!(tenant, code, %err, "refused");
     }
 }
 

@@ -82,12 +82,13 @@ impl Inner {
                 known
             } else {
                 let find = || self.find(tenant, false);
-                self.flights.join(tenant, config.get_timeout, find).await?
+                let arrived = self.flights.join(tenant, config.get_timeout, find).await?;
+                arrived.map(|it| it.pool)
             };
             let Some(pool) = pool.filter(|pool| !pool.is_up_or_waking()) else {
                 return Ok(false);
             };
-            let lease = pool.get(at + config.get_timeout, Reason::Hint).await?;
+            let (lease, _) = pool.get(at + config.get_timeout, Reason::Hint).await?;
             lease.connection().watch.mark_hinted(at);
             Ok(true)
         };

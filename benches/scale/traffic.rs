@@ -63,7 +63,7 @@ impl Round {
             }
         }
         let after = scene.router.status();
-        let (reused, hits) = (after.reused - before.reused, times.hits.len());
+        let (reused, hits) = (after.gets_warm - before.gets_warm, times.hits.len());
         if reused != hits as u64 {
             let message = format!("{hits} opened nothing, but {reused} were reused");
             return Err(message.into());

@@ -8,6 +8,7 @@ use std::{
 };
 
 use serde::de::DeserializeOwned;
+use tokio::time::Instant;
 use tracing::{Instrument, Span, field::Empty};
 use url::Url;
 
@@ -20,6 +21,7 @@ use super::{
 };
 use crate::{
     error::{Error, Stage},
+    meters,
     retry::{Progress, backoff, lock, retry},
     secret::Secret,
 };
@@ -156,9 +158,12 @@ impl Neon {
 
     async fn wait_for_turn(&self, call: &Call<'_>, progress: &Progress) -> Result<(), Error> {
         let Inner { limiter, .. } = &*self.inner;
-        limiter
+        let began = Instant::now();
+        let passed = limiter
             .pass(call.route.operation, self.class, progress)
-            .await
+            .await;
+        meters::limited(began.elapsed());
+        passed
     }
 
     async fn send<T: DeserializeOwned>(
@@ -180,7 +185,10 @@ impl Neon {
         if let Some(body) = &call.body {
             request = request.json(body);
         }
-        let response = request.send().await.map_err(Refusal::transport)?;
+        let (began, sent) = (Instant::now(), request.send().await);
+        let answered = sent.as_ref().ok().map(|it| it.status().as_u16());
+        meters::answered(call.route.operation, answered, began.elapsed());
+        let response = sent.map_err(Refusal::transport)?;
         let (status, headers) = (response.status(), response.headers().clone());
         span.record("status", status.as_u16());
         span.record("request_id", request_id(&headers).map(repeatable));

@@ -7,7 +7,7 @@ use tokio::{sync::oneshot, time::Instant};
 use crate::{
     config::Config,
     endpoint::Endpoint,
-    error::Error,
+    error::{Error, ErrorKind},
     lease::{Connection, Lease},
     retry::Noted,
     stats::Reason,
@@ -17,6 +17,9 @@ use crate::{
 
 /// Time after which the cache hears once more that a pool is used. Its order of use is right up to this.
 const NEWS_AFTER: Duration = Duration::from_secs(1);
+
+/// Wakes that are remembered of a tenant that has a pool.
+const WAKES: usize = 4;
 
 /// A queue of this length is not looked through for waiters who left.
 const SHORT_QUEUE: usize = 64;
@@ -65,6 +68,20 @@ pub(crate) struct State {
     told_in: u64,
     /// Calls of `get` answered with a connection that was idle.
     pub(crate) reused: u64,
+    /// How many of them were told to whoever asks which tenants are busiest.
+    told_reused: u64,
+    /// The last few wakes, oldest first.
+    pub(crate) wakes: Vec<Wake>,
+}
+
+/// A wake that has ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wake {
+    pub(crate) began: Instant,
+    pub(crate) took: Duration,
+    pub(crate) reason: Reason,
+    /// Why it failed, if it has.
+    pub(crate) failure: Option<ErrorKind>,
 }
 
 /// A caller in the queue.
@@ -99,6 +116,8 @@ impl State {
             told_at: Instant::now(),
             told_in: 0,
             reused: 0,
+            told_reused: 0,
+            wakes: Vec::new(),
         }
     }
 
@@ -155,7 +174,7 @@ impl State {
     }
 
     /// The most connections of the tenant, those in opening included.
-    fn limit(&self, config: &Config) -> usize {
+    pub(crate) fn limit(&self, config: &Config) -> usize {
         self.max_connections.unwrap_or(config.pool_size)
     }
 
@@ -226,6 +245,37 @@ impl State {
         }
         self.idle.push(connection);
         Ok(())
+    }
+
+    /// How often an idle connection was handed out since this was last asked.
+    pub(crate) fn news_of_reuse(&mut self) -> u32 {
+        let news = self.reused.saturating_sub(self.told_reused);
+        self.told_reused = self.reused;
+        u32::try_from(news).unwrap_or(u32::MAX)
+    }
+
+    /// Remembers a wake.
+    pub(crate) fn note_wake(&mut self, wake: Wake) {
+        if self.wakes.len() == WAKES {
+            self.wakes.remove(0);
+        }
+        self.wakes.reserve_exact(1); // of most tenants there is one
+        self.wakes.push(wake);
+    }
+
+    /// How many callers wait, some of whom may have left.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiters.len()
+    }
+
+    /// The connection that would be handed out next.
+    pub(crate) fn next_idle(&self) -> Option<&Connection> {
+        self.idle.last()
+    }
+
+    /// How many connections are idle.
+    pub(crate) fn idle(&self) -> usize {
+        self.idle.len()
     }
 
     pub(crate) fn pop_idle(&mut self) -> Option<Connection> {

@@ -31,7 +31,7 @@ async fn the_second_access_opens_nothing() {
     let after = stage.witness("acme");
     assert_eq!((after.sessions.len(), after.auth_attempts.len()), (1, 1));
     assert_eq!(after.wakes, before.wakes);
-    assert_eq!(router.status().reused, 20);
+    assert_eq!(router.status().gets_warm, 20);
 }
 
 #[tokio::test]

@@ -45,7 +45,7 @@ async fn every_method_reaches_the_tenant() {
     assert_eq!(here.read_with(&options, who).await.unwrap(), "acme");
     assert_eq!(here.transaction(who).await.unwrap(), "acme");
     assert_eq!(here.transaction_with(&options, who).await.unwrap(), "acme");
-    assert_eq!(router.status().reused, 4);
+    assert_eq!(router.status().gets_warm, 4);
     assert_eq!(acme.direct().await.unwrap().tenant(), acme.tenant());
     acme.warm().done().await.unwrap();
     assert!(!acme.hint(), "it is awake");
@@ -82,7 +82,7 @@ async fn a_handle_keeps_nothing_open_of_a_pool_that_was_evicted() {
     sleep(MOMENT).await;
     let after = router.status();
     assert_eq!((after.pools, after.connections), (0, 0));
-    assert_eq!(after.reused, before.reused, "what was counted stays");
+    assert_eq!(after.gets_warm, before.gets_warm, "what was counted stays");
     assert_eq!(place(&acme).await, "acme");
 }
 

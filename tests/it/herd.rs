@@ -44,7 +44,10 @@ async fn a_thousand_callers_are_served_by_one_wake_and_none_meets_an_error() {
         new.len()
     );
     let status = router.status();
-    assert_eq!((status.failed, status.wakes_by_request.started), (0, 2));
+    assert_eq!(
+        (status.gets_failed, status.wakes_by_request.started),
+        (0, 2)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -66,11 +69,11 @@ async fn a_thousand_callers_who_give_up_cost_one_wake_and_the_next_one_is_served
         router.status().connections > 0
     })
     .await;
-    let reused = router.status().reused;
+    let reused = router.status().gets_warm;
     let client = router.get("acme").await.unwrap();
     assert_eq!(run_on(&client, "SELECT 'row'").await, "row");
     assert_eq!(
-        router.status().reused,
+        router.status().gets_warm,
         reused + 1,
         "the connection waited for it"
     );

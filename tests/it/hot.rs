@@ -33,7 +33,7 @@ async fn a_get_with_a_connection_at_hand_allocates_nothing() {
         let counted = allocation_counter::measure(|| (0..1000).for_each(|_| once()));
         assert_eq!(counted.count_total, 0, "by {name}");
     }
-    assert_eq!(router.status().reused, 2001);
+    assert_eq!(router.status().gets_warm, 2001);
 }
 
 #[tokio::test(start_paused = true)]

@@ -24,6 +24,9 @@ const ROWS: &[(&str, &[&str])] = &[
             "open_files",
             "hint",
             "stats",
+            "meters",
+            "top",
+            "trail",
             "trust",
             "seal",
         ],
@@ -65,6 +68,8 @@ const ROWS: &[(&str, &[&str])] = &[
         &[
             "client",
             "closing",
+            "explain",
+            "observing",
             "handle",
             "cancel",
             "transaction",

@@ -55,7 +55,7 @@ async fn every_way_to_ask_is_answered_by_the_tenants_own_server() {
     let counts = backend.counts();
     assert_eq!((counts.logins_started, counts.logins_done), (2, 2));
     assert_eq!((counts.asked(WHO), counts.commits), (4, 2));
-    assert_eq!(router.status().reused, 2);
+    assert_eq!(router.status().gets_warm, 2);
 }
 
 #[tokio::test(start_paused = true)]

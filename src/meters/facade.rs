@@ -1,0 +1,162 @@
+//! Handles to the metrics, taken once, and what writes to them.
+
+use std::{sync::Arc, time::Duration};
+
+use metrics::{
+    Counter, Gauge, Histogram, Label, SharedString, counter, describe_counter, describe_gauge,
+    describe_histogram, gauge, histogram,
+};
+
+use super::names::{self, CountOf, Kind, METRICS, ValueOf};
+use crate::{
+    error::{ErrorKind, Stage},
+    stats::{Reason, Status},
+};
+
+/// What each metric of a router is labelled with, after OpenTelemetry's semantic conventions.
+const POOL_NAME: &str = "db.client.connection.pool.name";
+/// What an error's code is labelled with, after the same.
+const ERROR_TYPE: &str = "error.type";
+
+/// The metrics of one router, at the recorder that was installed when it was built.
+pub(crate) struct Meters {
+    router: SharedString,
+    counters: Vec<(Counter, CountOf)>,
+    gauges: Vec<(Gauge, ValueOf)>,
+    /// By stage: failed, succeeded.
+    stages: Vec<[Histogram; 2]>,
+    wakes: Vec<Histogram>,
+    wait_time: Histogram,
+    create_time: Histogram,
+    timeouts: Counter,
+}
+
+impl Meters {
+    /// Those of a router of that name.
+    pub(crate) fn new(name: &str) -> Self {
+        describe();
+        let router = SharedString::from(Arc::<str>::from(name));
+        let with = |labels: &[(&'static str, &'static str)]| labelled(&router, labels);
+        let counters = names::COUNTERS.iter();
+        let gauges = names::GAUGES.iter();
+        Self {
+            counters: counters
+                .map(|(name, labels, value)| (counter!(*name, with(labels)), *value))
+                .collect(),
+            gauges: gauges
+                .map(|(name, labels, value)| (gauge!(*name, with(labels)), *value))
+                .collect(),
+            stages: Stage::ALL
+                .map(|stage| {
+                    ["error", "ok"].map(|outcome| {
+                        let labels = [("stage", stage.code()), ("outcome", outcome)];
+                        histogram!(names::STAGE, with(&labels))
+                    })
+                })
+                .into(),
+            wakes: Reason::ALL
+                .map(|reason| histogram!(names::WAKE, with(&[("reason", reason.name())])))
+                .into(),
+            wait_time: histogram!(names::WAIT_TIME, with(&[])),
+            create_time: histogram!(names::CREATE_TIME, with(&[])),
+            timeouts: counter!(names::TIMEOUTS, with(&[])),
+            router,
+        }
+    }
+
+    /// Copies what was counted elsewhere.
+    pub(crate) fn record(&self, status: &Status) {
+        for (counter, value) in &self.counters {
+            counter.absolute(value(status));
+        }
+        for (gauge, value) in &self.gauges {
+            gauge.set(value(status));
+        }
+    }
+
+    /// What a tenant that is shown by name does in a minute; of all others together for `_other`.
+    pub(crate) fn tenant(&self, tenant: &str, gets: f64, errors: f64) {
+        for (name, value) in [(names::TENANT_GETS, gets), (names::TENANT_ERRORS, errors)] {
+            let mut labels = labelled(&self.router, &[]);
+            labels.push(Label::new("tenant", tenant.to_owned()));
+            gauge!(name, labels).set(value);
+        }
+    }
+
+    /// A caller has waited for `stage`.
+    pub(crate) fn stage(&self, stage: Stage, ok: bool, took: Duration) {
+        self.stages[stage as usize][usize::from(ok)].record(took);
+    }
+
+    /// A caller has its connection, after it `took` that long.
+    pub(crate) fn waited(&self, took: Duration) {
+        self.wait_time.record(took);
+    }
+
+    /// A wake has ended with an open connection.
+    pub(crate) fn woke(&self, reason: Reason, took: Duration) {
+        self.wakes[reason as usize].record(took);
+    }
+
+    /// A connection has been opened.
+    pub(crate) fn connected(&self, took: Duration) {
+        self.create_time.record(took);
+    }
+
+    /// A call of `get` has failed.
+    pub(crate) fn failed(&self, kind: ErrorKind) {
+        counter!(
+            names::ERRORS,
+            labelled(&self.router, &[(ERROR_TYPE, kind.code())])
+        )
+        .increment(1);
+        if matches!(kind, ErrorKind::Timeout(_)) {
+            self.timeouts.increment(1);
+        }
+    }
+
+    /// A database could not be had, which is remembered.
+    pub(crate) fn refused(&self, kind: ErrorKind) {
+        counter!(
+            names::REFUSALS,
+            labelled(&self.router, &[(ERROR_TYPE, kind.code())])
+        )
+        .increment(1);
+    }
+}
+
+/// A call of Neon's API has got an answer of that status, or none.
+pub(crate) fn answered(operation: &'static str, status: Option<u16>, took: Duration) {
+    let status = status.map_or(SharedString::from("none"), |it| it.to_string().into());
+    histogram!(names::API, "operation" => operation, "http.response.status_code" => status)
+        .record(took);
+}
+
+/// A call of Neon's API has waited for its turn.
+pub(crate) fn limited(took: Duration) {
+    histogram!(names::LIMITER).record(took);
+}
+
+/// A call of the catalog has ended.
+pub(crate) fn catalog_answered(operation: &'static str, ok: bool, took: Duration) {
+    let outcome = if ok { "ok" } else { "error" };
+    histogram!(names::CATALOG, "operation" => operation, "outcome" => outcome).record(took);
+}
+
+fn labelled(router: &SharedString, labels: &[(&'static str, &'static str)]) -> Vec<Label> {
+    let labels = labels.iter().map(|(name, value)| Label::new(*name, *value));
+    std::iter::once(Label::new(POOL_NAME, router.clone()))
+        .chain(labels)
+        .collect()
+}
+
+/// Tells the recorder what each metric says.
+fn describe() {
+    for metric in METRICS {
+        match metric.kind {
+            Kind::Counter => describe_counter!(metric.name, metric.unit, metric.about),
+            Kind::Gauge => describe_gauge!(metric.name, metric.unit, metric.about),
+            Kind::Histogram => describe_histogram!(metric.name, metric.unit, metric.about),
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! Every metric, by name. The manual's page on telemetry has the same list, and a test compares them.
+
+use metrics::Unit;
+
+use crate::stats::Status;
+
+/// Which kind of metric.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+/// A metric, and what it says.
+pub(super) struct Metric {
+    pub(super) name: &'static str,
+    pub(super) kind: Kind,
+    pub(super) unit: Unit,
+    pub(super) about: &'static str,
+}
+
+const fn counter(name: &'static str, about: &'static str) -> Metric {
+    Metric {
+        name,
+        kind: Kind::Counter,
+        unit: Unit::Count,
+        about,
+    }
+}
+
+const fn gauge(name: &'static str, about: &'static str) -> Metric {
+    Metric {
+        name,
+        kind: Kind::Gauge,
+        unit: Unit::Count,
+        about,
+    }
+}
+
+const fn histogram(name: &'static str, about: &'static str) -> Metric {
+    Metric {
+        name,
+        kind: Kind::Histogram,
+        unit: Unit::Seconds,
+        about,
+    }
+}
+
+pub(super) const CREATE_TIME: &str = "db.client.connection.create_time";
+pub(super) const WAIT_TIME: &str = "db.client.connection.wait_time";
+pub(super) const TIMEOUTS: &str = "db.client.connection.timeouts";
+pub(super) const STAGE: &str = "tenantry.stage.duration";
+pub(super) const WAKE: &str = "tenantry.wake.duration";
+pub(super) const CATALOG: &str = "tenantry.catalog.duration";
+pub(super) const API: &str = "tenantry.api.duration";
+pub(super) const LIMITER: &str = "tenantry.api.limiter.wait_time";
+pub(super) const ERRORS: &str = "tenantry.errors";
+pub(super) const REFUSALS: &str = "tenantry.refusals";
+pub(super) const TENANT_GETS: &str = "tenantry.tenant.gets";
+pub(super) const TENANT_ERRORS: &str = "tenantry.tenant.errors";
+
+/// All of them.
+pub(super) const METRICS: &[Metric] = &[
+    gauge("db.client.connection.count", "Connections open, by state."),
+    gauge(
+        "db.client.connection.max",
+        "The most connections there may be.",
+    ),
+    gauge(
+        "db.client.connection.pending_requests",
+        "Callers that wait.",
+    ),
+    counter(TIMEOUTS, "Callers whose time was over."),
+    histogram(CREATE_TIME, "From the dial to the open connection."),
+    histogram(
+        WAIT_TIME,
+        "Time that callers waited who found no idle connection.",
+    ),
+    counter(
+        "tenantry.gets",
+        "Calls of get, by the way in which they came to a connection.",
+    ),
+    counter(ERRORS, "Calls of get that failed, by the error's code."),
+    histogram(STAGE, "Time that callers waited, by stage."),
+    counter("tenantry.wakes.started", "Wakes begun, by reason."),
+    counter(
+        "tenantry.wakes.succeeded",
+        "Wakes that ended with an open connection, by reason.",
+    ),
+    histogram(
+        WAKE,
+        "From the first attempt of a wake to the open connection, by reason.",
+    ),
+    counter("tenantry.hints.ignored", "Hints not followed."),
+    gauge("tenantry.pools", "Tenants that have a pool."),
+    gauge("tenantry.flights", "Look-ups and creations under way."),
+    gauge("tenantry.attempts", "Attempts to connect under way."),
+    gauge(
+        "tenantry.budget.used",
+        "Connections counted against max_connections.",
+    ),
+    gauge(
+        "tenantry.budget.waiting",
+        "Attempts to connect that wait for their turn.",
+    ),
+    counter("tenantry.dials", "Attempts to connect."),
+    counter("tenantry.connections.opened", "Connections opened."),
+    counter(
+        "tenantry.connections.closed",
+        "Connections closed, by reason.",
+    ),
+    counter(
+        "tenantry.connections.held_too_long",
+        "Times a connection was held for longer than warn_held_after.",
+    ),
+    counter("tenantry.evictions", "Pools dropped from the cache."),
+    counter(
+        REFUSALS,
+        "Times a database could not be had, which was remembered, by the error's code.",
+    ),
+    counter(
+        "tenantry.overloaded",
+        "Callers turned away because too many waited.",
+    ),
+    counter(
+        "tenantry.transactions.repeated",
+        "Times a read or a transaction was run again.",
+    ),
+    counter("tenantry.lookups", "Times a tenant was looked up."),
+    counter(
+        "tenantry.endpoints.moved",
+        "Tenants found elsewhere, or with another credential.",
+    ),
+    counter("tenantry.databases.created", "Databases created."),
+    counter(
+        "tenantry.databases.adopted",
+        "Databases found again by name.",
+    ),
+    counter("tenantry.catalog.calls", "Calls of the catalog."),
+    counter(
+        "tenantry.catalog.failures",
+        "Calls of the catalog that failed.",
+    ),
+    counter("tenantry.catalog.outages", "Times the catalog went down."),
+    counter("tenantry.catalog.hits", "Look-ups answered from memory."),
+    counter(
+        "tenantry.catalog.stale_hits",
+        "Those answered from what was old.",
+    ),
+    counter(
+        "tenantry.catalog.changes",
+        "Changes heard of that concerned a tenant known here.",
+    ),
+    Metric {
+        name: "tenantry.catalog.staleness",
+        kind: Kind::Gauge,
+        unit: Unit::Seconds,
+        about: "Time since the catalog last said what had changed.",
+    },
+    histogram(
+        CATALOG,
+        "Time that calls of the catalog took, by operation and outcome.",
+    ),
+    histogram(
+        API,
+        "Time that calls of Neon's API took, by operation and status.",
+    ),
+    histogram(
+        LIMITER,
+        "Time that calls of Neon's API waited for their turn under its rate limit.",
+    ),
+    gauge(
+        TENANT_GETS,
+        "Calls of get in a minute, of the tenants shown by name.",
+    ),
+    gauge(
+        TENANT_ERRORS,
+        "Calls of get that failed in a minute, of the tenants shown by name.",
+    ),
+];
+
+pub(super) type CountOf = fn(&Status) -> u64;
+pub(super) type ValueOf = fn(&Status) -> f64;
+type Labels = &'static [(&'static str, &'static str)];
+
+/// Counters that are copied from a [`Status`].
+pub(super) const COUNTERS: &[(&str, Labels, CountOf)] = &[
+    ("tenantry.gets", &[("path", "warm")], |it| it.gets_warm),
+    ("tenantry.gets", &[("path", "reopened")], |it| {
+        it.gets_reopened
+    }),
+    ("tenantry.gets", &[("path", "cold")], |it| it.gets_cold),
+    ("tenantry.gets", &[("path", "provisioned")], |it| {
+        it.gets_provisioned
+    }),
+    ("tenantry.gets", &[("path", "failed")], |it| it.gets_failed),
+    ("tenantry.wakes.started", &[("reason", "request")], |it| {
+        it.wakes_by_request.started
+    }),
+    ("tenantry.wakes.started", &[("reason", "warm")], |it| {
+        it.wakes_by_warm.started
+    }),
+    ("tenantry.wakes.started", &[("reason", "hint")], |it| {
+        it.wakes_by_hint.started
+    }),
+    ("tenantry.wakes.started", &[("reason", "fleet")], |it| {
+        it.wakes_by_fleet.started
+    }),
+    ("tenantry.wakes.succeeded", &[("reason", "request")], |it| {
+        it.wakes_by_request.succeeded
+    }),
+    ("tenantry.wakes.succeeded", &[("reason", "warm")], |it| {
+        it.wakes_by_warm.succeeded
+    }),
+    ("tenantry.wakes.succeeded", &[("reason", "hint")], |it| {
+        it.wakes_by_hint.succeeded
+    }),
+    ("tenantry.wakes.succeeded", &[("reason", "fleet")], |it| {
+        it.wakes_by_fleet.succeeded
+    }),
+    ("tenantry.hints.ignored", &[], |it| it.hints_ignored),
+    ("tenantry.dials", &[], |it| it.dials),
+    ("tenantry.connections.opened", &[], |it| it.opened),
+    ("tenantry.connections.closed", &[("reason", "peer")], |it| {
+        it.closed_by_peer
+    }),
+    ("tenantry.connections.closed", &[("reason", "idle")], |it| {
+        it.closed_idle
+    }),
+    ("tenantry.connections.closed", &[("reason", "busy")], |it| {
+        it.discarded
+    }),
+    (
+        "tenantry.connections.closed",
+        &[("reason", "others")],
+        |it| it.closed_for_others,
+    ),
+    ("tenantry.connections.held_too_long", &[], |it| {
+        it.held_too_long
+    }),
+    ("tenantry.evictions", &[], |it| it.evicted),
+    ("tenantry.overloaded", &[], |it| it.overloaded),
+    ("tenantry.transactions.repeated", &[], |it| {
+        it.transactions_repeated
+    }),
+    ("tenantry.lookups", &[], |it| it.lookups),
+    ("tenantry.endpoints.moved", &[], |it| it.moved),
+    ("tenantry.databases.created", &[], |it| it.provisioned),
+    ("tenantry.databases.adopted", &[], |it| it.adopted),
+    ("tenantry.catalog.calls", &[], |it| it.catalog_calls),
+    ("tenantry.catalog.failures", &[], |it| it.catalog_failures),
+    ("tenantry.catalog.outages", &[], |it| it.catalog_outages),
+    ("tenantry.catalog.hits", &[], |it| it.catalog_hits),
+    ("tenantry.catalog.stale_hits", &[], |it| it.catalog_stale),
+    ("tenantry.catalog.changes", &[], |it| it.catalog_changes),
+];
+
+/// Gauges that are copied from a [`Status`].
+pub(super) const GAUGES: &[(&str, Labels, ValueOf)] = &[
+    (
+        "db.client.connection.count",
+        &[("db.client.connection.state", "idle")],
+        |it| number(it.idle),
+    ),
+    (
+        "db.client.connection.count",
+        &[("db.client.connection.state", "used")],
+        |it| number(it.connections.saturating_sub(it.idle)),
+    ),
+    ("db.client.connection.max", &[], |it| {
+        number(it.max_connections)
+    }),
+    ("db.client.connection.pending_requests", &[], |it| {
+        number(it.waiting)
+    }),
+    ("tenantry.pools", &[], |it| number(it.pools)),
+    ("tenantry.flights", &[], |it| number(it.flights)),
+    ("tenantry.attempts", &[], |it| number(it.attempts)),
+    ("tenantry.budget.used", &[], |it| number(it.budget_used)),
+    ("tenantry.budget.waiting", &[], |it| {
+        number(it.budget_waiting)
+    }),
+    ("tenantry.catalog.staleness", &[], |it| {
+        it.catalog_staleness.as_secs_f64()
+    }),
+];
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "exact up to 2^53, and a gauge takes nothing else"
+)]
+fn number(count: u64) -> f64 {
+    count as f64
+}

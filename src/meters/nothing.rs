@@ -1,0 +1,41 @@
+//! The same without the feature: nothing.
+
+use std::time::Duration;
+
+use crate::{
+    error::{ErrorKind, Stage},
+    stats::Reason,
+};
+
+#[derive(Debug, Default)]
+pub(crate) struct Meters;
+
+impl Meters {
+    pub(crate) fn new(_: &str) -> Self {
+        Self
+    }
+
+    #[expect(clippy::unused_self, reason = "the other one needs it")]
+    pub(crate) fn stage(&self, _: Stage, _: bool, _: Duration) {}
+
+    #[expect(clippy::unused_self, reason = "the other one needs it")]
+    pub(crate) fn waited(&self, _: Duration) {}
+
+    #[expect(clippy::unused_self, reason = "the other one needs it")]
+    pub(crate) fn woke(&self, _: Reason, _: Duration) {}
+
+    #[expect(clippy::unused_self, reason = "the other one needs it")]
+    pub(crate) fn connected(&self, _: Duration) {}
+
+    #[expect(clippy::unused_self, reason = "the other one needs it")]
+    pub(crate) fn failed(&self, _: ErrorKind) {}
+
+    #[expect(clippy::unused_self, reason = "the other one needs it")]
+    pub(crate) fn refused(&self, _: ErrorKind) {}
+}
+
+pub(crate) fn answered(_: &'static str, _: Option<u16>, _: Duration) {}
+
+pub(crate) fn limited(_: Duration) {}
+
+pub(crate) fn catalog_answered(_: &'static str, _: bool, _: Duration) {}

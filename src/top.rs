@@ -1,0 +1,225 @@
+//! Who does something most often, of more than can be listed.
+//!
+//! Counts fade, by half in about 42 seconds, so that they read as "in a minute" and forget who has stopped. There is room for
+//! so many; those who did it once make room for those who do it again and again.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    hash::Hash,
+    sync::{Mutex, MutexGuard},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::retry::lock;
+
+/// Time in which a count falls to 1/e of it: the sum of what is counted then is what comes in a minute.
+const FADING: Duration = Duration::from_secs(60);
+/// Keys that are counted at the same time.
+const ROOM: usize = 1000;
+/// Below this, a count is as good as none.
+const LEAST: f64 = 0.05;
+/// When there is no more room, those with less than this leave. Enough to have come twice lately.
+const ENOUGH: f64 = 1.5;
+/// Shortest time between two looks for room.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Time over which keys that are shown change at most once, all of them.
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// Counts by key.
+pub(crate) struct Top<K> {
+    // Held for a look-up; for a look through all now and then.
+    counts: Mutex<Counts<K>>,
+}
+
+struct Counts<K> {
+    of: HashMap<K, f64>,
+    total: f64,
+    faded: Instant,
+    looked: Option<Instant>,
+}
+
+impl<K: Clone + Eq + Hash + Ord> Top<K> {
+    pub(crate) fn new() -> Self {
+        let counts = Counts {
+            of: HashMap::new(),
+            total: 0.0,
+            faded: Instant::now(),
+            looked: None,
+        };
+        let counts = Mutex::new(counts);
+        Self { counts }
+    }
+
+    /// Counts `times` for `key`.
+    pub(crate) fn add(&self, key: &K, times: f64) {
+        let mut counts = lock(&self.counts);
+        counts.total += times;
+        if let Some(count) = counts.of.get_mut(key) {
+            *count += times;
+        } else if counts.has_room() {
+            counts.of.insert(key.clone(), times);
+        }
+    }
+
+    /// The `most` with the greatest counts, as they come in a minute, greatest first.
+    pub(crate) fn most(&self, most: usize) -> Vec<(K, f64)> {
+        let counts = self.faded();
+        let mut all: Vec<_> = counts.of.iter().map(|(key, count)| (key, *count)).collect();
+        // A tie is no news, so it does not change who is named.
+        all.sort_by(|(a, m), (b, n)| n.total_cmp(m).then_with(|| a.cmp(b)));
+        all.truncate(most);
+        all.into_iter()
+            .map(|(key, count)| (key.clone(), count))
+            .collect()
+    }
+
+    /// How many come in a minute from `key`.
+    #[cfg_attr(not(feature = "metrics"), allow(dead_code, reason = "for metrics"))]
+    pub(crate) fn of(&self, key: &K) -> f64 {
+        self.faded().of.get(key).copied().unwrap_or_default()
+    }
+
+    /// How many come in a minute from all, also those for whom there was no room.
+    #[cfg_attr(not(feature = "metrics"), allow(dead_code, reason = "for metrics"))]
+    pub(crate) fn total(&self) -> f64 {
+        self.faded().total
+    }
+
+    fn faded(&self) -> MutexGuard<'_, Counts<K>> {
+        let mut counts = lock(&self.counts);
+        counts.fade();
+        counts
+    }
+}
+
+impl<K> Counts<K> {
+    fn fade(&mut self) {
+        let now = Instant::now();
+        let elapsed = now.duration_since(self.faded);
+        let rest = (-elapsed.div_duration_f64(FADING)).exp();
+        self.faded = now;
+        self.total *= rest;
+        self.of.retain(|_, count| {
+            *count *= rest;
+            *count >= LEAST
+        });
+    }
+
+    /// Whether there is room for one more key, after a look for some if the last one was long ago.
+    fn has_room(&mut self) -> bool {
+        if self.of.len() < ROOM {
+            return true;
+        }
+        let now = Instant::now();
+        if self.looked.is_some_and(|at| now < at + LOOK_AGAIN) {
+            return false;
+        }
+        self.looked = Some(now);
+        self.fade();
+        self.of.retain(|_, count| *count >= ENOUGH);
+        self.of.len() < ROOM
+    }
+}
+
+/// Which keys are shown by name where each name that was ever shown costs something: so many at a time, and as many new ones a
+/// day.
+#[derive(Debug)]
+pub(crate) struct Shown<K> {
+    most: usize,
+    keys: Vec<K>,
+    /// When those were taken in that came after the first.
+    changes: VecDeque<Instant>,
+}
+
+#[cfg_attr(not(feature = "metrics"), allow(dead_code, reason = "for metrics"))]
+impl<K: Clone + Eq + Hash> Shown<K> {
+    pub(crate) fn new(most: usize) -> Self {
+        Self {
+            most,
+            keys: Vec::new(),
+            changes: VecDeque::new(),
+        }
+    }
+
+    /// Takes note that these `wanted` would be shown, most wanted first. Returns those that are, and those that are not any more.
+    pub(crate) fn choose(&mut self, wanted: &[K]) -> (&[K], Vec<K>) {
+        let now = Instant::now();
+        while self.changes.front().is_some_and(|at| *at + DAY <= now) {
+            self.changes.pop_front();
+        }
+        let still: HashSet<_> = wanted.iter().take(self.most).collect();
+        let mut gone = Vec::new();
+        for key in wanted.iter().take(self.most) {
+            if self.keys.contains(key) {
+                continue;
+            }
+            if self.keys.len() < self.most {
+                self.keys.push(key.clone());
+                continue;
+            }
+            let spare = self.keys.iter().position(|key| !still.contains(key));
+            if let Some(spare) = spare.filter(|_| self.changes.len() < self.most) {
+                self.changes.push_back(now);
+                gone.push(std::mem::replace(&mut self.keys[spare], key.clone()));
+            }
+        }
+        (&self.keys, gone)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn counts_read_as_in_a_minute_and_fade() {
+        let top = Top::new();
+        for _ in 0..600 {
+            top.add(&"busy", 10.0);
+            top.add(&"quiet", 1.0);
+            advance(Duration::from_secs(1)).await;
+            top.most(1);
+        }
+        let [(first, busy), (second, quiet)] = top.most(5)[..] else {
+            panic!("two were counted");
+        };
+        assert_eq!((first, second), ("busy", "quiet"));
+        assert!((570.0..630.0).contains(&busy), "{busy}");
+        assert!((57.0..63.0).contains(&quiet), "{quiet}");
+        assert!((top.total() - busy - quiet).abs() < 1.0);
+        advance(Duration::from_secs(600)).await;
+        assert_eq!(top.most(5), []);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_of_those_who_come_once_does_not_hide_who_comes_again() {
+        let top = Top::new();
+        for round in 0..20 {
+            for n in 0..300 {
+                top.add(&format!("once-{round}-{n}"), 1.0);
+            }
+            top.add(&"again".to_owned(), 1.0);
+            advance(Duration::from_secs(1)).await;
+        }
+        assert_eq!(top.most(1)[0].0, "again");
+        assert!(top.counts.lock().unwrap().of.len() <= ROOM);
+        assert!(top.total() > 5000.0, "and all are counted");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn names_change_as_often_a_day_as_there_are_and_no_more() {
+        let mut shown = Shown::new(2);
+        assert_eq!(shown.choose(&["a", "b", "c"]), (&["a", "b"][..], vec![]));
+        assert_eq!(shown.choose(&["c", "a"]), (&["a", "c"][..], vec!["b"]));
+        assert_eq!(shown.choose(&["d", "c"]), (&["d", "c"][..], vec!["a"]));
+        assert_eq!(shown.choose(&["e", "f"]), (&["d", "c"][..], vec![]));
+        advance(DAY).await;
+        let (now, gone) = shown.choose(&["e", "f"]);
+        assert_eq!((now, gone), (&["e", "f"][..], vec!["d", "c"]));
+        assert_eq!(Shown::<&str>::new(0).choose(&["a"]), (&[][..], vec![]));
+    }
+}

@@ -1,0 +1,480 @@
+//! What a router tells of itself, held against the manual's page, which is a contract.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Debug,
+    fs,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use tenantry::{ErrorKind, TenantRouter};
+use tokio::time::sleep;
+use tracing::{
+    Event, Instrument, Subscriber,
+    field::{Field, Visit},
+    span::{Attributes, Id, Record},
+};
+use tracing_subscriber::{Layer, layer::Context, prelude::*, registry::LookupSpan};
+
+use crate::support::{Backend, Failure, Gate, Ledger, Projects, Reply, ScriptedApi, Step};
+
+const PAGE: &str = include_str!("../../src/manual/telemetry.md");
+const SECOND: Duration = Duration::from_secs(1);
+
+/// The cells of each row of the page's table that begins with a cell of that name, without the backticks of single words.
+fn rows(heading: &str) -> Vec<Vec<String>> {
+    let table = PAGE.split(&format!("\n| {heading} |")).nth(1);
+    let table = table.unwrap_or_else(|| panic!("no table of {heading}"));
+    let rows = table
+        .lines()
+        .skip(2)
+        .take_while(|line| line.starts_with('|'));
+    let cells = |row: &str| {
+        let cells = row.trim_matches('|').split('|');
+        cells
+            .map(|cell| cell.trim().trim_matches('`').to_owned())
+            .collect()
+    };
+    rows.map(cells).collect()
+}
+
+/// The words in backticks.
+fn words(cell: &str) -> BTreeSet<String> {
+    let cell = format!("`{}`", cell.trim_matches('`'));
+    let words = cell.split('`').skip(1).step_by(2);
+    words
+        .filter(|it| !it.is_empty())
+        .map(str::to_owned)
+        .collect()
+}
+
+/// A recorder for this thread, on which the whole of a test runs.
+fn recorder() -> (PrometheusRecorder, PrometheusHandle) {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let handle = recorder.handle();
+    (recorder, handle)
+}
+
+/// The value of a series as Prometheus reads it.
+fn value(page: &str, series: &str) -> Option<f64> {
+    let (name, labels) = series.split_once('{').unwrap_or((series, ""));
+    let labels: Vec<_> = labels
+        .trim_end_matches('}')
+        .split(',')
+        .filter(|it| !it.is_empty())
+        .collect();
+    page.lines().find_map(|line| {
+        let (key, value) = line.rsplit_once(' ')?;
+        let is_it = key.split('{').next() == Some(name) && labels.iter().all(|it| key.contains(it));
+        is_it.then(|| value.parse().ok()).flatten()
+    })
+}
+
+/// What the page says of each metric of Neon's API, or of all others, as Prometheus writes it.
+fn documented(of_api: bool) -> BTreeSet<String> {
+    let rows = rows("metric").into_iter();
+    rows.filter(|row| row[0].starts_with("tenantry.api") == of_api)
+        .map(|row| {
+            // Without buckets, a histogram is a summary there.
+            let kind = row[1].replace("histogram", "summary");
+            format!("{} {kind}", row[0].replace('.', "_"))
+        })
+        .collect()
+}
+
+fn told(page: &str) -> BTreeSet<String> {
+    let types = page.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+    types.map(str::to_owned).collect()
+}
+
+const DISABLED: Gate = Gate::Fail(Failure::Error {
+    code: "XX000",
+    text: "The endpoint has been disabled. Enable it using Neon API and retry.",
+});
+
+#[tokio::test(start_paused = true)]
+async fn every_metric_is_told_by_its_name_on_the_page_and_no_other() {
+    let (recorder, prometheus) = recorder();
+    let _mine = metrics::set_default_local_recorder(&recorder);
+    let (backend, ledger) = (Backend::default(), Ledger::new());
+    ledger.publish("acme", "acme").await;
+    let provisioner = Projects::provisioner(&backend, ledger.clone());
+    let builder = backend.at(TenantRouter::provisioning(provisioner));
+    let router = builder.name("blue").tenants_in_metrics(1).build().unwrap();
+    for tenant in ["acme", "acme", "new"] {
+        drop(router.get(tenant).await.unwrap());
+    }
+    let held = [(); 4].map(|()| router.get("acme"));
+    drop(futures_util::future::join_all(held).await);
+    backend.set(Step::Login, DISABLED);
+    let off = router.get("off").await.unwrap_err();
+    assert_eq!(off.kind(), ErrorKind::Disabled);
+    backend.set(Step::Login, Gate::Stuck);
+    let late = router.get("late").await.unwrap_err();
+    assert!(matches!(late.kind(), ErrorKind::Timeout(_)));
+    sleep(6 * SECOND).await; // a sweep, and a record
+
+    let page = prometheus.render();
+    assert_eq!(told(&page), documented(false));
+    let labels = r#"db_client_connection_pool_name="blue""#;
+    for line in page
+        .lines()
+        .filter(|line| !line.starts_with('#') && !line.is_empty())
+    {
+        let is_shared = line.starts_with("tenantry_catalog_duration");
+        assert_eq!(line.contains(labels), !is_shared, "{line}");
+        let names_a_tenant = line.contains("tenant=") || line.contains("acme");
+        assert!(
+            !names_a_tenant || line.starts_with("tenantry_tenant_"),
+            "{line}"
+        );
+    }
+    for (series, expected) in [
+        (r#"tenantry_gets{path="warm"}"#, 2.0),
+        (r#"tenantry_gets{path="cold"}"#, 1.0),
+        (r#"tenantry_gets{path="provisioned"}"#, 1.0),
+        (r#"tenantry_gets{path="reopened"}"#, 3.0),
+        (r#"tenantry_gets{path="failed"}"#, 2.0),
+        (r#"tenantry_errors{error_type="disabled"}"#, 1.0),
+        (r#"tenantry_errors{error_type="timeout"}"#, 1.0),
+        ("db_client_connection_timeouts", 1.0),
+        (r#"tenantry_refusals{error_type="disabled"}"#, 1.0),
+        (r#"tenantry_wakes_started{reason="request"}"#, 4.0),
+        (r#"tenantry_wakes_succeeded{reason="request"}"#, 2.0),
+        ("tenantry_databases_created", 3.0),
+        (
+            r#"db_client_connection_count{db_client_connection_state="idle"}"#,
+            5.0,
+        ),
+        (
+            r#"db_client_connection_count{db_client_connection_state="used"}"#,
+            0.0,
+        ),
+        ("db_client_connection_max", 500.0),
+        ("db_client_connection_create_time_count", 5.0),
+        ("db_client_connection_wait_time_count", 5.0),
+        (
+            r#"tenantry_stage_duration_count{stage="wake",outcome="ok"}"#,
+            2.0,
+        ),
+        (
+            r#"tenantry_stage_duration_count{stage="wake",outcome="error"}"#,
+            2.0,
+        ),
+        (
+            r#"tenantry_stage_duration_count{stage="provision",outcome="ok"}"#,
+            3.0,
+        ),
+    ] {
+        assert_eq!(value(&page, series), Some(expected), "{series}");
+    }
+    let shown = |who| value(&page, &format!(r#"tenantry_tenant_gets{{tenant="{who}"}}"#)).unwrap();
+    assert!(shown("acme") > 2.0 && shown("_other") > 0.5, "{page}");
+}
+
+#[tokio::test]
+async fn the_metrics_of_neons_api_are_those_on_the_page() {
+    let (recorder, prometheus) = recorder();
+    let _mine = metrics::set_default_local_recorder(&recorder);
+    let project = serde_json::json!({ "project": { "id": "p-1" } });
+    let replies = [
+        Reply::Json(503, serde_json::json!({})),
+        Reply::Json(200, project),
+    ];
+    let api = ScriptedApi::new(replies).await;
+    let neon = api.client().build().unwrap();
+    neon.get_project("p-1").await.unwrap();
+    let page = prometheus.render();
+    assert_eq!(told(&page), documented(true));
+    for status in ["503", "200"] {
+        let series = format!(
+            r#"tenantry_api_duration_count{{operation="getProject",http_response_status_code="{status}"}}"#
+        );
+        assert_eq!(value(&page, &series), Some(1.0), "{page}");
+    }
+}
+
+/// What a subscriber has seen.
+#[derive(Clone, Default)]
+struct Seen(Arc<Mutex<Vec<Line>>>);
+
+/// A span, or an event.
+#[derive(Clone, Debug)]
+struct Line {
+    name: String,
+    span: Option<Id>,
+    parent: Option<Id>,
+    fields: BTreeMap<String, String>,
+}
+
+impl Visit for Line {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        let value = format!("{value:?}");
+        if field.name() == "message" {
+            self.name = value;
+        } else {
+            self.fields.insert(field.name().to_owned(), value);
+        }
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.fields
+            .insert(field.name().to_owned(), value.to_owned());
+    }
+}
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Seen {
+    fn on_new_span(&self, span: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        let parent = context.span(id).and_then(|it| Some(it.parent()?.id()));
+        let mut line = Line {
+            name: span.metadata().name().to_owned(),
+            span: Some(id.clone()),
+            parent,
+            fields: BTreeMap::new(),
+        };
+        span.record(&mut line);
+        self.0.lock().unwrap().push(line);
+    }
+
+    fn on_record(&self, id: &Id, values: &Record<'_>, _: Context<'_, S>) {
+        let mut seen = self.0.lock().unwrap();
+        if let Some(line) = seen.iter_mut().rfind(|it| it.span.as_ref() == Some(id)) {
+            values.record(line);
+        }
+    }
+
+    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
+        if !event.metadata().target().starts_with("tenantry") {
+            return;
+        }
+        let mut line = Line {
+            name: String::new(),
+            span: None,
+            parent: context.event_span(event).map(|it| it.id()),
+            fields: BTreeMap::new(),
+        };
+        event.record(&mut line);
+        self.0.lock().unwrap().push(line);
+    }
+}
+
+impl Seen {
+    /// What there is since the last time, each with the name of what it is in.
+    fn take(&self) -> Vec<(String, Line)> {
+        let lines = std::mem::take(&mut *self.0.lock().unwrap());
+        let name_of = |id: &Option<Id>| {
+            let span = lines.iter().find(|it| id.is_some() && it.span == *id);
+            span.map(|it| it.name.clone()).unwrap_or_default()
+        };
+        lines
+            .iter()
+            .map(|line| (name_of(&line.parent), line.clone()))
+            .collect()
+    }
+}
+
+fn get_span(lines: &[(String, Line)]) -> BTreeMap<&str, &str> {
+    let mut gets = lines.iter().filter(|(_, it)| it.name == "get");
+    let (parent, get) = gets.next().expect("a span");
+    assert!(gets.next().is_none(), "one span for one call");
+    assert_eq!(parent, "app");
+    get.fields
+        .iter()
+        .map(|(name, value)| (&**name, &**value))
+        .collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_has_one_span_and_its_stages_are_events() {
+    let seen = Seen::default();
+    // With only one subscriber in the process, tracing asks the one of the thread that comes first, which may be another test's.
+    let _another = tracing::Dispatch::new(tracing_subscriber::registry());
+    let subscriber = tracing_subscriber::registry().with(seen.clone());
+    let _on_this_thread = tracing::subscriber::set_default(subscriber);
+    let backend = Backend::default();
+    backend.set(Step::Login, Gate::Slow(SECOND));
+    let router = Projects::router(&backend).build().unwrap();
+    let get = |tenant: &'static str| {
+        let router = router.clone();
+        async move { router.get(tenant).await.map(drop) }.instrument(tracing::info_span!("app"))
+    };
+
+    get("acme").await.unwrap();
+    sleep(SECOND).await;
+    let lines = seen.take();
+    let expected = [
+        ("outcome", "provisioned"),
+        ("reason", "request"),
+        ("tenant", "acme"),
+    ];
+    assert_eq!(get_span(&lines), BTreeMap::from(expected));
+    let events = |span: &str| {
+        let events = lines
+            .iter()
+            .filter(|(it, line)| it == span && line.span.is_none());
+        events
+            .map(|(_, line)| line.name.as_str())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(events("get"), ["stage", "stage"]);
+    assert_eq!(events("flight"), ["lookup", "provision"]);
+    assert_eq!(events("open"), ["wake", "connect", "awake"]);
+    let of_stage: Vec<_> = lines.iter().filter(|(it, _)| it == "get").collect();
+    assert_eq!(of_stage[0].1.fields["stage"], "provision");
+    assert_eq!(of_stage[1].1.fields["stage"], "wake");
+    assert_eq!(of_stage[1].1.fields["elapsed"], "1s");
+    for (parent, line) in &lines {
+        let is_root = ["flight", "open"].contains(&&*line.name);
+        assert!(
+            !is_root || parent.is_empty(),
+            "{line:?} must not outlive its call"
+        );
+    }
+
+    get("acme").await.unwrap();
+    let expected = [
+        ("outcome", "warm"),
+        ("reason", "request"),
+        ("tenant", "acme"),
+    ];
+    assert_eq!(get_span(&seen.take()), BTreeMap::from(expected));
+
+    backend.suspend();
+    sleep(SECOND).await;
+    seen.take();
+    get("acme").await.unwrap();
+    assert_eq!(get_span(&seen.take())["outcome"], "cold");
+
+    backend.set(Step::Login, DISABLED);
+    get("off").await.unwrap_err();
+    let lines = seen.take();
+    let get_span = get_span(&lines);
+    assert_eq!(
+        (get_span["outcome"], get_span["stage"]),
+        ("disabled", "wake")
+    );
+    assert!(
+        lines
+            .iter()
+            .any(|(_, it)| it.name == "refused" && it.fields["code"] == "disabled")
+    );
+}
+
+/// Every call of a macro of `tracing` in the library: which macro, its name or text, and its fields.
+fn calls() -> Vec<(String, String, BTreeSet<String>)> {
+    let mut files = Vec::new();
+    walk(
+        &PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/src")),
+        &mut files,
+    );
+    let mut calls = Vec::new();
+    for file in files {
+        let source = fs::read_to_string(&file).unwrap();
+        for call in source.split("tracing::").skip(1) {
+            let Some((level, rest)) = call.split_once("!(") else {
+                continue;
+            };
+            if level.chars().all(|it| it.is_ascii_lowercase() || it == '_') && level != "enabled" {
+                calls.push(read(level, rest));
+            }
+        }
+    }
+    assert!(calls.len() > 40, "only {} were found", calls.len());
+    calls
+}
+
+fn walk(folder: &Path, files: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            walk(&path, files);
+        } else if path.extension().is_some_and(|it| it == "rs") {
+            files.push(path);
+        }
+    }
+}
+
+/// One call, from the text after its opening bracket.
+fn read(level: &str, text: &str) -> (String, String, BTreeSet<String>) {
+    let (mut depth, mut in_text, mut escaped) = (1, false, false);
+    let mut arguments = vec![String::new()];
+    for it in text.chars() {
+        match it {
+            '"' if !escaped => in_text = !in_text,
+            '(' | '[' | '{' if !in_text => depth += 1,
+            ')' | ']' | '}' if !in_text => depth -= 1,
+            _ => {}
+        }
+        escaped = it == '\\' && !escaped;
+        if depth == 0 {
+            break;
+        }
+        if it == ',' && depth == 1 && !in_text {
+            arguments.push(String::new());
+        } else if let Some(argument) = arguments.last_mut() {
+            argument.push(it);
+        }
+    }
+    let (mut name, mut fields) = (String::new(), BTreeSet::new());
+    for argument in arguments
+        .iter()
+        .map(|it| it.trim())
+        .filter(|it| !it.is_empty())
+    {
+        if let Some(text) = argument.strip_prefix('"') {
+            name = text.trim_end_matches('"').to_owned();
+        } else if !argument.starts_with("parent:") {
+            let field = argument.split('=').next().unwrap_or_default();
+            fields.insert(field.trim().trim_matches(['?', '%']).to_owned());
+        }
+    }
+    (level.to_owned(), name, fields)
+}
+
+#[test]
+fn spans_and_events_are_those_on_the_page_with_the_same_fields() {
+    let page: BTreeMap<(String, String), BTreeSet<String>> =
+        [("span", 0), ("event", 0), ("level", 1)]
+            .into_iter()
+            .flat_map(|(heading, name)| {
+                rows(heading).into_iter().map(move |row| {
+                    let level = match heading {
+                        "span" => "debug_span".to_owned(),
+                        "event" => "debug".to_owned(),
+                        _ => row[0].to_lowercase(),
+                    };
+                    ((level, row[name].clone()), words(&row[name + 1]))
+                })
+            })
+            .collect();
+    let mut code = BTreeMap::<_, BTreeSet<String>>::new();
+    for (level, name, fields) in calls() {
+        if name.starts_with("emulator: ") {
+            continue; // of a tool for tests
+        }
+        // Long lines say what to do as well; the page has their beginning.
+        let begins = page
+            .keys()
+            .filter(|(at, its)| *at == level && name.starts_with(&**its));
+        let begins = begins.max_by_key(|(_, its)| its.len());
+        let name = begins.map_or(name, |(_, its)| its.clone());
+        code.entry((level, name)).or_default().extend(fields);
+    }
+    let differ = code
+        .iter()
+        .filter(|(call, fields)| page.get(call) != Some(fields));
+    assert_eq!(
+        differ.collect::<Vec<_>>(),
+        [],
+        "are not on the page like that"
+    );
+    let gone = page.keys().filter(|row| !code.contains_key(row));
+    assert_eq!(
+        gone.collect::<Vec<_>>(),
+        [] as [&(String, String); 0],
+        "are on the page only"
+    );
+}

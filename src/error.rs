@@ -27,7 +27,8 @@ struct Inner {
     source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
-/// What happened, in our words.
+/// What happened, in our words. What each of them comes from and what helps is a page of the
+/// [manual](crate::manual::errors).
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[non_exhaustive]
 pub enum ErrorKind {

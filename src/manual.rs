@@ -10,6 +10,16 @@ pub mod cold_start {
     #![doc = include_str!("manual/cold_start.md")]
 }
 
+/// Every kind of error: why it comes, whether to try again, and what to change.
+pub mod errors {
+    #![doc = include_str!("manual/errors.md")]
+}
+
+/// Short answers: why it is as it is, and what it is not.
+pub mod faq {
+    #![doc = include_str!("manual/faq.md")]
+}
+
 /// What `get` costs when a connection is at hand, and what stands in front of the cache.
 pub mod hot_path {
     #![doc = include_str!("manual/hot_path.md")]
@@ -25,7 +35,7 @@ pub mod provisioning {
     #![doc = include_str!("manual/provisioning.md")]
 }
 
-/// Metrics, spans, events and log lines, by name: a contract.
-pub mod telemetry {
-    #![doc = include_str!("manual/telemetry.md")]
+/// What keeps tenants apart, where the secrets are, and what is left for you to see to.
+pub mod security {
+    #![doc = include_str!("manual/security.md")]
 }

@@ -83,3 +83,69 @@ fn status_of(kind: ErrorKind) -> StatusCode {
         | ErrorKind::Query => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::error::{ExhaustedQuota, Stage};
+
+    const MANUAL: &str = include_str!("manual/errors.md");
+
+    /// One of each kind. The test sees whether one is missing.
+    const ALL: &[ErrorKind] = &[
+        ErrorKind::ActiveComputeLimit,
+        ErrorKind::BadCredential,
+        ErrorKind::BadRecord,
+        ErrorKind::Catalog,
+        ErrorKind::Closed,
+        ErrorKind::CommitUnknown,
+        ErrorKind::Conflict,
+        ErrorKind::Connect,
+        ErrorKind::ControlPlane,
+        ErrorKind::Deleted,
+        ErrorKind::Disabled,
+        ErrorKind::EndpointNotFound,
+        ErrorKind::Held,
+        ErrorKind::Internal,
+        ErrorKind::InvalidTenant,
+        ErrorKind::Locked,
+        ErrorKind::Misconfigured,
+        ErrorKind::Misused,
+        ErrorKind::NotFound,
+        ErrorKind::Overloaded,
+        ErrorKind::Provisioning,
+        ErrorKind::Query,
+        ErrorKind::QuotaExhausted(ExhaustedQuota::Other),
+        ErrorKind::RateLimited,
+        ErrorKind::Refused,
+        ErrorKind::RolledBack,
+        ErrorKind::Timeout(Stage::Wake),
+        ErrorKind::UnknownTenant,
+        ErrorKind::Unreachable,
+    ];
+
+    #[test]
+    fn the_manual_has_each_kind_in_its_row_and_in_a_section() {
+        // The compiler sees to it that `code` has them all, each on a line of its own.
+        let upper = include_str!("error.rs").split("fn is_transient").next();
+        let arms = upper.unwrap().matches("=> \"").count();
+        let codes: BTreeSet<_> = ALL.iter().map(|kind| kind.code()).collect();
+        assert_eq!(codes.len(), arms, "one is missing in ALL");
+        let sections = MANUAL.lines().filter_map(|line| line.strip_prefix("## "));
+        assert_eq!(sections.collect::<BTreeSet<_>>(), codes);
+
+        for kind in ALL {
+            let again = if kind.is_transient() { "yes" } else { "no" };
+            let row = format!("| {again} | {} |", status_of(*kind).as_u16());
+            let entry = format!("[`{0}`](#{0})", kind.code());
+            let rows = MANUAL.lines().filter(|line| line.starts_with("| "));
+            let rows: Vec<_> = rows.filter(|line| line.contains(&entry)).collect();
+            assert!(
+                matches!(rows[..], [only] if only.starts_with(&row)),
+                "{entry} belongs into {row}, and is in {rows:?}"
+            );
+        }
+    }
+}

@@ -35,7 +35,12 @@ pub mod provisioning {
     #![doc = include_str!("manual/provisioning.md")]
 }
 
-/// What keeps tenants apart, where the secrets are, and what is left for you to see to.
-pub mod security {
-    #![doc = include_str!("manual/security.md")]
+/// From the id to the connection and back: each step with its deadline, its task and its file.
+pub mod request {
+    #![doc = include_str!("manual/request.md")]
+}
+
+/// Every setting: its default, why it is that, and when to change it.
+pub mod tuning {
+    #![doc = include_str!("manual/tuning.md")]
 }

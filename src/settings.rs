@@ -277,6 +277,31 @@ mod tests {
         assert_eq!(plain(&config), plain(&default));
     }
 
+    #[test]
+    fn the_manual_has_every_default_as_it_is() {
+        let page = include_str!("manual/tuning.md");
+        let rows = page.lines().filter_map(|line| {
+            line.strip_prefix("| [`")?
+                .split_once("`](crate::RouterBuilder::")
+        });
+        let pairs = rows.filter_map(|(name, rest)| Some((name, rest.split(" | ").nth(1)?)));
+        let apart = ["wake_reserve", "resolve", "root_certificate", "settings"];
+        let pairs = pairs.filter(|(name, _)| !apart.contains(name));
+        let pairs = pairs.map(|(name, default)| (name.to_owned(), default.replace(',', "")));
+        let documented = Settings(pairs.collect());
+        assert_eq!(
+            documented.0.len(),
+            19,
+            "as many as there are, but for the reserve"
+        );
+        let (mut config, default) = (Config::default(), Config::default());
+        documented.write(&mut config).unwrap();
+        assert_eq!(plain(&config), plain(&default));
+        assert!(
+            page.contains("| a tenth |") && default.wake_reserve() * 10 == default.max_connections
+        );
+    }
+
     /// Every number and time.
     fn plain(config: &Config) -> String {
         let Config {

@@ -34,6 +34,7 @@ mod layers;
 mod limits;
 mod losses;
 mod management;
+mod manual;
 mod matrix;
 mod methods;
 mod moves;

@@ -20,6 +20,16 @@ pub mod faq {
     #![doc = include_str!("manual/faq.md")]
 }
 
+/// Coming from pools in a hand-written map: what goes wrong there, and how to move.
+pub mod from_a_map {
+    #![doc = include_str!("manual/from_a_map.md")]
+}
+
+/// From an empty crate to an axum server with a database for each tenant: on the emulator, on Neon, in many replicas.
+pub mod getting_started {
+    #![doc = include_str!("manual/getting_started.md")]
+}
+
 /// What `get` costs when a connection is at hand, and what stands in front of the cache.
 pub mod hot_path {
     #![doc = include_str!("manual/hot_path.md")]
@@ -38,6 +48,16 @@ pub mod provisioning {
 /// From the id to the connection and back: each step with its deadline, its task and its file.
 pub mod request {
     #![doc = include_str!("manual/request.md")]
+}
+
+/// What keeps tenants apart, where the secrets are, and what is left for you to see to.
+pub mod security {
+    #![doc = include_str!("manual/security.md")]
+}
+
+/// Metrics, spans, events and log lines, by name: a contract.
+pub mod telemetry {
+    #![doc = include_str!("manual/telemetry.md")]
 }
 
 /// Every setting: its default, why it is that, and when to change it.

@@ -32,7 +32,7 @@ pub enum State {
 
 impl State {
     /// Every state, in the order in which they come.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: &'static [Self] = &[
         Self::Claimed,
         Self::Creating,
         Self::Preparing,
@@ -79,7 +79,8 @@ impl State {
 
     /// The state of that name.
     pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|state| state.as_str() == name)
+        let named = Self::ALL.iter().find(|state| state.as_str() == name);
+        named.copied()
     }
 }
 
@@ -290,7 +291,7 @@ mod tests {
 
     #[test]
     fn only_what_is_ready_is_served_and_a_tombstone_stays_one() {
-        for state in State::ALL {
+        for &state in State::ALL {
             let tenant = TenantId::parse("acme").unwrap();
             let mut record = Record::new(tenant, state);
             record.endpoint = Some(Endpoint::postgres("h", "d", "r", "p"));
@@ -300,7 +301,8 @@ mod tests {
         }
         assert_eq!(State::parse("gone"), None);
         let ways_out: Vec<_> = State::ALL
-            .into_iter()
+            .iter()
+            .copied()
             .filter(|next| State::Deleted.may_become(*next))
             .collect();
         assert_eq!(

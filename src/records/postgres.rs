@@ -255,7 +255,8 @@ impl Records for Postgres {
         let namespace = self.namespace()?;
         let columns = Columns::of(record, namespace, self.keys())?;
         let from: Vec<_> = State::ALL
-            .into_iter()
+            .iter()
+            .copied()
             .filter(|state| state.may_become(record.state))
             .map(State::as_str)
             .collect();

@@ -145,7 +145,7 @@ async fn follow<R: Records>(
 pub(super) async fn served<R: Records>(stage: &Stage<R>) -> Outcome {
     let unknown = stage.records.lookup(&tenant("nobody")).await?;
     equal("where nobody lives", &unknown, &None)?;
-    for state in State::ALL {
+    for &state in State::ALL {
         let id = tenant(state.as_str());
         let (lease, mut record) = stage.brought(&id, state, &format!("p-{id}")).await?;
         record.max_connections = Some(7);

@@ -109,8 +109,8 @@ pub(super) async fn passwords<R: Records>(stage: &Stage<R>) -> Outcome {
 }
 
 pub(super) async fn transitions<R: Records>(stage: &Stage<R>) -> Outcome {
-    for old in State::ALL {
-        for new in State::ALL {
+    for &old in State::ALL {
+        for &new in State::ALL {
             let id = tenant(&format!("{}-{}", old.as_str(), new.as_str()));
             let (lease, mut record) = stage.brought(&id, old, &format!("p-{id}")).await?;
             record.state = new;

@@ -125,8 +125,13 @@ pub struct Order {
 }
 
 impl Order {
-    pub(crate) fn new(name: String, tags: BTreeMap<String, String>, plan: Plan) -> Self {
-        Self { name, tags, plan }
+    /// For the tests of implementors.
+    pub fn new(name: impl Into<String>, tags: BTreeMap<String, String>, plan: Plan) -> Self {
+        Self {
+            name: name.into(),
+            tags,
+            plan,
+        }
     }
 }
 

@@ -31,6 +31,7 @@ type ByAsking = dyn Fn(Named) -> Asked + Send + Sync;
 /// # let _ = identify;
 /// ```
 #[derive(Clone)]
+#[must_use = "it identifies nobody until `Tenants` or a `WarmLayer` has it"]
 pub struct Identify(Vec<Way>);
 
 #[derive(Clone)]
@@ -90,13 +91,15 @@ impl Identify {
         Self::head(move |head| head.extensions.get::<T>().and_then(&tenant))
     }
 
-    /// A header's value. **Not authenticated**: whoever can send a request can send any header. For requests that come
-    /// through a proxy of your own which sets it, and removes what clients send under that name.
+    /// A header's value; the case of `name` does not matter. **Not authenticated**: whoever can send a request can send any
+    /// header. For requests that come through a proxy of your own which sets it, and removes what clients send under that
+    /// name.
     ///
     /// # Panics
     /// If `name` is not a header's name.
-    pub fn header(name: &'static str) -> Self {
-        let name = HeaderName::from_static(name);
+    pub fn header(name: &str) -> Self {
+        let name = HeaderName::from_bytes(name.as_bytes())
+            .unwrap_or_else(|_| panic!("{name:?} is not a header's name"));
         Self::head(move |head| {
             let value = head.headers.get(&name)?.to_str().ok()?;
             Some(value.to_owned())
@@ -121,7 +124,6 @@ impl Identify {
     }
 
     /// This way, or `other` where this names nobody.
-    #[must_use]
     pub fn or(mut self, other: Self) -> Self {
         self.0.extend(other.0);
         self
@@ -250,7 +252,7 @@ mod tests {
     #[tokio::test]
     async fn ways_are_tried_in_their_order_and_who_is_named_nowhere_is_unknown() {
         let identify = Identify::verified(|claim: &u32| Some(format!("claim-{claim}")))
-            .or(Identify::header("x-tenant"))
+            .or(Identify::header("X-Tenant"))
             .or(Identify::asking(|named| async move {
                 match named.path.as_str() {
                     "/down" => Err("the table is down".into()),

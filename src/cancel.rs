@@ -15,6 +15,7 @@ use crate::{
 /// tokio-postgres's own `cancel_query` cannot work here: it would look for the server's address in settings that do not
 /// have one, because the router opens the sockets itself.
 #[derive(Clone)]
+#[must_use = "it stops nothing until `cancel` is called"]
 pub struct CancelToken {
     token: tokio_postgres::CancelToken,
     endpoint: Arc<Endpoint>,

@@ -31,6 +31,7 @@ use crate::{
 /// and advisory locks. Dropping it closes it; it is never given to anybody else.
 ///
 /// It derefs to deadpool-postgres's client. It does not keep the database awake, and ends when that falls asleep.
+#[must_use = "it is closed if it is dropped at once"]
 pub struct DirectClient {
     client: deadpool_postgres::Client,
     notifications: Notifications,

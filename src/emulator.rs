@@ -70,6 +70,7 @@ use crate::{resolve::Resolve, secret::Secret};
 /// A running emulator. Dropping it ends everything it started and removes its folder.
 ///
 /// It has threads of its own, so it works under a runtime whose clock is paused, and outlives any runtime.
+#[must_use = "it ends if it is dropped at once"]
 pub struct Emulator {
     world: Arc<World>,
     api: SocketAddr,

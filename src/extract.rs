@@ -25,6 +25,7 @@ use crate::{error::Error, handle::TenantHandle, identify::Identify, router::Tena
 /// # let _ = app;
 /// ```
 #[derive(Clone, Debug)]
+#[must_use = "it extracts nothing until it is the application's state"]
 pub struct Tenants {
     router: TenantRouter,
     identify: Identify,

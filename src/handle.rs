@@ -40,6 +40,7 @@ use crate::{
 /// }
 /// # Ok(()) }
 /// ```
+#[must_use = "a handle does nothing until it is used"]
 pub struct TenantHandle {
     router: TenantRouter,
     tenant: TenantId,

@@ -50,7 +50,7 @@ impl KeyRing {
     pub const MAX_ID_LEN: usize = 64;
 
     /// A ring of one key, which seals and opens. Ids are checked where the ring is used: they have 1 to 64 bytes, without
-    /// white space, colons and control characters, and each is there once.
+    /// white space, colons, commas and control characters, and each is there once.
     pub fn new(id: impl Into<String>, key: [u8; 32]) -> Self {
         Self(vec![Key::new(id.into(), key)])
     }

@@ -25,6 +25,7 @@ use crate::{identify::Identify, router::TenantRouter};
 /// # let _ = app;
 /// ```
 #[derive(Clone, Debug)]
+#[must_use = "a layer does nothing until a service has it"]
 pub struct WarmLayer {
     router: TenantRouter,
     identify: Identify,

@@ -26,6 +26,7 @@ use super::{
 ///
 /// It is reached through a socket in its folder, by whoever runs it: `neondb` is the database, and `neondb_owner` its
 /// owner, who needs no password.
+#[must_use = "it ends if it is dropped at once"]
 pub struct CatalogServer {
     running: Arc<Running>,
     // Declared after what uses the folder.

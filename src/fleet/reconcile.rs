@@ -21,7 +21,7 @@ use crate::error::Error;
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug)]
-#[must_use]
+#[must_use = "it says how, and does nothing until `Fleet::reconcile` has it"]
 pub struct Reconcile {
     pub(super) mend: bool,
     pub(super) grace: Duration,

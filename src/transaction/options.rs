@@ -17,7 +17,7 @@ use tokio_postgres::IsolationLevel;
 /// # let _ = options;
 /// ```
 #[derive(Clone, Debug)]
-#[must_use]
+#[must_use = "options do nothing until a transaction is run with them"]
 pub struct TransactionOptions {
     isolation: Option<IsolationLevel>,
     deferrable: bool,

@@ -62,7 +62,7 @@ async fn direct_connections_are_bounded_and_a_place_is_free_again_when_one_is_dr
     assert_eq!(err.kind(), ErrorKind::Timeout(CallStage::Checkout));
     let waiting = router.direct("acme");
     drop(first);
-    waiting.await.unwrap();
+    drop(waiting.await.unwrap());
 }
 
 #[tokio::test]

@@ -98,7 +98,7 @@ async fn a_wake_that_takes_longer_than_a_call_is_a_timeout_that_says_so() {
     assert_eq!(err.kind(), ErrorKind::Timeout(CallStage::Wake));
     assert!(err.retry_after().is_some());
     eventually("the wake goes on", || stage.witness("acme").is_awake).await;
-    router.get("acme").await.unwrap();
+    drop(router.get("acme").await.unwrap());
     assert_eq!(stage.witness("acme").wakes.len(), 2);
 }
 

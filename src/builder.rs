@@ -2,7 +2,6 @@
 
 use std::{fmt, future::Future, io, sync::Arc, time::Duration};
 
-use rustls::pki_types::CertificateDer;
 use tokio::{io::DuplexStream, runtime::Handle};
 
 use crate::{
@@ -17,7 +16,7 @@ use crate::{
     shared::Shared,
     source::Source,
     stream::Pipes,
-    tls,
+    tls, trust,
 };
 
 /// Builds a [`TenantRouter`]. Nothing is checked before [`build`](Self::build), and no setter panics.
@@ -207,9 +206,9 @@ impl RouterBuilder {
         self
     }
 
-    /// Trusts one more root certificate, besides Mozilla's. For servers with a certificate of your own.
-    pub fn root_certificate(mut self, certificate: CertificateDer<'static>) -> Self {
-        self.config.root_certificates.push(certificate);
+    /// Trusts one more root certificate (DER), besides Mozilla's. For servers with a certificate of your own.
+    pub fn root_certificate(mut self, der: impl AsRef<[u8]>) -> Self {
+        self.config.root_certificates.push(trust::certificate(der));
         self
     }
 

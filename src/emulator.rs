@@ -121,7 +121,7 @@ impl Emulator {
         }
     }
 
-    /// The root of the proxy's certificate, for
+    /// The root of the proxy's certificate (DER), for
     /// [`RouterBuilder::root_certificate`](crate::RouterBuilder::root_certificate).
     pub fn root_certificate(&self) -> CertificateDer<'static> {
         self.root.clone()

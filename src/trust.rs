@@ -9,6 +9,11 @@ use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs, pki_types::Certific
 
 use crate::config::InvalidConfig;
 
+/// A root certificate that the application trusts besides. Whether it is one is seen when it is used.
+pub(crate) fn certificate(der: impl AsRef<[u8]>) -> CertificateDer<'static> {
+    CertificateDer::from(der.as_ref().to_vec())
+}
+
 /// Settings of a TLS client that trusts Mozilla's roots and `extra` ones.
 pub(crate) fn client_config(
     extra: &[CertificateDer<'static>],
@@ -16,7 +21,9 @@ pub(crate) fn client_config(
     let mut roots: RootCertStore = webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect();
     for certificate in extra {
         roots.add(certificate.clone()).map_err(|err| {
-            InvalidConfig::new(format!("a root certificate cannot be used: {err}"))
+            let message =
+                format!("a root certificate cannot be used; it must be DER and not PEM: {err}");
+            InvalidConfig::new(message)
         })?;
     }
     let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))

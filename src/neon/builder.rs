@@ -92,9 +92,9 @@ impl NeonBuilder {
         self
     }
 
-    /// Trusts one more root certificate, besides Mozilla's.
-    pub fn root_certificate(mut self, certificate: CertificateDer<'static>) -> Self {
-        self.root_certificates.push(certificate);
+    /// Trusts one more root certificate (DER), besides Mozilla's. For a gateway with a certificate of its own.
+    pub fn root_certificate(mut self, der: impl AsRef<[u8]>) -> Self {
+        self.root_certificates.push(trust::certificate(der));
         self
     }
 

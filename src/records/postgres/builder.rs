@@ -11,7 +11,7 @@ use crate::{
     seal::KeyRing,
     secret::Secret,
     tenant::Namespace,
-    tls,
+    tls, trust,
 };
 
 /// The longest name of anything in Postgres, in bytes. It cuts longer ones without a word.
@@ -93,9 +93,9 @@ impl PostgresBuilder {
         self
     }
 
-    /// Trusts one more root certificate, besides Mozilla's. The managed Postgres of some clouds needs one.
-    pub fn root_certificate(mut self, certificate: CertificateDer<'static>) -> Self {
-        self.root_certificates.push(certificate);
+    /// Trusts one more root certificate (DER), besides Mozilla's. The managed Postgres of some clouds needs one.
+    pub fn root_certificate(mut self, der: impl AsRef<[u8]>) -> Self {
+        self.root_certificates.push(trust::certificate(der));
         self
     }
 

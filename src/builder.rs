@@ -87,7 +87,7 @@ impl RouterBuilder {
     }
 
     /// Longest time for finding or creating one tenant's database, however many callers come and go. Defaults to 60
-    /// seconds.
+    /// seconds; raise it if the [prepare hook](Provisioner::prepare) needs longer.
     pub fn provision_timeout(mut self, limit: Duration) -> Self {
         self.config.provision_timeout = limit;
         self

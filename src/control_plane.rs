@@ -21,6 +21,10 @@ use crate::{
 /// Every method works until `progress.deadline()` at the longest, repeats by itself what can safely be repeated, and
 /// notes failures that it retries with [`Progress::note`]. A failure that may pass is one of a
 /// [transient](crate::ErrorKind::is_transient) kind.
+///
+/// # Cancel safety
+/// A call may be dropped at any moment: at the deadline, or by whoever made it. What it has asked for may be done all the
+/// same. A [`create`](Self::create) that was dropped counts as one whose outcome is unknown.
 pub trait ControlPlane: Send + Sync + 'static {
     /// Whether `plan` can be ordered at all; an error says what of it cannot. Defaults to yes: the creation will tell.
     fn check(

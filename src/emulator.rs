@@ -88,7 +88,10 @@ impl Emulator {
     /// Starts an emulator with the default settings.
     ///
     /// # Errors
-    /// As [`EmulatorBuilder::start`].
+    /// As for [`EmulatorBuilder::start`].
+    ///
+    /// # Cancel safety
+    /// Dropping it ends what was started.
     pub async fn start() -> Result<Self, EmulatorError> {
         Self::builder().start().await
     }

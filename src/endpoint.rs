@@ -138,7 +138,9 @@ impl Endpoint {
         self
     }
 
-    /// Sets the time after which an idle compute sleeps, `None` for never. Defaults to 5 minutes at Neon.
+    /// Sets the time after which an idle compute sleeps, `None` for never, zero for Neon's default. Defaults to 5 minutes at
+    /// Neon, and to never elsewhere. Connections are closed before it is over
+    /// ([`idle_after`](crate::RouterBuilder::idle_after)), so it must not be longer than what Neon has.
     #[must_use]
     pub fn suspend_window(mut self, window: impl Into<Option<Duration>>) -> Self {
         self.suspend_window = window.into();

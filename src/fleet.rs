@@ -31,11 +31,11 @@ const DRAIN: Duration = Duration::from_secs(5);
 
 /// The tenants of a router that provisions, as a whole. From [`TenantRouter::fleet`].
 ///
-/// Cheap to clone. Every call works under its tenant's lease, so calls for different tenants may run side by side, in as
-/// many processes as there are; and each can be repeated: it goes on where an earlier one has stopped.
+/// Cheap to clone. Every call that changes a tenant works under that tenant's lease, so calls for different tenants may run
+/// side by side, in as many processes as there are; and each can be repeated: it goes on where an earlier one has stopped.
 ///
 /// # Cancel safety
-/// Dropping a call lets the work on the tenant run to its end, or to its deadline
+/// Dropping a call that changes a tenant lets the work on it run to its end, or to its deadline
 /// ([`provision_timeout`](crate::RouterBuilder::provision_timeout)).
 #[derive(Clone)]
 pub struct Fleet {
@@ -69,6 +69,9 @@ impl Fleet {
     }
 
     /// [`provision`](Self::provision) by another plan.
+    ///
+    /// # Errors
+    /// Those of [`provision`](Self::provision), and `ErrorKind::Refused` if nobody could be served by `plan`.
     pub async fn provision_with<T: AsRef<str> + ?Sized>(
         &self,
         tenant: &T,
@@ -80,6 +83,9 @@ impl Fleet {
 
     /// [`provision`](Self::provision) for a tenant who may be deleted: then it gets a new and empty database, and the old
     /// one cannot be taken back by [`undelete`](Self::undelete) any more.
+    ///
+    /// # Errors
+    /// Those of [`provision_with`](Self::provision_with); `ErrorKind::Deleted` only while the deletion goes on.
     pub async fn provision_anew<T: AsRef<str> + ?Sized>(
         &self,
         tenant: &T,
@@ -102,8 +108,8 @@ impl Fleet {
     }
 
     /// Makes an existing project the database of `tenant`, who must have none. `login` says as whom, and into which
-    /// database of it; without it, as tenantry creates them (`neondb_owner`, `neondb`). The prepare hook is not run, and of the provisioner's
-    /// [plan](crate::Provisioner::plan) only `max_connections` holds.
+    /// database of it; without it, as tenantry creates them (`neondb_owner`, `neondb`). The prepare hook is not run, and of
+    /// the provisioner's [plan](crate::Provisioner::plan) only `max_connections` holds.
     ///
     /// [`Memory`](crate::records::Memory) forgets this when the process ends, and an access then creates an empty database:
     /// with it, import again at each start, or create nothing on access.
@@ -143,7 +149,11 @@ impl Fleet {
     }
 
     /// [`delete`](Self::delete) with another time (5 seconds) between the tombstone and the deletion of the database, in
-    /// which queries under way may end.
+    /// which queries under way may end. It is added to the time that the call has, which is a day at
+    /// most.
+    ///
+    /// # Errors
+    /// Those of [`delete`](Self::delete).
     pub async fn delete_after<T: AsRef<str> + ?Sized>(
         &self,
         tenant: &T,
@@ -175,7 +185,13 @@ impl Fleet {
         .await
     }
 
-    /// What the catalog knows of `tenant`, as it is now.
+    /// What the catalog knows of `tenant`, as it is now; `None` if it has no record.
+    ///
+    /// # Errors
+    /// Those of the catalog.
+    ///
+    /// # Cancel safety
+    /// It only reads.
     pub async fn record<T: AsRef<str> + ?Sized>(
         &self,
         tenant: &T,

@@ -22,8 +22,12 @@ use crate::{endpoint::Endpoint, error::BoxError, tenant::TenantId};
 pub trait Lookup: Send + Sync + 'static {
     /// The endpoint of `tenant`.
     ///
+    /// # Errors
+    /// Whatever failed. Callers get it as the source of an `ErrorKind::Catalog`, so its text must hold no secret.
+    ///
     /// # Cancel safety
-    /// Called in a task of the router's own, which no caller can cancel; it ends with the router's runtime.
+    /// Called in a task of the router's own, which no caller can cancel. It is dropped when its time is over
+    /// ([`provision_timeout`](crate::RouterBuilder::provision_timeout) at the longest), and ends with the router's runtime.
     fn lookup(
         &self,
         tenant: &TenantId,

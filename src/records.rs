@@ -29,6 +29,10 @@ use crate::{
 /// as it was asked; every call may be repeated then. An error that is only about the one tenant is a [`Defect`]. How an
 /// implementation has to behave is held by a suite of tests that it can be run through: `records::suite`, with the feature
 /// `testing`.
+///
+/// # Cancel safety
+/// A call may be dropped at any moment: when [`catalog_timeout`](crate::RouterBuilder::catalog_timeout) is over, or by
+/// whoever made it. As after an error, nobody knows then whether it did as it was asked; half of it must not be done.
 pub trait Records: Lookup {
     /// Says which namespace this value serves, before anything else is asked, and whether passwords will be written.
     /// Must fail if it was told another namespace before, or if it cannot keep passwords safe that it is going to get.

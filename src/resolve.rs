@@ -22,6 +22,13 @@ use std::{future::Future, io, net::SocketAddr, pin::Pin};
 /// ```
 pub trait Resolve: Send + Sync + 'static {
     /// The addresses of `host`, in the order in which to try them. An address may name another port than `port`.
+    ///
+    /// # Errors
+    /// If there is none. The host then counts as one that cannot be reached, and is asked for again by the next attempt to
+    /// connect.
+    ///
+    /// # Cancel safety
+    /// Dropped when the time for the attempt to connect is over.
     fn resolve(
         &self,
         host: &str,

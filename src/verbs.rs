@@ -49,6 +49,12 @@ impl TenantRouter {
     }
 
     /// [`read`](Self::read) with options.
+    ///
+    /// # Errors
+    /// Those of [`read`](Self::read).
+    ///
+    /// # Cancel safety
+    /// Dropping the future rolls back and closes the connection.
     pub async fn read_with<T, E, Fut>(
         &self,
         tenant: &(impl AsRef<str> + ?Sized),
@@ -108,6 +114,12 @@ impl TenantRouter {
     }
 
     /// [`transaction`](Self::transaction) with options.
+    ///
+    /// # Errors
+    /// Those of [`transaction`](Self::transaction).
+    ///
+    /// # Cancel safety
+    /// As for [`transaction`](Self::transaction).
     pub async fn transaction_with<T, E, Fut>(
         &self,
         tenant: &(impl AsRef<str> + ?Sized),

@@ -109,6 +109,9 @@ pub struct Warm {
 impl Warm {
     /// Waits until the database is awake, or the wake has failed.
     ///
+    /// # Errors
+    /// Those of [`TenantRouter::get`].
+    ///
     /// # Cancel safety
     /// Dropping the future lets the wake run.
     pub async fn done(self) -> Result<(), Error> {

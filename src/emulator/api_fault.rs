@@ -26,7 +26,7 @@ pub enum ApiFault {
     Locked,
     /// 429, with the seconds to wait if any. Nothing is done.
     RateLimited {
-        /// What `Retry-After` says.
+        /// What `Retry-After` says, in seconds.
         retry_after: Option<u64>,
     },
     /// This status with Neon's error body. Nothing is done.

@@ -46,6 +46,7 @@ mod policies;
 mod pooling;
 mod preparing;
 mod provisioning;
+mod public;
 mod races;
 mod refusals;
 mod remembered;

@@ -51,6 +51,7 @@ impl Tenants {
 /// # Errors
 /// 404 if the request names nobody, 400 if what it names is no tenant id, each as problem+json.
 #[derive(Clone, Debug)]
+#[allow(clippy::exhaustive_structs, reason = "handlers take it apart")]
 pub struct Tenant(pub TenantHandle);
 
 impl<S> FromRequestParts<S> for Tenant

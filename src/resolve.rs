@@ -38,6 +38,7 @@ pub trait Resolve: Send + Sync + 'static {
 
 /// The system's own name resolution. The default.
 #[derive(Clone, Copy, Debug, Default)]
+#[allow(clippy::exhaustive_structs, reason = "it is written as it is")]
 pub struct SystemResolver;
 
 impl Resolve for SystemResolver {

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-use crate::router::{Inner, TenantRouter};
+use crate::{
+    retry::LONGEST,
+    router::{Inner, TenantRouter},
+};
 
 /// Longest wait, in `close`, for connections to say goodbye.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -44,7 +47,7 @@ impl TenantRouter {
     /// connections are closed, and those in use when they come back.
     pub async fn close_within(&self, patience: Duration) -> bool {
         let Inner { pools, shared, .. } = &*self.inner;
-        let until = Instant::now() + patience;
+        let until = Instant::now() + patience.min(LONGEST);
         shared.life.shut();
         pools.evict_all(); // who waits for one of their connections still gets it
         let served = timeout_at(until, shared.waiting.emptied()).await.is_ok();

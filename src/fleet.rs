@@ -188,7 +188,7 @@ impl Fleet {
     /// What the catalog knows of `tenant`, as it is now; `None` if it has no record.
     ///
     /// # Errors
-    /// Those of the catalog.
+    /// Those of the catalog; `ErrorKind::Closed`.
     ///
     /// # Cancel safety
     /// It only reads.
@@ -196,6 +196,9 @@ impl Fleet {
         &self,
         tenant: &T,
     ) -> Result<Option<Record>, Error> {
+        if self.inner.shared.life.is_over() {
+            return Err(Error::closed());
+        }
         let tenant = TenantId::parse(tenant.as_ref())?;
         let found = self.provisioning().catalog.find(&tenant).await;
         found.map_err(|err| err.with_tenant(&tenant))

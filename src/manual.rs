@@ -60,6 +60,15 @@ pub mod telemetry {
     #![doc = include_str!("manual/telemetry.md")]
 }
 
+/// Tests of an app on an emulator of Neon.
+pub mod testing {
+    #![cfg_attr(
+        not(feature = "emulator"),
+        allow(rustdoc::broken_intra_doc_links, reason = "it links to the emulator")
+    )]
+    #![doc = include_str!("manual/testing.md")]
+}
+
 /// Every setting: its default, why it is that, and when to change it.
 pub mod tuning {
     #![doc = include_str!("manual/tuning.md")]

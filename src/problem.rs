@@ -3,6 +3,8 @@
 //! The client hears what it can act on: a status, a stable code, when to come back. Which tenant it was, what the driver
 //! said and what the operator should change go to the log.
 
+use std::error::Error as _;
+
 use axum::{
     Json,
     http::{
@@ -25,11 +27,17 @@ impl IntoResponse for Error {
         let status = status_of(self.kind());
         let code = self.kind().code();
         let tenant = self.tenant().map(TenantId::as_str);
+        let cause = causes(&self);
         if status.is_server_error() {
-            tracing::warn!(tenant, code, status = status.as_u16(), stage = ?self.stage(), err = %self, "request failed");
+            tracing::warn!(tenant, code, status = status.as_u16(), stage = ?self.stage(), err = %self, cause, "request failed");
         } else {
-            tracing::debug!(tenant, code, status = status.as_u16(), err = %self, "request refused");
+            tracing::debug!(tenant, code, status = status.as_u16(), err = %self, cause, "request refused");
         }
+        let code = if status == StatusCode::NOT_FOUND {
+            ErrorKind::UnknownTenant.code() // the same whether or not there once was one
+        } else {
+            code
+        };
         let problem = json!({
             "type": "about:blank",
             "title": status.canonical_reason(),
@@ -49,6 +57,16 @@ impl IntoResponse for Error {
         }
         response
     }
+}
+
+/// What the error comes from, as far as that is known, nearest first.
+fn causes(err: &Error) -> Option<String> {
+    let (mut causes, mut next) = (Vec::new(), err.source());
+    while let Some(cause) = next {
+        causes.push(cause.to_string());
+        next = cause.source();
+    }
+    (!causes.is_empty()).then(|| causes.join(": "))
 }
 
 /// The status that says the same as `kind` to a client of the application.

@@ -270,7 +270,7 @@ mod tests {
         let pairs = lines.filter_map(|line| line.split('#').next()?.split_once(" = "));
         let pairs = pairs.map(|(name, value)| (name.into(), value.trim().replace('"', "")));
         let documented = Settings(pairs.collect());
-        assert_eq!(documented.0.len(), 20, "as many as there are");
+        assert_eq!(documented.0.len(), 22, "as many as there are");
         let (mut config, default) = (Config::default(), Config::default());
         documented.write(&mut config).unwrap();
         config.wake_reserve = None; // the default is a share
@@ -291,7 +291,7 @@ mod tests {
         let documented = Settings(pairs.collect());
         assert_eq!(
             documented.0.len(),
-            19,
+            21,
             "as many as there are, but for the reserve"
         );
         let (mut config, default) = (Config::default(), Config::default());
@@ -305,6 +305,8 @@ mod tests {
     /// Every number and time.
     fn plain(config: &Config) -> String {
         let Config {
+            name,
+            tenants_in_metrics,
             max_pools,
             pool_size,
             concurrent_dials,
@@ -329,6 +331,8 @@ mod tests {
             root_certificates: _,
         } = config;
         let counts = (
+            name,
+            tenants_in_metrics,
             max_pools,
             pool_size,
             concurrent_dials,

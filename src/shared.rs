@@ -22,6 +22,7 @@ pub(crate) struct Shared {
     pub(crate) hints: Arc<HintBudget>,
     pub(crate) waiting: Arc<Waiting<TenantId>>,
     pub(crate) pace: Pace,
+    #[cfg_attr(not(feature = "metrics"), allow(dead_code, reason = "for metrics"))]
     // Which tenants metrics show by name. Held while they are told.
     pub(crate) shown: Mutex<Shown<TenantId>>,
     pub(crate) stats: Stats,

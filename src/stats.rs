@@ -34,6 +34,7 @@ pub(crate) enum Reason {
 }
 
 impl Reason {
+    #[cfg_attr(not(feature = "metrics"), allow(dead_code, reason = "for metrics"))]
     pub(crate) const ALL: [Self; 4] = [Self::Request, Self::Warm, Self::Hint, Self::Fleet];
 
     /// As it is written in metrics, spans and explanations.

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::{Claim, Halt, Provisioning, work::Work};
+use super::{Claim, Halt, Provisioning, identity, work::Work};
 use crate::{
     endpoint::Endpoint,
     error::{Error, ErrorKind, Stage},
     plan::Plan,
-    record::{Record, State},
+    record::{Placement, Record, State},
     retry::{Progress, backoff, retry},
     stats::Stats,
     tenant::TenantId,
@@ -82,7 +82,7 @@ impl Provisioning {
         let known = self.record(tenant, progress).await?;
         if let Some(record) = &known {
             if record.state == State::Ready {
-                return self.reach(record, progress).await.map(Turn::Done);
+                return self.reach(tenant, record, progress).await.map(Turn::Done);
             }
             check(record, demand)?;
             if let Some(left) = record.leased_for {
@@ -170,6 +170,7 @@ impl Provisioning {
     /// Where the database of a record is reached, password included.
     pub(crate) async fn reach(
         &self,
+        tenant: &TenantId,
         record: &Record,
         progress: &Progress,
     ) -> Result<Endpoint, Error> {
@@ -186,16 +187,52 @@ impl Provisioning {
         if !endpoint.password.expose().is_empty() {
             return Ok(endpoint);
         }
-        let login = endpoint.login();
-        let asked = self.control_plane.password(placement, &login, progress);
-        let password = asked.await?.ok_or_else(|| {
+        let gone = || {
             let message = format!("project {} of the tenant is gone", placement.project);
             Error::new(ErrorKind::EndpointNotFound, message)
-        })?;
+        };
+        let login = endpoint.login();
+        if self.settings.with_passwords {
+            // It was there once. Whoever took it out may have changed the rest, and is not to get what comes now.
+            self.check_owner(tenant, placement, progress).await?;
+            let asked = self
+                .control_plane
+                .database(&placement.project, Some(&login), progress);
+            let now = asked.await?.ok_or_else(gone)?.endpoint;
+            return Ok(Endpoint {
+                max_connections: record.max_connections,
+                ..now
+            });
+        }
+        let asked = self.control_plane.password(placement, &login, progress);
         Ok(Endpoint {
-            password,
+            password: asked.await?.ok_or_else(gone)?,
             ..endpoint
         })
+    }
+
+    /// Refuses a database that is somebody else's by what is written on it.
+    async fn check_owner(
+        &self,
+        tenant: &TenantId,
+        placement: &Placement,
+        progress: &Progress,
+    ) -> Result<(), Error> {
+        let tags = self
+            .control_plane
+            .tags(&placement.project, progress)
+            .await?;
+        let ours = (self.namespace.as_str(), tenant.as_str());
+        match tags.as_ref().and_then(identity::owner) {
+            Some(owner) if owner != ours => {
+                let message = format!(
+                    "the catalog's record names project {}, which is another tenant's; mend the record",
+                    placement.project
+                );
+                Err(Error::new(ErrorKind::BadRecord, message))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The plan by which a database is created, if it may be.

@@ -162,7 +162,7 @@ impl Provisioning {
             }
             _ => {
                 let progress = Progress::new(Stage::Lookup, PASSWORD_TIMEOUT);
-                self.reach(record, &progress).await.map(Arc::new)
+                self.reach(tenant, record, &progress).await.map(Arc::new)
             }
         }
     }

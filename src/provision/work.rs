@@ -61,7 +61,9 @@ impl Work<'_> {
         let mut origin = Origin::Found;
         loop {
             match record.state {
-                State::Ready => return Ok(self.on.reach(record, self.progress).await?),
+                State::Ready => {
+                    return Ok(self.on.reach(self.tenant, record, self.progress).await?);
+                }
                 State::Held => return Err(access::held().into()),
                 State::Deleting => return Err(access::deleted().into()),
                 State::Deleted => {
@@ -331,7 +333,7 @@ impl Work<'_> {
 
     /// Where the database is reached, password included, which is read once.
     async fn endpoint(&self, record: &mut Record) -> Result<Endpoint, Halt> {
-        let endpoint = self.on.reach(record, self.progress).await?;
+        let endpoint = self.on.reach(self.tenant, record, self.progress).await?;
         record.endpoint = Some(endpoint.clone());
         Ok(endpoint)
     }

@@ -84,7 +84,7 @@ async fn who_calls_most_and_who_fails_most_is_known_by_name() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_tenant_is_explained_in_each_state_and_nothing_is_touched() {
+async fn a_tenant_is_explained_in_each_state() {
     let (backend, ledger) = (Backend::default(), Ledger::new());
     ledger.publish("acme", "acme").await;
     let provisioner = Projects::provisioner(&backend, ledger.clone());
@@ -130,7 +130,19 @@ async fn a_tenant_is_explained_in_each_state_and_nothing_is_touched() {
     let asleep = router.explain("acme").unwrap();
     assert_eq!(asleep.next, NextGet::Wake);
     assert!(asleep.pool.unwrap().asleep);
+}
 
+#[tokio::test(start_paused = true)]
+async fn a_refusal_and_a_creation_are_explained_and_nothing_is_touched() {
+    let (backend, ledger) = (Backend::default(), Ledger::new());
+    ledger.publish("acme", "acme").await;
+    let provisioner = Projects::provisioner(&backend, ledger.clone());
+    let router = backend.at(TenantRouter::provisioning(provisioner));
+    let router = router.build().unwrap();
+    let next = |tenant: &str| router.explain(tenant).unwrap().next;
+    drop(router.get("acme").await.unwrap());
+    backend.suspend();
+    sleep(SECOND).await;
     backend.set(Step::Login, DISABLED);
     assert!(router.get("acme").await.is_err());
     let refused = router.explain("acme").unwrap();

@@ -1,13 +1,16 @@
-//! What the catalog in Postgres makes of secrets, and of records that make no sense.
+//! What becomes of secrets in a catalog, and of records that make no sense.
 
 use tenantry::{
-    KeyRing, Lookup, Namespace, Records,
+    Endpoint, KeyRing, Lookup, Namespace, Records, TenantRouter,
     emulator::CatalogServer,
     record::Then,
     records::{Defect, Postgres},
 };
 
-use crate::support::{PASSWORD, chain, column, keys, leased, publish, replica, session, tenant};
+use crate::support::{
+    Backend, Ledger, PASSWORD, Projects, chain, column, keys, leased, place, publish, replica,
+    session, tenant,
+};
 
 #[tokio::test]
 async fn passwords_without_keys_are_refused_before_anything_is_opened() {
@@ -289,4 +292,27 @@ async fn resealing_never_overwrites_what_was_written_meanwhile() {
     assert!(resealed.is_err(), "what is there now does not open");
     let left = "SELECT encode(credential, 'escape') FROM tenantry.tenants";
     assert_eq!(column(&admin, left).await, ["of somebody else"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_without_its_password_is_completed_where_the_control_plane_has_it() {
+    let (backend, ledger) = (Backend::default(), Ledger::new());
+    let router = || {
+        let provisioner = Projects::provisioner(&backend, ledger.replica());
+        backend.at(TenantRouter::provisioning(provisioner))
+    };
+    let first = router().build().unwrap();
+    for tenant in ["acme", "globex"] {
+        drop(first.get(tenant).await.unwrap());
+    }
+    // Somebody who can write to the catalog takes the seal away, and has the password sent elsewhere.
+    let edit = |endpoint: &mut Endpoint| {
+        let mut edited = Endpoint::postgres("evil", "acme", "app", "");
+        edited = edited.without_tls();
+        *endpoint = edited;
+    };
+    ledger.change("acme", edit).await;
+    let second = router().build().unwrap();
+    assert_eq!(place(&second, "acme").await.unwrap(), "acme");
+    assert!(!backend.counts().opened.contains_key("evil"));
 }

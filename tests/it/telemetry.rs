@@ -95,6 +95,45 @@ const DISABLED: Gate = Gate::Fail(Failure::Error {
     text: "The endpoint has been disabled. Enable it using Neon API and retry.",
 });
 
+/// What is told after the calls of the test below.
+const EXPECTED: &[(&str, f64)] = &[
+    (r#"tenantry_gets{path="warm"}"#, 2.0),
+    (r#"tenantry_gets{path="cold"}"#, 1.0),
+    (r#"tenantry_gets{path="provisioned"}"#, 1.0),
+    (r#"tenantry_gets{path="reopened"}"#, 3.0),
+    (r#"tenantry_gets{path="failed"}"#, 2.0),
+    (r#"tenantry_errors{error_type="disabled"}"#, 1.0),
+    (r#"tenantry_errors{error_type="timeout"}"#, 1.0),
+    ("db_client_connection_timeouts", 1.0),
+    (r#"tenantry_refusals{error_type="disabled"}"#, 1.0),
+    (r#"tenantry_wakes_started{reason="request"}"#, 4.0),
+    (r#"tenantry_wakes_succeeded{reason="request"}"#, 2.0),
+    ("tenantry_databases_created", 3.0),
+    (
+        r#"db_client_connection_count{db_client_connection_state="idle"}"#,
+        5.0,
+    ),
+    (
+        r#"db_client_connection_count{db_client_connection_state="used"}"#,
+        0.0,
+    ),
+    ("db_client_connection_max", 500.0),
+    ("db_client_connection_create_time_count", 5.0),
+    ("db_client_connection_wait_time_count", 5.0),
+    (
+        r#"tenantry_stage_duration_count{stage="wake",outcome="ok"}"#,
+        2.0,
+    ),
+    (
+        r#"tenantry_stage_duration_count{stage="wake",outcome="error"}"#,
+        2.0,
+    ),
+    (
+        r#"tenantry_stage_duration_count{stage="provision",outcome="ok"}"#,
+        3.0,
+    ),
+];
+
 #[tokio::test(start_paused = true)]
 async fn every_metric_is_told_by_its_name_on_the_page_and_no_other() {
     let (recorder, prometheus) = recorder();
@@ -132,44 +171,8 @@ async fn every_metric_is_told_by_its_name_on_the_page_and_no_other() {
             "{line}"
         );
     }
-    for (series, expected) in [
-        (r#"tenantry_gets{path="warm"}"#, 2.0),
-        (r#"tenantry_gets{path="cold"}"#, 1.0),
-        (r#"tenantry_gets{path="provisioned"}"#, 1.0),
-        (r#"tenantry_gets{path="reopened"}"#, 3.0),
-        (r#"tenantry_gets{path="failed"}"#, 2.0),
-        (r#"tenantry_errors{error_type="disabled"}"#, 1.0),
-        (r#"tenantry_errors{error_type="timeout"}"#, 1.0),
-        ("db_client_connection_timeouts", 1.0),
-        (r#"tenantry_refusals{error_type="disabled"}"#, 1.0),
-        (r#"tenantry_wakes_started{reason="request"}"#, 4.0),
-        (r#"tenantry_wakes_succeeded{reason="request"}"#, 2.0),
-        ("tenantry_databases_created", 3.0),
-        (
-            r#"db_client_connection_count{db_client_connection_state="idle"}"#,
-            5.0,
-        ),
-        (
-            r#"db_client_connection_count{db_client_connection_state="used"}"#,
-            0.0,
-        ),
-        ("db_client_connection_max", 500.0),
-        ("db_client_connection_create_time_count", 5.0),
-        ("db_client_connection_wait_time_count", 5.0),
-        (
-            r#"tenantry_stage_duration_count{stage="wake",outcome="ok"}"#,
-            2.0,
-        ),
-        (
-            r#"tenantry_stage_duration_count{stage="wake",outcome="error"}"#,
-            2.0,
-        ),
-        (
-            r#"tenantry_stage_duration_count{stage="provision",outcome="ok"}"#,
-            3.0,
-        ),
-    ] {
-        assert_eq!(value(&page, series), Some(expected), "{series}");
+    for (series, expected) in EXPECTED {
+        assert_eq!(value(&page, series), Some(*expected), "{series}");
     }
     let shown = |who| value(&page, &format!(r#"tenantry_tenant_gets{{tenant="{who}"}}"#)).unwrap();
     assert!(shown("acme") > 2.0 && shown("_other") > 0.5, "{page}");
@@ -262,6 +265,16 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Seen {
 }
 
 impl Seen {
+    /// Sees what happens on this thread, as long as the rest is kept.
+    fn watch() -> (Self, impl Sized) {
+        let seen = Self::default();
+        // With only one subscriber in the process, tracing asks that of the thread that comes first: another test's.
+        let another = tracing::Dispatch::new(tracing_subscriber::registry());
+        let subscriber = tracing_subscriber::registry().with(seen.clone());
+        let on_this_thread = tracing::subscriber::set_default(subscriber);
+        (seen, (another, on_this_thread))
+    }
+
     /// What there is since the last time, each with the name of what it is in.
     fn take(&self) -> Vec<(String, Line)> {
         let lines = std::mem::take(&mut *self.0.lock().unwrap());
@@ -287,22 +300,19 @@ fn get_span(lines: &[(String, Line)]) -> BTreeMap<&str, &str> {
         .collect()
 }
 
+/// One call, inside the span of an application.
+async fn get(router: &TenantRouter, tenant: &str) -> Result<(), tenantry::Error> {
+    let call = async { router.get(tenant).await.map(drop) };
+    call.instrument(tracing::info_span!("app")).await
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_call_has_one_span_and_its_stages_are_events() {
-    let seen = Seen::default();
-    // With only one subscriber in the process, tracing asks the one of the thread that comes first, which may be another test's.
-    let _another = tracing::Dispatch::new(tracing_subscriber::registry());
-    let subscriber = tracing_subscriber::registry().with(seen.clone());
-    let _on_this_thread = tracing::subscriber::set_default(subscriber);
+    let (seen, _watching) = Seen::watch();
     let backend = Backend::default();
     backend.set(Step::Login, Gate::Slow(SECOND));
     let router = Projects::router(&backend).build().unwrap();
-    let get = |tenant: &'static str| {
-        let router = router.clone();
-        async move { router.get(tenant).await.map(drop) }.instrument(tracing::info_span!("app"))
-    };
-
-    get("acme").await.unwrap();
+    get(&router, "acme").await.unwrap();
     sleep(SECOND).await;
     let lines = seen.take();
     let expected = [
@@ -334,7 +344,7 @@ async fn a_call_has_one_span_and_its_stages_are_events() {
         );
     }
 
-    get("acme").await.unwrap();
+    get(&router, "acme").await.unwrap();
     let expected = [
         ("outcome", "warm"),
         ("reason", "request"),
@@ -345,11 +355,11 @@ async fn a_call_has_one_span_and_its_stages_are_events() {
     backend.suspend();
     sleep(SECOND).await;
     seen.take();
-    get("acme").await.unwrap();
+    get(&router, "acme").await.unwrap();
     assert_eq!(get_span(&seen.take())["outcome"], "cold");
 
     backend.set(Step::Login, DISABLED);
-    get("off").await.unwrap_err();
+    get(&router, "off").await.unwrap_err();
     let lines = seen.take();
     let get_span = get_span(&lines);
     assert_eq!(
@@ -425,7 +435,7 @@ fn read(level: &str, text: &str) -> (String, String, BTreeSet<String>) {
         .filter(|it| !it.is_empty())
     {
         if let Some(text) = argument.strip_prefix('"') {
-            name = text.trim_end_matches('"').to_owned();
+            text.trim_end_matches('"').clone_into(&mut name);
         } else if !argument.starts_with("parent:") {
             let field = argument.split('=').next().unwrap_or_default();
             fields.insert(field.trim().trim_matches(['?', '%']).to_owned());

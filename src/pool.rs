@@ -219,13 +219,16 @@ impl Pool {
             return connection.close();
         }
         if let Some(waiter) = state.next_waiter() {
+            let lease = match waiter.reason {
+                Reason::Request | Reason::Fleet => Lease::new(connection, Arc::clone(self)),
+                Reason::Warm | Reason::Hint => {
+                    state.passing += 1;
+                    Lease::passing(connection, Arc::clone(self))
+                }
+            };
             drop(state);
             // A waiter that has just left hands it back by dropping the lease, and the next one gets it.
-            drop(
-                waiter
-                    .turn
-                    .send(Ok(Lease::new(connection, Arc::clone(self)))),
-            );
+            drop(waiter.turn.send(Ok(lease)));
         } else if state.retired {
             drop(state);
             connection.close();

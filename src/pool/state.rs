@@ -45,6 +45,8 @@ pub(crate) struct State {
     pub(crate) logging_in: usize,
     /// Connections that will probably be free in a moment: what their last user left is about to end.
     pub(crate) settling: usize,
+    /// Connections on loan to those who only wanted the database awake, and give them back at once.
+    pub(crate) passing: usize,
     /// Connections whose tasks have not ended, idle or not.
     pub(crate) open: Vec<Arc<Watch>>,
     /// Whether a connection was lost, so that the compute may be asleep.
@@ -104,6 +106,7 @@ impl State {
             dialing: 0,
             logging_in: 0,
             settling: 0,
+            passing: 0,
             open: Vec::new(),
             lost: false,
             early_ends: 0,
@@ -192,7 +195,7 @@ impl State {
             return (0, Reason::Request); // before the queue is looked through, which may be long
         }
         self.waiters.retain(|waiter| !waiter.turn.is_closed());
-        let coming = self.dialing + self.settling;
+        let coming = self.dialing + self.settling + self.passing;
         let due = self.waiters.len().saturating_sub(coming).min(room);
         let reason = self.waiters.front().map(|waiter| waiter.reason);
         (due, reason.unwrap_or(Reason::Request))

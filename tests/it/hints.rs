@@ -49,6 +49,27 @@ async fn a_hint_wakes_a_tenant_that_sleeps_and_the_next_caller_need_not_wait() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_only_wants_a_database_awake_has_no_connection_opened_for_others() {
+    let (backend, router) = with_budget(1);
+    backend.set(Step::Login, Gate::Slow(SECOND));
+    assert!(router.hint("acme"));
+    let warm = router.warm("acme");
+    backend.until_waiting(Step::Login).await;
+    let caller = router.get("acme").await.unwrap();
+    warm.done().await.unwrap();
+    assert_eq!(run_on(&caller, WHO).await, "acme");
+    sleep(10 * SECOND).await;
+    assert_eq!(backend.counts().opened["acme"], 1);
+    let another = router.get("acme").await.unwrap();
+    assert_eq!(
+        run_on(&another, WHO).await,
+        "acme",
+        "and nothing is kept from others"
+    );
+    assert_eq!(backend.counts().opened["acme"], 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_hint_of_a_tenant_that_is_awake_or_waking_does_nothing_and_costs_nothing() {
     let (backend, router) = with_budget(1);
     drop(router.get("acme").await.unwrap());

@@ -53,6 +53,7 @@ mod remembered;
 mod replicas;
 mod retries;
 mod runtimes;
+mod saas;
 mod sealed;
 mod secrets;
 mod shared_catalog;

@@ -14,6 +14,9 @@
 //!   1,000, by one thread. The figure is the worse of both.
 //! - *select1*: `SELECT 1` on a real Postgres, `get` and giving back included, beside a bare client on one connection, and
 //!   beside one through a PgBouncer in front of the same Postgres.
+//! - *observed*: `get` with a recorder of metrics and a subscriber of tracing that drop everything, beside `get` without,
+//!   on 1,000 tenants by one thread, each in a process of its own: one subscriber *wants* none of it, one *takes* every
+//!   span. The figure is the worse of both.
 //! - *allocations*: how often memory is asked for by a call, which is counted.
 //!
 //! Ids have 36 letters and are drawn before. Both take turns of 20,000 calls per caller, 61 rounds each; a figure is
@@ -29,6 +32,8 @@ mod chance;
 mod ids;
 #[path = "support/memory.rs"]
 mod memory;
+#[path = "hot_path/observed.rs"]
+mod observed;
 #[path = "hot_path/report.rs"]
 mod report;
 #[path = "hot_path/rounds.rs"]
@@ -72,6 +77,8 @@ const HOT: [(&str, Manners); 3] = [
     ("get_over_plain_hot_8_tasks", Manners::Between),
     ("get_over_plain_hot_8_tasks_waiting", Manners::Holding),
 ];
+/// The figure of `get` with everything on that looks at it.
+const OBSERVED: &str = "observed_get_over_plain_get";
 /// Tasks on one tenant.
 const TASKS: usize = 8;
 /// Times that allocations are counted, and calls each time. What the sweep allocates meanwhile is not the calls'.
@@ -79,6 +86,9 @@ const COUNTS: usize = 32;
 const CALLS: usize = 1000;
 
 fn main() -> Result<(), BoxError> {
+    if observed::serve()? {
+        return Ok(());
+    }
     let runtime = Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -105,6 +115,11 @@ fn main() -> Result<(), BoxError> {
         let (bare, pgbouncer) = select1::run()?;
         report.add("select1_over_bare", "one connection", bare);
         report.add("select1_over_pgbouncer", "one connection", pgbouncer);
+    }
+    if is_wanted(&OBSERVED) {
+        for way in ["wants", "takes"] {
+            report.add(OBSERVED, way, observed::compare(way)?);
+        }
     }
     report.print();
     report.write()

@@ -98,6 +98,17 @@ pub(crate) fn compare(
     Ok(Compared::new(first, second))
 }
 
+/// Turn number `round` of `subject` alone.
+pub(crate) fn one_turn(
+    runtime: &Handle,
+    callers: Callers,
+    draws: &Arc<Draws>,
+    round: usize,
+    subject: &Arc<impl Subject>,
+) -> Result<f64, BoxError> {
+    turn(runtime, callers, draws, round * CALLS, subject)
+}
+
 fn median(mut of: Vec<f64>) -> f64 {
     of.sort_by(f64::total_cmp);
     of[of.len() / 2]

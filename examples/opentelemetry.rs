@@ -1,0 +1,113 @@
+//! Traces to OpenTelemetry: two calls of a sleeping tenant and one of an awake one, as spans at a collector.
+//!
+//! `tests/with-postgres cargo run --example opentelemetry` brings a small collector of its own, which prints what arrives.
+//! With `OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318` the spans go to yours, by OTLP over HTTP.
+
+use std::{env, time::Duration};
+
+use axum::{Json, Router, routing::post};
+use opentelemetry::trace::TracerProvider;
+use opentelemetry_otlp::{SpanExporter, WithExportConfig};
+use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
+use serde_json::Value;
+use tenantry::{BoxError, Neon, Provisioner, TenantRouter, emulator::Emulator, records::Memory};
+use tokio::net::TcpListener;
+use tracing::{Instrument, info_span};
+use tracing_subscriber::{EnvFilter, prelude::*};
+
+#[tokio::main]
+async fn main() -> Result<(), BoxError> {
+    let collector = match env::var("OTEL_EXPORTER_OTLP_ENDPOINT") {
+        Ok(yours) => yours,
+        Err(_) => collect().await?,
+    };
+    let provider = export_to(&collector)?;
+
+    let emulator = Emulator::builder()
+        .wake_delay(Duration::from_millis(350))
+        .start()
+        .await?;
+    let neon = Neon::builder(emulator.api_key())
+        .base_url(emulator.api_url())
+        .build()?;
+    let router = TenantRouter::provisioning(Provisioner::new(Memory::new(), neon, "traces"))
+        .resolve(emulator.resolver())
+        .root_certificate(emulator.root_certificate())
+        .build()?;
+    // A span of yours around each request: the calls are its children.
+    for request in ["first", "second", "after a suspend"] {
+        if request == "after a suspend" {
+            emulator.suspend_all().await;
+        }
+        let call = async { router.get("acme").await.map(drop) };
+        call.instrument(info_span!("request", request)).await?;
+    }
+    router.close().await;
+    tokio::task::spawn_blocking(move || provider.shutdown()).await??; // what is left is sent
+    Ok(())
+}
+
+/// Sends all spans of tenantry, and of this file, to `collector`.
+fn export_to(collector: &str) -> Result<SdkTracerProvider, BoxError> {
+    // Where several providers of cryptography are linked, the exporter's client takes the process's own.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let exporter = SpanExporter::builder()
+        .with_http()
+        .with_endpoint(format!("{collector}/v1/traces"))
+        .build()?;
+    let provider = SdkTracerProvider::builder()
+        .with_resource(Resource::builder().with_service_name("app").build())
+        .with_batch_exporter(exporter)
+        .build();
+    tracing_subscriber::registry()
+        .with(EnvFilter::new("off,opentelemetry=info,tenantry=debug")) // the spans are at DEBUG
+        .with(tracing_opentelemetry::layer().with_tracer(provider.tracer("app")))
+        .init();
+    Ok(provider)
+}
+
+/// A collector that prints each span it gets: when it began since the first one, how long it took, and its fields.
+async fn collect() -> Result<String, BoxError> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    let collector = Router::new().route("/v1/traces", post(print));
+    tokio::spawn(async move { axum::serve(listener, collector).await });
+    Ok(format!("http://{address}"))
+}
+
+async fn print(Json(traces): Json<Value>) -> Json<Value> {
+    let of = |value: &Value, key: &str| value[key].as_array().cloned().unwrap_or_default();
+    let scopes = of(&traces, "resourceSpans")
+        .into_iter()
+        .flat_map(|it| of(&it, "scopeSpans"));
+    let mut spans: Vec<Value> = scopes.flat_map(|it| of(&it, "spans")).collect();
+    let nanoseconds = |span: &Value, key: &str| {
+        span[key]
+            .as_str()
+            .and_then(|it| it.parse::<u64>().ok())
+            .unwrap_or_default()
+    };
+    spans.sort_by_key(|span| nanoseconds(span, "startTimeUnixNano"));
+    let start = spans
+        .first()
+        .map(|span| nanoseconds(span, "startTimeUnixNano"));
+    println!("{:>10} {:>10}  span", "began", "took");
+    for span in &spans {
+        let began = nanoseconds(span, "startTimeUnixNano");
+        let took = Duration::from_nanos(nanoseconds(span, "endTimeUnixNano") - began);
+        let began = Duration::from_nanos(began - start.unwrap_or_default());
+        let wanted = ["request", "tenant", "outcome", "operation", "status"];
+        let fields = of(span, "attributes");
+        let fields = fields.iter().filter_map(|it| {
+            let name = it["key"].as_str().filter(|name| wanted.contains(name))?;
+            Some(format!("{name}={}", it["value"]["stringValue"].as_str()?))
+        });
+        let fields: Vec<_> = fields.collect();
+        let name = span["name"].as_str().unwrap_or_default();
+        println!(
+            "{began:>10.1?} {took:>10.1?}  {name:<9} {}",
+            fields.join(" ")
+        );
+    }
+    Json(Value::Object(serde_json::Map::new()))
+}

@@ -1,8 +1,10 @@
-//! No secret in any `Debug`, error or log.
+//! No secret in any `Debug`, error or log, and none sent to whoever answers.
 
 use std::{
+    error::Error as _,
     fmt::Debug,
     io,
+    iter::successors,
     sync::{Mutex, Once, PoisonError},
 };
 
@@ -178,4 +180,25 @@ async fn what_an_applications_own_error_says_is_told_to_the_application_and_not_
     };
     assert!(matches!(finding.outcome, Outcome::Failed(_)), "{finding:?}");
     assert_nothing_leaked();
+}
+
+#[tokio::test]
+async fn no_password_is_sent_to_a_server_that_nobody_vouches_for() {
+    let stage = Stage::new().await;
+    stage.project().await;
+    let compute = stage.emulator.witnesses().remove(0);
+    let endpoint = stage.endpoint(&compute).await;
+    let lookup = move |_| {
+        let endpoint = endpoint.clone();
+        async move { Ok(Some(endpoint)) }
+    };
+    // By its addresses, and without its root certificate.
+    let router = TenantRouter::builder(lookup).resolve(stage.emulator.resolver());
+    let err = router.build().unwrap().get("acme").await.unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::Misconfigured);
+    let causes = successors(err.source(), |&cause| cause.source());
+    let cause = causes.last().unwrap().to_string();
+    assert!(cause.contains("UnknownIssuer"), "{cause}");
+    let compute = stage.emulator.witnesses().remove(0);
+    assert_eq!(compute.auth_attempts.len(), 0);
 }

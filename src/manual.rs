@@ -20,6 +20,15 @@ pub mod faq {
     #![doc = include_str!("manual/faq.md")]
 }
 
+/// What was measured, on what, and by which command.
+pub mod figures {
+    #![cfg_attr(
+        not(feature = "emulator"),
+        allow(rustdoc::broken_intra_doc_links, reason = "it links to the emulator")
+    )]
+    #![doc = include_str!("manual/figures.md")]
+}
+
 /// Coming from pools in a hand-written map: what goes wrong there, and how to move.
 pub mod from_a_map {
     #![doc = include_str!("manual/from_a_map.md")]

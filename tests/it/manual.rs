@@ -2,6 +2,8 @@
 
 use std::{fs, path::PathBuf};
 
+const FIGURES: &str = include_str!("../../src/manual/figures.md");
+const README: &str = include_str!("../../README.md");
 const REQUEST: &str = include_str!("../../src/manual/request.md");
 const TUNING: &str = include_str!("../../src/manual/tuning.md");
 
@@ -13,10 +15,12 @@ const BUILDERS: [(&str, &[&str]); 4] = [
     ("records::PostgresBuilder", &["records/postgres/builder.rs"]),
 ];
 
-fn src(file: &str) -> PathBuf {
+fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("src")
-        .join(file)
+}
+
+fn src(file: &str) -> PathBuf {
+    root().join("src").join(file)
 }
 
 #[test]
@@ -65,4 +69,64 @@ fn every_file_on_the_way_of_a_request_is_there() {
     assert!(files.contains(&"router.rs"), "{files:?}");
     let missing: Vec<_> = files.iter().filter(|file| !src(file).is_file()).collect();
     assert!(missing.is_empty(), "{missing:?}");
+}
+
+/// The rows of the table below a heading of the README, without the two lines that head it.
+fn rows_of_the_readme(heading: &str) -> Vec<&'static str> {
+    let (_, section) = README.split_once(heading).unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let rows = section.lines().filter(|line| line.starts_with('|'));
+    rows.skip(2).collect()
+}
+
+#[test]
+fn every_test_that_the_readme_names_is_there() {
+    let promises = rows_of_the_readme("\n## What holds\n");
+    assert!(promises.len() >= 10, "{promises:#?}");
+    let mut missing = Vec::new();
+    for promise in promises {
+        let tests = promise.rsplit(" | ").next().unwrap();
+        let names: Vec<_> = tests.split('`').skip(1).step_by(2).collect();
+        assert!(!names.is_empty(), "nothing proves: {promise}");
+        missing.extend(names.into_iter().filter(|name| !is_a_test(name)));
+    }
+    assert_eq!(missing, Vec::<&str>::new(), "named as a test");
+}
+
+/// Whether this names a test of this binary (`module::name`), all of a module (`module::…`), or a file with tests.
+fn is_a_test(name: &str) -> bool {
+    let Some((module, test)) = name.split_once("::") else {
+        let file = fs::read_to_string(root().join(name));
+        return file.is_ok_and(|code| tests_in(&code).next().is_some());
+    };
+    let is_run = include_str!("main.rs").contains(&format!("\nmod {module};\n"));
+    let file = fs::read_to_string(root().join("tests/it").join(format!("{module}.rs")));
+    let has_it = |code: String| tests_in(&code).any(|it| test == "…" || test == it);
+    is_run && file.is_ok_and(has_it)
+}
+
+/// The names of the functions that are marked as tests.
+fn tests_in(code: &str) -> impl Iterator<Item = &str> {
+    let marked = code
+        .match_indices("#[test]\n")
+        .chain(code.match_indices("#[tokio::test"));
+    marked.filter_map(|(at, _)| {
+        let (_, function) = code[at..].split_once("fn ")?;
+        function.split('(').next()
+    })
+}
+
+#[test]
+fn every_figure_that_the_readme_quotes_is_on_the_page_of_figures() {
+    let numbers = |text: &'static str| {
+        let all = text.split(|it: char| !it.is_ascii_digit() && it != '.' && it != ',');
+        let all = all.map(|it| it.trim_matches(['.', ',']));
+        all.filter(|it| it.len() > 1)
+    };
+    let known: Vec<_> = numbers(FIGURES).collect();
+    let rows = rows_of_the_readme("\n## Figures\n").into_iter();
+    let quoted: Vec<_> = rows.flat_map(numbers).collect();
+    assert!(quoted.len() > 10, "the test reads too little: {quoted:?}");
+    let unknown: Vec<_> = quoted.iter().filter(|it| !known.contains(it)).collect();
+    assert!(unknown.is_empty(), "{unknown:?}");
 }

@@ -219,12 +219,11 @@ impl Pool {
             return connection.close();
         }
         if let Some(waiter) = state.next_waiter() {
-            let lease = match waiter.reason {
-                Reason::Request | Reason::Fleet => Lease::new(connection, Arc::clone(self)),
-                Reason::Warm | Reason::Hint => {
-                    state.passing += 1;
-                    Lease::passing(connection, Arc::clone(self))
-                }
+            let lease = if waiter.reason.keeps() {
+                Lease::new(connection, Arc::clone(self))
+            } else {
+                state.passing += 1;
+                Lease::passing(connection, Arc::clone(self))
             };
             drop(state);
             // A waiter that has just left hands it back by dropping the lease, and the next one gets it.

@@ -37,6 +37,14 @@ impl Reason {
     #[cfg_attr(not(feature = "metrics"), allow(dead_code, reason = "for metrics"))]
     pub(crate) const ALL: [Self; 4] = [Self::Request, Self::Warm, Self::Hint, Self::Fleet];
 
+    /// Whether whoever gets a connection for it keeps it for a while, or only wanted the database awake.
+    pub(crate) const fn keeps(self) -> bool {
+        match self {
+            Self::Request | Self::Fleet => true,
+            Self::Warm | Self::Hint => false,
+        }
+    }
+
     /// As it is written in metrics, spans and explanations.
     pub(crate) const fn name(self) -> &'static str {
         match self {
@@ -153,7 +161,7 @@ pub(crate) fn count(counter: &AtomicU64) {
 }
 
 /// How often databases were woken for one reason, and how long that took.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct WakeCount {
     /// Wakes begun.
@@ -170,7 +178,7 @@ pub struct WakeCount {
 ///
 /// As serde writes it, each field has its own name, times in seconds: for a page of the application's own, behind a login. It
 /// names no tenant and holds no secret.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Status {
     /// Tenants that have a pool now.

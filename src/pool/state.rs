@@ -196,7 +196,10 @@ impl State {
         }
         self.waiters.retain(|waiter| !waiter.turn.is_closed());
         let coming = self.dialing + self.settling + self.passing;
-        let due = self.waiters.len().saturating_sub(coming).min(room);
+        let keep = self.waiters.iter().filter(|it| it.reason.keeps()).count();
+        // Those who give it back at once share one, which goes from hand to hand.
+        let pass = keep < self.waiters.len() && self.dialing + self.passing == 0;
+        let due = (keep + usize::from(pass)).saturating_sub(coming).min(room);
         let reason = self.waiters.front().map(|waiter| waiter.reason);
         (due, reason.unwrap_or(Reason::Request))
     }

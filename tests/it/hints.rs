@@ -54,10 +54,14 @@ async fn who_only_wants_a_database_awake_has_no_connection_opened_for_others() {
     backend.set(Step::Login, Gate::Slow(SECOND));
     assert!(router.hint("acme"));
     let warm = router.warm("acme");
-    backend.until_waiting(Step::Login).await;
+    sleep(SECOND / 2).await; // all of them wait, whoever came first
+    let another = router.warm("acme");
     let caller = router.get("acme").await.unwrap();
     warm.done().await.unwrap();
     assert_eq!(run_on(&caller, WHO).await, "acme");
+    drop(caller);
+    another.done().await.unwrap();
+    let _caller = router.get("acme").await.unwrap();
     sleep(10 * SECOND).await;
     assert_eq!(backend.counts().opened["acme"], 1);
     let another = router.get("acme").await.unwrap();

@@ -7,12 +7,12 @@ mod neon;
 
 use std::{collections::BTreeMap, future::Future, pin::Pin, time::SystemTime};
 
+pub use crate::retry::Progress;
 use crate::{
     endpoint::{Endpoint, Login},
     error::Error,
     plan::Plan,
     record::Placement,
-    retry::Progress,
     secret::Secret,
 };
 

@@ -83,6 +83,13 @@ pub enum Encryption {
     None,
 }
 
+/// Whether it is the name of a pooler at Neon: `ep-…-pooler.…`.
+fn is_pooled(host: &str) -> bool {
+    host.split('.')
+        .next()
+        .is_some_and(|it| it.ends_with("-pooler"))
+}
+
 /// Which of a tenant's two hosts. Neon's proxy keeps them apart, and so does what is remembered of them.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Route {
@@ -196,14 +203,20 @@ impl Endpoint {
 
     /// Whether anybody could be served there.
     pub(crate) fn check(&self) -> Result<(), Error> {
-        match self.max_connections {
-            Some(0) => {
-                let message = "the tenant's entry in the catalog allows no connection; set max_connections to \
-                               more than zero, or to none for the router's own pool_size";
-                Err(Error::new(ErrorKind::BadRecord, message).with_stage(Stage::Lookup))
-            }
-            Some(_) | None => Ok(()),
+        let refuse =
+            |message| Err(Error::new(ErrorKind::BadRecord, message).with_stage(Stage::Lookup));
+        if self.max_connections == Some(0) {
+            return refuse(
+                "the tenant's entry in the catalog allows no connection; set max_connections to more than zero, or to \
+                 none for the router's own pool_size",
+            );
         }
+        if self.is_neon && is_pooled(&self.direct_host) && !is_pooled(&self.pooled_host) {
+            return refuse(
+                "the tenant's entry has its direct and its pooled host the wrong way round",
+            );
+        }
+        Ok(())
     }
 
     /// As whom, and into which database.
@@ -246,6 +259,20 @@ mod tests {
         let endpoint = Endpoint::postgres("localhost", "app", "app", "hunter2");
         let printed = format!("{endpoint:?} {:?}", endpoint.pg_config());
         assert!(!printed.contains("hunter2"), "{printed}");
+    }
+
+    #[test]
+    fn hosts_the_wrong_way_round_are_refused() {
+        let direct = "ep-cool-dew-1.us-east-2.aws.neon.tech";
+        let pooled = "ep-cool-dew-1-pooler.us-east-2.aws.neon.tech";
+        let at = |direct, pooled| Endpoint::neon(direct, pooled, "app", "app", "…").check();
+        assert!(at(direct, pooled).is_ok());
+        let err = at(pooled, direct).unwrap_err();
+        assert_eq!(err.kind(), ErrorKind::BadRecord);
+        assert!(
+            at("10.0.0.1", "10.0.0.2").is_ok(),
+            "names of one's own say nothing"
+        );
     }
 
     #[test]

@@ -63,6 +63,11 @@ impl TenantRouter {
 }
 
 impl TenantHandle {
+    /// Forgets what is known of the tenant, as [`TenantRouter::evict`] does.
+    pub fn evict(&self) -> bool {
+        self.router.inner.evict(&self.tenant)
+    }
+
     pub(crate) fn router(&self) -> &TenantRouter {
         &self.router
     }

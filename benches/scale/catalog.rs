@@ -3,8 +3,9 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tenantry::{
-    BoxError, ControlPlane, Database, Endpoint, Error, ErrorKind, Found, Login, Lookup, Namespace,
-    Order, Progress, Records, TenantId,
+    BoxError, ControlPlane, Endpoint, Error, ErrorKind, Login, Lookup, Namespace, Records,
+    TenantId,
+    control_plane::{Database, Found, Order, Progress},
     record::{Changes, Lease, Leased, Placement, Record, State, Then},
     records::Memory,
 };

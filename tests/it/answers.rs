@@ -9,8 +9,9 @@ use std::{
 
 use serde_json::{Value, json};
 use tenantry::{
-    ControlPlane, DEFAULT_SUSPEND_WINDOW, Error, ErrorKind, ExhaustedQuota, Progress, Provisioner,
-    Resolve, Stage, TenantRouter,
+    ControlPlane, DEFAULT_SUSPEND_WINDOW, Error, ErrorKind, ExhaustedQuota, Provisioner, Resolve,
+    Stage, TenantRouter,
+    control_plane::Progress,
     neon::{CreateProject, ListProjects},
     records::Memory,
 };

@@ -10,8 +10,9 @@ use std::{
 };
 
 use tenantry::{
-    ControlPlane, Database, Error, ErrorKind, ExhaustedQuota, Found, Login, Order, Progress,
-    Provisioner, Stage, TenantRouter, records::Memory,
+    ControlPlane, Error, ErrorKind, ExhaustedQuota, Login, Provisioner, Stage, TenantRouter,
+    control_plane::{Database, Found, Order, Progress},
+    records::Memory,
 };
 use tokio::time::{Instant, sleep, sleep_until};
 

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use tenantry::{
-    ErrorKind, Fleet, Outcome, Plan, Provisioner, Reconcile, Report, TenantRouter, Trouble,
+    ErrorKind, Fleet, Plan, Provisioner, Reconcile, TenantRouter,
+    fleet::{Outcome, Report, Trouble},
     neon::{CreateProject, ListProjects},
     record::State,
     records::Memory,
@@ -284,7 +285,7 @@ async fn reconcile_tells_what_is_missing_and_never_makes_an_empty_one_in_its_pla
         report
             .findings
             .iter()
-            .any(tenantry::Finding::needs_attention)
+            .any(tenantry::fleet::Finding::needs_attention)
     );
     assert_eq!(projects(&stage).await, 0);
     stage.neon().recover_project(&project).await.unwrap();
@@ -296,7 +297,7 @@ async fn reconcile_tells_what_is_missing_and_never_makes_an_empty_one_in_its_pla
         !report
             .findings
             .iter()
-            .any(tenantry::Finding::needs_attention),
+            .any(tenantry::fleet::Finding::needs_attention),
         "{report:?}"
     );
 }

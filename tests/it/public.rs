@@ -6,13 +6,14 @@ use std::{
 };
 
 use tenantry::{
-    BoxError, CancelToken, Database, Decision, DirectClient, Encryption, Endpoint, Error,
-    ErrorKind, ExhaustedQuota, Finding, Fleet, Found, Identify, InvalidConfig, InvalidNamespace,
-    InvalidTenantId, KeyRing, Login, Named, Namespace, Neon, Order, Outcome, Plan, Preparing,
-    Progress, Provisioner, Quota, Reconcile, Report, RouterBuilder, Secret, Settings, Stage,
-    Status, Suspend, SystemResolver, Tenant, TenantClient, TenantHandle, TenantId, TenantRouter,
-    Tenants, TransactionOptions, Trouble, Tx, WakeCount, Warm, WarmLayer, Warming,
+    BoxError, CancelToken, Decision, DirectClient, Encryption, Endpoint, Error, ErrorKind,
+    ExhaustedQuota, Fleet, Identify, InvalidConfig, InvalidNamespace, InvalidTenantId, KeyRing,
+    Login, Named, Namespace, Neon, Plan, Preparing, Provisioner, Quota, Reconcile, RouterBuilder,
+    Secret, Settings, Stage, Status, Suspend, SystemResolver, Tenant, TenantClient, TenantHandle,
+    TenantId, TenantRouter, Tenants, TransactionOptions, Tx, WakeCount, Warm, WarmLayer, Warming,
+    control_plane::{Database, Found, Order, Progress},
     emulator::{CatalogServer, Emulator, EmulatorBuilder, EmulatorError, EmulatorResolver},
+    fleet::{Finding, Outcome, Report, Trouble},
     neon::NeonBuilder,
     record::{Attempt, Changes, Lease, Leased, Placement, Record, State, Then},
     records::{Defect, Memory, Postgres, PostgresBuilder},

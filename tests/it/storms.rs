@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use tenantry::{
-    Finding, Reconcile,
+    Reconcile,
     emulator::{ApiFault, Emulator},
+    fleet::Finding,
     record::State,
 };
 

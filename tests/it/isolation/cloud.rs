@@ -7,7 +7,8 @@ use std::{
 };
 
 use tenantry::{
-    ControlPlane, Database, Endpoint, Error, ErrorKind, Found, Login, Order, Progress,
+    ControlPlane, Endpoint, Error, ErrorKind, Login,
+    control_plane::{Database, Found, Order, Progress},
     record::Placement,
 };
 use tokio::time::sleep;

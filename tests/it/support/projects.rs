@@ -9,8 +9,10 @@ use std::{
 };
 
 use tenantry::{
-    ControlPlane, Database, Error, ErrorKind, Found, Login, Order, Progress, Provisioner, Records,
-    RouterBuilder, TenantRouter, record::Placement, records::Memory,
+    ControlPlane, Error, ErrorKind, Login, Provisioner, Records, RouterBuilder, TenantRouter,
+    control_plane::{Database, Found, Order, Progress},
+    record::Placement,
+    records::Memory,
 };
 
 use super::{backend::Backend, gate::Step};

@@ -1,6 +1,8 @@
 //! Why a tenant is where it is, and what the next call would do.
 
-use std::{fmt, time::Duration};
+mod text;
+
+use std::time::Duration;
 
 use serde::Serialize;
 use tokio::time::Instant;
@@ -280,103 +282,5 @@ impl PriorWake {
             reason: wake.reason.name(),
             failure: wake.failure.map(ErrorKind::code),
         }
-    }
-}
-
-impl fmt::Display for Explanation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "tenant {:?}", self.tenant)?;
-        writeln!(f, "next get: {}", self.next)?;
-        writeln!(f, "catalog: {}", self.catalog)?;
-        if let Some(stage) = self.flight {
-            writeln!(f, "under way: {stage}")?;
-        }
-        if let Some(refusal) = &self.refusal {
-            let RefusalState {
-                code,
-                message,
-                left,
-            } = refusal;
-            writeln!(f, "refused for {left:.1?} more: {code}: {message}")?;
-        }
-        match &self.pool {
-            Some(pool) => writeln!(f, "pool: {pool}")?,
-            None => writeln!(f, "pool: none")?,
-        }
-        for PriorWake {
-            ago,
-            took,
-            reason,
-            failure,
-        } in &self.wakes
-        {
-            write!(f, "wake {ago:.1?} ago, for {reason}: ")?;
-            match failure {
-                None => writeln!(f, "up after {took:.1?}")?,
-                Some(code) => writeln!(f, "{code} after {took:.1?}")?,
-            }
-        }
-        Ok(())
-    }
-}
-
-impl fmt::Display for NextGet {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Reuse => "an idle connection, at once",
-            Self::Verify => "an idle connection, once the server has answered on it",
-            Self::Open => "opens a connection; the database is awake",
-            Self::Wait => "waits for a connection in use: there may be no more",
-            Self::Wake => "wakes the database",
-            Self::JoinWake => "waits for the wake under way",
-            Self::LookUp => "looks the tenant up, creates it if that is allowed, and wakes it",
-            Self::JoinLookUp => "waits for the look-up or creation under way",
-            Self::Refuse => "the error below, at once",
-            Self::Closed => "an error: the router is closed",
-        })
-    }
-}
-
-impl fmt::Display for Remembered {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotKept => f.write_str("the application's own, asked each time"),
-            Self::Nothing => f.write_str("not read yet"),
-            Self::At { host, stale: false } => write!(f, "at {host}"),
-            Self::At { host, stale: true } => write!(f, "at {host}, to be read again"),
-            Self::NoSuchTenant => f.write_str("no such tenant"),
-            Self::Denied(code) => write!(f, "may not be used: {code}"),
-        }
-    }
-}
-
-impl fmt::Display for PoolState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            host,
-            open,
-            idle,
-            opening,
-            waiting,
-            limit,
-            because,
-            ..
-        } = self;
-        let state = if self.asleep {
-            "believed asleep"
-        } else {
-            "awake"
-        };
-        write!(
-            f,
-            "at {host}, {state}: {because}; {open} open of {limit}, {idle} idle, {opening} opening, {waiting} waiting"
-        )?;
-        if let Some(code) = self.last_failure {
-            write!(f, "; last failure: {code}")?;
-        }
-        if !self.cached {
-            f.write_str("; not in the cache")?;
-        }
-        Ok(())
     }
 }

@@ -1,23 +1,20 @@
 //! What a router tells of itself, held against the manual's page, which is a contract.
 
+mod calls;
+mod seen;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt::Debug,
-    fs,
-    path::{Path, PathBuf},
-    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use tenantry::{ErrorKind, TenantRouter};
 use tokio::time::sleep;
-use tracing::{
-    Event, Instrument, Subscriber,
-    field::{Field, Visit},
-    span::{Attributes, Id, Record},
-};
-use tracing_subscriber::{Layer, layer::Context, prelude::*, registry::LookupSpan};
+use tracing::Instrument;
+
+use calls::calls;
+use seen::{Line, Seen};
 
 use crate::support::{Backend, Failure, Gate, Ledger, Projects, Reply, ScriptedApi, Step};
 
@@ -200,95 +197,6 @@ async fn the_metrics_of_neons_api_are_those_on_the_page() {
     }
 }
 
-/// What a subscriber has seen.
-#[derive(Clone, Default)]
-struct Seen(Arc<Mutex<Vec<Line>>>);
-
-/// A span, or an event.
-#[derive(Clone, Debug)]
-struct Line {
-    name: String,
-    span: Option<Id>,
-    parent: Option<Id>,
-    fields: BTreeMap<String, String>,
-}
-
-impl Visit for Line {
-    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        let value = format!("{value:?}");
-        if field.name() == "message" {
-            self.name = value;
-        } else {
-            self.fields.insert(field.name().to_owned(), value);
-        }
-    }
-
-    fn record_str(&mut self, field: &Field, value: &str) {
-        self.fields
-            .insert(field.name().to_owned(), value.to_owned());
-    }
-}
-
-impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Seen {
-    fn on_new_span(&self, span: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
-        let parent = context.span(id).and_then(|it| Some(it.parent()?.id()));
-        let mut line = Line {
-            name: span.metadata().name().to_owned(),
-            span: Some(id.clone()),
-            parent,
-            fields: BTreeMap::new(),
-        };
-        span.record(&mut line);
-        self.0.lock().unwrap().push(line);
-    }
-
-    fn on_record(&self, id: &Id, values: &Record<'_>, _: Context<'_, S>) {
-        let mut seen = self.0.lock().unwrap();
-        if let Some(line) = seen.iter_mut().rfind(|it| it.span.as_ref() == Some(id)) {
-            values.record(line);
-        }
-    }
-
-    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
-        if !event.metadata().target().starts_with("tenantry") {
-            return;
-        }
-        let mut line = Line {
-            name: String::new(),
-            span: None,
-            parent: context.event_span(event).map(|it| it.id()),
-            fields: BTreeMap::new(),
-        };
-        event.record(&mut line);
-        self.0.lock().unwrap().push(line);
-    }
-}
-
-impl Seen {
-    /// Sees what happens on this thread, as long as the rest is kept.
-    fn watch() -> (Self, impl Sized) {
-        let seen = Self::default();
-        // With only one subscriber in the process, tracing asks that of the thread that comes first: another test's.
-        let another = tracing::Dispatch::new(tracing_subscriber::registry());
-        let subscriber = tracing_subscriber::registry().with(seen.clone());
-        let on_this_thread = tracing::subscriber::set_default(subscriber);
-        (seen, (another, on_this_thread))
-    }
-
-    /// What there is since the last time, each with the name of what it is in.
-    fn take(&self) -> Vec<(String, Line)> {
-        let lines = std::mem::take(&mut *self.0.lock().unwrap());
-        let name_of = |id: &Option<Id>| {
-            let span = lines.iter().find(|it| id.is_some() && it.span == *id);
-            span.map(|it| it.name.clone()).unwrap_or_default()
-        };
-        lines
-            .iter()
-            .map(|line| (name_of(&line.parent), line.clone()))
-            .collect()
-    }
-}
-
 fn get_span(lines: &[(String, Line)]) -> BTreeMap<&str, &str> {
     let mut gets = lines.iter().filter(|(_, it)| it.name == "get");
     let (parent, get) = gets.next().expect("a span");
@@ -371,77 +279,6 @@ async fn a_call_has_one_span_and_its_stages_are_events() {
             .iter()
             .any(|(_, it)| it.name == "refused" && it.fields["code"] == "disabled")
     );
-}
-
-/// Every call of a macro of `tracing` in the library: which macro, its name or text, and its fields.
-fn calls() -> Vec<(String, String, BTreeSet<String>)> {
-    let mut files = Vec::new();
-    walk(
-        &PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/src")),
-        &mut files,
-    );
-    let mut calls = Vec::new();
-    for file in files {
-        let source = fs::read_to_string(&file).unwrap();
-        for call in source.split("tracing::").skip(1) {
-            let Some((level, rest)) = call.split_once("!(") else {
-                continue;
-            };
-            if level.chars().all(|it| it.is_ascii_lowercase() || it == '_') && level != "enabled" {
-                calls.push(read(level, rest));
-            }
-        }
-    }
-    assert!(calls.len() > 40, "only {} were found", calls.len());
-    calls
-}
-
-fn walk(folder: &Path, files: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            walk(&path, files);
-        } else if path.extension().is_some_and(|it| it == "rs") {
-            files.push(path);
-        }
-    }
-}
-
-/// One call, from the text after its opening bracket.
-fn read(level: &str, text: &str) -> (String, String, BTreeSet<String>) {
-    let (mut depth, mut in_text, mut escaped) = (1, false, false);
-    let mut arguments = vec![String::new()];
-    for it in text.chars() {
-        match it {
-            '"' if !escaped => in_text = !in_text,
-            '(' | '[' | '{' if !in_text => depth += 1,
-            ')' | ']' | '}' if !in_text => depth -= 1,
-            _ => {}
-        }
-        escaped = it == '\\' && !escaped;
-        if depth == 0 {
-            break;
-        }
-        if it == ',' && depth == 1 && !in_text {
-            arguments.push(String::new());
-        } else if let Some(argument) = arguments.last_mut() {
-            argument.push(it);
-        }
-    }
-    let (mut name, mut fields) = (String::new(), BTreeSet::new());
-    for argument in arguments
-        .iter()
-        .map(|it| it.trim())
-        .filter(|it| !it.is_empty())
-    {
-        if let Some(text) = argument.strip_prefix('"') {
-            text.trim_end_matches('"').clone_into(&mut name);
-        } else if !argument.starts_with("parent:") {
-            let field = argument.split('=').next().unwrap_or_default();
-            fields.insert(field.trim().trim_matches(['?', '%']).to_owned());
-        }
-    }
-    (level.to_owned(), name, fields)
 }
 
 #[test]

@@ -18,7 +18,7 @@
 //!   closed for lying idle; and of the same pools with one idle connection each, without the server's part. Most of that
 //!   is the buffers of tokio-postgres, so a client of its own is measured beside it.
 //!
-//! `cargo bench --bench scale`, in some two minutes. Prints tables, and writes `target/figures/scale.json`.
+//! `cargo bench --bench scale`, in one to two minutes. Prints tables, and writes `target/figures/scale.json`.
 
 #[path = "support/backend.rs"]
 mod backend;

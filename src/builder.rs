@@ -79,8 +79,8 @@ impl RouterBuilder {
         self
     }
 
-    /// Longest time for one wake, however many callers come and go. Defaults to 60 seconds, as long as Neon's own
-    /// proxy waits for its control plane.
+    /// Longest time for one wake, however many callers come and go. Defaults to 60 seconds, several times
+    /// what the slowest recovery of a compute takes; Neon's proxy itself waits without an end. Raise it if yours take longer.
     pub fn wake_timeout(mut self, limit: Duration) -> Self {
         self.config.wake_timeout = limit;
         self

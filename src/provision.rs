@@ -130,7 +130,8 @@ impl Provisioner {
     }
 
     /// Creates no database on access, only by [`Fleet::provision`](crate::Fleet::provision); an access only finishes what
-    /// was begun. By default an access creates what is missing; change it where tenant ids come from outside unchecked.
+    /// was begun. By default an access creates what is missing; change it where tenant ids come from outside unchecked. With
+    /// a catalog in [`Memory`](crate::records::Memory) no access finds a project again after a restart, either.
     pub fn explicit(mut self) -> Self {
         self.settings.policy = Policy::Explicit;
         self

@@ -20,7 +20,8 @@ use crate::{
 };
 
 /// A catalog in memory, for one process. After a restart it is empty, and the router finds each tenant's project again
-/// by its name instead of creating another. It forgets who was deleted, too: an access after a restart creates such a tenant
+/// by its name instead of creating another: at the next access, or, of a provisioner that is
+/// [`explicit`](crate::Provisioner::explicit), when [`provision`](crate::Fleet::provision) is called again. It forgets who was deleted, too: an access after a restart creates such a tenant
 /// anew unless the policy says no.
 #[derive(Debug, Default)]
 pub struct Memory {

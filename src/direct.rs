@@ -11,6 +11,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 use tokio_postgres::Notification;
+use tracing::Instrument;
 
 use crate::{
     cancel::CancelToken,
@@ -21,8 +22,9 @@ use crate::{
     opening::Opening,
     pool::Pool,
     retry::{Progress, timed_out},
-    stats::Reason,
+    stats::count,
     tenant::TenantId,
+    trail,
     wake::{Ending, mint, tend},
     watch::Watch,
 };
@@ -80,14 +82,18 @@ impl DirectClient {
         let permit = permit.map_err(|_| Error::closed())?;
         if !pool.is_up() {
             // The tenant's one wake comes first, however many want it.
-            drop(pool.get(until, Reason::Request).await?);
+            drop(pool.get(until).await?);
         }
         let (hand_over, handed) = oneshot::channel();
         let attempts = pool.shared.attempts.clone();
+        let tenant = pool.tenant.clone();
         let runtime = pool.shared.runtime.clone();
         let task = async move {
             drop(hand_over.send(Self::dial(pool, until, permit).await));
         };
+        let tenant = tenant.as_str();
+        let span = trail::detached(tracing::debug_span!(parent: None, "open", tenant));
+        let task = task.instrument(span);
         attempts.spawn_on(task, &runtime);
         handed.await.unwrap_or_else(|_| Err(Error::closed()))
     }
@@ -121,6 +127,7 @@ impl DirectClient {
             notifications,
             ..
         } = dialed;
+        count(&pool.shared.stats.opened);
         let ending = Ending::new(pool, &watch);
         let tended = async move {
             tend(task, ending).await;

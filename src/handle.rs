@@ -15,7 +15,6 @@ use crate::{
     pool::Pool,
     retry::lock,
     router::TenantRouter,
-    stats::Reason,
     tenant::TenantId,
     trail,
     transaction::{Access, Transaction, TransactionOptions, Tx},
@@ -186,9 +185,10 @@ impl TenantHandle {
     pub(crate) async fn lease(&self, patience: Option<Duration>) -> Result<Lease, Error> {
         let inner = &*self.router.inner;
         let pool = lock(&self.pool).upgrade();
+        let pool = pool.filter(|_| !inner.shared.life.is_shut());
         // A pool that has left the cache, or whose tenant has moved, has nothing idle.
         match pool.map(|pool| inner.pools.get_now_from(pool)) {
-            Some(Ok(lease)) if !inner.shared.life.is_shut() => {
+            Some(Ok(lease)) => {
                 trail::warm(self.tenant.as_str());
                 Ok(lease)
             }
@@ -199,7 +199,7 @@ impl TenantHandle {
     /// The same by way of the id. What it finds is remembered.
     async fn lease_by_id(&self, patience: Option<Duration>) -> Result<Lease, Error> {
         let id = self.tenant.as_str();
-        let lease = self.router.inner.get(id, Reason::Request, patience).await?;
+        let lease = self.router.inner.get(id, patience).await?;
         *lock(&self.pool) = Arc::downgrade(lease.pool());
         Ok(lease)
     }

@@ -121,8 +121,6 @@ pub(crate) enum Fitness {
 pub(crate) struct Lease {
     connection: Option<Connection>,
     pool: Arc<Pool>,
-    /// Whether it is given back at once: those who wait need not have another opened.
-    passing: bool,
 }
 
 impl Lease {
@@ -131,15 +129,7 @@ impl Lease {
         Self {
             connection: Some(connection),
             pool,
-            passing: false,
         }
-    }
-
-    /// For whoever gives it back at once. The pool has to have counted it.
-    pub(crate) fn passing(connection: Connection, pool: Arc<Pool>) -> Self {
-        let mut lease = Self::new(connection, pool);
-        lease.passing = true;
-        lease
     }
 
     pub(crate) fn pool(&self) -> &Arc<Pool> {
@@ -179,9 +169,6 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if self.passing {
-            self.pool.state().passing -= 1;
-        }
         if let Some(connection) = self.connection.take() {
             self.pool.take_back(connection);
         }

@@ -13,7 +13,7 @@ use crate::{
     pool::Pool,
     refusals::Refusal,
     retry::{Progress, backoff},
-    stats::{Reason, count},
+    stats::count,
     verdict::{self, Next},
 };
 
@@ -130,7 +130,7 @@ impl Opening<'_> {
             // because a connection that is still open serves for it, and then proves enough.
             drop(permit);
             let until = self.progress.deadline();
-            drop(self.pool.get(until, Reason::Request).await?);
+            drop(self.pool.get(until).await?);
             permit = self.permit().await?;
         }
         let permit = permit.ok_or_else(|| self.progress.timed_out())?;

@@ -31,8 +31,8 @@ use crate::{
     watch::Watch,
 };
 
-use state::Waiter;
 pub(crate) use state::{State, Wake};
+use state::{Waiter, Waker};
 
 /// Longest wait for the answer of an idle connection that is asked whether it still lives.
 const VERIFY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -81,16 +81,12 @@ impl Pool {
     ///
     /// # Cancel safety
     /// Dropping it gives up the place in the queue; an attempt to connect that is under way goes on.
-    pub(crate) async fn get(
-        self: &Arc<Self>,
-        until: Instant,
-        reason: Reason,
-    ) -> Result<(Lease, bool), Error> {
+    pub(crate) async fn get(self: &Arc<Self>, until: Instant) -> Result<(Lease, bool), Error> {
         let started = Instant::now();
         let found = async {
             let mut slept = false;
             loop {
-                let lease = self.next(until, reason, &mut slept).await?;
+                let lease = self.next(until, &mut slept).await?;
                 if let Some(lease) = self.vet(lease).await {
                     return Ok((lease, slept));
                 }
@@ -101,31 +97,63 @@ impl Pool {
             .unwrap_or_else(|_| Err(self.out_of_time(started)))
     }
 
-    /// The next connection: an idle one, or whatever comes when it is the caller's turn.
-    /// Notes in `slept` if it waits for a database believed asleep.
-    async fn next(
+    /// Waits until the database is awake, until `until`; says whether it had to be woken. `hinted`: when the hint was followed,
+    /// if it is one.
+    ///
+    /// # Cancel safety
+    /// Dropping it lets a wake that is under way go on.
+    pub(crate) async fn wake(
         self: &Arc<Self>,
         until: Instant,
         reason: Reason,
-        slept: &mut bool,
-    ) -> Result<Lease, Error> {
+        hinted: Option<Instant>,
+    ) -> Result<bool, Error> {
+        let (started, refusal) = (Instant::now(), self.refusal(until));
+        let (done, awake) = oneshot::channel();
+        {
+            let mut state = self.state();
+            if !state.believes_asleep() {
+                return Ok(false);
+            }
+            if let Some(refusal) = refusal.filter(|_| state.open.is_empty()) {
+                return Err(refusal.error());
+            }
+            state.await_wake(Waker {
+                done,
+                reason,
+                until,
+                hinted,
+            });
+        }
+        self.pump();
+        match timeout_at(until, awake).await {
+            Ok(Ok(answer)) => answer.map(|()| true),
+            Ok(Err(_)) => Err(Error::closed()),
+            Err(_) => Err(self.out_of_time(started)),
+        }
+    }
+
+    /// What holds, and is the answer for whoever waits until `until`.
+    fn refusal(&self, until: Instant) -> Option<Refusal> {
         let refusal = self.shared.refusals.get(&self.tenant, Route::Pooled);
+        refusal.filter(|it| it.answers(until))
+    }
+
+    /// The next connection: an idle one, or whatever comes when it is the caller's turn.
+    /// Notes in `slept` if it waits for a database believed asleep.
+    async fn next(self: &Arc<Self>, until: Instant, slept: &mut bool) -> Result<Lease, Error> {
+        let refusal = self.refusal(until);
         let turn = {
             let mut state = self.state();
             if let Some(connection) = state.pop_idle() {
                 drop(state);
                 return Ok(Lease::new(connection, Arc::clone(self)));
             }
-            let refusal = refusal.filter(|it| state.open.is_empty() && it.answers(until));
-            if let Some(refusal) = refusal {
+            if let Some(refusal) = refusal.filter(|_| state.open.is_empty()) {
                 return Err(refusal.error());
             }
             let (turn, mine) = oneshot::channel();
-            let waiter = Waiter {
-                turn,
-                reason,
-                until,
-            };
+            let waiter = Waiter { turn, until };
             *slept |= state.believes_asleep();
             state.enqueue(waiter);
             mine
@@ -206,7 +234,7 @@ impl Pool {
         let mut state = self.state();
         if connection.watch.has_ended() {
             drop(state);
-            return; // its task sees to the rest
+            return self.pump(); // its task saw to the rest, but for those who relied on its coming back
         }
         let watch = &connection.watch;
         // A request to cancel may still be under way, and must not cost the next in turn its place.
@@ -218,17 +246,13 @@ impl Pool {
             drop(state);
             return connection.close();
         }
+        // It has just come back in order, or is new: the database is up.
+        answer(state.take_wakers(|_| true), watch);
         if let Some(waiter) = state.next_waiter() {
-            let lease = if waiter.reason.keeps() {
-                Lease::new(connection, Arc::clone(self))
-            } else {
-                state.passing += 1;
-                Lease::passing(connection, Arc::clone(self))
-            };
-            drop(state);
+            let lease = Lease::new(connection, Arc::clone(self));
             // A waiter that has just left hands it back by dropping the lease, and the next one gets it.
             drop(waiter.turn.send(Ok(lease)));
-        } else if state.retired {
+        } else if state.retired || self.shared.life.is_shut() {
             drop(state);
             connection.close();
         } else if let Err(stray) = state.push_idle(connection) {
@@ -260,6 +284,7 @@ impl Pool {
         drop(self.take_idle(watch));
         let mut state = self.state();
         state.remove_open(watch);
+        count(&self.shared.stats.closed);
         let ours = watch.is_closing() && watch.farewell().is_none();
         let early = !ours && !watch.has_served() && watch.opened().elapsed() < EARLY_END;
         state.early_ends = if early { state.early_ends + 1 } else { 0 };
@@ -272,32 +297,40 @@ impl Pool {
         self.pump();
     }
 
-    /// Fails the longest waiter with `err`.
+    /// Fails the longest waiter with `err`, and those who want no connection.
     pub(crate) fn fail_one(&self, err: &Error) {
-        let waiter = self.state().next_waiter();
+        let mut state = self.state();
+        let (waiter, wakers) = (state.next_waiter(), state.take_wakers(|_| true));
+        drop(state);
         if let Some(waiter) = waiter {
             drop(waiter.turn.send(Err(err.clone())));
         }
+        fail_wakers(wakers, err);
     }
 
     /// Fails every waiter with `err`.
     pub(crate) fn fail_all(&self, err: &Error) {
-        let failed = self.state().take_waiters(|_| true);
+        let mut state = self.state();
+        let (failed, wakers) = (state.take_waiters(|_| true), state.take_wakers(|_| true));
+        drop(state);
         for waiter in failed {
             drop(waiter.turn.send(Err(err.clone())));
         }
+        fail_wakers(wakers, err);
     }
 
     /// Remembers `refusal`, and answers those with it for whom waiting does not help.
     pub(crate) fn refuse(&self, route: Route, refusal: &Refusal) {
         let refusals = &self.shared.refusals;
-        if refusals.get(&self.tenant, route).is_none() {
+        let refusal = if let Some(known) = refusals.get(&self.tenant, route) {
+            known
+        } else {
             count(&self.shared.stats.refused);
             self.shared.stats.meters.refused(refusal.kind());
-            refusals.keep(&self.tenant, route, refusal.clone());
-        }
+            refusals.keep(&self.tenant, route, refusal.clone())
+        };
         if route == Route::Pooled {
-            self.turn_away(refusal);
+            self.turn_away(&refusal);
         }
     }
 
@@ -308,12 +341,14 @@ impl Pool {
             return state.is_wanted(); // those who wait may still be served by a connection that is open
         }
         let failed = state.take_waiters(|waiter| refusal.answers(waiter.until));
+        let wakers = state.take_wakers(|waker| refusal.answers(waker.until));
         let wanted = state.is_wanted();
         drop(state);
         let err = refusal.error();
         for waiter in failed {
             drop(waiter.turn.send(Err(err.clone())));
         }
+        fail_wakers(wakers, &err);
         wanted
     }
 
@@ -351,8 +386,12 @@ impl Pool {
             return;
         }
         state.retired = true;
+        let news = state.news_of_reuse(); // no sweep comes here any more
         let idle = state.take_idle(|_| true);
         drop(state);
+        if news > 0 {
+            self.shared.stats.busiest.add(&self.tenant, f64::from(news));
+        }
         idle.into_iter().for_each(Connection::close);
     }
 
@@ -368,6 +407,22 @@ impl Pool {
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
+    }
+}
+
+/// Tells those who want the database awake that it is, by the connection that `watch` is of.
+fn answer(wakers: Vec<Waker>, watch: &Watch) {
+    for waker in wakers {
+        if let Some(at) = waker.hinted {
+            watch.mark_hinted(at); // who uses it proves that the hint was right
+        }
+        drop(waker.done.send(Ok(())));
+    }
+}
+
+fn fail_wakers(wakers: Vec<Waker>, err: &Error) {
+    for waker in wakers {
+        drop(waker.done.send(Err(err.clone())));
     }
 }
 

@@ -7,6 +7,7 @@ use tracing::Instrument;
 
 use crate::{
     builder::RouterBuilder,
+    catalog::{Memo, Recalled},
     client::TenantClient,
     direct::DirectClient,
     error::{Error, ErrorKind, Stage},
@@ -90,7 +91,7 @@ impl TenantRouter {
     /// goes on for whoever comes next.
     pub async fn get<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> Result<TenantClient, Error> {
         self.inner
-            .get(tenant.as_ref(), Reason::Request, None)
+            .get(tenant.as_ref(), None)
             .await
             .map(TenantClient::new)
     }
@@ -107,14 +108,14 @@ impl TenantRouter {
     /// Dropping the future closes what was opened; a look-up, a creation or a wake under way goes on.
     pub async fn direct<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> Result<DirectClient, Error> {
         let Inner { pools, shared, .. } = &*self.inner;
-        if shared.life.is_shut() {
-            return Err(Error::closed());
-        }
         let tenant = TenantId::parse(tenant.as_ref())?;
         let patience = shared.config.get_timeout;
         let until = Instant::now() + patience;
-        let span = tracing::debug_span!("direct", tenant = tenant.as_str());
+        let span = trail::direct(tenant.as_str());
         let open = async {
+            if shared.life.is_shut() {
+                return Err(Error::closed());
+            }
             let place = self.inner.enter(&tenant)?;
             let pool = match pools.find(tenant.as_str()) {
                 Some(pool) => pool,
@@ -127,9 +128,15 @@ impl TenantRouter {
         let opened = tokio::select! {
             biased;
             () = shared.life.ended() => Err(Error::closed()),
-            opened = open.instrument(span) => opened,
+            opened = open.instrument(span.clone()) => opened,
         };
-        opened.map_err(|err| err.with_tenant(&tenant))
+        let opened = opened.map_err(|err| err.with_tenant(&tenant));
+        trail::end_direct(&span, opened.as_ref().err());
+        if let Err(err) = &opened {
+            shared.stats.broke(err);
+            self.inner.note_failing(err);
+        }
+        opened
     }
 
     /// Forgets where `tenant` lives and what was refused of it, and closes its idle connections; says whether anything
@@ -155,11 +162,10 @@ impl Inner {
     pub(crate) async fn get(
         &self,
         tenant: &str,
-        reason: Reason,
         patience: Option<Duration>,
     ) -> Result<Lease, Error> {
         if self.shared.life.is_shut() {
-            return Err(Error::closed());
+            return Err(self.turn_away(tenant, Reason::Request));
         }
         match self.pools.get_now(tenant) {
             Ok(lease) => {
@@ -167,48 +173,72 @@ impl Inner {
                 Ok(lease)
             }
             // In a box, so that who need not wait does not carry all that it takes to wait.
-            Err(pool) => Box::pin(self.get_later(tenant, pool, reason, patience)).await,
+            Err(pool) => {
+                let lease = Box::pin(self.wait(tenant, pool, Reason::Request, patience)).await?;
+                Ok(lease.expect("whoever asks for a connection is served with one"))
+            }
         }
     }
 
-    /// The same, for whom no connection is at hand; in `pool`, if the tenant has one.
-    pub(crate) async fn get_later(
+    /// Returns when the database of `tenant` is awake.
+    pub(crate) async fn wake(&self, tenant: &str) -> Result<(), Error> {
+        if self.shared.life.is_shut() {
+            return Err(self.turn_away(tenant, Reason::Warm));
+        }
+        let pool = self.pools.find(tenant);
+        self.wait(tenant, pool, Reason::Warm, None).await.map(drop)
+    }
+
+    /// The error for a call that comes when the router ends or has ended.
+    fn turn_away(&self, tenant: &str, reason: Reason) -> Error {
+        let err = Error::closed();
+        trail::end(&trail::span(tenant, reason), Err(&err));
+        self.shared.stats.failed(&err);
+        err
+    }
+
+    /// Waits for a connection, or, for another reason, until the database is awake; in `pool`, if the tenant has one.
+    async fn wait(
         &self,
         tenant: &str,
         pool: Option<Arc<Pool>>,
         reason: Reason,
         patience: Option<Duration>,
-    ) -> Result<Lease, Error> {
+    ) -> Result<Option<Lease>, Error> {
         let Shared { life, stats, .. } = &*self.shared;
         let (span, began) = (trail::span(tenant, reason), Instant::now());
         let work = async {
             tokio::select! {
                 biased;
                 () = life.ended() => Err(Error::closed()),
-                result = self.get_slowly(tenant, pool, reason, patience) => result,
+                result = self.wait_in_line(tenant, pool, reason, patience) => result,
             }
         };
         let result = work.instrument(span.clone()).await;
         trail::end(&span, result.as_ref().map(|(_, path)| *path));
         match result {
             Ok((lease, path)) => {
-                stats.got(lease.tenant(), path, began.elapsed());
+                stats.got(path, began.elapsed());
+                if let Some(lease) = &lease {
+                    stats.busiest.add(lease.tenant(), 1.0);
+                }
                 Ok(lease)
             }
             Err(err) => {
                 stats.failed(&err);
+                self.note_failing(&err);
                 Err(err)
             }
         }
     }
 
-    async fn get_slowly(
+    async fn wait_in_line(
         &self,
         raw: &str,
         pool: Option<Arc<Pool>>,
         reason: Reason,
         patience: Option<Duration>,
-    ) -> Result<(Lease, Path), Error> {
+    ) -> Result<(Option<Lease>, Path), Error> {
         let tenant = TenantId::parse(raw)?;
         let place = self.enter(&tenant)?;
         let stats = &self.shared.stats;
@@ -222,7 +252,13 @@ impl Inner {
                 },
                 None => trail::timed(stats, self.fly(&tenant, patience), flown).await?,
             };
-            let (lease, slept) = trail::timed(stats, pool.get(until, reason), waited).await?;
+            let (lease, slept) = if reason == Reason::Request {
+                let (lease, slept) = trail::timed(stats, pool.get(until), waited).await?;
+                (Some(lease), slept)
+            } else {
+                let wake = pool.wake(until, reason, None);
+                (None, trail::timed(stats, wake, woken).await?)
+            };
             let path = match (created, slept) {
                 (true, _) => Path::Provisioned,
                 (false, true) => Path::Cold,
@@ -235,6 +271,19 @@ impl Inner {
             place.leave_served();
         }
         served.map_err(|err: Error| err.with_tenant(&tenant))
+    }
+
+    /// Takes note that a call has failed of a tenant that has a database. Other ids come from outside: whoever makes them up must
+    /// not fill the list of those who fail.
+    fn note_failing(&self, err: &Error) {
+        let Some(tenant) = err.tenant() else {
+            return;
+        };
+        let memo = self.shared.source.catalog().map(|catalog| &catalog.memo);
+        let is_known = |memo: &Memo| matches!(memo.recall(tenant), Some(Recalled::Known(_)));
+        if memo.is_some_and(is_known) || self.pools.alive(tenant.as_str()).is_some() {
+            self.shared.stats.failing.add(tenant, 1.0);
+        }
     }
 
     /// A place among the callers who wait.
@@ -338,6 +387,15 @@ fn waited(result: Result<&(Lease, bool), Option<Stage>>) -> Stage {
         Ok((_, true)) => Stage::Wake,
         Ok((_, false)) => Stage::Checkout,
         Err(stage) => stage.unwrap_or(Stage::Checkout),
+    }
+}
+
+/// For which stage a caller has waited who wants the database awake.
+fn woken(result: Result<&bool, Option<Stage>>) -> Stage {
+    match result {
+        Ok(true) => Stage::Wake,
+        Ok(false) => Stage::Checkout,
+        Err(stage) => stage.unwrap_or(Stage::Wake),
     }
 }
 

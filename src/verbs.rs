@@ -6,7 +6,6 @@ use crate::{
     error::Error,
     handle::TenantHandle,
     router::{Inner, TenantRouter},
-    stats::Reason,
     transaction::{Access, Transaction, TransactionOptions, Tx},
 };
 
@@ -157,7 +156,7 @@ impl Inner {
         loop {
             let patience = Some(transaction.remaining());
             let lease = match whom {
-                Whom::Id(tenant) => self.get(tenant, Reason::Request, patience).await,
+                Whom::Id(tenant) => self.get(tenant, patience).await,
                 Whom::Handle(handle) => handle.lease(patience).await,
             };
             let lease = lease.map_err(|err| transaction.explain(err))?;

@@ -23,8 +23,7 @@ impl TenantRouter {
         let (inner, tenant) = (Arc::clone(&self.inner), tenant.as_ref().to_owned());
         let runtime = self.inner.shared.runtime.clone();
         Warm {
-            task: runtime
-                .spawn(async move { inner.get(&tenant, Reason::Warm, None).await.map(drop) }),
+            task: runtime.spawn(async move { inner.wake(&tenant).await }),
         }
     }
 
@@ -88,9 +87,8 @@ impl Inner {
             let Some(pool) = pool.filter(|pool| !pool.is_up_or_waking()) else {
                 return Ok(false);
             };
-            let (lease, _) = pool.get(at + config.get_timeout, Reason::Hint).await?;
-            lease.connection().watch.mark_hinted(at);
-            Ok(true)
+            let until = at + config.get_timeout;
+            pool.wake(until, Reason::Hint, Some(at)).await
         };
         tokio::select! {
             biased;

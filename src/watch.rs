@@ -55,8 +55,8 @@ pub(crate) struct Watch {
     leases: AtomicU64,
     /// The last loan on which somebody asked for its query to be cancelled; 0 for none.
     cancelled: AtomicU64,
-    /// The loan on which a hint had it, if a hint opened it; 0 otherwise.
-    hinted: AtomicU64,
+    /// Whether a hint opened it, and nobody has used it yet.
+    hinted: AtomicBool,
     opened: Instant,
     /// Milliseconds from `opened` to the last bytes that came from the server.
     heard: AtomicU64,
@@ -106,7 +106,7 @@ impl Watch {
             settled: AtomicU64::new(0),
             leases: AtomicU64::new(0),
             cancelled: AtomicU64::new(0),
-            hinted: AtomicU64::new(0),
+            hinted: AtomicBool::new(false),
             opened: Instant::now(),
             heard: AtomicU64::new(0),
             served: AtomicBool::new(false),
@@ -293,17 +293,16 @@ impl Watch {
         held.map(|held| (held, self.in_transaction()))
     }
 
-    /// Notes that the present loan is a hint's, followed at `at`.
+    /// Notes that a hint opened it, which was followed at `at`.
     pub(crate) fn mark_hinted(&self, at: Instant) {
         let _ = self.hinted_at.set(at);
-        self.hinted.store(self.loan(), Relaxed);
+        self.hinted.store(true, Relaxed);
     }
 
-    /// When the hint was followed that opened it, if somebody else has used it since. Says so once.
+    /// When the hint was followed that opened it, now that somebody has used it. Says so once.
     pub(crate) fn take_hint_used(&self) -> Option<Instant> {
-        let hinted = self.hinted.load(Relaxed);
-        let used = hinted != 0 && hinted != self.loan() && self.hinted.swap(0, Relaxed) != 0;
-        used.then(|| self.hinted_at.get().copied()).flatten()
+        let hinted = self.hinted.load(Relaxed) && self.hinted.swap(false, Relaxed);
+        hinted.then(|| self.hinted_at.get().copied()).flatten()
     }
 
     /// Notes that the query on `loan` is about to be cancelled; says whether it is still that loan's turn. Ordered

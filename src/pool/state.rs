@@ -37,6 +37,8 @@ pub(crate) struct State {
     idle: Vec<Connection>,
     /// First come, first served. Empty while anything is idle.
     waiters: VecDeque<Waiter>,
+    /// Who only wants the database awake, and no connection.
+    wakers: Vec<Waker>,
     /// Length of the queue at which it is looked through for waiters who left.
     look_through_at: usize,
     /// Attempts under way.
@@ -45,8 +47,6 @@ pub(crate) struct State {
     pub(crate) logging_in: usize,
     /// Connections that will probably be free in a moment: what their last user left is about to end.
     pub(crate) settling: usize,
-    /// Connections on loan to those who only wanted the database awake, and give them back at once.
-    pub(crate) passing: usize,
     /// Connections whose tasks have not ended, idle or not.
     pub(crate) open: Vec<Arc<Watch>>,
     /// Whether a connection was lost, so that the compute may be asleep.
@@ -86,10 +86,19 @@ pub(crate) struct Wake {
     pub(crate) failure: Option<ErrorKind>,
 }
 
+/// Somebody who wants the database awake.
+pub(crate) struct Waker {
+    pub(crate) done: oneshot::Sender<Result<(), Error>>,
+    pub(crate) reason: Reason,
+    /// When its own time is over.
+    pub(crate) until: Instant,
+    /// When the hint was followed, if it is one.
+    pub(crate) hinted: Option<Instant>,
+}
+
 /// A caller in the queue.
 pub(crate) struct Waiter {
     pub(crate) turn: oneshot::Sender<Result<Lease, Error>>,
-    pub(crate) reason: Reason,
     /// When its own time is over.
     pub(crate) until: Instant,
 }
@@ -102,11 +111,11 @@ impl State {
             fresh: false,
             idle: Vec::new(),
             waiters: VecDeque::new(),
+            wakers: Vec::new(),
             look_through_at: SHORT_QUEUE,
             dialing: 0,
             logging_in: 0,
             settling: 0,
-            passing: 0,
             open: Vec::new(),
             lost: false,
             early_ends: 0,
@@ -195,13 +204,13 @@ impl State {
             return (0, Reason::Request); // before the queue is looked through, which may be long
         }
         self.waiters.retain(|waiter| !waiter.turn.is_closed());
-        let coming = self.dialing + self.settling + self.passing;
-        let keep = self.waiters.iter().filter(|it| it.reason.keeps()).count();
-        // Those who give it back at once share one, which goes from hand to hand.
-        let pass = keep < self.waiters.len() && self.dialing + self.passing == 0;
-        let due = (keep + usize::from(pass)).saturating_sub(coming).min(room);
-        let reason = self.waiters.front().map(|waiter| waiter.reason);
-        (due, reason.unwrap_or(Reason::Request))
+        self.wakers.retain(|waker| !waker.done.is_closed());
+        let coming = self.dialing + self.settling;
+        let wakes = coming == 0 && !self.wakers.is_empty();
+        let due = self.waiters.len().max(usize::from(wakes));
+        let due = due.saturating_sub(coming).min(room);
+        let first = self.wakers.first().filter(|_| self.waiters.is_empty());
+        (due, first.map_or(Reason::Request, |it| it.reason))
     }
 
     pub(crate) fn enqueue(&mut self, waiter: Waiter) {
@@ -211,6 +220,17 @@ impl State {
             self.look_through_at = (2 * self.waiters.len()).max(SHORT_QUEUE);
         }
         self.waiters.push_back(waiter);
+    }
+
+    /// To be answered when a login has succeeded: sooner than whoever wants a connection.
+    pub(crate) fn await_wake(&mut self, waker: Waker) {
+        self.wakers.retain(|waker| !waker.done.is_closed());
+        self.wakers.push(waker);
+    }
+
+    /// Takes those out who only want the database awake, and for whom `is_one` holds.
+    pub(crate) fn take_wakers(&mut self, is_one: impl Fn(&Waker) -> bool) -> Vec<Waker> {
+        self.wakers.extract_if(.., |it| is_one(it)).collect()
     }
 
     /// The longest waiter who is still there.
@@ -229,6 +249,7 @@ impl State {
     /// Whether anybody waits.
     pub(crate) fn is_wanted(&self) -> bool {
         self.waiters.iter().any(|waiter| !waiter.turn.is_closed())
+            || self.wakers.iter().any(|waker| !waker.done.is_closed())
     }
 
     /// An idle connection for a caller who need not wait.
@@ -271,7 +292,7 @@ impl State {
 
     /// How many callers wait, some of whom may have left.
     pub(crate) fn waiting(&self) -> usize {
-        self.waiters.len()
+        self.waiters.len() + self.wakers.len()
     }
 
     /// The connection that would be handed out next.
@@ -321,6 +342,7 @@ impl State {
             self.open.shrink_to_fit();
             self.idle.shrink_to_fit();
             self.waiters.shrink_to_fit();
+            self.wakers.shrink_to_fit();
         }
     }
 

@@ -72,10 +72,13 @@ impl Call {
     /// Whether it ever comes to `place`.
     pub(crate) fn comes_to(self, place: Place) -> bool {
         match place {
-            // In the queue that one would be no other case.
-            Place::At(Step::Lookup | Step::Create) | Place::Queue => self != Self::DirectAwake,
+            Place::At(Step::Lookup | Step::Create) => self != Self::DirectAwake,
+            // In the queue that one would be no other case; and who wants the database awake takes no connection.
+            Place::Queue => !matches!(self, Self::Warm | Self::DirectAwake),
             Place::At(Step::Open | Step::Login) => true,
-            Place::At(Step::Verify) => !matches!(self, Self::Direct | Self::DirectAwake),
+            Place::At(Step::Verify) => {
+                !matches!(self, Self::Warm | Self::Direct | Self::DirectAwake)
+            }
             Place::At(Step::Query) => self != Self::Warm,
             Place::At(Step::Begin | Step::Commit | Step::Rollback) => self.is_in_transaction(),
         }

@@ -1,9 +1,9 @@
-//! Traces to OpenTelemetry: two calls of a sleeping tenant and one of an awake one, as spans at a collector.
+//! Traces to OpenTelemetry: calls of a tenant that is created, one that is awake and one that sleeps, as spans at a collector.
 //!
 //! `tests/with-postgres cargo run --example opentelemetry` brings a small collector of its own, which prints what arrives.
 //! With `OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318` the spans go to yours, by OTLP over HTTP.
 
-use std::{env, time::Duration};
+use std::{env, sync::Mutex, time::Duration};
 
 use axum::{Json, Router, routing::post};
 use opentelemetry::trace::TracerProvider;
@@ -15,11 +15,15 @@ use tokio::net::TcpListener;
 use tracing::{Instrument, info_span};
 use tracing_subscriber::{EnvFilter, prelude::*};
 
+/// What the collector has seen of the calls: how each came to its connection.
+static ARRIVED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
-    let collector = match env::var("OTEL_EXPORTER_OTLP_ENDPOINT") {
-        Ok(yours) => yours,
-        Err(_) => collect().await?,
+    let yours = env::var("OTEL_EXPORTER_OTLP_ENDPOINT").ok();
+    let collector = match &yours {
+        Some(yours) => yours.clone(),
+        None => collect().await?,
     };
     let provider = export_to(&collector)?;
 
@@ -44,6 +48,10 @@ async fn main() -> Result<(), BoxError> {
     }
     router.close().await;
     tokio::task::spawn_blocking(move || provider.shutdown()).await??; // what is left is sent
+    let arrived = ARRIVED.lock().map_err(|err| err.to_string())?;
+    if yours.is_none() && *arrived != ["provisioned", "warm", "cold"] {
+        return Err(format!("not what should have arrived: {arrived:?}").into());
+    }
     Ok(())
 }
 
@@ -103,6 +111,10 @@ async fn print(Json(traces): Json<Value>) -> Json<Value> {
             Some(format!("{name}={}", it["value"]["stringValue"].as_str()?))
         });
         let fields: Vec<_> = fields.collect();
+        let outcomes = fields.iter().filter_map(|it| it.strip_prefix("outcome="));
+        if let Ok(mut arrived) = ARRIVED.lock() {
+            arrived.extend(outcomes.map(str::to_owned));
+        }
         let name = span["name"].as_str().unwrap_or_default();
         println!(
             "{began:>10.1?} {took:>10.1?}  {name:<9} {}",

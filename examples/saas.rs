@@ -31,26 +31,58 @@ use tenantry::{
     emulator::Emulator,
     records::{Memory, Postgres},
 };
-use tokio::net::TcpListener;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    time::sleep,
+};
 
 /// Longest note, in bytes.
 const LONGEST_NOTE: usize = 10_000;
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
-    tracing_subscriber::fmt().init();
-    let metrics = PrometheusBuilder::new().install_recorder()?; // before the router, which keeps its handles
+    tracing_subscriber::fmt::init(); // more of it with RUST_LOG=tenantry=debug
+    let metrics = metrics().install_recorder()?; // before the router, which keeps its handles
+    let upkeep = metrics.clone();
+    tokio::spawn(async move {
+        loop {
+            sleep(Duration::from_secs(5)).await;
+            upkeep.run_upkeep(); // or what was recorded piles up between two scrapes
+        }
+    });
     let (router, _emulator) = router().await?;
     let address = env::var("LISTEN").unwrap_or_else(|_| "127.0.0.1:3000".into());
     let listener = TcpListener::bind(&address).await?;
     println!("listening on http://{address}");
     axum::serve(listener, app(&router, metrics))
-        .with_graceful_shutdown(async {
-            let _ = tokio::signal::ctrl_c().await;
-        })
+        .with_graceful_shutdown(stopped())
         .await?;
     router.close_within(Duration::from_secs(10)).await; // requests are done; say goodbye to the databases
     Ok(())
+}
+
+/// Returns when the process is told to stop: by whoever runs it, or by Ctrl-C.
+async fn stopped() {
+    let terminated = async {
+        match signal(SignalKind::terminate()) {
+            Ok(mut terminate) => terminate.recv().await,
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        _ = terminated => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+}
+
+/// Metrics for Prometheus, with histograms that can be added up over replicas.
+pub(crate) fn metrics() -> PrometheusBuilder {
+    let seconds = [
+        0.001, 0.005, 0.02, 0.05, 0.1, 0.3, 0.5, 1.0, 2.0, 5.0, 20.0, 60.0,
+    ];
+    let builder = PrometheusBuilder::new();
+    builder.set_buckets(&seconds).expect("there are some")
 }
 
 /// The router: on Neon if there is a key, else on an emulator, which lives as long as what is returned.
@@ -126,7 +158,7 @@ pub(crate) fn app(router: &TenantRouter, metrics: PrometheusHandle) -> Router {
         .route("/status/{tenant}", get(explain))
         .route("/metrics", get(scrape))
         .route("/ready", get(ready))
-        .layer(WarmLayer::new(router.clone(), identify.clone()))
+        .route_layer(WarmLayer::new(router.clone(), identify.clone())) // not for what no route matches
         .with_state(App {
             tenants: Tenants::new(router.clone(), identify),
             metrics,
@@ -194,7 +226,7 @@ impl IntoResponse for Failed {
     fn into_response(self) -> Response {
         match self {
             Self::Length => (
-                StatusCode::PAYLOAD_TOO_LARGE,
+                StatusCode::UNPROCESSABLE_ENTITY,
                 format!("a note has 1 to {LONGEST_NOTE} bytes"),
             )
                 .into_response(),

@@ -212,7 +212,6 @@ impl RouterBuilder {
         self
     }
 
-    /// All of them, to be written at once.
     /// What the router is called in its metrics (`db.client.connection.pool.name`). Defaults to `tenantry`; routers of one
     /// process that each have metrics need names of their own.
     pub fn name(mut self, name: &str) -> Self {
@@ -222,6 +221,7 @@ impl RouterBuilder {
 
     /// How many tenants the metrics show by name: those that ask most often, and those whose calls fail most often. Defaults
     /// to 0, because each name that a metrics server has ever seen costs it memory; at most so many more are shown per day.
+    /// 100 at most.
     /// Nothing without the feature `metrics`; [`busiest`](TenantRouter::busiest) and [`failing`](TenantRouter::failing)
     /// say it in any case.
     pub fn tenants_in_metrics(mut self, count: usize) -> Self {
@@ -229,6 +229,7 @@ impl RouterBuilder {
         self
     }
 
+    /// All of them, to be written at once.
     pub(crate) fn config_mut(&mut self) -> &mut Config {
         &mut self.config
     }

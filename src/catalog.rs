@@ -13,14 +13,14 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-pub(crate) use memo::{Moment, Recalled};
+pub(crate) use memo::{Memo, Moment, Recalled};
 
 use crate::{
     breaker::{Breaker, Pass, Shut},
     config::Config,
     error::{BoxError, Error, ErrorKind},
     lookup::Answer,
-    meters,
+    meters::CatalogMeters,
     record::{Changes, Lease, Leased, Record, Then},
     records::{AnyRecords, Defect},
     stats::{CatalogStats, count},
@@ -28,7 +28,6 @@ use crate::{
 };
 
 use due::Due;
-use memo::Memo;
 
 /// How many look-ups may wait for the catalog at the same time. Beyond it they would only grow a queue.
 const MOST_WAITING: usize = 1000;
@@ -46,6 +45,7 @@ pub(crate) struct Catalog {
     pub(crate) due: Due,
     waiting: Semaphore,
     pub(crate) stats: CatalogStats,
+    meters: CatalogMeters,
 }
 
 impl Catalog {
@@ -59,6 +59,7 @@ impl Catalog {
             due: Due::default(),
             waiting: Semaphore::new(MOST_WAITING),
             stats: CatalogStats::default(),
+            meters: CatalogMeters::new(&["find", "lease", "write", "release", "list", "changes"]),
         }
     }
 
@@ -150,7 +151,7 @@ impl Catalog {
         let answer = timeout(self.limit, ask(&*self.records)).await;
         let is_up =
             matches!(&answer, Ok(Ok(_))) || matches!(&answer, Ok(Err(err)) if err.is::<Defect>());
-        meters::catalog_answered(operation, is_up, began.elapsed());
+        self.meters.answered(operation, is_up, began.elapsed());
         match answer {
             Ok(Ok(answer)) => {
                 pass.succeeded();

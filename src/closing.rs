@@ -34,7 +34,7 @@ impl TenantRouter {
     }
 
     /// Ends the router gently: later calls answer `ErrorKind::Closed` at once, those that wait already are still served,
-    /// and connections in use stay until they are given back. What is left when `patience` is over ends as by
+    /// the fleet's calls under way end, and connections in use stay until they are given back. What is left when `patience` is over ends as by
     /// [`close`](Self::close), without further waiting. Says whether nothing was left: `false` if anybody was
     /// turned away who had waited, or still has a connection.
     ///
@@ -50,7 +50,12 @@ impl TenantRouter {
         let until = Instant::now() + patience.min(LONGEST);
         shared.life.shut();
         pools.evict_all(); // who waits for one of their connections still gets it
-        let served = timeout_at(until, shared.waiting.emptied()).await.is_ok();
+        shared.jobs.close();
+        let done = async {
+            shared.waiting.emptied().await;
+            shared.jobs.wait().await;
+        };
+        let served = timeout_at(until, done).await.is_ok();
         self.inner.end(until).await && served
     }
 }
@@ -61,13 +66,18 @@ impl Inner {
         let Self { pools, shared, .. } = self;
         shared.life.finish();
         pools.evict_all();
+        shared.jobs.close();
         shared.connections.close();
         shared.attempts.close();
         let all = async {
+            shared.jobs.wait().await;
             shared.attempts.wait().await;
             shared.connections.wait().await;
             shared.dialer.budget.emptied().await;
         };
-        timeout_at(until, all).await.is_ok()
+        let ended = timeout_at(until, all).await.is_ok();
+        #[cfg(feature = "metrics")]
+        self.record(); // nobody does so any more
+        ended
     }
 }

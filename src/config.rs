@@ -9,6 +9,9 @@ use crate::resolve::{AnyResolve, SystemResolver};
 /// One in so many connections is kept for tenants that have none, unless set otherwise.
 const USUAL_RESERVE: usize = 10;
 
+/// Tenants that metrics may show by name.
+const MOST_NAMED: usize = 100;
+
 /// Every setting of a router. The builder writes it, [`Config::check`] judges it, nothing changes it later.
 #[derive(Clone)]
 pub(crate) struct Config {
@@ -90,6 +93,11 @@ impl Config {
         ];
         if let Some((name, _)) = counts.iter().find(|(_, count)| *count == 0) {
             return Err(InvalidConfig::new(format!("{name} must be more than zero")));
+        }
+        if self.tenants_in_metrics > MOST_NAMED {
+            return Err(InvalidConfig::new(format!(
+                "tenants_in_metrics must be at most {MOST_NAMED}"
+            )));
         }
         if self.wake_reserve() >= self.max_connections {
             return Err(InvalidConfig::new(

@@ -128,19 +128,19 @@ impl Dialer {
         deadline: Instant,
         permit: Permit,
     ) -> Result<Dialed, Error> {
-        let host = endpoint.host(route);
+        let (host, port) = (endpoint.host(route), endpoint.port);
         let seat = permit.seat();
         let attempt = async {
             let socket = self
-                .open(host, endpoint.port)
+                .open(host, port)
                 .await
                 .map_err(DialFailure::Unreachable)?;
             let stream = Stream::new(socket, Some(permit));
             self.log_in(endpoint, route, stream, seat).await
         };
         match timeout_at(deadline, attempt).await {
-            Ok(result) => result.map_err(|failure| verdict::on_connect(failure, host)),
-            Err(_) => Err(verdict::on_connect(DialFailure::Silent, host)),
+            Ok(result) => result.map_err(|failure| verdict::on_connect(failure, host, port)),
+            Err(_) => Err(verdict::on_connect(DialFailure::Silent, host, port)),
         }
     }
 

@@ -204,6 +204,40 @@ impl Error {
 }
 
 impl ErrorKind {
+    /// One of each code. A test counts them.
+    #[cfg_attr(not(feature = "metrics"), allow(dead_code, reason = "for metrics"))]
+    pub(crate) const ALL: &[Self] = &[
+        Self::ActiveComputeLimit,
+        Self::BadCredential,
+        Self::BadRecord,
+        Self::Catalog,
+        Self::Closed,
+        Self::CommitUnknown,
+        Self::Conflict,
+        Self::Connect,
+        Self::ControlPlane,
+        Self::Deleted,
+        Self::Disabled,
+        Self::EndpointNotFound,
+        Self::Held,
+        Self::Internal,
+        Self::InvalidTenant,
+        Self::Locked,
+        Self::Misconfigured,
+        Self::Misused,
+        Self::NotFound,
+        Self::Overloaded,
+        Self::Provisioning,
+        Self::Query,
+        Self::QuotaExhausted(ExhaustedQuota::Other),
+        Self::RateLimited,
+        Self::Refused,
+        Self::RolledBack,
+        Self::Timeout(Stage::Wake),
+        Self::UnknownTenant,
+        Self::Unreachable,
+    ];
+
     /// A name that stays the same in every version: for logs, alerts, metrics and clients.
     pub const fn code(self) -> &'static str {
         match self {

@@ -15,6 +15,7 @@ use crate::{
     lease::Fitness,
     pool::{Pool, State, Wake},
     router::{Inner, TenantRouter},
+    source::Source,
     stats::seconds,
     tenant::TenantId,
 };
@@ -55,7 +56,7 @@ pub enum NextGet {
     Verify,
     /// Open one more connection; the database is awake.
     Open,
-    /// Wait for one of the tenant's connections: all are in use, and there may be no more.
+    /// Wait for one of the tenant's connections: all are in use or being opened, and there may be no more.
     Wait,
     /// Wake the database: open the first connection.
     Wake,
@@ -143,7 +144,7 @@ pub struct PriorWake {
     /// How long it took.
     #[serde(rename = "took_seconds", serialize_with = "seconds")]
     pub took: Duration,
-    /// On whose account: `request`, `warm`, `hint` or `fleet`.
+    /// On whose account: `request`, `warm` or `hint`.
     pub reason: &'static str,
     /// The [code](crate::ErrorKind::code) of why it failed, if it has.
     pub failure: Option<&'static str>,
@@ -183,13 +184,18 @@ impl Inner {
         let state = pool.as_ref().map(|pool| pool.state());
         let until = Instant::now() + self.shared.config.get_timeout;
         let refused = refusal.as_ref().is_some_and(|it| it.answers(until));
+        let may_create = match &self.shared.source {
+            Source::Lookup(_) => false,
+            Source::Provisioning(provisioning) => provisioning.creates_on_access(),
+        };
         let next = if self.shared.life.is_shut() {
             NextGet::Closed
         } else {
             match (&pool, &state) {
                 (Some(pool), Some(state)) if !state.retired => next_of(pool, state, refused),
                 _ if flight.is_some() => NextGet::JoinLookUp,
-                _ if refused || matches!(catalog, Remembered::Denied(_)) => NextGet::Refuse,
+                _ if matches!(catalog, Remembered::Denied(_)) => NextGet::Refuse,
+                _ if catalog == Remembered::NoSuchTenant && !may_create => NextGet::Refuse,
                 _ => NextGet::LookUp,
             }
         };
@@ -240,12 +246,12 @@ fn next_of(pool: &Pool, state: &State, refused: bool) -> NextGet {
             Fitness::Tainted | Fitness::Closed => NextGet::Open,
         };
     }
-    let full = state.open.len() >= state.limit(&pool.shared.config);
+    let full = state.open.len() + state.dialing >= state.limit(&pool.shared.config);
     match (state.believes_asleep(), state.dialing) {
         _ if refused && state.open.is_empty() => NextGet::Refuse,
+        (true, 1..) => NextGet::JoinWake,
         _ if full => NextGet::Wait,
         (true, 0) => NextGet::Wake,
-        (true, _) => NextGet::JoinWake,
         (false, _) => NextGet::Open,
     }
 }

@@ -196,7 +196,7 @@ impl Fleet {
         &self,
         tenant: &T,
     ) -> Result<Option<Record>, Error> {
-        if self.inner.shared.life.is_over() {
+        if self.inner.shared.life.is_shut() {
             return Err(Error::closed());
         }
         let tenant = TenantId::parse(tenant.as_ref())?;
@@ -249,8 +249,11 @@ impl Job {
         let (inner, tenant) = (Arc::clone(&self.fleet.inner), self.tenant.clone());
         let progress = self.progress.clone();
         let work = work(self);
-        let runtime = inner.shared.runtime.clone();
-        let task = runtime.spawn(async move {
+        if inner.shared.life.is_shut() {
+            return Err(Error::closed());
+        }
+        let (jobs, runtime) = (inner.shared.jobs.clone(), inner.shared.runtime.clone());
+        let task = async move {
             let done = tokio::select! {
                 biased;
                 () = inner.shared.life.ended() => Err(Error::closed()),
@@ -259,7 +262,8 @@ impl Job {
                 }
             };
             done.map_err(|err| err.with_tenant(&tenant))
-        });
+        };
+        let task = jobs.spawn_on(task, &runtime);
         task.await.unwrap_or_else(|err| {
             Err(if err.is_panic() {
                 let message = "a task panicked: in the application's own code, or in tenantry, which would be a bug";

@@ -104,7 +104,7 @@ impl Follower {
         loop {
             let rest = match self.apply_changes(provisioning, &mut since).await {
                 Ok(()) => {
-                    *lock(&provisioning.catalog.stats.heard) = Some(Instant::now());
+                    *lock(&provisioning.catalog.stats.heard) = Instant::now();
                     self.news(provisioning).await
                 }
                 Err(err) => {

@@ -11,6 +11,6 @@ mod names;
 mod nothing;
 
 #[cfg(feature = "metrics")]
-pub(crate) use facade::{Meters, answered, catalog_answered, limited};
+pub(crate) use facade::{CatalogMeters, Meters, answered, limited};
 #[cfg(not(feature = "metrics"))]
-pub(crate) use nothing::{Meters, answered, catalog_answered, limited};
+pub(crate) use nothing::{CatalogMeters, Meters, answered, limited};

@@ -14,15 +14,16 @@ impl TenantRouter {
     }
 
     /// The tenants that asked for a connection most often lately, at most `most` of them, with how often they do so in a minute;
-    /// the busiest first. An idle connection that was handed out is counted by the next sweep, within 5 seconds.
+    /// the busiest first. Calls that got a connection are counted; of an idle one that was handed out, by the next sweep,
+    /// within 5 seconds.
     pub fn busiest(&self, most: usize) -> Vec<(TenantId, f64)> {
-        self.inner.shared.stats.busiest.most(most)
+        self.inner.shared.stats.busiest.rates().into_most(most)
     }
 
     /// The tenants whose calls failed most often lately, at most `most` of them, with how many do so in a minute; the worst
-    /// first. Without those whose ids are no tenant's.
+    /// first. Only of tenants that have a database: other ids come from outside, and whoever makes them up must not fill the list.
     pub fn failing(&self, most: usize) -> Vec<(TenantId, f64)> {
-        self.inner.shared.stats.failing.most(most)
+        self.inner.shared.stats.failing.rates().into_most(most)
     }
 }
 
@@ -105,30 +106,24 @@ mod recording {
     }
 
     impl Inner {
-        fn record(&self) {
+        pub(crate) fn record(&self) {
             let shared = &self.shared;
             shared.stats.meters.record(&self.status());
             let most = shared.config.tenants_in_metrics;
             if most == 0 {
                 return;
             }
-            let (busiest, failing) = (&shared.stats.busiest, &shared.stats.failing);
+            let (gets, errors) = (shared.stats.busiest.rates(), shared.stats.failing.rates());
             // In turns, so that neither list keeps out the other.
-            let by_calls = busiest
-                .most(most)
-                .into_iter()
-                .map(Some)
-                .chain(std::iter::repeat(None));
-            let by_errors = failing
-                .most(most)
-                .into_iter()
-                .map(Some)
-                .chain(std::iter::repeat(None));
+            let (by_gets, by_errors) = (gets.most(most), errors.most(most));
             let mut wanted = Vec::new();
-            for (one, other) in by_calls.zip(by_errors).take(most) {
-                for (tenant, _) in [one, other].into_iter().flatten() {
-                    if tenant.as_str() != OTHERS && !wanted.contains(&tenant) {
-                        wanted.push(tenant);
+            for place in 0..most {
+                for tenant in [by_gets.get(place), by_errors.get(place)]
+                    .into_iter()
+                    .flatten()
+                {
+                    if tenant.as_str() != OTHERS && !wanted.contains(tenant) {
+                        wanted.push(tenant.clone());
                     }
                 }
             }
@@ -137,16 +132,15 @@ mod recording {
             for tenant in &gone {
                 shared.stats.meters.tenant(tenant.as_str(), 0.0, 0.0);
             }
-            let mut rest = (busiest.total(), failing.total());
+            let (mut other_gets, mut other_errors) = (gets.total, errors.total);
             for tenant in now {
-                let (gets, errors) = (busiest.of(tenant), failing.of(tenant));
+                let (gets, errors) = (gets.of(tenant), errors.of(tenant));
                 shared.stats.meters.tenant(tenant.as_str(), gets, errors);
-                rest = (rest.0 - gets, rest.1 - errors);
+                other_gets -= gets;
+                other_errors -= errors;
             }
-            shared
-                .stats
-                .meters
-                .tenant(OTHERS, rest.0.max(0.0), rest.1.max(0.0));
+            let others = (other_gets.max(0.0), other_errors.max(0.0));
+            shared.stats.meters.tenant(OTHERS, others.0, others.1);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! An error as the answer to a request.
 //!
-//! The client hears what it can act on: a status, a stable code, when to come back. Which tenant it was, what the driver
-//! said and what the operator should change go to the log.
+//! The client hears what it can act on: a status, a stable code, when to come back. Which tenant it was and what the operator
+//! should change go to the log; what the application's own code or a row of its said does not.
 
 use std::error::Error as _;
 
@@ -16,7 +16,7 @@ use axum::{
 use serde_json::json;
 
 use crate::{
-    error::{Error, ErrorKind},
+    error::{Error, ErrorKind, Stage},
     tenant::TenantId,
 };
 
@@ -27,9 +27,9 @@ impl IntoResponse for Error {
         let status = status_of(self.kind());
         let code = self.kind().code();
         let tenant = self.tenant().map(TenantId::as_str);
-        let cause = causes(&self);
+        let (stage, cause) = (self.stage().map(Stage::code), cause(&self));
         if status.is_server_error() {
-            tracing::warn!(tenant, code, status = status.as_u16(), stage = ?self.stage(), err = %self, cause, "request failed");
+            tracing::warn!(tenant, code, status = status.as_u16(), stage, err = %self, cause, "request failed");
         } else {
             tracing::debug!(tenant, code, status = status.as_u16(), err = %self, cause, "request refused");
         }
@@ -50,7 +50,11 @@ impl IntoResponse for Error {
             CONTENT_TYPE,
             HeaderValue::from_static("application/problem+json"),
         );
-        if let Some(wait) = self.retry_after() {
+        // A tenant that was deleted looks like one that never was.
+        let wait = self
+            .retry_after()
+            .filter(|_| status != StatusCode::NOT_FOUND);
+        if let Some(wait) = wait {
             // Whole seconds, and never before it is worth while.
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
@@ -59,14 +63,10 @@ impl IntoResponse for Error {
     }
 }
 
-/// What the error comes from, as far as that is known, nearest first.
-fn causes(err: &Error) -> Option<String> {
-    let (mut causes, mut next) = (Vec::new(), err.source());
-    while let Some(cause) = next {
-        causes.push(cause.to_string());
-        next = cause.source();
-    }
-    (!causes.is_empty()).then(|| causes.join(": "))
+/// What the error comes from, if that is an error of ours. The words of others may quote a statement or a row.
+fn cause(err: &Error) -> Option<String> {
+    let cause = err.source()?.downcast_ref::<Error>()?;
+    Some(cause.to_string())
 }
 
 /// The status that says the same as `kind` to a client of the application.
@@ -107,54 +107,22 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::error::{ExhaustedQuota, Stage};
 
     const MANUAL: &str = include_str!("manual/errors.md");
 
     /// One of each kind. The test sees whether one is missing.
-    const ALL: &[ErrorKind] = &[
-        ErrorKind::ActiveComputeLimit,
-        ErrorKind::BadCredential,
-        ErrorKind::BadRecord,
-        ErrorKind::Catalog,
-        ErrorKind::Closed,
-        ErrorKind::CommitUnknown,
-        ErrorKind::Conflict,
-        ErrorKind::Connect,
-        ErrorKind::ControlPlane,
-        ErrorKind::Deleted,
-        ErrorKind::Disabled,
-        ErrorKind::EndpointNotFound,
-        ErrorKind::Held,
-        ErrorKind::Internal,
-        ErrorKind::InvalidTenant,
-        ErrorKind::Locked,
-        ErrorKind::Misconfigured,
-        ErrorKind::Misused,
-        ErrorKind::NotFound,
-        ErrorKind::Overloaded,
-        ErrorKind::Provisioning,
-        ErrorKind::Query,
-        ErrorKind::QuotaExhausted(ExhaustedQuota::Other),
-        ErrorKind::RateLimited,
-        ErrorKind::Refused,
-        ErrorKind::RolledBack,
-        ErrorKind::Timeout(Stage::Wake),
-        ErrorKind::UnknownTenant,
-        ErrorKind::Unreachable,
-    ];
 
     #[test]
     fn the_manual_has_each_kind_in_its_row_and_in_a_section() {
         // The compiler sees to it that `code` has them all, each on a line of its own.
         let upper = include_str!("error.rs").split("fn is_transient").next();
         let arms = upper.unwrap().matches("=> \"").count();
-        let codes: BTreeSet<_> = ALL.iter().map(|kind| kind.code()).collect();
+        let codes: BTreeSet<_> = ErrorKind::ALL.iter().map(|kind| kind.code()).collect();
         assert_eq!(codes.len(), arms, "one is missing in ALL");
         let sections = MANUAL.lines().filter_map(|line| line.strip_prefix("## "));
         assert_eq!(sections.collect::<BTreeSet<_>>(), codes);
 
-        for kind in ALL {
+        for kind in ErrorKind::ALL {
             let again = if kind.is_transient() { "yes" } else { "no" };
             let row = format!("| {again} | {} |", status_of(*kind).as_u16());
             let entry = format!("[`{0}`](#{0})", kind.code());

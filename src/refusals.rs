@@ -12,10 +12,13 @@ use crate::{
     endpoint::Route,
     error::{Error, ErrorKind},
     tenant::TenantId,
+    verdict::REPEATED,
 };
 
 /// How long a refusal is remembered that does not say itself when to come back.
 const BRIEFLY: Duration = Duration::from_secs(5);
+/// Shortest time for which one is.
+const SHORTEST: Duration = Duration::from_secs(1);
 /// Nothing is remembered for longer than this.
 const LONGEST: Duration = Duration::from_secs(120);
 
@@ -24,15 +27,34 @@ const LONGEST: Duration = Duration::from_secs(120);
 pub(crate) struct Refusal {
     error: Error,
     until: Instant,
+    /// When it was told for the first time: from then on Neon's proxy repeats it.
+    since: Instant,
+    /// Whether somebody has changed something that may have mended it: it is no answer any more.
+    mended: bool,
 }
 
 impl Refusal {
     pub(crate) fn new(error: Error) -> Self {
         let wait = error.retry_after().unwrap_or(BRIEFLY).min(LONGEST);
+        let now = Instant::now();
         Self {
             error,
-            until: Instant::now() + wait,
+            until: now + wait,
+            since: now,
+            mended: false,
         }
+    }
+
+    /// The same, told once more after something was mended. As long as the proxy may only be repeating what it said before, it
+    /// is remembered no longer than that.
+    fn after(mut self, earlier: &Self) -> Self {
+        let repeated = earlier.since + REPEATED;
+        let is_repeated = earlier.error.kind() == self.error.kind() && self.since < repeated;
+        if earlier.mended && is_repeated {
+            self.until = self.until.min(repeated.max(self.since + SHORTEST));
+            self.since = earlier.since;
+        }
+        self
     }
 
     pub(crate) fn until(&self) -> Instant {
@@ -78,21 +100,34 @@ impl Refusals {
         }
     }
 
-    /// Remembers `refusal`.
-    pub(crate) fn keep(&self, tenant: &TenantId, route: Route, refusal: Refusal) {
-        self.of(route).insert(tenant.clone(), refusal);
+    /// Remembers `refusal`; returns it as it is remembered.
+    pub(crate) fn keep(&self, tenant: &TenantId, route: Route, refusal: Refusal) -> Refusal {
+        let earlier = self.of(route).get(tenant);
+        let refusal = match &earlier {
+            Some(earlier) => refusal.after(earlier),
+            None => refusal,
+        };
+        self.of(route).insert(tenant.clone(), refusal.clone());
+        refusal
     }
 
     /// What holds now.
     pub(crate) fn get(&self, tenant: &TenantId, route: Route) -> Option<Refusal> {
         let refusal = self.of(route).get(tenant)?;
-        (Instant::now() < refusal.until).then_some(refusal)
+        (!refusal.mended && Instant::now() < refusal.until).then_some(refusal)
     }
 
     /// Forgets what is remembered of `tenant`: something was changed that may have mended it.
     pub(crate) fn clear(&self, tenant: &str) {
-        self.pooled.invalidate(tenant);
-        self.direct.invalidate(tenant);
+        let Ok(id) = TenantId::parse(tenant) else {
+            return;
+        };
+        for cache in [&self.pooled, &self.direct] {
+            if let Some(refusal) = cache.get(&id) {
+                let mended = true;
+                cache.insert(id.clone(), Refusal { mended, ..refusal });
+            }
+        }
     }
 
     /// Forgets what is remembered of `tenant` at one host: it has just been reached there.
@@ -153,5 +188,24 @@ mod tests {
         assert!(refusals.get(&acme, Route::Direct).is_some());
         refusals.clear("acme");
         assert!(refusals.get(&acme, Route::Direct).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_proxy_repeats_after_something_was_mended_is_remembered_as_long_as_that() {
+        let (refusals, acme) = (Refusals::new(10), TenantId::parse("acme").unwrap());
+        let quota = || refusal(ErrorKind::Disabled, 60 * SECOND);
+        let left = |kept: Refusal| kept.until().duration_since(Instant::now());
+        assert_eq!(
+            left(refusals.keep(&acme, Route::Pooled, quota())),
+            60 * SECOND
+        );
+        tokio::time::advance(20 * SECOND).await;
+        refusals.clear("acme");
+        let again = refusals.keep(&acme, Route::Pooled, quota());
+        assert_eq!(left(again), REPEATED.saturating_sub(20 * SECOND));
+        refusals.clear("acme");
+        tokio::time::advance(15 * SECOND).await;
+        let anew = refusals.keep(&acme, Route::Pooled, quota());
+        assert_eq!(left(anew), 60 * SECOND, "nobody repeats that any more");
     }
 }

@@ -30,6 +30,8 @@ pub(crate) struct Shared {
     pub(crate) runtime: Handle,
     /// The task of every open connection.
     pub(crate) connections: TaskTracker,
+    /// What the fleet is at.
+    pub(crate) jobs: TaskTracker,
     /// The task of every attempt to open one.
     pub(crate) attempts: TaskTracker,
 }
@@ -54,6 +56,7 @@ impl Shared {
             runtime,
             connections: TaskTracker::new(),
             attempts: TaskTracker::new(),
+            jobs: TaskTracker::new(),
             config,
         })
     }

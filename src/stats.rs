@@ -12,13 +12,7 @@ use std::{
 use serde::{Serialize, Serializer};
 use tokio::time::Instant;
 
-use crate::{
-    error::{Error, ErrorKind},
-    meters::Meters,
-    retry::lock,
-    tenant::TenantId,
-    top::Top,
-};
+use crate::{error::Error, meters::Meters, retry::lock, tenant::TenantId, top::Top};
 
 /// On whose account a database is woken.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -36,14 +30,6 @@ pub(crate) enum Reason {
 impl Reason {
     #[cfg_attr(not(feature = "metrics"), allow(dead_code, reason = "for metrics"))]
     pub(crate) const ALL: [Self; 4] = [Self::Request, Self::Warm, Self::Hint, Self::Fleet];
-
-    /// Whether whoever gets a connection for it keeps it for a while, or only wanted the database awake.
-    pub(crate) const fn keeps(self) -> bool {
-        match self {
-            Self::Request | Self::Fleet => true,
-            Self::Warm | Self::Hint => false,
-        }
-    }
 
     /// As it is written in metrics, spans and explanations.
     pub(crate) const fn name(self) -> &'static str {
@@ -105,6 +91,7 @@ pub(crate) struct Counts {
     pub(crate) adopted: AtomicU64,
     pub(crate) moved: AtomicU64,
     pub(crate) dials: AtomicU64,
+    pub(crate) closed: AtomicU64,
     pub(crate) closed_by_peer: AtomicU64,
     pub(crate) discarded: AtomicU64,
     pub(crate) closed_idle: AtomicU64,
@@ -129,7 +116,7 @@ struct WakeCounters {
 }
 
 /// Counts of what a router has asked its catalog, and of what it did not have to.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct CatalogStats {
     pub(crate) calls: AtomicU64,
     pub(crate) failures: AtomicU64,
@@ -137,8 +124,22 @@ pub(crate) struct CatalogStats {
     pub(crate) hits: AtomicU64,
     pub(crate) stale: AtomicU64,
     pub(crate) changes: AtomicU64,
-    // When it last said what had changed. Held for a look.
-    pub(crate) heard: Mutex<Option<Instant>>,
+    // When it last said what had changed; at first, when anybody began to ask. Held for a look.
+    pub(crate) heard: Mutex<Instant>,
+}
+
+impl Default for CatalogStats {
+    fn default() -> Self {
+        Self {
+            calls: AtomicU64::default(),
+            failures: AtomicU64::default(),
+            outages: AtomicU64::default(),
+            hits: AtomicU64::default(),
+            stale: AtomicU64::default(),
+            changes: AtomicU64::default(),
+            heard: Mutex::new(Instant::now()),
+        }
+    }
 }
 
 impl CatalogStats {
@@ -150,8 +151,7 @@ impl CatalogStats {
         status.catalog_hits = self.hits.load(Relaxed);
         status.catalog_stale = self.stale.load(Relaxed);
         status.catalog_changes = self.changes.load(Relaxed);
-        let heard = *lock(&self.heard);
-        status.catalog_staleness = heard.map_or(Duration::ZERO, |at| at.elapsed());
+        status.catalog_staleness = lock(&self.heard).elapsed();
     }
 }
 
@@ -234,6 +234,8 @@ pub struct Status {
     pub wakes_by_fleet: WakeCount,
     /// Calls of `hint` that did nothing because the budget for needless wakes was used up.
     pub hints_ignored: u64,
+    /// Connections closed, for whatever reason.
+    pub closed: u64,
     /// Connections that the other side closed.
     pub closed_by_peer: u64,
     /// Connections closed because they came back with a query running or a transaction open.
@@ -262,8 +264,8 @@ pub struct Status {
     pub catalog_stale: u64,
     /// Changes, heard of from the catalog, that concerned a tenant known here.
     pub catalog_changes: u64,
-    /// Time since the catalog last said what had changed: what others did since then is not known here. Zero before the
-    /// first time.
+    /// Time since the catalog last said what had changed, or since the router was built: what others did since then is not
+    /// known here. Zero without a catalog of ours.
     #[serde(rename = "catalog_staleness_seconds", serialize_with = "seconds")]
     pub catalog_staleness: Duration,
 }
@@ -292,8 +294,7 @@ impl Stats {
     }
 
     /// A call of `get` has its connection, for which it waited.
-    pub(crate) fn got(&self, tenant: &TenantId, path: Path, waited: Duration) {
-        self.busiest.add(tenant, 1.0);
+    pub(crate) fn got(&self, path: Path, waited: Duration) {
         self.meters.waited(waited);
         match path {
             Path::Warm => {} // counted where it is free: by each pool
@@ -307,14 +308,11 @@ impl Stats {
     pub(crate) fn failed(&self, err: &Error) {
         count(&self.gets_failed);
         self.meters.failed(err.kind());
-        // Ids that are no tenant's come from outside: whoever makes them up must not fill the list.
-        let is_a_tenants = !matches!(
-            err.kind(),
-            ErrorKind::InvalidTenant | ErrorKind::UnknownTenant
-        );
-        if let Some(tenant) = err.tenant().filter(|_| is_a_tenants) {
-            self.failing.add(tenant, 1.0);
-        }
+    }
+
+    /// A call of another kind, or what came after its `get`, has ended in `err`.
+    pub(crate) fn broke(&self, err: &Error) {
+        self.meters.failed(err.kind());
     }
 
     /// A wake for `reason` begins.
@@ -358,6 +356,7 @@ impl Stats {
             wakes_by_hint: self.wakes_by_hint.snapshot(),
             wakes_by_fleet: self.wakes_by_fleet.snapshot(),
             hints_ignored: self.hints_ignored.load(Relaxed),
+            closed: self.closed.load(Relaxed),
             closed_by_peer: self.closed_by_peer.load(Relaxed),
             discarded: self.discarded.load(Relaxed),
             closed_for_others: self.closed_for_others.load(Relaxed),

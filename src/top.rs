@@ -6,7 +6,7 @@
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     hash::Hash,
-    sync::{Mutex, MutexGuard},
+    sync::Mutex,
     time::Duration,
 };
 
@@ -22,7 +22,7 @@ const ROOM: usize = 1000;
 const LEAST: f64 = 0.05;
 /// When there is no more room, those with less than this leave. Enough to have come twice lately.
 const ENOUGH: f64 = 1.5;
-/// Shortest time between two looks for room.
+/// Shortest time between two looks through all.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Time over which keys that are shown change at most once, all of them.
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -55,6 +55,9 @@ impl<K: Clone + Eq + Hash + Ord> Top<K> {
     /// Counts `times` for `key`.
     pub(crate) fn add(&self, key: &K, times: f64) {
         let mut counts = lock(&self.counts);
+        if counts.faded.elapsed() >= LOOK_AGAIN {
+            counts.fade(); // what is old, before what is new comes to it
+        }
         counts.total += times;
         if let Some(count) = counts.of.get_mut(key) {
             *count += times;
@@ -63,34 +66,52 @@ impl<K: Clone + Eq + Hash + Ord> Top<K> {
         }
     }
 
-    /// The `most` with the greatest counts, as they come in a minute, greatest first.
-    pub(crate) fn most(&self, most: usize) -> Vec<(K, f64)> {
-        let counts = self.faded();
-        let mut all: Vec<_> = counts.of.iter().map(|(key, count)| (key, *count)).collect();
+    /// What comes in a minute, now.
+    pub(crate) fn rates(&self) -> Rates<K> {
+        let mut counts = lock(&self.counts);
+        counts.fade();
+        Rates {
+            of: counts.of.clone(),
+            total: counts.total,
+        }
+    }
+}
+
+/// What comes in a minute, by key.
+pub(crate) struct Rates<K> {
+    of: HashMap<K, f64>,
+    /// From all, also those for whom there was no room.
+    pub(crate) total: f64,
+}
+
+impl<K: Clone + Eq + Hash + Ord> Rates<K> {
+    /// The `most` with the greatest counts, greatest first.
+    pub(crate) fn into_most(self, most: usize) -> Vec<(K, f64)> {
+        let mut all: Vec<_> = self.of.into_iter().collect();
         // A tie is no news, so it does not change who is named.
         all.sort_by(|(a, m), (b, n)| n.total_cmp(m).then_with(|| a.cmp(b)));
         all.truncate(most);
-        all.into_iter()
-            .map(|(key, count)| (key.clone(), count))
+        all
+    }
+}
+
+#[cfg_attr(not(feature = "metrics"), allow(dead_code, reason = "for metrics"))]
+impl<K: Clone + Eq + Hash + Ord> Rates<K> {
+    /// Who they are.
+    pub(crate) fn most(&self, most: usize) -> Vec<K> {
+        let all = Self {
+            of: self.of.clone(),
+            total: self.total,
+        };
+        all.into_most(most)
+            .into_iter()
+            .map(|(key, _)| key)
             .collect()
     }
 
-    /// How many come in a minute from `key`.
-    #[cfg_attr(not(feature = "metrics"), allow(dead_code, reason = "for metrics"))]
+    /// How many come from `key`.
     pub(crate) fn of(&self, key: &K) -> f64 {
-        self.faded().of.get(key).copied().unwrap_or_default()
-    }
-
-    /// How many come in a minute from all, also those for whom there was no room.
-    #[cfg_attr(not(feature = "metrics"), allow(dead_code, reason = "for metrics"))]
-    pub(crate) fn total(&self) -> f64 {
-        self.faded().total
-    }
-
-    fn faded(&self) -> MutexGuard<'_, Counts<K>> {
-        let mut counts = lock(&self.counts);
-        counts.fade();
-        counts
+        self.of.get(key).copied().unwrap_or_default()
     }
 }
 
@@ -182,17 +203,16 @@ mod tests {
             top.add(&"busy", 10.0);
             top.add(&"quiet", 1.0);
             advance(Duration::from_secs(1)).await;
-            top.most(1);
         }
-        let [(first, busy), (second, quiet)] = top.most(5)[..] else {
+        let [(first, busy), (second, quiet)] = top.rates().into_most(5)[..] else {
             panic!("two were counted");
         };
         assert_eq!((first, second), ("busy", "quiet"));
         assert!((570.0..630.0).contains(&busy), "{busy}");
         assert!((57.0..63.0).contains(&quiet), "{quiet}");
-        assert!((top.total() - busy - quiet).abs() < 1.0);
+        assert!((top.rates().total - busy - quiet).abs() < 1.0);
         advance(Duration::from_secs(600)).await;
-        assert_eq!(top.most(5), []);
+        assert_eq!(top.rates().into_most(5), []);
     }
 
     #[tokio::test(start_paused = true)]
@@ -205,9 +225,9 @@ mod tests {
             top.add(&"again".to_owned(), 1.0);
             advance(Duration::from_secs(1)).await;
         }
-        assert_eq!(top.most(1)[0].0, "again");
+        assert_eq!(top.rates().into_most(1)[0].0, "again");
         assert!(top.counts.lock().unwrap().of.len() <= ROOM);
-        assert!(top.total() > 4500.0, "and all are counted");
+        assert!(top.rates().total > 4500.0, "and all are counted");
     }
 
     #[tokio::test(start_paused = true)]

@@ -8,11 +8,13 @@ use tracing::{Span, field::Empty};
 use crate::{
     error::{Error, Stage},
     stats::{Path, Reason, Stats},
+    tenant::TenantId,
 };
 
-/// The span of a call that has to wait.
+/// The span of a call that has to wait. What is too long to be a tenant's id is not written.
 pub(crate) fn span(tenant: &str, reason: Reason) -> Span {
     let reason = reason.name();
+    let tenant = (tenant.len() <= TenantId::MAX_LEN).then_some(tenant);
     tracing::debug_span!("get", tenant, reason, outcome = Empty, stage = Empty)
 }
 
@@ -27,6 +29,21 @@ pub(crate) fn warm(tenant: &str) {
         outcome,
         stage = Empty
     ));
+}
+
+/// The span of a call for a connection past the pooler.
+pub(crate) fn direct(tenant: &str) -> Span {
+    tracing::debug_span!("direct", tenant, outcome = Empty, stage = Empty)
+}
+
+/// Writes into its `span` how that call ended.
+pub(crate) fn end_direct(span: &Span, err: Option<&Error>) {
+    match err {
+        None => {
+            span.record("outcome", "opened");
+        }
+        Some(err) => end(span, Err(err)),
+    }
 }
 
 /// The span of work that belongs to the tenant, and outlives the call that has begun it: a root, that points there.

@@ -110,8 +110,14 @@ impl<'a> Transaction<'a> {
         Fut: Future<Output = Result<T, E>> + Send,
         E: From<Error> + From<tokio_postgres::Error>,
     {
-        let tenant = lease.tenant().clone();
-        let ours = |err: Error| Some(Err(err.with_tenant(&tenant).into()));
+        let pool = Arc::clone(lease.pool());
+        let stats = &pool.shared.stats;
+        let ours = |err: Error| {
+            let err = err.with_tenant(&pool.tenant);
+            stats.broke(&err);
+            stats.failing.add(&pool.tenant, 1.0);
+            Some(Err(err.into()))
+        };
         let begun = self.begin(&lease).await;
         let watch = &lease.connection().watch;
         let (idles, ends) = (watch.idles(), watch.ends());
@@ -121,9 +127,12 @@ impl<'a> Transaction<'a> {
             End::Failed(err) => return ours(err),
             End::Refused(err) => return Some(Err(err.into())),
         }
-        let home = Arc::new(Mutex::new(None));
+        let (home, worked) = (Arc::new(Mutex::new(None)), Instant::now());
         let done = timeout_at(self.until, work(Tx::new(lease, &home))).await;
         let lease = lock(&home).take();
+        stats
+            .meters
+            .stage(Stage::Query, matches!(done, Ok(Ok(_))), worked.elapsed());
         let (done, lease) = match (done, lease) {
             (Ok(done), Some(lease)) => (done, lease),
             (Ok(_), None) => return ours(kept()),
@@ -131,7 +140,13 @@ impl<'a> Transaction<'a> {
         };
         let end = match done {
             _ if lease.connection().watch.idles() != idles => End::Failed(ended_inside()),
-            Ok(_) => self.commit(&lease, ends).await,
+            Ok(_) => {
+                let committing = Instant::now();
+                let end = self.commit(&lease, ends).await;
+                let ok = matches!(end, End::Committed);
+                stats.meters.stage(Stage::Commit, ok, committing.elapsed());
+                end
+            }
             Err(_) => self.undo(&lease, ends).await,
         };
         match end {

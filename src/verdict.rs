@@ -74,28 +74,46 @@ pub(crate) const fn next(kind: ErrorKind) -> Next {
 }
 
 /// The error that a failed connect is for its callers. Its kind says [what to do next](next).
-pub(crate) fn on_connect(failure: DialFailure, host: &str) -> Error {
+pub(crate) fn on_connect(failure: DialFailure, host: &str, port: u16) -> Error {
     match failure {
         DialFailure::Unreachable(err) => {
-            let message =
-                format!("cannot reach {host}; check the host in the catalog and the network");
+            let advice = if host.ends_with(EMULATORS) {
+                "it is an emulator's: give the router `.resolve(emulator.resolver())`"
+            } else {
+                "check host and port of the tenant's entry, and the network"
+            };
+            let message = format!("cannot reach {host}:{port}; {advice}");
             Error::new(ErrorKind::Unreachable, message).with_source(err)
         }
-        DialFailure::Silent => Error::new(ErrorKind::Connect, format!("no answer from {host}")),
+        DialFailure::Silent => {
+            Error::new(ErrorKind::Connect, format!("no answer from {host}:{port}"))
+        }
         DialFailure::Login(err) => on_login(err, host),
     }
 }
 
 fn on_login(err: tokio_postgres::Error, host: &str) -> Error {
+    let said = err.as_db_error().map(|db| short(db.message()));
     let (kind, advice, retry_after) = match err.as_db_error() {
         Some(db) => by_text(db.message())
             .or_else(|| by_sqlstate(db.code()))
             .unwrap_or(TRANSIENT),
         None => without_code(&err),
     };
-    Error::new(kind, format!("{host} did not take the login: {advice}"))
-        .with_retry_after(retry_after)
-        .with_source(err)
+    let said = said.filter(|_| kind == ErrorKind::Misconfigured);
+    let said = said.map(|it| format!(" ({it})")).unwrap_or_default();
+    Error::new(
+        kind,
+        format!("{host} did not take the login: {advice}{said}"),
+    )
+    .with_retry_after(retry_after)
+    .with_source(err)
+}
+
+/// What a server said, for a message of one line.
+fn short(said: &str) -> String {
+    let plain = said.chars().filter(|it| !it.is_control());
+    plain.take(LONGEST_WORDS).collect()
 }
 
 /// Kind, what to do, and when another attempt may help.
@@ -113,6 +131,10 @@ const fn quota(which: ExhaustedQuota, advice: &'static str) -> Row {
     later(ErrorKind::QuotaExhausted(which), advice, QUOTA_WAIT)
 }
 
+/// What the names of an emulator's hosts end in, which no other resolver knows.
+const EMULATORS: &str = ".neon.test";
+/// As much as is repeated of what a server said.
+const LONGEST_WORDS: usize = 200;
 /// How soon something that somebody must mend first is tried again, where no proxy repeats its answer.
 const MENDED: Duration = Duration::from_secs(5);
 /// How soon a used-up quota is asked about again.
@@ -126,7 +148,7 @@ const CONTROL_PLANE: Row = row(
 );
 const CREDENTIAL: Row = later(
     ErrorKind::BadCredential,
-    "check role and password in the catalog; Neon also says this of an endpoint or role that is gone",
+    "check role and password of the tenant's entry; Neon also says this of an endpoint or role that is gone",
     MENDED,
 );
 const COMPUTE_TIME: Row = quota(
@@ -170,7 +192,7 @@ const NETWORK: Row = later(
 );
 const SETTINGS: Row = later(
     ErrorKind::Misconfigured,
-    "the connection's settings are wrong; the source says which",
+    "the connection's settings are wrong: database, role, startup options or TLS",
     MENDED,
 );
 const CERTIFICATE: Row = later(

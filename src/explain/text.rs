@@ -52,7 +52,7 @@ impl fmt::Display for NextGet {
             Self::JoinWake => "waits for the wake under way",
             Self::LookUp => "looks the tenant up, creates it if that is allowed, and wakes it",
             Self::JoinLookUp => "waits for the look-up or creation under way",
-            Self::Refuse => "the error below, at once",
+            Self::Refuse => "an error that is remembered, at once",
             Self::Closed => "an error: the router is closed",
         })
     }

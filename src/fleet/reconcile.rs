@@ -91,6 +91,10 @@ impl Fleet {
     /// # Cancel safety
     /// May be dropped at any moment and run again; a deletion that was sent is not taken back.
     pub async fn reconcile(&self, how: &Reconcile) -> Result<Report, Error> {
+        if self.inner.shared.life.is_shut() {
+            return Err(Error::closed());
+        }
+        let _under_way = self.inner.shared.jobs.token();
         tokio::select! {
             biased;
             () = self.inner.shared.life.ended() => Err(Error::closed()),

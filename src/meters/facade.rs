@@ -1,6 +1,6 @@
 //! Handles to the metrics, taken once, and what writes to them.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use metrics::{
     Counter, Gauge, Histogram, Label, SharedString, counter, describe_counter, describe_gauge,
@@ -15,6 +15,8 @@ use crate::{
 
 /// What each metric of a router is labelled with, after OpenTelemetry's semantic conventions.
 const POOL_NAME: &str = "db.client.connection.pool.name";
+/// How something ended, by `usize::from(ok)`.
+const OUTCOMES: [&str; 2] = ["error", "ok"];
 /// What an error's code is labelled with, after the same.
 const ERROR_TYPE: &str = "error.type";
 
@@ -29,6 +31,9 @@ pub(crate) struct Meters {
     wait_time: Histogram,
     create_time: Histogram,
     timeouts: Counter,
+    /// By the error's code.
+    errors: HashMap<&'static str, Counter>,
+    refusals: HashMap<&'static str, Counter>,
 }
 
 impl Meters {
@@ -48,7 +53,7 @@ impl Meters {
                 .collect(),
             stages: Stage::ALL
                 .map(|stage| {
-                    ["error", "ok"].map(|outcome| {
+                    OUTCOMES.map(|outcome| {
                         let labels = [("stage", stage.code()), ("outcome", outcome)];
                         histogram!(names::STAGE, with(&labels))
                     })
@@ -60,6 +65,8 @@ impl Meters {
             wait_time: histogram!(names::WAIT_TIME, with(&[])),
             create_time: histogram!(names::CREATE_TIME, with(&[])),
             timeouts: counter!(names::TIMEOUTS, with(&[])),
+            errors: by_code(|labels| counter!(names::ERRORS, with(labels))),
+            refusals: by_code(|labels| counter!(names::REFUSALS, with(labels))),
             router,
         }
     }
@@ -103,13 +110,11 @@ impl Meters {
         self.create_time.record(took);
     }
 
-    /// A call of `get` has failed.
+    /// A call has failed.
     pub(crate) fn failed(&self, kind: ErrorKind) {
-        counter!(
-            names::ERRORS,
-            labelled(&self.router, &[(ERROR_TYPE, kind.code())])
-        )
-        .increment(1);
+        if let Some(counter) = self.errors.get(kind.code()) {
+            counter.increment(1);
+        }
         if matches!(kind, ErrorKind::Timeout(_)) {
             self.timeouts.increment(1);
         }
@@ -117,13 +122,49 @@ impl Meters {
 
     /// A database could not be had, which is remembered.
     pub(crate) fn refused(&self, kind: ErrorKind) {
-        counter!(
-            names::REFUSALS,
-            labelled(&self.router, &[(ERROR_TYPE, kind.code())])
-        )
-        .increment(1);
+        if let Some(counter) = self.refusals.get(kind.code()) {
+            counter.increment(1);
+        }
     }
 }
+
+/// The metrics of one catalog, at the recorder that was installed when the router was built.
+pub(crate) struct CatalogMeters {
+    /// By operation: failed, succeeded.
+    calls: HashMap<&'static str, [Histogram; 2]>,
+}
+
+impl CatalogMeters {
+    pub(crate) fn new(operations: &[&'static str]) -> Self {
+        let of = |operation: &&'static str| {
+            let calls = OUTCOMES.map(|outcome| {
+                histogram!(names::CATALOG, "operation" => *operation, "outcome" => outcome)
+            });
+            (*operation, calls)
+        };
+        Self {
+            calls: operations.iter().map(of).collect(),
+        }
+    }
+
+    /// A call has ended.
+    pub(crate) fn answered(&self, operation: &'static str, ok: bool, took: Duration) {
+        if let Some(calls) = self.calls.get(operation) {
+            calls[usize::from(ok)].record(took);
+        }
+    }
+}
+
+fn by_code(
+    counter: impl Fn(&[(&'static str, &'static str)]) -> Counter,
+) -> HashMap<&'static str, Counter> {
+    let codes = ErrorKind::ALL.iter().map(|kind| kind.code());
+    codes
+        .map(|code| (code, counter(&[(ERROR_TYPE, code)])))
+        .collect()
+}
+
+// Those of Neon's API are not a router's: a client may serve several, and is built before. They go to the recorder of the moment.
 
 /// A call of Neon's API has got an answer of that status, or none.
 pub(crate) fn answered(operation: &'static str, status: Option<u16>, took: Duration) {
@@ -135,12 +176,6 @@ pub(crate) fn answered(operation: &'static str, status: Option<u16>, took: Durat
 /// A call of Neon's API has waited for its turn.
 pub(crate) fn limited(took: Duration) {
     histogram!(names::LIMITER).record(took);
-}
-
-/// A call of the catalog has ended.
-pub(crate) fn catalog_answered(operation: &'static str, ok: bool, took: Duration) {
-    let outcome = if ok { "ok" } else { "error" };
-    histogram!(names::CATALOG, "operation" => operation, "outcome" => outcome).record(took);
 }
 
 fn labelled(router: &SharedString, labels: &[(&'static str, &'static str)]) -> Vec<Label> {

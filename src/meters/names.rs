@@ -236,6 +236,10 @@ pub(super) const COUNTERS: &[(&str, Labels, CountOf)] = &[
         &[("reason", "others")],
         |it| it.closed_for_others,
     ),
+    ("tenantry.connections.closed", &[("reason", "rest")], |it| {
+        let told = it.closed_by_peer + it.closed_idle + it.discarded + it.closed_for_others;
+        it.closed.saturating_sub(told)
+    }),
     ("tenantry.connections.held_too_long", &[], |it| {
         it.held_too_long
     }),

@@ -38,4 +38,14 @@ pub(crate) fn answered(_: &'static str, _: Option<u16>, _: Duration) {}
 
 pub(crate) fn limited(_: Duration) {}
 
-pub(crate) fn catalog_answered(_: &'static str, _: bool, _: Duration) {}
+#[derive(Debug)]
+pub(crate) struct CatalogMeters;
+
+impl CatalogMeters {
+    pub(crate) fn new(_: &[&'static str]) -> Self {
+        Self
+    }
+
+    #[expect(clippy::unused_self, reason = "the other one needs it")]
+    pub(crate) fn answered(&self, _: &'static str, _: bool, _: Duration) {}
+}

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::{Claim, Halt, Provisioning, identity, work::Work};
+use super::{Claim, Halt, Policy, Provisioning, identity, work::Work};
 use crate::{
     endpoint::Endpoint,
     error::{Error, ErrorKind, Stage},
@@ -41,6 +41,11 @@ enum Turn {
 }
 
 impl Provisioning {
+    /// Whether an access may create a database.
+    pub(crate) fn creates_on_access(&self) -> bool {
+        !matches!(self.settings.policy, Policy::Explicit)
+    }
+
     /// Creates, or finds again, the database of `tenant`, and publishes it.
     ///
     /// # Cancel safety

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_postgres::{Client, types::Type};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -92,6 +92,8 @@ impl Hook {
         stats: &Stats,
     ) -> Result<(), Error> {
         stats.wake_started(Reason::Fleet);
+        let (id, reason, began) = (tenant.as_str(), Reason::Fleet.name(), Instant::now());
+        tracing::debug!(tenant = id, reason, "wake");
         let waits = backoff(Duration::from_millis(100), Duration::from_secs(5));
         let dial = || async {
             let permit = dialer.permit(None, progress).await?;
@@ -104,7 +106,9 @@ impl Hook {
             ErrorKind::Timeout(_) => err, // which names the stage itself
             _ => err.with_stage(Stage::Provision),
         })?;
-        stats.wake_succeeded(Reason::Fleet, progress.elapsed());
+        let elapsed = began.elapsed();
+        stats.wake_succeeded(Reason::Fleet, elapsed);
+        tracing::debug!(tenant = id, reason, ?elapsed, "awake");
         let connection = AbortOnDropHandle::new(tokio::spawn(opened.task));
         shut_others_out(&opened.client).await?;
         let database = Preparing {

@@ -327,7 +327,7 @@ impl Work<'_> {
         count(counter);
         let (tenant, project) = (self.tenant.as_str(), record.project());
         let elapsed = self.progress.elapsed();
-        tracing::debug!(tenant, project, outcome, ?elapsed, "provision");
+        tracing::info!(tenant, project, outcome, ?elapsed, "provisioned");
         Ok(endpoint)
     }
 

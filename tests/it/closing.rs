@@ -8,7 +8,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::support::{Backend, Gate, Step, place_of};
+use crate::support::{Backend, Gate, Projects, Step, place_of};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -88,4 +88,39 @@ async fn a_router_that_nobody_uses_ends_at_once() {
     assert!(router.close_within(30 * SECOND).await);
     assert!(began.elapsed() < SECOND);
     assert!(router.close_within(Duration::MAX).await, "and once more");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_fleet_is_at_ends_and_nothing_new_is_begun() {
+    let backend = Backend::default();
+    let router = Projects::router(&backend).build().unwrap();
+    let fleet = router.fleet().unwrap();
+    backend.set(Step::Create, Gate::Slow(3 * SECOND));
+    let provisioning = tokio::spawn({
+        let fleet = fleet.clone();
+        async move { fleet.provision("acme").await }
+    });
+    backend.until_waiting(Step::Create).await;
+    let closing = tokio::spawn({
+        let router = router.clone();
+        async move { router.close_within(30 * SECOND).await }
+    });
+    sleep(SECOND).await;
+    let refused = fleet.provision("late").await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Closed);
+    let refused = fleet.record("acme").await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Closed);
+    provisioning.await.unwrap().unwrap();
+    assert!(closing.await.unwrap());
+    assert_eq!(backend.counts().created, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_close_that_nobody_waits_for_keeps_nothing_open_that_comes_back() {
+    let (backend, router, held, caller) = scene().await;
+    drop(tokio::time::timeout(SECOND / 2, router.close_within(30 * SECOND)).await);
+    assert_eq!(caller.await.unwrap().unwrap(), "waiting");
+    drop(held);
+    sleep(SECOND).await;
+    assert_eq!(backend.counts().open, 0);
 }

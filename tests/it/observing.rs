@@ -6,7 +6,7 @@ use serde_json::Value;
 use tenantry::{NextGet, Remembered, TenantRouter};
 use tokio::time::sleep;
 
-use crate::support::{Backend, Failure, Gate, Ledger, Projects, Step};
+use crate::support::{Backend, DOWN, Failure, Gate, Ledger, Projects, Step};
 
 const SECOND: Duration = Duration::from_secs(1);
 const DISABLED: Gate = Gate::Fail(Failure::Error {
@@ -51,7 +51,11 @@ async fn a_call_is_counted_by_the_way_in_which_it_came_to_its_connection() {
 async fn who_calls_most_and_who_fails_most_is_known_by_name() {
     let backend = Backend::default();
     let lookup = |tenant: &str| (tenant != "nobody").then(|| Backend::endpoint(tenant));
-    let router = backend.router_to(lookup).build().unwrap();
+    let router = backend
+        .router_to(lookup)
+        .waiting_per_tenant(1)
+        .build()
+        .unwrap();
     backend.set_at("off", Step::Login, DISABLED);
     for n in 0..60_u32 {
         drop(router.get("busy").await.unwrap());
@@ -205,4 +209,20 @@ async fn asking_about_a_tenant_does_not_keep_it_in_the_cache() {
     sleep(SECOND).await;
     assert_eq!(router.explain("old").unwrap().next, NextGet::LookUp);
     assert_eq!(router.explain("young").unwrap().next, NextGet::Reuse);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_catalog_that_has_never_answered_grows_stale() {
+    let (backend, ledger) = (Backend::default(), Ledger::new());
+    ledger.set(DOWN);
+    let provisioner = Projects::provisioner(&backend, ledger.clone());
+    let router = backend
+        .at(TenantRouter::provisioning(provisioner))
+        .build()
+        .unwrap();
+    sleep(600 * SECOND).await;
+    assert!(router.status().catalog_staleness >= 600 * SECOND);
+    ledger.set(Gate::Open);
+    sleep(120 * SECOND).await;
+    assert!(router.status().catalog_staleness < 60 * SECOND);
 }

@@ -3,7 +3,6 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
-use metrics_exporter_prometheus::PrometheusBuilder;
 use reqwest::{Client, Response, StatusCode};
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::{Value, json};
@@ -39,7 +38,7 @@ struct Service {
 impl Service {
     async fn start() -> Self {
         let emulator = Emulator::builder().wake_delay(WAKE).start().await.unwrap();
-        let metrics = PrometheusBuilder::new().build_recorder();
+        let metrics = example::metrics().build_recorder();
         let router = metrics::with_local_recorder(&metrics, || example::on(&emulator).unwrap());
         let app = example::app(&router, metrics.handle());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -134,8 +133,8 @@ async fn who_is_no_tenant_hears_so_and_operators_see_what_happens() {
     service.post(None, "/signup/acme", "").await;
     let long = "x".repeat(10_001);
     for (text, status) in [
-        ("", StatusCode::PAYLOAD_TOO_LARGE),
-        (&*long, StatusCode::PAYLOAD_TOO_LARGE),
+        ("", StatusCode::UNPROCESSABLE_ENTITY),
+        (&*long, StatusCode::UNPROCESSABLE_ENTITY),
     ] {
         assert_eq!(
             service.post(Some("acme"), "/notes", text).await.status(),

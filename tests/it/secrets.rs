@@ -172,7 +172,12 @@ async fn what_an_applications_own_error_says_is_told_to_the_application_and_not_
         provisioner.prepare(move |_| async move { Err(secret.into()) })
     });
     let router = router.build().unwrap();
-    router.get("acme").await.unwrap_err();
+    let err = router.get("acme").await.unwrap_err();
+    let answer = axum::response::IntoResponse::into_response(err);
+    let body = axum::body::to_bytes(answer.into_body(), 10_000)
+        .await
+        .unwrap();
+    assert!(!String::from_utf8_lossy(&body).contains("hunter2"));
     let fleet = router.fleet().unwrap();
     let report = fleet.reconcile(&Reconcile::mend()).await.unwrap();
     let [finding] = &report.findings[..] else {

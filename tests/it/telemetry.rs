@@ -70,6 +70,57 @@ fn value(page: &str, series: &str) -> Option<f64> {
     })
 }
 
+/// Whether the line tells a value of that metric.
+fn is_of(line: &str, name: &str) -> bool {
+    let key = line.split(['{', ' ']).next().unwrap_or_default();
+    let key = key
+        .strip_suffix("_sum")
+        .or(key.strip_suffix("_count").filter(|it| *it == name))
+        .unwrap_or(key);
+    key == name
+}
+
+/// The labels of a line, without those of every metric and of summaries.
+fn pairs(line: &str) -> BTreeMap<String, String> {
+    let labels = line.split(['{', '}']).nth(1).unwrap_or_default();
+    let pairs = labels.split(',').filter_map(|it| it.split_once('='));
+    let pairs = pairs.map(|(name, value)| (name.to_owned(), value.trim_matches('"').to_owned()));
+    let common = ["db_client_connection_pool_name", "quantile"];
+    pairs
+        .filter(|(name, _)| !common.contains(&name.as_str()))
+        .collect()
+}
+
+/// Holds the labels of each metric, and their values where there are so many, against the manual's page.
+fn check_labels(page: &str) {
+    for row in rows("metric") {
+        let name = row[0].replace('.', "_");
+        let labels: BTreeSet<_> = words(&row[2])
+            .iter()
+            .map(|it| it.replace('.', "_"))
+            .collect();
+        let values = row[2]
+            .split(['(', ')', ','])
+            .map(str::trim)
+            .collect::<BTreeSet<_>>();
+        for line in page.lines().filter(|line| is_of(line, &name)) {
+            let told = pairs(line);
+            assert_eq!(
+                told.keys().cloned().collect::<BTreeSet<_>>(),
+                labels,
+                "{line}"
+            );
+            let fixed = told.values().filter(|_| row[2].contains('('));
+            for value in fixed {
+                assert!(
+                    values.contains(&**value),
+                    "{value} is not on the page: {line}"
+                );
+            }
+        }
+    }
+}
+
 /// What the page says of each metric of Neon's API, or of all others, as Prometheus writes it.
 fn documented(of_api: bool) -> BTreeSet<String> {
     let rows = rows("metric").into_iter();
@@ -155,6 +206,7 @@ async fn every_metric_is_told_by_its_name_on_the_page_and_no_other() {
 
     let page = prometheus.render();
     assert_eq!(told(&page), documented(false));
+    check_labels(&page);
     let labels = r#"db_client_connection_pool_name="blue""#;
     for line in page
         .lines()
@@ -238,7 +290,7 @@ async fn a_call_has_one_span_and_its_stages_are_events() {
             .collect::<Vec<_>>()
     };
     assert_eq!(events("get"), ["stage", "stage"]);
-    assert_eq!(events("flight"), ["lookup", "provision"]);
+    assert_eq!(events("flight"), ["lookup", "provisioned"]);
     assert_eq!(events("open"), ["wake", "connect", "awake"]);
     let of_stage: Vec<_> = lines.iter().filter(|(it, _)| it == "get").collect();
     assert_eq!(of_stage[0].1.fields["stage"], "provision");

@@ -113,7 +113,12 @@ async fn play() -> Result<(), BoxError> {
     let (emulator, catalog) = (Emulator::start().await?, CatalogServer::start().await?);
     let start = |name| Replica::start(name, &emulator, &catalog);
     let (mut a, mut b, mut c) = (start("a")?, start("b")?, start("c")?);
-    let count = |tenant| println!("   projects of {tenant} at Neon: {}", projects(&emulator, tenant));
+    let count = |tenant| {
+        println!(
+            "   projects of {tenant} at Neon: {}",
+            projects(&emulator, tenant)
+        )
+    };
 
     println!("a creates a tenant's database, and the catalog tells b and c");
     for replica in [&mut a, &mut b, &mut c] {

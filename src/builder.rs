@@ -74,6 +74,10 @@ impl RouterBuilder {
 
     /// Longest wait of one `get`, over everything it does. Defaults to 20 seconds: Neon advises 10 to 15 for a cold
     /// start, and a creation comes on top. Shorten it to answer your own callers sooner; what was begun goes on.
+    ///
+    /// It also bounds [`direct`](TenantRouter::direct) and [`warm`](TenantRouter::warm), and neither
+    /// [`read`](TenantRouter::read) nor [`transaction`](TenantRouter::transaction): the wait for their connection counts in
+    /// [`TransactionOptions::timeout`](crate::TransactionOptions::timeout), 30 seconds unless it is given.
     pub fn get_timeout(mut self, limit: Duration) -> Self {
         self.config.get_timeout = limit;
         self

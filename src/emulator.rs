@@ -157,6 +157,10 @@ impl Emulator {
 
     /// Makes something go wrong at an endpoint, for whoever connects, until it is cleared with `None`. Says whether
     /// there is such an endpoint.
+    ///
+    /// The proxy repeats a refusal of the control plane for 30 seconds, also after the fault was cleared, unless it is
+    /// [restarted](Self::restart_proxy); and a router remembers it, unless the tenant is
+    /// [evicted](crate::TenantRouter::evict).
     pub fn set_fault(&self, endpoint_id: &str, fault: impl Into<Option<Fault>>) -> bool {
         self.at(endpoint_id, |compute| compute.faults.set(fault.into()))
     }

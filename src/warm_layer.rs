@@ -13,14 +13,31 @@ use crate::{identify::Identify, router::TenantRouter};
 /// two.
 ///
 /// It is a [`hint`](TenantRouter::hint), because nobody is authenticated yet: within the budget for needless wakes, for
-/// tenants that exist, and never at the cost of another's connection. Put it outermost.
+/// tenants that exist, and never at the cost of another's connection.
+///
+/// In axum it belongs into `route_layer`, which runs for paths that have a route. With `layer` it would also run for the
+/// fallback: a crawler's 404 on a tenant's host would wake that tenant. What is no tenant's (`/status`, `/metrics`,
+/// `/healthz`) goes into a `Router` of its own, merged outside the layer, or a health check that comes by a tenant's host
+/// wakes it again and again. Of axum's layers the one that is added last runs first: add this after those that take time.
 ///
 /// ```
-/// use axum::Router;
-/// use tenantry::{Identify, TenantRouter, WarmLayer};
+/// use axum::{Json, Router, extract::State, routing::get};
+/// use tenantry::{Error, Identify, Status, Tenant, TenantRouter, Tenants, WarmLayer};
+///
+/// async fn whoami(Tenant(tenant): Tenant) -> Result<String, Error> {
+///     Ok(tenant.get().await?.query_one("SELECT current_database()", &[]).await?.get(0))
+/// }
+///
+/// async fn status(State(router): State<TenantRouter>) -> Json<Status> {
+///     Json(router.status())
+/// }
 ///
 /// fn app(router: TenantRouter) -> Router {
-///     Router::new().layer(WarmLayer::new(router, Identify::subdomain_of("example.com")))
+///     let identify = Identify::subdomain_of("example.com");
+///     let early = WarmLayer::new(router.clone(), identify.clone());
+///     let own = Router::new().route("/status", get(status)).with_state(router.clone());
+///     let tenants = Tenants::new(router, identify);
+///     Router::new().route("/whoami", get(whoami)).route_layer(early).with_state(tenants).merge(own)
 /// }
 /// # let _ = app;
 /// ```

@@ -117,7 +117,7 @@ async fn play() -> Result<(), BoxError> {
         println!(
             "   projects of {tenant} at Neon: {}",
             projects(&emulator, tenant)
-        )
+        );
     };
 
     println!("a creates a tenant's database, and the catalog tells b and c");

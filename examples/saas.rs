@@ -151,14 +151,15 @@ pub(crate) fn app(router: &TenantRouter, metrics: PrometheusHandle) -> Router {
     let identify = Identify::subdomain_of("localhost").or(Identify::after_path("/t/"));
     let notes = get(list).post(add);
     Router::new()
-        .route("/signup/{tenant}", post(sign_up))
         .route("/notes", notes.clone())
         .route("/t/{tenant}/notes", notes)
+        // Only for what was said so far: nothing else is to wake a tenant, nor is what no route matches.
+        .route_layer(WarmLayer::new(router.clone(), identify.clone()))
+        .route("/signup/{tenant}", post(sign_up))
         .route("/status", get(status))
         .route("/status/{tenant}", get(explain))
         .route("/metrics", get(scrape))
         .route("/ready", get(ready))
-        .route_layer(WarmLayer::new(router.clone(), identify.clone())) // not for what no route matches
         .with_state(App {
             tenants: Tenants::new(router.clone(), identify),
             metrics,

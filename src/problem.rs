@@ -14,6 +14,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde_json::json;
+use tokio_postgres::error::SqlState;
 
 use crate::{
     error::{Error, ErrorKind, Stage},
@@ -28,10 +29,11 @@ impl IntoResponse for Error {
         let code = self.kind().code();
         let tenant = self.tenant().map(TenantId::as_str);
         let (stage, cause) = (self.stage().map(Stage::code), cause(&self));
+        let sqlstate = sqlstate(&self);
         if status.is_server_error() {
-            tracing::warn!(tenant, code, status = status.as_u16(), stage, err = %self, cause, "request failed");
+            tracing::warn!(tenant, code, status = status.as_u16(), stage, err = %self, cause, sqlstate, "request failed");
         } else {
-            tracing::debug!(tenant, code, status = status.as_u16(), err = %self, cause, "request refused");
+            tracing::debug!(tenant, code, status = status.as_u16(), err = %self, cause, sqlstate, "request refused");
         }
         let code = if status == StatusCode::NOT_FOUND {
             ErrorKind::UnknownTenant.code() // the same whether or not there once was one
@@ -67,6 +69,12 @@ impl IntoResponse for Error {
 fn cause(err: &Error) -> Option<String> {
     let cause = err.source()?.downcast_ref::<Error>()?;
     Some(cause.to_string())
+}
+
+/// Postgres's code of the error, if it comes from there. It says which kind of error, and nothing of what was asked.
+fn sqlstate(err: &Error) -> Option<&str> {
+    let err = err.source()?.downcast_ref::<tokio_postgres::Error>()?;
+    err.code().map(SqlState::code)
 }
 
 /// The status that says the same as `kind` to a client of the application.

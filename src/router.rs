@@ -141,7 +141,8 @@ impl TenantRouter {
 
     /// Forgets where `tenant` lives and what was refused of it, and closes its idle connections; says whether anything
     /// was known. Connections in use go on, and are closed when they come back. The next `get` looks the tenant up
-    /// again. To be called when something was mended that a refusal is about: a plan, a password, a disabled endpoint.
+    /// again. To be called when something was mended that a refusal is about: a plan, a password, a disabled endpoint. Neon's
+    /// proxy itself repeats a refusal for 30 seconds (observed), so that the next `get` may meet it once more until then.
     pub fn evict<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> bool {
         TenantId::parse(tenant.as_ref()).is_ok_and(|tenant| self.inner.evict(&tenant))
     }

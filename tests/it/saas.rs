@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use reqwest::{Client, Response, StatusCode};
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::{Value, json};
-use tenantry::{TenantRouter, emulator::Emulator};
+use tenantry::{Status, TenantRouter, emulator::Emulator};
 use tokio::net::TcpListener;
 
 #[expect(dead_code, reason = "the example has a `main` as well")]
@@ -105,15 +105,22 @@ async fn a_tenant_signs_up_writes_falls_asleep_and_reads_and_so_does_a_herd() {
 
     service.emulator.suspend_all().await;
     let before = service.router.status();
+    let stray = service.post(Some("acme"), "/nowhere", "").await;
+    assert_eq!(stray.status(), StatusCode::NOT_FOUND);
+    assert_eq!(service.notes("globex").await, json!([]));
+    let after = service.router.status();
+    let wakes = |it: &Status| it.wakes_by_request.started + it.wakes_by_hint.started;
+    assert_eq!(
+        wakes(&after) - wakes(&before),
+        1,
+        "what no route matches wakes nobody"
+    );
+
+    let before = service.router.status();
     let herd = join_all((0..HERD).map(|_| service.notes("acme"))).await;
     assert!(herd.iter().all(|it| *it == note));
     let after = service.router.status();
-    assert_eq!(
-        after.wakes_by_request.started - before.wakes_by_request.started
-            + after.wakes_by_hint.started
-            - before.wakes_by_hint.started,
-        1
-    );
+    assert_eq!(wakes(&after) - wakes(&before), 1);
     assert_eq!(after.gets_failed, 0);
     service.router.close().await;
 }

@@ -14,8 +14,7 @@ impl TenantRouter {
     }
 
     /// The tenants that asked for a connection most often lately, at most `most` of them, with how often they do so in a minute;
-    /// the busiest first. Calls that got a connection are counted; of an idle one that was handed out, by the next sweep,
-    /// within 5 seconds.
+    /// the busiest first. Calls that got a connection are counted, by the next sweep, within 5 seconds.
     pub fn busiest(&self, most: usize) -> Vec<(TenantId, f64)> {
         self.inner.shared.stats.busiest.rates().into_most(most)
     }

@@ -146,6 +146,7 @@ impl Pool {
         let turn = {
             let mut state = self.state();
             if let Some(connection) = state.pop_idle() {
+                state.lent += 1;
                 drop(state);
                 return Ok(Lease::new(connection, Arc::clone(self)));
             }
@@ -249,6 +250,7 @@ impl Pool {
         // It has just come back in order, or is new: the database is up.
         answer(state.take_wakers(|_| true), watch);
         if let Some(waiter) = state.next_waiter() {
+            state.lent += 1;
             let lease = Lease::new(connection, Arc::clone(self));
             // A waiter that has just left hands it back by dropping the lease, and the next one gets it.
             drop(waiter.turn.send(Ok(lease)));
@@ -386,7 +388,7 @@ impl Pool {
             return;
         }
         state.retired = true;
-        let news = state.news_of_reuse(); // no sweep comes here any more
+        let news = state.news_of_use(); // no sweep comes here any more
         let idle = state.take_idle(|_| true);
         drop(state);
         if news > 0 {

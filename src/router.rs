@@ -23,7 +23,7 @@ use crate::{
     stats::{Path, Reason, count},
     sweep,
     tenant::TenantId,
-    trail,
+    trail::{self, Laps},
     waiting::Place,
 };
 
@@ -207,22 +207,19 @@ impl Inner {
         patience: Option<Duration>,
     ) -> Result<Option<Lease>, Error> {
         let Shared { life, stats, .. } = &*self.shared;
-        let (span, began) = (trail::span(tenant, reason), Instant::now());
+        let (span, mut laps) = (trail::span(tenant, reason), Laps::new(stats));
         let work = async {
             tokio::select! {
                 biased;
                 () = life.ended() => Err(Error::closed()),
-                result = self.wait_in_line(tenant, pool, reason, patience) => result,
+                result = self.wait_in_line(tenant, pool, reason, patience, &mut laps) => result,
             }
         };
         let result = work.instrument(span.clone()).await;
         trail::end(&span, result.as_ref().map(|(_, path)| *path));
         match result {
             Ok((lease, path)) => {
-                stats.got(path, began.elapsed());
-                if let Some(lease) = &lease {
-                    stats.busiest.add(lease.tenant(), 1.0);
-                }
+                stats.got(path, laps.waited());
                 Ok(lease)
             }
             Err(err) => {
@@ -239,26 +236,29 @@ impl Inner {
         pool: Option<Arc<Pool>>,
         reason: Reason,
         patience: Option<Duration>,
+        laps: &mut Laps<'_>,
     ) -> Result<(Option<Lease>, Path), Error> {
         let tenant = TenantId::parse(raw)?;
         let place = self.enter(&tenant)?;
-        let stats = &self.shared.stats;
         let patience = patience.unwrap_or(self.shared.config.get_timeout);
-        let until = Instant::now() + patience;
+        let until = laps.began + patience;
         let work = async {
-            let Arrived { pool, created } = match pool {
-                Some(pool) => Arrived {
-                    pool,
-                    created: false,
-                },
-                None => trail::timed(stats, self.fly(&tenant, patience), flown).await?,
+            let (pool, created) = if let Some(pool) = pool {
+                (pool, false)
+            } else {
+                // In a box, like what follows: who waits for a connection is to carry no more than that.
+                let flight = Box::pin(self.fly(&tenant, patience)).await;
+                laps.lap(&flight, flown);
+                flight.map(|it| (it.pool, it.created))?
             };
             let (lease, slept) = if reason == Reason::Request {
-                let (lease, slept) = trail::timed(stats, pool.get(until), waited).await?;
-                (Some(lease), slept)
+                let served = pool.get(until).await;
+                laps.lap(&served, waited);
+                served.map(|(lease, slept)| (Some(lease), slept))?
             } else {
-                let wake = pool.wake(until, reason, None);
-                (None, trail::timed(stats, wake, woken).await?)
+                let awake = Box::pin(pool.wake(until, reason, None)).await;
+                laps.lap(&awake, woken);
+                (None, awake?)
             };
             let path = match (created, slept) {
                 (true, _) => Path::Provisioned,

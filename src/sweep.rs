@@ -113,7 +113,7 @@ impl Pool {
             .iter()
             .filter_map(|watch| watch.held_beyond(config.warn_held_after))
             .collect();
-        let news = state.news_of_reuse();
+        let news = state.news_of_use();
         drop(state);
         if news > 0 {
             self.shared.stats.busiest.add(&self.tenant, f64::from(news));

@@ -1,6 +1,6 @@
 //! What a call leaves behind for whoever watches: a span, an event for each of its stages, and how long those took.
 
-use std::future::Future;
+use std::time::Duration;
 
 use tokio::time::Instant;
 use tracing::{Span, field::Empty};
@@ -65,21 +65,45 @@ pub(crate) fn end(span: &Span, result: Result<Path, &Error>) {
     }
 }
 
-/// Waits for a part of a call, and tells which stage it was, by the result or by an error's own word, and how long it took.
-pub(crate) async fn timed<T>(
-    stats: &Stats,
-    part: impl Future<Output = Result<T, Error>>,
-    stage_of: impl FnOnce(Result<&T, Option<Stage>>) -> Stage,
-) -> Result<T, Error> {
-    let began = Instant::now();
-    let result = part.await;
-    let elapsed = began.elapsed();
-    let stage = stage_of(result.as_ref().map_err(Error::stage));
-    stats.meters.stage(stage, result.is_ok(), elapsed);
-    let (stage, code) = (
-        stage.code(),
-        result.as_ref().err().map(|err| err.kind().code()),
-    );
-    tracing::debug!(stage, ?elapsed, code, "stage");
-    result
+/// For how long a call has waited, stage by stage.
+pub(crate) struct Laps<'a> {
+    stats: &'a Stats,
+    pub(crate) began: Instant,
+    last: Instant,
+}
+
+impl<'a> Laps<'a> {
+    pub(crate) fn new(stats: &'a Stats) -> Self {
+        let began = Instant::now();
+        Self {
+            stats,
+            began,
+            last: began,
+        }
+    }
+
+    /// A stage has ended, with `result`, by which `stage_of` or an error itself says which it was.
+    pub(crate) fn lap<T>(
+        &mut self,
+        result: &Result<T, Error>,
+        stage_of: impl FnOnce(Result<&T, Option<Stage>>) -> Stage,
+    ) {
+        let now = Instant::now();
+        let elapsed = now.duration_since(self.last);
+        self.last = now;
+        let stage = stage_of(result.as_ref().map_err(Error::stage));
+        self.stats.meters.stage(stage, result.is_ok(), elapsed);
+        let (stage, err) = (stage.code(), result.as_ref().err());
+        tracing::debug!(
+            stage,
+            ?elapsed,
+            code = err.map(|err| err.kind().code()),
+            "stage"
+        );
+    }
+
+    /// From the beginning to the end of the last stage.
+    pub(crate) fn waited(&self) -> Duration {
+        self.last.duration_since(self.began)
+    }
 }

@@ -70,8 +70,10 @@ pub(crate) struct State {
     told_in: u64,
     /// Calls of `get` answered with a connection that was idle.
     pub(crate) reused: u64,
-    /// How many of them were told to whoever asks which tenants are busiest.
-    told_reused: u64,
+    /// Those answered with one that was waited for.
+    pub(crate) lent: u64,
+    /// How many of both were told to whoever asks which tenants are busiest.
+    told: u64,
     /// The last few wakes, oldest first.
     pub(crate) wakes: Vec<Wake>,
 }
@@ -128,7 +130,8 @@ impl State {
             told_at: Instant::now(),
             told_in: 0,
             reused: 0,
-            told_reused: 0,
+            lent: 0,
+            told: 0,
             wakes: Vec::new(),
         }
     }
@@ -274,10 +277,11 @@ impl State {
         Ok(())
     }
 
-    /// How often an idle connection was handed out since this was last asked.
-    pub(crate) fn news_of_reuse(&mut self) -> u32 {
-        let news = self.reused.saturating_sub(self.told_reused);
-        self.told_reused = self.reused;
+    /// How often a connection was handed out since this was last asked.
+    pub(crate) fn news_of_use(&mut self) -> u32 {
+        let all = self.reused + self.lent;
+        let news = all.saturating_sub(self.told);
+        self.told = all;
         u32::try_from(news).unwrap_or(u32::MAX)
     }
 

@@ -70,9 +70,11 @@ impl Inner {
         shared.connections.close();
         shared.attempts.close();
         let all = async {
-            shared.jobs.wait().await;
-            shared.attempts.wait().await;
-            shared.connections.wait().await;
+            tokio::join!(
+                shared.jobs.wait(),
+                shared.attempts.wait(),
+                shared.connections.wait(),
+            );
             shared.dialer.budget.emptied().await;
         };
         let ended = timeout_at(until, all).await.is_ok();

@@ -172,8 +172,7 @@ impl Opening<'_> {
     /// Waits before the next attempt. An error if that would come too late, or if nobody is left who waits for it.
     async fn rest(&self, wait: Duration, err: Error) -> Result<(), Error> {
         if wait > LONGEST_WAIT {
-            let refusal = Refusal::new(err);
-            self.pool.refuse(self.route, &refusal);
+            let refusal = self.pool.refuse(self.route, &Refusal::new(err));
             if refusal.until() >= self.progress.deadline() {
                 return Err(refusal.error());
             }

@@ -42,6 +42,16 @@ const TURN_TIMEOUT: Duration = Duration::from_secs(1);
 /// A connection that ends sooner than this, without having served anybody, says that more of them will.
 const EARLY_END: Duration = Duration::from_secs(1);
 
+/// What somebody waits for who wants the database awake.
+enum Wait {
+    /// Nothing: it is.
+    Over,
+    /// The next login that succeeds.
+    ForWake(oneshot::Receiver<Result<(), Error>>),
+    /// A connection.
+    ForConnection,
+}
+
 /// One tenant's connections.
 pub(crate) struct Pool {
     pub(crate) tenant: TenantId,
@@ -74,7 +84,7 @@ impl Pool {
     /// Whether there is no reason to wake the tenant's database.
     pub(crate) fn is_up_or_waking(&self) -> bool {
         let state = self.state();
-        !state.believes_asleep() || state.dialing > 0
+        !state.believes_asleep() || state.dialing > 0 || state.idle() > 0
     }
 
     /// A connection, by `until`; and whether the database was believed asleep when it was waited for.
@@ -108,29 +118,47 @@ impl Pool {
         reason: Reason,
         hinted: Option<Instant>,
     ) -> Result<bool, Error> {
-        let (started, refusal) = (Instant::now(), self.refusal(until));
-        let (done, awake) = oneshot::channel();
-        {
-            let mut state = self.state();
-            if !state.believes_asleep() {
-                return Ok(false);
-            }
-            if let Some(refusal) = refusal.filter(|_| state.open.is_empty()) {
-                return Err(refusal.error());
-            }
-            state.await_wake(Waker {
-                done,
-                reason,
-                until,
-                hinted,
-            });
-        }
+        let started = Instant::now();
+        let awake = match self.join_wake(until, reason, hinted)? {
+            Wait::Over => return Ok(false),
+            Wait::ForWake(awake) => awake,
+            Wait::ForConnection => return self.get(until).await.map(|(_, slept)| slept),
+        };
         self.pump();
         match timeout_at(until, awake).await {
             Ok(Ok(answer)) => answer.map(|()| true),
             Ok(Err(_)) => Err(Error::closed()),
             Err(_) => Err(self.out_of_time(started)),
         }
+    }
+
+    /// For what somebody has to wait who wants the database awake.
+    fn join_wake(
+        &self,
+        until: Instant,
+        reason: Reason,
+        hinted: Option<Instant>,
+    ) -> Result<Wait, Error> {
+        let refusal = self.refusal(until);
+        let mut state = self.state();
+        if !state.believes_asleep() {
+            return Ok(Wait::Over);
+        }
+        if state.idle() > 0 || state.open.len() >= state.limit(&self.shared.config) {
+            // No attempt would begin. A connection that can be used shows as much.
+            return Ok(Wait::ForConnection);
+        }
+        if let Some(refusal) = refusal.filter(|_| state.open.is_empty()) {
+            return Err(refusal.error());
+        }
+        let (done, awake) = oneshot::channel();
+        state.await_wake(Waker {
+            done,
+            reason,
+            until,
+            hinted,
+        });
+        Ok(Wait::ForWake(awake))
     }
 
     /// What holds, and is the answer for whoever waits until `until`.
@@ -217,6 +245,9 @@ impl Pool {
             // Somebody has swapped its inside with another tenant's.
             return connection.close();
         }
+        if let Some(taken) = connection.watch.take_hint_used() {
+            self.shared.hints.give_back(taken);
+        }
         if connection.watch.has_ended() {
             return; // its task sees to the rest
         }
@@ -224,9 +255,6 @@ impl Pool {
             return self.part(connection);
         }
         connection.watch.mark_served();
-        if let Some(taken) = connection.watch.take_hint_used() {
-            self.shared.hints.give_back(taken);
-        }
         self.park(connection);
     }
 
@@ -236,6 +264,9 @@ impl Pool {
         if connection.watch.has_ended() {
             drop(state);
             return self.pump(); // its task saw to the rest, but for those who relied on its coming back
+        }
+        if !state.lost || state.dialing == 0 {
+            self.tell_awake(&mut state, &connection.watch);
         }
         let watch = &connection.watch;
         // A request to cancel may still be under way, and must not cost the next in turn its place.
@@ -247,11 +278,10 @@ impl Pool {
             drop(state);
             return connection.close();
         }
-        // It has just come back in order, or is new: the database is up.
-        answer(state.take_wakers(|_| true), watch);
         if let Some(waiter) = state.next_waiter() {
             state.lent += 1;
             let lease = Lease::new(connection, Arc::clone(self));
+            drop(state); // before the lease can come back, which takes the lock
             // A waiter that has just left hands it back by dropping the lease, and the next one gets it.
             drop(waiter.turn.send(Ok(lease)));
         } else if state.retired || self.shared.life.is_shut() {
@@ -260,6 +290,23 @@ impl Pool {
         } else if let Err(stray) = state.push_idle(connection) {
             drop(state);
             self.part(stray);
+        }
+    }
+
+    /// Tells those who want the database awake that it is, as the connection shows that `watch` is of: it has come back in
+    /// order, or is new.
+    fn tell_awake(&self, state: &mut State, watch: &Watch) {
+        let mut marked = false;
+        for waker in state.take_wakers(|_| true) {
+            match waker.hinted {
+                Some(at) if marked => self.shared.hints.give_back(at), // one wake for two hints
+                Some(at) => {
+                    watch.mark_hinted(at); // who uses it proves that the hint was right
+                    marked = true;
+                }
+                None => {}
+            }
+            drop(waker.done.send(Ok(())));
         }
     }
 
@@ -321,8 +368,8 @@ impl Pool {
         fail_wakers(wakers, err);
     }
 
-    /// Remembers `refusal`, and answers those with it for whom waiting does not help.
-    pub(crate) fn refuse(&self, route: Route, refusal: &Refusal) {
+    /// Remembers `refusal`, returns it as it is remembered, and answers those with it for whom waiting does not help.
+    pub(crate) fn refuse(&self, route: Route, refusal: &Refusal) -> Refusal {
         let refusals = &self.shared.refusals;
         let refusal = if let Some(known) = refusals.get(&self.tenant, route) {
             known
@@ -334,6 +381,7 @@ impl Pool {
         if route == Route::Pooled {
             self.turn_away(&refusal);
         }
+        refusal
     }
 
     /// Answers those with `refusal` for whom waiting does not help; says whether anybody still waits.
@@ -409,16 +457,6 @@ impl Pool {
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
-    }
-}
-
-/// Tells those who want the database awake that it is, by the connection that `watch` is of.
-fn answer(wakers: Vec<Waker>, watch: &Watch) {
-    for waker in wakers {
-        if let Some(at) = waker.hinted {
-            watch.mark_hinted(at); // who uses it proves that the hint was right
-        }
-        drop(waker.done.send(Ok(())));
     }
 }
 

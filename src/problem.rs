@@ -118,8 +118,6 @@ mod tests {
 
     const MANUAL: &str = include_str!("manual/errors.md");
 
-    /// One of each kind. The test sees whether one is missing.
-
     #[test]
     fn the_manual_has_each_kind_in_its_row_and_in_a_section() {
         // The compiler sees to it that `code` has them all, each on a line of its own.

@@ -257,6 +257,9 @@ impl Inner {
                 served.map(|(lease, slept)| (Some(lease), slept))?
             } else {
                 let awake = Box::pin(pool.wake(until, reason, None)).await;
+                if !created && matches!(awake, Ok(false)) {
+                    return Ok((None, Path::Warm)); // nobody has waited
+                }
                 laps.lap(&awake, woken);
                 (None, awake?)
             };

@@ -295,7 +295,9 @@ impl Stats {
 
     /// A call of `get` has its connection, for which it waited.
     pub(crate) fn got(&self, path: Path, waited: Duration) {
-        self.meters.waited(waited);
+        if path != Path::Warm {
+            self.meters.waited(waited);
+        }
         match path {
             Path::Warm => {} // counted where it is free: by each pool
             Path::Reopened => count(&self.gets_reopened),

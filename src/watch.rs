@@ -80,8 +80,8 @@ pub(crate) struct Watch {
     idles: AtomicU64,
     /// When the login was done.
     logged_in: OnceLock<Instant>,
-    /// When that hint was followed.
-    hinted_at: OnceLock<Instant>,
+    /// When that hint was followed. Held for a look.
+    hinted_at: Mutex<Option<Instant>>,
     /// When the server was first known to end it, or its stream ended.
     died: OnceLock<Instant>,
     /// What the server said when it ended the connection. Written once or twice in its life; never held across an await.
@@ -119,7 +119,7 @@ impl Watch {
             ends: AtomicU64::new(0),
             idles: AtomicU64::new(0),
             logged_in: OnceLock::new(),
-            hinted_at: OnceLock::new(),
+            hinted_at: Mutex::default(),
             died: OnceLock::new(),
             farewell: Mutex::default(),
             seen_held: Mutex::new(Held::new()),
@@ -295,14 +295,14 @@ impl Watch {
 
     /// Notes that a hint opened it, which was followed at `at`.
     pub(crate) fn mark_hinted(&self, at: Instant) {
-        let _ = self.hinted_at.set(at);
+        *lock(&self.hinted_at) = Some(at);
         self.hinted.store(true, Relaxed);
     }
 
     /// When the hint was followed that opened it, now that somebody has used it. Says so once.
     pub(crate) fn take_hint_used(&self) -> Option<Instant> {
         let hinted = self.hinted.load(Relaxed) && self.hinted.swap(false, Relaxed);
-        hinted.then(|| self.hinted_at.get().copied()).flatten()
+        hinted.then(|| lock(&self.hinted_at).take()).flatten()
     }
 
     /// Notes that the query on `loan` is about to be cancelled; says whether it is still that loan's turn. Ordered

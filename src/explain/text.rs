@@ -47,7 +47,7 @@ impl fmt::Display for NextGet {
             Self::Reuse => "an idle connection, at once",
             Self::Verify => "an idle connection, once the server has answered on it",
             Self::Open => "opens a connection; the database is awake",
-            Self::Wait => "waits for a connection in use: there may be no more",
+            Self::Wait => "waits for a connection in use or being opened: there may be no more",
             Self::Wake => "wakes the database",
             Self::JoinWake => "waits for the wake under way",
             Self::LookUp => "looks the tenant up, creates it if that is allowed, and wakes it",

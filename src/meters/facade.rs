@@ -115,7 +115,8 @@ impl Meters {
         if let Some(counter) = self.errors.get(kind.code()) {
             counter.increment(1);
         }
-        if matches!(kind, ErrorKind::Timeout(_)) {
+        let after = matches!(kind, ErrorKind::Timeout(Stage::Query | Stage::Commit));
+        if matches!(kind, ErrorKind::Timeout(_)) && !after {
             self.timeouts.increment(1);
         }
     }

@@ -81,7 +81,7 @@ pub(super) const METRICS: &[Metric] = &[
         "tenantry.gets",
         "Calls of get, by the way in which they came to a connection.",
     ),
-    counter(ERRORS, "Calls of get that failed, by the error's code."),
+    counter(ERRORS, "Calls that failed, by the error's code."),
     histogram(STAGE, "Time that callers waited, by stage."),
     counter("tenantry.wakes.started", "Wakes begun, by reason."),
     counter(

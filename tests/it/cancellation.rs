@@ -3,13 +3,20 @@
 
 use std::{
     error::Error as _,
-    sync::atomic::{AtomicBool, Ordering::SeqCst},
+    sync::{
+        atomic::{AtomicBool, Ordering::SeqCst},
+        mpsc,
+    },
     time::Duration,
 };
 
 use futures_util::future::{join_all, try_join_all};
 use tenantry::{Error, ErrorKind, Stage};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::{
+    runtime::Builder,
+    task::yield_now,
+    time::{Instant, sleep, timeout},
+};
 
 use super::support::{Backend, Call, Case, Failure, Gate, Place, Scene, Step};
 
@@ -287,4 +294,49 @@ async fn a_begin_without_an_answer_is_sent_again_on_another_connection() {
     done.unwrap();
     assert!(start.elapsed() <= 5 * SECOND + MOMENT);
     assert_eq!(backend.counts().commits, 1);
+}
+
+/// Callers leave on one thread while another hands them a connection.
+#[test]
+fn whoever_leaves_while_a_connection_is_handed_over_locks_nobody_out() {
+    const CALLERS: usize = 12;
+    const CALLS: u32 = 20_000;
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(4)
+        .enable_all()
+        .build()
+        .unwrap();
+    let all = runtime.spawn(async {
+        let backend = Backend::default();
+        let router = backend.router().pool_size(1).build().unwrap();
+        drop(router.get("acme").await.unwrap());
+        let callers = (0..CALLERS).map(|_| {
+            let router = router.clone();
+            tokio::spawn(async move {
+                for call in 0..CALLS {
+                    let leaves = async {
+                        for _ in 0..call % 4 {
+                            yield_now().await;
+                        }
+                    };
+                    tokio::select! {
+                        biased;
+                        client = router.get("acme") => drop(client.unwrap()),
+                        () = leaves => {}
+                    }
+                }
+            })
+        });
+        for caller in join_all(callers.collect::<Vec<_>>()).await {
+            caller.unwrap();
+        }
+        drop(router.get("acme").await.unwrap());
+        assert_eq!(router.status().waiting, 0);
+    });
+    // Not by a timer: a thread that has locked itself out may be the one that turns them.
+    let (done, all_done) = mpsc::channel();
+    runtime.spawn(async move { done.send(all.await) });
+    let all_done = all_done.recv_timeout(30 * SECOND);
+    runtime.shutdown_background();
+    all_done.expect("somebody waits for ever").unwrap();
 }

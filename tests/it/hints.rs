@@ -234,3 +234,32 @@ async fn each_wake_is_counted_with_its_reason_and_its_time() {
     router.get("cyberdyne").await.unwrap_err();
     assert_eq!(router.status().wakes_by_request, count(5, 4));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_warm_up_of_a_tenant_whose_connections_are_all_open_hears_by_one_of_them() {
+    let backend = Backend::default();
+    let router = backend.router().pool_size(1).build().unwrap();
+    drop(router.get("acme").await.unwrap());
+    // A direct connection that the server ends says that the compute may be asleep; the idle one says nothing.
+    let direct = router.direct("acme").await.unwrap();
+    backend.set(Step::Query, Gate::Fail(Failure::Cut));
+    drop(direct.simple_query("SELECT 1").await);
+    sleep(SECOND).await;
+    backend.set(Step::Query, Gate::Open);
+    backend.set(Step::Login, Gate::Stuck);
+    let warm = tokio::time::timeout(SECOND, router.warm("acme").done());
+    warm.await.expect("it need not wait").unwrap();
+    assert!(!router.hint("acme"), "nor is there anything to guess");
+    assert_eq!(router.status().gets_failed, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_warm_up_of_what_is_awake_is_no_wait() {
+    let backend = Backend::default();
+    let router = backend.router().pool_size(1).build().unwrap();
+    let _held = router.get("acme").await.unwrap();
+    let before = router.status();
+    let warm = tokio::time::timeout(SECOND, router.warm("acme").done());
+    warm.await.expect("it need not wait").unwrap();
+    assert_eq!(router.status().gets_reopened, before.gets_reopened);
+}

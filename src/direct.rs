@@ -22,6 +22,7 @@ use crate::{
     opening::Opening,
     pool::Pool,
     retry::{Progress, timed_out},
+    router::{Inner, TenantRouter},
     stats::count,
     tenant::TenantId,
     trail,
@@ -40,6 +41,51 @@ pub struct DirectClient {
     watch: Arc<Watch>,
     endpoint: Arc<Endpoint>,
     pool: Arc<Pool>,
+}
+
+impl TenantRouter {
+    /// A connection past the pooler to the database of `tenant`, for what transaction pooling cannot do: migrations,
+    /// `LISTEN`, `COPY`, session state. It is opened for this caller, and closed when it is dropped; at most
+    /// [`direct_connections`](RouterBuilder::direct_connections) of a tenant are open at once.
+    ///
+    /// # Errors
+    /// As for [`get`](Self::get). Without a place within `get_timeout`: `ErrorKind::Timeout` at
+    /// [`Stage::Checkout`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes what was opened; a look-up, a creation or a wake under way goes on.
+    pub async fn direct<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> Result<DirectClient, Error> {
+        let Inner { pools, shared, .. } = &*self.inner;
+        let tenant = TenantId::parse(tenant.as_ref())?;
+        let patience = shared.config.get_timeout;
+        let until = Instant::now() + patience;
+        let span = trail::direct(tenant.as_str());
+        let open = async {
+            if shared.life.is_shut() {
+                return Err(Error::closed());
+            }
+            let place = self.inner.enter(&tenant)?;
+            let pool = match pools.find(tenant.as_str()) {
+                Some(pool) => pool,
+                None => self.inner.fly(&tenant, patience).await?.pool,
+            };
+            let opened = DirectClient::open(pool, until).await?;
+            place.leave_served();
+            Ok(opened)
+        };
+        let opened = tokio::select! {
+            biased;
+            () = shared.life.ended() => Err(Error::closed()),
+            opened = open.instrument(span.clone()) => opened,
+        };
+        let opened = opened.map_err(|err| err.with_tenant(&tenant));
+        trail::end_direct(&span, opened.as_ref().err());
+        if let Err(err) = &opened {
+            shared.stats.broke(err);
+            self.inner.note_failing(err);
+        }
+        opened
+    }
 }
 
 impl DirectClient {

@@ -6,6 +6,7 @@
 mod holder;
 mod place;
 mod state;
+mod waking;
 
 use std::{
     fmt,
@@ -25,14 +26,15 @@ use crate::{
     refusals::Refusal,
     retry::{Noted, lock, timed_out},
     shared::Shared,
-    stats::{Reason, count},
+    stats::count,
     tenant::TenantId,
     verdict::{self, Next},
     watch::Watch,
 };
 
+use state::Waiter;
 pub(crate) use state::{State, Wake};
-use state::{Waiter, Waker};
+use waking::fail_wakers;
 
 /// Longest wait for the answer of an idle connection that is asked whether it still lives.
 const VERIFY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -41,16 +43,6 @@ const TURN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A connection that ends sooner than this, without having served anybody, says that more of them will.
 const EARLY_END: Duration = Duration::from_secs(1);
-
-/// What somebody waits for who wants the database awake.
-enum Wait {
-    /// Nothing: it is.
-    Over,
-    /// The next login that succeeds.
-    ForWake(oneshot::Receiver<Result<(), Error>>),
-    /// A connection.
-    ForConnection,
-}
 
 /// One tenant's connections.
 pub(crate) struct Pool {
@@ -76,17 +68,6 @@ impl Pool {
         })
     }
 
-    /// Whether there is proof that the tenant's database is awake.
-    pub(crate) fn is_up(&self) -> bool {
-        !self.state().believes_asleep()
-    }
-
-    /// Whether there is no reason to wake the tenant's database.
-    pub(crate) fn is_up_or_waking(&self) -> bool {
-        let state = self.state();
-        !state.believes_asleep() || state.dialing > 0 || state.idle() > 0
-    }
-
     /// A connection, by `until`; and whether the database was believed asleep when it was waited for.
     ///
     /// # Cancel safety
@@ -105,60 +86,6 @@ impl Pool {
         timeout_at(until, found)
             .await
             .unwrap_or_else(|_| Err(self.out_of_time(started)))
-    }
-
-    /// Waits until the database is awake, until `until`; says whether it had to be woken. `hinted`: when the hint was followed,
-    /// if it is one.
-    ///
-    /// # Cancel safety
-    /// Dropping it lets a wake that is under way go on.
-    pub(crate) async fn wake(
-        self: &Arc<Self>,
-        until: Instant,
-        reason: Reason,
-        hinted: Option<Instant>,
-    ) -> Result<bool, Error> {
-        let started = Instant::now();
-        let awake = match self.join_wake(until, reason, hinted)? {
-            Wait::Over => return Ok(false),
-            Wait::ForWake(awake) => awake,
-            Wait::ForConnection => return self.get(until).await.map(|(_, slept)| slept),
-        };
-        self.pump();
-        match timeout_at(until, awake).await {
-            Ok(Ok(answer)) => answer.map(|()| true),
-            Ok(Err(_)) => Err(Error::closed()),
-            Err(_) => Err(self.out_of_time(started)),
-        }
-    }
-
-    /// For what somebody has to wait who wants the database awake.
-    fn join_wake(
-        &self,
-        until: Instant,
-        reason: Reason,
-        hinted: Option<Instant>,
-    ) -> Result<Wait, Error> {
-        let refusal = self.refusal(until);
-        let mut state = self.state();
-        if !state.believes_asleep() {
-            return Ok(Wait::Over);
-        }
-        if state.idle() > 0 || state.open.len() >= state.limit(&self.shared.config) {
-            // No attempt would begin. A connection that can be used shows as much.
-            return Ok(Wait::ForConnection);
-        }
-        if let Some(refusal) = refusal.filter(|_| state.open.is_empty()) {
-            return Err(refusal.error());
-        }
-        let (done, awake) = oneshot::channel();
-        state.await_wake(Waker {
-            done,
-            reason,
-            until,
-            hinted,
-        });
-        Ok(Wait::ForWake(awake))
     }
 
     /// What holds, and is the answer for whoever waits until `until`.
@@ -290,23 +217,6 @@ impl Pool {
         } else if let Err(stray) = state.push_idle(connection) {
             drop(state);
             self.part(stray);
-        }
-    }
-
-    /// Tells those who want the database awake that it is, as the connection shows that `watch` is of: it has come back in
-    /// order, or is new.
-    fn tell_awake(&self, state: &mut State, watch: &Watch) {
-        let mut marked = false;
-        for waker in state.take_wakers(|_| true) {
-            match waker.hinted {
-                Some(at) if marked => self.shared.hints.give_back(at), // one wake for two hints
-                Some(at) => {
-                    watch.mark_hinted(at); // who uses it proves that the hint was right
-                    marked = true;
-                }
-                None => {}
-            }
-            drop(waker.done.send(Ok(())));
         }
     }
 
@@ -457,12 +367,6 @@ impl Pool {
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
-    }
-}
-
-fn fail_wakers(wakers: Vec<Waker>, err: &Error) {
-    for waker in wakers {
-        drop(waker.done.send(Err(err.clone())));
     }
 }
 

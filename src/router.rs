@@ -9,7 +9,6 @@ use crate::{
     builder::RouterBuilder,
     catalog::{Memo, Recalled},
     client::TenantClient,
-    direct::DirectClient,
     error::{Error, ErrorKind, Stage},
     flights::Flights,
     follow,
@@ -94,49 +93,6 @@ impl TenantRouter {
             .get(tenant.as_ref(), None)
             .await
             .map(TenantClient::new)
-    }
-
-    /// A connection past the pooler to the database of `tenant`, for what transaction pooling cannot do: migrations,
-    /// `LISTEN`, `COPY`, session state. It is opened for this caller, and closed when it is dropped; at most
-    /// [`direct_connections`](RouterBuilder::direct_connections) of a tenant are open at once.
-    ///
-    /// # Errors
-    /// As for [`get`](Self::get). Without a place within `get_timeout`: `ErrorKind::Timeout` at
-    /// [`Stage::Checkout`].
-    ///
-    /// # Cancel safety
-    /// Dropping the future closes what was opened; a look-up, a creation or a wake under way goes on.
-    pub async fn direct<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> Result<DirectClient, Error> {
-        let Inner { pools, shared, .. } = &*self.inner;
-        let tenant = TenantId::parse(tenant.as_ref())?;
-        let patience = shared.config.get_timeout;
-        let until = Instant::now() + patience;
-        let span = trail::direct(tenant.as_str());
-        let open = async {
-            if shared.life.is_shut() {
-                return Err(Error::closed());
-            }
-            let place = self.inner.enter(&tenant)?;
-            let pool = match pools.find(tenant.as_str()) {
-                Some(pool) => pool,
-                None => self.inner.fly(&tenant, patience).await?.pool,
-            };
-            let opened = DirectClient::open(pool, until).await?;
-            place.leave_served();
-            Ok(opened)
-        };
-        let opened = tokio::select! {
-            biased;
-            () = shared.life.ended() => Err(Error::closed()),
-            opened = open.instrument(span.clone()) => opened,
-        };
-        let opened = opened.map_err(|err| err.with_tenant(&tenant));
-        trail::end_direct(&span, opened.as_ref().err());
-        if let Err(err) = &opened {
-            shared.stats.broke(err);
-            self.inner.note_failing(err);
-        }
-        opened
     }
 
     /// Forgets where `tenant` lives and what was refused of it, and closes its idle connections; says whether anything
@@ -279,7 +235,7 @@ impl Inner {
 
     /// Takes note that a call has failed of a tenant that has a database. Other ids come from outside: whoever makes them up must
     /// not fill the list of those who fail.
-    fn note_failing(&self, err: &Error) {
+    pub(crate) fn note_failing(&self, err: &Error) {
         let Some(tenant) = err.tenant() else {
             return;
         };
@@ -291,7 +247,7 @@ impl Inner {
     }
 
     /// A place among the callers who wait.
-    fn enter(&self, tenant: &TenantId) -> Result<Place<TenantId>, Error> {
+    pub(crate) fn enter(&self, tenant: &TenantId) -> Result<Place<TenantId>, Error> {
         let Shared { waiting, stats, .. } = &*self.shared;
         waiting.enter(tenant).map_err(|full| {
             count(&stats.overloaded);
@@ -311,7 +267,11 @@ impl Inner {
     }
 
     /// The pool of a tenant that is not in the cache.
-    async fn fly(&self, tenant: &TenantId, patience: Duration) -> Result<Arrived, Error> {
+    pub(crate) async fn fly(
+        &self,
+        tenant: &TenantId,
+        patience: Duration,
+    ) -> Result<Arrived, Error> {
         let until = Instant::now() + patience;
         loop {
             let patience = until.saturating_duration_since(Instant::now());

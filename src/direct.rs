@@ -46,7 +46,7 @@ pub struct DirectClient {
 impl TenantRouter {
     /// A connection past the pooler to the database of `tenant`, for what transaction pooling cannot do: migrations,
     /// `LISTEN`, `COPY`, session state. It is opened for this caller, and closed when it is dropped; at most
-    /// [`direct_connections`](RouterBuilder::direct_connections) of a tenant are open at once.
+    /// [`direct_connections`](crate::RouterBuilder::direct_connections) of a tenant are open at once.
     ///
     /// # Errors
     /// As for [`get`](Self::get). Without a place within `get_timeout`: `ErrorKind::Timeout` at

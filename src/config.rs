@@ -158,6 +158,12 @@ mod tests {
         };
         let err = none.check().unwrap_err();
         assert_eq!(err.to_string(), "pool_size must be more than zero");
+        let many = Config {
+            tenants_in_metrics: MOST_NAMED + 1,
+            ..Config::default()
+        };
+        let err = many.check().unwrap_err().to_string();
+        assert_eq!(err, "tenants_in_metrics must be at most 100");
         for limit in [Duration::ZERO, Duration::MAX] {
             let absurd = Config {
                 get_timeout: limit,

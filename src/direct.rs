@@ -56,7 +56,8 @@ impl TenantRouter {
     /// Dropping the future closes what was opened; a look-up, a creation or a wake under way goes on.
     pub async fn direct<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> Result<DirectClient, Error> {
         let Inner { pools, shared, .. } = &*self.inner;
-        let tenant = TenantId::parse(tenant.as_ref())?;
+        let tenant = TenantId::parse(tenant.as_ref()).map_err(Error::from);
+        let tenant = tenant.inspect_err(|err| shared.stats.broke(err))?;
         let patience = shared.config.get_timeout;
         let until = Instant::now() + patience;
         let span = trail::direct(tenant.as_str());

@@ -152,6 +152,7 @@ const EXPECTED: &[(&str, f64)] = &[
     (r#"tenantry_gets{path="failed"}"#, 2.0),
     (r#"tenantry_errors{error_type="disabled"}"#, 1.0),
     (r#"tenantry_errors{error_type="timeout"}"#, 1.0),
+    (r#"tenantry_errors{error_type="invalid_tenant"}"#, 1.0),
     ("db_client_connection_timeouts", 1.0),
     (r#"tenantry_refusals{error_type="disabled"}"#, 1.0),
     (r#"tenantry_wakes_started{reason="request"}"#, 4.0),
@@ -200,6 +201,8 @@ async fn every_metric_is_told_by_its_name_on_the_page_and_no_other() {
     let off = router.get("off").await.unwrap_err();
     assert_eq!(off.kind(), ErrorKind::Disabled);
     backend.set(Step::Login, Gate::Stuck);
+    let none = router.direct("").await.unwrap_err();
+    assert_eq!(none.kind(), ErrorKind::InvalidTenant);
     let late = router.get("late").await.unwrap_err();
     assert!(matches!(late.kind(), ErrorKind::Timeout(_)));
     sleep(6 * SECOND).await; // a sweep, and a record

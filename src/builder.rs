@@ -8,13 +8,13 @@ use crate::{
     budget::Budget,
     config::{Config, InvalidConfig},
     dial::Dialer,
-    lookup::Lookup,
+    lookup::{AnyLookup, Lookup},
     open_files,
     provision::Provisioner,
     resolve::Resolve,
     router::TenantRouter,
     shared::Shared,
-    source::Source,
+    source::{OwnLookup, Source},
     stream::Pipes,
     tls, trust,
 };
@@ -28,14 +28,14 @@ pub struct RouterBuilder {
 }
 
 enum Unchecked {
-    Source(Source),
+    Lookup(Box<dyn AnyLookup>),
     Provisioner(Box<Provisioner>),
 }
 
 impl RouterBuilder {
     pub(crate) fn with_lookup(lookup: impl Lookup) -> Self {
         Self {
-            source: Unchecked::Source(Source::Lookup(Box::new(lookup))),
+            source: Unchecked::Lookup(Box::new(lookup)),
             config: Config::default(),
             pipes: None,
         }
@@ -270,7 +270,7 @@ impl RouterBuilder {
         let dialer = Dialer::new(budget, Arc::clone(&config.resolve), self.pipes, tls);
         let dialer = Arc::new(dialer);
         let source = match self.source {
-            Unchecked::Source(source) => source,
+            Unchecked::Lookup(lookup) => Source::Lookup(OwnLookup::new(lookup, config)),
             Unchecked::Provisioner(provisioner) => {
                 let provisioning = provisioner.check(Arc::clone(&dialer), &self.config)?;
                 Source::Provisioning(Box::new(provisioning))

@@ -3,17 +3,17 @@
 //! Every call goes through a breaker and has a time limit, and its failure is an error of ours. What was read of a tenant
 //! is remembered, so that it goes on when the catalog is down.
 
-mod due;
-mod memo;
+mod entries;
+mod lookup_limit;
+mod refresh_queue;
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{
-    sync::{Semaphore, SemaphorePermit},
-    time::{Instant, timeout},
-};
+use tokio::time::{Instant, timeout};
 
-pub(crate) use memo::{Memo, Moment, Recalled};
+pub(crate) use entries::{Denial, Entry, EntryCache, Known, Stamp};
+pub(crate) use lookup_limit::LookupLimit;
+pub(crate) use refresh_queue::Reading;
 
 use crate::{
     breaker::{Breaker, Pass, Shut},
@@ -21,18 +21,13 @@ use crate::{
     error::{BoxError, Error, ErrorKind},
     lookup::Answer,
     meters::CatalogMeters,
-    record::{Changes, Lease, Leased, Record, Then},
+    record::{Changes, Lease, Leased, Record, State, Then},
     records::{AnyRecords, Defect},
     stats::{CatalogStats, count},
     tenant::TenantId,
 };
 
-use due::Due;
-
-/// How many look-ups may wait for the catalog at the same time. Beyond it they would only grow a queue.
-const MOST_WAITING: usize = 1000;
-/// When to come back if there are more.
-const COME_BACK: Duration = Duration::from_millis(250);
+use refresh_queue::RefreshQueue;
 
 /// The catalog, and what is known of it.
 pub(crate) struct Catalog {
@@ -40,10 +35,11 @@ pub(crate) struct Catalog {
     breaker: Breaker,
     limit: Duration,
     most_known: u64,
-    pub(crate) memo: Memo,
-    /// Whose records are to be read again in the background.
-    pub(crate) due: Due,
-    waiting: Semaphore,
+    /// What was read of each tenant.
+    pub(crate) entries: EntryCache,
+    /// The tenants whose records are read again in the background.
+    pub(crate) refresh: RefreshQueue,
+    pub(crate) lookups: LookupLimit,
     pub(crate) stats: CatalogStats,
     meters: CatalogMeters,
 }
@@ -55,9 +51,9 @@ impl Catalog {
             breaker: Breaker::default(),
             limit: config.catalog_timeout,
             most_known: config.known_tenants,
-            memo: Memo::new(config.known_tenants, config.catalog_ttl),
-            due: Due::default(),
-            waiting: Semaphore::new(MOST_WAITING),
+            entries: EntryCache::new(config.known_tenants, config.catalog_ttl),
+            refresh: RefreshQueue::default(),
+            lookups: LookupLimit::new(config),
             stats: CatalogStats::default(),
             meters: CatalogMeters::new(&["find", "lease", "write", "release", "list", "changes"]),
         }
@@ -83,19 +79,38 @@ impl Catalog {
             .await
     }
 
+    /// Replaces a record under its lease. Returns the stamp of what the writer knows by then; `None` if the lease is lost.
     pub(crate) async fn write(
         &self,
         lease: &Lease,
         record: &Record,
         then: Then,
-    ) -> Result<bool, Error> {
+    ) -> Result<Option<Stamp>, Error> {
+        let began = self.entries.stamp();
         let written = self
             .call("write", |records| records.write(lease, record, then))
             .await?;
-        if written && self.memo.written(&lease.tenant, record.state) {
-            self.due.add(&lease.tenant);
+        Ok(written.then(|| self.note_written(&lease.tenant, record.state, began)))
+    }
+
+    fn note_written(&self, tenant: &TenantId, state: State, began: Stamp) -> Stamp {
+        let (denial, follows) = match state {
+            State::Ready => {
+                let (stamp, follows) = self.entries.note_published(tenant, began);
+                if follows {
+                    self.refresh.push(tenant);
+                }
+                return stamp;
+            }
+            State::Held => (Denial::Refused(held()), true),
+            State::Deleting | State::Deleted => (Denial::Refused(deleted()), true),
+            State::Claimed | State::Creating | State::Preparing => (Denial::Unfinished, false),
+        };
+        let stamp = self.entries.note_withdrawn(tenant, began, denial);
+        if follows {
+            self.refresh.push(tenant);
         }
-        Ok(written)
+        stamp
     }
 
     pub(crate) async fn release(&self, lease: &Lease) -> Result<(), Error> {
@@ -125,18 +140,10 @@ impl Catalog {
         }
     }
 
-    /// A place among the look-ups that wait, unless there are too many.
-    pub(crate) fn queue(&self) -> Result<SemaphorePermit<'_>, Error> {
-        self.waiting.try_acquire().map_err(|_| {
-            let message = "too many look-ups wait for the catalog; this one was not begun. See why it is slow";
-            Error::new(ErrorKind::Overloaded, message).with_retry_after(COME_BACK)
-        })
-    }
-
-    /// Has the record of `tenant` read again in the background, if what is remembered of it is old.
-    pub(crate) fn mind(&self, tenant: &TenantId) {
-        if self.memo.is_due(tenant) && !self.breaker.is_shut() {
-            self.due.add(tenant);
+    /// Has the record of `tenant` read again in the background, if its entry is old.
+    pub(crate) fn refresh_if_stale(&self, tenant: &TenantId) {
+        if self.entries.is_stale(tenant) && !self.breaker.is_shut() {
+            self.refresh.push_if_room(tenant);
         }
     }
 
@@ -193,4 +200,16 @@ fn shut(Shut { left, last_failure }: Shut) -> Error {
         Some(failure) => err.with_source(failure),
         None => err,
     }
+}
+
+/// The error for a tenant whose record says that the platform works on it.
+pub(crate) fn held() -> Error {
+    let message = "the tenant is kept from use for maintenance by the platform";
+    Error::new(ErrorKind::Held, message)
+}
+
+/// The error for a tenant whose record is a tombstone.
+pub(crate) fn deleted() -> Error {
+    let message = "the tenant was deleted; take that back with undelete, or provision it anew";
+    Error::new(ErrorKind::Deleted, message)
 }

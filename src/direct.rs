@@ -7,7 +7,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{OwnedSemaphorePermit, oneshot},
+    sync::OwnedSemaphorePermit,
     time::{Instant, timeout_at},
 };
 use tokio_postgres::Notification;
@@ -19,9 +19,8 @@ use crate::{
     drive::Notifications,
     endpoint::{Endpoint, Route},
     error::{Error, Stage},
-    opening::Opening,
-    pool::Pool,
-    retry::{Progress, timed_out},
+    pool::{Pool, Unserved},
+    retry::timed_out,
     router::{Inner, TenantRouter},
     stats::count,
     tenant::TenantId,
@@ -66,11 +65,20 @@ impl TenantRouter {
                 return Err(Error::closed());
             }
             let place = self.inner.enter(&tenant)?;
-            let pool = match pools.find(tenant.as_str()) {
-                Some(pool) => pool,
-                None => self.inner.fly(&tenant, patience).await?.pool,
+            let mut known = pools.find(tenant.as_str());
+            let opened = loop {
+                let pool = match known.take() {
+                    Some(pool) => pool,
+                    None => {
+                        let left = until.saturating_duration_since(Instant::now());
+                        self.inner.fly(&tenant, left).await?.pool
+                    }
+                };
+                match DirectClient::open(pool, until).await {
+                    Err(Unserved::Relocate(_)) if Instant::now() < until => {}
+                    opened => break opened.map_err(Unserved::into_error)?,
+                }
             };
-            let opened = DirectClient::open(pool, until).await?;
             place.leave_served();
             Ok(opened)
         };
@@ -121,48 +129,38 @@ impl DirectClient {
     ///
     /// # Cancel safety
     /// Dropping it gives up; what was dialed meanwhile is closed.
-    pub(crate) async fn open(pool: Arc<Pool>, until: Instant) -> Result<Self, Error> {
+    pub(crate) async fn open(pool: Arc<Pool>, until: Instant) -> Result<Self, Unserved> {
         let began = Instant::now();
         let permits = Arc::clone(&pool.direct);
         let permit = timeout_at(until, permits.acquire_owned()).await;
         let permit = permit.map_err(|_| timed_out(Stage::Checkout, began.elapsed(), None))?;
         let permit = permit.map_err(|_| Error::closed())?;
-        if !pool.is_up() {
-            // The tenant's one wake comes first, however many want it.
-            drop(pool.get(until).await?);
+        let name = pool.tenant.as_str();
+        let span = trail::detached(tracing::debug_span!(parent: None, "open", tenant = name));
+        let task = Self::dial(Arc::clone(&pool), until, permit).instrument(span);
+        let shared = Arc::clone(&pool.shared);
+        let task = shared.attempts.spawn_on(task, &shared.runtime);
+        match timeout_at(until, task).await {
+            Ok(Ok(opened)) => opened,
+            Ok(Err(err)) if err.is_panic() => Err(Error::panicked().into()),
+            Ok(Err(_)) => Err(Error::closed().into()),
+            Err(_) => Err(pool.out_of_time(began).into()),
         }
-        let (hand_over, handed) = oneshot::channel();
-        let attempts = pool.shared.attempts.clone();
-        let tenant = pool.tenant.clone();
-        let runtime = pool.shared.runtime.clone();
-        let task = async move {
-            drop(hand_over.send(Self::dial(pool, until, permit).await));
-        };
-        let tenant = tenant.as_str();
-        let span = trail::detached(tracing::debug_span!(parent: None, "open", tenant));
-        let task = task.instrument(span);
-        attempts.spawn_on(task, &runtime);
-        handed.await.unwrap_or_else(|_| Err(Error::closed()))
     }
 
     async fn dial(
         pool: Arc<Pool>,
         until: Instant,
         permit: OwnedSemaphorePermit,
-    ) -> Result<Self, Error> {
-        let left = until.saturating_duration_since(Instant::now());
-        let progress = Progress::new(Stage::Checkout, left);
-        let opening = Opening {
-            pool: &pool,
-            route: Route::Direct,
-            progress: &progress,
-        };
+    ) -> Result<Self, Unserved> {
         let dialed = tokio::select! {
             biased;
-            () = pool.shared.life.ended() => Err(Error::closed()),
-            dialed = opening.open_direct() => dialed,
+            () = pool.shared.life.ended() => Err(Error::closed().into()),
+            () = pool.until_forbidden() => Err(Unserved::relocate()),
+            dialed = pool.open_direct(until) => dialed,
         };
-        Self::new(&pool, dialed?, permit)
+        pool.check_allowed()?; // also if it was forbidden since the login
+        Ok(Self::new(&pool, dialed?, permit)?)
     }
 
     fn new(pool: &Arc<Pool>, dialed: Dialed, permit: OwnedSemaphorePermit) -> Result<Self, Error> {

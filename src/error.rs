@@ -176,6 +176,14 @@ impl Error {
         )
     }
 
+    pub(crate) fn panicked() -> Self {
+        Self::new(
+            ErrorKind::Internal,
+            "a task panicked: in the application's own code (a trait of tenantry's that it implements, a closure), or in \
+             tenantry, which would be a bug",
+        )
+    }
+
     /// With its cause. For implementors of the traits.
     #[must_use]
     pub fn with_source(self, source: impl Into<BoxError>) -> Self {

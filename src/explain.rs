@@ -8,7 +8,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::{
-    catalog::Recalled,
+    catalog::{Denial, Entry},
     endpoint::Route,
     error::{Error, ErrorKind, Stage},
     handle::TenantHandle,
@@ -91,6 +91,8 @@ pub enum Remembered {
     },
     /// That there is no such tenant. For some seconds.
     NoSuchTenant,
+    /// That its database is being made. For some seconds.
+    Unfinished,
     /// That it may not be used, by the [code](crate::ErrorKind::code) of why. For some seconds.
     Denied(&'static str),
 }
@@ -222,16 +224,18 @@ impl Inner {
         let Some(catalog) = self.shared.source.catalog() else {
             return Remembered::NotKept;
         };
-        match catalog.memo.recall(tenant) {
+        match catalog.entries.get(tenant) {
             None => Remembered::Nothing,
-            Some(Recalled::Denied(denied)) => {
-                denied.error.map_or(Remembered::NoSuchTenant, |err| {
+            Some(Entry::Denied(denied)) => match denied.denial {
+                Denial::Unknown(None) => Remembered::NoSuchTenant,
+                Denial::Unfinished => Remembered::Unfinished,
+                Denial::Unknown(Some(err)) | Denial::Refused(err) | Denial::Broken(err) => {
                     Remembered::Denied(err.kind().code())
-                })
-            }
-            Some(Recalled::Known(known)) => Remembered::At {
+                }
+            },
+            Some(Entry::Known(known)) => Remembered::At {
                 host: known.endpoint.host(Route::Pooled).to_owned(),
-                stale: known.distrusted || catalog.memo.is_expired(&known),
+                stale: known.is_untrusted || catalog.entries.is_expired(&known),
             },
         }
     }
@@ -258,7 +262,10 @@ fn next_of(pool: &Pool, state: &State, refused: bool) -> NextGet {
 
 impl PoolState {
     fn new(pool: &Pool, state: &State) -> Self {
-        let (asleep, because) = match (state.open.is_empty(), state.lost) {
+        let (asleep, because) = match (state.open.is_empty(), state.lost.is_some()) {
+            (true, false) if !state.direct.is_empty() => {
+                (false, "a direct connection is open, and none was lost")
+            }
             (true, _) if state.wakes.is_empty() => (true, "no connection has been opened yet"),
             (true, _) => (true, "no connection is open"),
             (false, true) => (true, "a connection was lost that the router did not close"),

@@ -14,8 +14,9 @@ pub use report::{Finding, Outcome, Report, Trouble};
 use tokio::time::timeout_at;
 
 use crate::{
+    catalog,
     endpoint::Login,
-    error::{Error, ErrorKind, Stage},
+    error::{Error, Stage},
     plan::Plan,
     provision::{Demand, Provisioning},
     record::Record,
@@ -162,7 +163,10 @@ impl Fleet {
         let job = self.job(tenant.as_ref(), drain)?;
         job.run(|job| async move {
             let on = job.fleet.provisioning();
-            let buried = || job.forget();
+            let buried = || {
+                let pools = &job.fleet.inner.pools;
+                pools.forbid(&job.tenant, &catalog::deleted().into());
+            };
             on.delete(&job.tenant, drain, buried, &job.progress, job.stats())
                 .await
         })
@@ -266,8 +270,7 @@ impl Job {
         let task = jobs.spawn_on(task, &runtime);
         task.await.unwrap_or_else(|err| {
             Err(if err.is_panic() {
-                let message = "a task panicked: in the application's own code, or in tenantry, which would be a bug";
-                Error::new(ErrorKind::Internal, message)
+                Error::panicked()
             } else {
                 Error::closed()
             })

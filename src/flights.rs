@@ -14,8 +14,8 @@ use std::{
 use tokio::{runtime::Handle, sync::watch, time::timeout};
 
 use crate::{
-    error::{Error, ErrorKind, Stage},
-    retry::{Progress, lock},
+    error::{Error, Stage},
+    retry::{Progress, Stale, lock},
 };
 
 /// The flights under way, by key.
@@ -29,8 +29,27 @@ type Table<K, V> = Mutex<HashMap<K, Flight<V>>>;
 
 #[derive(Clone)]
 struct Flight<V> {
-    landed: watch::Receiver<Option<Result<V, Error>>>,
+    landed: watch::Receiver<Landed<V>>,
     progress: Progress,
+    /// Rounds that have begun.
+    rounds: u64,
+}
+
+/// The outcome of the last round that has ended.
+struct Landed<V> {
+    /// Its number, from one on.
+    round: u64,
+    /// Whether it is out of date, so that another round has begun.
+    is_stale: bool,
+    result: Option<Result<V, Error>>,
+}
+
+impl<V> Landed<V> {
+    /// Whether it is an answer for a caller that boarded when `rounds` had begun. Work that becomes stale is done once
+    /// more for each caller, and not for ever: the second round that began after the caller came is good enough.
+    fn answers(&self, rounds: u64) -> bool {
+        self.result.is_some() && (!self.is_stale || self.round >= rounds + 2)
+    }
 }
 
 impl<K, V> Flights<K, V>
@@ -61,9 +80,12 @@ where
         Fut: Future<Output = Result<V, Error>> + Send + 'static,
     {
         let mut flight = self.board(key, build);
-        let landed = timeout(patience, flight.landed.wait_for(Option::is_some)).await;
-        match landed {
-            Ok(Ok(result)) => (*result).clone().unwrap_or_else(|| Err(Error::closed())),
+        let rounds = flight.rounds;
+        let answered = flight.landed.wait_for(|landed| landed.answers(rounds));
+        match timeout(patience, answered).await {
+            Ok(Ok(landed)) => (landed.result)
+                .clone()
+                .unwrap_or_else(|| Err(Error::closed())),
             Ok(Err(_)) => Err(Error::closed()),
             Err(_) => Err(flight.progress.unfinished()),
         }
@@ -80,12 +102,21 @@ where
             return flight.clone();
         }
         let (progress, mut work) = build();
-        let (announce, landed) = watch::channel(None);
+        let (announce, landed) = watch::channel(Landed {
+            round: 0,
+            is_stale: false,
+            result: None,
+        });
         let flight = Flight {
             landed,
             progress: progress.clone(),
+            rounds: 0,
         };
-        table.insert(key.clone(), flight.clone());
+        let under_way = Flight {
+            rounds: 1,
+            ..flight.clone()
+        };
+        table.insert(key.clone(), under_way);
         drop(table); // a runtime that has ended drops the task here and now, and the landing takes the lock
         let landing = Landing {
             table: Arc::clone(&self.table),
@@ -93,10 +124,14 @@ where
             announce,
         };
         self.runtime.spawn(async move {
-            loop {
+            for round in 1.. {
                 let result = work().await;
-                if landing.may_land(&progress) {
-                    return landing.land(result);
+                let stale = landing.try_finish(&progress);
+                if stale != Some(Stale::Wrong) {
+                    landing.announce(round, stale.is_some(), result);
+                }
+                if stale.is_none() {
+                    return;
                 }
             }
         });
@@ -111,7 +146,7 @@ where
     /// Says that what the flight for `key` finds may be out of date: it does its work again.
     pub(crate) fn mark_stale(&self, key: &K) {
         if let Some(flight) = lock(&self.table).get(key) {
-            flight.progress.mark_stale();
+            flight.progress.mark_stale(Stale::Old);
         }
     }
 
@@ -125,46 +160,51 @@ where
 struct Landing<K: Eq + Hash, V> {
     table: Arc<Table<K, V>>,
     key: K,
-    announce: watch::Sender<Option<Result<V, Error>>>,
+    announce: watch::Sender<Landed<V>>,
 }
 
 impl<K: Eq + Hash, V> Landing<K, V> {
-    /// Frees the key, unless what was found may be out of date.
-    fn may_land(&self, progress: &Progress) -> bool {
+    /// Frees the key, unless what was found is out of date: then another round begins.
+    fn try_finish(&self, progress: &Progress) -> Option<Stale> {
         let mut table = lock(&self.table);
-        let lands = !progress.take_stale();
-        if lands {
-            table.remove(&self.key);
+        let stale = progress.take_stale();
+        match (stale, table.get_mut(&self.key)) {
+            (Some(_), Some(flight)) => flight.rounds += 1,
+            _ => drop(table.remove(&self.key)),
         }
-        lands
+        stale
     }
 
-    fn land(self, result: Result<V, Error>) {
-        self.announce.send_replace(Some(result));
+    fn announce(&self, round: u64, is_stale: bool, result: Result<V, Error>) {
+        let result = Some(result);
+        self.announce.send_replace(Landed {
+            round,
+            is_stale,
+            result,
+        });
     }
 }
 
 impl<K: Eq + Hash, V> Drop for Landing<K, V> {
     fn drop(&mut self) {
-        if self.announce.borrow().is_some() {
+        let is_over = |landed: &Landed<V>| landed.result.is_some() && !landed.is_stale;
+        if is_over(&self.announce.borrow()) {
             return;
         }
         lock(&self.table).remove(&self.key);
         let err = if std::thread::panicking() {
-            Error::new(
-                ErrorKind::Internal,
-                "a task panicked: in the application's own Lookup or Records, or in tenantry, which would be a bug",
-            )
+            Error::panicked()
         } else {
             Error::closed()
         };
-        self.announce.send_replace(Some(Err(err)));
+        self.announce(0, false, Err(err));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
     use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
     use tokio::time::sleep;
 
@@ -220,6 +260,25 @@ mod tests {
             airport.flights.mark_stale(&"acme");
         });
         assert_eq!(landed.unwrap(), 2);
+        assert_eq!(airport.flights.len(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_hears_of_the_second_round_though_that_is_out_of_date_too() {
+        let airport = Airport::new();
+        let stale = async {
+            for _ in 0..10 {
+                sleep(2 * SECOND).await;
+                airport.flights.mark_stale(&"acme");
+            }
+        };
+        let late = async {
+            sleep(SECOND).await;
+            airport.join(60 * SECOND).await
+        };
+        let (first, late, ()) = tokio::join!(airport.join(60 * SECOND), late, stale);
+        assert_eq!((first.unwrap(), late.unwrap()), (2, 3));
+        sleep(10 * SECOND).await;
         assert_eq!(airport.flights.len(), 0);
     }
 

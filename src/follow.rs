@@ -1,29 +1,31 @@
-//! Following the catalog: what other processes have changed reaches the pools of this one.
+//! Following the catalog: what other processes change reaches the entries of this one, and by them its pools.
 //!
-//! It asks the catalog and opens no session to any tenant. Whether it is told of changes, asks for them from time to
-//! time, or hears of none and only reads again what has grown old, each ends in the same: read the record, remember it,
-//! bring the tenant's pool in line.
+//! It asks the catalog and nothing else: it opens no session to a tenant, and waits for no control plane. One task hears of
+//! changes, which invalidates entries and queues their tenants. Another reads the records of queued tenants and brings
+//! their pools in line.
 
 use std::{
-    collections::HashSet,
-    sync::{Arc, Weak},
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex, Weak},
     time::Duration,
 };
 
-use futures_util::{StreamExt, stream};
-use tokio::time::{Instant, sleep};
+use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::{
     breaker::chance,
-    catalog::Recalled,
+    catalog::{Denial, Entry, Reading},
     error::{Error, ErrorKind},
+    pool::Unserved,
     pools::Pools,
-    provision::{Provisioning, Whereabouts},
+    provision::Provisioning,
     record::Changes,
     retry::lock,
     shared::Shared,
     source::Source,
     stats::count,
+    supervise::supervise,
     tenant::TenantId,
 };
 
@@ -41,6 +43,7 @@ pub(crate) fn start(pools: &Arc<Pools>) {
         let follower = Follower {
             pools: Arc::downgrade(pools),
             shared: Arc::clone(shared),
+            seen: Mutex::default(),
         };
         shared.runtime.spawn(follower.run());
     }
@@ -50,6 +53,8 @@ struct Follower {
     // Weak, because the pools end with the router.
     pools: Weak<Pools>,
     shared: Arc<Shared>,
+    // How far the changes were seen, also by a task that has panicked since. Held for a look.
+    seen: Mutex<Seen>,
 }
 
 impl Follower {
@@ -58,51 +63,24 @@ impl Follower {
         let Source::Provisioning(provisioning) = &self.shared.source else {
             return;
         };
+        let changes = supervise("follower of the catalog's changes", || {
+            self.follow_changes(provisioning)
+        });
+        let refresh = supervise("refresh of the catalog's records", || {
+            self.refresh_queued(provisioning)
+        });
         tokio::select! {
             biased;
             () = self.shared.life.ended() => {}
-            () = self.follow_changes(provisioning) => {}
-            () = self.follow_what_is_due(provisioning) => {}
+            () = changes => {}
+            () = refresh => {}
         }
     }
 
-    /// Reads again what has grown old, or was written by this process.
-    async fn follow_what_is_due(&self, provisioning: &Provisioning) {
-        loop {
-            let due = provisioning.catalog.due.take().await;
-            let reads = stream::iter(due).map(|tenant| async move {
-                if let Err(err) = self.follow_due(provisioning, &tenant).await {
-                    tracing::debug!(tenant = tenant.as_str(), %err, "cannot read the catalog again");
-                }
-            });
-            reads.buffer_unordered(SIDE_BY_SIDE).collect::<()>().await;
-        }
-    }
-
-    /// The same for one tenant, unless somebody has done so meanwhile.
-    async fn follow_due(
-        &self,
-        provisioning: &Provisioning,
-        tenant: &TenantId,
-    ) -> Result<(), Error> {
-        if provisioning.catalog.memo.is_due(tenant) {
-            return self.follow(provisioning, tenant).await;
-        }
-        if let Some(pools) = self.pools.upgrade() {
-            match provisioning.catalog.memo.recall(tenant) {
-                Some(Recalled::Denied(denied)) if denied.error.is_some() => let_go(&pools, tenant),
-                Some(_) => align(&pools, provisioning, tenant),
-                None => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// Applies what others have changed, from now on.
+    /// Invalidates what has changed, from now on.
     async fn follow_changes(&self, provisioning: &Provisioning) {
-        let mut since = None;
         loop {
-            let rest = match self.apply_changes(provisioning, &mut since).await {
+            let rest = match self.hear_changes(provisioning).await {
                 Ok(()) => {
                     *lock(&provisioning.catalog.stats.heard) = Instant::now();
                     self.news(provisioning).await
@@ -134,103 +112,159 @@ impl Follower {
         Duration::ZERO
     }
 
-    /// Applies all that was changed after version `since`, which moves on with every page that is done.
-    async fn apply_changes(
-        &self,
-        provisioning: &Provisioning,
-        since: &mut Option<u64>,
-    ) -> Result<(), Error> {
+    /// Asks for all changes since those that were seen.
+    async fn hear_changes(&self, provisioning: &Provisioning) -> Result<(), Error> {
+        let catalog = &provisioning.catalog;
         loop {
-            let changes = provisioning.catalog.changes(*since, PAGE).await?;
-            if changes.reset || since.is_none() {
-                // Whatever was read before this version is known has to be read again.
-                provisioning.catalog.memo.question_all();
+            catalog.refresh.has_room().await;
+            let seen = *lock(&self.seen);
+            let changes = catalog.changes(seen.version, PAGE).await?;
+            if seen.is_of_another_catalog(&changes) {
+                self.invalidate_all(provisioning);
             }
-            self.apply(provisioning, &changes).await?;
-            *since = Some(changes.version);
+            self.apply_changes(provisioning, &changes);
+            *lock(&self.seen) = Seen::after(&changes);
             if !changes.more {
                 return Ok(());
             }
         }
     }
 
-    /// Applies one page. An error if the catalog failed over it: then it must come again.
-    async fn apply(&self, provisioning: &Provisioning, changes: &Changes) -> Result<(), Error> {
+    /// Has all records read again: those of tenants with a pool now, as a pool that is busy asks for nothing.
+    fn invalidate_all(&self, provisioning: &Provisioning) {
         let catalog = &provisioning.catalog;
+        catalog.entries.invalidate_all();
         let Some(pools) = self.pools.upgrade() else {
-            return Ok(());
+            return;
         };
-        let mut concerned = HashSet::new();
-        for tenant in &changes.tenants {
-            let is_known = catalog.memo.remembers(tenant) || pools.alive(tenant.as_str()).is_some();
-            // Also of those who are not known: somebody may be asking for them right now.
-            catalog.memo.question(tenant);
-            if is_known {
-                concerned.insert(tenant.clone());
-            }
+        for pool in pools.all() {
+            catalog.refresh.push(&pool.tenant);
         }
-        drop(pools); // the router may be dropped while the catalog is asked
-        let reads = stream::iter(concerned).map(|tenant| async move {
-            count(&catalog.stats.changes);
-            let followed = self.follow(provisioning, &tenant).await;
-            followed.or_else(|err| {
-                if err.kind() == ErrorKind::Catalog {
-                    return Err(err);
-                }
-                // About this one tenant: it is asked for again at its next use.
-                tracing::warn!(tenant = tenant.as_str(), %err, "cannot follow a change of the tenant");
-                Ok(())
-            })
-        });
-        let done: Vec<Result<(), Error>> = reads.buffer_unordered(SIDE_BY_SIDE).collect().await;
-        done.into_iter().collect()
     }
 
-    /// Reads the record of `tenant`, remembers it, and brings its pool in line.
-    async fn follow(&self, provisioning: &Provisioning, tenant: &TenantId) -> Result<(), Error> {
-        let answer = provisioning.ask(tenant).await;
+    /// Invalidates the entries of one page. Those of tenants that are known here are read again.
+    fn apply_changes(&self, provisioning: &Provisioning, changes: &Changes) {
+        let catalog = &provisioning.catalog;
         let Some(pools) = self.pools.upgrade() else {
-            return Ok(());
+            return;
         };
-        match answer {
-            Ok(Whereabouts::At(_)) => {
-                align(&pools, provisioning, tenant);
-                Ok(())
+        for tenant in &changes.tenants {
+            let is_known =
+                catalog.entries.contains(tenant) || pools.alive(tenant.as_str()).is_some();
+            // Also of those who are not known: a look-up may be under way.
+            catalog.entries.invalidate(tenant);
+            if is_known {
+                count(&catalog.stats.changes);
+                catalog.refresh.push(tenant);
             }
-            Ok(Whereabouts::Nobody) => Ok(()), // whoever has a pool goes on
-            Ok(Whereabouts::Unfinished) => {
-                // Unless it was finished here meanwhile.
-                if provisioning.catalog.memo.recall(tenant).is_none() {
-                    let_go(&pools, tenant);
-                }
-                Ok(())
-            }
-            Err(err) if matches!(err.kind(), ErrorKind::Deleted | ErrorKind::Held) => {
-                let_go(&pools, tenant);
-                Ok(())
-            }
-            Err(err) => Err(err),
         }
+    }
+
+    /// Reads the records of queued tenants. While the catalog is down, all of them wait.
+    async fn refresh_queued(&self, provisioning: &Provisioning) {
+        let refresh = &provisioning.catalog.refresh;
+        let (mut reads, mut rest_until) = (FuturesUnordered::new(), Instant::now());
+        loop {
+            let next = async {
+                sleep_until(rest_until).await;
+                refresh.pop().await
+            };
+            tokio::select! {
+                biased;
+                Some(rest) = reads.next() => rest_until = rest_until.max(Instant::now() + rest),
+                reading = next, if reads.len() < SIDE_BY_SIDE => {
+                    reads.push(self.refresh(provisioning, reading));
+                }
+            }
+        }
+    }
+
+    /// Reads the record of one tenant, unless that was done since, and brings its pool in line. Returns for how long no other
+    /// is to be read.
+    async fn refresh(&self, provisioning: &Provisioning, reading: Reading<'_>) -> Duration {
+        let tenant = reading.tenant();
+        let id = tenant.as_str();
+        // A panic over one tenant is that tenant's.
+        let work = AssertUnwindSafe(self.refresh_one(provisioning, tenant)).catch_unwind();
+        match work.await {
+            Ok(Ok(())) => {}
+            Ok(Err(err)) if err.kind() == ErrorKind::Catalog => {
+                tracing::debug!(tenant = id, %err, "cannot read the catalog again");
+                provisioning.catalog.refresh.push(tenant);
+                return err.retry_after().unwrap_or_default().max(SHORTEST_REST);
+            }
+            Ok(Err(err)) => {
+                tracing::warn!(tenant = id, %err, "cannot follow a change of the tenant");
+            }
+            Err(_) => tracing::error!(tenant = id, "a panic over the tenant's record"),
+        }
+        Duration::ZERO
+    }
+
+    async fn refresh_one(
+        &self,
+        provisioning: &Provisioning,
+        tenant: &TenantId,
+    ) -> Result<(), Error> {
+        if provisioning.catalog.entries.is_stale(tenant) {
+            provisioning.refresh_entry(tenant).await?;
+        }
+        if let Some(pools) = self.pools.upgrade() {
+            sync_pool(&pools, provisioning, tenant);
+        }
+        Ok(())
     }
 }
 
-/// Brings the pool of `tenant`, if there is one, to where the tenant is known to live: also if that changes meanwhile.
-fn align(pools: &Pools, provisioning: &Provisioning, tenant: &TenantId) {
+/// How far the changes of a catalog were seen.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    version: Option<u64>,
+}
+
+impl Seen {
+    fn after(changes: &Changes) -> Self {
+        Self {
+            version: Some(changes.version),
+        }
+    }
+
+    /// Whether `changes` may leave out what has happened since, as after a restore of the catalog.
+    fn is_of_another_catalog(&self, changes: &Changes) -> bool {
+        changes.reset || self.version.is_none()
+    }
+}
+
+/// Brings the pool of `tenant`, if there is one, in line with the tenant's entry.
+fn sync_pool(pools: &Pools, provisioning: &Provisioning, tenant: &TenantId) {
     let Some(pool) = pools.alive(tenant.as_str()) else {
         return;
     };
-    while let Some(Recalled::Known(known)) = provisioning.catalog.memo.recall(tenant) {
-        pool.move_to(Arc::clone(&known.endpoint), false);
-        if provisioning.agrees(tenant, &known.endpoint) {
-            return;
+    while let Some(entry) = provisioning.catalog.entries.get(tenant) {
+        match entry {
+            Entry::Known(known) if known.is_untrusted => {
+                return close_pool(pools, tenant, &Unserved::relocate());
+            }
+            Entry::Known(known) => {
+                pool.move_to(Arc::clone(&known.endpoint), false);
+                if provisioning.agrees(tenant, &known.endpoint) {
+                    return; // or else the entry has changed since
+                }
+            }
+            Entry::Denied(denied) => {
+                return match denied.denial {
+                    Denial::Refused(err) => close_pool(pools, tenant, &err.into()),
+                    Denial::Unfinished => close_pool(pools, tenant, &Unserved::relocate()),
+                    Denial::Unknown(_) | Denial::Broken(_) => {} // a pool goes on
+                };
+            }
         }
     }
 }
 
-/// Closes what is open of a tenant whose database must not be used, as soon as nobody uses it.
-fn let_go(pools: &Pools, tenant: &TenantId) {
-    if pools.alive(tenant.as_str()).is_some() {
-        pools.evict(tenant.as_str());
+/// Closes what is open of a tenant whose database must not be used, as soon as it is not in use.
+fn close_pool(pools: &Pools, tenant: &TenantId, why: &Unserved) {
+    if pools.forbid(tenant, why) {
         tracing::info!(
             tenant = tenant.as_str(),
             "the tenant may not be used any more; its connections are closed"

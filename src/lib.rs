@@ -66,6 +66,7 @@ mod source;
 mod statements;
 mod stats;
 mod stream;
+mod supervise;
 mod sweep;
 mod tap;
 mod tenant;

@@ -69,7 +69,7 @@ mod recording {
     use tokio::time::sleep;
 
     use super::{Inner, TenantRouter};
-    use crate::{retry::lock, shared::Shared};
+    use crate::{retry::lock, shared::Shared, supervise::supervise};
 
     /// How often the metrics are brought up to date by themselves.
     const INTERVAL: Duration = Duration::from_secs(5);
@@ -88,7 +88,10 @@ mod recording {
     pub(crate) fn start(inner: &Arc<Inner>) {
         let (shared, inner) = (Arc::clone(&inner.shared), Arc::downgrade(inner));
         let runtime = shared.runtime.clone();
-        runtime.spawn(run(shared, inner));
+        // What records is the application's.
+        runtime.spawn(supervise("metrics", move || {
+            run(Arc::clone(&shared), Weak::clone(&inner))
+        }));
     }
 
     async fn run(shared: Arc<Shared>, inner: Weak<Inner>) {

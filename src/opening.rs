@@ -1,19 +1,25 @@
 //! Opening one connection: tried until the compute is up, says no, or the time is over.
 
-use std::{iter, mem, pin::pin, sync::Arc, time::Duration};
+use std::{
+    iter, mem,
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
 
-use futures_util::FutureExt;
+use futures_util::{FutureExt, future::Either};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::{
+    breaker::chance,
     budget::Permit,
     dial::Dialed,
     endpoint::{Endpoint, Route},
     error::{Error, ErrorKind, Stage},
-    pool::Pool,
+    pool::{Pool, Wake},
     refusals::Refusal,
     retry::{Progress, backoff},
-    stats::count,
+    stats::{Reason, count},
     verdict::{self, Next},
 };
 
@@ -27,6 +33,10 @@ pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(5);
 const SECOND_TRY_WAIT: Duration = Duration::from_secs(1);
 /// How long a login may go unanswered while others wait for the connection it takes. A wake takes less than this.
 const OUTSTAYED: Duration = Duration::from_secs(10);
+/// Silence of a login after which a second one goes out beside it; by chance up to half as long again, so that logins
+/// that were sent together are not repeated together. A login that Neon's proxy never answered was seen to block its tenant
+/// for 60 s, while a second one took 85 ms.
+const SILENCE: Duration = Duration::from_secs(10);
 /// How often somebody who waits looks whether that is still of use.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Longest time for asking where a tenant lives now.
@@ -43,39 +53,150 @@ impl Opening<'_> {
     /// Tries until the compute is up, says no, or the time is over; the first time with `permit`. In between it holds
     /// none, so that those who can be served are.
     pub(crate) async fn try_until_up(&self, permit: Permit) -> Result<Dialed, Error> {
-        let mut tries = Tries::new(!self.pool.state().fresh);
-        let mut permit = Some(permit);
+        let mut plan = RetryPlan::new(!self.pool.state().fresh);
+        let (mut permit, mut silent) = (Some(permit), None);
         loop {
-            let permit = match permit.take() {
-                Some(permit) => permit,
-                None => self
-                    .permit()
-                    .await?
-                    .ok_or_else(|| self.progress.timed_out())?,
-            };
-            let (endpoint, mends) = (self.pool.endpoint(), self.pool.mends());
+            let (endpoint, changes) = (self.pool.endpoint(), self.pool.change_count());
             let dialed = tokio::select! {
                 biased;
-                dialed = self.dial(&endpoint, permit) => dialed,
-                () = self.moved_from(&endpoint) => continue,
-                () = self.outstay() => continue,
+                dialed = self.log_in(&endpoint, permit.take(), &mut silent) => dialed,
+                () = self.moved_from(&endpoint) => { silent = None; continue },
+                () = self.outstay() => { silent = None; continue },
             };
             let err = match dialed {
-                Ok(dialed) => return Ok(dialed),
+                Ok(Some(dialed)) => return Ok(dialed),
+                Ok(None) => continue, // it is silent, and gets company
                 Err(err) => err,
             };
-            if self.pool.mends() != mends && !self.progress.remaining().is_zero() {
-                continue; // it was about what has been mended meanwhile
-            }
-            let next = verdict::next(err.kind());
-            if tries.asks(next) && self.has_moved(&endpoint, mends).await? {
+            let step = self.after(&mut plan, &endpoint, changes, err).await?;
+            let Some((wait, err)) = step else {
+                silent = None; // it is where the tenant lived before
                 continue;
-            }
-            match tries.wait(next, &err) {
-                Some(wait) => self.rest(wait, err).await?,
-                None => return Err(err),
+            };
+            if let Some(dialed) = self.rest(wait, err, &mut silent).await? {
+                return Ok(dialed);
             }
         }
+    }
+
+    /// Does the same as the tenant's wake, and counts it as one.
+    pub(crate) async fn wake(&self, permit: Permit, reason: Reason) -> Result<Dialed, Error> {
+        let Pool { tenant, shared, .. } = &**self.pool;
+        let (id, reason_name) = (tenant.as_str(), reason.name());
+        shared.stats.wake_started(reason);
+        tracing::debug!(tenant = id, reason = reason_name, "wake");
+        let began = Instant::now();
+        let dialed = self.try_until_up(permit).await;
+        let elapsed = began.elapsed();
+        self.pool.state().note_wake(Wake {
+            began,
+            took: elapsed,
+            reason,
+            failure: dialed.as_ref().err().map(Error::kind),
+        });
+        if dialed.is_ok() {
+            shared.stats.wake_succeeded(reason, elapsed);
+            tracing::debug!(tenant = id, reason = reason_name, ?elapsed, "awake");
+        }
+        dialed
+    }
+
+    /// Decides what to do after `err`: wait for so long before the next try, or go on at once. An error if there is to be
+    /// none.
+    async fn after(
+        &self,
+        plan: &mut RetryPlan,
+        endpoint: &Arc<Endpoint>,
+        changes: u64,
+        err: Error,
+    ) -> Result<Option<(Duration, Error)>, Error> {
+        let is_changed = self.pool.change_count() != changes;
+        if is_changed && !self.progress.remaining().is_zero() && plan.takes_change() {
+            return Ok(Some((FIRST_WAIT, err))); // it may be about what has been mended
+        }
+        let next = verdict::next(err.kind());
+        if plan.asks(next) && self.has_moved(endpoint, changes).await? {
+            return Ok(None);
+        }
+        match plan.wait(next, &err) {
+            Some(wait) => Ok(Some((wait, err))),
+            None => Err(err),
+        }
+    }
+
+    /// Logs in once more, beside the login that is `silent`, if there is one: whichever is answered first counts. Returns
+    /// `None` if this one is silent for long as well and was the first; then it is `silent`, and goes on.
+    async fn log_in<'b>(
+        &'b self,
+        endpoint: &Arc<Endpoint>,
+        permit: Option<Permit>,
+        silent: &mut Option<Login<'b>>,
+    ) -> Result<Option<Dialed>, Error> {
+        let permit = match permit {
+            Some(permit) => Some(permit),
+            None => match self.beside(silent, self.permit()).await {
+                Either::Left(dialed) => return Ok(Some(dialed)),
+                Either::Right(permit) => permit?,
+            },
+        };
+        let permit = permit.ok_or_else(|| self.progress.timed_out())?;
+        let endpoint = Arc::clone(endpoint);
+        let mut login: Login<'b> = Box::pin(async move { self.dial(&endpoint, permit).await });
+        let is_second = silent.is_some();
+        let silence = SILENCE + SILENCE / 2 * u32::from(chance()) / u32::from(u8::MAX);
+        let answered = timeout(silence, self.beside(silent, &mut login)).await;
+        let answered = match answered {
+            Ok(answered) => answered,
+            Err(_) if is_second => {
+                self.note_silence(2, self.progress.remaining());
+                self.beside(silent, &mut login).await
+            }
+            Err(_) => {
+                self.note_silence(1, SILENCE);
+                *silent = Some(login);
+                return Ok(None);
+            }
+        };
+        match answered {
+            Either::Left(dialed) => Ok(Some(dialed)),
+            Either::Right(dialed) => dialed.map(Some),
+        }
+    }
+
+    /// Awaits `work` beside a silent login. Returns what the login brings, if it is answered before.
+    async fn beside<T>(
+        &self,
+        silent: &mut Option<Login<'_>>,
+        work: impl Future<Output = T>,
+    ) -> Either<Dialed, T> {
+        let mut work = pin!(work);
+        loop {
+            let Some(login) = silent else {
+                return Either::Right(work.await);
+            };
+            tokio::select! {
+                biased;
+                answer = login => {
+                    *silent = None;
+                    if let Ok(dialed) = answer {
+                        return Either::Left(dialed);
+                    }
+                }
+                done = &mut work => return Either::Right(done),
+            }
+        }
+    }
+
+    /// Notes for callers whose time runs out that `count` logins have had no answer, and when that may change.
+    fn note_silence(&self, count: usize, wait: Duration) {
+        let message = if count == 1 {
+            "a login has had no answer for long; a second one goes out beside it"
+        } else {
+            "two logins side by side have had no answer for long"
+        };
+        let err = Error::new(ErrorKind::Connect, message).with_retry_after(wait);
+        self.progress.note(&err);
+        self.pool.note(self.route, err);
     }
 
     /// The right to one more connection; none if nobody waits for one of this tenant any more.
@@ -120,35 +241,10 @@ impl Opening<'_> {
         }
     }
 
-    /// Opens a connection past the pooler, unless it is known that this cannot work now.
-    pub(crate) async fn open_direct(&self) -> Result<Dialed, Error> {
-        let Pool { tenant, shared, .. } = &**self.pool;
-        self.outwait().await?;
-        let mut permit = self.permit().await?;
-        if self.pool.state().lost {
-            // The turn was long in coming, and the compute may have fallen asleep meanwhile: its one wake comes first. Once,
-            // because a connection that is still open serves for it, and then proves enough.
-            drop(permit);
-            let until = self.progress.deadline();
-            drop(self.pool.get(until).await?);
-            permit = self.permit().await?;
-        }
-        let permit = permit.ok_or_else(|| self.progress.timed_out())?;
-        let dialed = self.try_until_up(permit).await;
-        match &dialed {
-            Ok(_) => shared.refusals.clear_at(tenant, Route::Direct),
-            Err(err) if !matches!(err.kind(), ErrorKind::Timeout(_)) => {
-                self.pool.refuse(Route::Direct, &Refusal::new(err.clone()));
-            }
-            Err(_) => {}
-        }
-        dialed
-    }
-
     /// Whether the catalog has the tenant elsewhere, or with another credential, than at `known`. An error if it does
-    /// not have it at all any more. If something was mended since there were so many `mends`, whoever did that knows
-    /// better than the answer, and it may work now.
-    async fn has_moved(&self, known: &Arc<Endpoint>, mends: u64) -> Result<bool, Error> {
+    /// not have it at all any more. If something was changed since `changes` were counted, that is newer than the answer,
+    /// and it may work now.
+    async fn has_moved(&self, known: &Arc<Endpoint>, changes: u64) -> Result<bool, Error> {
         let Pool { tenant, shared, .. } = &**self.pool;
         let limit = ASK_TIMEOUT.min(self.progress.remaining());
         let progress = Progress::new(Stage::Lookup, limit);
@@ -156,12 +252,17 @@ impl Opening<'_> {
             .source
             .relocate(tenant, known, &progress, &shared.stats);
         let asked = timeout(limit, asked).await;
-        if self.pool.mends() != mends {
+        if self.pool.change_count() != changes {
             return Ok(true);
         }
         match asked.unwrap_or_else(|_| Err(progress.timed_out())) {
             Ok(now) => Ok(now.is_some_and(|it| self.pool.move_from(Some(known), it, true))),
-            Err(err) if is_gone(err.kind()) => Err(err),
+            Err(err) if is_gone(err.kind()) => {
+                if let Some(catalog) = shared.source.catalog() {
+                    catalog.refresh.push(tenant); // the pool follows the entry
+                }
+                Err(err)
+            }
             Err(err) => {
                 tracing::debug!(tenant = tenant.as_str(), %err, "cannot ask where the tenant lives now");
                 Ok(false)
@@ -169,22 +270,34 @@ impl Opening<'_> {
         }
     }
 
-    /// Waits before the next attempt. An error if that would come too late, or if nobody is left who waits for it.
-    async fn rest(&self, wait: Duration, err: Error) -> Result<(), Error> {
+    /// Waits before the next attempt, and for a login that is `silent`, which may be answered. An error if the attempt would
+    /// come too late, or if nobody is left who waits for it.
+    async fn rest(
+        &self,
+        wait: Duration,
+        err: Error,
+        silent: &mut Option<Login<'_>>,
+    ) -> Result<Option<Dialed>, Error> {
         if wait > LONGEST_WAIT {
             let refusal = self.pool.refuse(self.route, &Refusal::new(err));
             if refusal.until() >= self.progress.deadline() {
                 return Err(refusal.error());
             }
-            return self.outwait().await;
+            return match self.beside(silent, self.outwait()).await {
+                Either::Left(dialed) => Ok(Some(dialed)),
+                Either::Right(waited) => waited.map(|()| None),
+            };
         }
         self.progress.note(&err);
         let in_time = Instant::now() + wait < self.progress.deadline();
         if in_time || self.route == Route::Pooled {
-            sleep(wait).await; // the next wake, if one is wanted, begins at once
+            // The next wake, if one is wanted, begins at once.
+            if let Either::Left(dialed) = self.beside(silent, sleep(wait)).await {
+                return Ok(Some(dialed));
+            }
         }
         if in_time {
-            Ok(())
+            Ok(None)
         } else {
             Err(self.progress.timed_out())
         }
@@ -222,7 +335,7 @@ impl Opening<'_> {
         let Pool { tenant, shared, .. } = &**self.pool;
         count(&shared.stats.dials);
         if let Some(catalog) = shared.source.catalog() {
-            catalog.mind(tenant);
+            catalog.refresh_if_stale(tenant);
         }
         self.pool.state().fresh = false;
         let (tenant, began) = (tenant.as_str(), Instant::now());
@@ -256,19 +369,24 @@ fn is_gone(kind: ErrorKind) -> bool {
     )
 }
 
+/// A login under way.
+type Login<'a> = Pin<Box<dyn Future<Output = Result<Dialed, Error>> + Send + 'a>>;
+
 /// What one wake has tried, and how long it waits for the next try.
-struct Tries {
+struct RetryPlan {
     waits: Waits,
     slow_waits: Waits,
     /// Whether the catalog may still be asked.
     may_ask: bool,
     /// Whether a refused credential has had its second try.
     tried_twice: bool,
+    /// Whether an attempt was repeated because something had changed.
+    took_change: bool,
 }
 
 type Waits = Box<dyn Iterator<Item = Duration> + Send>;
 
-impl Tries {
+impl RetryPlan {
     /// `may_ask`: whether the endpoint came from a cache, so that the catalog may know better.
     fn new(may_ask: bool) -> Self {
         let slow_waits = backoff(FIRST_SLOW_WAIT, LONGEST_WAIT);
@@ -277,7 +395,13 @@ impl Tries {
             slow_waits: Box::new(iter::once(FIRST_SLOW_WAIT).chain(slow_waits)),
             may_ask,
             tried_twice: false,
+            took_change: false,
         }
+    }
+
+    /// Whether a change is reason enough for another try: once, or changes in a loop would turn the waits off.
+    fn takes_change(&mut self) -> bool {
+        !mem::replace(&mut self.took_change, true)
     }
 
     /// Whether the catalog is to be asked now: once.

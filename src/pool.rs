@@ -3,6 +3,8 @@
 //! A connection is in one of four places: idle here, leased to a caller, being opened (`wake`), or parting. Whatever
 //! becomes free goes to the longest waiter first; nobody overtakes the queue.
 
+mod direct_wake;
+mod forbidden;
 mod holder;
 mod place;
 mod state;
@@ -32,6 +34,7 @@ use crate::{
     watch::Watch,
 };
 
+pub(crate) use forbidden::Unserved;
 use state::Waiter;
 pub(crate) use state::{State, Wake};
 use waking::fail_wakers;
@@ -72,20 +75,21 @@ impl Pool {
     ///
     /// # Cancel safety
     /// Dropping it gives up the place in the queue; an attempt to connect that is under way goes on.
-    pub(crate) async fn get(self: &Arc<Self>, until: Instant) -> Result<(Lease, bool), Error> {
+    pub(crate) async fn get(self: &Arc<Self>, until: Instant) -> Result<(Lease, bool), Unserved> {
         let started = Instant::now();
         let found = async {
-            let mut slept = false;
+            let (mut slept, mut has_waited) = (false, false);
             loop {
-                let lease = self.next(until, &mut slept).await?;
+                let lease = self.next(until, has_waited, &mut slept).await?;
                 if let Some(lease) = self.vet(lease).await {
                     return Ok((lease, slept));
                 }
+                has_waited = true; // the connection was dead, and the turn is still this caller's
             }
         };
         timeout_at(until, found)
             .await
-            .unwrap_or_else(|_| Err(self.out_of_time(started)))
+            .unwrap_or_else(|_| Err(self.out_of_time(started).into()))
     }
 
     /// What holds, and is the answer for whoever waits until `until`.
@@ -96,26 +100,34 @@ impl Pool {
 
     /// The next connection: an idle one, or whatever comes when it is the caller's turn.
     /// Notes in `slept` if it waits for a database believed asleep.
-    async fn next(self: &Arc<Self>, until: Instant, slept: &mut bool) -> Result<Lease, Error> {
+    async fn next(
+        self: &Arc<Self>,
+        until: Instant,
+        has_waited: bool,
+        slept: &mut bool,
+    ) -> Result<Lease, Unserved> {
         let refusal = self.refusal(until);
         let turn = {
             let mut state = self.state();
+            if let Some(why) = &state.forbidden {
+                return Err(why.clone());
+            }
             if let Some(connection) = state.pop_idle() {
                 state.lent += 1;
                 drop(state);
                 return Ok(Lease::new(connection, Arc::clone(self)));
             }
             if let Some(refusal) = refusal.filter(|_| state.open.is_empty()) {
-                return Err(refusal.error());
+                return Err(refusal.error().into());
             }
             let (turn, mine) = oneshot::channel();
             let waiter = Waiter { turn, until };
             *slept |= state.believes_asleep();
-            state.enqueue(waiter);
+            state.enqueue(waiter, has_waited);
             mine
         };
         self.pump();
-        turn.await.unwrap_or_else(|_| Err(Error::closed()))
+        turn.await.unwrap_or_else(|_| Err(Error::closed().into()))
     }
 
     /// The lease, if its connection can be used; asks the server where that is in doubt.
@@ -192,7 +204,8 @@ impl Pool {
             drop(state);
             return self.pump(); // its task saw to the rest, but for those who relied on its coming back
         }
-        if !state.lost || state.dialing == 0 {
+        state.note_alive(&connection.watch);
+        if state.lost.is_none() || state.dialing == 0 {
             self.tell_awake(&mut state, &connection.watch);
         }
         let watch = &connection.watch;
@@ -262,9 +275,9 @@ impl Pool {
         let (waiter, wakers) = (state.next_waiter(), state.take_wakers(|_| true));
         drop(state);
         if let Some(waiter) = waiter {
-            drop(waiter.turn.send(Err(err.clone())));
+            drop(waiter.turn.send(Err(err.clone().into())));
         }
-        fail_wakers(wakers, err);
+        fail_wakers(wakers, &err.clone().into());
     }
 
     /// Fails every waiter with `err`.
@@ -273,9 +286,9 @@ impl Pool {
         let (failed, wakers) = (state.take_waiters(|_| true), state.take_wakers(|_| true));
         drop(state);
         for waiter in failed {
-            drop(waiter.turn.send(Err(err.clone())));
+            drop(waiter.turn.send(Err(err.clone().into())));
         }
-        fail_wakers(wakers, err);
+        fail_wakers(wakers, &err.clone().into());
     }
 
     /// Remembers `refusal`, returns it as it is remembered, and answers those with it for whom waiting does not help.
@@ -304,11 +317,11 @@ impl Pool {
         let wakers = state.take_wakers(|waker| refusal.answers(waker.until));
         let wanted = state.is_wanted();
         drop(state);
-        let err = refusal.error();
+        let why = refusal.error().into();
         for waiter in failed {
-            drop(waiter.turn.send(Err(err.clone())));
+            drop(waiter.turn.send(Err(Unserved::clone(&why))));
         }
-        fail_wakers(wakers, &err);
+        fail_wakers(wakers, &why);
         wanted
     }
 
@@ -316,8 +329,8 @@ impl Pool {
     /// about coming back.
     pub(crate) fn note(&self, route: Route, failure: Error) -> Error {
         let mut state = self.state();
-        if route == Route::Direct {
-            return failure;
+        if route == Route::Direct && !state.believes_asleep() {
+            return failure; // it is no wake, for which others wait too
         }
         let failure = match verdict::next(failure.kind()) {
             Next::AgainSlowly => failure.with_retry_after(state.rest_of_repetition()),
@@ -327,7 +340,7 @@ impl Pool {
         failure
     }
 
-    fn out_of_time(&self, started: Instant) -> Error {
+    pub(crate) fn out_of_time(&self, started: Instant) -> Error {
         let state = self.state();
         let waited_for = if state.believes_asleep() {
             Stage::Wake

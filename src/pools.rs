@@ -18,7 +18,7 @@ use crate::{
     endpoint::Endpoint,
     index::{Entry, Index},
     lease::{Fitness, Lease},
-    pool::Pool,
+    pool::{Pool, Unserved},
     retry::lock,
     shared::Shared,
     source::Located,
@@ -129,8 +129,9 @@ impl Pools {
         let pool = self.alive_or_new(tenant, Arc::clone(&located.endpoint));
         pool.move_to(located.endpoint, located.fresh);
         if located.created {
-            pool.mended();
+            pool.notify_changed();
         }
+        pool.allow();
         let mut insertions = lock(&self.insertions);
         *insertions += 1;
         let part = (self.shared.config.max_pools / PARTS).max(1);
@@ -166,18 +167,35 @@ impl Pools {
 
     /// Drops the pool of `tenant` from the cache, and what was refused of it; says whether there was one.
     pub(crate) fn evict(&self, tenant: &str) -> bool {
+        let found = self.remove(tenant);
+        self.shared.refusals.clear(tenant);
+        if let Some(pool) = self.alive(tenant) {
+            pool.condemn(Instant::now()); // also if it comes back before they do
+            pool.notify_changed(); // a wake of its may be waiting for what was refused to pass
+        }
+        found
+    }
+
+    fn remove(&self, tenant: &str) -> bool {
         let found = self.cached.remove(tenant);
         if let Some(entry) = &found {
             self.index.remove(tenant, entry.stay); // now, whenever the cache says so
             entry.pool.retire(entry.stay);
         }
         self.cached.run_pending_tasks();
-        self.shared.refusals.clear(tenant);
-        if let Some(pool) = self.alive(tenant) {
-            pool.condemn(Instant::now()); // also if it comes back before they do
-            pool.mended(); // a wake of its may be waiting for what was refused to pass
-        }
         found.is_some()
+    }
+
+    /// Puts the pool of `tenant` out of use until the tenant is looked up again: all who wait are answered with `why`. Returns
+    /// whether that is news.
+    pub(crate) fn forbid(&self, tenant: &TenantId, why: &Unserved) -> bool {
+        let Some(pool) = self.alive(tenant.as_str()) else {
+            return false;
+        };
+        let is_news = pool.check_allowed().is_ok();
+        pool.forbid(why); // in this order: while it is still found, it serves nobody
+        self.remove(tenant.as_str());
+        is_news
     }
 
     /// The pool of `tenant` that somebody still uses, in the cache or not.

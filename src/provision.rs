@@ -23,9 +23,9 @@ pub use policy::Decision;
 pub use prepare::Preparing;
 pub use step::Step;
 
-pub(crate) use access::Demand;
+pub(crate) use access::{Demand, Published};
 pub(crate) use claim::{Claim, Halt};
-pub(crate) use lookup::Whereabouts;
+pub(crate) use lookup::LookupOutcome;
 pub(crate) use refresh::Compared;
 pub(crate) use settle::Settled;
 

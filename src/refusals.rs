@@ -19,6 +19,8 @@ use crate::{
 const BRIEFLY: Duration = Duration::from_secs(5);
 /// Shortest time for which one is.
 const SHORTEST: Duration = Duration::from_secs(1);
+/// Time that a login takes at the least, where the database sleeps: Neon starts a compute in a few hundred milliseconds.
+const ONE_CONNECT: Duration = Duration::from_millis(500);
 /// Nothing is remembered for longer than this.
 const LONGEST: Duration = Duration::from_secs(120);
 
@@ -65,9 +67,10 @@ impl Refusal {
         self.error.kind()
     }
 
-    /// Whether it is the answer for a caller who waits until `patience`: at once, if waiting would not help.
+    /// Whether it is the answer for a caller who waits until `patience`: at once, if waiting would not help. What is over
+    /// only just before leaves no time to connect.
     pub(crate) fn answers(&self, patience: Instant) -> bool {
-        !self.error.kind().is_transient() || patience <= self.until
+        !self.error.kind().is_transient() || patience <= self.until + ONE_CONNECT
     }
 
     /// What the caller gets, with the time that is left.
@@ -170,6 +173,8 @@ mod tests {
     async fn who_can_wait_until_a_passing_refusal_is_over_is_not_turned_away() {
         let limit = refusal(ErrorKind::ActiveComputeLimit, 30 * SECOND);
         assert!(limit.answers(Instant::now() + 20 * SECOND));
+        let just_over = Instant::now() + 30 * SECOND + ONE_CONNECT / 2;
+        assert!(limit.answers(just_over), "there is no time to connect");
         assert!(!limit.answers(Instant::now() + 40 * SECOND));
         let quota = refusal(ErrorKind::Disabled, 30 * SECOND);
         assert!(

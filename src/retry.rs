@@ -34,8 +34,17 @@ pub struct Progress {
 struct Seen {
     stage: Stage,
     last_failure: Option<Noted>,
-    /// Whether somebody knows that what the work finds may be out of date.
-    stale: bool,
+    /// Why what the work finds is not to be used, if that is known.
+    stale: Option<Stale>,
+}
+
+/// Why what a piece of work finds is not to be used.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) enum Stale {
+    /// It may be out of date.
+    Old,
+    /// It is known to be different by now.
+    Wrong,
 }
 
 impl Progress {
@@ -45,7 +54,7 @@ impl Progress {
         let seen = Arc::new(Mutex::new(Seen {
             stage,
             last_failure: None,
-            stale: false,
+            stale: None,
         }));
         Self {
             started,
@@ -90,12 +99,13 @@ impl Progress {
         self.seen().last_failure = Some(Noted::new(failure.clone()));
     }
 
-    pub(crate) fn mark_stale(&self) {
-        self.seen().stale = true;
+    pub(crate) fn mark_stale(&self, why: Stale) {
+        let mut seen = self.seen();
+        seen.stale = seen.stale.max(Some(why));
     }
 
-    /// Whether it was marked since the last time somebody asked.
-    pub(crate) fn take_stale(&self) -> bool {
+    /// Returns whether it was marked since this was last asked.
+    pub(crate) fn take_stale(&self) -> Option<Stale> {
         std::mem::take(&mut self.seen().stale)
     }
 

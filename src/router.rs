@@ -7,17 +7,17 @@ use tracing::Instrument;
 
 use crate::{
     builder::RouterBuilder,
-    catalog::{Memo, Recalled},
+    catalog::{Entry, EntryCache},
     client::TenantClient,
     error::{Error, ErrorKind, Stage},
     flights::Flights,
     follow,
     lease::Lease,
     lookup::Lookup,
-    pool::Pool,
+    pool::{Pool, Unserved},
     pools::Pools,
     provision::Provisioner,
-    retry::Progress,
+    retry::{Progress, Stale},
     shared::Shared,
     stats::{Path, Reason, count},
     sweep,
@@ -62,7 +62,7 @@ impl TenantRouter {
 
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
         let pools = Arc::new(Pools::new(Arc::clone(&shared)));
-        shared.runtime.spawn(sweep::run(Arc::downgrade(&pools)));
+        shared.runtime.spawn(sweep::start(Arc::downgrade(&pools)));
         follow::start(&pools);
         let flights = Flights::new(shared.runtime.clone());
         let inner = Arc::new(Inner {
@@ -109,7 +109,7 @@ impl Inner {
     pub(crate) fn evict(&self, tenant: &TenantId) -> bool {
         // In this order: a flight that lands in between finds the mark after it has put its pool into the cache.
         if let Some(catalog) = self.shared.source.catalog() {
-            catalog.memo.distrust(tenant);
+            catalog.entries.mark_untrusted(tenant);
         }
         self.flights.mark_stale(tenant);
         self.pools.evict(tenant.as_str())
@@ -198,33 +198,23 @@ impl Inner {
         let place = self.enter(&tenant)?;
         let patience = patience.unwrap_or(self.shared.config.get_timeout);
         let until = laps.began + patience;
+        let mut pool = pool;
         let work = async {
-            let (pool, created) = if let Some(pool) = pool {
-                (pool, false)
-            } else {
-                // In a box, like what follows: who waits for a connection is to carry no more than that.
-                let flight = Box::pin(self.fly(&tenant, patience)).await;
-                laps.lap(&flight, flown);
-                flight.map(|it| (it.pool, it.created))?
-            };
-            let (lease, slept) = if reason == Reason::Request {
-                let served = pool.get(until).await;
-                laps.lap(&served, waited);
-                served.map(|(lease, slept)| (Some(lease), slept))?
-            } else {
-                let awake = Box::pin(pool.wake(until, reason, None)).await;
-                if !created && matches!(awake, Ok(false)) {
-                    return Ok((None, Path::Warm)); // nobody has waited
+            loop {
+                let (pool, created) = if let Some(pool) = pool.take() {
+                    (pool, false)
+                } else {
+                    // In a box, like what follows: who waits for a connection is to carry no more than that.
+                    let patience = until.saturating_duration_since(Instant::now());
+                    let flight = Box::pin(self.fly(&tenant, patience)).await;
+                    laps.lap(flight.as_ref(), flown);
+                    flight.map(|it| (it.pool, it.created))?
+                };
+                match serve(&pool, created, until, reason, laps).await {
+                    Err(Unserved::Relocate(_)) if Instant::now() < until => {}
+                    served => return served.map_err(Unserved::into_error),
                 }
-                laps.lap(&awake, woken);
-                (None, awake?)
-            };
-            let path = match (created, slept) {
-                (true, _) => Path::Provisioned,
-                (false, true) => Path::Cold,
-                (false, false) => Path::Reopened,
-            };
-            Ok((lease, path))
+            }
         };
         let served = work.await;
         if served.is_ok() {
@@ -239,9 +229,9 @@ impl Inner {
         let Some(tenant) = err.tenant() else {
             return;
         };
-        let memo = self.shared.source.catalog().map(|catalog| &catalog.memo);
-        let is_known = |memo: &Memo| matches!(memo.recall(tenant), Some(Recalled::Known(_)));
-        if memo.is_some_and(is_known) || self.pools.alive(tenant.as_str()).is_some() {
+        let entries = self.shared.source.catalog().map(|it| &it.entries);
+        let is_known = |it: &EntryCache| matches!(it.get(tenant), Some(Entry::Known(_)));
+        if entries.is_some_and(is_known) || self.pools.alive(tenant.as_str()).is_some() {
             self.shared.stats.failing.add(tenant, 1.0);
         }
     }
@@ -323,9 +313,10 @@ impl Inner {
                     let endpoint = Arc::clone(&located.endpoint);
                     let created = located.created;
                     let pool = pools.insert(&tenant, located);
-                    // In this order: whoever hears of a change remembers it before looking for the pool.
+                    // In this order: a change that is heard of is in the entry before the pool is looked for.
                     if !source.agrees(&tenant, &endpoint) {
-                        seen.mark_stale();
+                        pools.forbid(&tenant, &Unserved::relocate());
+                        seen.mark_stale(Stale::Wrong);
                     }
                     Arrived { pool, created }
                 }))
@@ -334,6 +325,34 @@ impl Inner {
         };
         (progress, flight)
     }
+}
+
+/// Waits in `pool` for a connection, or, for another reason than a request, until the database is awake.
+async fn serve(
+    pool: &Arc<Pool>,
+    created: bool,
+    until: Instant,
+    reason: Reason,
+    laps: &mut Laps<'_>,
+) -> Result<(Option<Lease>, Path), Unserved> {
+    let (lease, slept) = if reason == Reason::Request {
+        let served = pool.get(until).await;
+        laps.lap(served.as_ref().map_err(Unserved::error), waited);
+        served.map(|(lease, slept)| (Some(lease), slept))?
+    } else {
+        let awake = Box::pin(pool.wake(until, reason, None)).await;
+        if !created && matches!(awake, Ok(false)) {
+            return Ok((None, Path::Warm)); // nobody has waited
+        }
+        laps.lap(awake.as_ref().map_err(Unserved::error), woken);
+        (None, awake?)
+    };
+    let path = match (created, slept) {
+        (true, _) => Path::Provisioned,
+        (false, true) => Path::Cold,
+        (false, false) => Path::Reopened,
+    };
+    Ok((lease, path))
 }
 
 /// For which stage a caller has waited who flew.

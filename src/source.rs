@@ -5,11 +5,12 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use crate::{
-    catalog::Catalog,
+    catalog::{Catalog, LookupLimit},
+    config::Config,
     endpoint::Endpoint,
     error::{BoxError, Error, ErrorKind, Stage},
     lookup::AnyLookup,
-    provision::{Demand, Provisioning, Whereabouts},
+    provision::{Demand, LookupOutcome, Provisioning},
     retry::Progress,
     stats::{Stats, count},
     tenant::TenantId,
@@ -18,9 +19,15 @@ use crate::{
 /// How the router learns where a tenant lives.
 pub(crate) enum Source {
     /// From the application's own table.
-    Lookup(Box<dyn AnyLookup>),
+    Lookup(OwnLookup),
     /// From records that it keeps itself, creating what is missing.
     Provisioning(Box<Provisioning>),
+}
+
+/// The application's own table, and how many may ask it at the same time.
+pub(crate) struct OwnLookup {
+    lookup: Box<dyn AnyLookup>,
+    limit: LookupLimit,
 }
 
 /// Where a tenant lives, and how much that is worth.
@@ -33,6 +40,19 @@ pub(crate) struct Located {
     pub(crate) created: bool,
 }
 
+impl OwnLookup {
+    pub(crate) fn new(lookup: Box<dyn AnyLookup>, config: &Config) -> Self {
+        let limit = LookupLimit::new(config);
+        Self { lookup, limit }
+    }
+
+    async fn lookup(&self, tenant: &TenantId) -> Result<Option<Arc<Endpoint>>, Error> {
+        let _under_way = self.limit.try_enter()?;
+        let known = self.lookup.lookup(tenant).await.map_err(lookup_failed)?;
+        Ok(known.map(Arc::new))
+    }
+}
+
 impl Source {
     /// Where `tenant` lives, if that is known. Creates nothing.
     pub(crate) async fn lookup(
@@ -43,10 +63,7 @@ impl Source {
         count(&stats.lookups);
         let began = Instant::now();
         let (known, fresh) = match self {
-            Self::Lookup(lookup) => {
-                let known = lookup.lookup(tenant).await.map_err(lookup_failed);
-                (known.map(|known| known.map(Arc::new)), true)
-            }
+            Self::Lookup(own) => (own.lookup(tenant).await, true),
             // Records hold what Neon said once; the truth is there.
             Self::Provisioning(provisioning) => (provisioning.lookup(tenant).await, false),
         };
@@ -75,15 +92,14 @@ impl Source {
             (Some(known), _) => Ok(known),
             (None, Self::Lookup(_)) => Err(unknown()),
             (None, Self::Provisioning(provisioning)) => {
-                let asked = provisioning.catalog.memo.now();
+                let asked = provisioning.catalog.entries.stamp();
                 let made = provisioning.provision(tenant, &Demand::Access, progress, stats);
-                let made = made.await.map(Arc::new);
-                let endpoint = made.inspect_err(|err| {
+                let published = made.await.inspect_err(|err| {
                     let (id, elapsed) = (tenant.as_str(), progress.elapsed());
                     tracing::debug!(tenant = id, ?elapsed, code = err.kind().code(), %err, "provision");
                     provisioning.remember_refusal(tenant, asked, err);
                 })?;
-                provisioning.remember_new(tenant, asked, &endpoint);
+                let endpoint = provisioning.remember_new(tenant, published);
                 Ok(Located {
                     endpoint,
                     fresh: true,
@@ -107,11 +123,11 @@ impl Source {
         };
         count(&stats.lookups);
         match provisioning.ask(tenant).await? {
-            Whereabouts::At(same) if same.is_same_place(known) => {
+            LookupOutcome::At(same) if same.is_same_place(known) => {
                 provisioning.refresh(tenant, progress).await
             }
-            Whereabouts::At(now) => Ok(Some(now)),
-            Whereabouts::Unfinished | Whereabouts::Nobody => Ok(None),
+            LookupOutcome::At(now) => Ok(Some(now)),
+            LookupOutcome::Unfinished | LookupOutcome::Unknown => Ok(None),
         }
     }
 

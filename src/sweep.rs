@@ -20,6 +20,7 @@ use crate::{
     pool::Pool,
     pools::Pools,
     stats::count,
+    supervise::supervise,
 };
 
 /// Share of the suspend window after which an idle connection is closed, in fifths.
@@ -76,7 +77,11 @@ fn milliseconds(time: Duration) -> u64 {
 }
 
 /// Sweeps until the router is gone.
-pub(crate) async fn run(pools: Weak<Pools>) {
+pub(crate) async fn start(pools: Weak<Pools>) {
+    supervise("sweep", || run(Weak::clone(&pools))).await;
+}
+
+async fn run(pools: Weak<Pools>) {
     let Some(shared) = pools.upgrade().map(|pools| Arc::clone(pools.shared())) else {
         return;
     };

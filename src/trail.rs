@@ -85,15 +85,15 @@ impl<'a> Laps<'a> {
     /// A stage has ended, with `result`, by which `stage_of` or an error itself says which it was.
     pub(crate) fn lap<T>(
         &mut self,
-        result: &Result<T, Error>,
+        result: Result<&T, &Error>,
         stage_of: impl FnOnce(Result<&T, Option<Stage>>) -> Stage,
     ) {
         let now = Instant::now();
         let elapsed = now.duration_since(self.last);
         self.last = now;
-        let stage = stage_of(result.as_ref().map_err(Error::stage));
+        let stage = stage_of(result.map_err(Error::stage));
         self.stats.meters.stage(stage, result.is_ok(), elapsed);
-        let (stage, err) = (stage.code(), result.as_ref().err());
+        let (stage, err) = (stage.code(), result.err());
         tracing::debug!(
             stage,
             ?elapsed,

@@ -14,20 +14,16 @@ use std::{
 
 use deadpool_postgres::{Client, Manager, ManagerConfig, RecyclingMethod};
 use futures_util::FutureExt;
-use tokio::{
-    task::JoinHandle,
-    time::{Instant, sleep},
-};
+use tokio::{task::JoinHandle, time::sleep};
 use tracing::Instrument;
 
 use crate::{
-    budget::Permit,
     dial::{ConnectionTask, Dialed},
     endpoint::Route,
     error::{Error, ErrorKind, Stage},
     lease::Connection,
     opening::{FIRST_WAIT, LONGEST_WAIT, Opening},
-    pool::{Pool, Wake},
+    pool::Pool,
     refusals::Refusal,
     retry::{Progress, lock},
     stats::{Reason, count},
@@ -54,13 +50,14 @@ impl Pool {
                 logging_in: false,
                 landed: false,
             };
-            let life = Arc::clone(&self.shared.life);
+            let (life, pool) = (Arc::clone(&self.shared.life), Arc::clone(self));
             let tenant = self.tenant.as_str();
             let span = trail::detached(tracing::debug_span!(parent: None, "open", tenant));
             let task = async move {
                 let dialed = tokio::select! {
                     biased;
                     () = life.ended() => Some(Err(Error::closed())),
+                    () = pool.until_forbidden() => None,
                     dialed = attempt.make(asleep, reason, early_ends) => dialed,
                 };
                 match dialed {
@@ -118,7 +115,8 @@ impl Attempt {
             self.logging_in = true;
         }
         if self.waking {
-            return Some(self.wake(permit, reason).await);
+            let progress = Progress::new(Stage::Wake, shared.config.wake_timeout);
+            return Some(self.opening(&progress).wake(permit, reason).await);
         }
         let (opening, endpoint) = (self.opening(&progress), self.pool.endpoint());
         tokio::select! {
@@ -135,33 +133,6 @@ impl Attempt {
             sleep((FIRST_WAIT * 2_u32.saturating_pow(early_ends.min(6))).min(LONGEST_WAIT)).await;
         }
         self.opening(progress).outwait().await
-    }
-
-    /// Tries until the compute is up, says no, or the time is over.
-    async fn wake(&self, permit: Permit, reason: Reason) -> Result<Dialed, Error> {
-        let Pool { tenant, shared, .. } = &*self.pool;
-        let progress = Progress::new(Stage::Wake, shared.config.wake_timeout);
-        shared.stats.wake_started(reason);
-        tracing::debug!(tenant = tenant.as_str(), reason = reason.name(), "wake");
-        let began = Instant::now();
-        let dialed = self.opening(&progress).try_until_up(permit).await;
-        let elapsed = began.elapsed();
-        self.pool.state().note_wake(Wake {
-            began,
-            took: elapsed,
-            reason,
-            failure: dialed.as_ref().err().map(Error::kind),
-        });
-        if dialed.is_ok() {
-            shared.stats.wake_succeeded(reason, elapsed);
-            tracing::debug!(
-                tenant = tenant.as_str(),
-                reason = reason.name(),
-                ?elapsed,
-                "awake"
-            );
-        }
-        dialed
     }
 
     fn opening<'a>(&'a self, progress: &'a Progress) -> Opening<'a> {
@@ -195,7 +166,7 @@ impl Attempt {
                 state.last_failure = None;
                 state.repeated_since = None;
                 if Arc::ptr_eq(&dialed.endpoint, &state.endpoint) {
-                    state.lost = false;
+                    state.lost = None;
                 }
                 drop(state);
                 pool.shared.refusals.clear_at(&pool.tenant, Route::Pooled);
@@ -207,7 +178,7 @@ impl Attempt {
             }
             // A wake sees to what is behind it.
             Err(err) if !waking || matches!(err.kind(), ErrorKind::Timeout(_)) => {
-                state.lost = true;
+                state.note_asleep();
                 drop(state);
             }
             Err(err) => {
@@ -234,11 +205,7 @@ impl Drop for Attempt {
         state.logging_in -= usize::from(self.logging_in);
         drop(state);
         if std::thread::panicking() {
-            let err = Error::new(
-                ErrorKind::Internal,
-                "an attempt to connect panicked; this is a bug, please report it",
-            );
-            self.pool.fail_all(&err);
+            self.pool.fail_all(&Error::panicked());
         } else {
             // Only the end of the runtime drops a task of ours.
             self.pool.shared.life.finish();

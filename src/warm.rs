@@ -7,7 +7,7 @@ use tokio::{task::JoinHandle, time::Instant};
 use crate::{
     endpoint::Route,
     error::Error,
-    pool::Pool,
+    pool::{Pool, Unserved},
     router::{Inner, TenantRouter},
     shared::Shared,
     stats::{Reason, count},
@@ -88,7 +88,8 @@ impl Inner {
                 return Ok(false);
             };
             let until = at + config.get_timeout;
-            pool.wake(until, Reason::Hint, Some(at)).await
+            let woken = pool.wake(until, Reason::Hint, Some(at)).await;
+            woken.map_err(Unserved::into_error)
         };
         tokio::select! {
             biased;

@@ -66,6 +66,7 @@ impl fmt::Display for Remembered {
             Self::At { host, stale: false } => write!(f, "at {host}"),
             Self::At { host, stale: true } => write!(f, "at {host}, to be read again"),
             Self::NoSuchTenant => f.write_str("no such tenant"),
+            Self::Unfinished => f.write_str("its database is being made"),
             Self::Denied(code) => write!(f, "may not be used: {code}"),
         }
     }

@@ -41,14 +41,15 @@ impl Pool {
         self.shared.pace.keep_up_with(&endpoint, config);
         state.endpoint = endpoint;
         state.fresh = fresh;
-        (state.lost, state.early_ends) = (true, 0);
+        state.note_asleep();
+        state.early_ends = 0;
         (state.last_failure, state.repeated_since) = (None, None);
         let outdated = state.take_idle(|_| true);
         drop(state);
         let closed = outdated.into_iter().chain(surplus);
         closed.for_each(Connection::close);
         count(&self.shared.stats.moved);
-        self.mended();
+        self.notify_changed();
         tracing::info!(
             tenant = self.tenant.as_str(),
             "the tenant's endpoint or credential has changed"
@@ -56,14 +57,14 @@ impl Pool {
         true
     }
 
-    /// How often something was changed that may have mended what failed.
-    pub(crate) fn mends(&self) -> u64 {
-        self.state().mends
+    /// Returns how often something was changed that may have mended what failed.
+    pub(crate) fn change_count(&self) -> u64 {
+        self.state().change_count
     }
 
-    /// Something was changed: what was refused before may work now.
-    pub(crate) fn mended(&self) {
-        self.state().mends += 1;
+    /// Notes that something was changed: what was refused before may work now.
+    pub(crate) fn notify_changed(&self) {
+        self.state().change_count += 1;
         self.shared.refusals.clear(self.tenant.as_str());
         self.changed.notify_waiters();
     }

@@ -7,8 +7,9 @@ use tokio::{sync::oneshot, time::Instant};
 use crate::{
     config::Config,
     endpoint::Endpoint,
-    error::{Error, ErrorKind},
+    error::ErrorKind,
     lease::{Connection, Lease},
+    pool::Unserved,
     retry::Noted,
     stats::Reason,
     verdict::REPEATED,
@@ -49,15 +50,19 @@ pub(crate) struct State {
     pub(crate) settling: usize,
     /// Connections whose tasks have not ended, idle or not.
     pub(crate) open: Vec<Arc<Watch>>,
-    /// Whether a connection was lost, so that the compute may be asleep.
-    pub(crate) lost: bool,
+    /// Direct connections whose tasks have not ended. They prove that the compute is awake, and are not counted else.
+    pub(crate) direct: Vec<Arc<Watch>>,
+    /// When a connection was lost, so that the compute may be asleep; none if it was proved awake since.
+    pub(crate) lost: Option<Instant>,
+    /// Why no caller gets a connection, if none does.
+    pub(crate) forbidden: Option<Unserved>,
     /// Connections in a row that ended as soon as they were open.
     pub(crate) early_ends: u32,
     /// Connections opened before this instant are not to be trusted.
     condemned: Option<Instant>,
     pub(crate) last_failure: Option<Noted>,
     /// How often something was changed that may have mended what failed.
-    pub(crate) mends: u64,
+    pub(crate) change_count: u64,
     /// Since when Neon's control plane may only be repeating that it failed.
     pub(crate) repeated_since: Option<Instant>,
     /// Whether the pool is out of the cache: what comes back is closed.
@@ -90,7 +95,7 @@ pub(crate) struct Wake {
 
 /// Somebody who wants the database awake.
 pub(crate) struct Waker {
-    pub(crate) done: oneshot::Sender<Result<(), Error>>,
+    pub(crate) done: oneshot::Sender<Result<(), Unserved>>,
     pub(crate) reason: Reason,
     /// When its own time is over.
     pub(crate) until: Instant,
@@ -100,7 +105,7 @@ pub(crate) struct Waker {
 
 /// A caller in the queue.
 pub(crate) struct Waiter {
-    pub(crate) turn: oneshot::Sender<Result<Lease, Error>>,
+    pub(crate) turn: oneshot::Sender<Result<Lease, Unserved>>,
     /// When its own time is over.
     pub(crate) until: Instant,
 }
@@ -119,11 +124,13 @@ impl State {
             logging_in: 0,
             settling: 0,
             open: Vec::new(),
-            lost: false,
+            direct: Vec::new(),
+            lost: None,
+            forbidden: None,
             early_ends: 0,
             condemned: None,
             last_failure: None,
-            mends: 0,
+            change_count: 0,
             repeated_since: None,
             retired: false,
             stay: 0,
@@ -152,7 +159,7 @@ impl State {
 
     /// Whether the compute may be asleep: nothing is open that would prove the contrary.
     pub(crate) fn believes_asleep(&self) -> bool {
-        self.lost || self.open.is_empty()
+        self.lost.is_some() || (self.open.is_empty() && self.direct.is_empty())
     }
 
     /// How long Neon's proxy may still be repeating that the control plane failed, counted from the first time.
@@ -216,7 +223,11 @@ impl State {
         (due, first.map_or(Reason::Request, |it| it.reason))
     }
 
-    pub(crate) fn enqueue(&mut self, waiter: Waiter) {
+    /// Adds a caller to the queue: in front, if it has had its turn before.
+    pub(crate) fn enqueue(&mut self, waiter: Waiter, has_waited: bool) {
+        if has_waited {
+            return self.waiters.push_front(waiter);
+        }
         if self.waiters.len() >= self.look_through_at {
             // Those who left are looked for now and then only: each look goes through all.
             self.waiters.retain(|waiter| !waiter.turn.is_closed());
@@ -340,6 +351,7 @@ impl State {
 
     /// Notes that a connection's task has ended.
     pub(crate) fn remove_open(&mut self, watch: &Arc<Watch>) {
+        self.direct.retain(|open| !Arc::ptr_eq(open, watch));
         self.open.retain(|open| !Arc::ptr_eq(open, watch));
         if self.open.is_empty() {
             // The pool may stay like this for long, and what there was room for was more than the rest of it.
@@ -350,9 +362,30 @@ impl State {
         }
     }
 
-    /// Notes that a connection was lost at `instant`: the compute may be asleep, unless it has let somebody in since.
+    /// Notes that a connection was lost at `instant`: the compute may be asleep, unless it has taken a login since.
     pub(crate) fn note_loss(&mut self, instant: Instant) {
-        self.lost |= self.open.iter().all(|open| open.opened() <= instant);
+        let mut open = self.open.iter().chain(&self.direct);
+        if open.all(|open| open.opened() <= instant) {
+            self.lost = self.lost.max(Some(instant));
+        }
+    }
+
+    /// Notes that the compute may be asleep.
+    pub(crate) fn note_asleep(&mut self) {
+        self.lost = Some(Instant::now());
+    }
+
+    /// Notes that a connection is in order: the compute is awake, if the server was heard on it after the last loss.
+    pub(crate) fn note_alive(&mut self, watch: &Watch) {
+        if self.lost.is_some_and(|lost| watch.last_heard() > lost) {
+            self.lost = None;
+        }
+    }
+
+    /// Trusts no connection of now any more.
+    pub(crate) fn condemn_all(&mut self, now: Instant) {
+        self.condemned = self.condemned.max(Some(now));
+        self.lost = self.lost.max(Some(now));
     }
 
     /// Trusts no connection opened before `instant` any more; returns the idle ones among them.
@@ -365,7 +398,8 @@ impl State {
 
     /// Whether `connection` must not be used any more: it is not trusted, or of an earlier generation.
     pub(crate) fn condemns(&self, connection: &Connection) -> bool {
-        !Arc::ptr_eq(&self.endpoint, &connection.endpoint)
+        self.forbidden.is_some()
+            || !Arc::ptr_eq(&self.endpoint, &connection.endpoint)
             || self
                 .condemned
                 .is_some_and(|instant| connection.watch.opened() < instant)

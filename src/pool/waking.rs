@@ -7,7 +7,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{Pool, State, state::Waker};
+use super::{Pool, State, Unserved, state::Waker};
 use crate::{error::Error, stats::Reason, watch::Watch};
 
 /// What somebody waits for who wants the database awake.
@@ -15,17 +15,12 @@ enum Wait {
     /// Nothing: it is.
     Over,
     /// The next login that succeeds.
-    ForWake(oneshot::Receiver<Result<(), Error>>),
+    ForWake(oneshot::Receiver<Result<(), Unserved>>),
     /// A connection.
     ForConnection,
 }
 
 impl Pool {
-    /// Whether there is proof that the tenant's database is awake.
-    pub(crate) fn is_up(&self) -> bool {
-        !self.state().believes_asleep()
-    }
-
     /// Whether there is no reason to wake the tenant's database.
     pub(crate) fn is_up_or_waking(&self) -> bool {
         let state = self.state();
@@ -42,7 +37,7 @@ impl Pool {
         until: Instant,
         reason: Reason,
         hinted: Option<Instant>,
-    ) -> Result<bool, Error> {
+    ) -> Result<bool, Unserved> {
         let started = Instant::now();
         let awake = match self.join_wake(until, reason, hinted)? {
             Wait::Over => return Ok(false),
@@ -52,8 +47,8 @@ impl Pool {
         self.pump();
         match timeout_at(until, awake).await {
             Ok(Ok(answer)) => answer.map(|()| true),
-            Ok(Err(_)) => Err(Error::closed()),
-            Err(_) => Err(self.out_of_time(started)),
+            Ok(Err(_)) => Err(Error::closed().into()),
+            Err(_) => Err(self.out_of_time(started).into()),
         }
     }
 
@@ -63,9 +58,12 @@ impl Pool {
         until: Instant,
         reason: Reason,
         hinted: Option<Instant>,
-    ) -> Result<Wait, Error> {
+    ) -> Result<Wait, Unserved> {
         let refusal = self.refusal(until);
         let mut state = self.state();
+        if let Some(why) = &state.forbidden {
+            return Err(why.clone());
+        }
         if !state.believes_asleep() {
             return Ok(Wait::Over);
         }
@@ -74,7 +72,7 @@ impl Pool {
             return Ok(Wait::ForConnection);
         }
         if let Some(refusal) = refusal.filter(|_| state.open.is_empty()) {
-            return Err(refusal.error());
+            return Err(refusal.error().into());
         }
         let (done, awake) = oneshot::channel();
         state.await_wake(Waker {
@@ -105,8 +103,8 @@ impl Pool {
 }
 
 /// Tells them why not.
-pub(super) fn fail_wakers(wakers: Vec<Waker>, err: &Error) {
+pub(super) fn fail_wakers(wakers: Vec<Waker>, why: &Unserved) {
     for waker in wakers {
-        drop(waker.done.send(Err(err.clone())));
+        drop(waker.done.send(Err(why.clone())));
     }
 }

@@ -6,6 +6,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{Claim, Halt, Policy, Provisioning, identity, work::Work};
 use crate::{
+    catalog::{Stamp, deleted, held},
     endpoint::Endpoint,
     error::{Error, ErrorKind, Stage},
     plan::Plan,
@@ -31,9 +32,17 @@ pub(crate) enum Demand {
     Anew(Plan),
 }
 
+/// A database that may be used.
+#[derive(Debug)]
+pub(crate) struct Published {
+    pub(crate) endpoint: Endpoint,
+    /// The stamp of the record that says so.
+    pub(crate) known_at: Stamp,
+}
+
 /// What one look at a tenant has led to.
 enum Turn {
-    Done(Endpoint),
+    Done(Published),
     /// Somebody else works on it, for this much longer unless they go on.
     Busy(Duration),
     /// The lease was lost over the work: look again.
@@ -56,7 +65,7 @@ impl Provisioning {
         demand: &Demand,
         progress: &Progress,
         stats: &Stats,
-    ) -> Result<Endpoint, Error> {
+    ) -> Result<Published, Error> {
         progress.enter(Stage::Provision);
         let mut waits = backoff(FIRST_WAIT, LONGEST_WAIT);
         let mut plan = None;
@@ -65,7 +74,7 @@ impl Provisioning {
                 .look(tenant, demand, &mut plan, progress, stats)
                 .await?
             {
-                Turn::Done(endpoint) => return Ok(endpoint),
+                Turn::Done(published) => return Ok(published),
                 Turn::Busy(left) => left,
                 Turn::Again => Duration::ZERO,
             };
@@ -84,10 +93,12 @@ impl Provisioning {
         progress: &Progress,
         stats: &Stats,
     ) -> Result<Turn, Error> {
+        let known_at = self.catalog.entries.stamp();
         let known = self.record(tenant, progress).await?;
         if let Some(record) = &known {
             if record.state == State::Ready {
-                return self.reach(tenant, record, progress).await.map(Turn::Done);
+                let endpoint = self.reach(tenant, record, progress).await?;
+                return Ok(Turn::Done(Published { endpoint, known_at }));
             }
             check(record, demand)?;
             if let Some(left) = record.leased_for {
@@ -105,7 +116,10 @@ impl Provisioning {
         check(&record, demand)?;
         let work = self.work(&claim, tenant, progress, stats);
         match claim.hold(work.finish(record, plan)).await {
-            Ok(endpoint) => Ok(Turn::Done(endpoint)),
+            Ok(endpoint) => {
+                let known_at = claim.known_at();
+                Ok(Turn::Done(Published { endpoint, known_at }))
+            }
             Err(Halt::Failed(err)) => Err(err),
             Err(Halt::Lost) => Ok(Turn::Again),
         }
@@ -180,9 +194,7 @@ impl Provisioning {
         progress: &Progress,
     ) -> Result<Endpoint, Error> {
         let (Some(endpoint), Some(placement)) = (&record.endpoint, &record.placement) else {
-            let message =
-                "the catalog's record says neither where the tenant lives nor in which project";
-            return Err(Error::new(ErrorKind::BadRecord, message));
+            return Err(super::lookup::no_endpoint());
         };
         let endpoint = Endpoint {
             max_connections: record.max_connections,
@@ -300,14 +312,4 @@ fn check(record: &Record, demand: &Demand) -> Result<(), Error> {
 pub(crate) fn busy(left: Duration) -> Error {
     let message = "another process works on the tenant's database";
     Error::new(ErrorKind::Locked, message).with_retry_after(left.min(LONGEST_WAIT))
-}
-
-pub(crate) fn held() -> Error {
-    let message = "the tenant is kept from use for maintenance by the platform";
-    Error::new(ErrorKind::Held, message)
-}
-
-pub(crate) fn deleted() -> Error {
-    let message = "the tenant was deleted; take that back with undelete, or provision it anew";
-    Error::new(ErrorKind::Deleted, message)
 }

@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use crate::{
-    catalog::Catalog,
+    catalog::{Catalog, Stamp},
     error::Error,
     record::{Lease, Leased, Record, Then},
     retry::{Progress, backoff, lock, retry},
@@ -63,6 +63,9 @@ pub(crate) struct Claim {
     // Until when it is certainly ours, by this process's clock, which may stand still with it; `None` once given back.
     // Held for a look.
     sure_until: Mutex<Option<Instant>>,
+    // The moment that the holder's knowledge of the record is from: before the lease was asked for, and then before each
+    // write. Held for a look.
+    known_at: Mutex<Stamp>,
     runtime: Handle,
 }
 
@@ -75,7 +78,7 @@ impl Claim {
         owner: &str,
         time: Duration,
     ) -> Result<Result<(Self, Record), Duration>, Error> {
-        let asked = Instant::now();
+        let (asked, known_at) = (Instant::now(), catalog.entries.stamp());
         match catalog.lease(tenant, owner, time).await? {
             Leased::Held(left) => Ok(Err(left)),
             Leased::Granted(lease, record) => {
@@ -84,11 +87,17 @@ impl Claim {
                     lease,
                     time,
                     sure_until: Mutex::new(Some(asked + time)),
+                    known_at: Mutex::new(known_at),
                     runtime: Handle::current(),
                 };
                 Ok(Ok((claim, *record)))
             }
         }
+    }
+
+    /// Returns the stamp of what the holder knows of the record.
+    pub(crate) fn known_at(&self) -> Stamp {
+        *lock(&self.known_at)
     }
 
     /// Until when nobody else can have the lease.
@@ -188,7 +197,8 @@ impl Claim {
         let waits = backoff(FIRST_WAIT, LONGEST_WAIT);
         let write = || self.catalog.write(&self.lease, record, then);
         let written = retry(progress, waits, write).await?;
-        written.then_some(()).ok_or(Halt::Lost)
+        *lock(&self.known_at) = written.ok_or(Halt::Lost)?;
+        Ok(())
     }
 }
 

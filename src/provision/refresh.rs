@@ -4,6 +4,7 @@ use std::{borrow::Cow, sync::Arc};
 
 use super::{Halt, Provisioning};
 use crate::{
+    catalog::Stamp,
     control_plane::Database,
     endpoint::Endpoint,
     error::Error,
@@ -30,7 +31,7 @@ impl Provisioning {
         tenant: &TenantId,
         progress: &Progress,
     ) -> Result<Option<Arc<Endpoint>>, Error> {
-        let began = self.catalog.memo.now();
+        let mut known_at = self.catalog.entries.stamp();
         let known = self.catalog.find(tenant).await?;
         let Some(record) = known.filter(|record| record.state == State::Ready) else {
             return Ok(None);
@@ -49,10 +50,12 @@ impl Provisioning {
         });
         let mut generation = Some(record.generation);
         if !self.is_same(&record, &now.endpoint) {
-            self.write_down(tenant, project, now, progress).await?;
+            let written = self.write_down(tenant, project, now, progress).await?;
+            known_at = written.unwrap_or(known_at);
             generation = None;
         }
-        self.catalog.memo.keep(tenant, began, generation, &endpoint);
+        let entries = &self.catalog.entries;
+        entries.insert_known(tenant, known_at, generation, &endpoint);
         Ok(Some(endpoint))
     }
 
@@ -79,7 +82,12 @@ impl Provisioning {
         if self.is_same(&record, &now.endpoint) {
             return Ok(Compared::Same);
         }
-        if mend && self.write_down(tenant, project, now, progress).await? {
+        if mend
+            && self
+                .write_down(tenant, project, now, progress)
+                .await?
+                .is_some()
+        {
             return Ok(Compared::Mended);
         }
         Ok(Compared::Different)
@@ -95,26 +103,26 @@ impl Provisioning {
         self.kept(&written).endpoint == record.endpoint
     }
 
-    /// Writes down where the database in `project` lives now, unless somebody else is at the record: they see it too. Says
-    /// whether it did.
+    /// Writes down where the database in `project` lives now, unless another process is at the record, which then sees it
+    /// too. Returns the stamp of what was written.
     async fn write_down(
         &self,
         tenant: &TenantId,
         project: &str,
         now: Database,
         progress: &Progress,
-    ) -> Result<bool, Error> {
+    ) -> Result<Option<Stamp>, Error> {
         let Ok((claim, mut record)) = self.claim(tenant, progress).await? else {
-            return Ok(false);
+            return Ok(None);
         };
         if record.state != State::Ready || record.project() != Some(project) {
-            return Ok(false);
+            return Ok(None);
         }
         record.endpoint = Some(now.endpoint);
         record.placement = Some(now.placement);
         match claim.write_last(&self.kept(&record), progress).await {
-            Ok(()) => Ok(true),
-            Err(Halt::Lost) => Ok(false),
+            Ok(()) => Ok(Some(claim.known_at())),
+            Err(Halt::Lost) => Ok(None),
             Err(Halt::Failed(err)) => Err(err),
         }
     }

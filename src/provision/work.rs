@@ -7,8 +7,9 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep};
 
-use super::{Claim, Halt, Provisioning, access, identity, step::Step};
+use super::{Claim, Halt, Provisioning, identity, step::Step};
 use crate::{
+    catalog,
     control_plane::{Database, Found, Order},
     endpoint::Endpoint,
     error::{Error, ErrorKind},
@@ -64,8 +65,8 @@ impl Work<'_> {
                 State::Ready => {
                     return Ok(self.on.reach(self.tenant, record, self.progress).await?);
                 }
-                State::Held => return Err(access::held().into()),
-                State::Deleting => return Err(access::deleted().into()),
+                State::Held => return Err(catalog::held().into()),
+                State::Deleting => return Err(catalog::deleted().into()),
                 State::Deleted => {
                     give_up_old(record);
                     self.write(record).await?;

@@ -18,6 +18,7 @@ const ROWS: &[(&str, &[&str])] = &[
             "breaker",
             "admission",
             "life",
+            "supervise",
             "flow",
             "waiting",
             "budget",

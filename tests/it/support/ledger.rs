@@ -33,6 +33,8 @@ pub(crate) struct Ledger {
     /// The version at which it was nudged last.
     heard: Arc<AtomicU64>,
     nudges: bool,
+    /// How many of the next questions for changes panic.
+    panics: Arc<AtomicU64>,
 }
 
 #[derive(Default)]
@@ -74,6 +76,7 @@ impl Ledger {
             finds: Arc::default(),
             heard: Arc::default(),
             nudges,
+            panics: Arc::default(),
         }
     }
 
@@ -85,6 +88,11 @@ impl Ledger {
     /// Says whether answers about one tenant are kept back from now on, as they were read.
     pub(crate) fn keep_back(&self, keep: bool) {
         self.kept_back.send_replace(keep);
+    }
+
+    /// Panics in the next `count` questions for changes.
+    pub(crate) fn panic_in_changes(&self, count: u64) {
+        self.panics.store(count, Relaxed);
     }
 
     /// Calls this way so far.
@@ -143,6 +151,15 @@ impl Ledger {
         let mut record = self.record(tenant).await;
         record.state = state;
         self.put(&record).await;
+    }
+
+    /// Has another process bring `tenant` to `state`, and go on working on it for a day.
+    pub(crate) async fn hold(&self, tenant: &str, state: State) {
+        self.turn(tenant, state).await;
+        let tenant = TenantId::parse(tenant).unwrap();
+        let day = Duration::from_secs(24 * 3600);
+        let leased = self.shared.memory.lease(&tenant, "another", day).await;
+        assert!(matches!(leased.unwrap(), Leased::Granted(..)));
     }
 
     async fn record(&self, tenant: &str) -> Record {
@@ -248,6 +265,9 @@ impl Records for Ledger {
 
     async fn changes(&self, since: Option<u64>, limit: usize) -> Result<Changes, BoxError> {
         self.pass().await?;
+        let one_less = |left: u64| left.checked_sub(1);
+        let panics = self.panics.fetch_update(Relaxed, Relaxed, one_less);
+        assert!(panics.is_err(), "a panic in the application's own catalog");
         let lower = self.shared.restored.load(Relaxed);
         let mut changes = match since {
             Some(since) if since + lower <= *self.shared.written.borrow() => {

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
 };
 
@@ -23,6 +23,8 @@ pub(crate) struct Projects {
     orders: Mutex<Vec<Order>>,
     /// How often somebody has asked where a database is.
     reads: Arc<AtomicU64>,
+    /// Whether it answers no question of where a database is.
+    silent: Arc<AtomicBool>,
 }
 
 impl Projects {
@@ -40,6 +42,7 @@ impl Projects {
             backend: backend.clone(),
             orders: Mutex::default(),
             reads: Arc::default(),
+            silent: Arc::default(),
         };
         let provisioner = Provisioner::new(Memory::new(), projects, "test");
         backend.at(TenantRouter::provisioning(set_up(provisioner)))
@@ -56,6 +59,15 @@ impl Projects {
             backend: backend.clone(),
             orders: Mutex::default(),
             reads,
+            silent: Arc::default(),
+        }
+    }
+
+    /// One that answers no question of where a database is as long as `silent`.
+    pub(crate) fn silent_while(backend: &Backend, silent: Arc<AtomicBool>) -> Self {
+        Self {
+            silent,
+            ..Self::counting(backend, Arc::default())
         }
     }
 }
@@ -99,6 +111,9 @@ impl ControlPlane for Projects {
         _: &Progress,
     ) -> Result<Option<Database>, Error> {
         self.reads.fetch_add(1, Relaxed);
+        if self.silent.load(Relaxed) {
+            std::future::pending::<()>().await;
+        }
         Ok(Some(database(id)))
     }
 

@@ -1,0 +1,167 @@
+//! Tests of the entries.
+
+use super::*;
+use crate::error::ErrorKind;
+
+const TTL: Duration = Duration::from_secs(300);
+
+fn cache() -> (EntryCache, TenantId) {
+    (EntryCache::new(100, TTL), TenantId::parse("acme").unwrap())
+}
+
+fn at(host: &str) -> Arc<Endpoint> {
+    Arc::new(Endpoint::postgres(host, "d", "r", "p"))
+}
+
+fn deleted() -> Error {
+    Error::new(ErrorKind::Deleted, "gone")
+}
+
+/// Answers to a question of `asked` that the tenant is deleted.
+fn deny(cache: &EntryCache, tenant: &TenantId, asked: Stamp, generation: Option<u64>) -> bool {
+    cache.insert_denial(tenant, asked, generation, Denial::Refused(deleted()))
+}
+
+fn host(cache: &EntryCache, tenant: &TenantId) -> Option<String> {
+    match cache.get(tenant)? {
+        Entry::Known(known) => Some(known.endpoint.direct_host.clone()),
+        Entry::Denied(_) => None,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_known_grows_old_and_stays() {
+    let (cache, acme) = cache();
+    assert!(cache.insert_known(&acme, cache.stamp(), Some(1), &at("a")));
+    assert!(!cache.is_stale(&acme));
+    tokio::time::advance(Duration::from_secs(269)).await;
+    assert!(!cache.is_stale(&acme), "not a tenth early");
+    tokio::time::advance(Duration::from_secs(61)).await;
+    assert!(cache.is_stale(&acme), "nor a tenth late");
+    tokio::time::advance(TTL * 1000).await;
+    assert_eq!(host(&cache, &acme).as_deref(), Some("a"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_was_asked_for_before_a_question_is_not_taken() {
+    let (cache, acme) = cache();
+    for question in [
+        EntryCache::invalidate,
+        |cache: &EntryCache, _: &TenantId| {
+            cache.invalidate_all();
+        },
+    ] {
+        let asked = cache.stamp();
+        question(&cache, &acme);
+        assert!(!cache.insert_known(&acme, asked, Some(9), &at("old")));
+        assert!(!deny(&cache, &acme, asked, Some(9)));
+        assert!(!cache.insert_denial(&acme, asked, Some(9), Denial::Unfinished));
+        assert!(!cache.mark_moved(&acme, asked, 9));
+        assert!(!cache.insert_broken(&acme, asked, deleted()));
+        assert!(cache.insert_known(&acme, cache.stamp(), Some(1), &at("new")));
+        assert_eq!(host(&cache, &acme).as_deref(), Some("new"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_answers_under_way_at_once_the_greater_generation_stays() {
+    let (cache, acme) = cache();
+    let (earliest, early, late) = (cache.stamp(), cache.stamp(), cache.stamp());
+    assert!(cache.insert_known(&acme, late, Some(2), &at("two")));
+    assert!(!cache.insert_known(&acme, early, Some(1), &at("one")));
+    assert!(!deny(&cache, &acme, early, Some(1)));
+    assert!(cache.insert_known(&acme, early, Some(3), &at("three")));
+    // A catalog that was restored from a backup counts on from there.
+    assert!(cache.insert_known(&acme, cache.stamp(), Some(1), &at("one")));
+    assert_eq!(host(&cache, &acme).as_deref(), Some("one"));
+    // A tombstone changes no generation.
+    assert!(deny(&cache, &acme, cache.stamp(), Some(1)));
+    assert!(!cache.insert_known(&acme, earliest, Some(1), &at("one")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_denial_is_short_and_does_not_forget_that_there_was_a_record() {
+    let (cache, acme) = cache();
+    assert!(deny(&cache, &acme, cache.stamp(), Some(1)));
+    assert!(matches!(cache.get(&acme), Some(Entry::Denied(_))));
+    cache.invalidate(&acme);
+    assert!(cache.get(&acme).is_none() && cache.was_refused(&acme));
+    assert!(deny(&cache, &acme, cache.stamp(), Some(1)));
+    tokio::time::advance(DENIED_FOR).await;
+    assert!(cache.get(&acme).is_none() && cache.was_refused(&acme));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_has_vanished_is_news_once_and_leaves_what_is_known() {
+    let (cache, acme) = cache();
+    assert!(cache.mark_missing(&acme).is_none());
+    cache.insert_known(&acme, cache.stamp(), Some(1), &at("a"));
+    for news in [true, false, false] {
+        tokio::time::advance(TTL * 2).await;
+        let (endpoint, is_news) = cache.mark_missing(&acme).unwrap();
+        assert_eq!((endpoint.direct_host.as_str(), is_news), ("a", news));
+        assert!(!cache.is_stale(&acme), "not asked for over and over");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn both_kinds_of_memory_are_bounded() {
+    let (cache, _) = cache();
+    for number in 0..MAX_UNKNOWN + 5000 {
+        let tenant = TenantId::parse(&format!("t{number}")).unwrap();
+        if number < 1000 {
+            cache.insert_known(&tenant, cache.stamp(), Some(1), &at("a"));
+        } else {
+            cache.insert_denial(&tenant, cache.stamp(), None, Denial::Unknown(None));
+        }
+    }
+    cache.recorded.run_pending_tasks();
+    cache.unknown.run_pending_tasks();
+    assert_eq!(cache.recorded.entry_count(), 100);
+    assert_eq!(cache.unknown.entry_count(), MAX_UNKNOWN);
+}
+#[tokio::test(start_paused = true)]
+async fn a_tenant_has_one_entry_whatever_was_read_of_it() {
+    let (cache, acme) = cache();
+    for round in 0..3 {
+        cache.insert_denial(&acme, cache.stamp(), None, Denial::Unknown(None));
+        assert!(!cache.recorded.contains_key(&acme), "round {round}");
+        cache.insert_denial(&acme, cache.stamp(), Some(1), Denial::Unfinished);
+        assert!(!cache.unknown.contains_key(&acme) && !cache.was_refused(&acme));
+        cache.insert_known(&acme, cache.stamp(), Some(2), &at("a"));
+        assert_eq!(host(&cache, &acme).as_deref(), Some("a"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_this_process_has_written_is_not_overwritten_by_what_was_read_before() {
+    let (cache, acme) = cache();
+    let (read, began) = (cache.stamp(), cache.stamp());
+    let read_meanwhile = cache.stamp();
+    let (written, _) = cache.note_published(&acme, began);
+    for early in [read, read_meanwhile] {
+        assert!(!cache.insert_denial(&acme, early, Some(0), Denial::Unfinished));
+    }
+    assert!(cache.insert_known(&acme, written, None, &at("new")));
+    assert!(!deny(&cache, &acme, read, Some(1)), "an older answer");
+    // A change that was heard of during a write may be a later one.
+    let began = cache.stamp();
+    cache.invalidate(&acme);
+    let (written, _) = cache.note_published(&acme, began);
+    assert!(!cache.insert_known(&acme, written, None, &at("old")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_makes_no_sense_is_a_denial_only_of_a_tenant_that_is_not_known() {
+    let (cache, acme) = cache();
+    let broken = || Error::new(ErrorKind::BadRecord, "no sense");
+    cache.insert_known(&acme, cache.stamp(), Some(1), &at("a"));
+    cache.invalidate(&acme);
+    assert!(cache.insert_broken(&acme, cache.stamp(), broken()));
+    assert_eq!(host(&cache, &acme).as_deref(), Some("a"));
+    assert!(!cache.is_stale(&acme), "not read over and over");
+    cache.mark_untrusted(&acme);
+    assert!(cache.insert_broken(&acme, cache.stamp(), broken()));
+    let entry = cache.get(&acme);
+    assert!(matches!(entry, Some(Entry::Denied(it)) if matches!(it.denial, Denial::Broken(_))));
+}

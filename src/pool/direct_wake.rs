@@ -1,0 +1,127 @@
+//! A direct connection as the wake of its tenant: a sleeping database gets one login, whatever it is for.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::{Pool, Unserved};
+use crate::{
+    budget::Permit,
+    dial::Dialed,
+    endpoint::Route,
+    error::{Error, ErrorKind, Stage},
+    opening::Opening,
+    refusals::Refusal,
+    retry::Progress,
+    stats::Reason,
+};
+
+/// What a direct connection is to its tenant.
+enum Role {
+    /// One more connection to a database that is awake.
+    Another,
+    /// The login that wakes the database.
+    Waking(DirectWake),
+    /// It has to wait for a login under way.
+    Waiting,
+}
+
+/// The place of a direct connection that wakes its tenant. Its drop frees it.
+struct DirectWake(Arc<Pool>);
+
+impl Drop for DirectWake {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.dialing -= 1;
+        state.logging_in -= 1;
+        drop(state);
+        self.0.pump(); // callers who want a pooled one may have come
+    }
+}
+
+impl Pool {
+    /// Opens a connection past the pooler for a caller that waits until `until`. If the database sleeps, its login is the
+    /// wake, unless one is under way.
+    pub(crate) async fn open_direct(self: &Arc<Self>, until: Instant) -> Result<Dialed, Unserved> {
+        let left = until.saturating_duration_since(Instant::now());
+        let progress = Progress::new(Stage::Checkout, left);
+        let opening = Opening {
+            pool: self,
+            route: Route::Direct,
+            progress: &progress,
+        };
+        let mut has_waited = false;
+        loop {
+            opening.outwait().await?;
+            let permit = opening.permit().await?;
+            let permit = permit.ok_or_else(|| progress.timed_out())?;
+            self.check_allowed()?;
+            let dialed = match self.direct_role() {
+                Role::Waking(wake) => {
+                    let dialed = self.wake_directly(permit).await;
+                    self.note_direct(&dialed);
+                    drop(wake);
+                    dialed
+                }
+                Role::Waiting if !has_waited => {
+                    drop(permit); // others need it more
+                    has_waited = true;
+                    self.wake(until, Reason::Request, None).await?;
+                    continue;
+                }
+                // A connection that is still open served for the wake, and then proves enough.
+                Role::Another | Role::Waiting => {
+                    let dialed = opening.try_until_up(permit).await;
+                    self.note_direct(&dialed);
+                    dialed
+                }
+            };
+            return Ok(dialed?);
+        }
+    }
+
+    fn direct_role(self: &Arc<Self>) -> Role {
+        let mut state = self.state();
+        if !state.believes_asleep() {
+            return Role::Another;
+        }
+        if state.dialing > 0 {
+            return Role::Waiting;
+        }
+        state.dialing += 1;
+        state.logging_in += 1;
+        Role::Waking(DirectWake(Arc::clone(self)))
+    }
+
+    /// The wake belongs to the tenant: it has its own time, whatever the caller has left.
+    async fn wake_directly(self: &Arc<Self>, permit: Permit) -> Result<Dialed, Error> {
+        let progress = Progress::new(Stage::Wake, self.shared.config.wake_timeout);
+        let opening = Opening {
+            pool: self,
+            route: Route::Direct,
+            progress: &progress,
+        };
+        opening.wake(permit, Reason::Request).await
+    }
+
+    /// Notes what a direct login says of the database.
+    fn note_direct(self: &Arc<Self>, dialed: &Result<Dialed, Error>) {
+        let mut state = self.state();
+        match dialed {
+            Ok(dialed) => {
+                state.direct.push(Arc::clone(&dialed.watch));
+                if Arc::ptr_eq(&dialed.endpoint, &state.endpoint) {
+                    state.lost = None;
+                    self.tell_awake(&mut state, &dialed.watch);
+                }
+                drop(state);
+                self.shared.refusals.clear_at(&self.tenant, Route::Direct);
+            }
+            Err(err) if matches!(err.kind(), ErrorKind::Timeout(_)) => state.note_asleep(),
+            Err(err) => {
+                drop(state);
+                self.refuse(Route::Direct, &Refusal::new(err.clone()));
+            }
+        }
+    }
+}

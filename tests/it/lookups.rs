@@ -1,0 +1,116 @@
+//! Look-ups under way: how many there may be, what is remembered of those that failed, and that each comes to an end.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use futures_util::future::join_all;
+use tenantry::{ErrorKind, Provisioner, TenantRouter, record::State};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::support::{Backend, Gate, Ledger, Projects, Step, place};
+
+const SECOND: Duration = Duration::from_secs(1);
+/// Enough for all that takes no time.
+const MOMENT: Duration = Duration::from_millis(1);
+
+#[tokio::test(start_paused = true)]
+async fn no_more_are_under_way_than_callers_may_wait_though_all_of_them_leave() {
+    let backend = Backend::default();
+    backend.set(Step::Lookup, Gate::Stuck);
+    let router = backend.router().waiting_callers(100).build().unwrap();
+    let mut kinds = Vec::new();
+    for number in 0..1000 {
+        let tenant = format!("t{number}");
+        if let Ok(answer) = timeout(MOMENT, router.get(&tenant)).await {
+            kinds.push(answer.unwrap_err());
+        }
+    }
+    assert_eq!(backend.counts().reached(Step::Lookup), 100);
+    assert_eq!(kinds.len(), 900);
+    for err in kinds {
+        assert_eq!(err.kind(), ErrorKind::Overloaded);
+        assert!(err.retry_after().is_some());
+    }
+    backend.set(Step::Lookup, Gate::Open);
+    sleep(MOMENT).await;
+    place(&router, "t999").await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_makes_no_sense_is_read_once_in_a_while_and_not_once_a_call() {
+    let (backend, ledger) = (Backend::default(), Ledger::silent());
+    ledger.publish("acme", "acme").await;
+    ledger.break_record("acme");
+    let provisioner = Projects::provisioner(&backend, ledger.clone());
+    let router = backend.at(TenantRouter::provisioning(provisioner));
+    let router = router.build().unwrap();
+    for _ in 0..1000 {
+        let err = router.get("acme").await.unwrap_err();
+        assert_eq!(err.kind(), ErrorKind::BadRecord);
+    }
+    assert_eq!(ledger.finds(), 1);
+    sleep(11 * SECOND).await;
+    router.get("acme").await.unwrap_err();
+    assert_eq!(ledger.finds(), 2, "it may have been mended");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_up_comes_to_an_end_though_the_tenant_is_evicted_again_and_again() {
+    let backend = Backend::default();
+    backend.set(Step::Lookup, Gate::Slow(SECOND));
+    let router = backend.router().build().unwrap();
+    let waiting = {
+        let router = router.clone();
+        tokio::spawn(async move {
+            let began = Instant::now();
+            router.get("acme").await.map(|_| began.elapsed())
+        })
+    };
+    for _ in 0..1000 {
+        sleep(5 * MOMENT).await;
+        router.evict("acme");
+    }
+    assert!(waiting.is_finished(), "5 s have passed");
+    let took = waiting.await.unwrap().unwrap();
+    assert!(took <= 3 * SECOND, "{took:?}");
+    assert!(backend.counts().reached(Step::Lookup) <= 6);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_control_plane_that_does_not_answer_keeps_no_change_from_being_heard() {
+    let (backend, ledger) = (Backend::default(), Ledger::new());
+    let silent = Arc::new(AtomicBool::new(false));
+    let projects = Projects::silent_while(&backend, Arc::clone(&silent));
+    let provisioner = Provisioner::new(ledger.clone(), projects, "test");
+    let router = TenantRouter::provisioning(provisioner.passwords_from_control_plane());
+    let router = backend.at(router).build().unwrap();
+    let tenants: Vec<_> = (0..80).map(|number| format!("t{number}")).collect();
+    for tenant in tenants.iter().map(String::as_str).chain(["globex"]) {
+        ledger.publish(tenant, tenant).await;
+        let kept = ledger.change(tenant, |endpoint| endpoint.password = "".into());
+        kept.await;
+    }
+    sleep(SECOND).await;
+    let served = tenants.iter().map(|tenant| place(&router, tenant));
+    assert!(join_all(served).await.iter().all(Result::is_ok));
+    place(&router, "globex").await.unwrap();
+    silent.store(true, Relaxed);
+    for tenant in &tenants {
+        let moved = ledger.change(tenant, |endpoint| endpoint.direct_host = "else".into());
+        moved.await;
+    }
+    ledger.turn("globex", State::Deleting).await;
+    sleep(SECOND).await;
+    let err = router.get("globex").await.unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::Deleted);
+    // The next use of a tenant that has moved reads its password; that wait is its own.
+    let waits = timeout(5 * SECOND, router.get("t0")).await;
+    assert!(waits.is_err(), "its password is not known");
+    silent.store(false, Relaxed);
+    place(&router, "t1").await.unwrap();
+}

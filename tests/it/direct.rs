@@ -1,8 +1,16 @@
 //! Connections past the pooler, and stopping a query from elsewhere.
 
-use std::time::Duration;
+use std::{
+    io,
+    net::SocketAddr,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::Duration,
+};
 
-use tenantry::{ErrorKind, Stage as CallStage, tokio_postgres::error::SqlState};
+use tenantry::{
+    ErrorKind, Resolve, Stage as CallStage, TenantRouter, emulator::EmulatorResolver,
+    tokio_postgres::error::SqlState,
+};
 
 use crate::support::{LONG, Stage, eventually, run_on};
 
@@ -148,4 +156,72 @@ async fn a_direct_query_that_is_dropped_ends_at_the_server_too() {
     while run_on(&client, sql).await != "0" {
         assert!(start.elapsed() < LONG, "the query runs on");
     }
+}
+
+#[tokio::test]
+async fn a_sleeping_database_is_woken_by_one_login_whoever_it_is_for() {
+    let stage = Stage::with(|it| it.wake_delay(Duration::from_millis(350))).await;
+    let router = stage.router();
+    stage.asleep(&router, "acme").await;
+    let before = stage.witness("acme");
+    let direct = router.direct("acme").await.unwrap();
+    let after = stage.witness("acme");
+    assert_eq!(after.wakes.len(), before.wakes.len() + 1);
+    assert_eq!(after.auth_attempts.len(), before.auth_attempts.len() + 1);
+    assert_eq!(router.status().wakes_by_request.started, 2);
+    // The database is known to be awake by it.
+    drop(router.get("acme").await.unwrap());
+    assert_eq!(router.status().wakes_by_request.started, 2);
+    drop(direct);
+}
+
+#[tokio::test]
+async fn callers_of_both_kinds_share_the_wake() {
+    let stage = Stage::with(|it| it.wake_delay(Duration::from_millis(350))).await;
+    let router = stage.router();
+    stage.asleep(&router, "acme").await;
+    let before = stage.witness("acme");
+    let (direct, pooled) = tokio::join!(router.direct("acme"), router.get("acme"));
+    drop((direct.unwrap(), pooled.unwrap()));
+    let after = stage.witness("acme");
+    let woken = after.wakes.last().unwrap();
+    let new = &after.auth_attempts[before.auth_attempts.len()..];
+    let asleep = new.iter().filter(|at| **at < woken.at + woken.took).count();
+    assert_eq!((asleep, new.len()), (1, 2), "one until it was up");
+    assert_eq!(after.wakes.len(), before.wakes.len() + 1);
+}
+
+/// Resolves the names of an emulator, and panics once.
+struct Panics {
+    names: EmulatorResolver,
+    left: AtomicBool,
+}
+
+impl Resolve for Panics {
+    async fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        let is_first = self.left.swap(false, Relaxed);
+        assert!(!is_first, "a panic in the application's own resolver");
+        Resolve::resolve(&self.names, host, port).await
+    }
+}
+
+#[tokio::test]
+async fn a_panic_in_the_resolver_is_told_as_one_and_the_next_call_works() {
+    let stage = Stage::new().await;
+    let router = stage.router();
+    drop(router.get("acme").await.unwrap());
+    let it = stage.witness("acme");
+    let endpoint = stage.endpoint(&it).await;
+    let lookup = move |_| std::future::ready(Ok(Some(endpoint.clone())));
+    let names = Panics {
+        names: stage.emulator.resolver(),
+        left: true.into(),
+    };
+    let router = TenantRouter::builder(lookup)
+        .resolve(names)
+        .root_certificate(stage.emulator.root_certificate());
+    let router = router.build().unwrap();
+    let err = router.direct("acme").await.unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::Internal, "{err}");
+    drop(router.direct("acme").await.unwrap());
 }

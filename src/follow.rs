@@ -264,10 +264,14 @@ fn sync_pool(pools: &Pools, provisioning: &Provisioning, tenant: &TenantId) {
 
 /// Closes what is open of a tenant whose database must not be used, as soon as it is not in use.
 fn close_pool(pools: &Pools, tenant: &TenantId, why: &Unserved) {
-    if pools.forbid(tenant, why) {
-        tracing::info!(
-            tenant = tenant.as_str(),
-            "the tenant may not be used any more; its connections are closed"
-        );
+    let (is_news, tenant) = (pools.forbid(tenant, why), tenant.as_str());
+    match why {
+        _ if !is_news => {}
+        Unserved::Failed(_) => {
+            tracing::info!(tenant, "the tenant may not be used any more; its connections are closed");
+        }
+        Unserved::Relocate(_) => {
+            tracing::debug!(tenant, "the tenant has to be looked up again; its connections are closed");
+        }
     }
 }

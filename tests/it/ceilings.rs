@@ -179,8 +179,10 @@ async fn a_ceiling_that_changes_closes_what_is_too_many_and_nothing_else() {
         let change = ledger.change("acme", |it| it.role = "other".into());
         change.await;
         sleep(MOMENT).await;
-        assert_eq!(router.status().moved, 1);
+        // Where the control plane has the password, the next caller has it read, and no caller waits for it before.
+        assert_eq!(router.status().moved, u64::from(!keeps_none));
         leased.push(router.get("acme").await.unwrap());
+        assert_eq!(router.status().moved, 1);
         assert_eq!(backend.counts().open, 4);
     }
 }

@@ -29,7 +29,9 @@ use crate::{
 ///
 /// At Neon it goes through a pooler in transaction mode: two statements outside a transaction may run in two sessions.
 /// So `SET`, `LISTEN`, session advisory locks, temporary tables and SQL-level `PREPARE` do not hold, and a `SET` may
-/// reach somebody else. What needs a session of its own gets one from [`direct`](crate::TenantRouter::direct).
+/// reach somebody else. What needs a session of its own gets one from [`direct`](crate::TenantRouter::direct). On a server
+/// without a pooler they hold until the connection is dropped, which resets its session
+/// ([`SessionReset`](crate::SessionReset)).
 #[must_use = "it goes back unused if it is dropped at once; to wake a database, `warm` it"]
 pub struct TenantClient {
     lease: Lease,

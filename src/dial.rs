@@ -179,7 +179,7 @@ impl Dialer {
     ) -> Result<Dialed, DialFailure> {
         let host = endpoint.host(route);
         let config = endpoint.pg_config();
-        let watch = Watch::new();
+        let watch = Watch::with_reset(endpoint.session_reset_at(route));
         let (client, (task, notifications)) = match endpoint.encryption {
             Encryption::None => {
                 let tapped = Tap::new(stream, Arc::clone(&watch));

@@ -50,6 +50,31 @@ pub struct Endpoint {
     /// The most pooled connections to the tenant that one router has at a time, those in opening included; `None` for the
     /// router's own [`pool_size`](crate::RouterBuilder::pool_size). Never zero.
     pub max_connections: Option<usize>,
+    /// When the session of a pooled connection is reset before another caller gets it. `None` for
+    /// [`IfNeeded`](SessionReset::IfNeeded) where there is no pooler, and for [`Never`](SessionReset::Never) behind one.
+    pub session_reset: Option<SessionReset>,
+}
+
+/// When the session of a pooled connection is reset before another caller gets it: settings, role, advisory locks,
+/// temporary tables, open cursors and `LISTEN`.
+///
+/// A reset undoes what `DISCARD ALL` does, but prepared statements stay. It is one round trip beside the caller that
+/// returned the connection, which nobody gets until then. The connection is closed instead if the reset fails or takes
+/// longer than 2 seconds; if only the end of the session undoes what it holds (SQL-level `PREPARE`, `LOAD`, and
+/// `DISCARD ALL` or `DEALLOCATE` on a connection that has prepared statements); or if the server has said nothing for
+/// longer than [`verify_after`](crate::RouterBuilder::verify_after).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum SessionReset {
+    /// Never: what one caller sets reaches the next one. For a pooler in transaction mode, where a reset would reach the
+    /// session of another client.
+    Never,
+    /// After a statement that can leave something in the session, as far as its text and the server's own reports tell.
+    /// Queries, writes and transactions with `SET LOCAL` do not count. A function of your own that calls `set_config`
+    /// or takes a lock is not seen in the text of its call: take [`Always`](Self::Always) if you have such functions.
+    IfNeeded,
+    /// After every use in which a statement was sent.
+    Always,
 }
 
 /// As whom, and into which database.
@@ -135,6 +160,7 @@ impl Endpoint {
             is_neon: false,
             encryption: Encryption::Tls,
             max_connections: None,
+            session_reset: None,
         }
     }
 
@@ -175,6 +201,28 @@ impl Endpoint {
         self
     }
 
+    /// Sets when the session of a pooled connection is reset before another caller gets it. Defaults to
+    /// [`IfNeeded`](SessionReset::IfNeeded) where there is no pooler, which is where the pooled host is the direct one, and
+    /// to [`Never`](SessionReset::Never) elsewhere, as at Neon. A change closes the tenant's connections, those in use when
+    /// they come back. [`records::Postgres`](crate::records::Postgres) does not keep it.
+    #[must_use]
+    pub fn session_reset(mut self, reset: SessionReset) -> Self {
+        self.session_reset = Some(reset);
+        self
+    }
+
+    /// When the session of a connection by that route is reset.
+    pub(crate) fn session_reset_at(&self, route: Route) -> SessionReset {
+        let is_behind_pooler =
+            self.pooled_host != self.direct_host || self.is_neon && is_pooled(&self.pooled_host);
+        match (route, self.session_reset) {
+            (Route::Direct, _) => SessionReset::Never, // goes to nobody else
+            (Route::Pooled, Some(reset)) => reset,
+            (Route::Pooled, None) if is_behind_pooler => SessionReset::Never,
+            (Route::Pooled, None) => SessionReset::IfNeeded,
+        }
+    }
+
     /// Whether connections to `other` are as good as those to this: all but how many there may be is the same.
     pub(crate) fn is_same_place(&self, other: &Self) -> bool {
         // By name, so that whoever adds a field has to say here what a change of it means.
@@ -189,6 +237,7 @@ impl Endpoint {
             is_neon,
             encryption,
             max_connections: _,
+            session_reset: _, // what follows from it is compared
         } = self;
         *direct_host == other.direct_host
             && *pooled_host == other.pooled_host
@@ -199,6 +248,7 @@ impl Endpoint {
             && *suspend_window == other.suspend_window
             && *is_neon == other.is_neon
             && *encryption == other.encryption
+            && self.session_reset_at(Route::Pooled) == other.session_reset_at(Route::Pooled)
     }
 
     /// Whether anybody could be served there.
@@ -280,7 +330,7 @@ mod tests {
         let here = || Endpoint::postgres("localhost", "app", "app", "hunter2");
         assert!(here().is_same_place(&here().max_connections(1)));
         assert_ne!(here(), here().max_connections(1));
-        let changes: [fn(&mut Endpoint); 9] = [
+        let changes: [fn(&mut Endpoint); 10] = [
             |it| it.direct_host.push('x'),
             |it| it.pooled_host.push('x'),
             |it| it.port = 1,
@@ -290,11 +340,56 @@ mod tests {
             |it| it.suspend_window = Some(Duration::ZERO),
             |it| it.is_neon = true,
             |it| it.encryption = Encryption::None,
+            |it| it.session_reset = Some(SessionReset::Always),
         ];
         for change in changes {
             let mut there = here();
             change(&mut there);
             assert!(!here().is_same_place(&there), "{there:?}");
+        }
+    }
+
+    #[test]
+    fn sessions_are_reset_where_no_pooler_is_in_front_unless_told_otherwise() {
+        let plain = || Endpoint::postgres("localhost", "app", "app", "…");
+        let neon = |direct, pooled| Endpoint::neon(direct, pooled, "app", "app", "…");
+        let at_pooler = |mut endpoint: Endpoint| {
+            endpoint.pooled_host = "pgbouncer".to_owned();
+            endpoint
+        };
+        for (endpoint, expected) in [
+            (plain(), SessionReset::IfNeeded),
+            (at_pooler(plain()), SessionReset::Never),
+            (
+                neon("ep-a.neon.tech", "ep-a-pooler.neon.tech"),
+                SessionReset::Never,
+            ),
+            (
+                neon("ep-a-pooler.neon.tech", "ep-a-pooler.neon.tech"),
+                SessionReset::Never,
+            ),
+            (
+                neon("ep-a.neon.tech", "ep-a.neon.tech"),
+                SessionReset::IfNeeded,
+            ),
+            (
+                plain().session_reset(SessionReset::Never),
+                SessionReset::Never,
+            ),
+            (
+                plain().session_reset(SessionReset::Always),
+                SessionReset::Always,
+            ),
+        ] {
+            assert_eq!(
+                endpoint.session_reset_at(Route::Pooled),
+                expected,
+                "{endpoint:?}"
+            );
+            assert_eq!(
+                endpoint.session_reset_at(Route::Direct),
+                SessionReset::Never
+            );
         }
     }
 }

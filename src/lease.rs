@@ -15,6 +15,7 @@ use crate::{
     config::Config,
     endpoint::{Endpoint, Route},
     pool::Pool,
+    reset::reset,
     stats::count,
     tenant::TenantId,
     watch::Watch,
@@ -78,7 +79,7 @@ impl Connection {
             Fitness::Closed
         } else if self.watch.may_be_cancelled() {
             Fitness::Tainted
-        } else if !self.watch.is_clean() {
+        } else if !self.watch.is_clean() || self.watch.session.is_marked() {
             Fitness::Unsettled
         } else if self.watch.silent_at(now) > config.verify_after {
             Fitness::Unverified
@@ -107,7 +108,7 @@ impl DerefMut for Connection {
 pub(crate) enum Fitness {
     /// Can be used as it is.
     Fit,
-    /// Something may be about to be written on it.
+    /// Something may be about to be written on it, or an earlier user's request was written after it came back.
     Unsettled,
     /// Has lain so long that it may be dead without knowing.
     Unverified,
@@ -175,7 +176,7 @@ impl Drop for Lease {
     }
 }
 
-/// A connection that came back with a query running or a transaction open. Its drop closes it.
+/// A connection that came back with a query running, a transaction open, or a session to reset. Its drop closes it.
 pub(crate) struct Parting {
     connection: Option<Connection>,
     settling: bool,
@@ -192,10 +193,24 @@ impl Parting {
         }
     }
 
-    /// Waits a moment for what is over anyway (a rollback under way), then cancels the query and closes.
+    /// Waits a moment for what is over anyway (a rollback under way), and resets the session where that is due; else
+    /// cancels the query and closes.
     pub(crate) async fn run(mut self) {
         let clean = self.settle().await;
+        let reset = clean && self.reset().await;
         self.settled();
+        if reset {
+            if let Some(connection) = self.connection.take() {
+                self.pool.park(connection);
+            }
+            return;
+        }
+        self.pool.pump(); // whoever waited for this one needs another
+        self.give_up(clean).await;
+    }
+
+    /// Has the connection cancelled before it is closed. `clean`: whether only its session was in the way.
+    async fn give_up(&self, clean: bool) {
         let Some(Parts {
             client,
             watch,
@@ -205,21 +220,21 @@ impl Parting {
         else {
             return;
         };
-        if clean {
-            if let Some(connection) = self.connection.take() {
-                self.pool.park(connection);
-            }
-            return;
-        }
-        self.pool.pump(); // whoever waited for this one needs another
         let Pool { tenant, shared, .. } = &*self.pool;
+        let (tenant, sqlstate) = (tenant.as_str(), watch.last_sqlstate());
         count(&shared.stats.discarded);
-        let sqlstate = watch.last_sqlstate();
-        tracing::debug!(
-            tenant = tenant.as_str(),
-            sqlstate,
-            "connection came back busy; closing it"
-        );
+        if clean {
+            tracing::debug!(
+                tenant,
+                sqlstate,
+                "session not reset; closing the connection"
+            );
+        } else {
+            tracing::debug!(tenant, sqlstate, "connection came back busy; closing it");
+        }
+        if clean && watch.is_idle() {
+            return; // nothing runs there
+        }
         let token = client.cancel_token();
         let _ = shared.dialer.cancel(token, endpoint, Route::Pooled).await; // closing it is what counts
     }
@@ -228,12 +243,24 @@ impl Parting {
         let Some(Parts { watch, .. }) = self.connection.as_deref() else {
             return false;
         };
+        if watch.is_idle() && watch.session.needs_reset() {
+            return true; // what is still to be written comes before a reset
+        }
         let patience = if watch.in_transaction() {
             ROLLBACK_TIMEOUT
         } else {
             SETTLE_TIMEOUT
         };
         watch.clean_within(patience).await
+    }
+
+    /// Resets the session, if it may hold anything of its user's; says whether the connection may be handed on.
+    async fn reset(&self) -> bool {
+        let longest_silence = self.pool.shared.config.verify_after;
+        match self.connection.as_deref() {
+            Some(Parts { client, watch, .. }) => reset(client, watch, longest_silence).await,
+            None => false,
+        }
     }
 
     fn settled(&mut self) {

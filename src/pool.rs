@@ -194,6 +194,9 @@ impl Pool {
             return self.part(connection);
         }
         connection.watch.mark_served();
+        if connection.watch.session.needs_reset() {
+            return self.part(connection);
+        }
         self.park(connection);
     }
 
@@ -240,7 +243,7 @@ impl Pool {
         }
     }
 
-    /// Sees to a connection that came back busy, in a task of its own.
+    /// Sees to a connection that came back busy, or with a session to reset, in a task of its own.
     pub(crate) fn part(self: &Arc<Self>, connection: Connection) {
         let parting = Parting::new(connection, self);
         self.shared.runtime.spawn(parting.run());

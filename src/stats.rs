@@ -238,7 +238,8 @@ pub struct Status {
     pub closed: u64,
     /// Connections that the other side closed.
     pub closed_by_peer: u64,
-    /// Connections closed because they came back with a query running or a transaction open.
+    /// Connections closed because they came back with a query running, a transaction open, or a session that could not be
+    /// reset.
     pub discarded: u64,
     /// Connections closed because they were idle, or had been open, for long enough.
     pub closed_idle: u64,

@@ -19,7 +19,7 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 
-use crate::{statements::Statements, verdict::Farewell, watch::Watch};
+use crate::{session_state::SessionState, statements::Statements, verdict::Farewell, watch::Watch};
 
 /// What a batch of requests does to the connection, in the order in which their ReadyForQuery will come.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -45,14 +45,18 @@ pub(crate) struct Tap<S> {
     statements: Statements,
     /// Whether a statement was prepared here that may end a transaction whenever it is run.
     prepared: bool,
+    /// Watches over what is left in the session. None where that is never undone.
+    session: Option<Box<SessionState>>,
 }
 
 impl<S> Tap<S> {
     pub(crate) fn new(stream: S, watch: Arc<Watch>) -> Self {
         let batches = VecDeque::from([Batch::Startup]);
+        let session = SessionState::of(&watch.session);
         Self {
             stream,
             watch,
+            session,
             sent: Frames::starting(),
             received: Frames::new(),
             batches,
@@ -70,9 +74,15 @@ impl<S> Tap<S> {
             watch,
             statements,
             prepared,
+            session,
             ..
         } = self;
         sent.pass(bytes, |part| {
+            match (session.as_deref_mut(), part) {
+                (Some(it), Part::Start(tag, body)) => it.note_sent(tag, body, &watch.session),
+                (Some(it), Part::Rest(_, body)) => it.note_more(body, &watch.session),
+                (None, _) => {}
+            }
             let (tag, body) = match part {
                 Part::Start(tag, body) => (tag, body),
                 Part::Rest(tag, body) => {
@@ -110,8 +120,14 @@ impl<S> Tap<S> {
             batches,
             working,
             watch,
+            session,
             ..
         } = self;
+        let mut note_session = |tag, body: &[u8]| {
+            if let Some(session) = session.as_deref_mut() {
+                session.note_received(tag, body, &watch.session);
+            }
+        };
         received.pass(bytes, |part| match part {
             // The server now takes data and ignores the Sync sent with the COPY; the one after the data ends the batch.
             Part::Start(b'G', _) if batches.front() == Some(&Batch::Work) => {
@@ -119,12 +135,14 @@ impl<S> Tap<S> {
                 *working = true;
             }
             Part::Start(b'Z', body) => {
+                note_session(b'Z', body);
                 watch.note_status(body.first().copied().unwrap_or(0));
                 if batches.pop_front() == Some(Batch::Work) {
                     watch.outstanding.fetch_sub(1, SeqCst);
                     watch.mark_served();
                 }
             }
+            Part::Start(tag @ (b'A' | b'S'), body) => note_session(tag, body),
             Part::Start(b'C', body) => watch.note_done(body.starts_with(b"ROLLBACK\0")),
             Part::Start(b'E', body) => {
                 let code = packed_sqlstate(body);

@@ -5,6 +5,7 @@
 //! task's waker, and notes that something is about to be written before the task knows.
 
 mod held;
+mod session;
 mod settling;
 
 use std::{
@@ -24,9 +25,10 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::{retry::lock, verdict::Farewell};
+use crate::{endpoint::SessionReset, retry::lock, verdict::Farewell};
 
 use held::Held;
+pub(crate) use session::{Residue, SessionFlags};
 pub(crate) use settling::Settling;
 
 /// What is known of one connection. Shared by its stream, its task and its user.
@@ -57,6 +59,8 @@ pub(crate) struct Watch {
     cancelled: AtomicU64,
     /// Whether a hint opened it, and nobody has used it yet.
     hinted: AtomicBool,
+    /// Whether its session has to be reset before the next user gets it.
+    pub(crate) session: SessionFlags,
     opened: Instant,
     /// Milliseconds from `opened` to the last bytes that came from the server.
     heard: AtomicU64,
@@ -95,7 +99,13 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
+    #[cfg(test)]
     pub(crate) fn new() -> Arc<Self> {
+        Self::with_reset(SessionReset::Never)
+    }
+
+    /// A watch over a connection whose session is reset when `reset` says so.
+    pub(crate) fn with_reset(reset: SessionReset) -> Arc<Self> {
         Arc::new(Self {
             outstanding: AtomicU32::new(0),
             status: AtomicU8::new(0),
@@ -107,6 +117,7 @@ impl Watch {
             leases: AtomicU64::new(0),
             cancelled: AtomicU64::new(0),
             hinted: AtomicBool::new(false),
+            session: SessionFlags::new(reset),
             opened: Instant::now(),
             heard: AtomicU64::new(0),
             served: AtomicBool::new(false),
@@ -209,9 +220,10 @@ impl Watch {
         self.parked.store(false, Release);
     }
 
-    /// Whether something runs on it although it lies in the pool: a request that its last user abandoned.
+    /// Whether something runs on it although it lies in the pool, or has left something: a request that its last user
+    /// abandoned.
     pub(crate) fn is_stray(&self) -> bool {
-        self.parked.load(SeqCst) && !self.is_idle()
+        self.parked.load(SeqCst) && (!self.is_idle() || self.session.is_marked())
     }
 
     /// Notes that somebody has used it.

@@ -40,6 +40,7 @@ const ROWS: &[(&str, &[&str])] = &[
             "stream",
             "watch",
             "statements",
+            "session_state",
             "tap",
             "drive",
             "dial",
@@ -60,8 +61,8 @@ const ROWS: &[(&str, &[&str])] = &[
     (
         "pools",
         &[
-            "refusals", "shared", "lease", "opening", "wake", "pool", "index", "pools", "sweep",
-            "follow",
+            "refusals", "shared", "reset", "lease", "opening", "wake", "pool", "index", "pools",
+            "sweep", "follow",
         ],
     ),
     (

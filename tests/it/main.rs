@@ -58,6 +58,8 @@ mod runtimes;
 mod saas;
 mod sealed;
 mod secrets;
+mod session_resets;
+mod session_state;
 mod shared_catalog;
 mod silence;
 mod silent_logins;

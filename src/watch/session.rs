@@ -1,0 +1,125 @@
+//! Whether a session may keep something of its last user's.
+
+use std::sync::atomic::{
+    AtomicU8,
+    Ordering::{AcqRel, SeqCst},
+};
+
+use crate::endpoint::SessionReset;
+
+/// What a statement may leave in its session, as bits.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Residue(u8);
+
+impl Residue {
+    pub(crate) const NONE: Self = Self(0);
+    /// A reset undoes it.
+    pub(crate) const RESETTABLE: Self = Self(1);
+    /// Only the end of the session undoes it.
+    pub(crate) const LASTING: Self = Self(2);
+    /// Prepared statements are gone, which the driver does not know.
+    pub(crate) const FORGETS: Self = Self(4);
+
+    pub(crate) const fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    pub(crate) const fn has(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    /// The same, except `other`.
+    pub(crate) const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+}
+
+/// Set while parameters that the server reported differ from those at the login.
+const DIFFERS: u8 = 8;
+/// Set when a notification has come.
+const NOTIFIED: u8 = 16;
+
+/// What is known of one session. Written by the tap.
+#[derive(Debug)]
+pub(crate) struct SessionFlags {
+    /// When the session has to be reset.
+    pub(crate) reset: SessionReset,
+    /// Ordered with the connection's `outstanding` and `parked`, as the tap writes here before a request counts.
+    bits: AtomicU8,
+}
+
+impl SessionFlags {
+    pub(crate) fn new(reset: SessionReset) -> Self {
+        Self {
+            reset,
+            bits: AtomicU8::new(0),
+        }
+    }
+
+    /// Notes that a statement was written that may leave `residue`.
+    pub(crate) fn mark(&self, residue: Residue) {
+        if self.bits.load(SeqCst) & residue.0 != residue.0 {
+            self.bits.fetch_or(residue.0, SeqCst);
+        }
+    }
+
+    /// Whether a statement was written that may have left something.
+    pub(crate) fn is_marked(&self) -> bool {
+        self.bits.load(SeqCst) & !(DIFFERS | NOTIFIED) != 0
+    }
+
+    /// Notes whether parameters that the server reported differ from those at the login.
+    pub(crate) fn note_difference(&self, differs: bool) {
+        if differs {
+            self.bits.fetch_or(DIFFERS, AcqRel);
+        } else {
+            self.bits.fetch_and(!DIFFERS, AcqRel);
+        }
+    }
+
+    /// Notes that a notification has come, so that the session listens.
+    pub(crate) fn note_notification(&self) {
+        self.bits.fetch_or(NOTIFIED, AcqRel);
+    }
+
+    /// Whether the next user must not get it as it is.
+    pub(crate) fn needs_reset(&self) -> bool {
+        self.bits.load(SeqCst) != 0
+    }
+
+    /// Whether a reset undoes everything that is known.
+    pub(crate) fn can_be_reset(&self) -> bool {
+        self.bits.load(SeqCst) & Residue::LASTING.0 == 0
+    }
+
+    /// Notes that the server has reset the session; says whether nothing is left that is known.
+    pub(crate) fn note_reset(&self) -> bool {
+        let undone = Residue::RESETTABLE.0 | NOTIFIED;
+        self.bits.fetch_and(!undone, SeqCst) & !undone == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reset_undoes_what_it_can_and_nothing_else() {
+        let session = SessionFlags::new(SessionReset::IfNeeded);
+        session.mark(Residue::RESETTABLE);
+        session.note_notification();
+        assert!(session.needs_reset() && session.can_be_reset());
+        assert!(session.note_reset());
+        assert!(!session.needs_reset());
+        session.note_difference(true);
+        assert!(session.needs_reset() && !session.is_marked());
+        assert!(
+            !session.note_reset(),
+            "the server says that it is not as it was"
+        );
+        session.note_difference(false);
+        session.mark(Residue::LASTING);
+        assert!(session.is_marked() && !session.can_be_reset());
+        assert!(!session.note_reset());
+    }
+}

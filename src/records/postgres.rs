@@ -12,7 +12,10 @@ mod tables;
 
 use std::{
     fmt,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -74,8 +77,12 @@ use crate::{
 /// A record that makes no sense (it was sealed with a key that is not in the ring, or written by a later release) is a
 /// [`Defect`] of that tenant; [`list`](Records::list) leaves it out with a warning. Everything else is an outage: the
 /// text says what to change.
-#[derive(Clone)]
-pub struct Postgres(Arc<Inner>);
+pub struct Postgres {
+    inner: Arc<Inner>,
+    /// How many rings of the listener this clone has heard. Each clone may be another router's, which has to hear of
+    /// every write.
+    heard: AtomicU64,
+}
 
 struct Inner {
     tables: Tables,
@@ -105,14 +112,18 @@ impl Postgres {
         keys: Option<KeyRing>,
         listens: bool,
     ) -> Self {
-        Self(Arc::new(Inner {
+        let inner = Inner {
             tables: Tables::new(connections, Schema::new(&statements.schema)),
             statements,
             namespace: namespace.map(OnceLock::from).unwrap_or_default(),
             keys,
             listener: OnceLock::new(),
             listens,
-        }))
+        };
+        Self {
+            inner: Arc::new(inner),
+            heard: AtomicU64::new(0),
+        }
     }
 
     /// Creates or upgrades the tables, as the first call would. For a program that has more rights than the application.
@@ -120,14 +131,14 @@ impl Postgres {
     /// # Cancel safety
     /// Dropping it lets the work go on.
     pub async fn migrate(&self) -> Result<(), BoxError> {
-        let work = self.0.tables.migrate();
+        let work = self.inner.tables.migrate();
         work.await.map_err(Failure::into_error)
     }
 
     /// The same up to a version, for tests of upgrades.
     #[doc(hidden)]
     pub async fn migrate_to(&self, version: usize) -> Result<(), BoxError> {
-        let work = self.0.tables.migrate_to(version);
+        let work = self.inner.tables.migrate_to(version);
         work.await.map_err(Failure::into_error)
     }
 
@@ -138,15 +149,15 @@ impl Postgres {
     }
 
     fn statements(&self) -> &Statements {
-        &self.0.statements
+        &self.inner.statements
     }
 
     fn keys(&self) -> Option<&KeyRing> {
-        self.0.keys.as_ref()
+        self.inner.keys.as_ref()
     }
 
     fn namespace(&self) -> Result<&Namespace, BoxError> {
-        let served = self.0.namespace.get();
+        let served = self.inner.namespace.get();
         served.ok_or_else(|| {
             "the catalog was not told whose namespace to look in; set one with PostgresBuilder::namespace".into()
         })
@@ -154,7 +165,7 @@ impl Postgres {
 
     /// Where writes to the namespace are announced: a name of its own for each schema and namespace of the database.
     fn channel(&self, namespace: &Namespace) -> String {
-        let digest = Sha256::digest(format!("{}\0{namespace}", self.0.statements.schema));
+        let digest = Sha256::digest(format!("{}\0{namespace}", self.inner.statements.schema));
         let mut channel = "tenantry_".to_owned();
         for byte in &digest[..16] {
             channel.extend(
@@ -167,7 +178,7 @@ impl Postgres {
 
     /// Runs a statement within the time limit, after the tables are there.
     async fn ask(&self, statement: &str, params: &[Param<'_>]) -> Result<Vec<Row>, BoxError> {
-        let rows = self.0.tables.ask(statement, params).await;
+        let rows = self.inner.tables.ask(statement, params).await;
         rows.map_err(Failure::into_error)
     }
 
@@ -203,10 +214,10 @@ impl Lookup for Postgres {
 
 impl Records for Postgres {
     fn serve(&self, namespace: &Namespace, with_passwords: bool) -> Result<(), BoxError> {
-        if with_passwords && self.0.keys.is_none() {
+        if with_passwords && self.inner.keys.is_none() {
             return Err(NO_KEYS.into());
         }
-        let served = self.0.namespace.get_or_init(|| namespace.clone());
+        let served = self.inner.namespace.get_or_init(|| namespace.clone());
         if served != namespace {
             let message = format!(
                 "this catalog serves the namespace {served}, not {namespace}; build another for that, also in the same schema"
@@ -343,15 +354,17 @@ impl Records for Postgres {
         let Ok(namespace) = self.namespace() else {
             return std::future::pending().await;
         };
-        if !self.0.listens {
+        let Inner {
+            tables,
+            listener,
+            listens,
+            ..
+        } = &*self.inner;
+        if !listens {
             return std::future::pending().await;
         }
-        let listener = || Listener::new(self.channel(namespace));
-        self.0
-            .listener
-            .get_or_init(listener)
-            .rings(&self.0.tables.connections)
-            .await;
+        let listener = listener.get_or_init(|| Listener::new(self.channel(namespace)));
+        listener.rings(&tables.connections, &self.heard).await;
     }
 }
 
@@ -380,12 +393,21 @@ fn changes(rows: &[Row], since: Option<u64>, limit: usize) -> Result<Changes, Bo
     Ok(changes)
 }
 
+impl Clone for Postgres {
+    fn clone(&self) -> Self {
+        Self {
+            inner: Arc::clone(&self.inner),
+            heard: AtomicU64::new(self.heard.load(Relaxed)),
+        }
+    }
+}
+
 impl fmt::Debug for Postgres {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Postgres")
-            .field("schema", &self.0.statements.schema)
-            .field("namespace", &self.0.namespace.get())
-            .field("keys", &self.0.keys)
+            .field("schema", &self.inner.statements.schema)
+            .field("namespace", &self.inner.namespace.get())
+            .field("keys", &self.inner.keys)
             .finish_non_exhaustive()
     }
 }

@@ -8,6 +8,7 @@ mod answers;
 mod api;
 mod budget;
 mod cancellation;
+mod catalog_connections;
 mod ceilings;
 mod clients;
 mod closing;

@@ -34,8 +34,6 @@ const SETTLED: Duration = Duration::from_secs(60);
 pub(super) struct Listener {
     channel: String,
     rung: watch::Sender<u64>,
-    /// How many rings somebody has heard.
-    heard: AtomicU64,
     // Held for a look or a start.
     task: Mutex<Option<AbortOnDropHandle<()>>>,
 }
@@ -45,20 +43,19 @@ impl Listener {
         Self {
             channel,
             rung: watch::Sender::new(0),
-            heard: AtomicU64::new(0),
             task: Mutex::default(),
         }
     }
 
-    /// Waits until it rings. All who wait are woken; if nobody waits, the next one is.
+    /// Waits until it has rung more often than `heard` says, which is then raised.
     ///
     /// # Cancel safety
-    /// A ring that is not returned wakes the next one.
-    pub(super) async fn rings(&self, connections: &Connections) {
+    /// A ring that is not returned wakes the next call.
+    pub(super) async fn rings(&self, connections: &Connections, heard: &AtomicU64) {
         self.start(connections);
-        let (mut rung, heard) = (self.rung.subscribe(), self.heard.load(Relaxed));
-        if let Ok(now) = rung.wait_for(|now| *now > heard).await {
-            self.heard.fetch_max(*now, Relaxed);
+        let (mut rung, before) = (self.rung.subscribe(), heard.load(Relaxed));
+        if let Ok(now) = rung.wait_for(|now| *now > before).await {
+            heard.fetch_max(*now, Relaxed);
         }
     }
 

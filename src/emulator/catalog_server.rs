@@ -6,6 +6,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use rustix::process::Signal;
 
 use super::{
@@ -84,12 +85,12 @@ impl CatalogServer {
         })
     }
 
-    /// The connection string. It stays the same over [`stop`](Self::stop) and [`resume`](Self::resume).
+    /// The connection string, a URL. It stays the same over [`stop`](Self::stop) and [`resume`](Self::resume).
     pub fn url(&self) -> String {
         self.url_at(5432)
     }
 
-    /// The connection string through a PgBouncer in transaction mode, which is started now if it does not run.
+    /// The URL through a PgBouncer in transaction mode, which is started now if it does not run.
     ///
     /// # Cancel safety
     /// Dropping it lets it start.
@@ -106,8 +107,9 @@ impl CatalogServer {
     }
 
     fn url_at(&self, port: u16) -> String {
-        let folder = self.running.folder.display();
-        format!("host='{folder}' port={port} user=neondb_owner dbname=neondb")
+        let folder = self.running.folder.as_os_str().as_encoded_bytes();
+        let host = percent_encode(folder, NON_ALPHANUMERIC);
+        format!("postgres://neondb_owner@{host}:{port}/neondb")
     }
 
     /// Shuts it down as an operator would: sessions are ended with `57P01`. Returns when it has ended.

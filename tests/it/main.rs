@@ -9,6 +9,7 @@ mod api;
 mod budget;
 mod cancellation;
 mod catalog_connections;
+mod catalog_urls;
 mod ceilings;
 mod clients;
 mod closing;

@@ -9,6 +9,7 @@ use tenantry::{
     records::{Defect, Postgres},
 };
 use tokio::time::{Instant, timeout};
+use url::Url;
 
 use crate::support::{
     LEASE, LONG, Stage, chain, column, keys, leased, publish, replica, session, tenant,
@@ -115,7 +116,7 @@ async fn a_role_that_may_not_is_told_what_to_grant_and_one_that_only_reads_can_l
     let of = |role: &str| {
         server
             .url()
-            .replace("user=neondb_owner", &format!("user={role}"))
+            .replace("//neondb_owner@", &format!("//{role}@"))
     };
     let stranger = Postgres::builder(of("stranger"))
         .namespace("test")
@@ -154,8 +155,10 @@ async fn a_database_that_cannot_hold_every_id_is_refused() {
     let sql =
         "CREATE DATABASE latin ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0";
     admin.batch_execute(sql).await.unwrap();
-    let url = server.url().replace("dbname=neondb", "dbname=latin");
-    let catalog = Postgres::builder(url).namespace("test").build().unwrap();
+    let mut url = Url::parse(&server.url()).unwrap();
+    url.set_path("latin");
+    let catalog = Postgres::builder(url.as_str());
+    let catalog = catalog.namespace("test").build().unwrap();
     let err = catalog.find(&tenant("acme")).await.unwrap_err();
     assert!(
         err.to_string().contains("LATIN1") && err.to_string().contains("UTF8"),

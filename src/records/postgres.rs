@@ -1,6 +1,7 @@
 //! The catalog that replicas share: a few tables in any Postgres.
 
 mod builder;
+mod connection_string;
 mod connections;
 mod failure;
 mod listener;
@@ -67,7 +68,8 @@ use crate::{
 /// A small pool of its own, and one connection that listens. Each call is one statement without a name, so a pooler in
 /// transaction mode may be in between; then nothing is heard by listening, and changes are noticed when they are asked
 /// for. Encryption is as the connection string's `sslmode` says, except that `prefer`, the default, is `require` for a
-/// host elsewhere and `disable` for this machine. Certificates are always verified.
+/// host elsewhere and `disable` for this machine. Certificates are always verified, and so is the host's name, so that
+/// `require` and `verify-ca` are what libpq calls `verify-full`.
 ///
 /// # Privileges
 /// The role needs `CREATE` on the database, or to own the schema; where the tables are there, `USAGE` on the schema and
@@ -95,7 +97,10 @@ struct Inner {
 }
 
 impl Postgres {
-    /// Settings of a catalog in the database that `url` leads to: a connection string, as libpq has them.
+    /// Settings of a catalog in the database that `url` leads to: a connection string as libpq has them, a URL or a list of
+    /// settings. White space around it does not count. An option of libpq's that is not supported is ignored if it would
+    /// change nothing; otherwise [`build`](PostgresBuilder::build) fails, and says what to do instead. No file is read:
+    /// root certificates are for [`root_certificate`](PostgresBuilder::root_certificate).
     pub fn builder(url: impl Into<Secret>) -> PostgresBuilder {
         PostgresBuilder::new(Server::Text(url.into()))
     }

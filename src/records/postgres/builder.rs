@@ -5,7 +5,7 @@ use std::{fmt, net::IpAddr, time::Duration};
 use rustls::pki_types::CertificateDer;
 use tokio_postgres::config::{Config, Host, SslMode};
 
-use super::{Postgres, connections::Connections, statements::Statements};
+use super::{Postgres, connection_string, connections::Connections, statements::Statements};
 use crate::{
     config::{InvalidConfig, check_limit},
     seal::KeyRing,
@@ -144,16 +144,7 @@ impl Server {
     fn checked(&self, timeout: Duration) -> Result<Config, InvalidConfig> {
         let mut config = match self {
             Self::Settings(config) => (**config).clone(),
-            Self::Text(text) => text
-                .expose()
-                .parse()
-                .map_err(|err: tokio_postgres::Error| {
-                    let cause = std::error::Error::source(&err).map(ToString::to_string);
-                    InvalidConfig::new(format!(
-                        "the catalog's connection string cannot be read: {}",
-                        cause.unwrap_or_default()
-                    ))
-                })?,
+            Self::Text(text) => connection_string::parse(text.expose())?,
         };
         if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
             return Err(InvalidConfig::new(
@@ -186,8 +177,9 @@ impl Server {
 }
 
 /// `prefer`, as a connection string without a word about it has it, protects from nobody who can change what is sent.
-/// On the way to another machine it means `require`, to this one `disable`.
+/// On the way to another machine it means `require`, to this one `disable`. A socket of this machine takes no TLS.
 fn ssl_mode(config: &Config) -> SslMode {
+    let is_socket = |host: &Host| matches!(host, Host::Unix(_));
     let here = |host: &Host| match host {
         Host::Unix(_) => true,
         Host::Tcp(name) => {
@@ -205,6 +197,9 @@ fn ssl_mode(config: &Config) -> SslMode {
             SslMode::Disable
         }
         SslMode::Prefer => SslMode::Require,
+        _ if !config.get_hosts().is_empty() && config.get_hosts().iter().all(is_socket) => {
+            SslMode::Disable
+        }
         said => said,
     }
 }
@@ -278,6 +273,7 @@ mod tests {
             "postgres://app@localhost/app",
             "host=/run/postgresql user=app",
             "host=127.0.0.1 user=app",
+            "host=/run/postgresql user=app sslmode=require",
         ] {
             assert_eq!(mode(here), SslMode::Disable, "{here}");
         }

@@ -71,6 +71,11 @@ use crate::{
 /// host elsewhere and `disable` for this machine. Certificates are always verified, and so is the host's name, so that
 /// `require` and `verify-ca` are what libpq calls `verify-full`.
 ///
+/// A connection is replaced after [30 minutes](PostgresBuilder::max_lifetime). One that breaks off, that answers nothing
+/// within a call's time, or that is older than a second and takes no statement (as one that was opened while the server
+/// took no writes) is closed together with all that were not heard of since, so that a fail-over costs one call at most;
+/// where an answer has come, or none will, the statement is run once more on a new one.
+///
 /// # Privileges
 /// The role needs `CREATE` on the database, or to own the schema; where the tables are there, `USAGE` on the schema and
 /// `SELECT`, `INSERT` and `UPDATE` on its tables. An application that only looks tenants up needs `USAGE` and `SELECT`.

@@ -3,7 +3,7 @@
 use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 use deadpool_postgres::PoolError;
-use tokio_postgres::error::SqlState;
+use tokio_postgres::error::{Severity, SqlState};
 
 use crate::{error::BoxError, records::Defect};
 
@@ -49,6 +49,27 @@ impl Failure {
         self.code().is_some_and(|code| missing.contains(code))
     }
 
+    /// Who is to blame for the failure of a statement.
+    pub(super) fn blame(&self) -> Blame {
+        let said = self.source.as_ref().and_then(|err| err.as_db_error());
+        let Some(said) = said else {
+            return Blame::Session;
+        };
+        let code = said.code().code();
+        let ends_session = matches!(
+            said.parsed_severity(),
+            Some(Severity::Fatal | Severity::Panic)
+        );
+        match code.get(..2).unwrap_or_default() {
+            _ if ends_session => Blame::Session,
+            "08" => Blame::Session,
+            "57" if code.starts_with("57P") => Blame::Session,
+            "22" | "23" | "40" => Blame::Others,
+            "53" | "55" | "57" => Blame::Load,
+            _ => Blame::Statement,
+        }
+    }
+
     fn code(&self) -> Option<&SqlState> {
         self.source.as_ref()?.code()
     }
@@ -60,6 +81,20 @@ impl Failure {
             None => self.into(),
         }
     }
+}
+
+/// Who is to blame for the failure of a statement.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Blame {
+    /// What was written, or another transaction. The session is good.
+    Others,
+    /// Disk, memory, locks, a time limit: the statement may fail on another session just as well.
+    Load,
+    /// The statement, or the session: it may have settings that the role does not have any more, or lead to a server that
+    /// is not the primary any more.
+    Statement,
+    /// The session, which has ended.
+    Session,
 }
 
 impl From<tokio_postgres::Error> for Failure {

@@ -2,6 +2,7 @@
 //! Postgres over pipes.
 
 mod backend;
+mod balancer;
 mod crew;
 mod gate;
 mod held_up;
@@ -23,6 +24,7 @@ mod table;
 mod watchdog;
 
 pub(crate) use backend::{Backend, Counts};
+pub(crate) use balancer::{Balancer, Fate};
 pub(crate) use crew::{Crew, is_own};
 pub(crate) use gate::{Failure, Gate, Step};
 pub(crate) use held_up::HeldUp;

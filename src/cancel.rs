@@ -43,8 +43,9 @@ impl CancelToken {
         }
     }
 
-    /// Asks the server to stop what runs on the connection now. The query then fails with SQLSTATE 57014, if it was not
-    /// done already; nobody tells whether it was. Does nothing once the connection was given back.
+    /// Asks the server to stop what runs on the connection now, at the address at which the connection was opened. The
+    /// query then fails with SQLSTATE 57014, if it was not done already; nobody tells whether it was. Does nothing once the
+    /// connection was given back.
     ///
     /// # Errors
     /// [`ErrorKind::Connect`] if the request did not reach the server within 2 seconds.
@@ -65,11 +66,14 @@ impl CancelToken {
             token,
             endpoint,
             route,
+            watch,
+            shared,
             ..
         } = self;
-        let dialer = &self.shared.dialer;
-        let sent = dialer.cancel(token.clone(), endpoint, *route).await;
-        sent.map_err(|err| {
+        let sent = shared
+            .dialer
+            .cancel(token.clone(), endpoint, *route, watch.peer.get());
+        sent.await.map_err(|err| {
             Error::new(ErrorKind::Connect, "the cancel request did not get through")
                 .with_stage(Stage::Query)
                 .with_source(err)

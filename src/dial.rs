@@ -1,15 +1,17 @@
 //! One connection, opened once, watched from its first byte.
 //!
 //! tokio-postgres's own `connect` repeats a refused login at every address of the host, and its `connect_timeout` ends
-//! with TCP. Here addresses are tried in turn only until one takes the socket; the login is sent once; one deadline
-//! stands over all of it.
+//! with TCP. Here the addresses race only for the socket; the login is sent once; one deadline stands over all of it.
+
+mod hosts;
+mod race;
 
 use std::{
     future::Future,
     io,
     net::SocketAddr,
     pin::{Pin, pin},
-    sync::{Arc, Weak},
+    sync::{Arc, OnceLock, Weak},
     time::Duration,
 };
 
@@ -36,12 +38,11 @@ use crate::{
     verdict::{self, DialFailure},
     watch::{Settling, Watch},
 };
+use hosts::Hosts;
 
-/// Longest wait for one address to take the socket. Neon's proxies are always up; a lost packet is sent again after 1 s.
-const TCP_TIMEOUT: Duration = Duration::from_secs(3);
 /// A peer that vanished without a word is noticed after about this long.
 const PEER_TIMEOUT: Duration = Duration::from_secs(30);
-/// Longest time for a cancel request, which nobody waits for.
+/// Longest time for a cancel request.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
 
 type Connector = <MakeRustlsConnect as MakeTlsConnect<Stream>>::TlsConnect;
@@ -53,6 +54,7 @@ pub(crate) struct Dialer {
     /// Opened instead of sockets, if there.
     pipes: Option<Pipes>,
     tls: MakeRustlsConnect,
+    hosts: Hosts,
 }
 
 /// A connection that has logged in.
@@ -84,6 +86,7 @@ impl Dialer {
             resolve,
             pipes,
             tls: MakeRustlsConnect::new(tls),
+            hosts: Hosts::default(),
         }
     }
 
@@ -128,33 +131,76 @@ impl Dialer {
         deadline: Instant,
         permit: Permit,
     ) -> Result<Dialed, Error> {
-        let (host, port) = (endpoint.host(route), endpoint.port);
-        let seat = permit.seat();
-        let attempt = async {
-            let socket = self
-                .open(host, port)
-                .await
-                .map_err(DialFailure::Unreachable)?;
-            let stream = Stream::new(socket, Some(permit));
-            self.log_in(endpoint, route, stream, seat).await
-        };
-        match timeout_at(deadline, attempt).await {
-            Ok(result) => result.map_err(|failure| verdict::on_connect(failure, host, port)),
-            Err(_) => Err(verdict::on_connect(DialFailure::Silent, host, port)),
+        let reached = OnceLock::new();
+        let attempt = self.attempt(endpoint, route, permit, &reached);
+        let dialed = timeout_at(deadline, attempt).await;
+        let dialed = dialed.unwrap_or(Err(DialFailure::Silent));
+        if let Some(address) = reached.get() {
+            let answered = match &dialed {
+                Ok(dialed) => dialed.watch.peer.set(*address).is_ok(),
+                Err(DialFailure::Login(err)) => err.as_db_error().is_some(),
+                Err(DialFailure::Unreachable(_) | DialFailure::Silent) => false,
+            };
+            self.hosts.note(*address, answered);
         }
+        self.learn(endpoint, route, dialed)
     }
 
-    /// Asks the server to stop what runs on the connection that `token` belongs to. Nobody learns whether it did, only
-    /// whether the request got through.
+    /// Tries once, and says in `reached` which address has taken the socket.
+    async fn attempt(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        route: Route,
+        permit: Permit,
+        reached: &OnceLock<SocketAddr>,
+    ) -> Result<Dialed, DialFailure> {
+        let seat = permit.seat();
+        let opened = self.open(endpoint.host(route), endpoint.port).await;
+        let (socket, address) = opened.map_err(DialFailure::Unreachable)?;
+        let _ = address.map(|address| reached.set(address));
+        let stream = Stream::new(socket, Some(permit));
+        self.log_in(endpoint, route, stream, seat).await
+    }
+
+    /// Remembers what the end of a login says of the host's password, and tells its failure in the light of that.
+    fn learn(
+        &self,
+        endpoint: &Endpoint,
+        route: Route,
+        dialed: Result<Dialed, DialFailure>,
+    ) -> Result<Dialed, Error> {
+        let (host, port) = (endpoint.host(route), endpoint.port);
+        let (place, password) = (place(host, port), &endpoint.password);
+        let failure = match dialed {
+            Ok(dialed) => {
+                self.hosts.note_login(&place);
+                return Ok(dialed);
+            }
+            Err(failure) => failure,
+        };
+        let lags = self.hosts.may_lag_behind(&place, password);
+        let err = verdict::on_connect(failure, host, port, lags);
+        if err.kind() == ErrorKind::StaleCredential && !lags {
+            self.hosts.note_outdated(&place, password);
+        }
+        Err(err)
+    }
+
+    /// Asks the server at `peer`, which is that of the connection that `token` belongs to, to stop what runs on it. Nobody
+    /// learns whether it did, only whether the request got through.
     pub(crate) async fn cancel(
         &self,
         token: CancelToken,
         endpoint: &Endpoint,
         route: Route,
+        peer: Option<&SocketAddr>,
     ) -> io::Result<()> {
         let host = endpoint.host(route);
         let request = async {
-            let socket = self.open(host, endpoint.port).await?;
+            let socket = match peer {
+                Some(peer) => tuned(TcpStream::connect(peer).await?).map(Socket::Tcp)?,
+                None => self.open(host, endpoint.port).await?.0,
+            };
             let stream = Stream::new(socket, None); // no session, so nothing to count
             let sent = match endpoint.encryption {
                 Encryption::None => token.cancel_query_raw(stream, NoTls).await,
@@ -214,21 +260,24 @@ impl Dialer {
             .map_err(io::Error::other)
     }
 
-    /// Opens a socket to the first address of `host` that takes it.
-    async fn open(&self, host: &str, port: u16) -> io::Result<Socket> {
+    /// Opens a socket to the address of `host` that answers first, and says which that is; a pipe has none.
+    async fn open(&self, host: &str, port: u16) -> io::Result<(Socket, Option<SocketAddr>)> {
         if let Some(pipes) = &self.pipes {
-            return pipes.open(host, port).await;
+            return Ok((pipes.open(host, port).await?, None));
         }
-        let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
-        for address in self.resolve.resolve(host, port).await? {
-            match timeout(TCP_TIMEOUT, TcpStream::connect(address)).await {
-                Ok(Ok(stream)) => return tuned(stream).map(Socket::Tcp),
-                Ok(Err(err)) => last = err,
-                Err(_) => last = silent(address),
-            }
+        let addresses = self.resolve.resolve(host, port).await?;
+        let addresses = race::order(addresses, |it| self.hosts.is_useless(it));
+        let (number, stream) = race::race(&addresses, TcpStream::connect).await?;
+        for overtaken in &addresses[..number] {
+            self.hosts.note(*overtaken, false);
         }
-        Err(last)
+        Ok((tuned(stream).map(Socket::Tcp)?, Some(addresses[number])))
     }
+}
+
+/// By which a host is remembered.
+fn place(host: &str, port: u16) -> String {
+    format!("{host}:{port}")
 }
 
 /// The task that drives `connection`, and where its notifications come out: where a pooler stands there are none.
@@ -251,13 +300,6 @@ where
     (
         Box::pin(Settling::new(drive, Arc::clone(watch))),
         notifications,
-    )
-}
-
-fn silent(address: SocketAddr) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::TimedOut,
-        format!("{address} took no connection within {TCP_TIMEOUT:?}"),
     )
 }
 

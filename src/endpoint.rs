@@ -1,5 +1,7 @@
 //! Where a tenant lives: host, database, role and credential.
 
+mod host;
+
 use std::time::Duration;
 
 use tokio_postgres::config::{SslMode, SslNegotiation};
@@ -29,7 +31,8 @@ pub const DEFAULT_SUSPEND_WINDOW: Duration = Duration::from_secs(300);
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct Endpoint {
-    /// The host whose connections go straight to Postgres: migrations, `LISTEN`, `COPY`, session state.
+    /// The host whose connections go straight to Postgres: migrations, `LISTEN`, `COPY`, session state. A name or an address
+    /// by itself: with a port, a URL or the path of a socket, calls for the tenant fail with `ErrorKind::Misconfigured`.
     pub direct_host: String,
     /// The host in front of which a pooler stands: everything else. The same as `direct_host` where there is none.
     pub pooled_host: String,
@@ -141,7 +144,8 @@ impl Endpoint {
         }
     }
 
-    /// A Postgres server that is not Neon's: one host, never asleep.
+    /// A Postgres server that is not Neon's: one host, never asleep. The host is a name or an address, an IPv6 address with
+    /// or without brackets.
     pub fn postgres(
         host: impl Into<String>,
         database: impl Into<String>,
@@ -251,7 +255,7 @@ impl Endpoint {
             && self.session_reset_at(Route::Pooled) == other.session_reset_at(Route::Pooled)
     }
 
-    /// Whether anybody could be served there.
+    /// Refuses what nobody can be served at, and says what to change.
     pub(crate) fn check(&self) -> Result<(), Error> {
         let refuse =
             |message| Err(Error::new(ErrorKind::BadRecord, message).with_stage(Stage::Lookup));
@@ -266,7 +270,33 @@ impl Endpoint {
                 "the tenant's entry has its direct and its pooled host the wrong way round",
             );
         }
-        Ok(())
+        self.fault().map_or(Ok(()), |fault| {
+            let message = format!("the tenant cannot be reached by its entry: {fault}");
+            Err(Error::new(ErrorKind::Misconfigured, message).with_stage(Stage::Lookup))
+        })
+    }
+
+    /// Which of the fields no connection can be opened with, and what to change.
+    fn fault(&self) -> Option<String> {
+        let with_tls = self.encryption == Encryption::Tls;
+        let hosts = [
+            ("direct_host", &self.direct_host),
+            ("pooled_host", &self.pooled_host),
+        ];
+        for (name, host) in hosts {
+            if let Some(fault) = host::fault(host, with_tls) {
+                return Some(format!("its {name} {fault}"));
+            }
+        }
+        for (name, value) in [("database", &self.database), ("role", &self.role)] {
+            if value.is_empty() || value.contains('\0') {
+                return Some(format!("its {name} is empty, or has a NUL in it"));
+            }
+        }
+        if self.password.expose().contains('\0') {
+            return Some("its password has a NUL in it".to_owned());
+        }
+        (self.port == 0).then(|| "its port is 0; Postgres has 5432 by default".to_owned())
     }
 
     /// As whom, and into which database.
@@ -274,11 +304,12 @@ impl Endpoint {
         Login::new(&self.database, &self.role)
     }
 
+    /// The host to connect to, as a resolver and a certificate have it.
     pub(crate) fn host(&self, route: Route) -> &str {
-        match route {
+        host::bare(match route {
             Route::Pooled => &self.pooled_host,
             Route::Direct => &self.direct_host,
-        }
+        })
     }
 
     /// The login as tokio-postgres wants it. Hosts are left out: the dialer opens the socket itself.
@@ -323,6 +354,41 @@ mod tests {
             at("10.0.0.1", "10.0.0.2").is_ok(),
             "names of one's own say nothing"
         );
+    }
+
+    #[test]
+    fn an_entry_that_no_connection_can_be_opened_with_is_refused_and_not_repeated() {
+        let here = || Endpoint::postgres("localhost", "app", "app", "hunter2");
+        assert!(here().check().is_ok());
+        let changes: [(&str, fn(&mut Endpoint)); 8] = [
+            ("direct_host", |it| it.direct_host.clear()),
+            ("pooled_host", |it| it.pooled_host = "/run/hunter2".into()),
+            ("direct_host", |it| {
+                it.direct_host = "postgres://app:hunter2@localhost/app".into()
+            }),
+            ("database", |it| it.database.clear()),
+            ("role", |it| it.role.clear()),
+            ("role", |it| it.role.push('\0')),
+            ("password", |it| it.password = "hunter2\0".into()),
+            ("port", |it| it.port = 0),
+        ];
+        for (field, change) in changes {
+            let mut there = here();
+            change(&mut there);
+            let err = there.check().unwrap_err();
+            assert_eq!(err.kind(), ErrorKind::Misconfigured, "{there:?}");
+            assert_eq!(err.stage(), Some(Stage::Lookup));
+            let said = format!("{err} {err:?}");
+            assert!(said.contains(field) && !said.contains("hunter2"), "{said}");
+        }
+    }
+
+    #[test]
+    fn brackets_of_an_address_reach_neither_a_resolver_nor_a_certificate() {
+        let endpoint = Endpoint::postgres("[::1]", "app", "app", "hunter2");
+        assert!(endpoint.check().is_ok());
+        assert_eq!(endpoint.host(Route::Direct), "::1");
+        assert_eq!(endpoint.host(Route::Pooled), "::1");
     }
 
     #[test]

@@ -88,6 +88,8 @@ pub enum ErrorKind {
     Refused,
     /// Postgres rolled the transaction back although a commit was asked for: one of its statements had failed.
     RolledBack,
+    /// Neon's proxy and the database behind it do not agree about the role's password, which is being changed.
+    StaleCredential,
     /// The time for this call is over; the source is the last failure met, if any.
     Timeout(Stage),
     /// No such tenant, and nobody may create it.

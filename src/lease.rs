@@ -236,7 +236,9 @@ impl Parting {
             return; // nothing runs there
         }
         let token = client.cancel_token();
-        let _ = shared.dialer.cancel(token, endpoint, Route::Pooled).await; // closing it is what counts
+        let peer = watch.peer.get();
+        let sent = shared.dialer.cancel(token, endpoint, Route::Pooled, peer);
+        let _ = sent.await; // closing it is what counts
     }
 
     async fn settle(&self) -> bool {

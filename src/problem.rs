@@ -98,6 +98,7 @@ fn status_of(kind: ErrorKind) -> StatusCode {
         | ErrorKind::Held
         | ErrorKind::Locked
         | ErrorKind::Provisioning
+        | ErrorKind::StaleCredential
         | ErrorKind::Timeout(_)
         | ErrorKind::Unreachable => StatusCode::SERVICE_UNAVAILABLE,
         ErrorKind::BadCredential

@@ -21,7 +21,12 @@ use std::{future::Future, io, net::SocketAddr, pin::Pin};
 /// }
 /// ```
 pub trait Resolve: Send + Sync + 'static {
-    /// The addresses of `host`, in the order in which to try them. An address may name another port than `port`.
+    /// Returns the addresses of `host`, in the order in which to try them. An address may name another port than `port`.
+    ///
+    /// The two families take turns, beginning with that of the first address. The next one is tried as soon as one fails,
+    /// and beside it when it has been silent for 250 ms; at most 4 are tried at a time, each for 3 seconds, and the first
+    /// to answer gets the one login (RFC 8305). An address that was overtaken, or did not answer the login, comes after
+    /// the others for the next 5 minutes, for every host that has it, or until it answers.
     ///
     /// # Errors
     /// If there is none. The host then counts as one that cannot be reached, and is asked for again by the next attempt to

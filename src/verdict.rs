@@ -4,11 +4,14 @@
 //! second. After the login it passes bytes on, so there the SQLSTATE is read first. What is not known is taken for a
 //! passing fault: the deadline bounds it.
 
+mod answers;
+
 use std::{error::Error as StdError, io, time::Duration};
 
-use tokio_postgres::error::SqlState;
+use rustls::{AlertDescription, pki_types::InvalidDnsNameError};
 
-use crate::error::{Error, ErrorKind, ExhaustedQuota};
+use crate::error::{Error, ErrorKind};
+use answers::Row;
 
 /// For how long Neon's proxy repeats an answer of the control plane without asking again, and a little more.
 pub(crate) const REPEATED: Duration = Duration::from_millis(30_500);
@@ -47,7 +50,7 @@ pub(crate) const fn next(kind: ErrorKind) -> Next {
         | ErrorKind::Locked
         | ErrorKind::RateLimited => Next::Again,
         ErrorKind::ControlPlane => Next::AgainSlowly,
-        ErrorKind::Unreachable => Next::AskThenAgain,
+        ErrorKind::StaleCredential | ErrorKind::Unreachable => Next::AskThenAgain,
         ErrorKind::BadCredential | ErrorKind::EndpointNotFound => Next::AskThenOnce,
         ErrorKind::BadRecord
         | ErrorKind::Catalog
@@ -73,8 +76,9 @@ pub(crate) const fn next(kind: ErrorKind) -> Next {
     }
 }
 
-/// The error that a failed connect is for its callers. Its kind says [what to do next](next).
-pub(crate) fn on_connect(failure: DialFailure, host: &str, port: u16) -> Error {
+/// The error that a failed connect is for its callers. Its kind says [what to do next](next). `lags`: whether a proxy may
+/// refuse the password only because it does not know it yet.
+pub(crate) fn on_connect(failure: DialFailure, host: &str, port: u16, lags: bool) -> Error {
     match failure {
         DialFailure::Unreachable(err) => {
             let advice = if host.ends_with(EMULATORS) {
@@ -88,16 +92,17 @@ pub(crate) fn on_connect(failure: DialFailure, host: &str, port: u16) -> Error {
         DialFailure::Silent => {
             Error::new(ErrorKind::Connect, format!("no answer from {host}:{port}"))
         }
-        DialFailure::Login(err) => on_login(err, host),
+        DialFailure::Login(err) => on_login(err, host, lags),
     }
 }
 
-fn on_login(err: tokio_postgres::Error, host: &str) -> Error {
+fn on_login(err: tokio_postgres::Error, host: &str, lags: bool) -> Error {
     let said = err.as_db_error().map(|db| short(db.message()));
     let (kind, advice, retry_after) = match err.as_db_error() {
-        Some(db) => by_text(db.message())
-            .or_else(|| by_sqlstate(db.code()))
-            .unwrap_or(TRANSIENT),
+        Some(db) => match answers::of(db.code(), db.message()) {
+            answers::CREDENTIAL if lags => answers::STALE_CREDENTIAL,
+            row => row,
+        },
         None => without_code(&err),
     };
     let said = said.filter(|_| kind == ErrorKind::Misconfigured);
@@ -110,203 +115,61 @@ fn on_login(err: tokio_postgres::Error, host: &str) -> Error {
     .with_source(err)
 }
 
+/// What the names of an emulator's hosts end in, which no other resolver knows.
+const EMULATORS: &str = ".neon.test";
+/// As much as is repeated of what a server said.
+const LONGEST_WORDS: usize = 200;
+
 /// What a server said, for a message of one line.
 fn short(said: &str) -> String {
     let plain = said.chars().filter(|it| !it.is_control());
     plain.take(LONGEST_WORDS).collect()
 }
 
-/// Kind, what to do, and when another attempt may help.
-type Row = (ErrorKind, &'static str, Option<Duration>);
-
-const fn row(kind: ErrorKind, advice: &'static str) -> Row {
-    (kind, advice, None)
-}
-
-const fn later(kind: ErrorKind, advice: &'static str, wait: Duration) -> Row {
-    (kind, advice, Some(wait))
-}
-
-const fn quota(which: ExhaustedQuota, advice: &'static str) -> Row {
-    later(ErrorKind::QuotaExhausted(which), advice, QUOTA_WAIT)
-}
-
-/// What the names of an emulator's hosts end in, which no other resolver knows.
-const EMULATORS: &str = ".neon.test";
-/// As much as is repeated of what a server said.
-const LONGEST_WORDS: usize = 200;
-/// How soon something that somebody must mend first is tried again, where no proxy repeats its answer.
-const MENDED: Duration = Duration::from_secs(5);
-/// How soon a used-up quota is asked about again.
-const QUOTA_WAIT: Duration = Duration::from_secs(60);
-const SECOND: Duration = Duration::from_secs(1);
-
-const TRANSIENT: Row = row(ErrorKind::Connect, "the fault may pass");
-const CONTROL_PLANE: Row = row(
-    ErrorKind::ControlPlane,
-    "neon's control plane failed; if this stays so, see neon's status page",
-);
-const CREDENTIAL: Row = later(
-    ErrorKind::BadCredential,
-    "check role and password of the tenant's entry; Neon also says this of an endpoint or role that is gone",
-    MENDED,
-);
-const COMPUTE_TIME: Row = quota(
-    ExhaustedQuota::ComputeTime,
-    "the compute time is used up; raise the quota or wait for the next billing period",
-);
-const ACTIVE_TIME: Row = quota(
-    ExhaustedQuota::ActiveTime,
-    "the active time is used up; raise the quota or wait for the next billing period",
-);
-const WRITTEN_DATA: Row = quota(
-    ExhaustedQuota::WrittenData,
-    "the quota of written data is used up; raise it or wait for the next billing period",
-);
-const DATA_TRANSFER: Row = quota(
-    ExhaustedQuota::DataTransfer,
-    "the quota of data transfer is used up; raise it or wait for the next billing period",
-);
-const LOGICAL_SIZE: Row = quota(
-    ExhaustedQuota::LogicalSize,
-    "the data has reached its largest size; raise the quota or delete data",
-);
-const QUOTA: Row = quota(
-    ExhaustedQuota::Other,
-    "a quota of the project or account is used up; raise it or wait for the next billing period",
-);
-const DISABLED: Row = later(
-    ErrorKind::Disabled,
-    "the endpoint is disabled; enable it through neon's api",
-    REPEATED,
-);
-const GONE: Row = later(
-    ErrorKind::EndpointNotFound,
-    "the endpoint is gone, or was never there; check the tenant's entry in the catalog",
-    REPEATED,
-);
-const NETWORK: Row = later(
-    ErrorKind::Refused,
-    "the database does not take connections from this server's address; add it to the allow list",
-    REPEATED,
-);
-const SETTINGS: Row = later(
-    ErrorKind::Misconfigured,
-    "the connection's settings are wrong: database, role, startup options or TLS",
-    MENDED,
-);
-const CERTIFICATE: Row = later(
-    ErrorKind::Misconfigured,
-    "the server's certificate does not prove its name; add its root certificate",
-    MENDED,
-);
-const CROWDED: Row = later(
-    ErrorKind::RateLimited,
-    "too many connections or attempts at once; fewer at a time will pass",
-    SECOND,
-);
-const ACTIVE: Row = later(
-    ErrorKind::ActiveComputeLimit,
-    "too many computes of the account are awake; let one of them sleep, or have the limit raised",
-    REPEATED,
-);
-const ASKED_TOO_OFTEN: Row = later(
-    ErrorKind::RateLimited,
-    "neon's control plane is asked too often for this endpoint; leave it alone for a while",
-    REPEATED,
-);
-const BUSY: Row = later(
-    ErrorKind::Locked,
-    "neon is doing something to the project, which passes within seconds",
-    SECOND,
-);
-const UNAVAILABLE: Row = later(
-    ErrorKind::Locked,
-    "neon does not say why the endpoint is unavailable; check the project's quotas and state if it stays so",
-    REPEATED,
-);
-const POOLER_WAITS: Row = later(
-    ErrorKind::Connect,
-    "the pooler could not log in at the database and tries again within 15 seconds",
-    SECOND,
-);
-
-/// Text (in lower case) that decides, in the order in which it is looked for. What Neon's proxy and control plane say,
-/// and what Postgres and PgBouncer say behind it, whose codes are lost on the way.
-const TEXTS: &[(&str, Row)] = &[
-    ("password authentication failed", CREDENTIAL),
-    ("concurrently active endpoints", ACTIVE),
-    ("active endpoints limit exceeded", ACTIVE),
-    ("exceeded the compute time", COMPUTE_TIME),
-    ("exceeded the active time", ACTIVE_TIME),
-    ("exceeded the written data", WRITTEN_DATA),
-    ("exceeded the data transfer", DATA_TRANSFER),
-    ("exceeded the logical size", LOGICAL_SIZE),
-    ("quota. upgrade", QUOTA),
-    ("endpoint has been disabled", DISABLED),
-    ("endpoint is disabled", DISABLED),
-    ("could not be found", GONE),
-    ("cannot be found", GONE),
-    ("temporarily unavailable", UNAVAILABLE),
-    ("running operations", BUSY),
-    ("is not allowed to connect", NETWORK),
-    ("blocked network", NETWORK),
-    ("no pg_hba.conf entry", NETWORK),
-    ("endpoint id is not specified", SETTINGS),
-    ("inconsistent project name", SETTINGS),
-    ("must contain only alphanumeric", SETTINGS),
-    ("is missing in startup packet", SETTINGS),
-    ("connection is insecure", SETTINGS),
-    ("unsupported startup parameter", SETTINGS),
-    ("authentication protocol violation", SETTINGS),
-    ("channel binding", SETTINGS),
-    ("exceeded the rate limit", ASKED_TOO_OFTEN),
-    ("too many connections", CROWDED),
-    ("failed to acquire permit", CROWDED),
-    ("remaining connection slots", CROWDED),
-    ("too many clients already", CROWDED),
-    ("no more connections allowed", CROWDED),
-    ("query_wait_timeout", CROWDED),
-    ("server login has been failing", POOLER_WAITS),
-    ("client_login_timeout", POOLER_WAITS),
-    ("database \"", SETTINGS),
-    ("role \"", CREDENTIAL),
-    ("control plane request failed", CONTROL_PLANE),
-];
-
-fn by_text(message: &str) -> Option<Row> {
-    let message = message.to_lowercase();
-    TEXTS
-        .iter()
-        .find(|(text, _)| message.contains(text))
-        .map(|(_, row)| *row)
-}
-
-fn by_sqlstate(code: &SqlState) -> Option<Row> {
-    match *code {
-        SqlState::INVALID_PASSWORD | SqlState::INVALID_AUTHORIZATION_SPECIFICATION => {
-            Some(CREDENTIAL)
+/// Failures of TLS and of the driver, which tell themselves apart by their text and source only.
+fn without_code(err: &tokio_postgres::Error) -> Row {
+    for cause in sources(err) {
+        if cause.is::<InvalidDnsNameError>() {
+            return answers::HOST_NAME;
         }
-        SqlState::INVALID_CATALOG_NAME => Some(SETTINGS),
-        SqlState::TOO_MANY_CONNECTIONS => Some(CROWDED),
-        _ => None,
+        if cause.to_string() == "server does not support TLS" {
+            return answers::NO_TLS;
+        }
+        if let Some(row) = cause.downcast_ref().and_then(on_tls) {
+            return row;
+        }
+    }
+    let text = err.to_string();
+    let is_ours = [
+        "invalid configuration",
+        "authentication error",
+        "error encoding message",
+    ]
+    .iter()
+    .any(|kind| text.starts_with(kind));
+    if is_ours {
+        answers::SETTINGS
+    } else {
+        answers::TRANSIENT
     }
 }
 
-/// Failures of TLS and of the driver, which tell themselves apart by their text and source only.
-fn without_code(err: &tokio_postgres::Error) -> Row {
-    let text = err.to_string();
-    let certificate = sources(err).any(|source| {
-        let tls = source.downcast_ref::<rustls::Error>();
-        tls.is_some_and(|tls| matches!(tls, rustls::Error::InvalidCertificate(_)))
-    });
-    if certificate {
-        CERTIFICATE
-    } else if text.starts_with("invalid configuration") || text.starts_with("authentication error")
-    {
-        SETTINGS
-    } else {
-        TRANSIENT
+/// Failures of TLS that the same two sides would meet again.
+fn on_tls(err: &rustls::Error) -> Option<Row> {
+    match err {
+        rustls::Error::InvalidCertificate(_) => Some(answers::CERTIFICATE),
+        rustls::Error::PeerIncompatible(_)
+        | rustls::Error::AlertReceived(
+            AlertDescription::HandshakeFailure
+            | AlertDescription::InsufficientSecurity
+            | AlertDescription::NoApplicationProtocol
+            | AlertDescription::ProtocolVersion
+            | AlertDescription::UnrecognisedName,
+        ) => Some(answers::TLS),
+        rustls::Error::AlertReceived(
+            AlertDescription::CertificateRequired | AlertDescription::NoCertificate,
+        ) => Some(answers::CLIENT_CERTIFICATE),
+        _ => None,
     }
 }
 
@@ -421,148 +284,5 @@ mod tests {
             assert_eq!(on_loss(Some(&farewell)), loss, "{sqlstate} {text}");
         }
         assert_eq!(on_loss(None), Loss::Again, "cut without a word");
-    }
-
-    /// What Neon's proxy was seen to say while connecting, or is documented to say.
-    const SAID: &[(&str, Row)] = &[
-        (
-            "password authentication failed for user 'neondb_owner'",
-            CREDENTIAL,
-        ),
-        (
-            "The requested endpoint could not be found, or you don't have access to it. Please check",
-            GONE,
-        ),
-        (
-            "Control plane request failed: endpoint cannot be found",
-            GONE,
-        ),
-        (
-            "The endpoint has been disabled. Enable it using Neon API and retry.",
-            DISABLED,
-        ),
-        (
-            "Control plane request failed: endpoint is disabled",
-            DISABLED,
-        ),
-        (
-            "This IP address 127.0.0.1 is not allowed to connect to this endpoint.",
-            NETWORK,
-        ),
-        (
-            "This connection is trying to access this endpoint from a blocked network.",
-            NETWORK,
-        ),
-        (
-            "Your project has exceeded the active time quota. Upgrade your plan to increase limits.",
-            ACTIVE_TIME,
-        ),
-        (
-            "Your account or project has exceeded the compute time quota. Upgrade your plan",
-            COMPUTE_TIME,
-        ),
-        (
-            "Your project has exceeded the written data quota. Upgrade your plan",
-            WRITTEN_DATA,
-        ),
-        (
-            "Your project has exceeded the data transfer quota. Upgrade your plan to increase limits.",
-            DATA_TRANSFER,
-        ),
-        (
-            "Your project has exceeded the logical size quota. Upgrade your plan to increase limits.",
-            LOGICAL_SIZE,
-        ),
-        ("You have exceeded your quota. Upgrade your plan", QUOTA),
-        (
-            "You've exceeded the compute time for this branch. Upgrade your plan",
-            COMPUTE_TIME,
-        ),
-        (
-            "You have exceeded the limit of concurrently active endpoints. Please suspend some",
-            ACTIVE,
-        ),
-        ("active endpoints limit exceeded", ACTIVE),
-        (
-            "You've exceeded the rate limit. Please wait a moment and try again.",
-            ASKED_TOO_OFTEN,
-        ),
-        (
-            "Your project already has running operations. Please wait until they complete",
-            BUSY,
-        ),
-        (
-            "Control plane request failed: endpoint is temporarily unavailable. Check your quotas and/or",
-            UNAVAILABLE,
-        ),
-        (
-            "Too many connections to this endpoint. Please try again later.",
-            CROWDED,
-        ),
-        ("Too many connections attempts", CROWDED),
-        (
-            "Failed to acquire permit to connect to the database. Too many database",
-            CROWDED,
-        ),
-        (
-            "remaining connection slots are reserved for non-replication superuser connections",
-            CROWDED,
-        ),
-        ("sorry, too many clients already", CROWDED),
-        ("no more connections allowed (max_client_conn)", CROWDED),
-        (
-            "server login has been failing, cached error: connect timeout (server_login_retry)",
-            POOLER_WAITS,
-        ),
-        ("client_login_timeout (server down)", POOLER_WAITS),
-        ("database \"nodb\" does not exist", SETTINGS),
-        ("role \"nobody\" does not exist", CREDENTIAL),
-        (
-            "no pg_hba.conf entry for host \"10.0.0.1\", user \"u\", database \"d\"",
-            NETWORK,
-        ),
-        (
-            "unsupported startup parameter in options: statement_timeout",
-            SETTINGS,
-        ),
-        (
-            "Endpoint ID is not specified. Either please upgrade",
-            SETTINGS,
-        ),
-        (
-            "Inconsistent project name inferred from SNI ('a') and project option ('b').",
-            SETTINGS,
-        ),
-        (
-            "Project name ('a_b') must contain only alphanumeric characters and hyphen.",
-            SETTINGS,
-        ),
-        ("Parameter 'user' is missing in startup packet.", SETTINGS),
-        (
-            "connection is insecure (try using `sslmode=require`)",
-            SETTINGS,
-        ),
-        ("Couldn't connect to compute node", TRANSIENT),
-        ("Control plane request failed", CONTROL_PLANE),
-        (
-            "error communicating with the server: Connection reset by peer (os error 104)",
-            TRANSIENT,
-        ),
-        ("Authentication timed out", TRANSIENT),
-        ("Internal error", TRANSIENT),
-        ("the database system is starting up", TRANSIENT),
-        (
-            "the database system is not yet accepting connections",
-            TRANSIENT,
-        ),
-        ("the database system is in recovery mode", TRANSIENT),
-        ("the database system is shutting down", TRANSIENT),
-    ];
-
-    #[test]
-    fn neons_texts_decide_while_connecting() {
-        for (text, row) in SAID {
-            assert_eq!(by_text(text).unwrap_or(TRANSIENT), *row, "{text}");
-        }
     }
 }

@@ -10,6 +10,7 @@ mod settling;
 
 use std::{
     hash::{BuildHasher, RandomState},
+    net::SocketAddr,
     sync::{
         Arc, Mutex, OnceLock,
         atomic::{
@@ -84,6 +85,8 @@ pub(crate) struct Watch {
     idles: AtomicU64,
     /// When the login was done.
     logged_in: OnceLock<Instant>,
+    /// The address at which it was opened, if not by a pipe.
+    pub(crate) peer: OnceLock<SocketAddr>,
     /// When that hint was followed. Held for a look.
     hinted_at: Mutex<Option<Instant>>,
     /// When the server was first known to end it, or its stream ended.
@@ -130,6 +133,7 @@ impl Watch {
             ends: AtomicU64::new(0),
             idles: AtomicU64::new(0),
             logged_in: OnceLock::new(),
+            peer: OnceLock::new(),
             hinted_at: Mutex::default(),
             died: OnceLock::new(),
             farewell: Mutex::default(),

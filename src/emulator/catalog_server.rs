@@ -106,6 +106,17 @@ impl CatalogServer {
         Ok(self.url_at(6432))
     }
 
+    /// The same through a PgBouncer with other settings than Neon's: `[databases]` and all that is not about its socket.
+    /// For tests.
+    #[doc(hidden)]
+    pub async fn pooled_url_with(&self, settings: &str) -> Result<String, EmulatorError> {
+        let running = Arc::clone(&self.running);
+        let folder = running.folder.display();
+        let text = format!("{settings}\nlisten_port = 6432\nunix_socket_dir = {folder}\n");
+        apart(async move { running.pooler.start_with(running.account, &text).await }).await??;
+        Ok(self.url_at(6432))
+    }
+
     fn url_at(&self, port: u16) -> String {
         let folder = self.running.folder.as_os_str().as_encoded_bytes();
         let host = percent_encode(folder, NON_ALPHANUMERIC);

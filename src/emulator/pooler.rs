@@ -50,9 +50,18 @@ impl Pooler {
 
     /// Starts it and waits until it takes connections. It needs no Postgres for that.
     pub(super) async fn start(&self, account: Account) -> Result<(), EmulatorError> {
+        self.start_with(account, &self.settings()).await
+    }
+
+    /// The same with other settings, which have to leave it its socket.
+    pub(super) async fn start_with(
+        &self,
+        account: Account,
+        text: &str,
+    ) -> Result<(), EmulatorError> {
         let failed = |err: io::Error| EmulatorError::new("cannot start PgBouncer").because(err);
         let settings = self.folder.join("pgbouncer.ini");
-        fs::write(&settings, self.settings()).map_err(failed)?;
+        fs::write(&settings, text).map_err(failed)?;
         let said = self.folder.join("pgbouncer.log");
         let log = fs::File::create(&said).map_err(failed)?;
         let mut command = account.command(&self.program);

@@ -34,6 +34,7 @@ impl ErrorKind {
         Self::RateLimited,
         Self::Refused,
         Self::RolledBack,
+        Self::StaleCredential,
         Self::Timeout(Stage::Wake),
         Self::UnknownTenant,
         Self::Unreachable,
@@ -68,6 +69,7 @@ impl ErrorKind {
             Self::RateLimited => "rate_limited",
             Self::Refused => "refused",
             Self::RolledBack => "rolled_back",
+            Self::StaleCredential => "stale_credential",
             Self::Timeout(_) => "timeout",
             Self::UnknownTenant => "unknown_tenant",
             Self::Unreachable => "unreachable",
@@ -87,6 +89,7 @@ impl ErrorKind {
             | Self::Overloaded
             | Self::Provisioning
             | Self::RateLimited
+            | Self::StaleCredential
             | Self::Unreachable => true,
             Self::BadCredential
             | Self::BadRecord

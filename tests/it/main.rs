@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 #![allow(clippy::expect_used, reason = "tests")]
 
+mod addresses;
 mod answers;
 mod api;
 mod budget;
@@ -17,6 +18,7 @@ mod computes;
 mod connections;
 mod control;
 mod crashes;
+mod credentials;
 mod crowd;
 mod direct;
 mod doubts;
@@ -41,6 +43,7 @@ mod management;
 mod manual;
 mod matrix;
 mod methods;
+mod misconfigured;
 mod moves;
 mod observing;
 mod open_files;

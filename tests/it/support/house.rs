@@ -17,6 +17,17 @@ const WRONG_PASSWORD: Failure = Failure::Fatal {
     code: "28P01",
     text: "password authentication failed for user 'app'",
 };
+/// As Neon's proxy says it, in whose place one stands.
+const REFUSED_BY_PROXY: Failure = Failure::Error {
+    code: "XX000",
+    text: "password authentication failed for user 'app'",
+};
+/// As PgBouncer says it behind that proxy.
+const REFUSED_BEHIND_PROXY: Failure = Failure::Error {
+    code: "XX000",
+    text: "SASL authentication failed",
+};
+
 /// One database. Its one row says whose it is, and a number of its own. Whoever asks it anything may say for whom, in a
 /// comment: what is asked for anybody else than its owner is an intrusion.
 #[derive(Debug)]
@@ -31,6 +42,10 @@ pub(crate) struct House {
 #[derive(Debug)]
 struct Facts {
     password: String,
+    /// The password that a proxy in front of it takes, where one stands.
+    proxy_password: Option<String>,
+    /// How many logins that proxy has refused.
+    proxy_refusals: u64,
     intrusions: Vec<String>,
 }
 
@@ -41,6 +56,8 @@ impl House {
             owner,
             facts: Mutex::new(Facts {
                 password,
+                proxy_password: None,
+                proxy_refusals: 0,
                 intrusions: Vec::new(),
             }),
             cut: Notify::new(),
@@ -71,6 +88,16 @@ impl House {
         self.facts.lock().unwrap().password = password;
     }
 
+    /// Puts a proxy in front of it that takes this password and no other.
+    pub(crate) fn set_proxy_password(&self, password: &str) {
+        self.facts.lock().unwrap().proxy_password = Some(password.to_owned());
+    }
+
+    /// How many logins that proxy has refused.
+    pub(crate) fn proxy_refusals(&self) -> u64 {
+        self.facts.lock().unwrap().proxy_refusals
+    }
+
     /// Cuts its sessions off, as when its compute falls asleep.
     pub(crate) fn suspend(&self) {
         self.cut.notify_waiters();
@@ -86,10 +113,17 @@ impl House {
     }
 
     pub(super) fn admit(&self, password: &str) -> Result<(), Failure> {
-        if self.password() == password {
-            return Ok(());
+        let mut facts = self.facts.lock().unwrap();
+        let is_proxys = facts.proxy_password.as_ref().map(|it| it == password);
+        match (is_proxys, facts.password == password) {
+            (Some(false), _) => {
+                facts.proxy_refusals += 1;
+                Err(REFUSED_BY_PROXY)
+            }
+            (Some(true), false) => Err(REFUSED_BEHIND_PROXY),
+            (None, false) => Err(WRONG_PASSWORD),
+            (_, true) => Ok(()),
         }
-        Err(WRONG_PASSWORD)
     }
 
     /// What it answers to `sql`.

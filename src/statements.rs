@@ -1,57 +1,54 @@
 //! Whether a text of SQL may end a transaction, as far as the first words of its statements tell.
 
+mod lexer;
+
+use lexer::{Lexer, Token};
+
 /// Reads a text as it passes, in pieces of any size.
 ///
-/// It does not know quotes, so it may see an end where there is none; where there is one, it sees it.
+/// It sees every end. Where servers read a text in different ways, by version or setting, it may see one that is none.
 #[derive(Debug)]
 pub(crate) struct Statements {
     place: Place,
-    word: [u8; Self::LONGEST],
-    length: usize,
+    lexer: Lexer,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Place {
     /// In front of the text: a prepared statement's name.
     Name,
-    /// Where a statement may begin, or a comment.
-    Gap,
-    /// In a comment of one line.
-    Line,
-    /// In any other comment, and whether a star was the last of it.
-    Block { star: bool },
-    /// In the first word of a statement.
-    First,
+    /// At the start of a statement.
+    Start,
     /// Behind a ROLLBACK, which may yet be one to a savepoint.
     Rollback,
-    /// In a word behind it.
-    Target,
-    /// In the rest of a statement, and whether a star was the last of it.
-    Rest { star: bool },
+    /// In the rest of a statement.
+    Rest,
     /// Behind the text.
     Over,
 }
 
 impl Statements {
-    /// No word that counts is longer.
-    const LONGEST: usize = 12;
-
     pub(crate) fn new() -> Self {
         Self {
             place: Place::Over,
-            word: [0; Self::LONGEST],
-            length: 0,
+            lexer: Lexer::new(),
         }
     }
 
     /// Begins the body of a simple query.
     pub(crate) fn query(&mut self) {
-        self.place = Place::Gap;
+        *self = Self {
+            place: Place::Start,
+            ..Self::new()
+        };
     }
 
     /// Begins the body of a request to prepare a statement.
     pub(crate) fn parse(&mut self) {
-        self.place = Place::Name;
+        *self = Self {
+            place: Place::Name,
+            ..Self::new()
+        };
     }
 
     /// Begins a body that has no text.
@@ -61,73 +58,65 @@ impl Statements {
 
     /// Reads on; says whether a statement that may end a transaction was seen.
     pub(crate) fn ends_in(&mut self, bytes: &[u8]) -> bool {
+        let Self { place, lexer } = self;
         let mut ends = false;
+        let mut bytes = bytes.iter();
+        if *place == Place::Name && bytes.any(|&byte| byte == 0) {
+            *place = Place::Start;
+        }
         for &byte in bytes {
-            if self.place == Place::Over {
+            let mut judge = |token| ends |= place.after(token);
+            match byte {
+                0 => {
+                    lexer.end(&mut judge);
+                    ends |= *place == Place::Rollback;
+                    *place = Place::Over;
+                }
+                _ => lexer.read(byte, &mut judge),
+            }
+            if *place == Place::Over {
                 break;
             }
-            ends |= self.read(byte);
         }
         ends
     }
+}
 
-    fn read(&mut self, byte: u8) -> bool {
-        let in_word = byte.is_ascii_alphanumeric() || byte == b'_';
-        if in_word && matches!(self.place, Place::First | Place::Target) {
-            if let Some(place) = self.word.get_mut(self.length) {
-                *place = byte.to_ascii_lowercase();
-            }
-            self.length = (self.length + 1).min(Self::LONGEST);
-            return false;
-        }
-        let mut ends = matches!(self.place, Place::First | Place::Target) && self.judge();
-        ends |= self.place == Place::Rollback && !in_word && !byte.is_ascii_whitespace();
-        self.place = self.after(byte, in_word);
-        if matches!(self.place, Place::First | Place::Target) {
-            self.word[0] = byte.to_ascii_lowercase();
-            self.length = 1;
-        }
-        ends
-    }
-
-    /// Judges the word that has ended, and says whether it ends a transaction.
-    fn judge(&mut self) -> bool {
-        let (word, first) = (&self.word[..self.length], self.place == Place::First);
-        self.place = match (first, word) {
-            (true, b"rollback") | (false, b"work" | b"transaction") => Place::Rollback,
-            _ => Place::Rest { star: false },
+impl Place {
+    /// Moves on behind `token`; returns whether its statement may end a transaction.
+    fn after(&mut self, token: Token) -> bool {
+        let word = match &token {
+            Token::Word(word, length) => &word[..*length],
+            _ => b"",
         };
-        match self.place {
-            Place::Rollback => false,
-            _ if first => matches!(word, b"commit" | b"end" | b"abort" | b"prepare"),
-            _ => word != b"to",
-        }
+        let (place, ends) = match (*self, token) {
+            (Self::Name | Self::Over, _) => (*self, false),
+            (_, Token::Uncertain) => (Self::Over, true),
+            (_, Token::Semicolon) => (Self::Start, *self == Self::Rollback),
+            (Self::Start, _) if word == b"rollback" => (Self::Rollback, false),
+            (Self::Start, _) => (Self::Rest, is_end(word)),
+            (Self::Rollback, _) if matches!(word, b"work" | b"transaction") => (*self, false),
+            (Self::Rollback, _) => (Self::Rest, word != b"to"),
+            (Self::Rest, _) => (Self::Rest, false),
+        };
+        *self = place;
+        ends
     }
+}
 
-    /// Where it is after `byte`, if that does not go on with a word.
-    fn after(&self, byte: u8, in_word: bool) -> Place {
-        match (self.place, byte) {
-            (Place::Name, 0)
-            | (Place::Line, b'\n' | b'\r')
-            | (Place::Block { star: true }, b'/') => Place::Gap,
-            (Place::Name, _) => Place::Name,
-            (_, 0) => Place::Over,
-            (Place::Line, _) | (Place::Gap, b'-') => Place::Line,
-            (Place::Block { .. }, _) => Place::Block { star: byte == b'*' },
-            (Place::Gap, b'/') => Place::Block { star: false },
-            (Place::Gap, _) if in_word => Place::First,
-            (Place::Gap, b';') => Place::Gap,
-            (Place::Gap | Place::Rollback, _) if byte.is_ascii_whitespace() => self.place,
-            (Place::Rollback, _) if in_word => Place::Target,
-            // A comment in a comment ends here as well.
-            (_, b';') | (Place::Rest { star: true }, b'/') => Place::Gap,
-            _ => Place::Rest { star: byte == b'*' },
-        }
-    }
+/// Returns whether a statement that begins with `word` may end a transaction. EXECUTE may run a COMMIT that the driver
+/// prepared, and PREPARE may be PREPARE TRANSACTION.
+fn is_end(word: &[u8]) -> bool {
+    matches!(
+        word,
+        b"abort" | b"commit" | b"end" | b"execute" | b"prepare"
+    )
 }
 
 #[cfg(test)]
 mod tests {
+    use fastrand::Rng;
+
     use super::*;
 
     /// Whether `sql` may end a transaction, read in pieces of any size.
@@ -166,6 +155,29 @@ mod tests {
             "-- why\nCOMMIT",
             "SELECT 1; -- why\n /**/COMMIT--",
             "ROLLBACK/* all of it */",
+            "INSERT INTO t VALUES ('a;-b'); COMMIT",
+            "INSERT INTO t VALUES ('a;/*b'); COMMIT",
+            "INSERT INTO t VALUES ('a--b'); COMMIT",
+            "INSERT INTO t VALUES ('it''s /*'); COMMIT",
+            "INSERT INTO t VALUES (E'\\'/*'); COMMIT",
+            "INSERT INTO t VALUES (E'\\\\'); COMMIT --'",
+            "INSERT INTO t VALUES (E'a'\n'\\'--'); COMMIT",
+            "INSERT INTO t VALUES ($$--'$$); COMMIT",
+            "INSERT INTO t VALUES ($a$ $$ $b$ $aa$ $$a$); COMMIT",
+            "INSERT INTO \"t--'\" VALUES (1); COMMIT",
+            "SELECT a$b$c; COMMIT; SELECT d$b$e",
+            "SELECT 1$b$--$b$; COMMIT",
+            "SELECT 2*-/* 3 */4/*/ 5 */; COMMIT",
+            "SELECT 4-/**/2; COMMIT",
+            "SELECT /**//1; COMMIT",
+            "EXECUTE s1",
+            "\x0bCOMMIT",
+            // Ends the string, or does not, by standard_conforming_strings.
+            "INSERT INTO t VALUES ('a\\'); COMMIT --')",
+            "INSERT INTO t VALUES ('\\'); COMMIT; SELECT ('')",
+            // One or two tokens, by the version.
+            "SELECT 1_0$a$; COMMIT; SELECT $a$",
+            "SELECT 1e'\\'; COMMIT; SELECT '",
         ] {
             assert!(ends(sql), "{sql}");
         }
@@ -179,15 +191,21 @@ mod tests {
             "INSERT INTO commits VALUES (1)",
             "commits",
             "committed_beyond_all_doubt",
+            "commit$",
             "SELECT CASE WHEN a THEN b END FROM t",
             "SAVEPOINT commit",
             "ROLLBACK TO s",
+            "ROLLBACK/* not all of it */TO s",
             "rollback work to savepoint s",
             "ROLLBACK TRANSACTION\n TO s; SELECT 2",
             "RELEASE s",
             "/* COMMIT */ SELECT 1",
             "-- COMMIT",
+            "-- ;COMMIT",
+            "/* /* */;COMMIT*/ SELECT 1",
             "SELECT 2*3/1",
+            "SELECT $1, 'a;COMMIT', E'\\';COMMIT', $$;COMMIT$$, $a$;COMMIT;$$;COMMIT$a$, 1.5e3",
+            "SELECT 'c:\\dir', 'it''s ;COMMIT' FROM \";COMMIT\"",
         ] {
             assert!(!ends(sql), "{sql}");
         }
@@ -200,7 +218,68 @@ mod tests {
         assert!(!statements.ends_in(b"commit\0SELECT 1\0\0\x01END\0"));
         statements.parse();
         assert!(statements.ends_in(b"s1\0COMMIT\0\0\0"));
+        statements.parse();
+        assert!(!statements.ends_in(b"s"));
+        assert!(!statements.ends_in(b"1\0END"), "it may go on");
+        assert!(statements.ends_in(b"\0\0\0"));
         statements.skip();
         assert!(!statements.ends_in(b"COMMIT\0"));
+    }
+
+    /// Text that means something to somebody.
+    fn junk(rng: &mut Rng) -> String {
+        const PARTS: &[&str] = &[
+            "'", "''", "\"", "\\", "$", "$$", "$a$", "--", "-", "/*", "*/", "/", "*", ";", "\n",
+            " ", "a", "E", "1", "COMMIT", "é", "END;",
+        ];
+        (0..rng.usize(..8))
+            .map(|_| PARTS[rng.usize(..PARTS.len())])
+            .collect()
+    }
+
+    /// A literal, a quoted name or a comment with anything inside, which ends where it says.
+    fn piece(rng: &mut Rng) -> String {
+        let inside = junk(rng);
+        match rng.u8(..7) {
+            0 => format!(", '{}'", inside.replace('\'', "''")),
+            1 => {
+                let inside = inside.replace('\\', "\\\\").replace('\'', "\\'");
+                format!(", E'{inside}'")
+            }
+            2 => format!(", $q${inside}$q$"),
+            3 => format!(", $${}$$", inside.replace('$', "€")),
+            4 => format!(", \"{}\"", inside.replace('"', "\"\"")),
+            5 => format!(" --{}\n", inside.replace('\n', " ")),
+            _ => format!(" /*{} /*nested*/ */", inside.replace('/', "|")),
+        }
+    }
+
+    #[test]
+    fn an_end_is_seen_behind_any_literals_and_comments() {
+        let ends_of_it = [
+            "COMMIT",
+            "rollback",
+            "End;",
+            "abort -- all",
+            "ROLLBACK /**/",
+        ];
+        for seed in 0..3000 {
+            let rng = &mut Rng::with_seed(seed);
+            let mut statement = || -> String {
+                let pieces = rng.usize(..5);
+                let pieces: String = (0..pieces).map(|_| piece(rng)).collect();
+                format!("SELECT{pieces} AS x;")
+            };
+            let before = statement() + &statement();
+            let end = ends_of_it[rng.usize(..ends_of_it.len())];
+            let sql = format!(
+                "{before} {} {end}",
+                ["", "/* ; */", "--;\n"][rng.usize(..3)]
+            );
+            let mut statements = Statements::new();
+            statements.query();
+            let text = [sql.as_bytes(), &[0]].concat();
+            assert!(statements.ends_in(&text), "{seed}: {sql}");
+        }
     }
 }

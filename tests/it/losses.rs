@@ -49,6 +49,8 @@ async fn what_the_closure_may_have_committed_is_not_run_again_when_the_answer_is
         ("COMMIT", false),
         ("INSERT; end", false),
         (&*long, false),
+        ("INSERT INTO t VALUES ('a;-b'); COMMIT", false),
+        ("INSERT INTO t VALUES ('a;/*b'); COMMIT", false),
     ];
     for (sql, prepared) in texts {
         let (backend, router) = stage();

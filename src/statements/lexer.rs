@@ -1,0 +1,256 @@
+//! The words, strings and comments of a text of SQL, cut as Postgres's own lexer cuts them.
+
+/// A token of a text.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Token {
+    /// A word without quotes, and its length, which is [`LONGEST`] for all that are longer.
+    Word([u8; LONGEST], usize),
+    /// The end of a statement.
+    Semicolon,
+    /// Anything else that is no comment.
+    Other,
+    /// Something that servers read in different ways, by version or setting.
+    Uncertain,
+}
+
+/// No keyword that counts is as long as this.
+pub(super) const LONGEST: usize = 12;
+/// No dollar quote that is followed has a longer tag.
+const LONGEST_TAG: usize = 63;
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Place {
+    /// Between tokens.
+    Gap,
+    /// Behind a hyphen, which may begin a comment.
+    Hyphen,
+    /// Behind a slash, which may begin a comment.
+    Slash,
+    /// In a comment of one line.
+    Line,
+    /// In any other comment, so many deep, behind this byte of it.
+    Block { depth: u32, last: u8 },
+    /// In a word.
+    Word,
+    /// In a number, and whether it is digits only.
+    Number { plain: bool },
+    /// In a string without escapes, and whether an odd number of backslashes was the last of it.
+    Plain { backslash: bool },
+    /// In a string with escapes, and whether the next byte is escaped.
+    Escaped { backslash: bool },
+    /// In a name in quotes.
+    Name,
+    /// Behind a dollar sign, in what may be the tag of a dollar quote.
+    Tag,
+    /// In a dollar quote, and how much of its end was seen last.
+    Dollar { seen: usize },
+}
+
+/// Reads a text byte by byte.
+#[derive(Debug)]
+pub(super) struct Lexer {
+    place: Place,
+    word: [u8; LONGEST],
+    length: usize,
+    tag: [u8; LONGEST_TAG],
+    tag_length: usize,
+    /// Whether the last token was a string with escapes, which another pair of quotes goes on with.
+    escaped: bool,
+}
+
+impl Lexer {
+    pub(super) fn new() -> Self {
+        Self {
+            place: Place::Gap,
+            word: [0; LONGEST],
+            length: 0,
+            tag: [0; LONGEST_TAG],
+            tag_length: 0,
+            escaped: false,
+        }
+    }
+
+    /// Reads `byte`, and calls `seen` with each token that it completes.
+    pub(super) fn read(&mut self, byte: u8, seen: &mut impl FnMut(Token)) {
+        self.place = match self.place {
+            Place::Gap => self.begin(byte, seen),
+            Place::Hyphen if byte == b'-' => Place::Line,
+            Place::Slash if byte == b'*' => Place::Block { depth: 1, last: 0 },
+            Place::Hyphen | Place::Slash => {
+                self.complete(Token::Other, seen);
+                self.begin(byte, seen)
+            }
+            Place::Line if matches!(byte, b'\n' | b'\r') => Place::Gap,
+            Place::Line => Place::Line,
+            Place::Block { depth, last } => in_block(depth, last, byte),
+            Place::Word => self.in_word(byte, seen),
+            Place::Number { plain } => self.in_number(plain, byte, seen),
+            Place::Plain { backslash } => self.in_plain(backslash, byte, seen),
+            Place::Escaped { backslash } => self.in_escaped(backslash, byte, seen),
+            Place::Name if byte == b'"' => self.complete(Token::Other, seen),
+            Place::Name => Place::Name,
+            Place::Tag => self.in_tag(byte, seen),
+            Place::Dollar { seen: so_far } => self.in_dollar(so_far, byte, seen),
+        };
+    }
+
+    /// Reads the end of the text, and calls `seen` with the token that it completes.
+    pub(super) fn end(&mut self, seen: &mut impl FnMut(Token)) {
+        match self.place {
+            Place::Word => self.complete_word(seen),
+            Place::Gap | Place::Line | Place::Block { .. } => return,
+            _ => self.complete(Token::Other, seen),
+        };
+    }
+
+    fn begin(&mut self, byte: u8, seen: &mut impl FnMut(Token)) -> Place {
+        match byte {
+            _ if is_space(byte) => Place::Gap,
+            b'-' => Place::Hyphen,
+            b'/' => Place::Slash,
+            b'\'' if self.escaped => Place::Escaped { backslash: false },
+            b'\'' => Place::Plain { backslash: false },
+            b'"' => Place::Name,
+            b'$' => {
+                self.tag_length = 0;
+                Place::Tag
+            }
+            b'0'..=b'9' => Place::Number { plain: true },
+            _ if begins_word(byte) => {
+                self.length = 0;
+                self.push(byte);
+                Place::Word
+            }
+            b';' => self.complete(Token::Semicolon, seen),
+            _ => self.complete(Token::Other, seen),
+        }
+    }
+
+    fn in_word(&mut self, byte: u8, seen: &mut impl FnMut(Token)) -> Place {
+        if continues_word(byte) || byte == b'$' {
+            self.push(byte);
+            return Place::Word;
+        }
+        if byte == b'\'' && self.word[..self.length] == *b"e" {
+            return Place::Escaped { backslash: false };
+        }
+        self.complete_word(seen);
+        self.begin(byte, seen)
+    }
+
+    fn in_number(&mut self, plain: bool, byte: u8, seen: &mut impl FnMut(Token)) -> Place {
+        match byte {
+            b'0'..=b'9' => Place::Number { plain },
+            _ if continues_word(byte) => Place::Number { plain: false },
+            b'\'' | b'$' if !plain => self.complete(Token::Uncertain, seen),
+            _ => {
+                self.complete(Token::Other, seen);
+                self.begin(byte, seen)
+            }
+        }
+    }
+
+    fn in_plain(&mut self, backslash: bool, byte: u8, seen: &mut impl FnMut(Token)) -> Place {
+        match byte {
+            // It ends here if standard_conforming_strings is on.
+            b'\'' if backslash => self.complete(Token::Uncertain, seen),
+            b'\'' => self.complete(Token::Other, seen),
+            b'\\' => Place::Plain {
+                backslash: !backslash,
+            },
+            _ => Place::Plain { backslash: false },
+        }
+    }
+
+    fn in_escaped(&mut self, backslash: bool, byte: u8, seen: &mut impl FnMut(Token)) -> Place {
+        if byte == b'\'' && !backslash {
+            let place = self.complete(Token::Other, seen);
+            self.escaped = true;
+            return place;
+        }
+        Place::Escaped {
+            backslash: byte == b'\\' && !backslash,
+        }
+    }
+
+    fn in_tag(&mut self, byte: u8, seen: &mut impl FnMut(Token)) -> Place {
+        let goes_on = if self.tag_length == 0 {
+            begins_word(byte)
+        } else {
+            continues_word(byte)
+        };
+        match self.tag.get_mut(self.tag_length) {
+            _ if byte == b'$' => Place::Dollar { seen: 0 },
+            Some(place) if goes_on => {
+                *place = byte;
+                self.tag_length += 1;
+                Place::Tag
+            }
+            None if goes_on => self.complete(Token::Uncertain, seen),
+            _ => {
+                self.complete(Token::Other, seen);
+                self.begin(byte, seen)
+            }
+        }
+    }
+
+    /// `so_far`: the last bytes were so many of a dollar sign and the tag behind it.
+    fn in_dollar(&mut self, so_far: usize, byte: u8, seen: &mut impl FnMut(Token)) -> Place {
+        let tag = &self.tag[..self.tag_length];
+        match so_far.checked_sub(1) {
+            Some(matched) if matched == tag.len() && byte == b'$' => {
+                self.complete(Token::Other, seen)
+            }
+            Some(matched) if tag.get(matched) == Some(&byte) => Place::Dollar { seen: so_far + 1 },
+            _ => Place::Dollar {
+                seen: usize::from(byte == b'$'),
+            },
+        }
+    }
+
+    fn push(&mut self, byte: u8) {
+        if let Some(place) = self.word.get_mut(self.length) {
+            *place = byte.to_ascii_lowercase();
+            self.length += 1;
+        }
+    }
+
+    fn complete_word(&mut self, seen: &mut impl FnMut(Token)) -> Place {
+        self.complete(Token::Word(self.word, self.length), seen)
+    }
+
+    fn complete(&mut self, token: Token, seen: &mut impl FnMut(Token)) -> Place {
+        self.escaped = false;
+        seen(token);
+        Place::Gap
+    }
+}
+
+/// Returns the place behind `byte` in a comment that is `depth` deep, and whose last byte was `last`.
+fn in_block(depth: u32, last: u8, byte: u8) -> Place {
+    match (last, byte, depth) {
+        (b'*', b'/', 1) => Place::Gap,
+        (b'*', b'/', _) => Place::Block {
+            depth: depth - 1,
+            last: 0,
+        },
+        (b'/', b'*', _) => Place::Block {
+            depth: depth.saturating_add(1),
+            last: 0,
+        },
+        _ => Place::Block { depth, last: byte },
+    }
+}
+
+/// Returns whether `byte` is space: also the vertical tab, which is an error before Postgres 16.
+fn is_space(byte: u8) -> bool {
+    byte.is_ascii_whitespace() || byte == b'\x0b'
+}
+
+fn begins_word(byte: u8) -> bool {
+    byte.is_ascii_alphabetic() || byte == b'_' || byte >= 0x80
+}
+
+fn continues_word(byte: u8) -> bool {
+    begins_word(byte) || byte.is_ascii_digit()
+}

@@ -155,7 +155,7 @@ impl TenantHandle {
         Fut: Future<Output = Result<T, E>> + Send,
         E: From<Error> + From<tokio_postgres::Error>,
     {
-        let transaction = Transaction::new(options, Access::ReadWrite);
+        let transaction = Transaction::new(options, Access::Default);
         let whom = Whom::Handle(self);
         self.router.inner.run(whom, transaction, work).await
     }

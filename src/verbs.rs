@@ -75,6 +75,9 @@ impl TenantRouter {
     /// or, [if asked for](TransactionOptions::retry_conflicts), Postgres rolled it back for a conflict. `work` may thus
     /// be called several times, so what it does outside the database must bear that.
     ///
+    /// It may do what the database lets it do. Where the operator has set `default_transaction_read_only`, a write fails
+    /// with SQLSTATE 25006; a closure that must write there sends `SET TRANSACTION READ WRITE` as its first statement.
+    ///
     /// With the [defaults](TransactionOptions): three runs at most, 30 seconds for everything. `work` gets the
     /// connection by value and must let go of it before it returns.
     ///
@@ -129,7 +132,7 @@ impl TenantRouter {
         Fut: Future<Output = Result<T, E>> + Send,
         E: From<Error> + From<tokio_postgres::Error>,
     {
-        let transaction = Transaction::new(options, Access::ReadWrite);
+        let transaction = Transaction::new(options, Access::Default);
         let whom = Whom::Id(tenant.as_ref());
         self.inner.run(whom, transaction, work).await
     }

@@ -97,7 +97,7 @@ impl TransactionOptions {
         };
         let access = match access {
             Access::ReadOnly => " READ ONLY",
-            Access::ReadWrite => " READ WRITE",
+            Access::Default => "",
         };
         let deferrable = if self.deferrable { " DEFERRABLE" } else { "" };
         let limit = self.statement_timeout.map(|limit| {
@@ -115,7 +115,8 @@ impl TransactionOptions {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Access {
     ReadOnly,
-    ReadWrite,
+    /// As the database has it: READ WRITE, unless its operator has changed that.
+    Default,
 }
 
 #[cfg(test)]
@@ -125,7 +126,7 @@ mod tests {
     #[test]
     fn a_transaction_begins_with_what_was_asked_for_and_nothing_else() {
         let options = TransactionOptions::new();
-        assert_eq!(options.begin(Access::ReadWrite), "BEGIN READ WRITE");
+        assert_eq!(options.begin(Access::Default), "BEGIN");
         assert_eq!(options.begin(Access::ReadOnly), "BEGIN READ ONLY");
         let options = options
             .isolation_level(IsolationLevel::Serializable)
@@ -136,7 +137,7 @@ mod tests {
             "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY DEFERRABLE; SET LOCAL statement_timeout = 1500"
         );
         let shortest = TransactionOptions::new().statement_timeout(Duration::ZERO);
-        let begin = shortest.begin(Access::ReadWrite);
+        let begin = shortest.begin(Access::Default);
         assert!(
             begin.ends_with("= 1"),
             "0 would turn the limit off: {begin}"

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 #![allow(clippy::expect_used, reason = "tests")]
 
+mod access_modes;
 mod addresses;
 mod answers;
 mod api;

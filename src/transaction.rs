@@ -183,6 +183,7 @@ impl<'a> Transaction<'a> {
         if is_dead(lease) {
             return lost_inside(lease, ends);
         }
+        let is_whole = watch.ends() == ends;
         if self.remaining().is_zero() {
             return End::Failed(self.out_of_time(Stage::Query));
         }
@@ -191,7 +192,9 @@ impl<'a> Transaction<'a> {
         match answer {
             Ok(Ok(())) if watch.was_rolled_back() => End::Failed(rolled_back(lease)),
             Ok(Ok(())) => End::Committed,
-            Ok(Err(err)) if is_answer(&err) && self.may_meet_again(err.code()) => conflict(),
+            Ok(Err(err)) if is_answer(&err) && is_whole && self.may_meet_again(err.code()) => {
+                conflict()
+            }
             Ok(Err(err)) if is_answer(&err) => End::Refused(err),
             // What was never written cannot have been done, and a read has nothing to do twice.
             Ok(Err(_)) if watch.ends() <= ends + u64::from(read_only) => lost(lease),
@@ -210,6 +213,7 @@ impl<'a> Transaction<'a> {
                 end => end,
             };
         }
+        let is_whole = watch.ends() == ends;
         let code = watch.last_sqlstate().filter(|_| watch.has_failed());
         let code = code.map(|code| SqlState::from_code(&code));
         if !watch.is_idle() {
@@ -217,7 +221,7 @@ impl<'a> Transaction<'a> {
             // Without an answer the connection is closed when it is given back, which rolls back as well.
             drop(timeout_at(limit, client.batch_execute("ROLLBACK")).await);
         }
-        if self.may_meet_again(code.as_ref()) {
+        if is_whole && self.may_meet_again(code.as_ref()) {
             return conflict();
         }
         End::Undone

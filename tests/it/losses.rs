@@ -260,6 +260,32 @@ async fn a_conflict_is_told_from_what_was_only_ignored_behind_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_conflict_behind_what_the_closure_committed_is_not_run_again() {
+    let conflict = Failure::Error {
+        code: "40001",
+        text: "could not serialize access due to concurrent update",
+    };
+    for step in [Step::Query, Step::Commit] {
+        let (backend, router) = stage();
+        let options = TransactionOptions::new().retry_conflicts(true);
+        let mut runs = 0;
+        let ended = router.transaction_with("acme", &options, |tx| {
+            runs += 1;
+            let backend = &backend;
+            async move {
+                tx.simple_query("INSERT a").await?;
+                tx.simple_query("COMMIT AND CHAIN").await?;
+                backend.set(step, Gate::Fail(conflict));
+                tx.simple_query("INSERT b").await?;
+                Ok::<_, Error>(())
+            }
+        });
+        assert_eq!(ended.await.unwrap_err().kind(), ErrorKind::Query);
+        assert_eq!((runs, backend.counts().commits), (1, 1), "{step:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_transaction_may_wait_for_its_connection_as_long_as_its_own_time_lasts() {
     let (backend, router) = stage();
     backend.set(Step::Login, Gate::Slow(25 * SECOND));

@@ -136,7 +136,12 @@ impl<'a> Transaction<'a> {
         let (done, lease) = match (done, lease) {
             (Ok(done), Some(lease)) => (done, lease),
             (Ok(_), None) => return ours(kept()),
-            (Err(_), _) => return ours(self.out_of_time(Stage::Query)),
+            (Err(_), lease) => {
+                let is_lost = |it: &Lease| is_dead(it) && it.connection().watch.ends() == ends;
+                let lost = lease.filter(is_lost).map(|lease| loss(&lease));
+                self.last_failure = lost.or(self.last_failure.take());
+                return ours(self.out_of_time(Stage::Query));
+            }
         };
         let end = match done {
             _ if lease.connection().watch.idles() != idles => End::Failed(ended_inside()),
@@ -208,10 +213,7 @@ impl<'a> Transaction<'a> {
     async fn undo(&self, lease: &Lease, ends: u64) -> End {
         let (client, watch) = (&lease.connection().client, &lease.connection().watch);
         if is_dead(lease) {
-            return match lost_inside(lease, ends) {
-                End::Failed(err) if err.kind() == ErrorKind::Connect => End::Undone, // the closure's own says more
-                end => end,
-            };
+            return lost_inside(lease, ends);
         }
         let is_whole = watch.ends() == ends;
         let code = watch.last_sqlstate().filter(|_| watch.has_failed());
@@ -306,20 +308,25 @@ fn is_dead(lease: &Lease) -> bool {
 /// The end of a run whose connection was lost before it could be committed.
 fn lost(lease: &Lease) -> End {
     let farewell = lease.connection().watch.farewell();
-    let said = match &farewell {
-        Some(Farewell { sqlstate, text }) => format!("SQLSTATE {sqlstate}: {text}"),
-        None => "without a word".to_owned(),
-    };
-    let message =
-        format!("the connection was lost in a transaction ({said}); nothing was committed");
-    let err = Error::new(ErrorKind::Connect, message)
-        .with_stage(Stage::Query)
-        .with_retry_after(Duration::from_secs(1));
+    let err = loss(lease);
     match verdict::on_loss(farewell.as_ref()) {
         Loss::Again => End::Again(err, Why::Lost),
         Loss::AgainSlowly => End::Again(err, Why::Crowded),
         Loss::SameAgain => End::Failed(err.with_retry_after(None)),
     }
+}
+
+/// The error for a connection that was lost before its transaction could be committed.
+fn loss(lease: &Lease) -> Error {
+    let said = match lease.connection().watch.farewell() {
+        Some(Farewell { sqlstate, text }) => format!("SQLSTATE {sqlstate}: {text}"),
+        None => "without a word".to_owned(),
+    };
+    let message =
+        format!("the connection was lost in a transaction ({said}); nothing was committed");
+    Error::new(ErrorKind::Connect, message)
+        .with_stage(Stage::Query)
+        .with_retry_after(Duration::from_secs(1))
 }
 
 /// The same for a connection that was lost under the closure, which may have ended the transaction itself.

@@ -96,7 +96,8 @@ impl TenantRouter {
     /// Those of [`get`](Self::get), and the closure's own, after a rollback.
     /// `ErrorKind::CommitUnknown`: the connection was lost, or the time was over, between COMMIT and its answer.
     /// `ErrorKind::RolledBack`: a statement had failed and the closure returned `Ok` all the same; Postgres answers
-    /// such a COMMIT with a rollback. `ErrorKind::Connect`: the connection was lost too often; nothing was committed.
+    /// such a COMMIT with a rollback. `ErrorKind::Connect`: the connection was lost too often, or the server ended it for
+    /// what `work` did (idle for too long, over a limit of the server's); nothing was committed.
     /// `ErrorKind::Misused`: the closure kept its [`Tx`], or ended the transaction itself.
     /// An error with which Postgres answers COMMIT (a deferred constraint, a conflict) comes as tokio-postgres's own.
     ///

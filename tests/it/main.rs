@@ -26,6 +26,7 @@ mod doubts;
 mod emulator;
 mod eviction;
 mod fairness;
+mod farewells;
 mod faults;
 mod fleet;
 mod followers;

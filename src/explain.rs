@@ -52,7 +52,7 @@ pub enum NextGet {
     /// Hand out an idle connection, at once.
     Reuse,
     /// Ask the server whether an idle connection still lives, and hand it out: it has not been heard of for longer than
-    /// `verify_after`.
+    /// `verify_after`, or another connection of the tenant was silent.
     Verify,
     /// Open one more connection; the database is awake.
     Open,

@@ -14,7 +14,7 @@ use crate::{
     budget::Seat,
     config::Config,
     endpoint::{Endpoint, Route},
-    pool::Pool,
+    pool::{Pool, VERIFY_TIMEOUT},
     reset::reset,
     stats::count,
     tenant::TenantId,
@@ -81,7 +81,7 @@ impl Connection {
             Fitness::Tainted
         } else if !self.watch.is_clean() || self.watch.session.is_marked() {
             Fitness::Unsettled
-        } else if self.watch.silent_at(now) > config.verify_after {
+        } else if self.watch.is_suspect() || self.watch.silent_at(now) > config.verify_after {
             Fitness::Unverified
         } else {
             Fitness::Fit
@@ -110,7 +110,7 @@ pub(crate) enum Fitness {
     Fit,
     /// Something may be about to be written on it, or an earlier user's request was written after it came back.
     Unsettled,
-    /// Has lain so long that it may be dead without knowing.
+    /// Has lain so long that it may be dead without knowing, or is suspect for another reason.
     Unverified,
     /// An earlier user's request to cancel may still be under way, and would hit the next one.
     Tainted,
@@ -220,6 +220,9 @@ impl Parting {
         else {
             return;
         };
+        if watch.is_unanswered() && watch.silent_for() >= VERIFY_TIMEOUT {
+            self.pool.suspect_silent_for(VERIFY_TIMEOUT);
+        }
         let Pool { tenant, shared, .. } = &*self.pool;
         let (tenant, sqlstate) = (tenant.as_str(), watch.last_sqlstate());
         count(&shared.stats.discarded);

@@ -5,6 +5,7 @@
 
 mod direct_wake;
 mod forbidden;
+mod doubt;
 mod holder;
 mod place;
 mod state;
@@ -18,7 +19,7 @@ use std::{
 
 use tokio::{
     sync::{Notify, Semaphore, oneshot},
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, timeout_at},
 };
 
 use crate::{
@@ -35,12 +36,11 @@ use crate::{
 };
 
 pub(crate) use forbidden::Unserved;
+pub(crate) use doubt::VERIFY_TIMEOUT;
 use state::Waiter;
 pub(crate) use state::{State, Wake};
 use waking::fail_wakers;
 
-/// Longest wait for the answer of an idle connection that is asked whether it still lives.
-const VERIFY_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest wait for a turn of a connection's task, which takes microseconds unless the runtime is swamped.
 const TURN_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -152,24 +152,6 @@ impl Pool {
             }
             Fitness::Closed => None,
         }
-    }
-
-    /// The lease, if the server answers on its connection.
-    ///
-    /// In a task of its own: a caller that leaves meanwhile must not put a connection back that says nothing.
-    async fn verify(self: &Arc<Self>, lease: Lease) -> Option<Lease> {
-        let pool = Arc::clone(self);
-        let verified = self.shared.runtime.spawn(async move {
-            let asked = Instant::now();
-            let answer = timeout(VERIFY_TIMEOUT, lease.connection().client.check_connection());
-            if matches!(answer.await, Ok(Ok(()))) {
-                return Some(lease);
-            }
-            lease.end();
-            pool.condemn(asked);
-            None
-        });
-        verified.await.ok().flatten()
     }
 
     /// Trusts no connection opened before `instant` any more.

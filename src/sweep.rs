@@ -3,6 +3,12 @@
 //! The sweep sends nothing but goodbyes, so it keeps no database awake. It closes idle connections while their compute
 //! is still up: those that are left when it falls asleep all die together, and the next caller meets a dead socket.
 
+#[allow(
+    clippy::disallowed_types,
+    reason = "tokio's clock can be paused, which is no suspension"
+)]
+mod clocks;
+
 use std::{
     sync::{
         Arc, Weak,
@@ -23,12 +29,16 @@ use crate::{
     supervise::supervise,
 };
 
+use clocks::Clocks;
+
 /// Share of the suspend window after which an idle connection is closed, in fifths.
 const FIFTHS_OF_WINDOW: u32 = 4;
 /// How many sweeps there are in the shortest time after which anything is closed.
 const SWEEPS: u32 = 10;
 const SHORTEST_TICK: Duration = Duration::from_millis(50);
 const LONGEST_TICK: Duration = Duration::from_secs(5);
+/// Shortest suspension of the machine that makes its connections suspect.
+const SUSPENDED: Duration = Duration::from_secs(3);
 
 /// How often the sweep runs: often enough for the shortest suspend window that was seen.
 #[derive(Debug)]
@@ -85,6 +95,7 @@ async fn run(pools: Weak<Pools>) {
     let Some(shared) = pools.upgrade().map(|pools| Arc::clone(pools.shared())) else {
         return;
     };
+    let mut clocks = Clocks::read();
     loop {
         let tick = shared.pace.tick();
         tokio::select! {
@@ -95,7 +106,18 @@ async fn run(pools: Weak<Pools>) {
         let Some(pools) = pools.upgrade() else {
             return;
         };
-        for pool in pools.all() {
+        let pools = pools.all();
+        let suspended = clocks.suspended_until(Clocks::read());
+        if suspended >= SUSPENDED {
+            tracing::info!(
+                ?suspended,
+                "the machine was suspended; every connection is asked before it is used"
+            );
+            for pool in &pools {
+                pool.suspect_silent_for(Duration::ZERO);
+            }
+        }
+        for pool in &pools {
             pool.sweep(tick);
         }
         shared.dialer.budget.restore_reserve();

@@ -19,6 +19,7 @@ use tokio_postgres::error::{Severity, SqlState};
 use crate::{
     error::{Error, ErrorKind, Stage},
     lease::Lease,
+    pool::VERIFY_TIMEOUT,
     retry::{LONGEST, backoff, lock, timed_out},
     stats::count,
     verdict::{self, Farewell, Loss},
@@ -30,6 +31,8 @@ pub use tx::Tx;
 
 /// Longest wait for the answer to the first BEGIN, which does nothing yet: a connection that says nothing is given up.
 const BEGIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// A connection that was heard of within this time is alive: its silence means that the pooler has no room.
+const PROVEN: Duration = Duration::from_secs(1);
 /// Longest wait for the answer to ROLLBACK; after that the connection is closed instead, which does the same.
 const ROLLBACK_TIMEOUT: Duration = Duration::from_secs(1);
 /// Wait before running again what the pooler had no room for.
@@ -72,7 +75,7 @@ pub(crate) struct Transaction<'a> {
     until: Instant,
     /// How often it may still be run again.
     left: u32,
-    /// Whether BEGIN gets all the time there is, because it had no answer once.
+    /// Whether BEGIN gets all the time there is, on a connection that is alive, because it had no answer once.
     is_patient: bool,
     /// Why the last run came to nothing.
     last_failure: Option<Error>,
@@ -167,13 +170,21 @@ impl<'a> Transaction<'a> {
     }
 
     async fn begin(&self, lease: &Lease) -> End {
-        let limit = if self.is_patient {
-            self.until
-        } else {
-            self.until.min(Instant::now() + BEGIN_TIMEOUT)
+        let asked = Instant::now();
+        let is_proven = lease.connection().watch.silent_at(asked) <= PROVEN;
+        let limit = match (is_proven, self.is_patient) {
+            (true, true) => self.remaining(),
+            (true, false) => BEGIN_TIMEOUT,
+            (false, _) => VERIFY_TIMEOUT,
         };
+        let limit = self.until.min(asked + limit);
         let begin = self.options.begin(self.access);
-        match timeout_at(limit, lease.connection().client.batch_execute(&begin)).await {
+        let answer = timeout_at(limit, lease.connection().client.batch_execute(&begin)).await;
+        if answer.is_err() {
+            // Its siblings may have died with it.
+            lease.pool().suspect_silent_for(asked.elapsed());
+        }
+        match answer {
             Ok(Ok(())) => End::Undone,
             Ok(Err(err)) if is_answer(&err) => End::Refused(err),
             Err(_) if Instant::now() >= self.until => End::Failed(self.out_of_time(Stage::Query)),

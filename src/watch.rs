@@ -4,6 +4,7 @@
 //! in a channel until the connection's task runs. [`Settling`] closes that gap. It stands between the channel and the
 //! task's waker, and notes that something is about to be written before the task knows.
 
+mod doubt;
 mod held;
 mod session;
 mod settling;
@@ -62,6 +63,8 @@ pub(crate) struct Watch {
     hinted: AtomicBool,
     /// Whether its session has to be reset before the next user gets it.
     pub(crate) session: SessionFlags,
+    /// Whether it is possibly dead, so that the server is asked on it before it is used.
+    suspected: AtomicBool,
     opened: Instant,
     /// Milliseconds from `opened` to the last bytes that came from the server.
     heard: AtomicU64,
@@ -121,6 +124,7 @@ impl Watch {
             cancelled: AtomicU64::new(0),
             hinted: AtomicBool::new(false),
             session: SessionFlags::new(reset),
+            suspected: AtomicBool::new(false),
             opened: Instant::now(),
             heard: AtomicU64::new(0),
             served: AtomicBool::new(false),
@@ -237,27 +241,6 @@ impl Watch {
 
     pub(crate) fn has_served(&self) -> bool {
         self.served.load(Acquire)
-    }
-
-    pub(crate) fn mark_heard(&self) {
-        let age = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.heard.store(age, Relaxed);
-    }
-
-    /// How long ago the server last sent anything, and so was alive for certain.
-    pub(crate) fn silent_for(&self) -> Duration {
-        self.silent_at(Instant::now())
-    }
-
-    /// How long before `now` that was.
-    pub(crate) fn silent_at(&self, now: Instant) -> Duration {
-        let heard = Duration::from_millis(self.heard.load(Relaxed));
-        now.duration_since(self.opened).saturating_sub(heard)
-    }
-
-    /// When the server last sent anything.
-    pub(crate) fn last_heard(&self) -> Instant {
-        self.opened + Duration::from_millis(self.heard.load(Relaxed))
     }
 
     /// Notes that we close it.

@@ -77,6 +77,7 @@ mod storms;
 mod suites;
 mod supervision;
 mod support;
+mod suspicion;
 mod sweeping;
 mod telemetry;
 mod traces;

@@ -1,0 +1,56 @@
+//! Connections that may have died silently, because another one was silent or the machine was suspended.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::{Instant, timeout};
+
+use super::Pool;
+use crate::lease::{Connection, Lease};
+
+/// Longest wait for the answer of an idle connection that is asked whether it still lives.
+pub(crate) const VERIFY_TIMEOUT: Duration = Duration::from_secs(2);
+
+impl Pool {
+    /// Returns the lease if the server answers on its connection.
+    ///
+    /// It asks in a task of its own: a caller that leaves must not put a silent connection back.
+    pub(super) async fn verify(self: &Arc<Self>, lease: Lease) -> Option<Lease> {
+        let pool = Arc::clone(self);
+        let verified = self.shared.runtime.spawn(async move {
+            let asked = Instant::now();
+            let answer = timeout(VERIFY_TIMEOUT, lease.connection().client.check_connection());
+            if matches!(answer.await, Ok(Ok(()))) {
+                return Some(lease);
+            }
+            let suspected = lease.connection().watch.is_suspect();
+            lease.end();
+            if suspected {
+                pool.close_suspects(asked);
+            } else {
+                pool.condemn(asked);
+            }
+            None
+        });
+        verified.await.ok().flatten()
+    }
+
+    /// Marks every connection that has been silent for `time` as suspect: the server is asked on it before it is used again.
+    pub(crate) fn suspect_silent_for(&self, time: Duration) {
+        let now = Instant::now();
+        for watch in &self.state().open {
+            if watch.silent_at(now) >= time {
+                watch.suspect();
+            }
+        }
+    }
+
+    /// Closes the idle suspects, after one of them did not answer to what it was asked at `asked`. Suspects in use go on: the
+    /// next answer clears them.
+    fn close_suspects(&self, asked: Instant) {
+        let mut state = self.state();
+        state.note_loss(asked);
+        let suspects = state.take_idle(|it| it.watch.is_suspect());
+        drop(state);
+        suspects.into_iter().for_each(Connection::close);
+    }
+}

@@ -1,0 +1,65 @@
+//! The last time that a connection was heard of, and doubts about it since.
+
+use std::{
+    sync::atomic::Ordering::{Acquire, Relaxed},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::Watch;
+
+impl Watch {
+    /// Notes that bytes came from the server, which proves that the connection is alive.
+    pub(crate) fn mark_heard(&self) {
+        let age = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.heard.store(age, Relaxed);
+        self.suspected.store(false, Relaxed);
+    }
+
+    /// Returns the time since the server last sent anything, and so was alive for certain.
+    pub(crate) fn silent_for(&self) -> Duration {
+        self.silent_at(Instant::now())
+    }
+
+    /// Returns the time from then to `now`.
+    pub(crate) fn silent_at(&self, now: Instant) -> Duration {
+        let heard = Duration::from_millis(self.heard.load(Relaxed));
+        now.duration_since(self.opened).saturating_sub(heard)
+    }
+
+    /// Returns the instant at which the server last sent anything.
+    pub(crate) fn last_heard(&self) -> Instant {
+        self.opened + Duration::from_millis(self.heard.load(Relaxed))
+    }
+
+    /// Returns whether a request has no answer yet.
+    pub(crate) fn is_unanswered(&self) -> bool {
+        self.outstanding.load(Acquire) > 0
+    }
+
+    /// Marks it as possibly dead, until the server sends anything on it.
+    pub(crate) fn suspect(&self) {
+        self.suspected.store(true, Relaxed);
+    }
+
+    /// Returns whether it is possibly dead, so that the server is asked on it before it is used.
+    pub(crate) fn is_suspect(&self) -> bool {
+        self.suspected.load(Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_suspicion_holds_until_the_server_sends_anything() {
+        let watch = Watch::new();
+        assert!(!watch.is_suspect());
+        watch.suspect();
+        assert!(watch.is_suspect());
+        watch.mark_heard();
+        assert!(!watch.is_suspect());
+    }
+}

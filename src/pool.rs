@@ -19,6 +19,7 @@ use std::{
 
 use tokio::{
     sync::{Notify, Semaphore, oneshot},
+    task::yield_now,
     time::{Instant, timeout_at},
 };
 
@@ -79,6 +80,9 @@ impl Pool {
         let started = Instant::now();
         let found = async {
             let (mut slept, mut has_waited) = (false, false);
+            if self.shared.pace.is_overdue(started) {
+                yield_now().await; // the runtime looks which sockets have ended
+            }
             loop {
                 let lease = self.next(until, has_waited, &mut slept).await?;
                 if let Some(lease) = self.vet(lease).await {

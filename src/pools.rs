@@ -92,7 +92,9 @@ impl Pools {
         let now = Instant::now();
         let mut state = pool.state();
         let is_news = state.note_use(now, self.turn());
-        let connection = state.reuse();
+        // A runtime that was not driven has to look first which sockets have ended.
+        let is_overdue = self.shared.pace.is_overdue(now);
+        let connection = if is_overdue { None } else { state.reuse() };
         drop(state);
         self.note_use(&pool, is_news);
         let Some(connection) = connection else {

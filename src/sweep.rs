@@ -17,7 +17,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::Notify, time::sleep};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep},
+};
 
 use crate::{
     config::Config,
@@ -37,6 +40,8 @@ const FIFTHS_OF_WINDOW: u32 = 4;
 const SWEEPS: u32 = 10;
 const SHORTEST_TICK: Duration = Duration::from_millis(50);
 const LONGEST_TICK: Duration = Duration::from_secs(5);
+/// A sweep that is later than this means that the runtime was not driven.
+const OVERDUE: Duration = Duration::from_secs(1);
 /// Shortest suspension of the machine that makes its connections suspect.
 const SUSPENDED: Duration = Duration::from_secs(3);
 
@@ -45,6 +50,9 @@ const SUSPENDED: Duration = Duration::from_secs(3);
 pub(crate) struct Pace {
     shortest: AtomicU64,
     shortened: Notify,
+    began: Instant,
+    /// Whole seconds from `began` after which the next sweep counts as overdue.
+    overdue: AtomicU64,
 }
 
 impl Pace {
@@ -56,7 +64,20 @@ impl Pace {
         Self {
             shortest: AtomicU64::new(milliseconds(shortest)),
             shortened: Notify::new(),
+            began: Instant::now(),
+            overdue: AtomicU64::new(u64::MAX),
         }
+    }
+
+    /// Whether the runtime was not driven for a while, so that sockets may have ended without their tasks knowing.
+    pub(crate) fn is_overdue(&self, now: Instant) -> bool {
+        now.duration_since(self.began).as_secs() > self.overdue.load(Relaxed)
+    }
+
+    /// Notes that the next sweep comes in `tick`.
+    fn expect(&self, tick: Duration) {
+        let overdue = self.began.elapsed() + tick + OVERDUE;
+        self.overdue.store(overdue.as_secs(), Relaxed);
     }
 
     /// Takes note that connections to `endpoint` will be closed in time.
@@ -98,6 +119,7 @@ async fn run(pools: Weak<Pools>) {
     let mut clocks = Clocks::read();
     loop {
         let tick = shared.pace.tick();
+        shared.pace.expect(tick);
         tokio::select! {
             () = shared.life.ended() => return,
             () = shared.pace.shortened.notified() => continue,

@@ -4,10 +4,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use tenantry::ErrorKind;
-use tokio::runtime::Runtime;
+use tenantry::{ErrorKind, TenantRouter};
+use tokio::runtime::{Builder, Runtime};
 
 use crate::support::{Stage, run_on};
+
+/// A runtime that stands still for this long is noticed.
+const UNDRIVEN: Duration = Duration::from_secs(8);
 
 #[test]
 fn when_a_callers_runtime_ends_the_rest_go_on() {
@@ -165,4 +168,27 @@ fn without_a_runtime_build_says_what_to_do() {
         .build()
         .unwrap_err();
     assert!(err.to_string().contains("no tokio runtime"), "{err}");
+}
+
+#[test]
+fn what_ended_while_nobody_drove_the_runtime_is_not_handed_out() {
+    let home = Builder::new_current_thread().enable_all().build().unwrap();
+    let emulators = Runtime::new().unwrap();
+    let stage = emulators.block_on(Stage::new());
+    let router = home.block_on(async { stage.router() });
+    let ask = |router: TenantRouter| async move {
+        let (one, other) = tokio::join!(router.get("acme"), router.get("acme"));
+        run_on(&one.unwrap(), "SELECT 1").await + &run_on(&other.unwrap(), "SELECT 2").await
+    };
+    assert_eq!(home.block_on(ask(router.clone())), "12");
+    for spawned in [false, true] {
+        std::thread::sleep(UNDRIVEN); // time itself is under test
+        emulators.block_on(stage.suspend("acme"));
+        let answer = if spawned {
+            home.block_on(async { tokio::spawn(ask(router.clone())).await.unwrap() })
+        } else {
+            home.block_on(ask(router.clone()))
+        };
+        assert_eq!(answer, "12", "spawned: {spawned}");
+    }
 }

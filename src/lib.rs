@@ -6,6 +6,7 @@ mod admission;
 mod breaker;
 mod budget;
 mod builder;
+mod cached_statements;
 mod cancel;
 mod catalog;
 mod client;

@@ -8,6 +8,7 @@ mod forbidden;
 mod doubt;
 mod holder;
 mod place;
+mod plans;
 mod state;
 mod waking;
 
@@ -38,6 +39,7 @@ use crate::{
 
 pub(crate) use forbidden::Unserved;
 pub(crate) use doubt::VERIFY_TIMEOUT;
+use plans::Plans;
 use state::Waiter;
 pub(crate) use state::{State, Wake};
 use waking::fail_wakers;
@@ -58,6 +60,7 @@ pub(crate) struct Pool {
     pub(crate) changed: Notify,
     /// How many more connections past the pooler may be open.
     pub(crate) direct: Arc<Semaphore>,
+    plans: Plans,
 }
 
 impl Pool {
@@ -69,6 +72,7 @@ impl Pool {
             shared,
             state: Mutex::new(State::new(endpoint)),
             changed: Notify::new(),
+            plans: Plans::default(),
         })
     }
 
@@ -85,10 +89,13 @@ impl Pool {
             }
             loop {
                 let lease = self.next(until, has_waited, &mut slept).await?;
-                if let Some(lease) = self.vet(lease).await {
+                has_waited = true; // if the connection is dead, the turn is still this caller's
+                let Some(lease) = self.vet(lease).await else {
+                    continue;
+                };
+                if let Some(lease) = self.with_fresh_plans(lease, until).await? {
                     return Ok((lease, slept));
                 }
-                has_waited = true; // the connection was dead, and the turn is still this caller's
             }
         };
         timeout_at(until, found)
@@ -188,6 +195,10 @@ impl Pool {
 
     /// Gives a connection to the longest waiter, or keeps it.
     pub(crate) fn park(self: &Arc<Self>, connection: Connection) {
+        if connection.watch.is_outdated() {
+            self.note_outdated_plan();
+            return connection.close();
+        }
         let mut state = self.state();
         if connection.watch.has_ended() {
             drop(state);
@@ -198,6 +209,9 @@ impl Pool {
             self.tell_awake(&mut state, &connection.watch);
         }
         let watch = &connection.watch;
+        if self.plans.are_doubtful() {
+            watch.suspect(); // so that the next caller looks whether they are cleared
+        }
         // A request to cancel may still be under way, and must not cost the next in turn its place.
         let spent = watch.is_expired() || watch.was_cancelled() || self.shared.life.is_over();
         let surplus = state.surplus(&self.shared.config) > 0;

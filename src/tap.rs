@@ -4,6 +4,8 @@
 //! still running. Both decide whether a connection may go to the next user, so the decrypted stream is watched as it
 //! passes. Only headers are read, and of bodies one status byte and the start of an error.
 
+mod outdated;
+
 use std::{
     collections::VecDeque,
     future::Future,
@@ -150,6 +152,9 @@ impl<S> Tap<S> {
                     watch.sqlstate.store(code, Release);
                 }
                 watch.note_error();
+                if outdated::is_outdated_plan(body) {
+                    watch.mark_outdated();
+                }
                 if let Some(farewell) = farewell(body, &[b"FATAL", b"PANIC"]) {
                     watch.note_farewell(farewell);
                 }

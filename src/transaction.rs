@@ -65,6 +65,8 @@ enum Why {
     Silent,
     /// It met another transaction.
     Conflict,
+    /// A statement was prepared before a schema change.
+    Outdated,
 }
 
 /// One call of `read` or `transaction`.
@@ -146,8 +148,11 @@ impl<'a> Transaction<'a> {
                 return ours(self.out_of_time(Stage::Query));
             }
         };
+        let watch = &lease.connection().watch;
+        let is_outdated = watch.has_failed() && watch.is_outdated() && watch.ends() == ends;
         let end = match done {
-            _ if lease.connection().watch.idles() != idles => End::Failed(ended_inside()),
+            _ if watch.idles() != idles => End::Failed(ended_inside()),
+            _ if is_outdated && self.left > 0 => outdated(),
             Ok(_) => {
                 let committing = Instant::now();
                 let end = self.commit(&lease, ends).await;
@@ -270,6 +275,11 @@ impl<'a> Transaction<'a> {
                 lease.end();
                 sleep(CROWDED_WAIT.min(self.remaining())).await;
             }
+            Why::Outdated => {
+                // Within its transaction, so that the pooler closes the server connection behind it too.
+                lease.end();
+                pool.note_outdated_plan();
+            }
             Why::Conflict => {
                 drop(lease);
                 // Those who met go on at different times.
@@ -354,6 +364,13 @@ fn conflict() -> End {
     let message = "the transaction met another one and was rolled back";
     let err = Error::new(ErrorKind::RolledBack, message).with_stage(Stage::Query);
     End::Again(err, Why::Conflict)
+}
+
+fn outdated() -> End {
+    let message =
+        "a statement was prepared before a schema change; the transaction was rolled back";
+    let err = Error::new(ErrorKind::RolledBack, message).with_stage(Stage::Query);
+    End::Again(err, Why::Outdated)
 }
 
 fn rolled_back(lease: &Lease) -> Error {

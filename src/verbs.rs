@@ -14,7 +14,8 @@ impl TenantRouter {
     ///
     /// With the [defaults](TransactionOptions): three runs at most, 30 seconds for everything. `work` gets the
     /// connection by value and must let go of it before it returns. It must not make the transaction READ WRITE: a
-    /// read is run again even if it dies at its very end.
+    /// read is run again even if it dies at its very end. It is run again as well if a
+    /// [statement was prepared before a schema change](crate::manual::faq#what-happens-to-prepared-statements-after-a-schema-change).
     ///
     /// ```no_run
     /// # async fn f(router: &tenantry::TenantRouter, note: &str) -> Result<(), tenantry::Error> {
@@ -72,7 +73,9 @@ impl TenantRouter {
     /// Runs `work` in a transaction on the database of `tenant` and commits it if `work` returns `Ok`.
     ///
     /// It is run again only where nothing can have been committed: the connection died before COMMIT was written to it,
-    /// or, [if asked for](TransactionOptions::retry_conflicts), Postgres rolled it back for a conflict. `work` may thus
+    /// Postgres rolled it back because a
+    /// [statement was prepared before a schema change](crate::manual::faq#what-happens-to-prepared-statements-after-a-schema-change),
+    /// or, [if asked for](TransactionOptions::retry_conflicts), for a conflict. `work` may thus
     /// be called several times, so what it does outside the database must bear that.
     ///
     /// It may do what the database lets it do. Where the operator has set `default_transaction_read_only`, a write fails

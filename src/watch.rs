@@ -78,6 +78,8 @@ pub(crate) struct Watch {
     pub(crate) drained: AtomicBool,
     /// Whether the last command that the server completed was a rollback.
     rolled_back: AtomicBool,
+    /// Whether Postgres refused a statement on it that was prepared before a schema change.
+    outdated: AtomicBool,
     /// A number of its own, by chance.
     chance: u8,
     /// The five bytes of the last error's SQLSTATE, as a number; 0 for none.
@@ -132,6 +134,7 @@ impl Watch {
             blocked: AtomicBool::new(false),
             drained: AtomicBool::new(false),
             rolled_back: AtomicBool::new(false),
+            outdated: AtomicBool::new(false),
             chance: RandomState::new().hash_one(()).to_be_bytes()[0],
             sqlstate: AtomicU64::new(0),
             ends: AtomicU64::new(0),

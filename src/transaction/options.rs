@@ -74,7 +74,7 @@ impl TransactionOptions {
     }
 
     /// How often the closure may be run again. Defaults to 2. A connection that is lost before the closure is called
-    /// does not count.
+    /// does not count, and a statement that was prepared before a schema change does.
     pub fn retries(mut self, count: u32) -> Self {
         self.retries = count;
         self

@@ -1,7 +1,7 @@
 //! The last time that a connection was heard of, and doubts about it since.
 
 use std::{
-    sync::atomic::Ordering::{Acquire, Relaxed},
+    sync::atomic::Ordering::{Acquire, Relaxed, Release},
     time::Duration,
 };
 
@@ -46,6 +46,21 @@ impl Watch {
     /// Returns whether it is possibly dead, so that the server is asked on it before it is used.
     pub(crate) fn is_suspect(&self) -> bool {
         self.suspected.load(Relaxed)
+    }
+
+    /// Marks it to be closed when it comes back, whatever its age.
+    pub(crate) fn expire(&self) {
+        self.expired.store(true, Release);
+    }
+
+    /// Notes that Postgres refused a statement that was prepared before a schema change.
+    pub(crate) fn mark_outdated(&self) {
+        self.outdated.store(true, Release);
+    }
+
+    /// Returns whether Postgres refused such a statement.
+    pub(crate) fn is_outdated(&self) -> bool {
+        self.outdated.load(Acquire)
     }
 }
 

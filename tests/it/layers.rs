@@ -68,6 +68,7 @@ const ROWS: &[(&str, &[&str])] = &[
     (
         "face",
         &[
+            "cached_statements",
             "client",
             "closing",
             "explain",

@@ -51,6 +51,7 @@ mod observing;
 mod open_files;
 mod outages;
 mod pipes;
+mod plans;
 mod policies;
 mod pooling;
 mod preparing;

@@ -1,0 +1,67 @@
+//! Clearing prepared statements after a schema change.
+
+use std::sync::Arc;
+
+use crate::{
+    error::Error,
+    handle::TenantHandle,
+    router::{Inner, TenantRouter},
+};
+
+impl TenantRouter {
+    /// Clears the statements that were prepared on the database of `tenant`: by this router's connections, and by the
+    /// pooler for all its clients. Call it after a change of types, or of tables that `SELECT *` reads.
+    ///
+    /// PgBouncer keeps a prepared statement by its text. After a schema change Postgres may refuse to run it
+    /// (`cached plan must not change result type`), which the router sees and mends by itself, or the driver may refuse the
+    /// new type of a parameter, which the router does not see. The manual has
+    /// [the details](crate::manual::faq#what-happens-to-prepared-statements-after-a-schema-change).
+    ///
+    /// This opens two connections or more, so it wakes a sleeping database. It closes this router's idle connections to
+    /// the tenant, and those in use when they come back. The pooler's server connections that are within a transaction keep
+    /// their statements; [`read`](Self::read) and [`transaction`](Self::transaction) run again when they meet one.
+    ///
+    /// ```no_run
+    /// # async fn f(router: &tenantry::TenantRouter) -> Result<(), tenantry::BoxError> {
+    /// let direct = router.direct("acme").await?;
+    /// direct.batch_execute("ALTER TABLE notes ALTER COLUMN id TYPE bigint").await?;
+    /// router.clear_cached_statements("acme").await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`get`](Self::get).
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the rest to the next `get` of the tenant.
+    pub async fn clear_cached_statements<T: AsRef<str> + ?Sized>(
+        &self,
+        tenant: &T,
+    ) -> Result<(), Error> {
+        self.inner.clear_cached_statements(tenant.as_ref()).await
+    }
+}
+
+impl TenantHandle {
+    /// Clears the statements that were prepared on the tenant's database, as
+    /// [`TenantRouter::clear_cached_statements`] does.
+    ///
+    /// # Errors
+    /// Those of [`TenantRouter::get`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the rest to the next `get` of the tenant.
+    pub async fn clear_cached_statements(&self) -> Result<(), Error> {
+        let inner = &self.router().inner;
+        inner.clear_cached_statements(self.tenant().as_str()).await
+    }
+}
+
+impl Inner {
+    async fn clear_cached_statements(&self, tenant: &str) -> Result<(), Error> {
+        let lease = self.get(tenant, None).await?;
+        Arc::clone(lease.pool()).clear_statements();
+        drop(lease);
+        self.get(tenant, None).await.map(drop)
+    }
+}

@@ -1,0 +1,238 @@
+//! Clearing statements that were prepared before a schema change.
+//!
+//! PgBouncer keeps a prepared statement by its text on each of its server connections, for all its clients. After a schema
+//! change Postgres may refuse the statement on such a server connection for as long as that lasts. PgBouncer closes a
+//! server connection when its client leaves within a transaction, and it hands out the one that was used last. So clients
+//! that leave one after the other clear all server connections, up to the first one that PgBouncer had to open. Those that
+//! other clients are using are left out.
+
+use std::{
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{
+            AtomicU64,
+            Ordering::{AcqRel, Acquire},
+        },
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout},
+};
+use tokio_postgres::SimpleQueryMessage;
+
+use super::Pool;
+use crate::{
+    error::Error,
+    lease::{Connection, Lease},
+    retry::lock,
+};
+
+/// Longest wait for an answer of the server.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Most server connections that are closed in one clearing. The pooler of the smallest compute at Neon has 93.
+const MOST_SERVERS: u32 = 100;
+/// New server connections in one clearing after which the older ones that are left count as in use. One that is left may
+/// also have become free just then.
+const MOST_NEW: u32 = 4;
+/// Average time between two clearings that refused statements begin, so that an error that stays costs little.
+const CLEAR_EVERY: Duration = Duration::from_secs(10);
+/// Clearings that may begin at once within that average.
+const CLEAR_AT_ONCE: u32 = 5;
+
+/// The clearings of one pool. Most pools never have one.
+#[derive(Debug, Default)]
+pub(super) struct Plans(OnceLock<Box<Clearings>>);
+
+#[derive(Debug)]
+struct Clearings {
+    /// Number of the last clearing that was asked for.
+    asked: AtomicU64,
+    /// Number of the last one that began.
+    begun: AtomicU64,
+    /// Number of the last one that is done.
+    done: AtomicU64,
+    /// The right to run one.
+    turn: Semaphore,
+    // When the next refused statement would begin one at the average rate. Held for a few instructions.
+    next: Mutex<Option<Instant>>,
+}
+
+impl Plans {
+    fn clearings(&self) -> &Clearings {
+        self.0.get_or_init(|| {
+            Box::new(Clearings {
+                asked: AtomicU64::new(0),
+                begun: AtomicU64::new(0),
+                done: AtomicU64::new(0),
+                turn: Semaphore::new(1),
+                next: Mutex::default(),
+            })
+        })
+    }
+
+    /// Returns the clearings, if one was asked for and is not done.
+    fn due(&self) -> Option<&Clearings> {
+        let clearings = self.0.get()?;
+        let is_due = clearings.done.load(Acquire) < clearings.asked.load(Acquire);
+        is_due.then_some(clearings)
+    }
+
+    /// Returns whether a clearing was asked for and is not done.
+    pub(super) fn are_doubtful(&self) -> bool {
+        self.due().is_some()
+    }
+}
+
+impl Clearings {
+    /// Returns whether one more is to be asked for because a statement was refused.
+    fn is_wanted(&self) -> bool {
+        if self.begun.load(Acquire) < self.asked.load(Acquire) {
+            return false; // the next one is to begin yet
+        }
+        let now = Instant::now();
+        let mut next = lock(&self.next);
+        let due = next.map_or(now, |next| next.max(now));
+        let is_in_rate = due - now < CLEAR_EVERY * CLEAR_AT_ONCE;
+        if is_in_rate {
+            *next = Some(due + CLEAR_EVERY);
+        }
+        is_in_rate
+    }
+}
+
+/// A server connection, as it describes itself.
+struct Server {
+    /// The time by the server's clock.
+    time: String,
+    /// Whether it was opened after the one before it was asked.
+    is_new: bool,
+    /// Whether others are open that were opened before the first one was asked.
+    has_older: bool,
+}
+
+impl Pool {
+    /// Notes that Postgres refused a statement that was prepared before a schema change.
+    pub(crate) fn note_outdated_plan(&self) {
+        if self.plans.clearings().is_wanted() {
+            self.clear_statements();
+        }
+    }
+
+    /// Has all statements cleared before the next connection is handed out. The connections that are open now are closed, in
+    /// use or not, with the statements that their drivers have cached.
+    pub(crate) fn clear_statements(&self) {
+        self.plans.clearings().asked.fetch_add(1, AcqRel);
+        let mut state = self.state();
+        state.open.iter().for_each(|watch| watch.expire());
+        let idle = state.take_idle(|_| true);
+        drop(state);
+        idle.into_iter().for_each(Connection::close);
+    }
+
+    /// Clears the statements if that is due. Returns `lease`, or another one, for which they are cleared; `None` if the
+    /// caller has to look for another one.
+    pub(super) async fn with_fresh_plans(
+        self: &Arc<Self>,
+        lease: Lease,
+        until: Instant,
+    ) -> Result<Option<Lease>, Error> {
+        let Some(clearings) = self.plans.due() else {
+            return Ok(Some(lease));
+        };
+        let Ok(turn) = clearings.turn.try_acquire() else {
+            drop(lease); // the caller that clears may need it
+            drop(clearings.turn.acquire().await);
+            return Ok(None);
+        };
+        let number = clearings.asked.load(Acquire);
+        clearings.begun.fetch_max(number, AcqRel);
+        let lease = Box::pin(self.close_servers(lease, until)).await?;
+        clearings.done.fetch_max(number, AcqRel);
+        drop(turn);
+        Ok(lease)
+    }
+
+    /// Closes the pooler's idle server connections. Returns a lease that has a new one behind it; `None` if the server did not
+    /// answer.
+    async fn close_servers(
+        self: &Arc<Self>,
+        mut lease: Lease,
+        until: Instant,
+    ) -> Result<Option<Lease>, Error> {
+        let (mut first, mut last) = (None, None);
+        let (mut closed, mut new) = (0, 0);
+        loop {
+            let asked = begin(&lease, first.as_deref(), last.as_deref());
+            let Ok(Some(server)) = timeout(ANSWER_TIMEOUT, asked).await else {
+                break;
+            };
+            new += u32::from(server.is_new);
+            let is_last = server.is_new && (new == MOST_NEW || !server.has_older);
+            if is_last || closed == MOST_SERVERS {
+                let rollback = lease.connection().client.batch_execute("ROLLBACK");
+                if matches!(timeout(ANSWER_TIMEOUT, rollback).await, Ok(Ok(()))) {
+                    tracing::debug!(tenant = self.tenant.as_str(), closed, "statements cleared");
+                    return Ok(Some(lease));
+                }
+                break;
+            }
+            first = first.or_else(|| Some(server.time.clone()));
+            last = Some(server.time);
+            closed += 1;
+            lease.end();
+            lease = self.next(until, &mut false).await?;
+        }
+        lease.end();
+        Ok(None)
+    }
+}
+
+/// Begins a transaction and returns the server connection that it has. `first`, `last`: when the first one and the one before
+/// were asked, by the server's clock.
+async fn begin(lease: &Lease, first: Option<&str>, last: Option<&str>) -> Option<Server> {
+    let [first, last] = [first, last].map(|time| time.unwrap_or("infinity"));
+    // Numbers, because sessions differ in how they write and read a timestamp.
+    let sql = format!(
+        "BEGIN; SELECT extract(epoch FROM clock_timestamp()), extract(epoch FROM it.backend_start) > '{last}', \
+         EXISTS (SELECT FROM pg_stat_activity AS other WHERE other.pid <> it.pid \
+         AND other.backend_type = it.backend_type AND (other.datid, other.usesysid) = (it.datid, it.usesysid) \
+         AND other.client_addr IS NOT DISTINCT FROM it.client_addr \
+         AND extract(epoch FROM other.backend_start) < '{first}') \
+         FROM pg_stat_activity AS it WHERE it.pid = pg_backend_pid()"
+    );
+    let answer = lease.connection().client.simple_query(&sql).await.ok()?;
+    answer.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(Server {
+            time: row.get(0)?.to_owned(),
+            is_new: row.get(1)? == "t",
+            has_older: row.get(2)? == "t",
+        }),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn refused_statements_begin_a_few_clearings_at_once_and_then_some_now_and_then() {
+        let plans = Plans::default();
+        let clearings = plans.clearings();
+        let begin = || {
+            let number = clearings.asked.fetch_add(1, AcqRel) + 1;
+            assert!(plans.are_doubtful());
+            assert!(!clearings.is_wanted(), "one that is to begin is enough");
+            clearings.begun.fetch_max(number, AcqRel);
+            clearings.done.fetch_max(number, AcqRel);
+            assert!(!plans.are_doubtful());
+        };
+        let clear = || (0..100).filter(|_| clearings.is_wanted()).map(|_| begin());
+        assert_eq!(clear().count(), 5);
+        tokio::time::advance(2 * CLEAR_EVERY).await;
+        assert_eq!(clear().count(), 2);
+    }
+}

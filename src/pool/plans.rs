@@ -23,9 +23,8 @@ use tokio::{
 };
 use tokio_postgres::SimpleQueryMessage;
 
-use super::Pool;
+use super::{Pool, Unserved};
 use crate::{
-    error::Error,
     lease::{Connection, Lease},
     retry::lock,
 };
@@ -138,7 +137,7 @@ impl Pool {
         self: &Arc<Self>,
         lease: Lease,
         until: Instant,
-    ) -> Result<Option<Lease>, Error> {
+    ) -> Result<Option<Lease>, Unserved> {
         let Some(clearings) = self.plans.due() else {
             return Ok(Some(lease));
         };
@@ -161,7 +160,7 @@ impl Pool {
         self: &Arc<Self>,
         mut lease: Lease,
         until: Instant,
-    ) -> Result<Option<Lease>, Error> {
+    ) -> Result<Option<Lease>, Unserved> {
         let (mut first, mut last) = (None, None);
         let (mut closed, mut new) = (0, 0);
         loop {
@@ -183,7 +182,7 @@ impl Pool {
             last = Some(server.time);
             closed += 1;
             lease.end();
-            lease = self.next(until, &mut false).await?;
+            lease = self.next(until, true, &mut false).await?;
         }
         lease.end();
         Ok(None)

@@ -17,11 +17,15 @@
 //!   that were preloaded, with ids of 36 characters and hosts as long as Neon's; of 10,000 pools whose connections were
 //!   closed for lying idle; and of the same pools with one idle connection each, without the server's part. Most of that
 //!   is the buffers of tokio-postgres, so a client of its own is measured beside it.
+//! - *The bound*: 500 tenants hold all connections that there may be, and 10,000 others wait for one. The process's CPU
+//!   time in a second in which nothing else happens.
 //!
 //! `cargo bench --bench scale`, in one to two minutes. Prints tables, and writes `target/figures/scale.json`.
 
 #[path = "support/backend.rs"]
 mod backend;
+#[path = "scale/bound.rs"]
+mod bound;
 #[path = "scale/catalog.rs"]
 mod catalog;
 #[path = "support/chance.rs"]
@@ -55,7 +59,12 @@ const CONNECTIONS: usize = 600;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), BoxError> {
+    if std::env::var_os("BOUND").is_some() {
+        println!("{:?}", bound::run().await?);
+        return Ok(());
+    }
     let kept = kept::run().await?;
+    let bound = bound::run().await?;
     let mut scenes = Vec::new();
     for known in KNOWN {
         let bounds = |it: tenantry::RouterBuilder| it.max_pools(POOLS).max_connections(CONNECTIONS);
@@ -66,6 +75,7 @@ async fn main() -> Result<(), BoxError> {
         scenes,
         rounds,
         kept,
+        bound,
         clock: traffic::clock(),
     };
     report.print();

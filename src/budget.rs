@@ -6,6 +6,7 @@
 //!
 //! Its lock is the last to be taken: holders are asked, and permits dropped, without it.
 
+mod room;
 mod turns;
 
 use std::{
@@ -22,20 +23,16 @@ use std::{
 
 use tokio::{
     sync::{Notify, oneshot},
-    time::{Instant, timeout},
+    time::Instant,
 };
 
 use crate::{flow::Flow, retry::lock};
 
+use room::Idle;
 use turns::{Key, Turns};
 
 /// How long somebody's only connection serves them while others have none, and how long those wait for it.
 const TURN: Duration = Duration::from_millis(500);
-/// A connection that has been idle for so long goes to whoever wants one more.
-const IDLE: Duration = Duration::from_secs(1);
-/// One that has been idle for so long is closed so that the reserve is free again, though nobody wants it yet.
-const LONG_IDLE: Duration = Duration::from_secs(5);
-
 /// Who holds connections: one tenant.
 pub(crate) trait Holder: Send + Sync {
     /// When the connection was last used that has been idle for longest. Of tenants that were used lately this is the
@@ -43,6 +40,8 @@ pub(crate) trait Holder: Send + Sync {
     fn idle_since(&self) -> Option<Instant>;
     /// Closes that connection, after [`Budget::vacate`], if it was not used after `unused_since`; says whether there was one.
     fn close_idle(&self, unused_since: Instant) -> bool;
+    /// Gives up its requests if nobody needs them any more.
+    fn reconsider(&self);
 }
 
 /// The connections of one router, counted.
@@ -54,6 +53,8 @@ pub(crate) struct Budget {
     /// How many connections should be closed that nobody has been asked to close yet. Written under the lock, before
     /// anybody is asked; read by whoever is about to let a connection lie idle, under the lock by which it is asked.
     missing: AtomicUsize,
+    /// Rung when the first is missing.
+    short: Notify,
     /// Rung when nothing is used any more.
     emptied: Notify,
 }
@@ -63,6 +64,8 @@ struct State {
     turns: Turns,
     /// How many of those used are being closed because others want them.
     leaving: usize,
+    /// Which idle connections were closed since something is missing.
+    looked_for: Idle,
     flow: Flow,
 }
 
@@ -81,6 +84,7 @@ impl Budget {
             used: 0,
             turns: Turns::default(),
             leaving: 0,
+            looked_for: Idle::None,
             flow: Flow::new(),
         };
         Arc::new(Self {
@@ -88,6 +92,7 @@ impl Budget {
             usual_limit: limit - reserve.min(limit),
             state: Mutex::new(state),
             missing: AtomicUsize::new(0),
+            short: Notify::new(),
             emptied: Notify::new(),
         })
     }
@@ -98,7 +103,7 @@ impl Budget {
     /// # Cancel safety
     /// Dropping it gives up the turn.
     pub(crate) async fn take(self: &Arc<Self>, holder: Option<&Weak<dyn Holder>>) -> Permit {
-        let (turn, mut mine) = oneshot::channel();
+        let (turn, mine) = oneshot::channel();
         let _place = {
             let mut state = self.state();
             if state.turns.waiting() == 0 {
@@ -112,14 +117,9 @@ impl Budget {
             }
         };
         self.grant();
-        loop {
-            self.make_room();
-            // What was used too lately to be closed is not any more a moment later.
-            if let Ok(granted) = timeout(IDLE, &mut mine).await {
-                // The sender is dropped only with the place, which is here.
-                return granted.expect("a turn that is not given up comes");
-            }
-        }
+        self.make_room_once_more();
+        // The sender is dropped only with the place, which is here.
+        mine.await.expect("a turn that is not given up comes")
     }
 
     /// Gives what is free to those whose turn it is.
@@ -129,7 +129,7 @@ impl Budget {
             let used = state.used;
             let next = (used < self.limit).then(|| state.turns.next(used < self.usual_limit));
             let Some((key, turn)) = next.flatten() else {
-                return self.note_missing(&state);
+                return self.note_missing(&mut state);
             };
             state.used += 1;
             state.flow.depart();
@@ -143,42 +143,6 @@ impl Budget {
                 seat,
             };
             drop(turn.send(permit)); // who has left meanwhile drops it, which gives it to the next
-        }
-    }
-
-    /// Closes idle connections as far as that helps those who wait.
-    pub(crate) fn make_room(&self) {
-        if !self.is_short() {
-            return;
-        }
-        self.close_idle(Duration::ZERO, || self.state().lacks_for_first(self.limit));
-        self.close_idle(IDLE, || self.is_short());
-    }
-
-    /// Closes what has been idle for long, so that the next who has none need not wait.
-    pub(crate) fn restore_reserve(&self) {
-        self.make_room();
-        self.close_idle(LONG_IDLE, || {
-            let state = self.state();
-            state.used - state.leaving > self.usual_limit
-        });
-    }
-
-    /// Closes connections that have not been used for `idle`, as long as `more`: first of those who have had one idle for
-    /// longest.
-    fn close_idle(&self, idle: Duration, more: impl Fn() -> bool) {
-        if !more() {
-            return;
-        }
-        let Some(unused_since) = Instant::now().checked_sub(idle) else {
-            return; // nothing is as old
-        };
-        let holders = self.state().turns.holders();
-        let unused = holders.iter().filter_map(|it| Some((it.idle_since()?, it)));
-        let mut unused: Vec<_> = unused.filter(|(at, _)| *at <= unused_since).collect();
-        unused.sort_by_key(|(at, _)| *at);
-        for (_, holder) in unused {
-            while more() && holder.close_idle(unused_since) {}
         }
     }
 
@@ -266,7 +230,7 @@ impl Budget {
         }
     }
 
-    fn note_missing(&self, state: &State) {
+    fn note_missing(&self, state: &mut State) {
         let (first, others) = state.turns.wanted();
         let limit = if others > 0 {
             self.usual_limit
@@ -278,7 +242,10 @@ impl Budget {
         } else {
             (state.used + first + others).saturating_sub(limit + state.leaving)
         };
-        self.missing.store(missing, SeqCst);
+        if self.missing.swap(missing, SeqCst) == 0 && missing > 0 {
+            self.short.notify_one();
+        }
+        state.looked_for = state.looked_for.min(self.wanted(state));
     }
 
     fn release(self: &Arc<Self>, seat: &Seat) {
@@ -347,7 +314,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut state = self.budget.state();
         let given_up = state.turns.give_up(self.key, self.number);
-        self.budget.note_missing(&state);
+        self.budget.note_missing(&mut state);
         drop(state);
         drop(given_up);
     }
@@ -360,7 +327,10 @@ mod tests {
     use futures_util::FutureExt;
     use tokio::time::advance;
 
-    use super::*;
+    use super::{
+        room::{IDLE, LONG_IDLE},
+        *,
+    };
 
     /// A tenant whose connections end as soon as they are closed.
     struct Tenant {
@@ -407,6 +377,8 @@ mod tests {
             drop(idle);
             self.budget.vacate(&permit.seat)
         }
+
+        fn reconsider(&self) {}
     }
 
     #[tokio::test(start_paused = true)]

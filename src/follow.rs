@@ -268,10 +268,16 @@ fn close_pool(pools: &Pools, tenant: &TenantId, why: &Unserved) {
     match why {
         _ if !is_news => {}
         Unserved::Failed(_) => {
-            tracing::info!(tenant, "the tenant may not be used any more; its connections are closed");
+            tracing::info!(
+                tenant,
+                "the tenant may not be used any more; its connections are closed"
+            );
         }
         Unserved::Relocate(_) => {
-            tracing::debug!(tenant, "the tenant has to be looked up again; its connections are closed");
+            tracing::debug!(
+                tenant,
+                "the tenant has to be looked up again; its connections are closed"
+            );
         }
     }
 }

@@ -213,9 +213,9 @@ impl Opening<'_> {
             tokio::select! {
                 biased;
                 taken = &mut taken => return taken.map(Some),
-                () = sleep(LOOK_AGAIN), if holder.is_some() => {}
+                () = self.pool.changed.notified() => {} // also by the budget, where nobody waits any more
             }
-            if !self.pool.state().is_wanted() {
+            if holder.is_some() && !self.pool.state().is_wanted() {
                 return Ok(None);
             }
         }

@@ -4,8 +4,8 @@
 //! becomes free goes to the longest waiter first; nobody overtakes the queue.
 
 mod direct_wake;
-mod forbidden;
 mod doubt;
+mod forbidden;
 mod holder;
 mod place;
 mod plans;
@@ -37,8 +37,8 @@ use crate::{
     watch::Watch,
 };
 
-pub(crate) use forbidden::Unserved;
 pub(crate) use doubt::VERIFY_TIMEOUT;
+pub(crate) use forbidden::Unserved;
 use plans::Plans;
 use state::Waiter;
 pub(crate) use state::{State, Wake};

@@ -17,6 +17,17 @@ const COME_BACK: Duration = Duration::from_secs(1);
 /// No work takes longer than this.
 pub(crate) const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
+/// Who waits for a piece of work. Where calls are limited, those of the first class pass first.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) enum Class {
+    /// A person, or a tenant's first access.
+    Interactive,
+    /// Callers of a tenant that cannot be reached. There may be as many as there are tenants, and it may be in vain.
+    Recovery,
+    /// Nobody.
+    Background,
+}
+
 /// How far one piece of slow work has come: its deadline, its stage, and the last failure it met.
 ///
 /// The work writes it, whoever waits for the work reads it, so that a caller whose own time is over still hears why.
@@ -26,6 +37,7 @@ pub struct Progress {
     deadline: Instant,
     /// What is done, if the stage does not say it.
     doing: Option<&'static str>,
+    class: Class,
     // Guards the stage and the failure, which are written together.
     seen: Arc<Mutex<Seen>>,
 }
@@ -60,6 +72,7 @@ impl Progress {
             started,
             deadline: started + limit.min(LONGEST),
             doing: None,
+            class: Class::Interactive,
             seen,
         }
     }
@@ -68,6 +81,18 @@ impl Progress {
     pub(crate) fn doing(self, what: &'static str) -> Self {
         let doing = Some(what);
         Self { doing, ..self }
+    }
+
+    /// The same work, a part of which is of `class`.
+    pub(crate) fn of(&self, class: Class) -> Self {
+        Self {
+            class,
+            ..self.clone()
+        }
+    }
+
+    pub(crate) fn class(&self) -> Class {
+        self.class
     }
 
     /// The same work, a part of which must end by `deadline`.

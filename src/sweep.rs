@@ -11,7 +11,7 @@ mod clocks;
 
 use std::{
     sync::{
-        Arc, Weak,
+        Arc, Mutex, Weak,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -28,6 +28,8 @@ use crate::{
     lease::Connection,
     pool::Pool,
     pools::Pools,
+    retry::lock,
+    shared::Shared,
     stats::count,
     supervise::supervise,
 };
@@ -45,24 +47,39 @@ const OVERDUE: Duration = Duration::from_secs(1);
 /// Shortest suspension of the machine that makes its connections suspect.
 const SUSPENDED: Duration = Duration::from_secs(3);
 
-/// How often the sweep runs: often enough for the shortest suspend window that was seen.
+/// How often the sweep runs: often enough for the shortest suspend window of the tenants that have a pool.
 #[derive(Debug)]
 pub(crate) struct Pace {
-    shortest: AtomicU64,
+    /// The shortest time after which the settings have anything closed.
+    usual: Duration,
+    // Held for a few instructions.
+    shortest: Mutex<Shortest>,
     shortened: Notify,
     began: Instant,
     /// Whole seconds from `began` after which the next sweep counts as overdue.
     overdue: AtomicU64,
 }
 
+/// The shortest time after which anything is closed.
+#[derive(Debug)]
+struct Shortest {
+    now: Duration,
+    /// Of what was seen since the last sweep: its pool may not be among those that are swept yet.
+    seen: Duration,
+}
+
 impl Pace {
     pub(crate) fn new(config: &Config) -> Self {
-        let shortest = config
+        let usual = config
             .idle_after
             .min(config.max_lifetime)
             .min(config.warn_held_after);
         Self {
-            shortest: AtomicU64::new(milliseconds(shortest)),
+            usual,
+            shortest: Mutex::new(Shortest {
+                now: usual,
+                seen: usual,
+            }),
             shortened: Notify::new(),
             began: Instant::now(),
             overdue: AtomicU64::new(u64::MAX),
@@ -82,14 +99,25 @@ impl Pace {
 
     /// Takes note that connections to `endpoint` will be closed in time.
     pub(crate) fn keep_up_with(&self, endpoint: &Endpoint, config: &Config) {
-        let limit = milliseconds(idle_limit(endpoint, config));
-        if self.shortest.fetch_min(limit, Relaxed) > limit {
+        let limit = idle_limit(endpoint, config);
+        let mut shortest = lock(&self.shortest);
+        shortest.seen = shortest.seen.min(limit);
+        if limit < shortest.now {
+            shortest.now = limit;
             self.shortened.notify_one();
         }
     }
 
+    /// Goes by `limits`, those of all pools there are, and by what was seen since it was last set.
+    fn set(&self, limits: impl Iterator<Item = Duration>) {
+        let present = limits.min().unwrap_or(self.usual);
+        let mut shortest = lock(&self.shortest);
+        shortest.now = present.min(shortest.seen);
+        shortest.seen = self.usual;
+    }
+
     fn tick(&self) -> Duration {
-        let shortest = Duration::from_millis(self.shortest.load(Relaxed));
+        let shortest = lock(&self.shortest).now;
         (shortest / SWEEPS).clamp(SHORTEST_TICK, LONGEST_TICK)
     }
 }
@@ -103,11 +131,7 @@ fn idle_limit(endpoint: &Endpoint, config: &Config) -> Duration {
     config.idle_after.min(window / 5 * FIFTHS_OF_WINDOW)
 }
 
-fn milliseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// Sweeps until the router is gone.
+/// Sweeps, and makes room in the budget, until the router is gone.
 pub(crate) async fn start(pools: Weak<Pools>) {
     supervise("sweep", || run(Weak::clone(&pools))).await;
 }
@@ -116,33 +140,48 @@ async fn run(pools: Weak<Pools>) {
     let Some(shared) = pools.upgrade().map(|pools| Arc::clone(pools.shared())) else {
         return;
     };
+    tokio::select! {
+        biased;
+        () = shared.life.ended() => {}
+        () = sweep(pools, &shared) => {}
+        never = shared.dialer.budget.keep_room() => match never {},
+    }
+}
+
+async fn sweep(pools: Weak<Pools>, shared: &Shared) {
     let mut clocks = Clocks::read();
     loop {
         let tick = shared.pace.tick();
         shared.pace.expect(tick);
         tokio::select! {
-            () = shared.life.ended() => return,
             () = shared.pace.shortened.notified() => continue,
             () = sleep(tick) => {}
         }
         let Some(pools) = pools.upgrade() else {
             return;
         };
-        let pools = pools.all();
-        let suspended = clocks.suspended_until(Clocks::read());
-        if suspended >= SUSPENDED {
-            tracing::info!(
-                ?suspended,
-                "the machine was suspended; every connection is asked before it is used"
-            );
-            for pool in &pools {
-                pool.suspect_silent_for(Duration::ZERO);
-            }
-        }
-        for pool in &pools {
-            pool.sweep(tick);
-        }
+        let (pools, config) = (pools.all(), &shared.config);
+        look_for_a_suspend(&mut clocks, &pools);
+        let limits = pools.iter().map(|it| idle_limit(&it.endpoint(), config));
+        shared.pace.set(limits);
+        let next = shared.pace.tick();
+        pools.iter().for_each(|pool| pool.sweep(next));
+        drop(pools);
         shared.dialer.budget.restore_reserve();
+    }
+}
+
+/// Asks every connection before it is used, if the machine was suspended since the last look.
+fn look_for_a_suspend(clocks: &mut Clocks, pools: &[Arc<Pool>]) {
+    let suspended = clocks.suspended_until(Clocks::read());
+    if suspended >= SUSPENDED {
+        tracing::info!(
+            ?suspended,
+            "the machine was suspended; every connection is asked before it is used"
+        );
+        for pool in pools {
+            pool.suspect_silent_for(Duration::ZERO);
+        }
     }
 }
 

@@ -16,6 +16,8 @@ pub(crate) struct Report {
     /// Of each scene.
     pub(crate) rounds: Vec<Vec<Round>>,
     pub(crate) kept: Kept,
+    /// Milliseconds of CPU time in a second in which tenants wait at the bound.
+    pub(crate) bound: f64,
     pub(crate) clock: f64,
 }
 
@@ -69,6 +71,10 @@ impl Report {
             "a bare client has {bare:.0} B. The scripted server has {session:.0} B for it, which are not counted."
         );
         println!(
+            "\n10,000 tenants that wait for one of 500 connections take {:.1} ms of CPU time a second.",
+            self.bound
+        );
+        println!(
             "\nA hit grows by {:.0} ns and a map by {:.0} ns: {:.2}",
             self.growth(hit),
             self.growth(map),
@@ -99,6 +105,7 @@ impl Report {
             ("bytes_per_connected_tenant", *connection),
             ("bytes_per_bare_connection", *bare),
             ("bytes_per_scripted_session", *session),
+            ("budget_cpu_10k_waiting", self.bound),
         ]
         .map(|(name, value)| (name.to_owned(), value))
         .into();

@@ -1,7 +1,9 @@
 //! Who holds how many connections, and who waits for one, in the order of their turns.
+//!
+//! Nothing here takes longer the more wait, but for a logarithm.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::{Arc, Weak},
 };
 
@@ -10,7 +12,7 @@ use tokio::{sync::oneshot, time::Instant};
 use super::{Holder, Permit};
 
 /// Tells holders apart.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(super) enum Key {
     /// Where the holder is in memory: nobody else is there as long as a [`Weak`] to it is kept.
     Holder(usize),
@@ -20,15 +22,23 @@ pub(super) enum Key {
 
 type Turn = oneshot::Sender<Permit>;
 
+/// Those who wait, by their places.
+type Queue = BTreeMap<u64, Key>;
+
 /// Those who hold connections, and those who wait for one.
 #[derive(Default)]
 pub(super) struct Turns {
     holdings: HashMap<Key, Holding>,
-    /// Holders that wait and have none, in the order in which they came.
-    first: VecDeque<Key>,
-    /// All others who wait. Whoever was served goes to the end.
-    others: VecDeque<Key>,
+    /// Holders that wait and have none.
+    first: Queue,
+    /// Holders that wait for one more. Each that was served goes to the end.
+    others: Queue,
+    /// Requests that are nobody's. They take turns with the others.
+    nobodys: Queue,
+    /// The others, by how many they keep.
+    kept: BTreeSet<(usize, Key)>,
     waiting: usize,
+    /// The last number of a request, or of a place.
     last_number: u64,
 }
 
@@ -39,6 +49,14 @@ struct Holding {
     leaving: usize,
     /// First come, first served.
     line: VecDeque<Request>,
+    /// Its place in a queue, while its line is not empty.
+    place: Option<u64>,
+}
+
+impl Holding {
+    fn keeps(&self) -> usize {
+        self.held - self.leaving
+    }
 }
 
 struct Request {
@@ -64,8 +82,7 @@ impl Turns {
 
     /// Adds a request; returns its key and number.
     pub(super) fn wait(&mut self, holder: Option<&Weak<dyn Holder>>, turn: Turn) -> (Key, u64) {
-        self.last_number += 1;
-        let number = self.last_number;
+        let number = self.next_number();
         let key = match holder {
             Some(holder) => Key::Holder(holder.as_ptr().addr()),
             None => Key::Nobody(number),
@@ -75,14 +92,8 @@ impl Turns {
             held: 0,
             leaving: 0,
             line: VecDeque::new(),
+            place: None,
         });
-        if holding.line.is_empty() {
-            if holding.held == 0 && holder.is_some() {
-                self.first.push_back(key);
-            } else {
-                self.others.push_back(key);
-            }
-        }
         let since = Instant::now();
         holding.line.push_back(Request {
             number,
@@ -90,6 +101,7 @@ impl Turns {
             turn,
         });
         self.waiting += 1;
+        self.step_in(key);
         (key, number)
     }
 
@@ -100,8 +112,7 @@ impl Turns {
         let request = holding.line.remove(place)?;
         self.waiting -= 1;
         if holding.line.is_empty() {
-            self.first.retain(|it| *it != key);
-            self.others.retain(|it| *it != key);
+            self.step_out(key);
         }
         self.forget(key);
         Some(request.turn)
@@ -110,89 +121,149 @@ impl Turns {
     /// The next request to be served, which is counted as held from now on: of those who have none, or else, if `others`
     /// may be served too, of whoever's turn it is.
     pub(super) fn next(&mut self, others: bool) -> Option<(Key, Turn)> {
-        let nobody = others.then(|| self.nobody_in_front()).flatten();
-        let key = match nobody {
-            Some(place) => self.others.remove(place)?,
-            None => match self.first.pop_front() {
-                Some(first) => first,
-                None if others => self.others.pop_front()?,
-                None => return None,
-            },
-        };
+        let first = self.first.first_key_value().map(|(_, key)| *key);
+        let key = if others {
+            self.nobody_in_front(first).or(first).or(self.next_other())
+        } else {
+            first
+        }?;
+        self.step_out(key);
         let holding = self.holdings.get_mut(&key)?;
         let request = holding.line.pop_front()?;
         holding.held += 1;
         self.waiting -= 1;
-        if !holding.line.is_empty() {
-            self.others.push_back(key);
-        }
+        self.step_in(key);
         Some((key, request.turn))
     }
 
-    /// Where a request stands that is nobody's and came before all of those who have none. It has none either.
-    fn nobody_in_front(&self) -> Option<usize> {
-        let came = |key: &Key| Some(self.holdings.get(key)?.line.front()?.number);
-        let nobody = |key: &Key| matches!(key, Key::Nobody(_));
-        let place = self.others.iter().position(nobody)?;
-        let first = self.first.front().and_then(came);
-        first
-            .is_some_and(|first| came(&self.others[place]) < Some(first))
-            .then_some(place)
+    /// A request that is nobody's and came before that of `first`. It has none either.
+    fn nobody_in_front(&self, first: Option<Key>) -> Option<Key> {
+        let (_, nobody) = self.nobodys.first_key_value()?;
+        let came = |key| Some(self.front(key)?.number);
+        (came(*nobody)? < came(first?)?).then_some(*nobody)
+    }
+
+    /// Whose turn it is of those who do not come first.
+    fn next_other(&self) -> Option<Key> {
+        let queues = [&self.others, &self.nobodys].into_iter();
+        let fronts = queues.filter_map(Queue::first_key_value);
+        fronts.min().map(|(_, key)| *key)
     }
 
     /// Takes note that a connection of `key` is being closed for others.
     pub(super) fn leave(&mut self, key: Key) {
-        if let Some(holding) = self.holdings.get_mut(&key) {
-            holding.leaving += 1;
-        }
+        self.recount(key, |holding| holding.leaving += 1);
     }
 
     /// Takes note that a connection of `key` has ended.
     pub(super) fn release(&mut self, key: Key, was_leaving: bool) {
-        let Some(holding) = self.holdings.get_mut(&key) else {
-            return;
-        };
-        holding.held -= 1;
-        holding.leaving -= usize::from(was_leaving);
-        if holding.held == 0 && !holding.line.is_empty() && holding.holder.is_some() {
-            self.others.retain(|it| *it != key);
-            self.first.push_back(key);
+        self.recount(key, |holding| {
+            holding.held -= 1;
+            holding.leaving -= usize::from(was_leaving);
+        });
+        if self.holdings.get(&key).is_some_and(|it| it.held == 0) {
+            self.step_out(key); // to the end of those who have none, if it waits
+            self.step_in(key);
         }
         self.forget(key);
     }
 
     /// How many `key` holds that are not being closed for others.
     pub(super) fn keeps(&self, key: Key) -> usize {
-        let holding = self.holdings.get(&key);
-        holding.map_or(0, |it| it.held - it.leaving)
+        self.holdings.get(&key).map_or(0, Holding::keeps)
     }
 
     /// The fewest that anybody but `key` holds who waits for one more.
     pub(super) fn fewest_of_others(&self, key: Key) -> Option<usize> {
-        let others = self.others.iter().filter(|it| **it != key);
-        others.map(|it| self.keeps(*it)).min()
+        if self.nobodys.values().any(|it| *it != key) {
+            return Some(0);
+        }
+        let mut others = self.kept.iter().filter(|(_, it)| *it != key);
+        others.next().map(|(fewest, _)| *fewest)
     }
 
     /// Since when somebody but `key` waits who has none.
     pub(super) fn first_waits_since(&self, key: Key) -> Option<Instant> {
-        let first = self.first.iter().find(|it| **it != key)?;
-        let request = self.holdings.get(first)?.line.front()?;
-        Some(request.since)
+        let first = self.first.values().find(|it| **it != key)?;
+        Some(self.front(*first)?.since)
     }
 
     /// Since when somebody waits for a connection that is nobody's, and has none.
     pub(super) fn nobody_waits_since(&self) -> Option<Instant> {
-        let nobody = |key: &&Key| matches!(key, Key::Nobody(_));
-        let first = self.others.iter().find(nobody)?;
-        let request = self.holdings.get(first)?.line.front()?;
-        Some(request.since)
+        let (_, nobody) = self.nobodys.first_key_value()?;
+        Some(self.front(*nobody)?.since)
     }
 
     /// All holders of a connection.
     pub(super) fn holders(&self) -> Vec<Arc<dyn Holder>> {
-        let holding = self.holdings.values().filter(|it| it.held > it.leaving);
-        let holders = holding.filter_map(|it| it.holder.as_ref());
+        self.those(|it| it.keeps() > 0)
+    }
+
+    /// All holders that wait for a connection.
+    pub(super) fn waiting_holders(&self) -> Vec<Arc<dyn Holder>> {
+        self.those(|it| !it.line.is_empty())
+    }
+
+    fn those(&self, are: impl Fn(&Holding) -> bool) -> Vec<Arc<dyn Holder>> {
+        let holdings = self.holdings.values().filter(|it| are(it));
+        let holders = holdings.filter_map(|it| it.holder.as_ref());
         holders.filter_map(Weak::upgrade).collect()
+    }
+
+    fn front(&self, key: Key) -> Option<&Request> {
+        self.holdings.get(&key)?.line.front()
+    }
+
+    fn next_number(&mut self) -> u64 {
+        self.last_number += 1;
+        self.last_number
+    }
+
+    /// Puts `key` at the end of its queue, if it waits and stands in none.
+    fn step_in(&mut self, key: Key) {
+        let number = self.next_number();
+        let Some(holding) = self.holdings.get_mut(&key) else {
+            return;
+        };
+        if holding.line.is_empty() || holding.place.is_some() {
+            return;
+        }
+        holding.place = Some(number);
+        let queue = match key {
+            Key::Nobody(_) => &mut self.nobodys,
+            Key::Holder(_) if holding.held == 0 => &mut self.first,
+            Key::Holder(_) => {
+                self.kept.insert((holding.keeps(), key));
+                &mut self.others
+            }
+        };
+        queue.insert(number, key);
+    }
+
+    /// Takes `key` out of its queue.
+    fn step_out(&mut self, key: Key) {
+        let Some(holding) = self.holdings.get_mut(&key) else {
+            return;
+        };
+        let Some(place) = holding.place.take() else {
+            return;
+        };
+        self.kept.remove(&(holding.keeps(), key));
+        for queue in [&mut self.first, &mut self.others, &mut self.nobodys] {
+            queue.remove(&place);
+        }
+    }
+
+    /// Changes how many `key` holds.
+    fn recount(&mut self, key: Key, change: impl FnOnce(&mut Holding)) {
+        let Some(holding) = self.holdings.get_mut(&key) else {
+            return;
+        };
+        let is_one = self.kept.remove(&(holding.keeps(), key));
+        change(holding);
+        if is_one {
+            self.kept.insert((holding.keeps(), key));
+        }
     }
 
     /// Forgets who neither holds nor waits.

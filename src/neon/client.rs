@@ -14,7 +14,7 @@ use url::Url;
 
 use super::{
     builder::NeonBuilder,
-    limiter::{Class, Limiter},
+    limiter::Limiter,
     refusal::{Refusal, request_id},
     route::{Call, Route},
     words::repeatable,
@@ -22,7 +22,7 @@ use super::{
 use crate::{
     error::{Error, Stage},
     meters,
-    retry::{Progress, backoff, lock, retry},
+    retry::{Class, Progress, backoff, lock, retry},
     secret::Secret,
 };
 
@@ -158,10 +158,8 @@ impl Neon {
 
     async fn wait_for_turn(&self, call: &Call<'_>, progress: &Progress) -> Result<(), Error> {
         let Inner { limiter, .. } = &*self.inner;
-        let began = Instant::now();
-        let passed = limiter
-            .pass(call.route.operation, self.class, progress)
-            .await;
+        let (began, class) = (Instant::now(), self.class.max(progress.class()));
+        let passed = limiter.pass(call.route.operation, class, progress).await;
         meters::limited(began.elapsed());
         passed
     }

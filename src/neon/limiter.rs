@@ -14,29 +14,20 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until};
 use url::Url;
 
 pub(super) use rate::{PER_MINUTE, PER_SECOND, Rate};
 
-use self::line::{Line, Ticket, Turn};
+use self::line::{Line, Ticket};
 use crate::{
     error::{Error, ErrorKind},
-    retry::{Progress, lock},
+    retry::{Class, Progress, lock},
     secret::Secret,
 };
 
 /// Longest time for which one answer holds a route: the limits are by the minute.
 const LONGEST_HOLD: Duration = Duration::from_secs(60);
-
-/// Who waits for a request. The first class passes first.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub(super) enum Class {
-    /// A person, or a tenant's first access.
-    Interactive,
-    /// Nobody.
-    Background,
-}
 
 /// A client's place at the line of its key.
 ///
@@ -71,20 +62,14 @@ impl Limiter {
         class: Class,
         progress: &Progress,
     ) -> Result<(), Error> {
-        let ticket = lock(&self.line).join(route, class);
-        let waiting = Waiting {
+        let place = Place {
             line: &self.line,
-            ticket,
+            ticket: lock(&self.line).join(route, class),
         };
-        let deadline = progress.deadline();
-        loop {
-            let at = match waiting.look(deadline)? {
-                Turn::Now => return Ok(()),
-                Turn::At(at) | Turn::Behind(at) => at.min(deadline),
-            };
-            // Whether the bell rang or the time came: what is to be done is decided by another look.
-            let _ = timeout_at(at, waiting.ticket.bell.notified()).await;
+        while let Some(look) = place.look(progress.deadline())? {
+            sleep_until(look).await;
         }
+        Ok(())
     }
 
     /// Lets no request of `route` pass for a time, as Neon asked for. Only of that route, because some, such as that of
@@ -101,31 +86,34 @@ impl Drop for Limiter {
     }
 }
 
-/// A request that waits. Its drop leaves the line.
-struct Waiting<'a> {
+/// A request's place in the line. Its drop leaves it.
+struct Place<'a> {
     line: &'a Mutex<Line>,
     ticket: Ticket,
 }
 
-impl Waiting<'_> {
-    /// What is to be done now, given that the turn must come before `deadline`.
-    fn look(&self, deadline: Instant) -> Result<Turn, Error> {
-        let now = Instant::now();
-        let mut line = lock(self.line);
-        let turn = line.estimate(&self.ticket, now);
+impl Place<'_> {
+    /// Passes, if it is its turn; otherwise says when to look again. An error if its turn does not come before `deadline`.
+    fn look(&self, deadline: Instant) -> Result<Option<Instant>, Error> {
+        let (mut line, now) = (lock(self.line), Instant::now());
+        let turn = line.turn(&self.ticket, now);
         if turn >= deadline {
             let message =
                 "too many calls of neon's api wait for their turn; it has a limit by the minute";
-            let wait = turn.saturating_duration_since(now);
-            return Err(Error::new(ErrorKind::RateLimited, message).with_retry_after(wait));
+            let err = Error::new(ErrorKind::RateLimited, message);
+            return Err(err.with_retry_after(turn - now));
         }
-        Ok(line.turn(&self.ticket, now))
+        if turn > now {
+            return Ok(Some(line.wait(&self.ticket, turn, now)));
+        }
+        line.pass(&self.ticket, now);
+        Ok(None)
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for Place<'_> {
     fn drop(&mut self) {
-        lock(self.line).leave(&self.ticket, Instant::now());
+        lock(self.line).leave(&self.ticket);
     }
 }
 
@@ -274,6 +262,29 @@ mod tests {
         let (background, interactive) = tokio::join!(background, later);
         assert!(background > interactive, "{background:?} {interactive:?}");
         assert!(background < interactive + Duration::from_millis(200));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wave_of_calls_for_recovery_delays_an_interactive_one_by_one_call() {
+        let limiter = limiter("wave", FULL);
+        let progress = patient();
+        let wave = (0..1000).map(|_| limiter.pass("a", Class::Recovery, &progress));
+        let wave = async { futures_util::future::try_join_all(wave).await.unwrap() };
+        let others = async {
+            for _ in 0..20 {
+                tokio::time::sleep(SECOND).await;
+                let took = passes(&limiter, &["b"], 1).await;
+                assert!(took[0] <= FULL.interval(), "{took:?}");
+            }
+            let start = Instant::now();
+            limiter
+                .pass("b", Class::Background, &progress)
+                .await
+                .unwrap();
+            start.elapsed()
+        };
+        let (_, background) = tokio::join!(wave, others);
+        assert!(background > 50 * SECOND, "{background:?}");
     }
 
     #[tokio::test(start_paused = true)]

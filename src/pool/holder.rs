@@ -44,4 +44,10 @@ impl Holder for Pool {
         connection.close();
         true
     }
+
+    fn reconsider(&self) {
+        if !self.state().is_wanted() {
+            self.changed.notify_waiters();
+        }
+    }
 }

@@ -9,7 +9,7 @@ use crate::{
     endpoint::Endpoint,
     error::Error,
     record::{Record, State},
-    retry::Progress,
+    retry::{Class, Progress},
     secret::Secret,
     tenant::TenantId,
 };
@@ -40,7 +40,10 @@ impl Provisioning {
             return Ok(None);
         };
         let login = endpoint.login();
-        let asked = self.control_plane.database(project, Some(&login), progress);
+        let recovery = progress.of(Class::Interactive);
+        let asked = self
+            .control_plane
+            .database(project, Some(&login), &recovery);
         let Some(now) = asked.await? else {
             return Ok(None);
         };

@@ -2,13 +2,14 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tenantry::{ErrorKind, TenantRouter};
+use serde_json::json;
+use tenantry::{ErrorKind, Provisioner, TenantRouter};
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep, sleep_until},
 };
 
-use super::support::{Backend, Gate, Step};
+use super::support::{Backend, Failure, Gate, Ledger, Reply, ScriptedApi, Step, eventually};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -178,4 +179,43 @@ async fn nor_if_that_tenant_may_have_every_connection_there_is() {
     let storm = Storm::over(20, 20).await;
     assert_eq!(storm.most_open, 20);
     storm.passes_by();
+}
+
+#[tokio::test]
+async fn a_wave_of_wrong_passwords_does_not_keep_a_creation_waiting() {
+    const TENANTS: u64 = 200;
+    const WRONG: Gate = Gate::Fail(Failure::Error {
+        code: "28P01",
+        text: "password authentication failed for user 'app'",
+    });
+    let gone = json!({ "code": "", "message": "not found" });
+    let api = ScriptedApi::endless(Reply::Json(404, gone)).await;
+    // Four at once, then one each half second.
+    let neon = api.client().requests_per_minute(120).build().unwrap();
+    let (ledger, backend) = (Ledger::silent(), Backend::default());
+    backend.set(Step::Login, WRONG);
+    let provisioner = Provisioner::new(ledger.replica(), neon, "test");
+    let router = backend.at(TenantRouter::provisioning(provisioner));
+    let router = router.build().unwrap();
+    let mut wave = JoinSet::new();
+    for n in 0..TENANTS {
+        let tenant = format!("wrong-{n}");
+        ledger.publish(&tenant, &tenant).await;
+        let router = router.clone();
+        wave.spawn(async move { router.get(&tenant).await.map(drop) });
+    }
+    backend
+        .until("all have tried", |it| it.logins_started >= TENANTS)
+        .await;
+    eventually("their calls wait", || api.seen().len() >= 4).await;
+    let before = api.seen().len();
+    let fleet = router.fleet().unwrap();
+    fleet.provision("new").await.unwrap_err();
+    let seen = api.seen();
+    let is_recovery = |it: &String| it.contains("/branches");
+    let creation = seen.iter().position(|it| !is_recovery(it));
+    // One that was on its way, and one that passed while the catalog was asked.
+    let in_time = creation.is_some_and(|it| it <= before + 2);
+    assert!(in_time, "{before}: {seen:?}");
+    while wave.join_next().await.is_some() {}
 }

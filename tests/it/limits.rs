@@ -3,8 +3,12 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use rustix::time::{ClockId, clock_gettime};
 use tenantry::{Endpoint, TenantId, TenantRouter};
-use tokio::time::{Instant, sleep};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
 
 use super::support::{Backend, Gate, Step};
 
@@ -43,6 +47,58 @@ async fn a_herd_does_not_cost_its_square() {
         large < 30 * small,
         "{small:?}, and for eight times as many {large:?}"
     );
+}
+
+/// The processor's time that this thread has had.
+fn cpu() -> Duration {
+    clock_gettime(ClockId::ThreadCPUTime).try_into().unwrap()
+}
+
+/// The processor's time that it takes for `count` tenants to wait at the bound, for ten seconds in which nothing happens, and
+/// for all of them to leave.
+async fn waiting_at_the_bound(count: usize) -> [Duration; 3] {
+    let backend = Backend::default();
+    let builder = backend.router().max_connections(2).wake_reserve(0);
+    let router = builder.max_pools(100_000).get_timeout(60 * SECOND);
+    let router = router.build().unwrap();
+    let held = join_all(["a", "b"].map(|tenant| router.get(tenant))).await;
+    let (mut callers, came) = (JoinSet::new(), cpu());
+    for tenant in 0..count {
+        let router = router.clone();
+        callers.spawn(async move { router.get(&tenant.to_string()).await.map(drop) });
+    }
+    while router.status().budget_waiting < count as u64 {
+        sleep(MILLISECOND).await;
+    }
+    let waited = cpu();
+    sleep(10 * SECOND).await;
+    let left = cpu();
+    callers.abort_all();
+    while router.status().budget_waiting > 0 {
+        sleep(100 * MILLISECOND).await;
+    }
+    let gone = cpu();
+    drop(held);
+    [waited - came, left - waited, gone - left]
+}
+
+#[tokio::test(start_paused = true)]
+async fn tenants_that_wait_at_the_bound_do_not_cost_their_square() {
+    let mut times = [[Duration::MAX; 3]; 2];
+    for _ in 0..3 {
+        for (times, count) in times.iter_mut().zip([500, 4000]) {
+            let took = waiting_at_the_bound(count).await;
+            *times = std::array::from_fn(|part| times[part].min(took[part]));
+        }
+    }
+    let [few, many] = times;
+    for (part, what) in ["come", "wait", "leave"].iter().enumerate() {
+        let (few, many) = (few[part], many[part]);
+        assert!(
+            many < 24 * few,
+            "{what}: {few:?}, and for eight times as many {many:?}"
+        );
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,6 +1,9 @@
 //! Connections that nobody uses, or for too long, and what becomes of them by and by.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use futures_util::future::{join_all, try_join_all};
 use tenantry::{RouterBuilder, TenantClient, TenantRouter};
@@ -105,6 +108,65 @@ async fn a_short_suspend_window_that_turns_up_late_is_kept_as_well() {
         assert_eq!(backend.counts().open, 2, "not at once");
         sleep(Duration::from_millis(990)).await;
         assert_eq!(backend.counts().open, 1, "before it sleeps");
+    }
+}
+
+/// When twenty idle connections of one tenant are closed, each measured from its own last use, in tenths of a second: the
+/// sweep closes what would be due before its next round, so this says how long its rounds are.
+async fn tenths_of_idleness(router: &TenantRouter, backend: &Backend) -> Vec<u128> {
+    let (mut clients, mut used) = (several(router, 20).await, Vec::new());
+    for client in clients.drain(..) {
+        run_on(&client, WHO).await;
+        drop(client);
+        used.push(Instant::now());
+        sleep(SECOND / 10 * 7).await;
+    }
+    let mut times = Vec::new();
+    while times.len() < used.len() {
+        sleep(SECOND / 10).await;
+        let open = usize::try_from(backend.counts().open).unwrap();
+        while times.len() + open < used.len() {
+            times.push(used[times.len()].elapsed().as_millis() / 100);
+        }
+    }
+    times
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_short_suspend_window_sets_the_pace_no_longer_than_it_is_there() {
+    for moved in [false, true] {
+        let (backend, window) = (Backend::default(), Arc::new(Mutex::new(SECOND / 4)));
+        let router = backend.router_to({
+            let window = Arc::clone(&window);
+            move |tenant| {
+                let window = if tenant == "brief" {
+                    *window.lock().unwrap()
+                } else {
+                    DAY
+                };
+                Some(Backend::endpoint(tenant).suspend_window(window))
+            }
+        });
+        let router = router
+            .pool_size(20)
+            .idle_after(50 * SECOND)
+            .build()
+            .unwrap();
+        drop(router.get("brief").await.unwrap());
+        sleep(SECOND).await;
+        assert_eq!(backend.counts().open, 0);
+        let hurried = tenths_of_idleness(&router, &backend).await;
+        assert!(hurried.iter().all(|it| *it >= 499), "{hurried:?}");
+        router.evict("brief");
+        if moved {
+            *window.lock().unwrap() = DAY;
+            drop(router.get("brief").await.unwrap());
+        }
+        sleep(MINUTE).await;
+        assert_eq!(backend.counts().open, 0);
+        let calm = tenths_of_idleness(&router, &backend).await;
+        assert!(calm.iter().any(|it| *it < 480), "{moved}, {calm:?}");
+        assert!(calm.iter().all(|it| *it >= 449), "{moved}, {calm:?}");
     }
 }
 

@@ -1,17 +1,19 @@
-//! Who may send next, and when. Pure but for the bells: whoever waits looks again when its bell rings.
+//! When a request may pass. Nobody is told: whoever waits looks at what is ahead of it, and again in a moment.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
-    sync::Arc,
     time::Duration,
 };
 
-use tokio::{sync::Notify, time::Instant};
+use tokio::time::Instant;
 
-use super::{Class, rate::Rate};
+use super::rate::Rate;
+use crate::retry::Class;
 
 const SECOND: Duration = Duration::from_secs(1);
-/// How long a request whose turn has come stops those behind it, if nobody polls it.
+/// How long a request waits for another look, if its turn is not sooner.
+const LOOK: Duration = Duration::from_millis(750);
+/// How late it may be. Then others pass until it looks again, which may be never.
 const GRACE: Duration = Duration::from_millis(250);
 
 /// The requests that wait, and those that have passed.
@@ -31,50 +33,18 @@ struct Route {
     passed: VecDeque<Instant>,
     /// Until when Neon wants no more of them.
     held: Option<Instant>,
-    waiting: BTreeMap<Place, Waiter>,
-}
-
-#[derive(Debug)]
-struct Waiter {
-    bell: Arc<Notify>,
-    answer: Answer,
-}
-
-/// Whether whoever holds a ticket looks when its bell rings. Each look of its own makes it [`Answer::Open`] again.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Answer {
-    /// Nothing is known.
-    Open,
-    /// Its turn comes then, and it has been told so.
-    Due(Instant),
-    /// It let its turn go by. Others pass until it looks again, which may be never.
-    Missed,
+    /// Those that wait, and until when each is believed to be there.
+    waiting: BTreeMap<Place, Instant>,
 }
 
 /// The order in which requests pass: by class, then by arrival.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-struct Place {
-    class: Class,
-    arrival: u64,
-}
+type Place = (Class, u64);
 
-/// What one request holds while it waits.
+/// One request's.
 #[derive(Debug)]
 pub(super) struct Ticket {
     route: &'static str,
     place: Place,
-    pub(super) bell: Arc<Notify>,
-}
-
-/// What a request that waits has to do.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Turn {
-    /// It has passed.
-    Now,
-    /// It is the next, then.
-    At(Instant),
-    /// Another is the next; its bell will ring. It looks again then all the same, lest the other does not.
-    Behind(Instant),
 }
 
 impl Line {
@@ -90,93 +60,69 @@ impl Line {
             self.rates.swap_remove(place);
         }
         self.keep_pace(now);
-        self.ring(now);
     }
 
     /// A slower pace that holds no longer is not waited for: nothing is due later than after all at once have passed.
     fn keep_pace(&mut self, now: Instant) {
         let rate = self.rate();
-        self.due = self
-            .due
-            .map(|due| due.min(now + rate.lead() + rate.interval()));
+        let latest = now + rate.lead() + rate.interval();
+        self.due = self.due.map(|due| due.min(latest));
     }
 
-    /// Puts one more request at the end of its class.
+    /// Adds a request, behind all others of its class.
     pub(super) fn join(&mut self, route: &'static str, class: Class) -> Ticket {
         self.arrivals += 1;
-        let place = Place {
-            class,
-            arrival: self.arrivals,
-        };
-        let bell = Arc::new(Notify::new());
-        let waiter = Waiter {
-            bell: Arc::clone(&bell),
-            answer: Answer::Open,
-        };
-        let waiting = &mut self.routes.entry(route).or_default().waiting;
-        waiting.insert(place, waiter);
-        Ticket { route, place, bell }
+        let place = (class, self.arrivals);
+        Ticket { route, place }
     }
 
-    /// Takes a request out that has not passed; the one behind it moves up.
-    pub(super) fn leave(&mut self, ticket: &Ticket, now: Instant) {
-        let route = self.routes.entry(ticket.route).or_default();
-        if route.waiting.remove(&ticket.place).is_some() {
-            self.ring(now);
-        }
-    }
-
-    /// Whether it is the turn of `ticket`, which then has passed.
-    pub(super) fn turn(&mut self, ticket: &Ticket, now: Instant) -> Turn {
-        self.hear(ticket);
-        self.skip_missed(now);
-        match self.next(now) {
-            Some((place, at)) if place == ticket.place && at <= now => {
-                self.pass(ticket, now);
-                Turn::Now
-            }
-            Some((place, at)) if place == ticket.place => {
-                self.tell(ticket.place, at);
-                Turn::At(at)
-            }
-            // Time alone can have made it the next, without anybody's leaving.
-            Some((_, at)) => {
-                self.ring(now);
-                Turn::Behind(now + if at > now { SECOND } else { GRACE })
-            }
-            None => Turn::Behind(now + SECOND),
-        }
-    }
-
-    /// The earliest time at which `ticket` can pass if nobody gives up and nobody comes before it.
-    pub(super) fn estimate(&self, ticket: &Ticket, now: Instant) -> Instant {
+    /// When it is the turn of `ticket`, if nobody gives up and nobody comes before it.
+    pub(super) fn turn(&self, ticket: &Ticket, now: Instant) -> Instant {
         let rate = self.rate();
-        let (mut ahead, mut at) = (0, now);
+        let (mut turn, mut ahead) = (now, 0);
         let mut others = Vec::new();
         for (name, route) in &self.routes {
-            let (before, turn) = (route.before(ticket.place), route.turn(rate, now));
+            let (opens, before) = (route.opens(rate, now), route.before(ticket.place, now));
             if *name == ticket.route {
+                turn = opens + SECOND * (before / rate.per_second);
                 ahead = before;
-                at = turn + SECOND * (before / rate.per_second);
-            } else {
-                // As many as pass in one second, and when.
-                let seconds = 0..before.div_ceil(rate.per_second);
-                others.extend(seconds.map(|second| {
-                    let left = before - second * rate.per_second;
-                    (turn + SECOND * second, left.min(rate.per_second))
-                }));
+            } else if before > 0 {
+                others.push((opens, before));
             }
         }
+        turn = turn.max(self.due(ahead, now));
         others.sort_unstable();
-        let mut estimate = self.minute_turn(ahead, now).max(at);
-        for (turn, many) in others {
-            if turn > estimate {
-                break;
+        for (opens, before) in others {
+            if opens > turn {
+                break; // those pass later, whenever they came
             }
-            ahead += many;
-            estimate = self.minute_turn(ahead, now).max(at);
+            ahead += before;
+            turn = turn.max(self.due(ahead, now));
         }
-        estimate
+        turn
+    }
+
+    /// Lets the request pass.
+    pub(super) fn pass(&mut self, ticket: &Ticket, now: Instant) {
+        self.due = Some(self.due.map_or(now, |due| due.max(now)) + self.rate().interval());
+        let passed = &mut self.routes.entry(ticket.route).or_default().passed;
+        passed.retain(|passed| *passed + SECOND > now);
+        passed.push_back(now);
+    }
+
+    /// Keeps the place of a request whose turn comes at `turn`; returns when it has to look again.
+    pub(super) fn wait(&mut self, ticket: &Ticket, turn: Instant, now: Instant) -> Instant {
+        let look = turn.min(now + LOOK);
+        let waiting = &mut self.routes.entry(ticket.route).or_default().waiting;
+        waiting.insert(ticket.place, look + GRACE);
+        look
+    }
+
+    /// Takes the request out, if it waits.
+    pub(super) fn leave(&mut self, ticket: &Ticket) {
+        if let Some(route) = self.routes.get_mut(ticket.route) {
+            route.waiting.remove(&ticket.place);
+        }
     }
 
     /// Lets nothing of `route` pass before `until`.
@@ -200,91 +146,8 @@ impl Line {
         })
     }
 
-    /// Notes that whoever holds `ticket` is there.
-    fn hear(&mut self, ticket: &Ticket) {
-        let route = self.routes.entry(ticket.route).or_default();
-        if let Some(waiter) = route.waiting.get_mut(&ticket.place) {
-            waiter.answer = Answer::Open;
-        }
-    }
-
-    /// Passes by whoever was told of its turn and did not come. Where one is missing there may be more, as with many
-    /// futures that one slow task holds: all are asked at once, so that they stop the others once and not each in turn.
-    fn skip_missed(&mut self, now: Instant) {
-        let mut missed = false;
-        while let Some((place, at)) = self.next(now) {
-            let Some(waiter) = self.waiter(place) else {
-                break;
-            };
-            match waiter.answer {
-                Answer::Due(told) if at <= now && told + GRACE <= now => {
-                    waiter.answer = Answer::Missed;
-                    missed = true;
-                }
-                Answer::Due(_) | Answer::Open | Answer::Missed => break,
-            }
-        }
-        if missed {
-            let routes = self.routes.values_mut();
-            for waiter in routes.flat_map(|route| route.waiting.values_mut()) {
-                if waiter.answer == Answer::Open {
-                    waiter.answer = Answer::Due(now);
-                    waiter.bell.notify_one();
-                }
-            }
-        }
-    }
-
-    fn waiter(&mut self, place: Place) -> Option<&mut Waiter> {
-        let mut routes = self.routes.values_mut();
-        routes.find_map(|route| route.waiting.get_mut(&place))
-    }
-
-    /// The request that passes next, and when.
-    fn next(&self, now: Instant) -> Option<(Place, Instant)> {
-        let (rate, minute) = (self.rate(), self.minute_turn(0, now));
-        let first = |route: &Route| {
-            let (place, _) = route.in_line().next()?;
-            Some((*place, route.turn(rate, now).max(minute)))
-        };
-        let firsts = self.routes.values().filter_map(first);
-        firsts.min_by_key(|(place, at)| (*at, *place))
-    }
-
-    fn pass(&mut self, ticket: &Ticket, now: Instant) {
-        let rate = self.rate();
-        self.due = Some(self.due.map_or(now, |due| due.max(now)) + rate.interval());
-        let route = self.routes.entry(ticket.route).or_default();
-        route.waiting.remove(&ticket.place);
-        route.passed.retain(|passed| *passed + SECOND > now);
-        route.passed.push_back(now);
-        self.ring(now);
-    }
-
-    /// Tells the next one that it is.
-    fn ring(&mut self, now: Instant) {
-        let Some((place, at)) = self.next(now) else {
-            return;
-        };
-        if let Some(bell) = self.tell(place, at) {
-            bell.notify_one();
-        }
-    }
-
-    /// Notes that the request at `place` has to come at `at`.
-    fn tell(&mut self, place: Place, at: Instant) -> Option<&Notify> {
-        let waiter = self.waiter(place)?;
-        let told = match waiter.answer {
-            // Told already; it may be the next only since, but its bell has rung.
-            Answer::Due(told) => told.min(at),
-            Answer::Missed | Answer::Open => at,
-        };
-        waiter.answer = Answer::Due(told);
-        Some(&waiter.bell)
-    }
-
     /// When the limit by the minute lets one more pass, with `ahead` before it.
-    fn minute_turn(&self, ahead: u32, now: Instant) -> Instant {
+    fn due(&self, ahead: u32, now: Instant) -> Instant {
         let rate = self.rate();
         let due = self.due.map_or(now, |due| due.max(now)) + rate.interval() * ahead;
         due.checked_sub(rate.lead())
@@ -293,28 +156,18 @@ impl Line {
 }
 
 impl Route {
-    /// Those that may pass, in their order.
-    fn in_line(&self) -> impl Iterator<Item = (&Place, &Waiter)> {
-        let waiting = self.waiting.iter();
-        waiting.filter(|(_, waiter)| waiter.answer != Answer::Missed)
-    }
-
     /// How many pass before `place`.
-    fn before(&self, place: Place) -> u32 {
-        let before = self.in_line().take_while(|(other, _)| **other < place);
-        count(before.count())
+    fn before(&self, place: Place, now: Instant) -> u32 {
+        let before = self.waiting.range(..place);
+        let there = before.filter(|(_, until)| **until >= now);
+        u32::try_from(there.count()).unwrap_or(u32::MAX)
     }
 
     /// When the limit by the second, and Neon itself, let one more pass.
-    fn turn(&self, rate: Rate, now: Instant) -> Instant {
+    fn opens(&self, rate: Rate, now: Instant) -> Instant {
         let held = self.held.map_or(now, |held| held.max(now));
-        let limit = rate.per_second as usize;
-        let earlier = self.passed.len().checked_sub(limit);
+        let earlier = self.passed.len().checked_sub(rate.per_second as usize);
         let full = earlier.and_then(|place| self.passed.get(place));
         full.map_or(held, |passed| held.max(*passed + SECOND))
     }
-}
-
-fn count(many: usize) -> u32 {
-    u32::try_from(many).unwrap_or(u32::MAX)
 }

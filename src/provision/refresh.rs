@@ -40,7 +40,7 @@ impl Provisioning {
             return Ok(None);
         };
         let login = endpoint.login();
-        let recovery = progress.of(Class::Interactive);
+        let recovery = progress.of(Class::Recovery);
         let asked = self
             .control_plane
             .database(project, Some(&login), &recovery);

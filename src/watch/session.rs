@@ -102,6 +102,18 @@ impl SessionFlags {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::watch::Watch;
+
+    #[test]
+    fn a_request_that_ran_on_an_idle_connection_and_left_something_is_a_stray() {
+        let watch = Watch::with_reset(SessionReset::IfNeeded);
+        watch.note_status(b'I');
+        watch.park();
+        watch.session.note_difference(true);
+        assert!(!watch.is_stray(), "the server alone does not make it one");
+        watch.session.mark(Residue::RESETTABLE);
+        assert!(watch.is_stray());
+    }
 
     #[test]
     fn a_reset_undoes_what_it_can_and_nothing_else() {

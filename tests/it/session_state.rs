@@ -11,6 +11,7 @@ use tenantry::{
 use tokio::{
     io::{DuplexStream, copy_bidirectional, duplex},
     net::UnixStream,
+    task::yield_now,
 };
 
 use crate::support::run_on;
@@ -50,11 +51,11 @@ fn router_at(url: &str, set_up: impl Fn(Endpoint) -> Endpoint) -> RouterBuilder 
         let endpoint = endpoint.clone();
         async move { Ok(Some(endpoint)) }
     });
-    builder.open_streams(move |_, _| socket(config.clone()))
+    builder.open_streams(move |_, _| socket(&config))
 }
 
 /// A pipe to the socket that `config` names.
-fn socket(config: Config) -> impl Future<Output = io::Result<DuplexStream>> + Send {
+fn socket(config: &Config) -> impl Future<Output = io::Result<DuplexStream>> + Send + use<> {
     let [Host::Unix(folder)] = config.get_hosts() else {
         panic!("the server has no socket");
     };
@@ -288,6 +289,27 @@ async fn a_request_that_its_caller_abandoned_leaves_nothing_either() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nor_does_it_if_its_answer_comes_while_the_connection_is_handed_on() {
+    let plain = Plain::start().await;
+    let router = plain.router();
+    for round in 0..300 {
+        let client = router.get("acme").await.unwrap();
+        let next = {
+            let router = router.clone();
+            tokio::spawn(async move { router.get("acme").await.unwrap() })
+        };
+        if round % 2 == 0 {
+            yield_now().await;
+        }
+        drop(client.batch_execute("SET app.who = 'alice'").now_or_never());
+        drop(client);
+        let client = next.await.unwrap();
+        let who = run_on(&client, "SELECT current_setting('app.who', true)").await;
+        assert_eq!(who, "", "{round}");
+    }
+}
+
 /// Functions that leave something, which the texts of their calls do not say.
 const HIDDEN: &str = "
     CREATE FUNCTION locks() RETURNS void AS 'SELECT pg_advisory_lock(1)' LANGUAGE sql;
@@ -361,7 +383,7 @@ async fn through_a_pooler_some_settings_stick_to_the_client_and_the_others_reach
     let plain = Plain::start().await;
     let config: Config = plain.server.pooled_url().await.unwrap().parse().unwrap();
     let connect = async || {
-        let stream = socket(config.clone()).await.unwrap();
+        let stream = socket(&config).await.unwrap();
         let (client, connection) = config.connect_raw(stream, NoTls).await.unwrap();
         tokio::spawn(connection);
         client
@@ -384,7 +406,7 @@ async fn through_a_pooler_some_settings_stick_to_the_client_and_the_others_reach
         ("client_encoding", "LATIN1"),
     ] {
         setter
-            .batch_execute(&format!("SET {setting} = '{}'", value))
+            .batch_execute(&format!("SET {setting} = '{value}'"))
             .await
             .unwrap();
         assert_eq!(show(&setter, setting).await, value);

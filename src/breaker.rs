@@ -1,7 +1,8 @@
 //! Whether something that failed a moment ago is asked again.
 //!
-//! An outage must cost one probe at a time and not one call per request: who would only wait for another failure is told
-//! so at once.
+//! An outage must cost one probe at a time and not one call per request: a call that would only wait for another failure
+//! is told so at once. But one failure alone must not turn away calls that have time: the first wait is short, and is
+//! waited out. Nor must a kind of call that fails for reasons of its own keep the other kinds out.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -9,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout_at},
+};
 
 use crate::{error::Error, retry::lock};
 
@@ -18,29 +22,46 @@ const FIRST_WAIT: Duration = Duration::from_millis(250);
 /// Longest wait between two probes.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
-/// Lets everybody pass until one fails; from then on one at a time, further and further apart, until one succeeds.
+/// The number of a kind of call, below [`KINDS`].
+pub(crate) type Kind = usize;
+/// How many kinds of calls there may be.
+pub(crate) const KINDS: usize = 8;
+
+/// Lets all calls pass until one fails; from then on one at a time, further and further apart, until one succeeds.
 #[derive(Debug, Default)]
 pub(crate) struct Breaker {
     // Held for a few instructions.
     inner: Mutex<Inner>,
+    /// Tells of every change of the state.
+    changed: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     state: State,
-    /// Rises with every change of the state: who passed in an earlier one says nothing about the present one.
+    /// Rises with every change of the state: a call that passed in an earlier one says nothing about the present one.
     era: u64,
+    /// The era in which the present outage began.
+    began: u64,
+    /// How often each kind of call has failed since it was answered last.
+    streaks: [u32; KINDS],
+    /// Whether a kind of call that has not failed is tried in this outage.
+    tried: [bool; KINDS],
+    /// Whether the outage began without an answer: the next call would wait for one just as long.
+    is_silent: bool,
+    /// The subject of the last call without an answer, if none was answered since.
+    unanswered: Option<Box<str>>,
     last_failure: Option<Error>,
 }
 
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 enum State {
-    /// Everybody passes. Becomes `Open` with the first failure.
+    /// All calls pass. Becomes `Open` with the first failure.
     #[default]
     Closed,
-    /// Nobody passes. Becomes `Probing` with whoever comes first after that instant.
+    /// No call passes. Becomes `Probing` with the first one after that instant.
     Open { until: Instant, failures: u32 },
-    /// One has passed, nobody else does. Becomes `Closed` if it succeeds, `Open` if it fails or gives up.
+    /// One call has passed, and no other does. Becomes `Closed` if it succeeds, `Open` if it fails or gives up.
     Probing { failures: u32 },
 }
 
@@ -55,10 +76,11 @@ impl State {
         }
     }
 
-    /// The state once one who passed in it has failed. `chance` is between 0 and 255.
-    fn failed(self, now: Instant, chance: u8) -> Self {
+    /// The state once one who passed in it has failed, whose kind has failed `before` so often without an answer since.
+    /// `chance` is between 0 and 255.
+    fn failed(self, now: Instant, before: u32, chance: u8) -> Self {
         match self {
-            Self::Closed => Self::opened(now, 1, chance),
+            Self::Closed => Self::opened(now, before.saturating_add(1), chance),
             Self::Probing { failures } => Self::opened(now, failures.saturating_add(1), chance),
             Self::Open { .. } => self,
         }
@@ -82,25 +104,64 @@ impl State {
     }
 }
 
+impl State {
+    /// Whether it lasts no longer than the first wait and the probe after it.
+    fn is_first(self) -> bool {
+        match self {
+            Self::Closed => false,
+            Self::Open { failures, .. } | Self::Probing { failures } => failures == 1,
+        }
+    }
+}
+
 impl Breaker {
-    /// Leave to go and ask.
-    pub(crate) fn enter(&self) -> Result<Pass<'_>, Shut> {
-        let mut inner = self.inner();
-        match inner.state.entered(Instant::now()) {
-            Ok(state) => {
-                inner.become_(state);
-                let era = inner.era;
-                drop(inner);
-                Ok(Pass { breaker: self, era })
-            }
-            Err(left) => Err(Shut {
-                left,
-                last_failure: inner.last_failure.clone(),
-            }),
+    /// Leave to go and ask, for which a call waits until `until` as long as no more than the first wait of an outage, and
+    /// the probe after it, are in its way.
+    ///
+    /// # Cancel safety
+    /// Dropping it leaves all as it is.
+    pub(crate) async fn pass(&self, kind: Kind, until: Instant) -> Result<Pass<'_>, Shut> {
+        loop {
+            let changed = self.changed.notified(); // before the look, so that no change is missed
+            let shut = match self.enter(kind) {
+                Err(shut) if shut.is_brief && Instant::now() < until => shut,
+                done => return done,
+            };
+            let _ = timeout_at(until.min(Instant::now() + shut.left), changed).await;
         }
     }
 
-    /// Whether nobody passes now.
+    /// Leave to go and ask now. A kind of call that was answered the last time may try once, at any time: what failed may
+    /// be another kind only.
+    pub(crate) fn enter(&self, kind: Kind) -> Result<Pass<'_>, Shut> {
+        let mut inner = self.inner();
+        let era = match inner.state.entered(Instant::now()) {
+            Ok(state) => {
+                self.become_(&mut inner, state);
+                Some(inner.era)
+            }
+            Err(_) if inner.streaks[kind] == 0 && !inner.tried[kind] => {
+                inner.tried[kind] = true;
+                None
+            }
+            Err(left) => {
+                let is_tried = inner.streaks[kind] == 0;
+                return Err(Shut {
+                    left,
+                    is_brief: is_tried || inner.state.is_first() && !inner.is_silent,
+                    last_failure: inner.last_failure.clone(),
+                });
+            }
+        };
+        Ok(Pass {
+            breaker: self,
+            kind,
+            era,
+            began: inner.began,
+        })
+    }
+
+    /// Whether no call passes now.
     pub(crate) fn is_shut(&self) -> bool {
         self.inner().state.entered(Instant::now()).is_err()
     }
@@ -108,22 +169,44 @@ impl Breaker {
     fn inner(&self) -> MutexGuard<'_, Inner> {
         lock(&self.inner)
     }
-}
 
-impl Inner {
-    fn become_(&mut self, state: State) {
-        self.era += u64::from(self.state != state);
-        self.state = state;
+    fn become_(&self, inner: &mut Inner, state: State) {
+        if inner.state == state {
+            return;
+        }
+        inner.era += 1;
+        if inner.state == State::Closed {
+            (inner.began, inner.tried) = (inner.era, [false; KINDS]);
+        }
+        if state == State::Closed {
+            inner.last_failure = None;
+        }
+        inner.state = state;
+        self.changed.notify_waiters();
     }
 }
 
-/// Nobody passes for now.
+impl Inner {
+    /// Time until a call may pass.
+    fn left(&self, now: Instant) -> Duration {
+        self.state.entered(now).err().unwrap_or_default()
+    }
+
+    /// Whether `pass` is a try in the present outage.
+    fn is_tried_by(&self, pass: &Pass<'_>) -> bool {
+        pass.era.is_none() && self.state != State::Closed && self.began == pass.began
+    }
+}
+
+/// No call passes for now.
 #[derive(Debug)]
 pub(crate) struct Shut {
     /// Time until one may again.
     pub(crate) left: Duration,
-    /// Why nobody does.
+    /// Why none does.
     pub(crate) last_failure: Option<Error>,
+    /// Whether it is only for the first wait of an outage.
+    is_brief: bool,
 }
 
 /// Leave to ask once. Dropping it says that the answer was not waited for.
@@ -131,41 +214,75 @@ pub(crate) struct Shut {
 #[derive(Debug)]
 pub(crate) struct Pass<'a> {
     breaker: &'a Breaker,
-    era: u64,
+    kind: Kind,
+    /// The era that it speaks for; none if it is a try beside those that do.
+    era: Option<u64>,
+    /// The outage in which it was given, or the last one before.
+    began: u64,
 }
 
 impl Pass<'_> {
-    /// It succeeded.
+    /// It was answered.
     pub(crate) fn succeeded(self) {
         let mut inner = self.breaker.inner();
-        if inner.era == self.era {
-            inner.become_(State::Closed);
-            inner.last_failure = None;
+        inner.unanswered = None;
+        inner.streaks[self.kind] = 0;
+        if self.is_of(&inner) || inner.began == self.began {
+            self.breaker.become_(&mut inner, State::Closed);
         }
     }
 
     /// It failed with `err`. Says whether that was the first failure, and when to try again.
     pub(crate) fn failed(self, err: &Error) -> (bool, Duration) {
-        let now = Instant::now();
         let mut inner = self.breaker.inner();
-        let ours = inner.era == self.era;
-        let first = ours && inner.state == State::Closed;
-        if ours {
-            let state = inner.state.failed(now, chance());
-            inner.become_(state);
-            inner.last_failure = Some(err.clone());
+        self.fail(&mut inner, false, err)
+    }
+
+    /// It got no answer, which is `err`. Calls about one `subject` may wait for something that is only its own, such as a
+    /// lock: it is a failure if one about another got no answer either, and none was answered in between.
+    pub(crate) fn unanswered(self, subject: &str, err: &Error) -> (bool, Duration) {
+        let mut inner = self.breaker.inner();
+        let is_first = self.is_of(&inner) && inner.state == State::Closed;
+        let others = inner.unanswered.as_deref().filter(|it| *it != subject);
+        if is_first && others.is_none() {
+            inner.unanswered = Some(subject.into());
+            return (false, FIRST_WAIT);
         }
-        (first, inner.state.entered(now).err().unwrap_or_default())
+        self.fail(&mut inner, true, err)
+    }
+
+    fn is_of(&self, inner: &Inner) -> bool {
+        self.era == Some(inner.era)
+    }
+
+    fn fail(&self, inner: &mut Inner, is_silent: bool, err: &Error) -> (bool, Duration) {
+        let now = Instant::now();
+        let (ours, opens) = (self.is_of(inner), inner.state == State::Closed);
+        if !ours && !inner.is_tried_by(self) {
+            return (false, inner.left(now));
+        }
+        let before = inner.streaks[self.kind];
+        inner.streaks[self.kind] = before.saturating_add(1);
+        inner.last_failure = Some(err.clone());
+        if ours {
+            let state = inner.state.failed(now, before, chance());
+            self.breaker.become_(inner, state);
+        }
+        if ours && opens {
+            (inner.is_silent, inner.unanswered) = (is_silent, None);
+        }
+        // What has failed before goes on failing, while other kinds are answered.
+        (ours && opens && before == 0, inner.left(now))
     }
 }
 
 impl Drop for Pass<'_> {
     fn drop(&mut self) {
         let mut inner = self.breaker.inner();
-        if inner.era == self.era {
+        if self.is_of(&inner) {
             // After an outcome this changes nothing: only the era of a probe knows `Probing`.
             let state = inner.state.deserted(Instant::now(), chance());
-            inner.become_(state);
+            self.breaker.become_(&mut inner, state);
         }
     }
 }
@@ -180,6 +297,8 @@ mod tests {
     use super::*;
     use crate::error::ErrorKind;
 
+    const FIND: Kind = 0;
+    const CHANGES: Kind = 1;
     const SECOND: Duration = Duration::from_secs(1);
 
     fn failure() -> Error {
@@ -192,9 +311,9 @@ mod tests {
         let mut state = State::Closed;
         let mut longest = Vec::new();
         for _ in 0..7 {
-            let open = state.failed(now, 0);
+            let open = state.failed(now, 0, 0);
             longest.push(open.entered(now).unwrap_err());
-            let shortest = state.failed(now, 255).entered(now).unwrap_err();
+            let shortest = state.failed(now, 0, 255).entered(now).unwrap_err();
             assert_eq!(shortest, longest[longest.len() - 1] * 3 / 4);
             state = open.entered(now + LONGEST_WAIT).unwrap();
             assert!(matches!(state, State::Probing { .. }));
@@ -206,30 +325,30 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_probes_at_a_time_and_its_success_lets_everybody_pass() {
         let breaker = Breaker::default();
-        let (first, _) = breaker.enter().unwrap().failed(&failure());
+        let (first, _) = breaker.enter(FIND).unwrap().failed(&failure());
         assert!(first);
-        let shut = breaker.enter().unwrap_err();
+        let shut = breaker.enter(FIND).unwrap_err();
         assert!(shut.left <= FIRST_WAIT && shut.last_failure.is_some());
         tokio::time::advance(FIRST_WAIT).await;
-        let probe = breaker.enter().unwrap();
+        let probe = breaker.enter(FIND).unwrap();
         assert!(breaker.is_shut(), "one at a time");
         probe.succeeded();
-        assert!(breaker.enter().is_ok() && breaker.enter().is_ok());
+        assert!(breaker.enter(FIND).is_ok() && breaker.enter(FIND).is_ok());
     }
 
     #[tokio::test(start_paused = true)]
     async fn those_under_way_when_it_opens_neither_open_it_again_nor_close_it() {
         let breaker = Breaker::default();
-        let herd: Vec<_> = (0..10).map(|_| breaker.enter().unwrap()).collect();
+        let herd: Vec<_> = (0..10).map(|_| breaker.enter(FIND).unwrap()).collect();
         let mut openings = 0;
         for pass in herd {
             openings += u32::from(pass.failed(&failure()).0);
         }
         assert_eq!(openings, 1);
-        assert!(breaker.enter().unwrap_err().left <= FIRST_WAIT);
+        assert!(breaker.enter(FIND).unwrap_err().left <= FIRST_WAIT);
 
         let breaker = Breaker::default();
-        let (late, other) = (breaker.enter().unwrap(), breaker.enter().unwrap());
+        let (late, other) = (breaker.enter(FIND).unwrap(), breaker.enter(FIND).unwrap());
         other.failed(&failure());
         late.succeeded();
         assert!(breaker.is_shut());
@@ -238,11 +357,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_fails_late_says_nothing_of_what_is_better_by_then() {
         let breaker = Breaker::default();
-        let late: Vec<_> = (0..3).map(|_| breaker.enter().unwrap()).collect();
+        let late: Vec<_> = (0..3).map(|_| breaker.enter(FIND).unwrap()).collect();
         let mut late = late.into_iter();
-        breaker.enter().unwrap().failed(&failure());
+        breaker.enter(FIND).unwrap().failed(&failure());
         tokio::time::advance(FIRST_WAIT).await;
-        let probe = breaker.enter().unwrap();
+        let probe = breaker.enter(FIND).unwrap();
         late.next().unwrap().failed(&failure());
         drop(late.next());
         probe.succeeded();
@@ -254,19 +373,131 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_probe_that_is_given_up_does_not_leave_it_shut_for_ever() {
         let breaker = Breaker::default();
-        breaker.enter().unwrap().failed(&failure());
+        breaker.enter(FIND).unwrap().failed(&failure());
         tokio::time::advance(FIRST_WAIT).await;
-        drop(breaker.enter().unwrap());
+        drop(breaker.enter(FIND).unwrap());
         assert!(breaker.is_shut());
         tokio::time::advance(SECOND).await;
-        breaker.enter().unwrap().succeeded();
+        breaker.enter(FIND).unwrap().succeeded();
         assert!(!breaker.is_shut());
     }
 
     #[tokio::test(start_paused = true)]
     async fn nobody_else_giving_up_opens_it() {
         let breaker = Breaker::default();
-        drop(breaker.enter().unwrap());
+        drop(breaker.enter(FIND).unwrap());
         assert!(!breaker.is_shut());
+    }
+
+    /// Has calls that were answered so far fail until they are told at once.
+    async fn outage(breaker: &Breaker) {
+        breaker.enter(FIND).unwrap().succeeded();
+        breaker.enter(FIND).unwrap().failed(&failure());
+        tokio::time::advance(FIRST_WAIT).await;
+        breaker.enter(FIND).unwrap().failed(&failure());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_wait_and_its_probe_are_waited_out_and_longer_ones_are_not() {
+        let (breaker, start) = (Breaker::default(), Instant::now());
+        let until = start + 10 * SECOND;
+        breaker.enter(FIND).unwrap().failed(&failure());
+        let first = breaker.pass(FIND, until).await.unwrap();
+        assert!(start.elapsed() <= FIRST_WAIT);
+        let impatient = breaker.pass(FIND, start + SECOND).await;
+        assert!(impatient.is_err() && start.elapsed() == SECOND);
+        let waiting = async {
+            let passed = breaker.pass(FIND, until).await;
+            (passed.is_ok(), start.elapsed())
+        };
+        let probing = async {
+            tokio::time::sleep(SECOND).await;
+            first.succeeded();
+        };
+        let (passed, ()) = tokio::join!(waiting, probing);
+        assert_eq!(
+            passed,
+            (true, 2 * SECOND),
+            "as soon as the probe has succeeded"
+        );
+
+        outage(&breaker).await;
+        let now = Instant::now();
+        assert!(breaker.pass(FIND, now + SECOND).await.is_err());
+        assert_eq!(Instant::now(), now);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_kind_of_call_that_fails_does_not_keep_another_out() {
+        let breaker = Breaker::default();
+        outage(&breaker).await;
+        assert!(breaker.enter(FIND).is_err());
+        let tried = breaker.enter(CHANGES).unwrap();
+        assert!(breaker.enter(CHANGES).is_err(), "once");
+        tried.failed(&failure());
+        assert!(breaker.enter(CHANGES).is_err() && breaker.is_shut());
+        tokio::time::advance(FIRST_WAIT * 2).await;
+        breaker.enter(CHANGES).unwrap().succeeded();
+        assert!(!breaker.is_shut());
+
+        outage(&breaker).await;
+        tokio::time::advance(FIRST_WAIT * 2).await;
+        let probe = breaker.enter(FIND).unwrap();
+        let tried = breaker.enter(CHANGES).unwrap();
+        tried.succeeded();
+        assert!(!breaker.is_shut(), "also beside a probe");
+        probe.failed(&failure());
+        assert!(!breaker.is_shut());
+
+        outage(&breaker).await;
+        drop(breaker.enter(CHANGES).unwrap());
+        assert!(breaker.is_shut());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_kind_of_call_that_goes_on_failing_waits_longer_and_longer_and_is_told_of_once() {
+        let breaker = Breaker::default();
+        let mut waits = Vec::new();
+        for turn in 0..6 {
+            let (first, left) = breaker.enter(CHANGES).unwrap().failed(&failure());
+            assert_eq!(first, turn == 0);
+            waits.push(left);
+            let tried = breaker.enter(FIND).unwrap();
+            let other = breaker.pass(FIND, Instant::now() + SECOND);
+            let (other, ()) = tokio::join!(other, async {
+                tokio::time::sleep(SECOND / 10).await;
+                tried.succeeded();
+            });
+            other.unwrap().succeeded();
+        }
+        // The last two may be shortened below each other.
+        assert!(waits[..5].is_sorted(), "{waits:?}");
+        assert!(waits[5] > 3 * SECOND, "{waits:?}");
+        breaker.enter(CHANGES).unwrap().succeeded();
+        assert!(breaker.enter(CHANGES).unwrap().failed(&failure()).0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_subject_without_an_answer_is_no_outage_and_two_are() {
+        let breaker = Breaker::default();
+        let unanswered =
+            |subject: &str| breaker.enter(FIND).unwrap().unanswered(subject, &failure());
+        for _ in 0..3 {
+            assert_eq!(unanswered("acme"), (false, FIRST_WAIT));
+            assert!(!breaker.is_shut());
+        }
+        breaker.enter(FIND).unwrap().succeeded();
+        assert!(!unanswered("globex").0, "one was answered in between");
+        assert!(unanswered("acme").0);
+        let now = Instant::now();
+        let shut = breaker.pass(FIND, now + SECOND).await.unwrap_err();
+        assert!(
+            shut.left <= FIRST_WAIT && Instant::now() == now,
+            "it is not waited out"
+        );
+        tokio::time::advance(FIRST_WAIT).await;
+        let probe = breaker.enter(FIND).unwrap();
+        assert!(!probe.unanswered("acme", &failure()).0);
+        assert!(breaker.is_shut());
     }
 }

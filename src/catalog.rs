@@ -7,7 +7,13 @@ mod entries;
 mod lookup_limit;
 mod refresh_queue;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use tokio::time::{Instant, timeout};
 
@@ -16,23 +22,32 @@ pub(crate) use lookup_limit::LookupLimit;
 pub(crate) use refresh_queue::Reading;
 
 use crate::{
-    breaker::{Breaker, Pass, Shut},
+    breaker::{Breaker, Kind, Pass, Shut},
     config::Config,
     error::{BoxError, Error, ErrorKind},
     lookup::Answer,
     meters::CatalogMeters,
     record::{Changes, Lease, Leased, Record, State, Then},
-    records::{AnyRecords, Defect},
+    records::{AnyRecords, CallError, Defect},
     stats::{CatalogStats, count},
     tenant::TenantId,
 };
 
 use refresh_queue::RefreshQueue;
 
+/// Time after which to come back after a call that the catalog rejected: an operator has to do something first.
+const REJECTED_FOR: Duration = Duration::from_secs(1);
+/// The subject of a call that is about no tenant of its own, and no tenant's id.
+const NO_ONE: &str = "";
+
 /// The catalog, and what is known of it.
 pub(crate) struct Catalog {
     records: Arc<dyn AnyRecords>,
-    breaker: Breaker,
+    /// Reading and writing are apart: a table that cannot be written to must not keep known tenants from being found.
+    reading: Breaker,
+    writing: Breaker,
+    /// The operations that the catalog rejected when it was asked last, a bit for each.
+    rejected: AtomicU32,
     limit: Duration,
     most_known: u64,
     /// What was read of each tenant.
@@ -48,14 +63,16 @@ impl Catalog {
     pub(crate) fn new(records: Arc<dyn AnyRecords>, config: &Config) -> Self {
         Self {
             records,
-            breaker: Breaker::default(),
+            reading: Breaker::default(),
+            writing: Breaker::default(),
+            rejected: AtomicU32::new(0),
             limit: config.catalog_timeout,
             most_known: config.known_tenants,
             entries: EntryCache::new(config.known_tenants, config.catalog_ttl),
             refresh: RefreshQueue::default(),
             lookups: LookupLimit::new(config),
             stats: CatalogStats::default(),
-            meters: CatalogMeters::new(&["find", "lease", "write", "release", "list", "changes"]),
+            meters: CatalogMeters::new(&Operation::ALL.map(Operation::name)),
         }
     }
 
@@ -66,7 +83,10 @@ impl Catalog {
 
     /// What the catalog says of `tenant` now.
     pub(crate) async fn find(&self, tenant: &TenantId) -> Result<Option<Record>, Error> {
-        self.call("find", |records| records.find(tenant)).await
+        self.call(Operation::Find, tenant.as_str(), |records| {
+            records.find(tenant)
+        })
+        .await
     }
 
     pub(crate) async fn lease(
@@ -75,8 +95,10 @@ impl Catalog {
         owner: &str,
         time: Duration,
     ) -> Result<Leased, Error> {
-        self.call("lease", |records| records.lease(tenant, owner, time))
-            .await
+        self.call(Operation::Lease, tenant.as_str(), |records| {
+            records.lease(tenant, owner, time)
+        })
+        .await
     }
 
     /// Replaces a record under its lease. Returns the stamp of what the writer knows by then; `None` if the lease is lost.
@@ -86,9 +108,11 @@ impl Catalog {
         record: &Record,
         then: Then,
     ) -> Result<Option<Stamp>, Error> {
-        let began = self.entries.stamp();
+        let (began, subject) = (self.entries.stamp(), lease.tenant.as_str());
         let written = self
-            .call("write", |records| records.write(lease, record, then))
+            .call(Operation::Write, subject, |records| {
+                records.write(lease, record, then)
+            })
             .await?;
         Ok(written.then(|| self.note_written(&lease.tenant, record.state, began)))
     }
@@ -114,7 +138,10 @@ impl Catalog {
     }
 
     pub(crate) async fn release(&self, lease: &Lease) -> Result<(), Error> {
-        self.call("release", |records| records.release(lease)).await
+        self.call(Operation::Release, lease.tenant.as_str(), |records| {
+            records.release(lease)
+        })
+        .await
     }
 
     /// At most `limit` records of tenants after `after`.
@@ -123,14 +150,18 @@ impl Catalog {
         after: Option<&TenantId>,
         limit: usize,
     ) -> Result<Vec<Record>, Error> {
-        self.call("list", |records| records.list(after, limit))
-            .await
+        self.call(Operation::List, NO_ONE, |records| {
+            records.list(after, limit)
+        })
+        .await
     }
 
     /// Whose records were written since version `since`, at most `limit` of them.
     pub(crate) async fn changes(&self, since: Option<u64>, limit: usize) -> Result<Changes, Error> {
-        self.call("changes", |records| records.changes(since, limit))
-            .await
+        self.call(Operation::Changes, NO_ONE, |records| {
+            records.changes(since, limit)
+        })
+        .await
     }
 
     /// Waits until there may be changes; for ever if nobody would know.
@@ -142,46 +173,81 @@ impl Catalog {
 
     /// Has the record of `tenant` read again in the background, if its entry is old.
     pub(crate) fn refresh_if_stale(&self, tenant: &TenantId) {
-        if self.entries.is_stale(tenant) && !self.breaker.is_shut() {
+        if self.entries.is_stale(tenant) && !self.reading.is_shut() {
             self.refresh.push_if_room(tenant);
         }
     }
 
+    /// Makes a call about `subject`, within its time. If the catalog has failed just now, it is made a moment later.
     async fn call<'a, T>(
         &'a self,
-        operation: &'static str,
+        operation: Operation,
+        subject: &str,
         ask: impl FnOnce(&'a dyn AnyRecords) -> Answer<'a, T>,
     ) -> Result<T, Error> {
-        let pass = self.breaker.enter().map_err(shut)?;
+        let breaker = if operation.writes() {
+            &self.writing
+        } else {
+            &self.reading
+        };
+        let patience = Instant::now() + self.limit;
+        let pass = breaker
+            .pass(operation as Kind, patience)
+            .await
+            .map_err(shut)?;
         count(&self.stats.calls);
         let began = Instant::now();
         let answer = timeout(self.limit, ask(&*self.records)).await;
-        let is_up =
-            matches!(&answer, Ok(Ok(_))) || matches!(&answer, Ok(Err(err)) if err.is::<Defect>());
-        self.meters.answered(operation, is_up, began.elapsed());
+        let answer = answer.unwrap_or_else(|_| {
+            let message = format!("no answer within {:?}", self.limit);
+            Err(CallError::timed_out(message).into())
+        });
+        let is_good = match &answer {
+            Ok(_) => true,
+            Err(err) => err.is::<Defect>(),
+        };
+        self.meters
+            .answered(operation.name(), is_good, began.elapsed());
         match answer {
-            Ok(Ok(answer)) => {
+            Ok(answer) => {
                 pass.succeeded();
+                self.rejected.fetch_and(!operation.bit(), Relaxed);
                 Ok(answer)
             }
-            Ok(Err(err)) if err.is::<Defect>() => {
+            Err(err) if is_good => {
                 pass.succeeded(); // it is up
                 let message = "the catalog's record of the tenant cannot be used as it is";
                 Err(Error::new(ErrorKind::BadRecord, message).with_source(err))
             }
-            Ok(Err(err)) => Err(self.failed(pass, err)),
-            Err(_) => {
-                let message = format!("no answer within {:?}", self.limit);
-                Err(self.failed(pass, message.into()))
-            }
+            Err(err) => Err(self.failed(operation, subject, pass, err)),
         }
     }
 
-    fn failed(&self, pass: Pass<'_>, err: BoxError) -> Error {
+    fn failed(&self, operation: Operation, subject: &str, pass: Pass<'_>, err: BoxError) -> Error {
         count(&self.stats.failures);
         let cause = err.to_string(); // not `Debug`, which has all that the catalog's driver knows
+        let how = err.downcast_ref::<CallError>();
+        let (is_rejected, is_late) = (
+            how.is_some_and(CallError::is_rejected),
+            how.is_some_and(CallError::is_timed_out),
+        );
+        if is_rejected {
+            pass.succeeded(); // it is up
+            let rejected = self.rejected.fetch_or(operation.bit(), Relaxed);
+            if rejected & operation.bit() == 0 {
+                let operation = operation.name();
+                tracing::warn!(operation, cause, "the catalog rejects a call, and is up");
+            }
+            return Error::new(ErrorKind::Catalog, "the catalog rejected the call")
+                .with_source(err)
+                .with_retry_after(REJECTED_FOR);
+        }
         let err = Error::new(ErrorKind::Catalog, "the catalog failed").with_source(err);
-        let (first, left) = pass.failed(&err);
+        let (first, left) = if is_late {
+            pass.unanswered(subject, &err)
+        } else {
+            pass.failed(&err)
+        };
         if first {
             count(&self.stats.outages);
             tracing::warn!(
@@ -193,7 +259,54 @@ impl Catalog {
     }
 }
 
-fn shut(Shut { left, last_failure }: Shut) -> Error {
+/// A kind of call.
+#[derive(Clone, Copy, Debug)]
+enum Operation {
+    Find,
+    Lease,
+    Write,
+    Release,
+    List,
+    Changes,
+}
+
+impl Operation {
+    const ALL: [Self; 6] = [
+        Self::Find,
+        Self::Lease,
+        Self::Write,
+        Self::Release,
+        Self::List,
+        Self::Changes,
+    ];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Find => "find",
+            Self::Lease => "lease",
+            Self::Write => "write",
+            Self::Release => "release",
+            Self::List => "list",
+            Self::Changes => "changes",
+        }
+    }
+
+    const fn writes(self) -> bool {
+        match self {
+            Self::Lease | Self::Write | Self::Release => true,
+            Self::Find | Self::List | Self::Changes => false,
+        }
+    }
+
+    const fn bit(self) -> u32 {
+        1 << self as u32
+    }
+}
+
+fn shut(shut: Shut) -> Error {
+    let Shut {
+        left, last_failure, ..
+    } = shut;
     let message = "the catalog failed a moment ago and is not asked again yet; see to it, the rest mends itself";
     let err = Error::new(ErrorKind::Catalog, message).with_retry_after(left);
     match last_failure {

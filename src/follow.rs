@@ -220,18 +220,23 @@ impl Follower {
 #[derive(Clone, Copy, Debug, Default)]
 struct Seen {
     version: Option<u64>,
+    /// The server that has said so.
+    incarnation: u64,
 }
 
 impl Seen {
     fn after(changes: &Changes) -> Self {
         Self {
             version: Some(changes.version),
+            incarnation: changes.incarnation,
         }
     }
 
-    /// Whether `changes` may leave out what has happened since, as after a restore of the catalog.
+    /// Whether `changes` may leave out what has happened since: after a restore of the catalog, or a fail-over that lost
+    /// writes and has counted past them.
     fn is_of_another_catalog(&self, changes: &Changes) -> bool {
-        changes.reset || self.version.is_none()
+        let is_another = changes.incarnation != self.incarnation;
+        changes.reset || self.version.is_none() || is_another
     }
 }
 

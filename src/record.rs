@@ -283,6 +283,10 @@ pub struct Changes {
     pub reset: bool,
     /// Whether there are more.
     pub more: bool,
+    /// The server that answered, as a number that changes with a restart, a fail-over and a restore. After each of them
+    /// writes may be missing that were there before, and later ones may have got the same versions: everything may have
+    /// changed, as after a [`reset`](Self::reset). Defaults to 0, for an implementation that does not know.
+    pub incarnation: u64,
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ mod postgres;
 #[cfg(feature = "testing")]
 pub mod suite;
 
-use std::{fmt, future::Future, time::Duration};
+use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 pub use memory::Memory;
 pub use postgres::{Postgres, PostgresBuilder};
@@ -26,9 +26,19 @@ use crate::{
 /// [`Ready`](crate::record::State::Ready), which is enough for an app that creates nothing.
 ///
 /// Whatever is written is guarded by a lease. An `Err` means that the catalog failed, so that nobody knows whether it did
-/// as it was asked; every call may be repeated then. An error that is only about the one tenant is a [`Defect`]. How an
-/// implementation has to behave is held by a suite of tests that it can be run through: `records::suite`, with the feature
-/// `testing`.
+/// as it was asked; every call may be repeated then. How an implementation has to behave is held by a suite of tests that
+/// it can be run through: `records::suite`, with the feature `testing`.
+///
+/// # Errors
+/// Reading (`find`, `list`, `changes`) and writing (`lease`, `write`, `release`) fail apart: while writing fails, tenants that
+/// have a database are still looked up.
+///
+/// | error | it says | calls after it |
+/// |---|---|---|
+/// | [`Defect`] | something is wrong with the record of the one tenant | are made |
+/// | [`CallError::rejected`] | the catalog is up and refuses this call | are made |
+/// | [`CallError::timed_out`] | no answer came in time | are made, unless a call about another tenant got no answer either |
+/// | any other | the catalog is down | wait for up to 250 ms; then one at a time probes the catalog, every 5 seconds at the longest, and all others fail at once |
 ///
 /// # Cancel safety
 /// A call may be dropped at any moment: when [`catalog_timeout`](crate::RouterBuilder::catalog_timeout) is over, or by
@@ -79,7 +89,8 @@ pub trait Records: Lookup {
     ) -> impl Future<Output = Result<Vec<Record>, BoxError>> + Send;
 
     /// Whose records were written since `version` was answered, at most `limit` of them; for `None`, none and the present
-    /// version. Must miss nothing, also what was written side by side.
+    /// version. Must miss nothing, also what was written side by side. Its
+    /// [incarnation](crate::record::Changes::incarnation) stays the same as long as no write can have got lost.
     fn changes(
         &self,
         since: Option<u64>,
@@ -95,7 +106,7 @@ pub trait Records: Lookup {
 
 /// Something is wrong with the record of one tenant, and the catalog itself is up.
 ///
-/// For implementors: any other error counts as an outage of the catalog, after which nobody asks it for a moment.
+/// For implementors: what other errors mean is said at [`Records`](Records#errors).
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Defect(String);
 
@@ -127,6 +138,80 @@ impl fmt::Display for Defect {
 }
 
 impl std::error::Error for Defect {}
+
+/// A call failed, and the catalog itself may be up.
+///
+/// For implementors: what other errors mean is said at [`Records`](Records#errors).
+#[derive(Clone, Debug)]
+pub struct CallError {
+    reason: Reason,
+    message: String,
+    source: Option<Source>,
+}
+
+type Source = Arc<dyn std::error::Error + Send + Sync>;
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Reason {
+    Rejected,
+    TimedOut,
+}
+
+impl CallError {
+    /// The catalog answered, and did not do what it was asked: a privilege is missing, a disk is full, a server takes no
+    /// writes. Other calls may succeed, so none is turned away for it. The text must hold no secret.
+    pub fn rejected(message: impl Into<String>) -> Self {
+        Self::new(Reason::Rejected, message.into())
+    }
+
+    /// The catalog did not answer in time, as a call that is stopped by
+    /// [`catalog_timeout`](crate::RouterBuilder::catalog_timeout). It may have waited for something that is only its own,
+    /// such as a lock on one tenant's row: it counts as an outage once a call about another tenant got no answer either,
+    /// and none was answered in between. The text must hold no secret.
+    pub fn timed_out(message: impl Into<String>) -> Self {
+        Self::new(Reason::TimedOut, message.into())
+    }
+
+    fn new(reason: Reason, message: String) -> Self {
+        Self {
+            reason,
+            message,
+            source: None,
+        }
+    }
+
+    /// Adds what led to it.
+    #[must_use]
+    pub fn with_source(self, source: impl Into<BoxError>) -> Self {
+        self.with_shared_source(source.into().into())
+    }
+
+    pub(crate) fn with_shared_source(mut self, source: Source) -> Self {
+        self.source = Some(source);
+        self
+    }
+
+    pub(crate) fn is_rejected(&self) -> bool {
+        self.reason == Reason::Rejected
+    }
+
+    pub(crate) fn is_timed_out(&self) -> bool {
+        self.reason == Reason::TimedOut
+    }
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for CallError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        let source = self.source.as_deref()?;
+        Some(source)
+    }
+}
 
 /// [`Records`] with its type erased.
 pub(crate) trait AnyRecords: Send + Sync {

@@ -240,6 +240,7 @@ impl Records for Memory {
         Ok(Changes {
             version: if more { last } else { known.version },
             tenants: changed.into_iter().map(|(_, it)| it.clone()).collect(),
+            incarnation: 0,
             reset: false,
             more,
         })

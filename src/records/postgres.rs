@@ -380,11 +380,10 @@ impl Records for Postgres {
 
 fn changes(rows: &[Row], since: Option<u64>, limit: usize) -> Result<Changes, BoxError> {
     let mut changes = Changes::default();
-    let present = rows
-        .first()
-        .map(|row| row::get(row, "present"))
-        .transpose()?;
-    changes.version = present.map_or(0, count);
+    if let Some(row) = rows.first() {
+        changes.version = count(row::get(row, "present")?);
+        changes.incarnation = count(row::get(row, "incarnation")?);
+    }
     changes.reset = since.is_some_and(|since| since > changes.version);
     let named = |row| Some((row::get::<Option<String>>(row, "tenant").ok()??, row));
     let found: Vec<_> = rows.iter().filter_map(named).collect();

@@ -202,3 +202,33 @@ async fn a_session_is_replaced_when_it_is_old_and_not_before() {
     };
     timeout(LONG, replaced).await.unwrap();
 }
+
+#[tokio::test]
+async fn changes_say_which_server_answered_and_whether_it_was_started_again() {
+    let (server, standby) = tokio::join!(CatalogServer::start(), CatalogServer::start());
+    let (server, standby) = (server.unwrap(), standby.unwrap());
+    let catalog = replica(&server).listen(false).build().unwrap();
+    let incarnation = async |catalog: &Postgres, since: Option<u64>| {
+        let changes = catalog.changes(since, 10).await;
+        changes.unwrap().incarnation
+    };
+    let first = incarnation(&catalog, None).await;
+    assert_ne!(first, 0);
+    publish(&catalog, "acme").await;
+    assert_eq!(incarnation(&catalog, Some(0)).await, first);
+    let pooled = Postgres::builder(server.pooled_url().await.unwrap());
+    let pooled = pooled.namespace("other").listen(false).build().unwrap();
+    assert_eq!(incarnation(&pooled, None).await, first, "to every replica");
+    let elsewhere = replica(&standby).listen(false).build().unwrap();
+    assert_ne!(incarnation(&elsewhere, None).await, first);
+    for stop in [true, false] {
+        let before = incarnation(&catalog, None).await;
+        if stop {
+            server.stop().await;
+        } else {
+            server.crash().await;
+        }
+        server.resume().await.unwrap();
+        assert_ne!(incarnation(&catalog, None).await, before);
+    }
+}

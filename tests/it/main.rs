@@ -31,6 +31,7 @@ mod faults;
 mod fleet;
 mod followers;
 mod forbidden;
+mod half_outages;
 mod handles;
 mod herd;
 mod hints;

@@ -93,6 +93,7 @@ async fn ten_thousand_calls_in_a_minute_of_outage_cost_a_few_probes() {
     sleep(SECOND).await;
     ledger.set(DOWN);
     let (before, calls, start) = (router.status(), ledger.calls(), Instant::now());
+    let mut waited = 0;
     for number in 0..10_000 {
         let asked = Instant::now();
         let err = router.get(&format!("t{number}")).await.unwrap_err();
@@ -100,7 +101,10 @@ async fn ten_thousand_calls_in_a_minute_of_outage_cost_a_few_probes() {
             (err.kind(), err.stage()),
             (ErrorKind::Catalog, Some(Stage::Lookup))
         );
-        assert!(asked.elapsed() < SECOND / 10);
+        // The one that comes first after the first failure waits for the first probe.
+        let waits = asked.elapsed() >= SECOND / 10;
+        assert!(!waits || number == 1 && asked.elapsed() < SECOND / 3);
+        waited += u32::from(waits);
         assert!(
             err.retry_after().is_some_and(|wait| wait <= PROBE),
             "{err:?}"
@@ -109,7 +113,7 @@ async fn ten_thousand_calls_in_a_minute_of_outage_cost_a_few_probes() {
         sleep(Duration::from_millis(6)).await;
     }
     let took = start.elapsed();
-    assert!(took >= 60 * SECOND);
+    assert!(took >= 60 * SECOND && waited == 1);
     // 0.25 s doubling to 5 s, each a quarter shorter at most: 5 in the first 8 s, then one in 3.75 s.
     let most = 6 + u64::try_from(took.as_millis() / 3750).unwrap();
     let (made, failed, outages) = counted(&before, &router.status());

@@ -16,7 +16,7 @@ use tenantry::{
     fleet::{Finding, Outcome, Report, Trouble},
     neon::NeonBuilder,
     record::{Attempt, Changes, Lease, Leased, Placement, Record, State, Then},
-    records::{Defect, Memory, Postgres, PostgresBuilder},
+    records::{CallError, Defect, Memory, Postgres, PostgresBuilder},
 };
 
 /// It may be held by any task, moved to any thread, shared between them, and printed.
@@ -105,6 +105,7 @@ fn what_fails_is_an_error_like_any_other() {
     error::<InvalidConfig>();
     error::<InvalidNamespace>();
     error::<InvalidTenantId>();
+    error::<CallError>();
     error::<Defect>();
     error::<EmulatorError>();
     copied::<Error>();

@@ -381,7 +381,7 @@ mod tests {
             "host=db.test user=app password='it\\'s \\\\ me' dbname=app",
         ),
         (
-            "host=db.test user=app password= sslmode=verify-full sslsni=1 client_encoding=UTF8",
+            "host=db.test user=app password='' sslmode=verify-full sslsni=1 client_encoding=UTF8",
             "host=db.test user=app password='' sslmode=require",
         ),
     ];

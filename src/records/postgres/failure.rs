@@ -3,9 +3,12 @@
 use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 use deadpool_postgres::PoolError;
-use tokio_postgres::error::{Severity, SqlState};
+use tokio_postgres::error::{DbError, Severity, SqlState};
 
-use crate::{error::BoxError, records::Defect};
+use crate::{
+    error::BoxError,
+    records::{CallError, Defect},
+};
 
 /// The index that keeps two tenants from one database.
 pub(super) const ONE_DATABASE: &str = "tenants_database";
@@ -16,6 +19,8 @@ pub(super) struct Failure {
     message: Cow<'static, str>,
     /// What the record of one tenant is to blame for, if that is all.
     defect: Option<Defect>,
+    blame: Blame,
+    is_late: bool,
     source: Option<Arc<tokio_postgres::Error>>,
 }
 
@@ -24,12 +29,17 @@ impl Failure {
         Self {
             message: message.into(),
             defect: None,
+            blame: Blame::Session,
+            is_late: false,
             source: None,
         }
     }
 
     pub(super) fn late(limit: Duration) -> Self {
-        Self::new(format!("the catalog did not answer within {limit:?}"))
+        Self {
+            is_late: true,
+            ..Self::new(format!("the catalog did not answer within {limit:?}"))
+        }
     }
 
     /// Whether Postgres says that it did nothing and that another attempt will help.
@@ -49,36 +59,29 @@ impl Failure {
         self.code().is_some_and(|code| missing.contains(code))
     }
 
-    /// Who is to blame for the failure of a statement.
+    /// Who is to blame for it.
     pub(super) fn blame(&self) -> Blame {
-        let said = self.source.as_ref().and_then(|err| err.as_db_error());
-        let Some(said) = said else {
-            return Blame::Session;
-        };
-        let code = said.code().code();
-        let ends_session = matches!(
-            said.parsed_severity(),
-            Some(Severity::Fatal | Severity::Panic)
-        );
-        match code.get(..2).unwrap_or_default() {
-            _ if ends_session => Blame::Session,
-            "08" => Blame::Session,
-            "57" if code.starts_with("57P") => Blame::Session,
-            "22" | "23" | "40" => Blame::Others,
-            "53" | "55" | "57" => Blame::Load,
-            _ => Blame::Statement,
-        }
+        self.blame
     }
 
     fn code(&self) -> Option<&SqlState> {
         self.source.as_ref()?.code()
     }
 
-    /// As the router takes it: what is only about one tenant is a [`Defect`].
-    pub(super) fn into_error(self) -> BoxError {
-        match self.defect {
-            Some(defect) => defect.into(),
-            None => self.into(),
+    /// As the router takes it: what is only about one tenant, and what a server that is up has refused, is no outage.
+    pub(super) fn into_error(mut self) -> BoxError {
+        if let Some(defect) = self.defect.take() {
+            return defect.into();
+        }
+        if self.is_late {
+            return CallError::timed_out(self.message).into();
+        }
+        match (self.blame, &self.source) {
+            (Blame::Others | Blame::Load | Blame::Statement, Some(source)) => {
+                let rejected = CallError::rejected(self.message);
+                rejected.with_shared_source(Arc::clone(source) as _).into()
+            }
+            (_, _) => self.into(),
         }
     }
 }
@@ -103,6 +106,8 @@ impl From<tokio_postgres::Error> for Failure {
         Self {
             message: message.into(),
             defect: defect(&err),
+            blame: err.as_db_error().map_or(Blame::Session, blame),
+            is_late: false,
             source: Some(Arc::new(err)),
         }
     }
@@ -111,7 +116,10 @@ impl From<tokio_postgres::Error> for Failure {
 impl From<PoolError> for Failure {
     fn from(err: PoolError) -> Self {
         match err {
-            PoolError::Backend(err) => err.into(),
+            PoolError::Backend(err) => Self {
+                blame: Blame::Session, // a login was refused: no statement was sent
+                ..err.into()
+            },
             other => Self::new(format!("no connection to the catalog: {other}")),
         }
     }
@@ -163,6 +171,22 @@ fn advice(code: &SqlState) -> &'static str {
             "the catalog's tables are older than they were, as after a restore; the next call upgrades them"
         }
         _ => "the catalog's Postgres failed",
+    }
+}
+
+fn blame(said: &DbError) -> Blame {
+    let code = said.code().code();
+    let ends_session = matches!(
+        said.parsed_severity(),
+        Some(Severity::Fatal | Severity::Panic)
+    );
+    match code.get(..2).unwrap_or_default() {
+        _ if ends_session => Blame::Session,
+        "08" => Blame::Session,
+        "57" if code.starts_with("57P") => Blame::Session,
+        "22" | "23" | "40" => Blame::Others,
+        "53" | "55" | "57" => Blame::Load,
+        _ => Blame::Statement,
     }
 }
 

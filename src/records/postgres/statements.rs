@@ -34,9 +34,11 @@ impl Statements {
                 "UPDATE {place}.tenants SET lease_owner = NULL, lease_until = NULL
                  WHERE namespace = $1 AND tenant = $2 AND lease_owner = $3 AND token = $4"
             ),
-            // Each write has a version of its own, so a limit never falls between two rows of one version.
+            // Each write has a version of its own, so a limit never falls between two rows of one version. Another server
+            // was started at another time, and every role may see when.
             changes: format!(
-                "SELECT n.version AS present, t.tenant, t.version
+                "SELECT n.version AS present, t.tenant, t.version,
+                        (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint AS incarnation
                  FROM (SELECT coalesce((SELECT version FROM {place}.namespaces WHERE namespace = $1), 0)) AS n (version)
                  LEFT JOIN LATERAL (
                      SELECT tenant, version FROM {place}.tenants

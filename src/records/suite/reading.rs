@@ -68,6 +68,7 @@ pub(super) async fn changes<R: Records>(stage: &Stage<R>) -> Outcome {
             page.version > since || !page.more,
             "there is more, and the version stays",
         )?;
+        equal("the incarnation", &page.incarnation, &start.incarnation)?;
         since = page.version;
         told.extend(page.tenants);
         if !page.more {

@@ -1,0 +1,217 @@
+//! A catalog of which some things fail and others do not: what fails must not keep out what works.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tenantry::{ErrorKind, Stage, TenantRouter, emulator::CatalogServer, records::Postgres};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::support::{
+    Backend, DOWN, Gate, Half, LONG, Ledger, Projects, Trouble, keys, place, replica, session,
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+/// Enough for all that takes no time.
+const MOMENT: Duration = Duration::from_millis(1);
+
+/// A router on a catalog that holds these tenants, of which it knows none.
+async fn scene(tenants: &[&str]) -> (Backend, Half, Ledger, TenantRouter) {
+    let (backend, ledger) = (Backend::default(), Ledger::new());
+    for tenant in tenants {
+        ledger.publish(tenant, tenant).await;
+    }
+    let half = Half::of(&ledger);
+    let provisioner = Projects::provisioner(&backend, half.clone());
+    let router = backend.at(TenantRouter::provisioning(provisioner));
+    let router = router.build().unwrap();
+    sleep(SECOND).await;
+    (backend, half, ledger, router)
+}
+
+#[tokio::test(start_paused = true)]
+async fn writes_that_are_rejected_keep_nobody_from_being_looked_up() {
+    let names: Vec<_> = (0..100).map(|number| format!("old-{number}")).collect();
+    let tenants: Vec<_> = names.iter().map(String::as_str).collect();
+    for trouble in [Trouble::Rejected, Trouble::Fails, Trouble::Silent(None)] {
+        let (_backend, half, _ledger, router) = scene(&tenants).await;
+        half.set("lease", trouble.clone());
+        let newcomers = (0..20).map(|number| {
+            let router = router.clone();
+            async move { router.get(&format!("new-{number}")).await.map(drop) }
+        });
+        let newcomers = tokio::spawn(join_all(newcomers));
+        for tenant in &tenants {
+            sleep(SECOND / 5).await;
+            let began = Instant::now();
+            assert_eq!(place(&router, tenant).await.unwrap(), *tenant);
+            assert!(began.elapsed() < SECOND / 10, "{trouble:?}");
+        }
+        for answer in newcomers.await.unwrap() {
+            let kind = answer.unwrap_err().kind();
+            let expected = [ErrorKind::Catalog, ErrorKind::Timeout(Stage::Provision)];
+            assert!(
+                expected.contains(&kind) || kind == ErrorKind::Provisioning,
+                "{kind:?}"
+            );
+        }
+        let outages = router.status().catalog_outages;
+        assert_eq!(outages, u64::from(trouble != Trouble::Rejected));
+        half.set("lease", None);
+        sleep(6 * SECOND).await;
+        assert_eq!(place(&router, "new").await.unwrap(), "new", "{trouble:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_catalog_that_cannot_tell_changes_still_looks_tenants_up() {
+    for trouble in [Trouble::Rejected, Trouble::Fails, Trouble::Silent(None)] {
+        let names: Vec<_> = (0..300).map(|number| format!("t{number}")).collect();
+        let tenants: Vec<_> = names.iter().map(String::as_str).collect();
+        let (_backend, half, ledger, router) = scene(&tenants).await;
+        half.set("changes", trouble.clone());
+        ledger.publish("news", "news").await;
+        for tenant in tenants {
+            sleep(SECOND / 7).await;
+            let began = Instant::now();
+            assert_eq!(place(&router, tenant).await.unwrap(), tenant, "{trouble:?}");
+            assert!(began.elapsed() < SECOND / 10, "{trouble:?}");
+        }
+        let (calls, outages) = (half.calls("changes"), router.status().catalog_outages);
+        assert!(
+            calls < 60 && outages <= 1,
+            "{calls} calls, {outages} outages"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_tenant_of_whom_nothing_is_answered_keeps_no_other_out() {
+    for operation in ["find", "lease", "write"] {
+        let (_backend, half, _ledger, router) = scene(&["old"]).await;
+        half.set(operation, Trouble::Silent(Some("stuck")));
+        let stuck = tokio::spawn({
+            let router = router.clone();
+            async move { router.get("stuck").await.map(drop) }
+        });
+        for number in 0..100 {
+            sleep(SECOND / 4).await;
+            let began = Instant::now();
+            let tenant = format!("new-{number}");
+            assert_eq!(place(&router, &tenant).await.unwrap(), tenant);
+            assert!(began.elapsed() < SECOND, "{operation}");
+        }
+        stuck.await.unwrap().unwrap_err();
+        assert_eq!(router.status().catalog_outages, 0, "{operation}");
+        assert!(router.status().catalog_failures > 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_failed_call_turns_nobody_away_who_has_time() {
+    let names: Vec<_> = (0..200).map(|number| format!("t{number}")).collect();
+    let tenants: Vec<_> = names.iter().map(String::as_str).collect();
+    let (_backend, _half, ledger, router) = scene(&tenants).await;
+    ledger.set(DOWN);
+    let err = router.get("first").await.unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::Catalog);
+    ledger.set(Gate::Open);
+    let began = Instant::now();
+    let calls = ledger.calls();
+    let others = names.into_iter().map(|tenant| {
+        let router = router.clone();
+        async move { router.get(&tenant).await.map(drop) }
+    });
+    let others = tokio::spawn(join_all(others));
+    sleep(MOMENT).await;
+    assert_eq!(ledger.calls(), calls, "it is not stormed");
+    for answer in others.await.unwrap() {
+        answer.unwrap();
+    }
+    assert!(began.elapsed() < SECOND, "{:?}", began.elapsed());
+    assert_eq!(router.status().catalog_outages, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_catalog_that_stays_down_is_told_once_the_first_wait_is_over() {
+    let (_backend, _half, ledger, router) = scene(&[]).await;
+    ledger.set(DOWN);
+    router.get("first").await.unwrap_err();
+    let (began, calls) = (Instant::now(), ledger.calls());
+    let others = (0..200).map(|number| {
+        let router = router.clone();
+        async move { router.get(&format!("t{number}")).await.map(drop) }
+    });
+    for answer in join_all(others).await {
+        let err = answer.unwrap_err();
+        assert_eq!(err.kind(), ErrorKind::Catalog);
+        assert!(err.retry_after().is_some());
+    }
+    assert!(began.elapsed() <= SECOND / 4, "{:?}", began.elapsed());
+    assert_eq!(ledger.calls(), calls + 1, "one of them has probed");
+}
+
+/// Asks for newcomers, who get nothing, and for tenants that are in the catalog, who are all served.
+async fn only_newcomers_fail(router: &TenantRouter, what: &str) {
+    let newcomers = ["a", "b", "c", "d"].map(|it| {
+        let (router, tenant) = (router.clone(), format!("{it} {what}"));
+        async move { router.get(&tenant).await.map(drop) }
+    });
+    let newcomers = tokio::spawn(join_all(newcomers));
+    for number in 0..20 {
+        let tenant = format!("old-{number}");
+        let served = place(router, &tenant).await;
+        assert_eq!(served.expect(what), tenant);
+        sleep(SECOND / 10).await;
+    }
+    for answer in newcomers.await.unwrap() {
+        answer.expect_err(what);
+    }
+}
+
+#[tokio::test]
+async fn a_catalog_whose_tables_take_no_writes_still_serves_all_who_are_in_it() {
+    let server = CatalogServer::start().await.unwrap();
+    let admin = session(&server.url()).await;
+    let app = "CREATE ROLE app LOGIN; GRANT CREATE ON DATABASE neondb TO app";
+    admin.batch_execute(app).await.unwrap();
+    replica(&server).build().unwrap().migrate().await.unwrap();
+    let tables = "ALL TABLES IN SCHEMA tenantry";
+    let grant = format!("GRANT INSERT, UPDATE ON {tables} TO app");
+    let reading = format!("GRANT USAGE ON SCHEMA tenantry TO app; GRANT SELECT ON {tables} TO app");
+    admin.batch_execute(&reading).await.unwrap();
+    admin.batch_execute(&grant).await.unwrap();
+    let backend = Backend::default();
+    let url = server.url().replace("//neondb_owner@", "//app@");
+    let router = || {
+        let catalog = Postgres::builder(url.as_str()).keys(keys()).timeout(SECOND);
+        let provisioner = Projects::provisioner(&backend, catalog.build().unwrap());
+        let router = backend.at(TenantRouter::provisioning(provisioner));
+        router.get_timeout(3 * SECOND).build().unwrap()
+    };
+    let before = router();
+    for number in 0..20 {
+        place(&before, &format!("old-{number}")).await.unwrap();
+    }
+    drop(before);
+    for (take, give) in [
+        (
+            format!("REVOKE INSERT, UPDATE ON {tables} FROM app"),
+            grant.as_str(),
+        ),
+        (
+            "BEGIN; LOCK TABLE tenantry.tenants, tenantry.namespaces IN SHARE MODE".to_owned(),
+            "COMMIT",
+        ),
+        (
+            "ALTER ROLE app SET default_transaction_read_only = on".to_owned(),
+            "ALTER ROLE app RESET default_transaction_read_only",
+        ),
+    ] {
+        admin.batch_execute(&take).await.unwrap();
+        let router = router(); // a new process
+        only_newcomers_fail(&router, &take).await;
+        admin.batch_execute(give).await.unwrap();
+        let back = async { while place(&router, &take).await.is_err() {} };
+        timeout(LONG, back).await.expect("writes are taken again");
+    }
+}

@@ -28,8 +28,21 @@ pub(super) enum Lot {
     #[default]
     Served,
     Deleted,
+    /// It is kept from use.
+    Held,
     /// Something is being done about it, or was not done to the end.
     Unsure,
+}
+
+impl Lot {
+    /// How a caller is told that the tenant is not served.
+    pub(super) fn refusal(self) -> Option<ErrorKind> {
+        match self {
+            Self::Served | Self::Unsure => None,
+            Self::Deleted => Some(ErrorKind::Deleted),
+            Self::Held => Some(ErrorKind::Held),
+        }
+    }
 }
 
 /// What is certain of a tenant.
@@ -214,8 +227,9 @@ impl Caller {
         if tenant.as_str() != self.id {
             self.wrong(&format!("its connection says that it is {tenant:?}"));
         }
-        if self.came.lot == Lot::Deleted && self.truth.fact(self.who) == self.came {
-            self.wrong("it is deleted, and was served");
+        let lot = self.came.lot;
+        if lot.refusal().is_some() && self.is_unchanged() {
+            self.wrong(&format!("it is {lot:?}, and was served"));
         }
     }
 
@@ -225,8 +239,19 @@ impl Caller {
         }
     }
 
+    /// Whether what was certain when it came still is.
+    fn is_unchanged(&self) -> bool {
+        self.truth.fact(self.who) == self.came
+    }
+
     /// Takes note of an error that no trouble with databases explains.
     fn blame(&self, err: &tenantry::Error) {
+        let denied = matches!(err.kind(), ErrorKind::Deleted | ErrorKind::Held);
+        let lot = self.came.lot;
+        if denied && lot != Lot::Unsure && lot.refusal() != Some(err.kind()) && self.is_unchanged()
+        {
+            self.wrong(&format!("it is {lot:?}, and was told {err:?}"));
+        }
         let is_ours = matches!(
             err.kind(),
             ErrorKind::BadRecord

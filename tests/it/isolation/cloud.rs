@@ -13,7 +13,7 @@ use tenantry::{
 };
 use tokio::time::sleep;
 
-use crate::support::{Backend, House};
+use crate::support::{Backend, Gate, House, Intrusions};
 
 /// How long it takes to answer.
 const ANSWER: Duration = Duration::from_millis(3);
@@ -31,6 +31,7 @@ pub(super) fn owner(namespace: &str, tenant: &str) -> String {
 pub(super) struct Cloud {
     pub(super) backend: Backend,
     state: Arc<Mutex<State>>,
+    intrusions: Intrusions,
 }
 
 #[derive(Default)]
@@ -60,11 +61,13 @@ impl Cloud {
     pub(super) fn new() -> Self {
         let backend = Backend::default();
         // Hosts are not but names here, also before there is any.
+        let intrusions = Intrusions::default();
         let nobody = House::new(u64::MAX, "nobody".to_owned(), "none".to_owned());
         backend.houses().set("nobody's", &nobody);
         Self {
             backend,
             state: Arc::default(),
+            intrusions,
         }
     }
 
@@ -131,11 +134,57 @@ impl Cloud {
         Some(database)
     }
 
-    /// Whatever somebody was asked who is not the one it was meant for.
+    /// The project in place of those that are `condemned`: one that is there already, or else another one like the last.
+    pub(super) fn replacement(&self, condemned: &[String]) -> Option<Database> {
+        let mut state = self.state();
+        let (host, password) = (state.make("host"), state.make("password"));
+        let (number, at) = (state.projects.len() as u64, condemned.last()?);
+        let old = &state.projects[at.parse::<usize>().ok()?];
+        let is_there = |it: &&Project| {
+            let id = it.house.number.to_string();
+            it.name == old.name && !it.is_deleted && !condemned.contains(&id)
+        };
+        if let Some(there) = state.projects.iter().find(is_there) {
+            return Some(database(there));
+        }
+        let new = Project {
+            name: old.name.clone(),
+            tags: old.tags.clone(),
+            house: old.house.copy(number, password),
+            host,
+            is_deleted: false,
+        };
+        self.backend.houses().set(&new.host, &new.house);
+        let database = database(&new);
+        state.projects.push(new);
+        Some(database)
+    }
+
+    /// Takes `project` away, or nothing if it is gone.
+    pub(super) fn destroy(&self, project: &str) {
+        if let Some(project) = project_mut(&mut self.state(), project) {
+            project.is_deleted = true;
+            self.backend.houses().remove(&project.host);
+            project.house.suspend();
+        }
+    }
+
+    /// Says what becomes of logins to `project` from now on, besides what becomes of all.
+    pub(super) fn set_logins(&self, project: &str, gate: Gate) {
+        if let Some(house) = self.house(project) {
+            house.set_logins(gate);
+        }
+    }
+
+    /// Says whether `project`, also a deleted one, must not be opened from now on.
+    pub(super) fn set_closed(&self, project: &str, closed: bool) {
+        let at: usize = project.parse().unwrap();
+        self.state().projects[at].house.set_closed(closed);
+    }
+
+    /// Everything that was done to databases that must not be.
     pub(super) fn intrusions(&self) -> Vec<String> {
-        let state = self.state();
-        let projects = state.projects.iter();
-        projects.flat_map(|it| it.house.intrusions()).collect()
+        self.intrusions.all()
     }
 
     fn house(&self, project: &str) -> Option<Arc<House>> {
@@ -192,11 +241,12 @@ impl ControlPlane for Cloud {
         let (host, password) = (state.make("host"), state.make("password"));
         let [namespace, tenant] =
             ["tenantry-namespace", "tenantry-tenant"].map(|tag| order.tags[tag].as_str());
+        let owner = owner(namespace, tenant);
         let number = state.projects.len() as u64;
         let project = Project {
             name: order.name.clone(),
             tags: order.tags.clone(),
-            house: House::new(number, owner(namespace, tenant), password),
+            house: House::noting(number, owner, password, &self.intrusions),
             host,
             is_deleted: false,
         };
@@ -224,11 +274,7 @@ impl ControlPlane for Cloud {
 
     async fn delete(&self, id: &str, _: &Progress) -> Result<(), Error> {
         sleep(ANSWER).await;
-        if let Some(project) = project_mut(&mut self.state(), id) {
-            project.is_deleted = true;
-            self.backend.houses().remove(&project.host);
-            project.house.suspend();
-        }
+        self.destroy(id);
         Ok(())
     }
 

@@ -18,30 +18,32 @@ use tokio::{
 use super::{
     caller::{Caller, Lot, Truth},
     cloud::owner,
-    step::{At, NAMESPACES, Step, Who},
+    step::{At, Job, NAMESPACES, Step, Who},
     town::Outcome,
 };
-use crate::support::{LONG, Stage};
+use crate::support::{LONG, Pulse, Stage};
 
 /// By how much everything is faster than where time is paused.
 const FASTER: u32 = 400;
 
 /// Takes those of `steps` that are not up to a script.
-pub(super) async fn play(steps: &[Step], ids: &[String]) -> Outcome {
+pub(super) async fn play(steps: &[Step], ids: &[String], pulse: &Pulse) -> Outcome {
     let mut town = Town::new(ids).await;
     let mut taken = 0;
     for step in steps {
+        pulse.beat(taken);
         town.take(taken, step).await;
         taken += 1;
         if !town.truth.is_well() {
             break;
         }
     }
-    town.come_to_rest(taken).await;
+    town.come_to_rest(taken, pulse).await;
     Outcome {
         wrongs: town.truth.wrongs(),
         answers: town.truth.answers(),
         taken,
+        stuck: false,
     }
 }
 
@@ -115,7 +117,7 @@ impl<'a> Town<'a> {
             Step::Suspend(who) | Step::Move(who) | Step::Rotate(who) => {
                 self.disturb(who, step).await;
             }
-            Step::Delete(at) | Step::Anew(at) => self.manage(at.who, step).await,
+            Step::Job(at, job) => self.manage(at.who, job).await,
             Step::Pass(time) => sleep(time / FASTER).await,
             _ => {} // is up to a script
         }
@@ -157,36 +159,41 @@ impl<'a> Town<'a> {
         }
     }
 
-    async fn manage(&self, who: Who, step: &Step) {
+    async fn manage(&self, who: Who, job: Job) {
         let fleet = self.routers[who.namespace].fleet().unwrap();
         let (id, before) = (self.id(who), self.truth.fact(who).lot);
         let prepared = self.prepared.load(SeqCst);
         self.truth.turn(who, Lot::Unsure);
-        let (done, lot) = match step {
-            Step::Delete(_) => {
+        let (done, lot) = match job {
+            Job::Delete => {
                 let drain = Duration::from_millis(20);
                 (fleet.delete_after(id, drain).await, Lot::Deleted)
             }
-            Step::Anew(_) => (fleet.provision_anew(id, &Plan::new()).await, Lot::Served),
-            _ => unreachable!("{step:?}"),
+            Job::Anew => (fleet.provision_anew(id, &Plan::new()).await, Lot::Served),
+            Job::Undelete => (fleet.undelete(id).await, Lot::Served),
         };
         match done.as_ref().map_err(tenantry::Error::kind) {
             Ok(()) => {
-                if lot == Lot::Served && before == Lot::Deleted {
+                if job == Job::Anew && before == Lot::Deleted {
                     self.truth.raise(who, prepared + 1);
                 }
                 self.truth.turn(who, lot);
             }
-            Err(ErrorKind::UnknownTenant) => self.truth.turn(who, before),
+            // There was nothing to be done.
+            Err(ErrorKind::UnknownTenant | ErrorKind::Conflict) => self.truth.turn(who, before),
             Err(_) => {}
         }
     }
 
     /// In the end everybody is served who is not deleted.
-    async fn come_to_rest(&mut self, step: usize) {
-        while self.callers.join_next().await.is_some() {}
+    async fn come_to_rest(&mut self, step: usize, pulse: &Pulse) {
+        pulse.beat(step);
+        while self.callers.join_next().await.is_some() {
+            pulse.beat(step);
+        }
         for namespace in 0..NAMESPACES.len() {
             for tenant in 0..self.ids.len() {
+                pulse.beat(step);
                 let caller = self.caller(step, Who { namespace, tenant });
                 let is_deleted = caller.came.lot == Lot::Deleted;
                 let began = Instant::now();

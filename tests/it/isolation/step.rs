@@ -85,6 +85,30 @@ pub(super) enum Weather {
     SlowQueries(Duration),
 }
 
+/// What a process does to a tenant that has no connection to do with.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Job {
+    Delete,
+    Undelete,
+    /// Gives the tenant another database in place of a deleted one.
+    Anew,
+}
+
+/// What becomes of logins to one database.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Trouble {
+    /// They fail as when its compute cannot be started.
+    Failing,
+    /// They fail as if the password were wrong.
+    Password,
+    /// They fail as if there were no such endpoint.
+    Gone,
+    /// They get no answer.
+    Stuck,
+    /// They take this long.
+    Slow(Duration),
+}
+
 /// One thing that happens.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Step {
@@ -110,10 +134,19 @@ pub(super) enum Step {
     Evict(At),
     /// The number of connections changes.
     Limit(Who, Option<usize>),
-    Delete(At),
-    Undelete(At),
-    /// The tenant gets another database in place of a deleted one.
-    Anew(At),
+    Job(At, Job),
+    /// A process of its own begins the job, and is killed after this long.
+    Killed(Who, Job, Duration),
+    /// Another process brings the record so many states further, at each fork the other way if it `forks`, and keeps the
+    /// lease for this long.
+    Further {
+        who: Who,
+        forks: bool,
+        states: usize,
+        keeps: Duration,
+    },
+    /// Logins to one database have trouble for this long.
+    Trouble(Who, Trouble, Duration),
     Warm(At),
     Hint(At),
     /// A process ends and another begins.
@@ -126,14 +159,25 @@ pub(super) enum Step {
 /// So many steps by chance, with so many tenants in each namespace.
 pub(super) fn steps(seed: u64, count: usize, tenants: usize) -> Vec<Step> {
     let mut chance = Chance::new(seed);
-    (0..count).map(|_| step(&mut chance, tenants)).collect()
+    let mut focus = at(&mut chance, tenants).who;
+    let step = |_| {
+        // Much of what happens concerns one tenant for a while.
+        if chance.one_in(40) {
+            focus = at(&mut chance, tenants).who;
+        }
+        let mut at = at(&mut chance, tenants);
+        if chance.one_in(3) {
+            at.who = focus;
+        }
+        step(&mut chance, at, tenants)
+    };
+    (0..count).map(step).collect()
 }
 
-fn step(chance: &mut Chance, tenants: usize) -> Step {
-    let at = at(chance, tenants);
+fn step(chance: &mut Chance, at: At, tenants: usize) -> Step {
     let who = at.who;
     match chance.below(100) {
-        0..58 => Step::Ask {
+        0..56 => Step::Ask {
             at,
             way: way(chance),
             holds: chance.time(Duration::from_secs(60)),
@@ -141,23 +185,50 @@ fn step(chance: &mut Chance, tenants: usize) -> Step {
                 .one_in(4)
                 .then(|| chance.time(Duration::from_secs(2))),
         },
-        58..60 => Step::Swap(at, self::at(chance, tenants)),
-        60..64 => Step::Suspend(who),
-        64 => Step::SuspendAll,
-        65..68 => Step::Move(who),
-        68..70 => Step::Trade(who, self::at(chance, tenants).who),
-        70..74 => Step::Copy(who),
-        74..77 => Step::Rotate(who),
-        77..81 => Step::Evict(at),
-        81..83 => Step::Limit(who, [None, Some(1), Some(2), Some(5)][chance.below(4)]),
-        83 => Step::Delete(at),
-        84 => Step::Undelete(at),
-        85..87 => Step::Anew(at),
+        56..58 => Step::Swap(at, self::at(chance, tenants)),
+        58..60 => Step::Suspend(who),
+        60 => Step::SuspendAll,
+        61..63 => Step::Move(who),
+        63..65 => Step::Trade(who, self::at(chance, tenants).who),
+        65..68 => Step::Copy(who),
+        68..70 => Step::Rotate(who),
+        70..73 => Step::Evict(at),
+        73 => Step::Limit(who, [None, Some(1), Some(2), Some(5)][chance.below(4)]),
+        74..79 => Step::Job(at, job(chance)),
+        79 => Step::Killed(who, job(chance), chance.time(Duration::from_secs(1))),
+        80..83 => Step::Further {
+            who,
+            forks: chance.one_in(3),
+            states: 1 + chance.below(6),
+            keeps: match chance.one_in(4) {
+                true => chance.time(Duration::from_secs(60)),
+                false => Duration::ZERO,
+            },
+        },
+        83..87 => Step::Trouble(who, trouble(chance), chance.time(Duration::from_secs(60))),
         87 => Step::Warm(at),
         88 => Step::Hint(at),
         89 if chance.one_in(5) => Step::Restart(who.namespace, at.replica),
         89..94 => Step::Weather(weather(chance)),
         _ => Step::Pass(chance.time(Duration::from_secs(120))),
+    }
+}
+
+fn job(chance: &mut Chance) -> Job {
+    match chance.below(5) {
+        0 => Job::Delete,
+        1 => Job::Undelete,
+        _ => Job::Anew,
+    }
+}
+
+fn trouble(chance: &mut Chance) -> Trouble {
+    match chance.below(8) {
+        0..3 => Trouble::Failing,
+        3 => Trouble::Password,
+        4 => Trouble::Gone,
+        5 => Trouble::Stuck,
+        _ => Trouble::Slow(chance.time(Duration::from_secs(20))),
     }
 }
 

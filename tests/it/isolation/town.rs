@@ -3,14 +3,14 @@
 use std::{
     mem,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
-use tenantry::{
-    ErrorKind, Fleet, Plan, Provisioner, Records, TenantId, TenantRouter,
-    record::{Leased, Record, State, Then},
-};
+use tenantry::{Fleet, Provisioner, TenantRouter, record::Record};
 use tokio::{
     runtime::Builder,
     task::JoinSet,
@@ -22,12 +22,17 @@ use super::{
     cloud::{Cloud, owner},
     step::{At, NAMESPACES, REPLICAS, Step, Weather, Who},
 };
-use crate::support::{Failure, Gate, Ledger, Step as Place};
+use crate::support::{Failure, Gate, Ledger, Pulse, Step as Place, watched};
 
 /// By then every router has heard of what was written.
-const MOMENT: Duration = Duration::from_millis(100);
+pub(super) const MOMENT: Duration = Duration::from_millis(100);
 /// By then no refusal is remembered any more.
 const CALM: Duration = Duration::from_secs(180);
+/// As Neon's proxy says that it cannot start a compute.
+pub(super) const BROKEN: Failure = Failure::Fatal {
+    code: "XX000",
+    text: "Couldn't connect to compute node",
+};
 /// Callers at the same time.
 const MOST_CALLERS: usize = 200;
 
@@ -39,44 +44,75 @@ pub(super) struct Outcome {
     pub(super) answers: u64,
     /// Steps that were taken.
     pub(super) taken: usize,
+    /// Whether the last one took longer than is waited for.
+    pub(super) stuck: bool,
 }
 
-/// Takes `steps` under paused time, until something is wrong.
-pub(super) fn play(steps: &[Step], ids: &[String]) -> Outcome {
-    let truth = Arc::<Truth>::default();
-    let mut taken = 0;
-    let played = catch_unwind(AssertUnwindSafe(|| {
-        let mut runtime = Builder::new_current_thread();
-        let runtime = runtime.enable_all().start_paused(true).build().unwrap();
-        runtime.block_on(async {
-            let mut town = Town::new(Arc::clone(&truth), ids);
-            for step in steps {
-                town.take(taken, step).await;
-                taken += 1;
-                if !truth.is_well() {
-                    return;
-                }
-            }
-            town.come_to_rest(taken).await;
-        });
-    }));
-    if played.is_err() {
-        truth.wrong(format!("at step {taken}: a panic, told above"));
-    }
+/// Takes `steps` under paused time, until something is wrong, or one of them takes longer than `patience` by a real clock.
+/// `told` names the run where a step takes long.
+pub(super) fn play(steps: &[Step], ids: &[String], told: &str, patience: Duration) -> Outcome {
+    let (truth, ours) = (Arc::<Truth>::default(), (steps.to_vec(), ids.to_vec()));
+    let theirs = Arc::clone(&truth);
+    let played = watched(
+        patience,
+        |step| format!("{told}: {}", describe(steps, step)),
+        move |pulse| take_all(&ours.0, &ours.1, &theirs, &pulse),
+    );
+    let (taken, stuck) = played.unwrap_or_else(|step| {
+        truth.wrong(format!("{} never ends", describe(steps, step)));
+        (step, true)
+    });
     Outcome {
         wrongs: truth.wrongs(),
         answers: truth.answers(),
         taken,
+        stuck,
     }
 }
 
-struct Town<'a> {
-    truth: Arc<Truth>,
+/// What a step is that takes long.
+pub(super) fn describe(steps: &[Step], number: usize) -> String {
+    match steps.get(number) {
+        Some(step) => format!("step {number}, {step:?},"),
+        None => "to come to rest".to_owned(),
+    }
+}
+
+/// Takes `steps`; says how many, and whether one had to be stopped.
+fn take_all(steps: &[Step], ids: &[String], truth: &Arc<Truth>, pulse: &Pulse) -> (usize, bool) {
+    let taken = AtomicUsize::new(0);
+    let played = catch_unwind(AssertUnwindSafe(|| {
+        let mut runtime = Builder::new_current_thread();
+        let runtime = runtime.enable_all().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let mut town = Town::new(Arc::clone(truth), ids);
+            let counts = town.counts();
+            tokio::select! {
+                biased;
+                () = pulse.stopped() => {
+                    let what = describe(steps, taken.load(Relaxed));
+                    truth.wrong(format!("{what} spins: {}", counts()));
+                    true
+                }
+                () = town.take_all(steps, &taken, pulse) => false,
+            }
+        })
+    }));
+    let taken = taken.load(Relaxed);
+    if played.is_err() {
+        truth.wrong(format!("at step {taken}: a panic, told above"));
+    }
+    (taken, played.unwrap_or_default())
+}
+
+pub(super) struct Town<'a> {
+    pub(super) truth: Arc<Truth>,
     ids: &'a [String],
-    cloud: Cloud,
-    ledgers: [Ledger; NAMESPACES.len()],
+    pub(super) cloud: Cloud,
+    /// Of another process than the routers.
+    pub(super) ledgers: [Ledger; NAMESPACES.len()],
     routers: [[TenantRouter; REPLICAS]; NAMESPACES.len()],
-    callers: JoinSet<()>,
+    pub(super) callers: JoinSet<()>,
 }
 
 impl<'a> Town<'a> {
@@ -84,7 +120,7 @@ impl<'a> Town<'a> {
         let cloud = Cloud::new();
         let ledgers = NAMESPACES.map(|_| Ledger::new());
         let routers = std::array::from_fn(|namespace| {
-            std::array::from_fn(|_| router(&cloud, &ledgers[namespace], namespace))
+            std::array::from_fn(|_| router(&cloud, ledgers[namespace].replica(), namespace))
         });
         Self {
             truth,
@@ -93,6 +129,36 @@ impl<'a> Town<'a> {
             ledgers,
             routers,
             callers: JoinSet::new(),
+        }
+    }
+
+    /// How much has happened so far, also while a step spins.
+    fn counts(&self) -> impl Fn() -> String + use<> {
+        let (backend, ledgers) = (self.cloud.backend.clone(), self.ledgers.clone());
+        move || {
+            let calls: u64 = ledgers.iter().map(Ledger::calls_of_all).sum();
+            let logins = backend.counts().logins_started;
+            format!("there were {logins} logins, and {calls} calls of the catalog")
+        }
+    }
+
+    /// Takes `steps` until something is wrong. `taken` counts them.
+    async fn take_all(&mut self, steps: &[Step], taken: &AtomicUsize, pulse: &Pulse) {
+        for (number, step) in steps.iter().enumerate() {
+            pulse.beat(number);
+            self.take(number, step).await;
+            taken.fetch_add(1, Relaxed);
+            self.look_for_intrusions();
+            if !self.truth.is_well() {
+                return;
+            }
+        }
+        self.come_to_rest(steps.len(), pulse).await;
+    }
+
+    fn look_for_intrusions(&self) {
+        for intrusion in self.cloud.intrusions() {
+            self.truth.wrong(intrusion);
         }
     }
 
@@ -119,7 +185,15 @@ impl<'a> Town<'a> {
             Step::Restart(namespace, replica) => self.restart(namespace, replica),
             Step::Weather(weather) => self.set(weather),
             Step::Pass(time) => sleep(time).await,
-            Step::Delete(at) | Step::Undelete(at) | Step::Anew(at) => self.manage(at, step).await,
+            Step::Job(at, job) => self.manage(at.who, &self.fleet(at), job).await,
+            Step::Killed(who, job, after) => self.kill(who, job, after).await,
+            Step::Further {
+                who,
+                forks,
+                states,
+                keeps,
+            } => self.bring_further(who, forks, states, keeps).await,
+            Step::Trouble(who, trouble, lasts) => self.trouble(who, trouble, lasts).await,
             Step::Limit(who, most) => {
                 let limit = |record: &mut Record| record.max_connections = most;
                 self.rewrite(who, limit).await;
@@ -149,7 +223,7 @@ impl<'a> Town<'a> {
         self.router(at).fleet().unwrap()
     }
 
-    fn id(&self, who: Who) -> &str {
+    pub(super) fn id(&self, who: Who) -> &str {
         &self.ids[who.tenant]
     }
 
@@ -179,7 +253,8 @@ impl<'a> Town<'a> {
     }
 
     fn restart(&mut self, namespace: usize, replica: usize) {
-        let new = router(&self.cloud, &self.ledgers[namespace], namespace);
+        let ledger = self.ledgers[namespace].replica();
+        let new = router(&self.cloud, ledger, namespace);
         let old = mem::replace(&mut self.routers[namespace][replica], new);
         self.callers.spawn(async move { old.close().await });
     }
@@ -189,138 +264,31 @@ impl<'a> Town<'a> {
         for place in [Place::Open, Place::Login, Place::Query] {
             backend.set(place, Gate::Open);
         }
-        let broken = Failure::Fatal {
-            code: "XX000",
-            text: "Couldn't connect to compute node",
-        };
         match weather {
             Weather::Fine => {}
             Weather::SlowLogins(time) => backend.set(Place::Login, Gate::Slow(time)),
             Weather::StuckLogins => backend.set(Place::Login, Gate::Stuck),
-            Weather::FailingLogins => backend.set(Place::Login, Gate::Fail(broken)),
+            Weather::FailingLogins => backend.set(Place::Login, Gate::Fail(BROKEN)),
             Weather::Unreachable => backend.set(Place::Open, Gate::Fail(Failure::Cut)),
             Weather::CutQueries => backend.set(Place::Query, Gate::Fail(Failure::Cut)),
             Weather::SlowQueries(time) => backend.set(Place::Query, Gate::Slow(time)),
         }
     }
 
-    async fn record(&self, who: Who) -> Option<Record> {
-        let id = TenantId::parse(self.id(who)).unwrap();
-        self.ledgers[who.namespace].find(&id).await.unwrap()
-    }
-
-    async fn project(&self, who: Who) -> Option<String> {
-        Some(self.record(who).await?.project()?.to_owned())
-    }
-
-    /// Does something to the database, of which nobody is told.
-    async fn disturb(&self, who: Who, step: &Step) {
-        let Some(project) = self.project(who).await else {
-            return;
-        };
-        match *step {
-            Step::Suspend(_) => self.cloud.suspend(&project),
-            Step::Move(_) => self.cloud.move_host(&project),
-            Step::Rotate(_) => self.cloud.rotate(&project),
-            Step::Trade(_, other) => {
-                if let Some(other) = self.project(other).await {
-                    self.cloud.trade_hosts(&project, &other);
-                }
-            }
-            _ => unreachable!("{step:?}"),
-        }
-    }
-
-    /// Changes a record that may be used, unless somebody is at it.
-    async fn rewrite(&self, who: Who, change: impl FnOnce(&mut Record)) -> bool {
-        let (ledger, id) = (&self.ledgers[who.namespace], self.id(who));
-        let id = TenantId::parse(id).unwrap();
-        if self
-            .record(who)
-            .await
-            .is_none_or(|it| it.state != State::Ready)
-        {
-            return false;
-        }
-        let leased = ledger.lease(&id, "operator", Duration::from_secs(60)).await;
-        let Leased::Granted(lease, mut record) = leased.unwrap() else {
-            return false;
-        };
-        if record.state != State::Ready {
-            ledger.release(&lease).await.unwrap();
-            return false;
-        }
-        change(&mut record);
-        assert!(ledger.write(&lease, &record, Then::Release).await.unwrap());
-        true
-    }
-
-    /// The tenant is led to a copy of its database, as after a restore. Whoever comes then must not see the old one.
-    async fn copy(&self, who: Who) {
-        let mut number = None;
-        let changed = self.rewrite(who, |record| {
-            let Some(mut copy) = record.project().and_then(|old| self.cloud.copy(old)) else {
-                return;
-            };
-            number = copy.placement.project.parse().ok();
-            if record
-                .endpoint
-                .as_ref()
-                .is_some_and(|it| it.password.expose().is_empty())
-            {
-                copy.endpoint.password = "".into();
-            }
-            record.placement = Some(copy.placement);
-            record.endpoint = Some(copy.endpoint);
-        });
-        if changed.await
-            && let Some(number) = number
-        {
-            sleep(MOMENT).await;
-            self.truth.raise(who, number);
-        }
-    }
-
-    async fn manage(&self, at: At, step: &Step) {
-        let (who, id, fleet) = (at.who, self.id(at.who), self.fleet(at));
-        let before = self.truth.fact(who).lot;
-        self.truth.turn(who, Lot::Unsure);
-        let (done, lot) = match step {
-            Step::Delete(_) => {
-                let drain = Duration::from_millis(500);
-                (fleet.delete_after(id, drain).await, Lot::Deleted)
-            }
-            Step::Undelete(_) => (fleet.undelete(id).await, Lot::Served),
-            Step::Anew(_) => (fleet.provision_anew(id, &Plan::new()).await, Lot::Served),
-            _ => unreachable!("{step:?}"),
-        };
-        sleep(MOMENT).await;
-        match done.as_ref().map_err(tenantry::Error::kind) {
-            Ok(()) => {
-                if let Some(project) = self.project(who).await {
-                    self.truth.raise(who, project.parse().unwrap());
-                }
-                self.truth.turn(who, lot);
-            }
-            // There was nothing to be done.
-            Err(ErrorKind::UnknownTenant) => self.truth.turn(who, before),
-            Err(ErrorKind::Conflict) if matches!(step, Step::Undelete(_)) => {
-                self.truth.turn(who, before);
-            }
-            Err(_) => {}
-        }
-    }
-
     /// Lets all trouble end, after which everybody is served, everywhere by the same database.
-    async fn come_to_rest(&mut self, step: usize) {
+    async fn come_to_rest(&mut self, step: usize, pulse: &Pulse) {
+        pulse.beat(step);
         self.set(Weather::Fine);
-        while self.callers.join_next().await.is_some() {}
+        while self.callers.join_next().await.is_some() {
+            pulse.beat(step);
+        }
         sleep(CALM).await;
         for namespace in 0..NAMESPACES.len() {
             for tenant in 0..self.ids.len() {
                 let who = Who { namespace, tenant };
                 let mut numbers = Vec::new();
                 for replica in 0..REPLICAS {
+                    pulse.beat(step);
                     numbers.extend(self.in_the_end(step, At { who, replica }).await);
                 }
                 numbers.dedup();
@@ -330,9 +298,7 @@ impl<'a> Town<'a> {
                 }
             }
         }
-        for intrusion in self.cloud.intrusions() {
-            self.truth.wrong(intrusion);
-        }
+        self.look_for_intrusions();
     }
 
     /// The number of the database to which somebody is led in the end. Whoever is not deleted is led to one.
@@ -341,15 +307,15 @@ impl<'a> Town<'a> {
         let lot = caller.came.lot;
         let mut told = caller.get(MOMENT).await;
         for _ in 0..3 {
-            if matches!(told, Ok(Some(_))) || lot == Lot::Deleted {
+            if matches!(told, Ok(Some(_))) || lot.refusal().is_some() {
                 break;
             }
             sleep(CALM).await;
             told = caller.get(MOMENT).await;
         }
         match (lot, told) {
-            (Lot::Served | Lot::Unsure, Ok(Some(number))) => return Some(number),
-            (Lot::Deleted | Lot::Unsure, Err(err)) if err.kind() == ErrorKind::Deleted => {}
+            (Lot::Served, Ok(Some(number))) => return Some(number),
+            (_, Err(err)) if lot.refusal() == Some(err.kind()) => {}
             (_, told) => caller.wrong(&format!("in the end it is {lot:?}, and told {told:?}")),
         }
         None
@@ -357,9 +323,9 @@ impl<'a> Town<'a> {
 }
 
 /// A router of few pools. One namespace keeps its passwords in the catalog, and the other does not.
-fn router(cloud: &Cloud, ledger: &Ledger, namespace: usize) -> TenantRouter {
+pub(super) fn router(cloud: &Cloud, ledger: Ledger, namespace: usize) -> TenantRouter {
     let name = NAMESPACES[namespace];
-    let mut provisioner = Provisioner::new(ledger.replica(), cloud.clone(), name);
+    let mut provisioner = Provisioner::new(ledger, cloud.clone(), name);
     if namespace == 1 {
         provisioner = provisioner.passwords_from_control_plane();
     }

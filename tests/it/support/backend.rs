@@ -198,6 +198,7 @@ impl Backend {
             backend: self.clone(),
             gates,
             pid,
+            opened: Instant::now(),
             house: house.clone(),
         };
         let backend = self.clone();
@@ -252,10 +253,37 @@ impl Backend {
 /// A stream that is open. Its drop says that it is not any more.
 pub(super) struct Place {
     pub(super) backend: Backend,
-    pub(super) gates: Arc<Gates>,
+    gates: Arc<Gates>,
     pub(super) pid: i32,
+    pub(super) opened: Instant,
     /// The database at its host, if that is not simply whoever's it is; or why there is none.
     pub(super) house: Result<Option<Arc<House>>, Failure>,
+}
+
+impl Place {
+    /// Takes note of a login.
+    pub(super) fn note_login(&self) {
+        self.backend.note(|counts| {
+            counts.logins_started += 1;
+            counts.login_times.push(Instant::now());
+        });
+    }
+
+    /// Waits until `step` may be taken here, or has failed.
+    pub(super) fn pass(
+        &self,
+        step: Step,
+    ) -> impl Future<Output = Result<(), Failure>> + Send + use<> {
+        let gates = Arc::clone(&self.gates);
+        let house = self.house.as_ref().ok().cloned().flatten();
+        async move {
+            gates.pass(step).await?;
+            match house {
+                Some(house) => house.gates().pass(step).await,
+                None => Ok(()),
+            }
+        }
+    }
 }
 
 impl Drop for Place {

@@ -84,6 +84,7 @@ impl Failure {
 }
 
 /// A gate for each step. All open at first.
+#[derive(Debug)]
 pub(super) struct Gates([watch::Sender<Gate>; Step::ALL.len()]);
 
 impl Default for Gates {

@@ -5,15 +5,16 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
-use super::gate::Failure;
+use super::gate::{Failure, Gate, Gates, Step};
 
-const GONE: Failure = Failure::Fatal {
+/// As Neon's proxy says that there is no such endpoint.
+pub(crate) const GONE: Failure = Failure::Fatal {
     code: "XX000",
     text: "The requested endpoint could not be found, or you don't have access to it. Please check the provided ID",
 };
-const WRONG_PASSWORD: Failure = Failure::Fatal {
+pub(crate) const WRONG_PASSWORD: Failure = Failure::Fatal {
     code: "28P01",
     text: "password authentication failed for user 'app'",
 };
@@ -28,13 +29,31 @@ const REFUSED_BEHIND_PROXY: Failure = Failure::Error {
     text: "SASL authentication failed",
 };
 
-/// One database. Its one row says whose it is, and a number of its own. Whoever asks it anything may say for whom, in a
-/// comment: what is asked for anybody else than its owner is an intrusion.
+/// What was done to some databases that nobody may do. Clones are the same book.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Intrusions(Arc<Mutex<Vec<String>>>);
+
+impl Intrusions {
+    pub(crate) fn all(&self) -> Vec<String> {
+        self.0.lock().unwrap().clone()
+    }
+
+    fn add(&self, what: String) {
+        self.0.lock().unwrap().push(what);
+    }
+}
+
+/// One database. Its one row says whose it is, and a number of its own. A caller that asks it anything may say for whom,
+/// in a comment: a question for another than its owner is an intrusion. So is a login that begins after it was closed, and a
+/// question on a connection that was opened after that.
 #[derive(Debug)]
 pub(crate) struct House {
     pub(crate) number: u64,
     owner: String,
     facts: Mutex<Facts>,
+    /// What becomes of its sessions, besides what becomes of all.
+    gates: Gates,
+    intrusions: Intrusions,
     /// Rung when all its sessions are cut off.
     cut: Notify,
 }
@@ -46,11 +65,22 @@ struct Facts {
     proxy_password: Option<String>,
     /// How many logins that proxy has refused.
     proxy_refusals: u64,
-    intrusions: Vec<String>,
+    /// Since when it must not be opened, as every router knows.
+    closed: Option<Instant>,
 }
 
 impl House {
     pub(crate) fn new(number: u64, owner: String, password: String) -> Arc<Self> {
+        Self::noting(number, owner, password, &Intrusions::default())
+    }
+
+    /// One that writes down in `intrusions` what is done to it.
+    pub(crate) fn noting(
+        number: u64,
+        owner: String,
+        password: String,
+        intrusions: &Intrusions,
+    ) -> Arc<Self> {
         Arc::new(Self {
             number,
             owner,
@@ -58,15 +88,17 @@ impl House {
                 password,
                 proxy_password: None,
                 proxy_refusals: 0,
-                intrusions: Vec::new(),
+                closed: None,
             }),
+            gates: Gates::default(),
+            intrusions: intrusions.clone(),
             cut: Notify::new(),
         })
     }
 
     /// Another one with the same row.
     pub(crate) fn copy(&self, number: u64, password: String) -> Arc<Self> {
-        Self::new(number, self.owner.clone(), password)
+        Self::noting(number, self.owner.clone(), password, &self.intrusions)
     }
 
     /// `sql`, asked for `owner`.
@@ -103,38 +135,67 @@ impl House {
         self.cut.notify_waiters();
     }
 
-    /// What it was asked for others than its owner.
-    pub(crate) fn intrusions(&self) -> Vec<String> {
-        self.facts.lock().unwrap().intrusions.clone()
+    /// Says what becomes of logins from now on, besides what becomes of all.
+    pub(crate) fn set_logins(&self, gate: Gate) {
+        self.gates.set(Step::Login, gate);
+    }
+
+    /// Says whether it must not be opened from now on. Every router has to know that by now.
+    pub(crate) fn set_closed(&self, closed: bool) {
+        let mut facts = self.facts.lock().unwrap();
+        facts.closed = closed.then(|| facts.closed.unwrap_or_else(Instant::now));
+    }
+
+    pub(super) fn gates(&self) -> &Gates {
+        &self.gates
     }
 
     pub(super) async fn is_cut(&self) {
         self.cut.notified().await;
     }
 
-    pub(super) fn admit(&self, password: &str) -> Result<(), Failure> {
+    /// Whether it was closed before `then`.
+    fn was_closed(&self, then: Instant) -> bool {
+        let closed = self.facts.lock().unwrap().closed;
+        closed.is_some_and(|closed| closed < then)
+    }
+
+    /// Takes `password`, on a stream that was opened at `opened`.
+    pub(super) fn admit(&self, password: &str, opened: Instant) -> Result<(), Failure> {
         let mut facts = self.facts.lock().unwrap();
         let is_proxys = facts.proxy_password.as_ref().map(|it| it == password);
         match (is_proxys, facts.password == password) {
             (Some(false), _) => {
                 facts.proxy_refusals += 1;
-                Err(REFUSED_BY_PROXY)
+                return Err(REFUSED_BY_PROXY);
             }
-            (Some(true), false) => Err(REFUSED_BEHIND_PROXY),
-            (None, false) => Err(WRONG_PASSWORD),
-            (_, true) => Ok(()),
+            (Some(true), false) => return Err(REFUSED_BEHIND_PROXY),
+            (None, false) => return Err(WRONG_PASSWORD),
+            (_, true) => {}
         }
+        drop(facts);
+        if self.was_closed(opened) {
+            let (owner, number) = (&self.owner, self.number);
+            let what = format!("{owner}@{number} was logged in to when it was closed");
+            self.intrusions.add(what);
+        }
+        Ok(())
     }
 
-    /// What it answers to `sql`.
-    pub(super) fn answer(&self, sql: &str) -> String {
+    /// What it answers to `sql` in a session that was let in at `admitted`.
+    pub(super) fn answer(&self, sql: &str, admitted: Instant) -> String {
+        let (owner, number) = (&self.owner, self.number);
         let comment = sql.rsplit_once(" /* ");
         let asker = comment.and_then(|(_, rest)| rest.strip_suffix(" */"));
-        if asker.is_some_and(|asker| asker != self.owner) {
-            let what = format!("{} was asked {sql:?}", self.owner);
-            self.facts.lock().unwrap().intrusions.push(what);
+        if asker.is_some_and(|asker| asker != owner) {
+            self.intrusions.add(format!("{owner} was asked {sql:?}"));
         }
-        format!("{}@{}", self.owner, self.number)
+        if asker.is_some() && self.was_closed(admitted) {
+            let what =
+                format!("{owner}@{number} was asked by a session that came when it was closed");
+            self.intrusions.add(what);
+        }
+        format!("{owner}@{number}")
     }
 }
 

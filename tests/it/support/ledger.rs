@@ -47,6 +47,7 @@ struct Shared {
     /// How much lower the versions are since a backup was restored.
     restored: AtomicU64,
     written: watch::Sender<u64>,
+    calls: AtomicU64,
 }
 
 pub(crate) const DOWN: Gate = Gate::Fail(Failure::Cut);
@@ -100,7 +101,12 @@ impl Ledger {
         self.calls.load(Relaxed)
     }
 
-    /// Those among them that asked for one tenant.
+    /// Calls of the catalog so far, by all replicas.
+    pub(crate) fn calls_of_all(&self) -> u64 {
+        self.shared.calls.load(Relaxed)
+    }
+
+    /// Those among [`calls`](Self::calls) that asked for one tenant.
     pub(crate) fn finds(&self) -> u64 {
         self.finds.load(Relaxed)
     }
@@ -185,6 +191,7 @@ impl Ledger {
 
     async fn pass(&self) -> Result<(), BoxError> {
         self.calls.fetch_add(1, Relaxed);
+        self.shared.calls.fetch_add(1, Relaxed);
         let mut gate = self.gate.subscribe();
         loop {
             let now = *gate.borrow_and_update();

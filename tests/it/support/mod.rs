@@ -33,7 +33,7 @@ pub(crate) use gate::{Failure, Gate, Step};
 pub(crate) use gateway::{Gateway, folder};
 pub(crate) use half::{Half, Trouble};
 pub(crate) use held_up::HeldUp;
-pub(crate) use house::House;
+pub(crate) use house::{GONE, House, Intrusions, WRONG_PASSWORD};
 pub(crate) use ledger::{DOWN, Ledger, place, place_of};
 pub(crate) use project::{Project, told};
 pub(crate) use projects::Projects;
@@ -48,7 +48,7 @@ pub(crate) use shared::{
 pub(crate) use silent::Silent;
 pub(crate) use stage::{Stage, eventually, run_on};
 pub(crate) use table::Table;
-pub(crate) use watchdog::without_spinning;
+pub(crate) use watchdog::{Pulse, watched, without_spinning};
 
 use std::time::Duration;
 

@@ -42,6 +42,8 @@ pub(super) struct Session {
     /// Rung by cancel requests.
     bell: Arc<Notify>,
     tenant: String,
+    /// When the client was let in.
+    admitted: Instant,
     /// Transaction status: `I` idle, `T` in a transaction, `E` in a failed one.
     status: u8,
     /// Prepared statements by name, and portals, which are named apart.
@@ -62,6 +64,7 @@ impl Session {
             output: Vec::new(),
             bell,
             tenant: String::new(),
+            admitted: Instant::now(),
             status: b'I',
             statements: HashMap::new(),
             portals: HashMap::new(),
@@ -109,19 +112,18 @@ impl Session {
         database
             .map_or("", |pair| pair[1])
             .clone_into(&mut self.tenant);
-        self.backend().note(|counts| {
-            counts.logins_started += 1;
-            counts.login_times.push(Instant::now());
-        });
-        let mut passed = self.pass(Step::Login).await?;
+        self.place.note_login();
+        // In this order, as at Neon: who has the wrong password wakes nothing.
+        let mut passed = self.check_password().await?;
         if passed.is_ok() {
-            passed = self.check_password().await?;
+            passed = self.pass(Step::Login).await?;
         }
         if let Err(failure) = passed {
             self.fail(failure, None).await?;
             self.flush().await?;
             return Err(Ended);
         }
+        self.admitted = Instant::now();
         self.backend().note(|counts| counts.logins_done += 1);
         self.reply(b'R', &0_i32.to_be_bytes());
         self.reply(b'S', b"server_version\x0017.0\0");
@@ -141,7 +143,7 @@ impl Session {
         self.flush().await?;
         let (_, body) = self.message(true).await?;
         let password = strings(&body).next().unwrap_or_default();
-        Ok(house.admit(password))
+        Ok(house.admit(password, self.place.opened))
     }
 
     async fn answer(&mut self, tag: u8, body: &[u8]) -> Result<(), Ended> {
@@ -243,7 +245,7 @@ impl Session {
     fn apply(&mut self, statement: &Statement, sql: &str) {
         let before = self.status;
         let row = match &self.place.house {
-            Ok(Some(house)) => house.answer(sql),
+            Ok(Some(house)) => house.answer(sql, self.admitted),
             Ok(None) | Err(_) => self.tenant.clone(),
         };
         self.status = match statement {
@@ -298,7 +300,7 @@ impl Session {
     /// Waits at the gate of `step`, until it lets the connection through, or a cancel request or its client's end
     /// comes first.
     async fn pass(&mut self, step: Step) -> Result<Result<(), Failure>, Ended> {
-        let (backend, gates) = (self.backend().clone(), Arc::clone(&self.place.gates));
+        let (backend, passed) = (self.backend().clone(), self.place.pass(step));
         let _waiting = backend.reach(step);
         let gone = async {
             while self
@@ -310,7 +312,7 @@ impl Session {
         };
         tokio::select! {
             biased;
-            passed = gates.pass(step) => return Ok(passed),
+            passed = passed => return Ok(passed),
             () = self.bell.notified(), if step != Step::Login => return Ok(Err(CANCELLED)),
             () = gone => {}
         }

@@ -1,11 +1,26 @@
 //! Telling a test that spins from one that waits.
 
 use std::{
-    sync::mpsc::{self, RecvTimeoutError},
+    io::{self, Write},
+    panic::resume_unwind,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        mpsc::{self, RecvTimeoutError},
+    },
     thread,
+    time::Duration,
 };
 
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
 use super::LONG;
+
+/// A step that takes longer than this by a real clock is told of.
+const SLOW: Duration = Duration::from_secs(10);
+/// How often the beats are looked at.
+const TICK: Duration = Duration::from_millis(250);
 
 /// Runs `test` under paused time. It has failed if that takes long by a real clock: time that is paused goes on only
 /// when nothing is left to do, so what goes round without a pause holds it for ever.
@@ -28,6 +43,95 @@ pub(crate) fn without_spinning<Fut: Future<Output = ()>>(
         "it spins"
     );
     if let Err(panic) = thread.join() {
-        std::panic::resume_unwind(panic);
+        resume_unwind(panic);
     }
+}
+
+/// How far a test of many steps has come, for a thread that watches it by a real clock.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Pulse {
+    beats: Arc<AtomicU64>,
+    step: Arc<AtomicUsize>,
+    stop: CancellationToken,
+}
+
+impl Pulse {
+    /// Says that step number `step` goes on.
+    pub(crate) fn beat(&self, step: usize) {
+        self.step.store(step, Relaxed);
+        self.beats.fetch_add(1, Relaxed);
+    }
+
+    /// Returns when the test has to end because a step takes too long.
+    pub(crate) async fn stopped(&self) {
+        self.stop.cancelled().await;
+    }
+}
+
+/// Runs `test` in a thread of its own, and watches its beats. A step without a beat for ten seconds is told of at once, by
+/// `describe`, past the capture of output, because the test may never end. After `patience` the test is asked to stop.
+///
+/// # Errors
+/// The step that does not even stop. Its thread goes on.
+pub(crate) fn watched<T: Send + 'static>(
+    patience: Duration,
+    describe: impl Fn(usize) -> String,
+    test: impl FnOnce(Pulse) -> T + Send + 'static,
+) -> Result<T, usize> {
+    let pulse = Pulse::default();
+    let (done, finished) = mpsc::channel();
+    let watched = pulse.clone();
+    let thread = thread::spawn(move || {
+        let _ = done.send(test(watched));
+    });
+    let (mut beats, mut since, mut told) = (0, Instant::now(), false);
+    loop {
+        match finished.recv_timeout(TICK) {
+            Ok(result) => return Ok(result),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => {
+                resume_unwind(thread.join().expect_err("it has ended without a result"));
+            }
+        }
+        let now = pulse.beats.load(Relaxed);
+        if now != beats {
+            (beats, since, told) = (now, Instant::now(), false);
+            continue;
+        }
+        let step = pulse.step.load(Relaxed);
+        if since.elapsed() > SLOW && !told {
+            told = true;
+            let what = describe(step);
+            let _ = writeln!(io::stderr(), "\n{what} takes longer than {SLOW:?}");
+        }
+        if since.elapsed() > patience {
+            pulse.stop.cancel();
+        }
+        if since.elapsed() > patience + LONG {
+            return Err(step);
+        }
+    }
+}
+
+#[test]
+fn a_step_that_spins_is_told_of_and_stopped() {
+    let pending = |pulse: Pulse| {
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = { runtime }.enable_all().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            pulse.beat(7);
+            tokio::spawn(async {
+                loop {
+                    tokio::task::yield_now().await;
+                }
+            });
+            tokio::select! {
+                biased;
+                () = pulse.stopped() => "stopped",
+                () = tokio::time::sleep(LONG) => "time went on",
+            }
+        })
+    };
+    let patience = Duration::from_millis(500);
+    assert_eq!(watched(patience, |_| String::new(), pending), Ok("stopped"));
 }

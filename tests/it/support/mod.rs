@@ -43,7 +43,7 @@ pub(crate) use replica::{Answer, MOMENT, Replica, Site, WINDOW, serve};
 pub(crate) use scene::{Call, Case, Place, Scene};
 pub(crate) use script::{Reply, ScriptedApi};
 pub(crate) use shared::{
-    LEASE, PASSWORD, chain, column, keys, leased, publish, replica, session, tenant,
+    LEASE, PASSWORD, chain, column, keys, leased, publish, replica, session, superuser, tenant,
 };
 pub(crate) use silent::Silent;
 pub(crate) use stage::{Stage, eventually, run_on};

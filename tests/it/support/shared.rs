@@ -1,13 +1,13 @@
 //! A catalog that several replicas share, and what they do with it.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use tenantry::{
     BoxError, Endpoint, KeyRing, Records, TenantId,
     emulator::CatalogServer,
     record::{Lease, Leased, Placement, Record, State, Then},
     records::{Postgres, PostgresBuilder},
-    tokio_postgres::{self, Client, NoTls, SimpleQueryMessage},
+    tokio_postgres::{self, Client, Config, NoTls, SimpleQueryMessage},
 };
 
 /// Longer than any test.
@@ -34,6 +34,18 @@ pub(crate) fn tenant(id: &str) -> TenantId {
 /// A session of a test's own.
 pub(crate) async fn session(url: &str) -> Client {
     let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+/// A session of the superuser in `database` of the server whose socket is in `folder`.
+pub(crate) async fn superuser(folder: &Path, database: &str) -> Client {
+    let mut config = Config::new();
+    config
+        .host_path(folder)
+        .user("cloud_admin")
+        .dbname(database);
+    let (client, connection) = config.connect(NoTls).await.unwrap();
     tokio::spawn(connection);
     client
 }

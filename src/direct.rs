@@ -67,12 +67,11 @@ impl TenantRouter {
             let place = self.inner.enter(&tenant)?;
             let mut known = pools.find(tenant.as_str());
             let opened = loop {
-                let pool = match known.take() {
-                    Some(pool) => pool,
-                    None => {
-                        let left = until.saturating_duration_since(Instant::now());
-                        self.inner.fly(&tenant, left).await?.pool
-                    }
+                let pool = if let Some(pool) = known.take() {
+                    pool
+                } else {
+                    let left = until.saturating_duration_since(Instant::now());
+                    self.inner.fly(&tenant, left).await?.pool
                 };
                 match DirectClient::open(pool, until).await {
                     Err(Unserved::Relocate(_)) if Instant::now() < until => {}

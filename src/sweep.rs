@@ -165,7 +165,9 @@ async fn sweep(pools: Weak<Pools>, shared: &Shared) {
         let limits = pools.iter().map(|it| idle_limit(&it.endpoint(), config));
         shared.pace.set(limits);
         let next = shared.pace.tick();
-        pools.iter().for_each(|pool| pool.sweep(next));
+        for pool in &pools {
+            pool.sweep(next);
+        }
         drop(pools);
         shared.dialer.budget.restore_reserve();
     }

@@ -59,7 +59,9 @@ impl Budget {
                 self.make_room();
             }
             let waiting = self.state().turns.waiting_holders();
-            waiting.iter().for_each(|it| it.reconsider());
+            for holder in waiting {
+                holder.reconsider();
+            }
         }
     }
 

@@ -305,7 +305,10 @@ async fn after_a_preload_all_tenants_are_served_without_the_catalog() {
         router.get("t7").await.unwrap_err().kind(),
         ErrorKind::Catalog
     );
-    assert!(ledger.finds() <= 1, "a tenant that may not be used is asked for once");
+    assert!(
+        ledger.finds() <= 1,
+        "a tenant that may not be used is asked for once"
+    );
 }
 
 #[tokio::test(start_paused = true)]

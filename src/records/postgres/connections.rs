@@ -154,7 +154,7 @@ fn worn(doubt: Arc<Doubt>, lifetime: Duration) -> Hook {
     Hook::sync_fn(move |_, metrics: &Metrics| {
         let chance = chance.hash_one(metrics.created).to_be_bytes()[0];
         let earlier = lifetime / 10 * u32::from(chance) / u32::from(u8::MAX);
-        if doubt.is_of(metrics.last_used()) || metrics.age() >= lifetime - earlier {
+        if doubt.is_of(metrics.last_used()) || metrics.age() >= lifetime.saturating_sub(earlier) {
             return Err(HookError::message("the session is replaced"));
         }
         Ok(())

@@ -43,7 +43,7 @@ pub(crate) async fn run() -> Result<f64, BoxError> {
     for _ in 0..ROUNDS {
         let (cpu, began) = (cpu(), Instant::now());
         sleep(ROUND).await;
-        let used = self::cpu() - cpu;
+        let used = self::cpu().saturating_sub(cpu);
         rounds.push(1e3 * used.as_secs_f64() / began.elapsed().as_secs_f64());
     }
     if router.status().budget_waiting != WAITING as u64 || backend.opened() != HOLDING as u64 {

@@ -65,7 +65,7 @@ async fn a_new_password_is_looked_up_once_and_tried_until_the_proxy_knows_it() {
             }
             sleep(lag).await;
             scene.house.set_proxy_password("new");
-            std::future::pending().await
+            std::future::pending::<()>().await;
         };
         let got = tokio::select! {
             got = scene.router.get("acme") => got,

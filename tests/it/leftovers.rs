@@ -42,7 +42,7 @@ async fn a_copy_that_the_server_refuses_spoils_nothing() {
         for asks in [true, false] {
             let client = router.get("acme").await.unwrap();
             let refused = copy_in(&client, bad, true).await;
-            assert!(refused.is_some(), "{:.9}", bad);
+            assert!(refused.is_some(), "{bad:.9}");
             if asks {
                 assert_eq!(run_on(&client, "SELECT count(*) FROM t").await, "0");
             }

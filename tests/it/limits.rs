@@ -79,7 +79,11 @@ async fn waiting_at_the_bound(count: usize) -> [Duration; 3] {
     }
     let gone = cpu();
     drop(held);
-    [waited - came, left - waited, gone - left]
+    [
+        waited.saturating_sub(came),
+        left.saturating_sub(waited),
+        gone.saturating_sub(left),
+    ]
 }
 
 #[tokio::test(start_paused = true)]

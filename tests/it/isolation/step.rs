@@ -200,9 +200,10 @@ fn step(chance: &mut Chance, at: At, tenants: usize) -> Step {
             who,
             forks: chance.one_in(3),
             states: 1 + chance.below(6),
-            keeps: match chance.one_in(4) {
-                true => chance.time(Duration::from_secs(60)),
-                false => Duration::ZERO,
+            keeps: if chance.one_in(4) {
+                chance.time(Duration::from_secs(60))
+            } else {
+                Duration::ZERO
             },
         },
         83..87 => Step::Trouble(who, trouble(chance), chance.time(Duration::from_secs(60))),

@@ -122,7 +122,7 @@ async fn pass(client: TcpStream, socket: PathBuf, mut fate: watch::Receiver<Fate
         }
         Some(Fate::Unanswered) => {
             tokio::select! {
-                _ = copy(&mut from_client, &mut to_server) => {}
+                () = copy(&mut from_client, &mut to_server) => {}
                 _ = from_server.read(&mut bytes) => {}
             }
         }

@@ -356,11 +356,12 @@ mod tests {
         );
     }
 
+    type Change = fn(&mut Endpoint);
+
     #[test]
     fn an_entry_that_no_connection_can_be_opened_with_is_refused_and_not_repeated() {
         let here = || Endpoint::postgres("localhost", "app", "app", "hunter2");
         assert!(here().check().is_ok());
-        type Change = fn(&mut Endpoint);
         let changes: [(&str, Change); 8] = [
             ("direct_host", |it| it.direct_host.clear()),
             ("pooled_host", |it| it.pooled_host = "/run/hunter2".into()),

@@ -24,7 +24,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 /// The number of a kind of call, below [`KINDS`].
 pub(crate) type Kind = usize;
-/// How many kinds of calls there may be.
+/// Most kinds of calls.
 pub(crate) const KINDS: usize = 8;
 
 /// Lets all calls pass until one fails; from then on one at a time, further and further apart, until one succeeds.
@@ -43,7 +43,7 @@ struct Inner {
     era: u64,
     /// The era in which the present outage began.
     began: u64,
-    /// How often each kind of call has failed since it was answered last.
+    /// Failures of each kind of call since it was answered last.
     streaks: [u32; KINDS],
     /// Whether a kind of call that has not failed is tried in this outage.
     tried: [bool; KINDS],

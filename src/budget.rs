@@ -64,7 +64,7 @@ struct State {
     turns: Turns,
     /// How many of those used are being closed because others want them.
     leaving: usize,
-    /// Which idle connections were closed since something is missing.
+    /// The idle connections that were closed since something is missing.
     looked_for: Idle,
     flow: Flow,
 }

@@ -50,7 +50,7 @@ pub(crate) struct Catalog {
     rejected: AtomicU32,
     limit: Duration,
     most_known: u64,
-    /// What was read of each tenant.
+    /// The entries that were read of each tenant.
     pub(crate) entries: EntryCache,
     /// The tenants whose records are read again in the background.
     pub(crate) refresh: RefreshQueue,

@@ -151,7 +151,7 @@ impl Follower {
         for tenant in &changes.tenants {
             let is_known =
                 catalog.entries.contains(tenant) || pools.alive(tenant.as_str()).is_some();
-            // Also of those who are not known: a look-up may be under way.
+            // Also of unknown tenants: a look-up may be under way.
             catalog.entries.invalidate(tenant);
             if is_known {
                 count(&catalog.stats.changes);

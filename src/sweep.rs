@@ -92,7 +92,7 @@ impl Pace {
     }
 
     /// Notes that the next sweep comes in `tick`.
-    fn expect(&self, tick: Duration) {
+    fn note_next(&self, tick: Duration) {
         let overdue = self.began.elapsed() + tick + OVERDUE;
         self.overdue.store(overdue.as_secs(), Relaxed);
     }
@@ -152,7 +152,7 @@ async fn sweep(pools: Weak<Pools>, shared: &Shared) {
     let mut clocks = Clocks::read();
     loop {
         let tick = shared.pace.tick();
-        shared.pace.expect(tick);
+        shared.pace.note_next(tick);
         tokio::select! {
             () = shared.pace.shortened.notified() => continue,
             () = sleep(tick) => {}

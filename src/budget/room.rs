@@ -1,6 +1,6 @@
-//! Making room for those who wait.
+//! Making room for requests that wait.
 //!
-//! What comes back while something is missing is asked to leave before it lies idle, by
+//! A connection that comes back while something is missing is asked to leave before it lies idle, by
 //! [`Budget::ask_to_leave`](super::Budget::ask_to_leave). So idle connections are looked for when the first is missing, and
 //! then by one task for all who wait.
 
@@ -10,16 +10,16 @@ use tokio::time::{Instant, sleep};
 
 use super::{Budget, State};
 
-/// A connection that has been idle for so long goes to whoever wants one more.
+/// A connection that has been idle for so long goes to a tenant that wants one more.
 pub(super) const IDLE: Duration = Duration::from_secs(1);
 /// One that has been idle for so long is closed so that the reserve is free again, though nobody wants it yet.
 pub(super) const LONG_IDLE: Duration = Duration::from_secs(5);
-/// How often idle connections are looked for while some are missing, and after how many looks holders are asked whether
+/// Time between two looks for idle connections while some are missing, and after how many looks holders are asked whether
 /// they still need what they wait for.
 const LOOK: Duration = Duration::from_millis(250);
 const LOOKS: u32 = 4;
 
-/// Which idle connections are closed for others, or were.
+/// The idle connections that are closed for others, or were.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) enum Idle {
     /// None.
@@ -31,7 +31,7 @@ pub(super) enum Idle {
 }
 
 impl Idle {
-    /// How long they have been idle at least.
+    /// Returns how long they have been idle at least.
     fn time(self) -> Option<Duration> {
         match self {
             Self::None => None,
@@ -42,7 +42,7 @@ impl Idle {
 }
 
 impl Budget {
-    /// Looks after those who wait as long as there are any: closes what has been idle for long enough by now, and lets
+    /// Looks after the requests that wait as long as there are any: closes what has been idle for long enough by now, and lets
     /// holders give up what they do not need any more.
     ///
     /// # Cancel safety
@@ -75,7 +75,7 @@ impl Budget {
         }
     }
 
-    /// Closes idle connections as far as that helps those who wait.
+    /// Closes idle connections as far as that helps requests that wait.
     fn make_room(&self) {
         let mut state = self.state();
         state.looked_for = self.wanted(&state);
@@ -83,7 +83,7 @@ impl Budget {
         self.close_idle(|| self.wanted(&self.state()).time());
     }
 
-    /// Which idle connections should be closed for those who wait.
+    /// Returns which idle connections should be closed for requests that wait.
     pub(super) fn wanted(&self, state: &State) -> Idle {
         if state.lacks_for_first(self.limit) {
             Idle::Any

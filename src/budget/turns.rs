@@ -22,7 +22,7 @@ pub(super) enum Key {
 
 type Turn = oneshot::Sender<Permit>;
 
-/// Those who wait, by their places.
+/// The requests that wait, by their places.
 type Queue = BTreeMap<u64, Key>;
 
 /// Those who hold connections, and those who wait for one.
@@ -143,7 +143,7 @@ impl Turns {
         (came(*nobody)? < came(first?)?).then_some(*nobody)
     }
 
-    /// Whose turn it is of those who do not come first.
+    /// Returns the next of the requests that do not come first.
     fn next_other(&self) -> Option<Key> {
         let queues = [&self.others, &self.nobodys].into_iter();
         let fronts = queues.filter_map(Queue::first_key_value);

@@ -47,6 +47,8 @@ pub(crate) struct Tap<S> {
     statements: Statements,
     /// Whether a statement was prepared here that may end a transaction whenever it is run.
     prepared: bool,
+    /// Whether a statement with a name was prepared here.
+    has_named: bool,
     /// Watches over what is left in the session. None where that is never undone.
     session: Option<Box<SessionState>>,
 }
@@ -65,6 +67,7 @@ impl<S> Tap<S> {
             working: false,
             statements: Statements::new(),
             prepared: false,
+            has_named: false,
         }
     }
 
@@ -76,6 +79,7 @@ impl<S> Tap<S> {
             watch,
             statements,
             prepared,
+            has_named,
             session,
             ..
         } = self;
@@ -99,6 +103,7 @@ impl<S> Tap<S> {
             }
             let ends = statements.ends_in(body);
             note_end(watch, prepared, tag, ends);
+            *has_named |= tag == b'P' && !body.starts_with(b"\0");
             let ends_batch = matches!(tag, b'S' | b'Q' | b'F');
             // C: Close; S: Sync; p: password; X: Terminate; 0: the startup packet.
             if !matches!(tag, b'C' | b'S' | b'p' | b'X' | 0) && !*working {
@@ -122,9 +127,12 @@ impl<S> Tap<S> {
             batches,
             working,
             watch,
+            has_named,
             session,
             ..
         } = self;
+        // Where the session is watched, it knows what may be kept.
+        let forgets = *has_named && session.is_none();
         let mut note_session = |tag, body: &[u8]| {
             if let Some(session) = session.as_deref_mut() {
                 session.note_received(tag, body, &watch.session);
@@ -145,7 +153,12 @@ impl<S> Tap<S> {
                 }
             }
             Part::Start(tag @ (b'A' | b'S'), body) => note_session(tag, body),
-            Part::Start(b'C', body) => watch.note_done(body.starts_with(b"ROLLBACK\0")),
+            Part::Start(b'C', body) => {
+                watch.note_done(body.starts_with(b"ROLLBACK\0"));
+                if forgets && matches!(body, b"DISCARD ALL\0" | b"DEALLOCATE ALL\0") {
+                    watch.expire(); // the driver goes on to use what the server has forgotten
+                }
+            }
             Part::Start(b'E', body) => {
                 let code = packed_sqlstate(body);
                 if code != IN_FAILED_TRANSACTION {

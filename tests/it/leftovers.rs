@@ -187,3 +187,17 @@ async fn discarding_all_takes_the_remembered_statements_and_no_more() {
     assert_eq!(err.code(), Some(&gone), "{err:?}");
     direct.query_one(COUNT, &[&0]).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_caller_is_not_harmed_by_what_the_caller_before_it_has_discarded() {
+    let stage = Stage::new().await;
+    let (router, _) = one_connection(&stage).await;
+    for discards in ["DISCARD ALL", "DEALLOCATE ALL", "SELECT 1; deallocate all"] {
+        for _ in 0..2 {
+            let client = router.get("acme").await.unwrap();
+            let count = client.prepare_cached(COUNT).await.unwrap();
+            assert_eq!(ask(&client, &count).await.expect(discards), 0);
+            client.batch_execute(discards).await.unwrap();
+        }
+    }
+}

@@ -85,7 +85,7 @@ async fn a_ceiling_survives_what_an_older_release_writes_beside_a_newer_one() {
     let err = catalog.write(&lease, &record, Then::Keep).await;
     assert!(err.unwrap_err().is::<Defect>());
     // A backup of the older release is restored under a process that runs.
-    let restored = "ALTER TABLE tenantry.tenants DROP max_connections; DELETE FROM tenantry.migrations WHERE version > 1";
+    let restored = "ALTER TABLE tenantry.tenants DROP max_connections, DROP session_reset; DELETE FROM tenantry.migrations WHERE version > 1";
     older.batch_execute(restored).await.unwrap();
     let err = catalog.find(&tenant("acme")).await.unwrap_err();
     assert!(err.to_string().contains("the next call upgrades"), "{err}");

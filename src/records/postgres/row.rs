@@ -9,7 +9,7 @@ use tokio_postgres::{
 
 use super::connections::Param;
 use crate::{
-    endpoint::{Encryption, Endpoint},
+    endpoint::{Encryption, Endpoint, SessionReset},
     record::{Attempt, Placement, Record, State},
     records::Defect,
     retry::LONGEST,
@@ -21,14 +21,14 @@ use crate::{
 /// What is read, by the names that [`record`] knows. Times are what is left of them, in microseconds.
 pub(super) const READ: &str = "
     t.tenant, t.state, t.org, t.project, t.branch, t.endpoint, t.region, t.direct_host, t.pooled_host, t.port,
-    t.database, t.role, t.suspend_after, t.is_neon, t.encryption, t.key_id, t.credential, t.plan, t.max_connections, t.schema_version,
-    t.generation, t.attempt, t.attempts, t.condemned, t.last_error, t.created_at, t.updated_at, t.token,
+    t.database, t.role, t.suspend_after, t.is_neon, t.encryption, t.session_reset, t.key_id, t.credential, t.plan, t.max_connections,
+    t.schema_version, t.generation, t.attempt, t.attempts, t.condemned, t.last_error, t.created_at, t.updated_at, t.token,
     (extract(epoch FROM t.doubt_until - clock_timestamp()) * 1000000)::bigint AS doubt,
     CASE WHEN t.lease_owner IS NOT NULL
          THEN (extract(epoch FROM t.lease_until - clock_timestamp()) * 1000000)::bigint END AS leased_for";
 
 /// Columns of which a change raises the generation.
-pub(super) const PLACE: [&str; 13] = [
+pub(super) const PLACE: [&str; 14] = [
     "org",
     "project",
     "branch",
@@ -42,6 +42,7 @@ pub(super) const PLACE: [&str; 13] = [
     "suspend_after",
     "is_neon",
     "encryption",
+    "session_reset",
 ];
 
 /// What is written, as the columns have it.
@@ -61,6 +62,7 @@ pub(super) struct Columns {
     suspend_after: Option<i64>,
     is_neon: Option<bool>,
     encryption: Option<&'static str>,
+    session_reset: Option<&'static str>,
     plan: Option<String>,
     max_connections: Option<i64>,
     schema_version: i64,
@@ -128,6 +130,7 @@ impl Columns {
         self.suspend_after = endpoint.suspend_window.map(micros);
         self.is_neon = Some(endpoint.is_neon);
         self.encryption = Some(encryption_name(endpoint.encryption));
+        self.session_reset = endpoint.session_reset.map(reset_name);
     }
 
     fn seal(
@@ -170,6 +173,7 @@ impl Columns {
             ("suspend_after", (&self.suspend_after, Type::INT8)),
             ("is_neon", (&self.is_neon, Type::BOOL)),
             ("encryption", (&self.encryption, Type::TEXT)),
+            ("session_reset", (&self.session_reset, Type::TEXT)),
             ("plan", (&self.plan, Type::TEXT)),
             ("max_connections", (&self.max_connections, Type::INT8)),
             ("schema_version", (&self.schema_version, Type::INT8)),
@@ -260,7 +264,17 @@ pub(super) fn endpoint(row: &Row) -> Result<Option<Endpoint>, Defect> {
         "none" => Encryption::None,
         _ => return Err(broken("encryption")),
     };
+    endpoint.session_reset = session_reset(row)?;
     Ok(Some(endpoint))
+}
+
+fn session_reset(row: &Row) -> Result<Option<SessionReset>, Defect> {
+    let Some(name) = get::<Option<String>>(row, "session_reset")? else {
+        return Ok(None);
+    };
+    let all = [SessionReset::Never, SessionReset::IfNeeded, SessionReset::Always];
+    let reset = all.into_iter().find(|it| reset_name(*it) == name);
+    reset.map(Some).ok_or_else(|| broken("session_reset"))
 }
 
 fn password(row: &Row, place: &Place, keys: Option<&KeyRing>) -> Result<Secret, Defect> {
@@ -307,6 +321,14 @@ fn encryption_name(encryption: Encryption) -> &'static str {
     match encryption {
         Encryption::Tls => "tls",
         Encryption::None => "none",
+    }
+}
+
+fn reset_name(reset: SessionReset) -> &'static str {
+    match reset {
+        SessionReset::Never => "never",
+        SessionReset::IfNeeded => "if_needed",
+        SessionReset::Always => "always",
     }
 }
 

@@ -71,6 +71,10 @@ ALTER TABLE {schema}.tenants ADD max_connections bigint
     CONSTRAINT tenants_max_connections CHECK (max_connections > 0);
 COMMENT ON COLUMN {schema}.tenants.max_connections IS 'of one router to the tenant; NULL is the router''s own pool_size';
 ",
+    "
+ALTER TABLE {schema}.tenants ADD session_reset text;
+COMMENT ON COLUMN {schema}.tenants.session_reset IS 'never, if_needed or always; NULL is if_needed without a pooler, never behind one';
+",
 ];
 
 /// The tables in one schema.
@@ -132,7 +136,7 @@ impl Schema {
     /// One replica at a time, and all or nothing.
     async fn upgrade_locked(&self, session: &Session, version: usize) -> Result<(), Failure> {
         let begin = format!(
-            "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
+            "BEGIN ISOLATION LEVEL READ COMMITTED;
              SET LOCAL lock_timeout = '30s';
              SET LOCAL idle_in_transaction_session_timeout = '30s';
              SELECT pg_advisory_xact_lock({});",

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use super::{LEASE, Outcome, Stage, equal, holds, tenant, until};
 use crate::{
-    endpoint::{Encryption, Endpoint},
+    endpoint::{Encryption, Endpoint, SessionReset},
     record::{Attempt, Placement, Record, State, Then},
     records::Records,
 };
@@ -69,6 +69,11 @@ fn full<R: Records>(stage: &Stage<R>, fresh: &Record, at: usize) -> Record {
     if at == 2 {
         endpoint.encryption = Encryption::None;
     }
+    endpoint.session_reset = [
+        None,
+        Some(SessionReset::Never),
+        Some(SessionReset::Always),
+    ][at];
     record.endpoint = Some(endpoint);
     record.plan = Some("free".into());
     record.max_connections = [None, Some(1), Some(10_000)][at];

@@ -169,11 +169,10 @@ impl Cloud {
         }
     }
 
-    /// Says what becomes of logins to `project` from now on, besides what becomes of all.
+    /// Says what becomes of logins to `project`, also a deleted one, from now on, besides what becomes of all.
     pub(super) fn set_logins(&self, project: &str, gate: Gate) {
-        if let Some(house) = self.house(project) {
-            house.set_logins(gate);
-        }
+        let at: usize = project.parse().unwrap();
+        self.state().projects[at].house.set_logins(gate);
     }
 
     /// Says whether `project`, also a deleted one, must not be opened from now on.

@@ -245,23 +245,23 @@ fn sync_pool(pools: &Pools, provisioning: &Provisioning, tenant: &TenantId) {
     let Some(pool) = pools.alive(tenant.as_str()) else {
         return;
     };
-    while let Some(entry) = provisioning.catalog.entries.get(tenant) {
-        match entry {
-            Entry::Known(known) if known.is_untrusted => {
-                return close_pool(pools, tenant, &Unserved::relocate());
-            }
-            Entry::Known(known) => {
+    loop {
+        match provisioning.catalog.entries.get(tenant) {
+            Some(Entry::Known(known)) if !known.is_untrusted => {
                 pool.move_to(Arc::clone(&known.endpoint), false);
                 if provisioning.agrees(tenant, &known.endpoint) {
                     return; // or else the entry has changed since
                 }
             }
-            Entry::Denied(denied) => {
+            Some(Entry::Denied(denied)) => {
                 return match denied.denial {
                     Denial::Refused(err) => close_pool(pools, tenant, &err.into()),
                     Denial::Unfinished => close_pool(pools, tenant, &Unserved::relocate()),
                     Denial::Unknown(_) | Denial::Broken(_) => {} // a pool goes on
                 };
+            }
+            Some(Entry::Known(_)) | None => {
+                return close_pool(pools, tenant, &Unserved::relocate());
             }
         }
     }

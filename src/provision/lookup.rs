@@ -85,7 +85,8 @@ impl Provisioning {
         Arc::clone(&known.endpoint)
     }
 
-    /// Whether a pool at `endpoint` agrees with the entry of `tenant` by now.
+    /// Whether a pool at `endpoint` agrees with the entry of `tenant` by now. Without an entry nothing vouches for the pool: a
+    /// change was heard during each look-up, or the tenant has moved to where only the control plane leads.
     pub(crate) fn agrees(&self, tenant: &TenantId, endpoint: &Endpoint) -> bool {
         match self.catalog.entries.get(tenant) {
             Some(Entry::Known(known)) => *known.endpoint == *endpoint,
@@ -93,7 +94,7 @@ impl Provisioning {
                 Denial::Unknown(_) | Denial::Broken(_) => true,
                 Denial::Unfinished | Denial::Refused(_) => false,
             },
-            None => true,
+            None => false,
         }
     }
 

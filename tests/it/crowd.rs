@@ -8,7 +8,10 @@ use std::{
     collections::{BTreeMap, HashMap},
     env,
     error::Error as _,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -36,8 +39,10 @@ const VISITORS: usize = 120;
 const BUDGET: usize = 64;
 /// How many of them are for tenants that have none.
 const RESERVE: usize = 4;
-/// How long visitors come.
+/// How long visitors come at least.
 const LOAD: Duration = Duration::from_secs(50);
+/// How long they come at most, where the machine is too busy to get far in that time.
+const LONGEST_LOAD: Duration = Duration::from_secs(300);
 /// How long anybody waits.
 const PATIENCE: Duration = Duration::from_secs(8);
 /// How long a connection that was cut may look well to whoever gets it.
@@ -49,6 +54,8 @@ struct Town {
     router: TenantRouter,
     tenants: Vec<Tenant>,
     opened: Instant,
+    /// Whether no visitors come any more.
+    closed: AtomicBool,
     report: Mutex<Report>,
 }
 
@@ -121,12 +128,27 @@ impl Town {
             stage,
             tenants,
             opened: Instant::now(),
+            closed: AtomicBool::new(false),
             report: Mutex::default(),
         })
     }
 
     fn is_open(&self) -> bool {
-        self.opened.elapsed() < LOAD
+        !self.closed.load(Relaxed)
+    }
+
+    /// Whether so much has happened that something is proved.
+    fn has_seen_enough(&self) -> bool {
+        let (status, report) = (self.router.status(), self.report.lock().unwrap());
+        let witnesses = self.stage.emulator.witnesses().into_iter();
+        let woken = witnesses.filter(|it| !it.wakes.is_empty()).count();
+        let closed = [
+            status.closed_for_others > 100,
+            status.evicted > 50,
+            status.discarded > 10,
+        ];
+        let is_full = report.full > report.looks / 4;
+        is_full && woken > TENANTS * 9 / 10 && !closed.contains(&false)
     }
 
     /// The first tenant that has visitors now.
@@ -216,9 +238,12 @@ impl Town {
         }
     }
 
-    /// Looks at the router all the time.
+    /// Looks at the router all the time, and closes the town when enough was seen.
     async fn watch(&self) {
-        while self.is_open() {
+        let mut is_over = false;
+        while !is_over {
+            let open_for = self.opened.elapsed();
+            is_over = open_for > LOAD && self.has_seen_enough() || open_for > LONGEST_LOAD;
             let status = self.router.status();
             {
                 let mut report = self.report.lock().unwrap();
@@ -227,6 +252,7 @@ impl Town {
             }
             sleep(Duration::from_millis(20)).await;
         }
+        self.closed.store(true, Relaxed);
     }
 }
 
@@ -269,12 +295,6 @@ async fn a_crowd_never_has_more_sessions_than_the_budget_allows() {
     assert_eq!(left, (0, 0), "budget used, waiting");
     let most_open = emulator.most_open_sessions();
     assert_eq!(most_open, BUDGET, "as many as may be, and no more");
-
-    // Else nothing is proved.
-    assert!(report.full > report.looks / 4, "the budget was seldom full");
-    assert!(status.closed_for_others > 100, "nobody gave way");
-    assert!(status.evicted > 50 && status.discarded > 10);
-    let witnesses = emulator.witnesses().into_iter();
-    let woken = witnesses.filter(|it| !it.wakes.is_empty()).count();
-    assert!(woken > TENANTS * 9 / 10, "{woken} of the tenants");
+    drop(report);
+    assert!(town.has_seen_enough(), "nothing is proved");
 }

@@ -173,7 +173,7 @@ fn play(seed: u64, count: u64, shrinks: bool) -> Result<(), String> {
         stuck,
     } = outcome;
     if wrongs.is_empty() {
-        let enough = answers > count / 3;
+        let enough = answers > count / 4;
         return (enough.then_some(())).ok_or(format!("{told}: {answers} answers mean little"));
     }
     if !shrinks {

@@ -162,6 +162,31 @@ async fn an_answer_from_before_a_change_is_neither_remembered_nor_used() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_tenant_that_changes_during_each_of_its_look_ups_is_led_to_where_it_lives_in_the_end() {
+    let (backend, ledger) = (Backend::default(), Ledger::new());
+    let projects = Projects::slow(&backend, SECOND);
+    let provisioner = Provisioner::new(ledger.clone(), projects, "test");
+    let router = forgetful(&backend, provisioner.passwords_from_control_plane());
+    ledger.lead_to("acme", "old").await;
+    ledger.turn("acme", State::Preparing).await;
+    ledger.turn("acme", State::Ready).await;
+    sleep(SECOND).await;
+    let caller = tokio::spawn({
+        let router = router.clone();
+        async move { place(&router, "acme").await }
+    });
+    sleep(SECOND / 2).await;
+    for most in 1..3 {
+        ledger.limit("acme", Some(most)).await;
+        sleep(SECOND).await;
+    }
+    ledger.lead_to("acme", "new").await;
+    // The move came before the last look-up had ended, so that answer is no good.
+    assert_eq!(caller.await.unwrap().unwrap(), "new");
+    assert_eq!(place(&router, "acme").await.unwrap(), "new");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_reading_in_the_background_that_comes_late_does_not_undo_what_was_heard_since() {
     let (backend, ledger) = (Backend::default(), Ledger::new());
     ledger.publish("acme", "old").await;

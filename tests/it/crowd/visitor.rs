@@ -67,7 +67,7 @@ pub(super) async fn come(town: Arc<Town>, mut rng: Rng) {
     }
 }
 
-/// Keeps one connection until it `is_over`.
+/// Keeps one connection until it `is_over`, and comes again if the tenant cannot be had in time.
 pub(super) async fn stay(
     town: Arc<Town>,
     tenant: usize,
@@ -76,18 +76,28 @@ pub(super) async fn stay(
 ) {
     let (router, id) = (&town.router, &town.tenants[tenant].id);
     router.evict(id); // and with it what was refused
-    let began = Instant::now();
+    while !*is_over.borrow() {
+        let began = Instant::now();
+        let end = keep(router, id, direct, &mut is_over).await;
+        town.note(tenant, "Stay", began, &end);
+    }
+}
+
+async fn keep(
+    router: &TenantRouter,
+    tenant: &str,
+    direct: bool,
+    is_over: &mut watch::Receiver<bool>,
+) -> Result<(), Error> {
     let over = is_over.wait_for(|over| *over);
-    let end = if direct {
-        let client = router.direct(id).await;
+    if direct {
+        let _client = router.direct(tenant).await?;
         over.await.unwrap();
-        client.map(drop)
     } else {
-        let client = router.get(id).await;
+        let _client = router.get(tenant).await?;
         over.await.unwrap();
-        client.map(drop)
-    };
-    town.note(tenant, "Stay", began, &end);
+    }
+    Ok(())
 }
 
 impl Call {

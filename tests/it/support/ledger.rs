@@ -138,6 +138,15 @@ impl Ledger {
         self.put(&record).await;
     }
 
+    /// Has another process lead `tenant` to another project, whose password only the control plane has.
+    pub(crate) async fn lead_to(&self, tenant: &str, project: &str) {
+        let mut record = self.record(tenant).await;
+        record.placement = Some(Placement::new(project));
+        record.endpoint = Some(Backend::endpoint(project));
+        record.endpoint.as_mut().unwrap().password = "".into();
+        self.put(&record).await;
+    }
+
     /// Has another process change where `tenant` lives.
     pub(crate) async fn change(&self, tenant: &str, change: impl FnOnce(&mut Endpoint)) {
         let mut record = self.record(tenant).await;

@@ -6,6 +6,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use tenantry::{
@@ -14,6 +15,8 @@ use tenantry::{
     record::Placement,
     records::Memory,
 };
+
+use tokio::time::sleep;
 
 use super::{backend::Backend, gate::Step};
 
@@ -25,6 +28,8 @@ pub(crate) struct Projects {
     reads: Arc<AtomicU64>,
     /// Whether it answers no question of where a database is.
     silent: Arc<AtomicBool>,
+    /// How long it takes to answer one.
+    delay: Duration,
 }
 
 impl Projects {
@@ -43,6 +48,7 @@ impl Projects {
             orders: Mutex::default(),
             reads: Arc::default(),
             silent: Arc::default(),
+            delay: Duration::ZERO,
         };
         let provisioner = Provisioner::new(Memory::new(), projects, "test");
         backend.at(TenantRouter::provisioning(set_up(provisioner)))
@@ -60,6 +66,15 @@ impl Projects {
             orders: Mutex::default(),
             reads,
             silent: Arc::default(),
+            delay: Duration::ZERO,
+        }
+    }
+
+    /// One that takes so long to answer a question of where a database is.
+    pub(crate) fn slow(backend: &Backend, delay: Duration) -> Self {
+        Self {
+            delay,
+            ..Self::counting(backend, Arc::default())
         }
     }
 
@@ -114,6 +129,7 @@ impl ControlPlane for Projects {
         if self.silent.load(Relaxed) {
             std::future::pending::<()>().await;
         }
+        sleep(self.delay).await;
         Ok(Some(database(id)))
     }
 

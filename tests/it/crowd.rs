@@ -174,7 +174,7 @@ impl Town {
     }
 
     /// Takes note of how a visit ended that began then: everybody is served, or told when to come back, or has lost a
-    /// connection that was cut on purpose.
+    /// connection that was cut on purpose or for want of time.
     fn note(&self, tenant: usize, call: &str, began: Instant, end: &Result<(), Error>) {
         let cut = *self.tenants[tenant].cut.lock().unwrap();
         let is_cut = cut.is_some_and(|cut| cut + UNNOTICED >= began);
@@ -184,7 +184,9 @@ impl Town {
             Err(err) => {
                 let told = err.retry_after().is_some();
                 let how = format!("{:?}, told when: {told}", err.kind());
-                (how, told || is_cut && is_about_a_loss(err))
+                // The time of a transaction may be over while its COMMIT is under way.
+                let is_over = err.kind() == ErrorKind::CommitUnknown && began.elapsed() >= PATIENCE;
+                (how, told || is_over || is_cut && is_about_a_loss(err))
             }
         };
         *report.ends.entry(format!("{call}: {how}")).or_default() += 1;

@@ -195,7 +195,7 @@ impl<'a> Crew<'a> {
 
 /// Whether the time of the caller or of the work is over, and to ask again is what the answer says.
 fn is_told_to_come_back(answer: &Answer) -> bool {
-    let kinds = ["Provisioning: ", "Timeout(Provision): "];
+    let kinds = ["Provisioning: ", "Timeout("];
     matches!(answer, Err(err) if kinds.iter().any(|kind| err.starts_with(kind)))
 }
 

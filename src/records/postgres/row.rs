@@ -272,7 +272,11 @@ fn session_reset(row: &Row) -> Result<Option<SessionReset>, Defect> {
     let Some(name) = get::<Option<String>>(row, "session_reset")? else {
         return Ok(None);
     };
-    let all = [SessionReset::Never, SessionReset::IfNeeded, SessionReset::Always];
+    let all = [
+        SessionReset::Never,
+        SessionReset::IfNeeded,
+        SessionReset::Always,
+    ];
     let reset = all.into_iter().find(|it| reset_name(*it) == name);
     reset.map(Some).ok_or_else(|| broken("session_reset"))
 }

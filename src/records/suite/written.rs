@@ -69,11 +69,7 @@ fn full<R: Records>(stage: &Stage<R>, fresh: &Record, at: usize) -> Record {
     if at == 2 {
         endpoint.encryption = Encryption::None;
     }
-    endpoint.session_reset = [
-        None,
-        Some(SessionReset::Never),
-        Some(SessionReset::Always),
-    ][at];
+    endpoint.session_reset = [None, Some(SessionReset::Never), Some(SessionReset::Always)][at];
     record.endpoint = Some(endpoint);
     record.plan = Some("free".into());
     record.max_connections = [None, Some(1), Some(10_000)][at];

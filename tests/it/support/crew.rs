@@ -7,9 +7,9 @@ use std::{
 
 use futures_util::future::join_all;
 use tenantry::{Records, Step, TenantId, record::State};
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
-use super::{Answer, LONG, Replica, Site, WINDOW, replica::LEASE};
+use super::{Answer, Replica, Site, WINDOW, replica::LEASE};
 
 /// Replicas that live, and what they have seen.
 pub(crate) struct Crew<'a> {
@@ -73,7 +73,10 @@ impl<'a> Crew<'a> {
         verb: &'static str,
         tenants: Vec<String>,
     ) {
-        let ask = |replica: &Replica, tenant: &str| replica.ask(&format!("{verb} {tenant}"));
+        let ask = |replica: &Replica, tenant: &str| {
+            let (line, tenant) = (replica.line(), tenant.to_owned());
+            tokio::spawn(async move { line.ask_until_done(verb, &tenant).await })
+        };
         let mut left = String::new();
         for &step in steps {
             let mut victim = match verb {
@@ -86,7 +89,8 @@ impl<'a> Crew<'a> {
             victim.stopped_at(step).await;
             victim.kill().await;
             for (tenant, answer) in tenants.iter().zip(calls.await) {
-                if answer != Err("killed".to_owned()) && !is_told_to_come_back(&answer) {
+                let answer = answer.unwrap();
+                if answer != Err("killed".to_owned()) {
                     self.notes(tenant, verb, answer);
                 }
             }
@@ -99,10 +103,10 @@ impl<'a> Crew<'a> {
         let others = || tenants.iter().filter(|tenant| **tenant != left);
         let calls = living
             .iter()
-            .map(|replica| join_all(others().map(|it| replica.ask_until_done(verb, it))));
+            .map(|replica| join_all(others().map(|it| ask(replica, it))));
         for answers in join_all(calls).await {
             for (tenant, answer) in others().zip(answers) {
-                self.notes(tenant, verb, answer);
+                self.notes(tenant, verb, answer.unwrap());
             }
         }
         let mut seen = self.seen.lock().unwrap();
@@ -174,8 +178,8 @@ impl<'a> Crew<'a> {
             let is_deleted = *verb == "delete" || *verb == "undelete" && left.contains(tenant);
             let is_seeded = rows.contains_key(tenant);
             let answer = match (is_deleted, is_seeded) {
-                (true, _) | (_, true) => replica.ask_until_done("get", tenant).await,
-                (false, false) => replica.ask_until_done("provision", tenant).await,
+                (true, _) | (_, true) => replica.line().ask_until_done("get", tenant).await,
+                (false, false) => replica.line().ask_until_done("provision", tenant).await,
             };
             match answer {
                 Err(err) if is_deleted => assert!(err.starts_with("Deleted: "), "{tenant}: {err}"),
@@ -190,25 +194,6 @@ impl<'a> Crew<'a> {
                 .iter()
                 .all(|it| matches!(it, State::Ready | State::Deleted))
         );
-    }
-}
-
-/// Whether the time of the caller or of the work is over, and to ask again is what the answer says.
-fn is_told_to_come_back(answer: &Answer) -> bool {
-    let kinds = ["Provisioning: ", "Timeout("];
-    matches!(answer, Err(err) if kinds.iter().any(|kind| err.starts_with(kind)))
-}
-
-impl Replica {
-    /// Has something done to `tenant`, and asks again as long as it is told to come back.
-    async fn ask_until_done(&self, verb: &str, tenant: &str) -> Answer {
-        let began = Instant::now();
-        loop {
-            let answer = self.ask(&format!("{verb} {tenant}")).await;
-            if !is_told_to_come_back(&answer) || began.elapsed() > 8 * LONG {
-                return answer;
-            }
-        }
     }
 }
 

@@ -25,7 +25,7 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     process::{Child, ChildStdin, ChildStdout, Command},
     sync::{mpsc, oneshot},
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use super::{LONG, Stage};
@@ -135,9 +135,15 @@ fn open(url: &str) -> Postgres {
 /// A replica that runs. Dropping it kills it.
 pub(crate) struct Replica {
     child: Child,
-    lines: mpsc::UnboundedSender<String>,
-    asked: Arc<Mutex<Asked>>,
+    line: Line,
     stops: mpsc::UnboundedReceiver<(String, String)>,
+}
+
+/// The way to a replica, also while somebody waits for what becomes of it.
+#[derive(Clone)]
+pub(crate) struct Line {
+    commands: mpsc::UnboundedSender<String>,
+    asked: Arc<Mutex<Asked>>,
 }
 
 /// What was asked and is not answered.
@@ -145,6 +151,40 @@ pub(crate) struct Replica {
 struct Asked {
     last: u64,
     waiting: HashMap<u64, oneshot::Sender<Answer>>,
+    /// Whether the replica has ended, and answers nothing any more.
+    ended: bool,
+}
+
+impl Line {
+    /// Sends a command now. Its answer comes when it is done; it may be waited for apart from the replica.
+    pub(crate) fn ask(&self, command: &str) -> impl Future<Output = Answer> + Send + use<> {
+        let (tell, told) = oneshot::channel();
+        let mut asked = self.asked.lock().unwrap();
+        asked.last += 1;
+        let line = format!("{} {command}\n", asked.last);
+        let number = asked.last;
+        if !asked.ended {
+            asked.waiting.insert(number, tell);
+        }
+        let _ = self.commands.send(line); // a process that has ended answers nothing
+        async move {
+            let answer = timeout(8 * LONG, told).await.expect("a replica is silent");
+            answer.unwrap_or_else(|_| Err("killed".to_owned()))
+        }
+    }
+
+    /// Has something done to `tenant`, and asks again as long as the time of the caller or of the work is over.
+    pub(crate) async fn ask_until_done(self, verb: &str, tenant: &str) -> Answer {
+        let began = Instant::now();
+        loop {
+            let answer = self.ask(&format!("{verb} {tenant}")).await;
+            let is_over =
+                |err: &String| err.starts_with("Provisioning: ") || err.starts_with("Timeout(");
+            if !answer.as_ref().is_err_and(is_over) || began.elapsed() > 8 * LONG {
+                return answer;
+            }
+        }
+    }
 }
 
 impl Replica {
@@ -157,7 +197,7 @@ impl Replica {
             .kill_on_drop(true)
             .spawn()
             .expect("a process");
-        let (lines, to_write) = mpsc::unbounded_channel();
+        let (commands, to_write) = mpsc::unbounded_channel();
         tokio::spawn(write(child.stdin.take().unwrap(), to_write));
         let (stopped, stops) = mpsc::unbounded_channel();
         let asked = Arc::<Mutex<Asked>>::default();
@@ -165,27 +205,21 @@ impl Replica {
         tokio::spawn(read(output, Arc::clone(&asked), stopped));
         let replica = Self {
             child,
-            lines,
-            asked,
+            line: Line { commands, asked },
             stops,
         };
         replica.ask("status").await.expect("a replica");
         replica
     }
 
-    /// Sends a command now. Its answer comes when it is done; it may be waited for apart from the replica.
+    /// Sends a command now, as [`Line::ask`] does.
     pub(crate) fn ask(&self, command: &str) -> impl Future<Output = Answer> + Send + use<> {
-        let (tell, told) = oneshot::channel();
-        let mut asked = self.asked.lock().unwrap();
-        asked.last += 1;
-        let line = format!("{} {command}\n", asked.last);
-        let number = asked.last;
-        asked.waiting.insert(number, tell);
-        let _ = self.lines.send(line); // a process that has ended answers nothing
-        async move {
-            let answer = timeout(2 * LONG, told).await.expect("a replica is silent");
-            answer.unwrap_or_else(|_| Err("killed".to_owned()))
-        }
+        self.line.ask(command)
+    }
+
+    /// The way to it.
+    pub(crate) fn line(&self) -> Line {
+        self.line.clone()
     }
 
     /// The next `times` tenants that come to `step` stay there.
@@ -202,7 +236,7 @@ impl Replica {
 
     /// Waits until a tenant is at the place of that name, and says which.
     pub(crate) async fn stopped(&mut self, place: &str) -> String {
-        let stopped = timeout(2 * LONG, self.stops.recv()).await;
+        let stopped = timeout(8 * LONG, self.stops.recv()).await;
         let stopped = stopped.unwrap_or_else(|_| panic!("nobody ever came to {place}"));
         let (at, tenant) = stopped.expect("the replica lives");
         assert_eq!(at, place);
@@ -268,7 +302,9 @@ async fn read(
             let _ = tell.send(answer);
         }
     }
-    asked.lock().unwrap().waiting.clear();
+    let mut asked = asked.lock().unwrap();
+    asked.ended = true;
+    asked.waiting.clear();
 }
 
 /// A moment in which a process gets to do what it is about to do.

@@ -3,9 +3,9 @@
 use tenantry::BoxError;
 use tokio::time::Instant;
 
-use crate::{
+use super::{
     client::Client,
-    scene::Scene,
+    scene::{Compute, Scene},
     setting::Setting,
     support::{self, Samples},
 };
@@ -16,8 +16,9 @@ const IDLE: u16 = 4;
 /// What was measured with a single caller.
 pub(crate) struct Alone {
     pub(crate) settings: Vec<InSetting>,
-    /// Postgres by itself.
+    /// Postgres by itself; none at Neon.
     pub(crate) start: Samples,
+    /// The same; at Neon a whole suspend by the API.
     pub(crate) stop: Samples,
 }
 
@@ -36,16 +37,17 @@ pub(crate) struct OfClient {
     pub(crate) errors: u32,
 }
 
-pub(crate) async fn run(samples: usize) -> Result<Alone, BoxError> {
-    let scene = Scene::with(1).await?;
+pub(crate) async fn run(scene: &Scene, samples: usize) -> Result<Alone, BoxError> {
+    let compute = &scene.computes[0];
     let mut stop = Samples::default();
     let mut settings = Vec::new();
-    for setting in Setting::all(samples) {
-        settings.push(in_setting(&scene, setting, setting.rounds(samples), &mut stop).await?);
+    for setting in scene.settings(samples) {
+        let rounds = setting.rounds(samples);
+        settings.push(in_setting(scene, compute, setting, rounds, &mut stop).await?);
     }
     let mut start = Samples::default();
-    let witness = scene.witness(&scene.endpoints[0])?;
-    start.extend(witness.wakes.iter().map(|wake| wake.start));
+    let seen = scene.witness(compute).into_iter();
+    start.extend(seen.flat_map(|it| it.wakes).map(|wake| wake.start));
     Ok(Alone {
         settings,
         start,
@@ -55,14 +57,13 @@ pub(crate) async fn run(samples: usize) -> Result<Alone, BoxError> {
 
 async fn in_setting(
     scene: &Scene,
+    compute: &Compute,
     setting: Setting,
     rounds: usize,
     stop: &mut Samples,
 ) -> Result<InSetting, BoxError> {
-    let endpoint = &scene.endpoints[0];
-    scene.emulator.set_wake_delay(setting.wake);
-    let target = scene.target(endpoint, setting.direct_tls).await?;
-    let clients = Client::all(scene, endpoint, &target, IDLE)?;
+    let target = scene.target(compute, setting)?;
+    let clients = Client::all(scene, compute, &target, IDLE)?;
     let mut results = InSetting {
         setting,
         floor: Samples::default(),
@@ -71,13 +72,14 @@ async fn in_setting(
     let bar = support::progress(rounds);
     for round in 0..rounds {
         bar.inc(1);
-        stop.add(scene.suspend(endpoint).await?);
+        stop.add(scene.suspend(compute).await?);
         results.floor.add(target.bare().await?);
-        // The pools, which are there to compare with, in every second round.
-        let present = if round % 2 == 0 { clients.len() } else { 1 };
+        // The pools, which are there to compare with, in every second round where there are many.
+        let all = round % 2 == 0 || scene.emulator().is_none();
+        let present = if all { clients.len() } else { 1 };
         for (client, result) in clients.iter().zip(&mut results.clients).take(present) {
             client.open(IDLE).await?;
-            stop.add(scene.suspend(endpoint).await?);
+            stop.add(scene.suspend(compute).await?);
             client.notice().await?;
             result.turn(client).await;
         }

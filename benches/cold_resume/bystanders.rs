@@ -5,10 +5,11 @@ use std::{collections::HashMap, time::Duration};
 use tenantry::{BoxError, TenantId};
 use tokio::time::sleep;
 
-use crate::{
+use super::{
     client::{Client, router},
     herd::{CALLERS, POOL_SIZE, all_at_once},
-    scene::{Scene, until},
+    scene::{Compute, Scene, until},
+    setting::Setting,
     support::{self, Samples},
 };
 
@@ -32,7 +33,7 @@ pub(crate) struct Bystanders {
 }
 
 pub(crate) async fn run(samples: usize) -> Result<Bystanders, BoxError> {
-    let scene = Scene::with(1 + TENANTS).await?;
+    let scene = Scene::emulated(1 + TENANTS).await?;
     let clients = clients(&scene).await?;
     let [sleeper, others @ ..] = &clients[..] else {
         return Err("nobody is there".into());
@@ -59,13 +60,16 @@ pub(crate) async fn run(samples: usize) -> Result<Bystanders, BoxError> {
 /// One router for all tenants; the first is the one that will sleep.
 async fn clients(scene: &Scene) -> Result<Vec<Client>, BoxError> {
     let mut tenants = HashMap::new();
-    for endpoint in &scene.endpoints {
-        let target = scene.target(endpoint, true).await?;
-        tenants.insert(TenantId::parse(endpoint)?, target.endpoint());
+    for compute in &scene.computes {
+        let target = scene.target(compute, Setting::QUICK)?;
+        tenants.insert(TenantId::parse(&compute.endpoint_id)?, target.endpoint());
     }
     let router = router(scene, tenants, POOL_SIZE)?;
-    let client = |id: &String| Ok(Client::Tenantry(router.clone(), TenantId::parse(id)?));
-    scene.endpoints.iter().map(client).collect()
+    let client = |it: &Compute| {
+        let tenant = TenantId::parse(&it.endpoint_id)?;
+        Ok(Client::Tenantry(router.clone(), tenant))
+    };
+    scene.computes.iter().map(client).collect()
 }
 
 impl Bystanders {
@@ -75,29 +79,26 @@ impl Bystanders {
         sleeper: &Client,
         callers: &[Client],
     ) -> Result<(), BoxError> {
-        let endpoint = &scene.endpoints[0];
-        scene.emulator.set_wake_delay_of(endpoint, SILENCE);
+        let compute = &scene.computes[0];
+        let emulator = scene.emulator().ok_or("only an emulator is silent")?;
+        emulator.set_wake_delay_of(&compute.endpoint_id, SILENCE);
         sleeper.open(POOL_SIZE).await?;
-        scene.suspend(endpoint).await?;
+        scene.suspend(compute).await?;
         sleep(IN_LINE).await; // its connections' ends are noticed
         for _ in 0..TIMES {
             self.errors += all_at_once(callers.to_vec(), &mut self.calm).await?;
         }
 
-        let before = scene.witness(endpoint)?;
+        let attempts = || scene.witness(compute).map(|it| it.auth_attempts.len());
+        let before = attempts();
         let waiting = vec![sleeper.clone(); CALLERS];
         let herd = tokio::spawn(async move { all_at_once(waiting, &mut Samples::default()).await });
-        until(|| {
-            scene
-                .witness(endpoint)
-                .is_ok_and(|it| it.auth_attempts.len() > before.auth_attempts.len())
-        })
-        .await?;
+        until(|| attempts() > before).await?;
         sleep(IN_LINE).await;
         for _ in 0..TIMES {
             self.errors += all_at_once(callers.to_vec(), &mut self.waking).await?;
         }
-        if scene.witness(endpoint)?.is_awake {
+        if scene.witness(compute).is_some_and(|it| it.is_awake) {
             return Err("the silence was too short for all bystanders".into());
         }
         self.errors += herd.await??;

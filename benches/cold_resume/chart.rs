@@ -12,7 +12,7 @@ use plotters::{
 };
 use tenantry::BoxError;
 
-use crate::support::Samples;
+use super::support::Samples;
 
 const WIDTH: u32 = 1500;
 const ROW_HEIGHT: u32 = 360;

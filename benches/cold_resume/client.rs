@@ -7,8 +7,8 @@ use futures_util::future::try_join_all;
 use sqlx::PgPool;
 use tenantry::{BoxError, Endpoint, TenantId, TenantRouter, deadpool_postgres};
 
-use crate::{
-    scene::{Scene, until},
+use super::{
+    scene::{Compute, Scene, until},
     support::{QUERY, Target},
 };
 
@@ -24,18 +24,16 @@ impl Client {
     /// All that are compared, for one endpoint. The first is ours.
     pub(crate) fn all(
         scene: &Scene,
-        endpoint: &str,
+        compute: &Compute,
         target: &Target,
         pool_size: u16,
     ) -> Result<[Self; 3], BoxError> {
-        let tenants = HashMap::from([(TenantId::parse(endpoint)?, target.endpoint())]);
+        let tenant = TenantId::parse(&compute.endpoint_id)?;
+        let tenants = HashMap::from([(tenant.clone(), target.endpoint())]);
         Ok([
-            Self::Tenantry(
-                router(scene, tenants, pool_size)?,
-                TenantId::parse(endpoint)?,
-            ),
+            Self::Tenantry(router(scene, tenants, pool_size)?, tenant),
             Self::Deadpool(target.deadpool(pool_size)?),
-            Self::Sqlx(target.sqlx(&scene.emulator, pool_size)?),
+            Self::Sqlx(target.sqlx(scene.site().roots(), pool_size)?),
         ])
     }
 
@@ -130,9 +128,6 @@ pub(crate) fn router(
         let endpoint = tenants.get(&tenant).cloned();
         async move { Ok(endpoint) }
     };
-    let router = TenantRouter::builder(lookup)
-        .pool_size(pool_size.into())
-        .resolve(scene.emulator.resolver())
-        .root_certificate(scene.emulator.root_certificate());
-    Ok(router.build()?)
+    let router = TenantRouter::builder(lookup).pool_size(pool_size.into());
+    Ok(scene.site().router(router)?.build()?)
 }

@@ -1,18 +1,19 @@
 //! What was measured, as curves.
 
-use std::{iter::once, time::Duration};
+use std::iter::once;
 
 use plotters::style::RGBColor;
 
-use crate::{
+use super::{
+    bystanders::Bystanders,
     chart::{Curve, Panel, Row},
-    report::{Report, millis},
-    setting::WAKES,
+    report::Report,
+    setting::Setting,
     support::Samples,
 };
 
 const GREY: RGBColor = RGBColor(176, 176, 176);
-/// In the order of [`Client::all`](crate::client::Client::all).
+/// In the order of [`Client::all`](super::client::Client::all).
 const COLORS: [RGBColor; 3] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -20,26 +21,29 @@ const COLORS: [RGBColor; 3] = [
 ];
 
 impl Report {
-    pub(crate) fn rows(&self) -> [Row<'_>; 3] {
-        [
+    pub(crate) fn rows(&self) -> Vec<Row<'_>> {
+        let mut places: Vec<_> = self.alone.settings.iter().map(|it| it.setting).collect();
+        places.dedup_by_key(|it| (it.wake, it.pooled));
+        let mut rows = vec![
             Row {
                 title: "One caller on a suspended tenant (dashed: TLS is asked for first)",
-                panels: WAKES.map(|wake| self.one_caller(wake)).into(),
+                panels: places.iter().map(|it| self.one_caller(*it)).collect(),
             },
             Row {
                 title: "1,000 callers at once, time beyond the floor's median (dashed: on the awake tenant, all of it)",
-                panels: WAKES.map(|wake| self.herd(wake)).into(),
+                panels: places.iter().map(|it| self.herd(*it)).collect(),
             },
-            Row {
-                title: "100 callers at once of ten other tenants (dashed: while 1,000 wait for a silent wake)",
-                panels: vec![self.others()],
-            },
-        ]
+        ];
+        rows.extend(self.bystanders.as_ref().map(|it| Row {
+            title: "100 callers at once of ten other tenants (dashed: while 1,000 wait for a silent wake)",
+            panels: vec![others(it)],
+        }));
+        rows
     }
 
-    fn one_caller(&self, wake: Duration) -> Panel<'_> {
+    fn one_caller(&self, place: Setting) -> Panel<'_> {
         let here = self.alone.settings.iter();
-        let here = here.filter(|it| it.setting.wake == wake);
+        let here = here.filter(|it| it.setting.is_at(place));
         let curves = here.flat_map(|it| {
             let direct = it.setting.direct_tls;
             let floor = Curve {
@@ -51,14 +55,14 @@ impl Report {
             once(floor).chain(clients)
         });
         Panel {
-            title: format!("wake of {}", millis(wake)),
+            title: place.title(),
             curves: curves.collect(),
         }
     }
 
-    fn herd(&self, wake: Duration) -> Panel<'_> {
+    fn herd(&self, place: Setting) -> Panel<'_> {
         let here = self.herds.iter();
-        let here = here.filter(|it| it.setting.wake == wake && it.setting.direct_tls);
+        let here = here.filter(|it| it.setting.is_at(place) && it.setting.direct_tls);
         let curves = here.flat_map(|here| {
             here.herds.iter().zip(COLORS).flat_map(|(it, color)| {
                 let asleep = Curve {
@@ -69,20 +73,19 @@ impl Report {
             })
         });
         Panel {
-            title: format!("wake of {}", millis(wake)),
+            title: place.title(),
             curves: curves.collect(),
         }
     }
+}
 
-    fn others(&self) -> Panel<'_> {
-        let (calm, waking) = (&self.bystanders.calm, &self.bystanders.waking);
-        Panel {
-            title: String::new(),
-            curves: vec![
-                curve("tenantry", COLORS[0], calm, true),
-                curve("tenantry", COLORS[0], waking, false),
-            ],
-        }
+fn others(bystanders: &Bystanders) -> Panel<'_> {
+    Panel {
+        title: String::new(),
+        curves: vec![
+            curve("tenantry", COLORS[0], &bystanders.calm, true),
+            curve("tenantry", COLORS[0], &bystanders.waking, false),
+        ],
     }
 }
 

@@ -1,6 +1,6 @@
-//! What was measured, as names and numbers. The plain names are of [`Setting::MAIN`](crate::setting::Setting::MAIN).
+//! What was measured, as names and numbers. The plain names are of the usual wake, pooled host, direct TLS.
 
-use crate::{
+use super::{
     bystanders::Bystanders,
     herd::{self, Herd},
     report::{Report, over},
@@ -10,7 +10,7 @@ impl Report {
     pub(crate) fn figures(&self) -> Vec<(String, f64)> {
         let mut figures = self.alone_figures();
         figures.extend(self.herd_figures());
-        figures.extend(self.bystanders.figures());
+        figures.extend(self.bystanders.iter().flat_map(Bystanders::figures));
         figures
     }
 
@@ -71,7 +71,7 @@ impl herd::InSetting {
                 ("p99_over_awake", self.over_awake(it)),
                 ("warm_p99_ms", it.warm.at(0.99)),
                 ("p99_over_warm", self.over_warm(it)),
-                ("auth_attempts", count(it.auth_attempts)),
+                ("auth_attempts", it.auth_attempts.map_or(f64::NAN, count)),
                 ("errors", f64::from(it.errors)),
             ]
             .map(|(what, value)| {

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use tenantry::BoxError;
+use tenantry::{BoxError, emulator::Witness};
 use tokio::time::Instant;
 
-use crate::{
+use super::{
     client::Client,
-    scene::Scene,
+    scene::{Compute, Scene},
     setting::Setting,
     support::{self, Samples},
 };
@@ -33,25 +33,23 @@ pub(crate) struct Herd {
     pub(crate) asleep: Samples,
     pub(crate) awake: Samples,
     pub(crate) warm: Samples,
-    /// Most logins that were begun in one round before the compute was up.
-    pub(crate) auth_attempts: usize,
+    /// Most logins that were begun in one round before the compute was up; unknown at Neon.
+    pub(crate) auth_attempts: Option<usize>,
     pub(crate) errors: u32,
 }
 
-pub(crate) async fn run(samples: usize) -> Result<Vec<InSetting>, BoxError> {
-    let scene = Scene::with(1).await?;
+pub(crate) async fn run(scene: &Scene, samples: usize) -> Result<Vec<InSetting>, BoxError> {
     let mut settings = Vec::new();
-    for setting in Setting::all(samples) {
-        settings.push(in_setting(&scene, setting, setting.herds(samples)).await?);
+    for setting in scene.settings(samples) {
+        settings.push(in_setting(scene, setting, setting.herds(samples)).await?);
     }
     Ok(settings)
 }
 
 async fn in_setting(scene: &Scene, setting: Setting, rounds: usize) -> Result<InSetting, BoxError> {
-    let endpoint = &scene.endpoints[0];
-    scene.emulator.set_wake_delay(setting.wake);
-    let target = scene.target(endpoint, setting.direct_tls).await?;
-    let clients = Client::all(scene, endpoint, &target, POOL_SIZE)?;
+    let compute = &scene.computes[0];
+    let target = scene.target(compute, setting)?;
+    let clients = Client::all(scene, compute, &target, POOL_SIZE)?;
     let mut results = InSetting {
         setting,
         floor: Samples::default(),
@@ -60,10 +58,10 @@ async fn in_setting(scene: &Scene, setting: Setting, rounds: usize) -> Result<In
     let bar = support::progress(rounds);
     for _ in 0..rounds {
         bar.inc(1);
-        scene.suspend(endpoint).await?;
+        scene.suspend(compute).await?;
         results.floor.add(target.bare().await?);
         for (client, herd) in clients.iter().zip(&mut results.herds) {
-            herd.round(scene, endpoint, client).await?;
+            herd.round(scene, compute, client).await?;
         }
     }
     bar.finish_and_clear();
@@ -91,7 +89,7 @@ impl Herd {
             asleep: Samples::default(),
             awake: Samples::default(),
             warm: Samples::default(),
-            auth_attempts: 0,
+            auth_attempts: None,
             errors: 0,
         }
     }
@@ -99,16 +97,17 @@ impl Herd {
     async fn round(
         &mut self,
         scene: &Scene,
-        endpoint: &str,
+        compute: &Compute,
         client: &Client,
     ) -> Result<(), BoxError> {
         self.rounds += 1;
         client.open(POOL_SIZE).await?;
-        scene.suspend(endpoint).await?;
+        scene.suspend(compute).await?;
         client.notice().await?;
         let slept = Instant::now();
         self.errors += all_at_once(vec![client.clone(); CALLERS], &mut self.asleep).await?;
-        let attempts = attempts_until_up(scene, endpoint, slept)?;
+        let seen = scene.witness(compute);
+        let attempts = seen.map(|it| attempts_until_up(&it, slept)).transpose()?;
         self.auth_attempts = self.auth_attempts.max(attempts);
 
         client.open(POOL_SIZE).await?;
@@ -144,8 +143,7 @@ pub(crate) async fn all_at_once(
 }
 
 /// Logins begun since `slept` until the compute that slept then was up.
-fn attempts_until_up(scene: &Scene, endpoint: &str, slept: Instant) -> Result<usize, BoxError> {
-    let witness = scene.witness(endpoint)?;
+fn attempts_until_up(witness: &Witness, slept: Instant) -> Result<usize, BoxError> {
     let wake = witness.wakes.iter().find(|wake| wake.at >= slept);
     let wake = wake.ok_or("a herd woke nothing")?;
     let until_up = slept..=wake.at + wake.took;

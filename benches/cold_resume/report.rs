@@ -1,43 +1,58 @@
 //! What was measured, as tables.
 
-use std::time::Duration;
+use std::path::Path;
 
 use tenantry::BoxError;
 
-use crate::{
+use super::{
     alone::Alone,
     bystanders::Bystanders,
     chart, herd,
     setting::Setting,
-    support::{Samples, Table, figures_folder, write_figures},
+    support::{Samples, Table, write_figures_to},
 };
 
 /// Everything that was measured.
 pub(crate) struct Report {
     pub(crate) alone: Alone,
     pub(crate) herds: Vec<herd::InSetting>,
-    pub(crate) bystanders: Bystanders,
+    /// Only an emulator is silent when it is told so.
+    pub(crate) bystanders: Option<Bystanders>,
 }
 
 impl Report {
     pub(crate) fn print(&self) {
-        println!("\nA single caller on a suspended tenant, pooled host\n");
+        let emulated = self.bystanders.is_some();
+        let host = if emulated { ", pooled host" } else { "" };
+        println!("\nA single caller on a suspended tenant{host}\n");
         self.alone_table().print();
         let Alone { start, stop, .. } = &self.alone;
-        println!(
-            "\nPostgres itself, at the median: start {}, stop {}",
-            start.ms(0.5),
-            stop.ms(0.5)
-        );
+        let (start, stop) = (start.ms(0.5), stop.ms(0.5));
+        if emulated {
+            println!("\nPostgres itself, at the median: start {start}, stop {stop}");
+        } else {
+            println!("\nA suspend by the API, at the median: {stop}");
+        }
         println!("\n1,000 callers at once on a suspended tenant, then awake; pool of 16\n");
         self.herd_table().print();
-        println!("\n100 callers of ten other tenants\n");
-        self.bystanders.table().print();
+        if let Some(bystanders) = &self.bystanders {
+            println!("\n100 callers of ten other tenants\n");
+            bystanders.table().print();
+        }
+    }
+
+    /// What a line is about.
+    const fn about(&self) -> &'static str {
+        if self.bystanders.is_some() {
+            "wake, TLS, who"
+        } else {
+            "host, TLS, who"
+        }
     }
 
     fn alone_table(&self) -> Table {
         let mut table = Table::new(&[
-            "wake, TLS, who",
+            self.about(),
             "rounds",
             "median",
             "p90",
@@ -67,7 +82,7 @@ impl Report {
 
     fn herd_table(&self) -> Table {
         let mut table = Table::new(&[
-            "wake, TLS, who",
+            self.about(),
             "rounds",
             "floor",
             "median",
@@ -93,7 +108,7 @@ impl Report {
                     &format!("{:.3}", here.over_awake(it)),
                     &it.warm.ms(0.99),
                     &format!("{:.3}", here.over_warm(it)),
-                    &it.auth_attempts.to_string(),
+                    &it.auth_attempts.map_or("?".to_owned(), |it| it.to_string()),
                     &it.errors.to_string(),
                 ]);
             }
@@ -101,9 +116,10 @@ impl Report {
         table
     }
 
-    pub(crate) fn write(&self) -> Result<(), BoxError> {
-        write_figures("cold_resume", &self.figures())?;
-        let path = figures_folder()?.join("cold_resume.svg");
+    /// Writes figures and curves to `folder`, in files that begin with `name`.
+    pub(crate) fn write(&self, folder: &Path, name: &str) -> Result<(), BoxError> {
+        write_figures_to(folder, name, &self.figures())?;
+        let path = folder.join(format!("{name}.svg"));
         chart::draw(&path, "From a caller's wish to its first row", &self.rows())
     }
 }
@@ -128,9 +144,5 @@ pub(crate) fn over(it: &Samples, floor: &Samples, share: f64) -> f64 {
 }
 
 fn described(setting: Setting, who: &str) -> String {
-    format!("{}, {}, {who}", millis(setting.wake), setting.tls())
-}
-
-pub(crate) fn millis(wake: Duration) -> String {
-    format!("{} ms", wake.as_millis())
+    format!("{}, {}, {who}", setting.place(), setting.tls())
 }

@@ -1,73 +1,204 @@
-//! Computes that sleep and wake.
+//! Computes that sleep and wake: an emulator's, or one at Neon.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tenantry::{
-    BoxError, Neon,
+    BoxError,
     emulator::{Emulator, Witness},
-    neon::CreateProject,
+    neon::{CreateProject, CreatedProject},
 };
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::support::Target;
+use super::{
+    account::{Account, chain, say},
+    setting::Setting,
+    site::Site,
+    support::Target,
+};
 
 /// Longest wait for what should be so in milliseconds.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Longest wait for a compute of Neon's to be asleep after it was suspended.
+const SUSPEND: Duration = Duration::from_secs(60);
+/// How often a suspend is tried at Neon, and the wait between two tries.
+const TRIES: u32 = 3;
+const WAIT: Duration = Duration::from_secs(1);
 
-/// An emulator with some computes.
+/// Where it is measured, and on which computes.
 pub(crate) struct Scene {
-    pub(crate) emulator: Emulator,
-    neon: Neon,
-    /// The endpoints' ids.
-    pub(crate) endpoints: Vec<String>,
+    place: Place,
+    pub(crate) computes: Vec<Compute>,
+}
+
+enum Place {
+    Emulator(Box<Emulator>, Site),
+    Neon(Arc<Account>),
+}
+
+/// A compute with a database.
+pub(crate) struct Compute {
+    project_id: String,
+    pub(crate) endpoint_id: String,
+    host: String,
+    pooler_host: String,
+    password: String,
 }
 
 impl Scene {
-    pub(crate) async fn with(computes: usize) -> Result<Self, BoxError> {
+    /// An emulator with some computes.
+    pub(crate) async fn emulated(computes: usize) -> Result<Self, BoxError> {
         let emulator = Emulator::start().await?;
-        let neon = Neon::builder(emulator.api_key()).base_url(emulator.api_url());
-        let neon = neon.requests_per_minute(100_000).build()?;
+        let site = Site::of(&emulator)?;
+        let mut created = Vec::new();
         for n in 0..computes {
             let wanted = CreateProject::new(format!("bench-{n}"));
-            let created = neon.create_project(&wanted).await?;
-            neon.wait_for_operations(&created.project.id).await?;
+            let project = site.neon.create_project(&wanted).await?;
+            site.neon.wait_for_operations(&project.project.id).await?;
+            created.push(Compute::of(&project)?);
         }
-        let witnesses = emulator.witnesses().into_iter();
         Ok(Self {
-            endpoints: witnesses.map(|it| it.endpoint_id).collect(),
-            emulator,
-            neon,
+            place: Place::Emulator(Box::new(emulator), site),
+            computes: created,
         })
     }
 
-    /// How `endpoint` is reached through its pooler.
-    pub(crate) async fn target(
-        &self,
-        endpoint: &str,
-        direct_tls: bool,
-    ) -> Result<Target, BoxError> {
-        let target = Target::of(&self.emulator, &self.neon, &self.witness(endpoint)?, true).await?;
-        Ok(if direct_tls {
+    /// A project at Neon.
+    pub(crate) async fn at_neon(account: &Arc<Account>) -> Result<Self, BoxError> {
+        let (neon, plan) = (account.site.neon.clone(), account.site.plan());
+        let creation = account.create(|name| async move {
+            let mut wanted = CreateProject::new(name);
+            wanted.plan = plan;
+            let created = neon.create_project(&wanted).await?;
+            Ok((created.project.id.clone(), created))
+        });
+        let created = creation.await?;
+        let project_id = &created.project.id;
+        account.site.neon.wait_for_operations(project_id).await?;
+        say(&format!("measuring in {}", created.project.region_id));
+        Ok(Self {
+            computes: vec![Compute::of(&created)?],
+            place: Place::Neon(Arc::clone(account)),
+        })
+    }
+
+    pub(crate) fn site(&self) -> &Site {
+        match &self.place {
+            Place::Emulator(_, site) => site,
+            Place::Neon(account) => &account.site,
+        }
+    }
+
+    /// The emulator, if it is one.
+    pub(crate) fn emulator(&self) -> Option<&Emulator> {
+        match &self.place {
+            Place::Emulator(emulator, _) => Some(emulator),
+            Place::Neon(_) => None,
+        }
+    }
+
+    /// What is measured here.
+    pub(crate) fn settings(&self, samples: usize) -> Vec<Setting> {
+        match &self.place {
+            Place::Emulator(..) => Setting::emulated(samples),
+            Place::Neon(_) => Setting::at_neon(),
+        }
+    }
+
+    /// How `compute` is reached from now on.
+    pub(crate) fn target(&self, compute: &Compute, setting: Setting) -> Result<Target, BoxError> {
+        if let (Some(emulator), Some(wake)) = (self.emulator(), setting.wake) {
+            emulator.set_wake_delay(wake);
+        }
+        let host = if setting.pooled {
+            &compute.pooler_host
+        } else {
+            &compute.host
+        };
+        let site = self.site();
+        let target = Target::new(host, &compute.password, site.proxy(), site.tls()?);
+        Ok(if setting.direct_tls {
             target
         } else {
             target.asking_for_tls()
         })
     }
 
-    pub(crate) fn witness(&self, endpoint: &str) -> Result<Witness, BoxError> {
-        let mut all = self.emulator.witnesses().into_iter();
-        let found = all.find(|it| it.endpoint_id == endpoint);
-        found.ok_or_else(|| "an endpoint is gone".into())
+    /// What an emulator saw of `compute`; nobody sees it at Neon.
+    pub(crate) fn witness(&self, compute: &Compute) -> Option<Witness> {
+        let mut all = self.emulator()?.witnesses().into_iter();
+        all.find(|it| it.endpoint_id == compute.endpoint_id)
     }
 
-    /// Suspends a compute and waits until the proxy has closed all its clients' sockets; how long its Postgres took to
-    /// end.
-    pub(crate) async fn suspend(&self, endpoint: &str) -> Result<Duration, BoxError> {
+    /// Suspends a compute; how long that took. On an emulator the proxy has closed all its clients' sockets then.
+    pub(crate) async fn suspend(&self, compute: &Compute) -> Result<Duration, BoxError> {
         let start = Instant::now();
-        self.emulator.suspend(endpoint).await;
+        let Some(emulator) = self.emulator() else {
+            return self.suspend_by_api(compute).await;
+        };
+        emulator.suspend(&compute.endpoint_id).await;
         let took = start.elapsed();
-        until(|| self.witness(endpoint).is_ok_and(|it| it.open_sessions == 0)).await?;
+        until(|| {
+            let witness = self.witness(compute);
+            witness.is_some_and(|it| it.open_sessions == 0)
+        })
+        .await?;
         Ok(took)
+    }
+
+    async fn suspend_by_api(&self, compute: &Compute) -> Result<Duration, BoxError> {
+        let start = Instant::now();
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match timeout(SUSPEND, self.try_suspend(compute)).await {
+                Ok(Ok(())) => return Ok(start.elapsed()),
+                Ok(Err(err)) if tries == TRIES => return Err(err),
+                Err(_) if tries == TRIES => return Err("a compute does not go to sleep".into()),
+                Ok(Err(err)) => say(&format!("suspending: {}; again", chain(&*err))),
+                Err(_) => say("a compute does not go to sleep; again"),
+            }
+            sleep(WAIT).await;
+        }
+    }
+
+    async fn try_suspend(&self, compute: &Compute) -> Result<(), BoxError> {
+        let Compute {
+            project_id: project,
+            endpoint_id: endpoint,
+            ..
+        } = compute;
+        let neon = &self.site().neon;
+        neon.suspend_project_endpoint(project, endpoint).await?;
+        neon.wait_for_operations(project).await?;
+        while neon
+            .get_project_endpoint(project, endpoint)
+            .await?
+            .current_state
+            != "idle"
+        {
+            sleep(WAIT / 4).await;
+        }
+        Ok(())
+    }
+}
+
+impl Compute {
+    fn of(created: &CreatedProject) -> Result<Self, BoxError> {
+        let endpoint = created
+            .endpoints
+            .first()
+            .ok_or("a project has no endpoint")?;
+        let details = created.connection_uris.first();
+        let at = &details
+            .ok_or("a project has no host")?
+            .connection_parameters;
+        Ok(Self {
+            project_id: created.project.id.clone(),
+            endpoint_id: endpoint.id.clone(),
+            host: at.host.clone(),
+            pooler_host: at.pooler_host.clone(),
+            password: at.password.expose().to_owned(),
+        })
     }
 }
 

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-/// How long a wake takes, without Postgres's own start, and how TLS begins.
+/// How long a wake takes, which host is asked, and how TLS begins.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Setting {
-    pub(crate) wake: Duration,
+    /// The time of a wake without Postgres's own start; `None` at Neon, where it takes what it takes.
+    pub(crate) wake: Option<Duration>,
+    pub(crate) pooled: bool,
     pub(crate) direct_tls: bool,
 }
 
@@ -15,35 +17,79 @@ const USUAL: Duration = Duration::from_millis(350);
 const RARE: Duration = Duration::from_secs(2);
 
 /// The wakes, from short to long.
-pub(crate) const WAKES: [Duration; 3] = [Duration::ZERO, USUAL, RARE];
+const WAKES: [Duration; 3] = [Duration::ZERO, USUAL, RARE];
 
 impl Setting {
-    /// The one that the plain names of figures are about.
-    pub(crate) const MAIN: Self = Self {
-        wake: USUAL,
-        direct_tls: true,
-    };
+    /// The emulator's that the plain names of figures are about.
+    const MAIN: Self = Self::with(Some(USUAL), true);
 
-    /// Those that are measured: few samples leave the others out.
-    pub(crate) fn all(samples: usize) -> impl Iterator<Item = Self> {
-        let both = |wake| [true, false].map(|direct_tls| Self { wake, direct_tls });
+    /// Wakes at once.
+    pub(crate) const QUICK: Self = Self::with(Some(Duration::ZERO), true);
+
+    const fn with(wake: Option<Duration>, direct_tls: bool) -> Self {
+        Self {
+            wake,
+            pooled: true,
+            direct_tls,
+        }
+    }
+
+    /// Those that are measured on an emulator: few samples leave the others out.
+    pub(crate) fn emulated(samples: usize) -> Vec<Self> {
+        let both = |wake| [true, false].map(|direct_tls| Self::with(Some(wake), direct_tls));
         let all = WAKES.into_iter().flat_map(both);
-        all.filter(move |it| it.rounds(samples) > 0)
+        all.filter(move |it| it.rounds(samples) > 0).collect()
+    }
+
+    /// Those that are measured at Neon: through the pooler, and past it.
+    pub(crate) fn at_neon() -> Vec<Self> {
+        let with = |pooled| Self {
+            pooled,
+            ..Self::with(None, true)
+        };
+        [true, false].map(with).into()
     }
 
     /// Rounds of a single caller.
     pub(crate) fn rounds(self, samples: usize) -> usize {
-        match self {
-            Self::MAIN => samples,
-            it if it.wake == RARE => samples / 50,
-            _ => samples / 10,
+        match self.wake {
+            None => samples,
+            Some(_) if self == Self::MAIN => samples,
+            Some(RARE) => samples / 50,
+            Some(_) => samples / 10,
         }
     }
 
     /// Rounds of a herd.
     pub(crate) fn herds(self, samples: usize) -> usize {
-        let share = if self == Self::MAIN { 20 } else { 100 };
+        let share = match self.wake {
+            None => 6,
+            Some(_) if self == Self::MAIN => 20,
+            Some(_) => 100,
+        };
         (samples / share).max(1)
+    }
+
+    /// The wake, or the host where all wakes are Neon's own.
+    pub(crate) fn place(self) -> String {
+        match (self.wake, self.pooled) {
+            (Some(wake), _) => format!("{} ms", wake.as_millis()),
+            (None, true) => "pooled".to_owned(),
+            (None, false) => "direct".to_owned(),
+        }
+    }
+
+    /// The same as the title of a panel.
+    pub(crate) fn title(self) -> String {
+        match self.wake {
+            Some(_) => format!("wake of {}", self.place()),
+            None => format!("{} host", self.place()),
+        }
+    }
+
+    /// Whether only TLS sets the two apart.
+    pub(crate) fn is_at(self, other: Self) -> bool {
+        (self.wake, self.pooled) == (other.wake, other.pooled)
     }
 
     pub(crate) const fn tls(self) -> &'static str {
@@ -52,9 +98,11 @@ impl Setting {
 
     /// What sets the names of its figures apart; nothing for the main one.
     pub(crate) fn suffix(self) -> String {
-        if self == Self::MAIN {
-            return String::new();
+        match self.wake {
+            _ if self == Self::MAIN => String::new(),
+            Some(wake) => format!("_wake_{}ms_{}_tls", wake.as_millis(), self.tls()),
+            None if self.pooled => String::new(),
+            None => "_direct_host".to_owned(),
         }
-        format!("_wake_{}ms_{}_tls", self.wake.as_millis(), self.tls())
     }
 }

@@ -97,11 +97,20 @@ pub(crate) fn progress(samples: usize) -> ProgressBar {
 }
 
 /// Writes `target/figures/<bench>.json`: flat pairs of name and number.
+#[allow(dead_code, reason = "not every benchmark writes there")]
 pub(crate) fn write_figures(
     bench: &str,
     figures: &[(impl AsRef<str>, f64)],
 ) -> Result<(), BoxError> {
-    let folder = figures_folder()?;
+    write_figures_to(&figures_folder()?, bench, figures)
+}
+
+/// The same in another folder.
+pub(crate) fn write_figures_to(
+    folder: &Path,
+    bench: &str,
+    figures: &[(impl AsRef<str>, f64)],
+) -> Result<(), BoxError> {
     let pairs: serde_json::Map<_, _> = figures
         .iter()
         .map(|(name, value)| (name.as_ref().to_owned(), serde_json::json!(value)))

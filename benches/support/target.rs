@@ -1,6 +1,6 @@
 //! A compute, and how bare code reaches it.
 
-use std::{fs, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
@@ -24,6 +24,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 #[allow(dead_code, reason = "not every benchmark asks a compute")]
 pub(crate) const QUERY: &str = "SELECT 1";
 
+const PORT: u16 = 5432;
 /// Longest wait of a plain pool for a connection, as Neon's documentation advises.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// Time after which a plain pool closes an idle connection: before Neon suspends its compute.
@@ -33,7 +34,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(240);
 pub(crate) struct Target {
     host: String,
     password: String,
-    address: std::net::SocketAddr,
+    /// Where the host is, if no name server knows it.
+    address: Option<SocketAddr>,
     tls: MakeRustlsConnect,
     negotiation: SslNegotiation,
 }
@@ -73,14 +75,24 @@ impl Target {
         password: &str,
         tls: MakeRustlsConnect,
     ) -> Result<Self, BoxError> {
-        let address = emulator.resolver().resolve(host, 5432).await?.remove(0);
-        Ok(Self {
+        let address = emulator.resolver().resolve(host, PORT).await?.remove(0);
+        Ok(Self::new(host, password, Some(address), tls))
+    }
+
+    /// The same, with an address for `host` if no name server knows it.
+    pub(crate) fn new(
+        host: &str,
+        password: &str,
+        address: Option<SocketAddr>,
+        tls: MakeRustlsConnect,
+    ) -> Self {
+        Self {
             host: host.to_owned(),
             password: password.to_owned(),
             address,
             tls,
             negotiation: SslNegotiation::Direct,
-        })
+        }
     }
 
     fn config(&self) -> Config {
@@ -100,7 +112,10 @@ impl Target {
     pub(crate) async fn bare(&self) -> Result<Duration, BoxError> {
         let (config, mut tls) = (self.config(), self.tls.clone());
         let start = Instant::now();
-        let stream = TcpStream::connect(self.address).await?;
+        let stream = match self.address {
+            Some(address) => TcpStream::connect(address).await?,
+            None => TcpStream::connect((&*self.host, PORT)).await?,
+        };
         stream.set_nodelay(true)?;
         let tls = MakeTlsConnect::<TcpStream>::make_tls_connect(&mut tls, &self.host)?;
         let (client, connection) = config.connect_raw(stream, tls).await?;
@@ -135,10 +150,10 @@ impl Target {
     /// A pool of deadpool-postgres. It has no idle limit, and sees by itself that a connection is closed.
     pub(crate) fn deadpool(&self, size: u16) -> Result<Pool, BoxError> {
         let mut config = self.config();
-        config
-            .host(&self.host)
-            .hostaddr(self.address.ip())
-            .port(self.address.port());
+        config.host(&self.host);
+        if let Some(address) = self.address {
+            config.hostaddr(address.ip()).port(address.port());
+        }
         let recycling = ManagerConfig {
             recycling_method: RecyclingMethod::Fast,
         };
@@ -151,20 +166,23 @@ impl Target {
         Ok(pool.build()?)
     }
 
-    /// A pool of sqlx. It cannot be told an address for a name, so the endpoint is named by option, and it knows TLS
-    /// only by request.
-    pub(crate) fn sqlx(&self, emulator: &Emulator, size: u16) -> Result<PgPool, BoxError> {
-        let name = self.host.split('.').next().unwrap_or_default();
-        let url = format!(
-            "postgres://{}/neondb?options=endpoint%3D{name}",
-            self.address
-        );
+    /// A pool of sqlx, which trusts `roots` (PEM) besides the public ones. It cannot be told an address for a name, so
+    /// the endpoint is named by option where there is one, and it knows TLS only by request.
+    pub(crate) fn sqlx(&self, roots: Option<&[u8]>, size: u16) -> Result<PgPool, BoxError> {
+        let url = match (self.address, self.host.split_once('.')) {
+            (Some(address), Some((name, _))) => {
+                format!("postgres://{address}/neondb?options=endpoint%3D{name}")
+            }
+            _ => format!("postgres://{}/neondb", self.host),
+        };
         let options: PgConnectOptions = url.parse()?;
-        let options = options
+        let mut options = options
             .username("neondb_owner")
             .password(&self.password)
-            .ssl_mode(PgSslMode::VerifyFull)
-            .ssl_root_cert_from_pem(fs::read(emulator.root_certificate_file())?);
+            .ssl_mode(PgSslMode::VerifyFull);
+        if let Some(roots) = roots {
+            options = options.ssl_root_cert_from_pem(roots.to_vec());
+        }
         let pool = PgPoolOptions::new()
             .max_connections(size.into())
             .min_connections(0)

@@ -1,0 +1,304 @@
+//! The check and the benchmark on an emulator in Neon's place: what they find, and that nothing is left.
+
+use std::{process::ExitCode, sync::Arc, time::Duration};
+
+use futures_util::future::BoxFuture;
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tenantry::{BoxError, emulator::ApiFault, neon::CreateProject};
+
+use crate::{
+    cold_resume::{
+        account::{Account, Budget},
+        site::Site,
+    },
+    rehearsal::{LONG, Rehearsal, eventually},
+};
+
+struct Test {
+    name: &'static str,
+    run: fn() -> BoxFuture<'static, ()>,
+}
+
+macro_rules! tests {
+    ($($name:ident),* $(,)?) => {
+        &[$(Test { name: stringify!($name), run: || Box::pin($name()) }),*]
+    };
+}
+
+static TESTS: &[Test] = tests![
+    the_emulator_does_what_it_claims,
+    what_is_claimed_falsely_is_a_line_each_and_projects_are_deleted,
+    a_claim_that_cannot_be_asked_is_a_line,
+    a_check_that_is_told_to_end_deletes_first,
+    a_check_that_takes_too_long_deletes_and_ends,
+    a_check_that_nobody_reads_deletes_its_projects,
+    work_that_fails_or_panics_leaves_nothing,
+    a_creation_without_an_answer_is_found_and_deleted,
+    what_cannot_be_deleted_is_told_by_its_id,
+    the_benchmark_measures_everyone_and_leaves_nothing,
+    a_benchmark_that_is_told_to_end_deletes_first,
+    without_a_key_one_line_says_so,
+];
+
+/// Runs those whose name has one of the words in it, as a test harness of the standard library does.
+pub(crate) async fn run(words: impl Iterator<Item = String>) -> ExitCode {
+    let (mut filters, mut list) = (Vec::new(), false);
+    let mut words = words.filter(|word| word != "--rehearse");
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "--list" => list = true,
+            "--test-threads" | "--skip" | "--color" | "--format" | "-Z" => drop(words.next()),
+            word if word.starts_with('-') => {}
+            word => filters.push(word.to_owned()),
+        }
+    }
+    let wanted =
+        |it: &&Test| filters.is_empty() || filters.iter().any(|word| it.name.contains(word));
+    let mut failed = 0;
+    for test in TESTS.iter().filter(wanted) {
+        if list {
+            println!("{}: test", test.name);
+            continue;
+        }
+        let ended = tokio::spawn((test.run)()).await;
+        println!(
+            "test {} ... {}",
+            test.name,
+            if ended.is_ok() { "ok" } else { "FAILED" }
+        );
+        failed += u32::from(ended.is_err());
+    }
+    if failed > 0 {
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}
+
+async fn the_emulator_does_what_it_claims() {
+    let stage = Rehearsal::new().await;
+    let ended = stage.check(&[]).end().await;
+    assert_eq!(ended.lines("difference: "), [""; 0], "{ended:#?}");
+    assert!(ended.status.success(), "{ended:#?}");
+    assert!(
+        ended
+            .lines("live: ")
+            .last()
+            .unwrap()
+            .ends_with(" 0 differences")
+    );
+    let said = ended.lines("- ").join("\n");
+    assert!(
+        said.contains("2 projects") && said.contains("compute-hours"),
+        "{said}"
+    );
+    assert_eq!(ended.lines("created  project ").len(), 2);
+    stage.assert_clean();
+}
+
+async fn what_is_claimed_falsely_is_a_line_each_and_projects_are_deleted() {
+    fn alter(request: &str, answer: &mut Value) {
+        if request.ends_with("/start") && answer["message"].is_string() {
+            answer["message"] = json!("project is busy,\ntry again");
+        }
+        if request == "POST /api/v2/projects" && answer["branch"].is_object() {
+            answer["branch"]["name"] = json!("production");
+            answer["project"]
+                .as_object_mut()
+                .unwrap()
+                .remove("proxy_host");
+        }
+    }
+    let stage = Rehearsal::with(|emulator| emulator.live_codes(true), alter).await;
+    stage.emulator.set_search_lag(Duration::from_secs(2));
+    let ended = stage.check(&[]).end().await;
+    assert_eq!(ended.status.code(), Some(1), "{ended:#?}");
+    let lines = ended.lines("difference: ");
+    for expected in [
+        r#"difference: locks: a start during the creation | expected: 423 code "" "project already has running conflicting operations, scheduling of new ones is prohibited" | seen: 423 code "" "project is busy,\ntry again""#,
+        "difference: creation: /branch/name | expected: main | seen: production",
+        "difference: creation: type of /project/proxy_host | expected: string | seen: nothing",
+        "difference: search: a new project | expected: found by the first search | seen: found after ",
+        "difference: logins: a wrong password, pooled | expected: ERROR XX000 password authentication failed for user 'neondb_owner' | seen: ERROR 28P01 password",
+        "difference: logins: a wrong password, direct | expected: ERROR XX000 ",
+        "difference: a disabled endpoint: a login | expected: ERROR XX000 The endpoint has been disabled. Enable it using the API and retry. | seen: ERROR 28000 ",
+    ] {
+        let found = lines.iter().any(|line| line.starts_with(expected));
+        assert!(found, "no {expected:?} in {lines:#?}");
+    }
+    assert!(
+        !lines.iter().any(|line| line.contains("npg_")),
+        "{lines:#?}"
+    );
+    stage.assert_clean();
+}
+
+async fn a_claim_that_cannot_be_asked_is_a_line() {
+    let stage = Rehearsal::new().await;
+    let ended = stage.check(&[("TENANTRY_LIVE_PROJECTS", "1")]).end().await;
+    let lines = ended.lines("difference: ");
+    let expected = "difference: search: it can be asked | expected: an answer | seen: the budget of 1 project is used up";
+    assert_eq!(lines, [expected], "{ended:#?}");
+    assert_eq!(ended.status.code(), Some(1));
+    stage.assert_clean();
+}
+
+async fn a_check_that_is_told_to_end_deletes_first() {
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
+        let stage = Rehearsal::new().await;
+        let mut check = stage.check(&[]);
+        check.until("created  project ").await;
+        check.signal(signal);
+        let ended = check.end().await;
+        assert_eq!(ended.status.code(), Some(1), "{ended:#?}");
+        assert_eq!(ended.lines("stopped by ").len(), 1, "{ended:#?}");
+        assert!(!ended.lines("deleted  project ").is_empty(), "{ended:#?}");
+        stage.assert_clean();
+    }
+}
+
+async fn a_check_that_takes_too_long_deletes_and_ends() {
+    let stage = Rehearsal::new().await;
+    let ended = stage
+        .check(&[("TENANTRY_LIVE_MINUTES", "0.02")])
+        .end()
+        .await;
+    assert_eq!(ended.status.code(), Some(1), "{ended:#?}");
+    assert_eq!(ended.lines("stopped: ").len(), 1, "{ended:#?}");
+    stage.assert_clean();
+}
+
+async fn a_check_that_nobody_reads_deletes_its_projects() {
+    let stage = Rehearsal::new().await;
+    let mut check = stage.check(&[]);
+    check.until("created  project ").await;
+    let status = check.deaf().await;
+    assert!(status.code().is_some(), "{status}");
+    stage.assert_clean();
+}
+
+/// Runs `work` with an account that has a project.
+async fn with_project<Fut>(stage: &Rehearsal, work: impl FnOnce() -> Fut) -> Result<(), BoxError>
+where
+    Fut: Future<Output = Result<(), BoxError>> + Send + 'static,
+{
+    let budget = Budget {
+        projects: 1,
+        time: LONG,
+    };
+    let account = Account::new(Site::of(&stage.emulator).unwrap(), "rehearsal", budget);
+    let (creator, work) = (Arc::clone(&account), work());
+    let all = async move {
+        let neon = creator.site.neon.clone();
+        let creation = creator.create(|name| async move {
+            let created = neon.create_project(&CreateProject::new(name)).await?;
+            Ok((created.project.id, ()))
+        });
+        creation.await?;
+        work.await
+    };
+    account.run(all).await
+}
+
+async fn work_that_fails_or_panics_leaves_nothing() {
+    let stage = Rehearsal::new().await;
+    let failed = with_project(&stage, || async { Err("no luck".into()) }).await;
+    assert_eq!(failed.unwrap_err().to_string(), "no luck");
+    let panicked = with_project(&stage, || async { panic!("on purpose, in a rehearsal") }).await;
+    assert!(panicked.unwrap_err().to_string().contains("on purpose"));
+    stage.assert_clean();
+}
+
+async fn a_creation_without_an_answer_is_found_and_deleted() {
+    let stage = Rehearsal::new().await;
+    stage.emulator.set_search_lag(Duration::from_secs(1));
+    stage
+        .emulator
+        .fail_api("POST /projects", ApiFault::AnswerLost, 1);
+    let lost = with_project(&stage, || async { Ok(()) }).await;
+    lost.unwrap_err();
+    stage.assert_clean();
+}
+
+async fn what_cannot_be_deleted_is_told_by_its_id() {
+    let stage = Rehearsal::new().await;
+    stage
+        .emulator
+        .fail_api("DELETE /projects", ApiFault::Status(403), 9);
+    let kept = with_project(&stage, || async { Ok(()) }).await;
+    let id = stage.emulator.witnesses().remove(0).project_id;
+    let said = kept.unwrap_err().to_string();
+    assert!(
+        said.contains(&format!("project {id} is NOT deleted")),
+        "{said}"
+    );
+}
+
+async fn the_benchmark_measures_everyone_and_leaves_nothing() {
+    let stage = Rehearsal::new().await;
+    let ended = stage.benchmark().end().await;
+    assert!(ended.status.success(), "{ended:#?}");
+    for who in ["floor", "tenantry", "deadpool-postgres", "sqlx"] {
+        for host in ["pooled", "direct"] {
+            let lines = ended.lines(&format!("{host}, direct, {who} "));
+            let both = if who == "floor" { 1 } else { 2 }; // alone, and in a herd
+            assert_eq!(lines.len(), both, "{ended:#?}");
+            let errors = lines
+                .iter()
+                .filter_map(|line| line.split_whitespace().last());
+            assert!(errors.into_iter().all(|count| count == "0"), "{lines:#?}");
+        }
+    }
+    let figures = std::fs::read(stage.figures().join("cold_resume_neon.json")).unwrap();
+    let figures: Value = serde_json::from_slice(&figures).unwrap();
+    assert_eq!(figures["resume_samples"], 1.0, "{figures}");
+    assert!(
+        figures["herd_1000_p99_ms_direct_host"].is_f64(),
+        "{figures}"
+    );
+    let svg = std::fs::read_to_string(stage.figures().join("cold_resume_neon.svg")).unwrap();
+    assert!(
+        svg.contains("pooled host")
+            && svg.contains("direct host")
+            && !svg.contains("other tenants")
+    );
+    stage.assert_clean();
+    assert!(
+        stage
+            .emulator
+            .requests("POST /projects/{id}/endpoints/{id}/suspend")
+            >= 16
+    );
+}
+
+async fn a_benchmark_that_is_told_to_end_deletes_first() {
+    for signal in [Signal::INT, Signal::TERM] {
+        let stage = Rehearsal::new().await;
+        let mut benchmark = stage.benchmark();
+        benchmark.until("measuring in ").await;
+        let wakes = || {
+            stage
+                .emulator
+                .witnesses()
+                .iter()
+                .map(|it| it.wakes.len())
+                .sum::<usize>()
+        };
+        eventually(|| wakes() > 2).await; // in the midst of its first round
+        benchmark.signal(signal);
+        let ended = benchmark.end().await;
+        assert_eq!(ended.status.code(), Some(1), "{ended:#?}");
+        assert_eq!(ended.lines("deleted  project ").len(), 1, "{ended:#?}");
+        assert_eq!(ended.lines("stopped by ").len(), 1, "{ended:#?}");
+        stage.assert_clean();
+    }
+}
+
+async fn without_a_key_one_line_says_so() {
+    let stage = Rehearsal::new().await;
+    let ended = stage.benchmark_without_key().end().await;
+    assert_eq!(ended.status.code(), Some(1), "{ended:#?}");
+    assert_eq!(ended.lines.len(), 1, "{ended:#?}");
+    assert!(ended.lines[0].contains("NEON_API_KEY"), "{ended:#?}");
+    stage.assert_clean();
+}

@@ -30,6 +30,8 @@ const WAIT: Duration = Duration::from_secs(2);
 /// The projects that one run has created.
 pub(crate) struct Account {
     pub(crate) site: Site,
+    /// What the names of all such runs' projects begin with.
+    kind: &'static str,
     /// What the name of each project begins with; no other run has it.
     tag: String,
     budget: Budget,
@@ -54,10 +56,11 @@ pub(crate) struct Budget {
 
 impl Account {
     /// Nothing is created yet. Names begin with `kind`.
-    pub(crate) fn new(site: Site, kind: &str, budget: Budget) -> Arc<Self> {
+    pub(crate) fn new(site: Site, kind: &'static str, budget: Budget) -> Arc<Self> {
         let id = uuid::Uuid::new_v4().simple().to_string();
         Arc::new(Self {
             site,
+            kind,
             tag: format!("{kind}-{}", &id[..12]),
             budget,
             creations: TaskTracker::new(),
@@ -114,6 +117,7 @@ impl Account {
         work: impl Future<Output = Result<T, BoxError>> + Send + 'static,
     ) -> Result<T, BoxError> {
         let mut stop = Stop::listen()?;
+        self.leftovers().await?;
         let mut task = tokio::spawn(work);
         let stopped = tokio::select! {
             done = &mut task => Ok(done),
@@ -136,6 +140,18 @@ impl Account {
             (Ok(_), Err(left)) => Err(left),
             (Err(err), Err(left)) => Err(format!("{err}; {left}").into()),
         }
+    }
+
+    /// Tells of projects that a run before this one has left: a process that is killed deletes nothing. Also shows,
+    /// before anything is created, whether the API takes the key.
+    async fn leftovers(&self) -> Result<(), BoxError> {
+        for project in self.site.neon.projects_like(self.kind).await? {
+            say(&format!(
+                "found    project {} ({}) of another run; delete it by hand if that has ended",
+                project.id, project.name
+            ));
+        }
+        Ok(())
     }
 
     async fn delete_all(&self) -> Result<(), BoxError> {

@@ -2,10 +2,15 @@
 
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
-use futures_util::future::BoxFuture;
+use futures_util::{
+    StreamExt,
+    future::{BoxFuture, ready},
+    stream,
+};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tenantry::{BoxError, emulator::ApiFault, neon::CreateProject};
+use tokio::time::Instant;
 
 use crate::{
     cold_resume::{
@@ -31,6 +36,10 @@ static TESTS: &[Test] = tests![
     what_is_claimed_falsely_is_a_line_each_and_projects_are_deleted,
     a_claim_that_cannot_be_asked_is_a_line,
     a_check_that_is_told_to_end_deletes_first,
+    a_creation_that_goes_on_when_it_is_told_to_end_is_deleted_too,
+    a_deletion_that_fails_at_first_is_tried_again,
+    a_project_that_a_killed_check_has_left_is_told,
+    a_key_that_is_not_taken_creates_nothing,
     a_check_that_takes_too_long_deletes_and_ends,
     a_check_that_nobody_reads_deletes_its_projects,
     work_that_fails_or_panics_leaves_nothing,
@@ -41,38 +50,51 @@ static TESTS: &[Test] = tests![
     without_a_key_one_line_says_so,
 ];
 
+/// How many run beside each other.
+const THREADS: usize = 2;
+
 /// Runs those whose name has one of the words in it, as a test harness of the standard library does.
 pub(crate) async fn run(words: impl Iterator<Item = String>) -> ExitCode {
-    let (mut filters, mut list) = (Vec::new(), false);
+    let (mut filters, mut list, mut threads) = (Vec::new(), false, THREADS);
     let mut words = words.filter(|word| word != "--rehearse");
     while let Some(word) = words.next() {
         match word.as_str() {
             "--list" => list = true,
-            "--test-threads" | "--skip" | "--color" | "--format" | "-Z" => drop(words.next()),
+            "--test-threads" => {
+                threads = words
+                    .next()
+                    .and_then(|it| it.parse().ok())
+                    .unwrap_or(threads);
+            }
+            "--skip" | "--color" | "--format" | "-Z" => drop(words.next()),
             word if word.starts_with('-') => {}
             word => filters.push(word.to_owned()),
         }
     }
     let wanted =
         |it: &&Test| filters.is_empty() || filters.iter().any(|word| it.name.contains(word));
-    let mut failed = 0;
-    for test in TESTS.iter().filter(wanted) {
-        if list {
-            println!("{}: test", test.name);
-            continue;
-        }
-        let ended = tokio::spawn((test.run)()).await;
-        println!(
-            "test {} ... {}",
-            test.name,
-            if ended.is_ok() { "ok" } else { "FAILED" }
-        );
-        failed += u32::from(ended.is_err());
+    let wanted = TESTS.iter().filter(wanted);
+    if list {
+        wanted.for_each(|it| println!("{}: test", it.name));
+        return ExitCode::SUCCESS;
     }
+    let running = stream::iter(wanted).map(Test::run).buffered(threads.max(1));
+    let failed = running.filter(|passed| ready(!passed)).count().await;
     if failed > 0 {
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
+}
+
+impl Test {
+    /// Whether it passed.
+    async fn run(&self) -> bool {
+        let start = Instant::now();
+        let passed = tokio::spawn((self.run)()).await.is_ok();
+        let result = if passed { "ok" } else { "FAILED" };
+        println!("test {} ... {result} ({:.1?})", self.name, start.elapsed());
+        passed
+    }
 }
 
 async fn the_emulator_does_what_it_claims() {
@@ -157,6 +179,58 @@ async fn a_check_that_is_told_to_end_deletes_first() {
     }
 }
 
+async fn a_creation_that_goes_on_when_it_is_told_to_end_is_deleted_too() {
+    let stage = Rehearsal::new().await;
+    let slow = ApiFault::Slow { milliseconds: 1500 };
+    stage.emulator.fail_api("POST /projects", slow, 1);
+    let check = stage.check(&[]);
+    eventually(|| !stage.emulator.witnesses().is_empty()).await;
+    check.signal(Signal::INT);
+    let ended = check.end().await;
+    assert_eq!(ended.lines("deleted  project ").len(), 1, "{ended:#?}");
+    stage.assert_clean();
+}
+
+async fn a_deletion_that_fails_at_first_is_tried_again() {
+    let stage = Rehearsal::new().await;
+    let faults = [
+        ApiFault::Status(500),
+        ApiFault::Html(502),
+        ApiFault::AnswerLost,
+    ];
+    for fault in faults {
+        stage.emulator.fail_api("DELETE /projects", fault, 1);
+    }
+    with_project(&stage, || async { Ok(()) }).await.unwrap();
+    stage.assert_clean();
+}
+
+async fn a_project_that_a_killed_check_has_left_is_told() {
+    let stage = Rehearsal::new().await;
+    let mut check = stage.check(&[]);
+    check.until("created  project ").await;
+    check.signal(Signal::KILL);
+    check.end().await;
+    let id = stage.emulator.witnesses().remove(0).project_id;
+    let next = stage
+        .check(&[("TENANTRY_LIVE_MINUTES", "0.001")])
+        .end()
+        .await;
+    let found = next.lines(&format!("found    project {id} "));
+    assert_eq!(found.len(), 1, "{next:#?}");
+}
+
+async fn a_key_that_is_not_taken_creates_nothing() {
+    let stage = Rehearsal::new().await;
+    let ended = stage.check(&[("NEON_API_KEY", "napi_wrong")]).end().await;
+    let last = ended.lines.last().unwrap();
+    assert!(
+        last.contains("401") && last.contains("check the api key"),
+        "{ended:#?}"
+    );
+    assert_eq!(stage.emulator.requests("POST /projects"), 0);
+}
+
 async fn a_check_that_takes_too_long_deletes_and_ends() {
     let stage = Rehearsal::new().await;
     let ended = stage
@@ -235,7 +309,8 @@ async fn what_cannot_be_deleted_is_told_by_its_id() {
 }
 
 async fn the_benchmark_measures_everyone_and_leaves_nothing() {
-    let stage = Rehearsal::new().await;
+    let quick = Duration::from_millis(20);
+    let stage = Rehearsal::with(|emulator| emulator.operation_time(quick), |_, _| {}).await;
     let ended = stage.benchmark().end().await;
     assert!(ended.status.success(), "{ended:#?}");
     for who in ["floor", "tenantry", "deadpool-postgres", "sqlx"] {

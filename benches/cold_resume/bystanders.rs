@@ -34,7 +34,7 @@ pub(crate) struct Bystanders {
 
 pub(crate) async fn run(samples: usize) -> Result<Bystanders, BoxError> {
     let scene = Scene::emulated(1 + TENANTS).await?;
-    let clients = clients(&scene).await?;
+    let clients = clients(&scene)?;
     let [sleeper, others @ ..] = &clients[..] else {
         return Err("nobody is there".into());
     };
@@ -58,7 +58,7 @@ pub(crate) async fn run(samples: usize) -> Result<Bystanders, BoxError> {
 }
 
 /// One router for all tenants; the first is the one that will sleep.
-async fn clients(scene: &Scene) -> Result<Vec<Client>, BoxError> {
+fn clients(scene: &Scene) -> Result<Vec<Client>, BoxError> {
     let mut tenants = HashMap::new();
     for compute in &scene.computes {
         let target = scene.target(compute, Setting::QUICK)?;

@@ -31,7 +31,7 @@ pub(crate) struct Scene {
 }
 
 enum Place {
-    Emulator(Box<Emulator>, Site),
+    Emulator(Box<(Emulator, Site)>),
     Neon(Arc<Account>),
 }
 
@@ -57,7 +57,7 @@ impl Scene {
             created.push(Compute::of(&project)?);
         }
         Ok(Self {
-            place: Place::Emulator(Box::new(emulator), site),
+            place: Place::Emulator(Box::new((emulator, site))),
             computes: created,
         })
     }
@@ -83,7 +83,7 @@ impl Scene {
 
     pub(crate) fn site(&self) -> &Site {
         match &self.place {
-            Place::Emulator(_, site) => site,
+            Place::Emulator(it) => &it.1,
             Place::Neon(account) => &account.site,
         }
     }
@@ -91,7 +91,7 @@ impl Scene {
     /// The emulator, if it is one.
     pub(crate) fn emulator(&self) -> Option<&Emulator> {
         match &self.place {
-            Place::Emulator(emulator, _) => Some(emulator),
+            Place::Emulator(it) => Some(&it.0),
             Place::Neon(_) => None,
         }
     }
@@ -99,7 +99,7 @@ impl Scene {
     /// What is measured here.
     pub(crate) fn settings(&self, samples: usize) -> Vec<Setting> {
         match &self.place {
-            Place::Emulator(..) => Setting::emulated(samples),
+            Place::Emulator(_) => Setting::emulated(samples),
             Place::Neon(_) => Setting::at_neon(),
         }
     }

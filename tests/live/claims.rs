@@ -7,7 +7,7 @@ mod deletion;
 mod logins;
 mod updates;
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, ready};
 use tenantry::BoxError;
 
 use crate::{findings::Findings, subject::Subject};
@@ -31,7 +31,7 @@ pub(crate) static CLAIMS: &[Claim] = &[
     },
     Claim {
         name: "creation",
-        ask: |subject, findings| Box::pin(creation::shape(subject, findings)),
+        ask: |subject, findings| Box::pin(ready(creation::shape(subject, findings))),
     },
     Claim {
         name: "operations",

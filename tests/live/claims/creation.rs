@@ -41,7 +41,7 @@ pub(crate) async fn locks(subject: &Subject, findings: &mut Findings) -> Result<
     Ok(())
 }
 
-pub(crate) async fn shape(subject: &Subject, findings: &mut Findings) -> Result<(), BoxError> {
+pub(crate) fn shape(subject: &Subject, findings: &mut Findings) -> Result<(), BoxError> {
     let created = &subject.created;
     findings.same("status", 201, created.status);
     findings.same(

@@ -28,7 +28,7 @@
 //! the variable `NEON_API_KEY` (and `NEON_ORG_ID`, `NEON_REGION`). It says what that costs, creates one project,
 //! suspends its compute by the API before each turn, and deletes the project, whatever happens: after an error, a panic,
 //! Ctrl-C and SIGTERM too. Wakes take what they take; the direct host is measured beside the pooled one; there are no
-//! bystanders; everybody finds the host by its name, and all clients are in every round. Writes `cold_resume_neon.json`
+//! bystanders; each client resolves the host's name itself, and all clients are in every round. Writes `cold_resume_neon.json`
 //! and `.svg`. `--figures FOLDER` writes elsewhere.
 
 #[path = "support/account.rs"]
@@ -71,7 +71,7 @@ use site::Site;
 const SAMPLES: usize = 500;
 /// Rounds of a single caller on each host of Neon's.
 const NEON_SAMPLES: usize = 20;
-/// What one suspend and the wake after it take at Neon, and how long the compute is awake for them.
+/// The time of one suspend and the wake after it at Neon, and the time the compute is awake for them.
 const CYCLE: Duration = Duration::from_secs(6);
 const AWAKE: Duration = Duration::from_secs(5);
 
@@ -86,7 +86,7 @@ async fn main() -> ExitCode {
     }
 }
 
-/// What was asked for.
+/// The arguments.
 #[derive(Default)]
 pub(crate) struct Options {
     neon: bool,

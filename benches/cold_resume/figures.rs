@@ -1,4 +1,4 @@
-//! What was measured, as names and numbers. The plain names are of the usual wake, pooled host, direct TLS.
+//! The measurements as names and numbers. The plain names are of the usual wake, pooled host, direct TLS.
 
 use super::{
     bystanders::Bystanders,

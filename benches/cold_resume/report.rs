@@ -41,7 +41,7 @@ impl Report {
         }
     }
 
-    /// What a line is about.
+    /// The head of the first column.
     const fn about(&self) -> &'static str {
         if self.bystanders.is_some() {
             "wake, TLS, who"

@@ -20,11 +20,11 @@ use super::{
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Longest wait for a compute of Neon's to be asleep after it was suspended.
 const SUSPEND: Duration = Duration::from_secs(60);
-/// How often a suspend is tried at Neon, and the wait between two tries.
+/// Tries of a suspend at Neon, and the wait between two of them.
 const TRIES: u32 = 3;
 const WAIT: Duration = Duration::from_secs(1);
 
-/// Where it is measured, and on which computes.
+/// A place to measure, and its computes.
 pub(crate) struct Scene {
     place: Place,
     pub(crate) computes: Vec<Compute>,
@@ -96,7 +96,7 @@ impl Scene {
         }
     }
 
-    /// What is measured here.
+    /// The settings that are measured here.
     pub(crate) fn settings(&self, samples: usize) -> Vec<Setting> {
         match &self.place {
             Place::Emulator(_) => Setting::emulated(samples),
@@ -104,7 +104,7 @@ impl Scene {
         }
     }
 
-    /// How `compute` is reached from now on.
+    /// The way to `compute`, whose wakes take the setting's time from now on.
     pub(crate) fn target(&self, compute: &Compute, setting: Setting) -> Result<Target, BoxError> {
         if let (Some(emulator), Some(wake)) = (self.emulator(), setting.wake) {
             emulator.set_wake_delay(wake);
@@ -123,7 +123,7 @@ impl Scene {
         })
     }
 
-    /// What an emulator saw of `compute`; nobody sees it at Neon.
+    /// The emulator's record of `compute`; there is none at Neon.
     pub(crate) fn witness(&self, compute: &Compute) -> Option<Witness> {
         let mut all = self.emulator()?.witnesses().into_iter();
         all.find(|it| it.endpoint_id == compute.endpoint_id)

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// How long a wake takes, which host is asked, and how TLS begins.
+/// The time of a wake, the host, and the begin of TLS.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Setting {
     /// The time of a wake without Postgres's own start; `None` at Neon, where it takes what it takes.
@@ -87,7 +87,7 @@ impl Setting {
         }
     }
 
-    /// Whether only TLS sets the two apart.
+    /// Returns whether only TLS sets the two apart.
     pub(crate) fn is_at(self, other: Self) -> bool {
         (self.wake, self.pooled) == (other.wake, other.pooled)
     }

@@ -20,9 +20,9 @@ use super::site::Site;
 
 /// Longest wait for the end of what goes on when a run is stopped.
 const LAST_WORDS: Duration = Duration::from_secs(90);
-/// How long a deletion is tried.
+/// Longest time in which a deletion is tried again.
 const DELETION: Duration = Duration::from_secs(120);
-/// How long a project whose creation had no answer is looked for.
+/// Longest search for a project whose creation had no answer.
 const SEARCH: Duration = Duration::from_secs(10);
 /// The wait between two tries.
 const WAIT: Duration = Duration::from_secs(2);
@@ -30,9 +30,9 @@ const WAIT: Duration = Duration::from_secs(2);
 /// The projects that one run has created.
 pub(crate) struct Account {
     pub(crate) site: Site,
-    /// What the names of all such runs' projects begin with.
+    /// The prefix of the names of all such runs' projects.
     kind: &'static str,
-    /// What the name of each project begins with; no other run has it.
+    /// The prefix of the names of this run's projects; no other run has it.
     tag: String,
     budget: Budget,
     creations: TaskTracker,
@@ -42,12 +42,12 @@ pub(crate) struct Account {
 
 #[derive(Default)]
 struct Created {
-    /// How many creations were begun.
+    /// Creations that were begun.
     begun: usize,
     ids: BTreeSet<String>,
 }
 
-/// What a run may use.
+/// The most that a run uses.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Budget {
     pub(crate) projects: usize,
@@ -242,7 +242,7 @@ impl Stop {
     }
 }
 
-/// Prints a line, also if there is nobody to read it: a closed pipe must not keep a project from being deleted.
+/// Prints a line, and ignores that no process reads it: a closed pipe must not keep a project from being deleted.
 pub(crate) fn say(line: &str) {
     let mut out = io::stdout();
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());

@@ -1,4 +1,4 @@
-//! Where Neon is: its API, the hosts of its computes, and which certificates are trusted there. For benchmarks and
+//! The place of Neon: its API, the hosts of its computes, and the certificates that are trusted there. For benchmarks and
 //! checks that run on Neon itself, or on an emulator in its place.
 
 use std::{env, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -21,7 +21,7 @@ use tenantry::{
 use tokio::{net::TcpStream, task::JoinHandle};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-/// Where Neon's API answers, unless `NEON_API_URL` says otherwise.
+/// The URL of Neon's API, unless `NEON_API_URL` says otherwise.
 const API_URL: &str = "https://console.neon.tech/api/v2";
 /// Port of every compute.
 const PORT: u16 = 5432;
@@ -89,7 +89,7 @@ impl Site {
         })
     }
 
-    /// What a project is created by: the smallest compute, so that its cost is known.
+    /// The plan of a new project: the smallest compute, so that its cost is known.
     pub(crate) fn plan(&self) -> Plan {
         let plan = Plan::new().compute_units(0.25, 0.25);
         match &self.region {
@@ -137,7 +137,7 @@ impl Site {
         Ok(client.build()?)
     }
 
-    /// What a client of the computes needs to begin TLS.
+    /// TLS for a client of the computes.
     pub(crate) fn tls(&self) -> Result<MakeRustlsConnect, BoxError> {
         let mut config = self.client_config()?;
         config.alpn_protocols = vec![b"postgresql".to_vec()];

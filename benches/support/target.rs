@@ -34,7 +34,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(240);
 pub(crate) struct Target {
     host: String,
     password: String,
-    /// Where the host is, if no name server knows it.
+    /// The host's address, if no name server knows it.
     address: Option<SocketAddr>,
     tls: MakeRustlsConnect,
     negotiation: SslNegotiation,

@@ -22,7 +22,7 @@ pub(crate) struct Api {
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
-    /// Whether it has the header with the request's id.
+    /// It has the header with the request's id.
     pub(crate) identified: bool,
     /// `null` if it is empty or not JSON.
     pub(crate) body: Value,

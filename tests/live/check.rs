@@ -19,7 +19,7 @@ use crate::{
 const MINUTES: f64 = 15.0;
 const PROJECTS: usize = 2;
 
-/// Whether Neon does what the emulator claims.
+/// Returns whether Neon does what the emulator claims.
 pub(crate) async fn run() -> Result<bool, BoxError> {
     let site = Site::from_env()?;
     let minutes_at_most = number("TENANTRY_LIVE_MINUTES", MINUTES)?;

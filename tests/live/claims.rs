@@ -1,4 +1,4 @@
-//! What the emulator claims of Neon. A claim is a line here and a function that asks.
+//! The emulator's claims of Neon. A claim is a line here and a function that asks.
 
 mod branches;
 mod computes;
@@ -14,7 +14,7 @@ use crate::{findings::Findings, subject::Subject};
 
 /// Something that the emulator claims.
 pub(crate) struct Claim {
-    /// What the lines about it begin with.
+    /// The prefix of the lines about it.
     pub(crate) name: &'static str,
     pub(crate) ask: for<'a> fn(&'a Subject, &'a mut Findings) -> Asked<'a>,
 }

@@ -1,4 +1,4 @@
-//! What was found: differences, each as a line that can be pasted into an issue.
+//! Differences, each as a line that can be pasted into an issue.
 
 use std::fmt::Display;
 
@@ -9,7 +9,7 @@ use crate::cold_resume::account::{chain, say};
 /// Longest part of a line.
 const LONGEST: usize = 400;
 
-/// What was seen of one claim after the other.
+/// The answers to one claim after the other.
 #[derive(Default)]
 pub(crate) struct Findings {
     claim: &'static str,
@@ -29,7 +29,7 @@ impl Findings {
         self.secrets.push(secret.into());
     }
 
-    /// What the emulator claims, and what Neon did.
+    /// Compares the emulator's claim with Neon's answer.
     pub(crate) fn same(&mut self, what: &str, expected: impl Display, seen: impl Display) {
         let (expected, seen) = (expected.to_string(), seen.to_string());
         self.asked += 1;

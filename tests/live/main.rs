@@ -1,4 +1,4 @@
-//! Whether Neon itself does what the emulator claims it does.
+//! A check that Neon itself does what the emulator claims.
 //!
 //! `NEON_API_KEY=… TENANTRY_LIVE=1 cargo test --test live` creates at most two projects, asks each claim of the table in
 //! `claims.rs`, prints a line for each difference, and deletes the projects, whatever happens. Without the two variables
@@ -50,7 +50,7 @@ async fn main() -> ExitCode {
     rehearsals::run(words).await
 }
 
-/// Whether it went well, as the process says it.
+/// The exit code for a result.
 fn told(ended: Result<bool, tenantry::BoxError>) -> ExitCode {
     match ended {
         Ok(true) => ExitCode::SUCCESS,

@@ -22,7 +22,7 @@ use crate::{
 
 /// More than anything takes on a busy machine.
 pub(crate) const LONG: Duration = Duration::from_secs(180);
-/// How long each operation takes, so that the questions that want one find it.
+/// The time of each operation: long enough for the questions that want one to find it.
 const OPERATION: Duration = Duration::from_millis(150);
 
 /// An emulator behind a gateway.
@@ -54,7 +54,7 @@ impl Rehearsal {
         }
     }
 
-    /// Where the benchmark writes.
+    /// The folder that the benchmark writes to.
     pub(crate) fn figures(&self) -> PathBuf {
         self.emulator.folder().join("figures")
     }
@@ -121,7 +121,7 @@ pub(crate) struct Running {
     lines: Vec<String>,
 }
 
-/// How a process ended, and what it said.
+/// A process's status and output.
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) status: ExitStatus,

@@ -41,7 +41,7 @@ static TESTS: &[Test] = tests![
     a_project_that_a_killed_check_has_left_is_told,
     a_key_that_is_not_taken_creates_nothing,
     a_check_that_takes_too_long_deletes_and_ends,
-    a_check_that_nobody_reads_deletes_its_projects,
+    a_check_whose_output_is_closed_deletes_its_projects,
     work_that_fails_or_panics_leaves_nothing,
     a_creation_without_an_answer_is_found_and_deleted,
     what_cannot_be_deleted_is_told_by_its_id,
@@ -50,10 +50,10 @@ static TESTS: &[Test] = tests![
     without_a_key_one_line_says_so,
 ];
 
-/// How many run beside each other.
+/// Tests that run beside each other.
 const THREADS: usize = 2;
 
-/// Runs those whose name has one of the words in it, as a test harness of the standard library does.
+/// Runs the tests that have one of the words in their name, as a test harness of the standard library does.
 pub(crate) async fn run(words: impl Iterator<Item = String>) -> ExitCode {
     let (mut filters, mut list, mut threads) = (Vec::new(), false, THREADS);
     let mut words = words.filter(|word| word != "--rehearse");
@@ -87,7 +87,7 @@ pub(crate) async fn run(words: impl Iterator<Item = String>) -> ExitCode {
 }
 
 impl Test {
-    /// Whether it passed.
+    /// Returns whether it passed.
     async fn run(&self) -> bool {
         let start = Instant::now();
         let passed = tokio::spawn((self.run)()).await.is_ok();
@@ -242,7 +242,7 @@ async fn a_check_that_takes_too_long_deletes_and_ends() {
     stage.assert_clean();
 }
 
-async fn a_check_that_nobody_reads_deletes_its_projects() {
+async fn a_check_whose_output_is_closed_deletes_its_projects() {
     let stage = Rehearsal::new().await;
     let mut check = stage.check(&[]);
     check.until("created  project ").await;

@@ -20,7 +20,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::cold_resume::site::Site;
 
-/// What becomes of the answer to a request such as `POST /api/v2/projects`.
+/// Alters the answer to a request such as `POST /api/v2/projects`.
 pub(crate) type Alter = fn(request: &str, answer: &mut Value);
 
 /// Ends when it is dropped.

@@ -26,7 +26,7 @@ pub(crate) struct Subject {
     pub(crate) login: Login,
 }
 
-/// Where and as whom to log in.
+/// Hosts, database, role and password of a login.
 #[derive(Clone, Debug)]
 pub(crate) struct Login {
     pub(crate) direct: String,
@@ -36,7 +36,7 @@ pub(crate) struct Login {
     pub(crate) password: String,
 }
 
-/// What is written on the project's branch.
+/// The annotation of the project's branch.
 pub(crate) const ANNOTATION: (&str, &str) = (
     "tenantry-live",
     "a value with ümlauts, \"quotes\" and spaces",
@@ -88,7 +88,7 @@ impl Subject {
         Ok(())
     }
 
-    /// Whether an operation goes on.
+    /// Returns whether an operation goes on.
     pub(crate) async fn is_busy(&self) -> Result<bool, BoxError> {
         let all = self.site().neon.list_project_operations(&self.project);
         Ok(all.await?.iter().any(tenantry::neon::Operation::is_pending))
@@ -99,7 +99,7 @@ impl Subject {
         self.site().connect(host, login.config()).await
     }
 
-    /// What a client is told that tries to log in: severity, SQLSTATE and text.
+    /// The answer to a login: severity, SQLSTATE and text, or `let in`.
     pub(crate) async fn told(&self, host: &str, login: &Login) -> Result<String, BoxError> {
         let Err(err) = self.session(host, login).await else {
             return Ok("let in".to_owned());

@@ -8,7 +8,7 @@ use crate::{
     subject::{ANNOTATION, Login, Subject},
 };
 
-/// What was written on the branch at the project's creation is read back, from the branch and from the list.
+/// The annotation of the project's creation is read back, from the branch and from the list.
 pub(crate) async fn annotations(
     subject: &Subject,
     findings: &mut Findings,

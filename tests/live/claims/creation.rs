@@ -1,4 +1,4 @@
-//! What the creation of a project answers, and what it holds up.
+//! The answer to the creation of a project, and the calls that wait for its end.
 
 use serde_json::{Value, json};
 use tenantry::BoxError;
@@ -7,7 +7,7 @@ use crate::{findings::Findings, subject::Subject};
 
 /// The answer of Neon's that the emulator's was made after.
 const RECORDED: &str = include_str!("../../it/fixtures/created_project.json");
-/// What every change is told while operations go on.
+/// The answer to every change while operations go on.
 const LOCKED: &str = r#"423 code "" "project already has running conflicting operations, scheduling of new ones is prohibited""#;
 
 /// While a project's creation goes on, its endpoint cannot be changed, and the project can.

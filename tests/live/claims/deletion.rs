@@ -77,7 +77,7 @@ fn names(found: &Answer) -> Vec<String> {
         .collect()
 }
 
-/// A deleted project is gone for everybody, and can be recovered.
+/// A deleted project is gone for every caller, and can be recovered.
 pub(crate) async fn delete(subject: &Subject, findings: &mut Findings) -> Result<(), BoxError> {
     let (api, path) = (&subject.api, subject.path(""));
     let deleted = api.delete(&path).await?;

@@ -7,7 +7,7 @@ use crate::{
     subject::{Login, Subject},
 };
 
-/// With which words, pooled and direct.
+/// Asks for the words of each refusal, pooled and direct.
 pub(crate) async fn refused(subject: &Subject, findings: &mut Findings) -> Result<(), BoxError> {
     let login = &subject.login;
     let wrong = Login {

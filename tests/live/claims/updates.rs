@@ -1,4 +1,4 @@
-//! What PATCH changes, and what the API refuses.
+//! The effects of PATCH, and refusals of the API.
 
 use serde_json::json;
 use tenantry::BoxError;

@@ -1,6 +1,6 @@
 //! Settings as text: from a configuration file that serde reads, and from the environment.
 
-use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
+use std::{collections::BTreeMap, ffi::OsString, fmt, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Deserializer, de};
 
@@ -65,19 +65,26 @@ impl Settings {
     /// # Errors
     /// If a variable of that kind names no setting, or its value cannot be read.
     pub fn from_env() -> Result<Self, InvalidConfig> {
-        Self::from_variables(std::env::vars_os().filter_map(|(name, value)| {
-            Some((name.into_string().ok()?, value.into_string().ok()?))
-        }))
+        Self::from_variables(std::env::vars_os())
     }
 
     fn from_variables(
-        all: impl IntoIterator<Item = (String, String)>,
+        all: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> Result<Self, InvalidConfig> {
-        let ours = all.into_iter().filter_map(|(name, value)| {
-            let name = name.strip_prefix(PREFIX)?.to_ascii_lowercase();
-            (name != "namespace").then_some((name, value))
-        });
-        Self::checked(ours.collect())
+        let mut ours = BTreeMap::new();
+        for (variable, value) in all {
+            let Some(name) = variable
+                .to_string_lossy()
+                .strip_prefix(PREFIX)
+                .map(str::to_ascii_lowercase)
+            else {
+                continue;
+            };
+            if name != "namespace" {
+                ours.insert(name, text(&variable.to_string_lossy(), value)?);
+            }
+        }
+        Self::checked(ours)
     }
 
     fn checked(values: BTreeMap<String, String>) -> Result<Self, InvalidConfig> {
@@ -90,6 +97,12 @@ impl Settings {
         let mut all = self.0.iter();
         all.try_for_each(|(name, value)| set(config, name, value))
     }
+}
+
+/// The value of a variable. One that is no text does not count as absent, or its default would be taken silently.
+fn text(name: &str, value: OsString) -> Result<String, InvalidConfig> {
+    let text = value.into_string();
+    text.map_err(|_| InvalidConfig::new(format!("the variable {name} is not UTF-8")))
 }
 
 /// Writes one setting.
@@ -189,30 +202,34 @@ impl TenantRouter {
     /// | `CATALOG_KEYS` | keys with which passwords in it are sealed ([`KeyRing::parse`]); required with `CATALOG_URL` |
     /// | `TENANTRY_…` | any of [`Settings`], such as `TENANTRY_MAX_CONNECTIONS` |
     ///
-    /// What it returns can be set up further; whoever needs a prepare hook or plans builds the [`Provisioner`] by hand.
+    /// What it returns can be set up further. No access creates a database, only
+    /// [`Fleet::provision`](crate::Fleet::provision) does; for a policy, a prepare hook or plans build the [`Provisioner`] by
+    /// hand.
     ///
     /// # Errors
     /// If one is missing or cannot be read; the text names it and holds no secret.
     pub fn from_env() -> Result<RouterBuilder, InvalidConfig> {
-        let router = router_by(|name| std::env::var(name).ok())?;
+        let router = router_by(|name| std::env::var_os(name))?;
         Ok(router.settings(&Settings::from_env()?))
     }
 }
 
-fn router_by(variable: impl Fn(&str) -> Option<String>) -> Result<RouterBuilder, InvalidConfig> {
+fn router_by(variable: impl Fn(&str) -> Option<OsString>) -> Result<RouterBuilder, InvalidConfig> {
+    let variable = |name: &str| variable(name).map(|it| text(name, it)).transpose();
     let required = |name: &str| {
-        variable(name).ok_or_else(|| InvalidConfig::new(format!("the variable {name} is missing")))
+        let missing = || InvalidConfig::new(format!("the variable {name} is missing"));
+        variable(name)?.ok_or_else(missing)
     };
     let mut neon = Neon::builder(required("NEON_API_KEY")?);
-    if let Some(org_id) = variable("NEON_ORG_ID") {
+    if let Some(org_id) = variable("NEON_ORG_ID")? {
         neon = neon.org_id(org_id);
     }
     let mut plan = Plan::new();
-    if let Some(region) = variable("NEON_REGION") {
+    if let Some(region) = variable("NEON_REGION")? {
         plan = plan.region(region);
     }
     let (neon, namespace) = (neon.build()?, required("TENANTRY_NAMESPACE")?);
-    let provisioner = match variable("CATALOG_URL") {
+    let provisioner = match variable("CATALOG_URL")? {
         Some(url) => {
             let keys = KeyRing::parse(&required("CATALOG_KEYS")?)?;
             let records = Postgres::builder(url).keys(keys).build()?;
@@ -366,7 +383,7 @@ mod tests {
             ("TENANTRY_NAMESPACE", "x"),
             ("PATH", "/"),
         ];
-        let all = all.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let all = all.map(|(name, value)| (name.into(), value.into()));
         let settings = Settings::from_variables(all).unwrap();
         assert_eq!(settings.0, [("pool_size".into(), "9".into())].into());
         let err = router_by(|_| None).unwrap_err();
@@ -376,5 +393,31 @@ mod tests {
             err.unwrap_err().to_string(),
             "the variable CATALOG_KEYS is missing"
         );
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_variable_that_is_no_text_is_not_taken_for_absent() {
+        use std::os::unix::ffi::OsStringExt;
+
+        let wrong = || OsString::from_vec(b"\xff".to_vec());
+        let err = Settings::from_variables([("TENANTRY_POOL_SIZE".into(), wrong())]);
+        let err = err.unwrap_err().to_string();
+        assert_eq!(err, "the variable TENANTRY_POOL_SIZE is not UTF-8");
+        let other = Settings::from_variables([("PATH".into(), wrong())]);
+        assert_eq!(other.unwrap(), Settings::default());
+        for wrong_one in ["NEON_API_KEY", "NEON_ORG_ID", "NEON_REGION", "CATALOG_URL"] {
+            let is_there = ["NEON_API_KEY", "TENANTRY_NAMESPACE", wrong_one];
+            let err = router_by(|name| {
+                let value = if name == wrong_one {
+                    wrong()
+                } else {
+                    "x".into()
+                };
+                is_there.contains(&name).then_some(value)
+            });
+            let err = err.unwrap_err().to_string();
+            assert_eq!(err, format!("the variable {wrong_one} is not UTF-8"));
+        }
     }
 }

@@ -34,7 +34,8 @@ async fn main() -> Result<(), BoxError> {
     let neon = Neon::builder(emulator.api_key())
         .base_url(emulator.api_url())
         .build()?;
-    let router = TenantRouter::provisioning(Provisioner::new(Memory::new(), neon, "traces"))
+    let provisioner = Provisioner::new(Memory::new(), neon, "traces").on_first_access();
+    let router = TenantRouter::provisioning(provisioner)
         .resolve(emulator.resolver())
         .root_certificate(emulator.root_certificate())
         .build()?;

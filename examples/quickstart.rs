@@ -14,7 +14,9 @@ async fn main() -> Result<(), BoxError> {
     let neon = Neon::builder(emulator.api_key())
         .base_url(emulator.api_url())
         .build()?;
-    let router = TenantRouter::provisioning(Provisioner::new(Memory::new(), neon, "quickstart"))
+    let provisioner = Provisioner::new(Memory::new(), neon, "quickstart");
+    let provisioner = provisioner.on_first_access(); // for ids that no client can make up
+    let router = TenantRouter::provisioning(provisioner)
         .resolve(emulator.resolver())
         .root_certificate(emulator.root_certificate())
         .build()?;

@@ -37,7 +37,9 @@ fn router() -> Result<TenantRouter, BoxError> {
         .base_url(env::var("NEON_API_URL")?)
         .rate_share(1.0 / 3.0) // Neon counts the replicas together
         .build()?;
-    let provisioner = Provisioner::new(catalog, neon, "example").lease_time(Duration::from_secs(2)); // nobody likes to wait for an example; 30 by default
+    let provisioner = Provisioner::new(catalog, neon, "example")
+        .on_first_access()
+        .lease_time(Duration::from_secs(2)); // nobody likes to wait for an example; 30 by default
     let root = CertificateDer::from_pem_file(env::var("NEON_ROOT")?)?;
     let router = TenantRouter::provisioning(provisioner)
         .resolve(Proxy(env::var("NEON_PROXY")?.parse()?))

@@ -13,36 +13,52 @@
 //! ```
 //!
 //! There is no login here: a service of yours has one in front of everything, and keeps the last three for its operators.
+//! A database is created by sign-up alone: a request for a tenant that has not signed up is a 404.
+//!
+//! Ctrl-C and SIGTERM end it within 10 seconds, also if a request is stuck; the second Ctrl-C ends it at once. Warnings are
+//! in the log by default; `RUST_LOG=tenantry=debug` shows more.
 
-use std::{env, time::Duration};
+use std::{
+    env::{self, VarError},
+    io,
+    pin::pin,
+    process,
+    time::Duration,
+};
 
 use axum::{
     Json, Router,
     extract::{FromRef, Path, State},
-    http::StatusCode,
+    http::{StatusCode, Uri},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use serde::Serialize;
 use tenantry::{
-    BoxError, Error, ErrorKind, Explanation, Identify, KeyRing, Neon, Provisioner, Settings,
-    Status, Tenant, TenantRouter, Tenants, WarmLayer,
+    BoxError, Error, ErrorKind, Explanation, Identify, InvalidConfig, KeyRing, Neon, Provisioner,
+    Settings, Status, Tenant, TenantRouter, Tenants, WarmLayer,
     emulator::Emulator,
     records::{Memory, Postgres},
 };
 use tokio::{
     net::TcpListener,
-    signal::unix::{SignalKind, signal},
-    time::sleep,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::oneshot,
+    time::{sleep, timeout},
 };
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 /// Longest note, in bytes.
 const LONGEST_NOTE: usize = 10_000;
+/// Time that requests have to end once the service is told to stop.
+const GRACE: Duration = Duration::from_secs(5);
+/// Time for what is left after that: the router's calls and goodbyes to databases.
+const GOODBYE: Duration = Duration::from_secs(3);
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
-    tracing_subscriber::fmt::init(); // more of it with RUST_LOG=tenantry=debug
+    log()?;
     let metrics = metrics().install_recorder()?; // before the router, which keeps its handles
     let upkeep = metrics.clone();
     tokio::spawn(async move {
@@ -51,28 +67,88 @@ async fn main() -> Result<(), BoxError> {
             upkeep.run_upkeep(); // or what was recorded piles up between two scrapes
         }
     });
-    let (router, _emulator) = router().await?;
-    let address = env::var("LISTEN").unwrap_or_else(|_| "127.0.0.1:3000".into());
+    let address = variable("LISTEN")?.unwrap_or_else(|| "127.0.0.1:3000".into());
     let listener = TcpListener::bind(&address).await?;
-    println!("listening on http://{address}");
-    axum::serve(listener, app(&router, metrics))
-        .with_graceful_shutdown(stopped())
-        .await?;
-    router.close_within(Duration::from_secs(10)).await; // requests are done; say goodbye to the databases
+    let (router, _emulator) = router().await?;
+    serve(listener, &router, metrics).await
+}
+
+/// Logs warnings, unless `RUST_LOG` says otherwise.
+pub(crate) fn log() -> Result<(), BoxError> {
+    let filter = EnvFilter::builder().with_default_directive(LevelFilter::WARN.into());
+    let filter = filter.from_env()?;
+    tracing_subscriber::fmt().with_env_filter(filter).init();
     Ok(())
 }
 
-/// Returns when the process is told to stop: by whoever runs it, or by Ctrl-C.
-async fn stopped() {
-    let terminated = async {
-        match signal(SignalKind::terminate()) {
-            Ok(mut terminate) => terminate.recv().await,
-            Err(_) => std::future::pending().await,
-        }
-    };
+/// A variable of the environment. One that cannot be read is an error, and does not count as absent.
+fn variable(name: &str) -> Result<Option<String>, BoxError> {
+    match env::var(name) {
+        Ok(value) => Ok(Some(value)),
+        Err(VarError::NotPresent) => Ok(None),
+        Err(VarError::NotUnicode(_)) => Err(format!("{name} is not UTF-8").into()),
+    }
+}
+
+/// The same of one that must be there.
+fn required(name: &str) -> Result<String, BoxError> {
+    variable(name)?.ok_or_else(|| format!("set {name}").into())
+}
+
+/// Serves until the process is told to stop, and then for [`GRACE`] and [`GOODBYE`] at most.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    router: &TenantRouter,
+    metrics: PrometheusHandle,
+) -> Result<(), BoxError> {
+    let mut signals = Signals::new()?;
+    let address = listener.local_addr()?;
+    println!("listening on http://{address}");
+    println!("next: curl -X POST http://{address}/signup/acme");
+    let (stop, stopped) = oneshot::channel::<()>();
+    let server = axum::serve(listener, app(router, metrics)?).with_graceful_shutdown(async {
+        let _ = stopped.await;
+    });
+    let mut server = pin!(server.into_future());
     tokio::select! {
-        _ = terminated => {}
-        _ = tokio::signal::ctrl_c() => {}
+        ended = &mut server => return Ok(ended?),
+        () = signals.next() => {}
+    }
+    println!(
+        "stopping, within {} s; Ctrl-C to stop at once",
+        (GRACE + GOODBYE).as_secs()
+    );
+    tokio::spawn(async move {
+        signals.next().await;
+        process::exit(130);
+    });
+    let _ = stop.send(());
+    if timeout(GRACE, server).await.is_err() {
+        tracing::warn!("some requests did not end in time, and are given up");
+    }
+    router.close_within(GOODBYE).await;
+    Ok(())
+}
+
+/// What tells the process to stop: Ctrl-C, or what runs it.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
     }
 }
 
@@ -87,15 +163,16 @@ pub(crate) fn metrics() -> PrometheusBuilder {
 
 /// The router: on Neon if there is a key, else on an emulator, which lives as long as what is returned.
 async fn router() -> Result<(TenantRouter, Option<Emulator>), BoxError> {
-    if let Ok(key) = env::var("NEON_API_KEY") {
+    if let Some(key) = variable("NEON_API_KEY")? {
         let neon = Neon::builder(key).build()?;
-        let namespace = env::var("TENANTRY_NAMESPACE")?; // what keeps staging and production apart
-        let provisioner = match env::var("CATALOG_URL") {
-            Ok(url) => {
-                let keys = KeyRing::parse(&env::var("CATALOG_KEYS")?)?;
+        let namespace = required("TENANTRY_NAMESPACE")?; // keeps staging and production apart
+        let provisioner = match variable("CATALOG_URL")? {
+            Some(url) => {
+                let keys = KeyRing::parse(&required("CATALOG_KEYS")?)?;
                 Provisioner::new(Postgres::builder(url).keys(keys).build()?, neon, namespace)
             }
-            Err(_) => Provisioner::new(Memory::new(), neon, namespace), // forgets who signed up, not what they wrote
+            // After a restart it has forgotten who signed up, and finds what they wrote when they sign up again.
+            None => Provisioner::new(Memory::new(), neon, namespace),
         };
         let router = TenantRouter::provisioning(with_tables(provisioner));
         return Ok((router.settings(&Settings::from_env()?).build()?, None));
@@ -120,9 +197,9 @@ pub(crate) fn on(emulator: &Emulator) -> Result<TenantRouter, BoxError> {
     Ok(router.build()?)
 }
 
-/// Tenants get a database when they sign up, not when somebody names them; and never one without its tables.
+/// Tenants get a database when they sign up, which is the default, and never one without its tables.
 fn with_tables(provisioner: Provisioner) -> Provisioner {
-    provisioner.explicit().prepare(|database| async move {
+    provisioner.prepare(|database| async move {
         database
             .batch_execute(
                 "CREATE TABLE IF NOT EXISTS notes
@@ -147,10 +224,16 @@ impl FromRef<App> for Tenants {
 }
 
 /// The service.
-pub(crate) fn app(router: &TenantRouter, metrics: PrometheusHandle) -> Router {
-    let identify = Identify::subdomain_of("localhost").or(Identify::after_path("/t/"));
+pub(crate) fn app(
+    router: &TenantRouter,
+    metrics: PrometheusHandle,
+) -> Result<Router, InvalidConfig> {
+    // A request that names two tenants, one by its host and one by its path, is refused.
+    let by_host = Identify::subdomain_of("localhost")?;
+    let identify = by_host.agreeing_with(Identify::after_path("/t/")?);
     let notes = get(list).post(add);
-    Router::new()
+    let app = Router::new()
+        .route("/", get(overview))
         .route("/notes", notes.clone())
         .route("/t/{tenant}/notes", notes)
         // Only for what was said so far: nothing else is to wake a tenant, nor is what no route matches.
@@ -160,14 +243,47 @@ pub(crate) fn app(router: &TenantRouter, metrics: PrometheusHandle) -> Router {
         .route("/status/{tenant}", get(explain))
         .route("/metrics", get(scrape))
         .route("/ready", get(ready))
+        .fallback(nowhere)
+        .method_not_allowed_fallback(not_so)
         .with_state(App {
             tenants: Tenants::new(router.clone(), identify),
             metrics,
-        })
+        });
+    Ok(app)
+}
+
+/// What there is.
+async fn overview() -> &'static str {
+    "A notes service for many customers, each with a database of its own.\n\n\
+     POST /signup/{tenant}    creates the tenant's database\n\
+     POST /t/{tenant}/notes   writes a note\n\
+     GET  /t/{tenant}/notes   reads the latest notes\n\
+     GET  /status/{tenant}    tells why the tenant is where it is\n\
+     GET  /status             tells what the router holds and has done\n\
+     GET  /metrics            tells the same to Prometheus\n\n\
+     A tenant's notes are at http://{tenant}.localhost:{port}/notes, too.\n"
+}
+
+async fn nowhere(uri: Uri) -> (StatusCode, String) {
+    let text = format!(
+        "there is nothing at {}; GET / says what there is\n",
+        uri.path()
+    );
+    (StatusCode::NOT_FOUND, text)
+}
+
+async fn not_so() -> (StatusCode, &'static str) {
+    let text = "there is no such method here; GET / says what there is\n";
+    (StatusCode::METHOD_NOT_ALLOWED, text)
 }
 
 /// Creates the tenant's database. Safe to be sent again: a tenant that is there stays as it is.
-async fn sign_up(State(app): State<App>, Path(tenant): Path<String>) -> Result<StatusCode, Error> {
+async fn sign_up(State(app): State<App>, Path(tenant): Path<String>) -> Result<StatusCode, Failed> {
+    let is_known = |it: u8| it.is_ascii_lowercase() || it.is_ascii_digit() || it == b'-';
+    let is_label = (1..=63).contains(&tenant.len()) && tenant.bytes().all(is_known);
+    if !is_label || tenant.starts_with('-') || tenant.ends_with('-') {
+        return Err(Failed::Name);
+    }
     let fleet = app.tenants.router().fleet();
     let fleet =
         fleet.ok_or_else(|| Error::new(ErrorKind::Misused, "the router does not provision"))?;
@@ -214,6 +330,7 @@ async fn add(Tenant(tenant): Tenant, text: String) -> Result<(StatusCode, Json<N
 /// Why a request was not served.
 enum Failed {
     Length,
+    Name,
     Database(Error),
 }
 
@@ -229,6 +346,11 @@ impl IntoResponse for Failed {
             Self::Length => (
                 StatusCode::UNPROCESSABLE_ENTITY,
                 format!("a note has 1 to {LONGEST_NOTE} bytes"),
+            )
+                .into_response(),
+            Self::Name => (
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "a tenant is one label of a host name: 1 to 63 of a-z, 0-9 and inner hyphens\n",
             )
                 .into_response(),
             Self::Database(err) => err.into_response(), // problem+json, with Retry-After where it is known

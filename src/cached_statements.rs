@@ -6,6 +6,7 @@ use crate::{
     error::Error,
     handle::TenantHandle,
     router::{Inner, TenantRouter},
+    source::OnMissing,
 };
 
 impl TenantRouter {
@@ -38,7 +39,10 @@ impl TenantRouter {
         &self,
         tenant: &T,
     ) -> Result<(), Error> {
-        self.inner.clear_cached_statements(tenant.as_ref()).await
+        let inner = &self.inner;
+        inner
+            .clear_cached_statements(tenant.as_ref(), OnMissing::Create)
+            .await
     }
 }
 
@@ -53,15 +57,21 @@ impl TenantHandle {
     /// Dropping the future leaves the rest to the next `get` of the tenant.
     pub async fn clear_cached_statements(&self) -> Result<(), Error> {
         let inner = &self.router().inner;
-        inner.clear_cached_statements(self.tenant().as_str()).await
+        inner
+            .clear_cached_statements(self.tenant().as_str(), self.on_missing())
+            .await
     }
 }
 
 impl Inner {
-    async fn clear_cached_statements(&self, tenant: &str) -> Result<(), Error> {
-        let lease = self.get(tenant, None).await?;
+    async fn clear_cached_statements(
+        &self,
+        tenant: &str,
+        on_missing: OnMissing,
+    ) -> Result<(), Error> {
+        let lease = self.get(tenant, on_missing, None).await?;
         Arc::clone(lease.pool()).clear_statements();
         drop(lease);
-        self.get(tenant, None).await.map(drop)
+        self.get(tenant, on_missing, None).await.map(drop)
     }
 }

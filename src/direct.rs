@@ -22,6 +22,7 @@ use crate::{
     pool::{Pool, Unserved},
     retry::timed_out,
     router::{Inner, TenantRouter},
+    source::OnMissing,
     stats::count,
     tenant::TenantId,
     trail,
@@ -54,8 +55,19 @@ impl TenantRouter {
     /// # Cancel safety
     /// Dropping the future closes what was opened; a look-up, a creation or a wake under way goes on.
     pub async fn direct<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> Result<DirectClient, Error> {
-        let Inner { pools, shared, .. } = &*self.inner;
-        let tenant = TenantId::parse(tenant.as_ref()).map_err(Error::from);
+        let inner = &self.inner;
+        inner.direct(tenant.as_ref(), OnMissing::Create).await
+    }
+}
+
+impl Inner {
+    pub(crate) async fn direct(
+        &self,
+        tenant: &str,
+        on_missing: OnMissing,
+    ) -> Result<DirectClient, Error> {
+        let Self { pools, shared, .. } = self;
+        let tenant = TenantId::parse(tenant).map_err(Error::from);
         let tenant = tenant.inspect_err(|err| shared.stats.broke(err))?;
         let patience = shared.config.get_timeout;
         let until = Instant::now() + patience;
@@ -64,14 +76,14 @@ impl TenantRouter {
             if shared.life.is_shut() {
                 return Err(Error::closed());
             }
-            let place = self.inner.enter(&tenant)?;
+            let place = self.enter(&tenant)?;
             let mut known = pools.find(tenant.as_str());
             let opened = loop {
                 let pool = if let Some(pool) = known.take() {
                     pool
                 } else {
                     let left = until.saturating_duration_since(Instant::now());
-                    self.inner.fly(&tenant, left).await?.pool
+                    self.fly(&tenant, on_missing, left).await?.pool
                 };
                 match DirectClient::open(pool, until).await {
                     Err(Unserved::Relocate(_)) if Instant::now() < until => {}
@@ -90,7 +102,7 @@ impl TenantRouter {
         trail::end_direct(&span, opened.as_ref().err());
         if let Err(err) = &opened {
             shared.stats.broke(err);
-            self.inner.note_failing(err);
+            self.note_failing(err);
         }
         opened
     }

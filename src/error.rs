@@ -64,7 +64,7 @@ pub enum ErrorKind {
     Held,
     /// A bug in tenantry: a task of its own panicked.
     Internal,
-    /// The text is not a tenant id.
+    /// The text is not a tenant id, or a request names its tenant in a way that cannot be read.
     InvalidTenant,
     /// Another operation holds the tenant's project.
     Locked,
@@ -92,7 +92,7 @@ pub enum ErrorKind {
     StaleCredential,
     /// The time for this call is over; the source is the last failure met, if any.
     Timeout(Stage),
-    /// No such tenant, and nobody may create it.
+    /// No such tenant, and this access may not create it.
     UnknownTenant,
     /// The host has no address, or nobody there takes connections.
     Unreachable,

@@ -15,7 +15,7 @@ use crate::{
     lease::Fitness,
     pool::{Pool, State, Wake},
     router::{Inner, TenantRouter},
-    source::Source,
+    source::{OnMissing, Source},
     stats::seconds,
     tenant::TenantId,
 };
@@ -166,19 +166,20 @@ impl TenantRouter {
     /// ```
     pub fn explain<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> Result<Explanation, Error> {
         let tenant = TenantId::parse(tenant.as_ref())?;
-        Ok(self.inner.explain(&tenant))
+        Ok(self.inner.explain(&tenant, OnMissing::Create))
     }
 }
 
 impl TenantHandle {
     /// What is known of the tenant, as by [`TenantRouter::explain`].
     pub fn explain(&self) -> Explanation {
-        self.router().inner.explain(self.tenant())
+        let inner = &self.router().inner;
+        inner.explain(self.tenant(), self.on_missing())
     }
 }
 
 impl Inner {
-    fn explain(&self, tenant: &TenantId) -> Explanation {
+    fn explain(&self, tenant: &TenantId, on_missing: OnMissing) -> Explanation {
         let refusal = self.shared.refusals.get(tenant, Route::Pooled);
         let flight = self.flights.stage(tenant);
         let catalog = self.remembered(tenant);
@@ -188,7 +189,9 @@ impl Inner {
         let refused = refusal.as_ref().is_some_and(|it| it.answers(until));
         let may_create = match &self.shared.source {
             Source::Lookup(_) => false,
-            Source::Provisioning(provisioning) => provisioning.creates_on_access(),
+            Source::Provisioning(provisioning) => {
+                on_missing == OnMissing::Create && provisioning.creates_on_access()
+            }
         };
         let next = if self.shared.life.is_shut() {
             NextGet::Closed

@@ -10,7 +10,7 @@ use crate::{error::Error, handle::TenantHandle, identify::Identify, router::Tena
 ///
 /// ```
 /// use axum::{Router, routing::get};
-/// use tenantry::{Error, Identify, Tenant, Tenants, TenantRouter};
+/// use tenantry::{Error, Identify, InvalidConfig, Tenant, Tenants, TenantRouter};
 ///
 /// async fn count(Tenant(tenant): Tenant) -> Result<String, Error> {
 ///     let client = tenant.get().await?; // taken when it is needed, and dropped as soon as it is not
@@ -18,9 +18,9 @@ use crate::{error::Error, handle::TenantHandle, identify::Identify, router::Tena
 ///     Ok(row.get::<_, i64>(0).to_string())
 /// }
 ///
-/// fn app(router: TenantRouter) -> Router {
-///     let tenants = Tenants::new(router, Identify::subdomain_of("example.com"));
-///     Router::new().route("/count", get(count)).with_state(tenants)
+/// fn app(router: TenantRouter) -> Result<Router, InvalidConfig> {
+///     let tenants = Tenants::new(router, Identify::subdomain_of("example.com")?);
+///     Ok(Router::new().route("/count", get(count)).with_state(tenants))
 /// }
 /// # let _ = app;
 /// ```
@@ -29,12 +29,26 @@ use crate::{error::Error, handle::TenantHandle, identify::Identify, router::Tena
 pub struct Tenants {
     router: TenantRouter,
     identify: Identify,
+    creates: bool,
 }
 
 impl Tenants {
-    /// Finds tenants by `identify`, and their connections by `router`.
+    /// Finds tenants by `identify`, and their connections by `router`. Creates no database, whatever the router's policy.
     pub fn new(router: TenantRouter, identify: Identify) -> Self {
-        Self { router, identify }
+        Self {
+            router,
+            identify,
+            creates: false,
+        }
+    }
+
+    /// Lets requests create the database of a tenant that has none, as far as the provisioner's policy says so
+    /// ([`Provisioner::decide`](crate::Provisioner::decide),
+    /// [`on_first_access`](crate::Provisioner::on_first_access)). By default a request only finds, and finishes what was
+    /// begun: an id that `identify` takes from a request was typed by a client, and each would be a project that you pay for.
+    pub fn on_first_access(mut self) -> Self {
+        self.creates = true;
+        self
     }
 
     /// The router.
@@ -46,10 +60,11 @@ impl Tenants {
 /// The tenant that a request is for: an axum extractor. Costs no I/O, unless the way it is identified by has to ask.
 ///
 /// It is a handle and not a connection: that would be held through the whole handler, also while it waits for something
-/// else. A tenant that does not exist is told by the handle's first use.
+/// else. A tenant that does not exist is told by the handle's first use, which is a 404 too; no call of the handle creates
+/// it, unless [`Tenants::on_first_access`] is set.
 ///
 /// # Errors
-/// 404 if the request names nobody, 400 if what it names is no tenant id, each as problem+json.
+/// 404 if the request names nobody; 400 if what it names is no tenant id, or cannot be read; each as problem+json.
 #[derive(Clone, Debug)]
 #[allow(clippy::exhaustive_structs, reason = "handlers take it apart")]
 pub struct Tenant(pub TenantHandle);
@@ -62,8 +77,13 @@ where
     type Rejection = Error;
 
     async fn from_request_parts(head: &mut Parts, state: &S) -> Result<Self, Error> {
-        let Tenants { router, identify } = Tenants::from_ref(state);
-        let tenant = identify.identify(head).await?;
-        router.handle(&tenant).map(Self)
+        let tenants = Tenants::from_ref(state);
+        let tenant = tenants.identify.identify(head).await?;
+        let handle = tenants.router.handle(&tenant)?;
+        Ok(Self(if tenants.creates {
+            handle
+        } else {
+            handle.creating_nothing()
+        }))
     }
 }

@@ -112,8 +112,8 @@ impl Fleet {
     /// database of it; without it, as tenantry creates them (`neondb_owner`, `neondb`). The prepare hook is not run, and of
     /// the provisioner's [plan](crate::Provisioner::plan) only `max_connections` holds.
     ///
-    /// [`Memory`](crate::records::Memory) forgets this when the process ends, and an access then creates an empty database:
-    /// with it, import again at each start, or create nothing on access.
+    /// [`Memory`](crate::records::Memory) forgets this when the process ends: with it, import again at each start. If a policy
+    /// lets accesses create, one that comes before creates an empty database.
     ///
     /// # Errors
     /// `ErrorKind::Conflict` if the tenant has a record already, or the project is annotated as another tenant's;

@@ -15,6 +15,7 @@ use crate::{
     pool::Pool,
     retry::lock,
     router::TenantRouter,
+    source::OnMissing,
     tenant::TenantId,
     trail,
     transaction::{Access, Transaction, TransactionOptions, Tx},
@@ -43,6 +44,7 @@ use crate::{
 pub struct TenantHandle {
     router: TenantRouter,
     tenant: TenantId,
+    on_missing: OnMissing,
     // Where a connection was found last. Weak, so that a pool that leaves the cache can end. Held to read or replace it.
     pool: Mutex<Weak<Pool>>,
 }
@@ -56,6 +58,7 @@ impl TenantRouter {
         Ok(TenantHandle {
             router: self.clone(),
             tenant: TenantId::parse(tenant.as_ref())?,
+            on_missing: OnMissing::Create,
             pool: Mutex::default(),
         })
     }
@@ -69,6 +72,17 @@ impl TenantHandle {
 
     pub(crate) fn router(&self) -> &TenantRouter {
         &self.router
+    }
+
+    pub(crate) fn on_missing(&self) -> OnMissing {
+        self.on_missing
+    }
+
+    /// Creates nothing by any call from now on, and only finishes what was begun.
+    #[cfg(feature = "axum")]
+    pub(crate) fn creating_nothing(self) -> Self {
+        let on_missing = OnMissing::Finish;
+        Self { on_missing, ..self }
     }
 
     /// Whose database this is.
@@ -168,12 +182,13 @@ impl TenantHandle {
     /// # Cancel safety
     /// Dropping the future closes what was opened; a look-up, a creation or a wake under way goes on.
     pub async fn direct(&self) -> Result<DirectClient, Error> {
-        self.router.direct(&self.tenant).await
+        let inner = &self.router.inner;
+        inner.direct(self.tenant.as_str(), self.on_missing).await
     }
 
     /// Starts waking the tenant's database, as [`TenantRouter::warm`] does.
     pub fn warm(&self) -> Warm {
-        self.router.warm(&self.tenant)
+        self.router.warm_by(self.tenant.as_str(), self.on_missing)
     }
 
     /// Says that the tenant may be wanted soon, as [`TenantRouter::hint`] does.
@@ -199,7 +214,7 @@ impl TenantHandle {
     /// The same by way of the id. What it finds is remembered.
     async fn lease_by_id(&self, patience: Option<Duration>) -> Result<Lease, Error> {
         let id = self.tenant.as_str();
-        let lease = self.router.inner.get(id, patience).await?;
+        let lease = self.router.inner.get(id, self.on_missing, patience).await?;
         *lock(&self.pool) = Arc::downgrade(lease.pool());
         Ok(lease)
     }
@@ -210,6 +225,7 @@ impl Clone for TenantHandle {
         Self {
             router: self.router.clone(),
             tenant: self.tenant.clone(),
+            on_missing: self.on_missing,
             pool: Mutex::new(Weak::clone(&lock(&self.pool))),
         }
     }

@@ -1,11 +1,14 @@
 //! Which tenant a request is for, by its head.
 
+mod host;
+
 use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 
-use http::{HeaderName, header::HOST, request::Parts};
+use http::{HeaderName, request::Parts};
 use tokio::time::timeout;
 
 use crate::{
+    config::InvalidConfig,
     error::{BoxError, Error, ErrorKind, Stage},
     retry::Progress,
 };
@@ -13,22 +16,26 @@ use crate::{
 /// Longest time for a question of the application's own.
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 
-type ByHead = dyn Fn(&Parts) -> Option<String> + Send + Sync;
+type ByHead = dyn Fn(&Parts) -> Result<Option<String>, Error> + Send + Sync;
 type Asked = Pin<Box<dyn Future<Output = Result<Option<String>, BoxError>> + Send>>;
 type ByAsking = dyn Fn(Named) -> Asked + Send + Sync;
 
 /// How a request names its tenant: by host, path, header, what a middleware has verified, or a question of your own. Ways
 /// are tried in the order in which they are joined with [`or`](Self::or).
 ///
-/// Whose request it is, and whether they may see the tenant, is not said by this. A host name and a path are what anybody
-/// can send; so is a header. Let the middleware that authenticates compare.
+/// A way that the request does not use leaves it to the next one. A way that it uses, and that cannot be read, does not: the
+/// request is refused (`ErrorKind::InvalidTenant`, 400), or another way would name another tenant.
+///
+/// This identifies the tenant; authorization is up to you. Any client can send any host, path and header: let the middleware
+/// that authenticates compare.
 ///
 /// ```
 /// use tenantry::Identify;
 ///
+/// # fn f() -> Result<(), tenantry::InvalidConfig> {
 /// // acme.example.com, or example.com/t/acme
-/// let identify = Identify::subdomain_of("example.com").or(Identify::after_path("/t/"));
-/// # let _ = identify;
+/// let identify = Identify::subdomain_of("example.com")?.or(Identify::after_path("/t/")?);
+/// # let _ = identify; Ok(()) }
 /// ```
 #[derive(Clone)]
 #[must_use = "it identifies nobody until `Tenants` or a `WarmLayer` has it"]
@@ -38,6 +45,8 @@ pub struct Identify(Vec<Way>);
 enum Way {
     Head(Arc<ByHead>),
     Asking(Arc<ByAsking>),
+    /// By either; by both only if they say the same.
+    Agreeing(Arc<[Identify; 2]>),
 }
 
 /// What of a request names its tenant, for [`Identify::asking`].
@@ -53,37 +62,56 @@ pub struct Named {
 }
 
 impl Identify {
-    /// The first label of a host below `domain`: `acme` in `acme.example.com`. Host names know no case, tenant ids do: the
-    /// id is in lower case. Deeper names (`a.b.example.com`) and `domain` itself name nobody.
-    pub fn subdomain_of(domain: impl Into<String>) -> Self {
-        let suffix = format!(".{}", domain.into().to_ascii_lowercase());
-        Self::head(move |head| {
-            let host = host_of(head)?;
-            let label = host.strip_suffix(&suffix)?;
-            (!label.is_empty() && !label.contains('.')).then(|| label.to_owned())
-        })
+    /// Takes the first label of a host below `domain`: `acme` in `acme.example.com`. Host names know no case, tenant ids do:
+    /// the id is in lower case. An internationalized label is in its ASCII form, as browsers send it: `xn--bcher-kva`.
+    ///
+    /// Deeper names (`a.b.example.com`), `domain` itself and other hosts leave the request to the next way. It is refused if
+    /// the label cannot be one of a host name (1 to 63 letters, digits and inner hyphens), and if its host cannot be read:
+    /// there are two, they differ, or they hold what no host has.
+    ///
+    /// # Errors
+    /// If no host can be below `domain`: it has a scheme, a port, a path or a wildcard, or is an IP address or no host name.
+    pub fn subdomain_of(domain: impl AsRef<str>) -> Result<Self, InvalidConfig> {
+        let suffix = host::suffix(domain.as_ref())?;
+        Ok(Self::by(move |head| {
+            let host = host::of(head)?;
+            match host.as_deref().and_then(|it| it.strip_suffix(&suffix)) {
+                Some(label) if host::is_label(label) => Ok(Some(label.to_owned())),
+                Some(label) if !label.contains('.') => {
+                    Err(unusable("the host's first label is none of a host name"))
+                }
+                Some(_) | None => Ok(None),
+            }
+        }))
     }
 
-    /// The path's segment after `prefix`, percent-decoded: `acme` in `/t/acme/notes` after `/t/`.
-    pub fn after_path(prefix: impl Into<String>) -> Self {
-        let prefix = prefix.into();
-        Self::head(move |head| {
-            // Inside a nested router, axum has cut off what it has matched.
-            #[cfg(feature = "axum")]
-            let uri = head
-                .extensions
-                .get::<axum::extract::OriginalUri>()
-                .map_or(&head.uri, |original| &original.0);
-            #[cfg(not(feature = "axum"))]
-            let uri = &head.uri;
-            let rest = uri.path().strip_prefix(&prefix)?;
-            let segment = rest.split('/').next().filter(|it| !it.is_empty())?;
-            let decoded = percent_encoding::percent_decode_str(segment).decode_utf8();
-            decoded.ok().map(std::borrow::Cow::into_owned)
-        })
+    /// Takes the path's segment after `prefix`, percent-decoded: `acme` in `/t/acme/notes` after `/t/`, and after `/t` too,
+    /// because whole segments are compared.
+    ///
+    /// A path that ends with `prefix` leaves the request to the next way. It is refused if the segment is empty
+    /// (`/t//notes`), or is not UTF-8 in percent-encoding.
+    ///
+    /// # Errors
+    /// If no path can begin with `prefix`: it holds a query, a placeholder (`{tenant}`), or what paths have
+    /// percent-encoded.
+    pub fn after_path(prefix: impl AsRef<str>) -> Result<Self, InvalidConfig> {
+        let prefix = path_prefix(prefix.as_ref())?;
+        Ok(Self::by(move |head| {
+            let rest = original_path(head).strip_prefix(&prefix);
+            let Some(rest) = rest.and_then(|it| it.strip_prefix('/')) else {
+                return Ok(None);
+            };
+            if rest.is_empty() {
+                return Ok(None);
+            }
+            let segment = rest.split('/').next().unwrap_or_default();
+            let decoded = decode(segment).filter(|it| !it.is_empty());
+            let message = "the path's segment that names the tenant is empty, or no UTF-8 in percent-encoding";
+            decoded.map(Some).ok_or_else(|| unusable(message))
+        }))
     }
 
-    /// What a middleware before this has verified, such as the claims of a token that it has put into the request's
+    /// Takes what a middleware before this has verified, such as the claims of a token that it has put into the request's
     /// extensions.
     pub fn verified<T: Send + Sync + 'static>(
         tenant: impl Fn(&T) -> Option<String> + Send + Sync + 'static,
@@ -91,28 +119,48 @@ impl Identify {
         Self::head(move |head| head.extensions.get::<T>().and_then(&tenant))
     }
 
-    /// A header's value; the case of `name` does not matter. **Not authenticated**: whoever can send a request can send any
-    /// header. For requests that come through a proxy of your own which sets it, and removes what clients send under that
-    /// name.
+    /// Takes a header's value; the case of `name` does not matter. **Not authenticated**: any client can send any header. For
+    /// requests that come through a proxy of your own which sets it, and removes what clients send under that name.
     ///
-    /// # Panics
+    /// The request is refused if it has the header twice, or if its value is not ASCII text.
+    ///
+    /// # Errors
     /// If `name` is not a header's name.
-    pub fn header(name: &str) -> Self {
-        let name = HeaderName::from_bytes(name.as_bytes())
-            .unwrap_or_else(|_| panic!("{name:?} is not a header's name"));
-        Self::head(move |head| {
-            let value = head.headers.get(&name)?.to_str().ok()?;
-            Some(value.to_owned())
-        })
+    pub fn header(name: &str) -> Result<Self, InvalidConfig> {
+        let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| {
+            InvalidConfig::new(format!(
+                "header({name:?}): this is no header's name; write one like \"x-tenant\""
+            ))
+        })?;
+        Ok(Self::by(move |head| {
+            let mut values = head.headers.get_all(&name).iter();
+            let Some(value) = values.next() else {
+                return Ok(None);
+            };
+            if values.next().is_some() {
+                return Err(unusable(
+                    "the request has several headers that name a tenant",
+                ));
+            }
+            let value = value.to_str().map(|it| Some(it.to_owned()));
+            value.map_err(|_| unusable("the header that names the tenant is not ASCII text"))
+        }))
     }
 
-    /// Anything else that can be told from the head.
+    /// Takes anything else that can be told from the head. `None` leaves the request to the next way. Where the way is used
+    /// and cannot be read, return what is no tenant's id, such as an empty string: the request is then refused.
     pub fn head(tenant: impl Fn(&Parts) -> Option<String> + Send + Sync + 'static) -> Self {
+        Self::by(move |head| Ok(tenant(head)))
+    }
+
+    fn by(
+        tenant: impl Fn(&Parts) -> Result<Option<String>, Error> + Send + Sync + 'static,
+    ) -> Self {
         Self(vec![Way::Head(Arc::new(tenant))])
     }
 
-    /// Whatever has to be asked for: a table of custom domains. Tried for each request, so let it remember. It has 5
-    /// seconds. A layer that warms does not ask.
+    /// Takes what has to be asked for: a table of custom domains. Asked for each request, so let it remember. It has 5
+    /// seconds. A layer that warms does not ask. A request whose host cannot be read is refused before.
     pub fn asking<F, Fut>(tenant: F) -> Self
     where
         F: Fn(Named) -> Fut + Send + Sync + 'static,
@@ -123,69 +171,157 @@ impl Identify {
         }))])
     }
 
-    /// This way, or `other` where this names nobody.
+    /// Takes this way, or `other` where the request does not use this one.
     pub fn or(mut self, other: Self) -> Self {
         self.0.extend(other.0);
         self
     }
 
-    /// The tenant, as far as the head alone says it. `None` from the first way on that has to ask.
+    /// Takes this way or `other`, whichever the request uses. A request that uses both is refused unless they name the same
+    /// tenant, byte for byte.
+    ///
+    /// ```
+    /// use tenantry::Identify;
+    ///
+    /// # fn f() -> Result<(), tenantry::InvalidConfig> {
+    /// // acme.example.com/t/globex/notes is a 400
+    /// let identify = Identify::subdomain_of("example.com")?.agreeing_with(Identify::after_path("/t/")?);
+    /// # let _ = identify; Ok(()) }
+    /// ```
+    pub fn agreeing_with(self, other: Self) -> Self {
+        Self(vec![Way::Agreeing(Arc::new([self, other]))])
+    }
+
+    /// The tenant, as far as the head alone says it. `None` from the first way on that has to ask, and if the request is to
+    /// be refused.
     pub(crate) fn by_head(&self, head: &Parts) -> Option<String> {
+        self.decide(head).flatten()
+    }
+
+    /// Who is named, if that can be told from the head alone; `None` if it cannot.
+    fn decide(&self, head: &Parts) -> Option<Option<String>> {
         for way in &self.0 {
-            let Way::Head(tenant) = way else {
-                return None;
+            let tenant = match way {
+                Way::Head(tenant) => tenant(head).ok()?,
+                Way::Asking(_) => return None,
+                Way::Agreeing(both) => {
+                    let [this, other] = &**both;
+                    agreed(this.decide(head)?, other.decide(head)?).ok()?
+                }
             };
-            if let Some(tenant) = tenant(head) {
+            if tenant.is_some() {
                 return Some(tenant);
             }
         }
-        None
+        Some(None)
     }
 
     /// The tenant.
     ///
     /// # Errors
-    /// `ErrorKind::UnknownTenant` if no way names one, `ErrorKind::Catalog` if a question failed, `ErrorKind::Timeout` if it
-    /// was not answered.
+    /// `ErrorKind::UnknownTenant` if no way names one, `ErrorKind::InvalidTenant` if one is used that cannot be read,
+    /// `ErrorKind::Catalog` if a question failed, `ErrorKind::Timeout` if it was not answered.
     pub(crate) async fn identify(&self, head: &Parts) -> Result<String, Error> {
+        let message = "the request names no tenant";
+        let named = self.named_by(head).await?;
+        named.ok_or_else(|| Error::new(ErrorKind::UnknownTenant, message))
+    }
+
+    async fn named_by(&self, head: &Parts) -> Result<Option<String>, Error> {
         for way in &self.0 {
             let tenant = match way {
-                Way::Head(tenant) => tenant(head),
-                Way::Asking(tenant) => {
-                    let asked = Progress::new(Stage::Lookup, ASK_TIMEOUT);
-                    let answer = timeout(ASK_TIMEOUT, tenant(named(head))).await;
-                    answer.map_err(|_| asked.timed_out())?.map_err(|err| {
-                        let message = "asking which tenant the request is for failed";
-                        Error::new(ErrorKind::Catalog, message).with_source(err)
-                    })?
+                Way::Head(tenant) => tenant(head)?,
+                Way::Asking(tenant) => ask(&**tenant, head).await?,
+                Way::Agreeing(both) => {
+                    let [this, other] = &**both;
+                    let this = Box::pin(this.named_by(head)).await?;
+                    agreed(this, Box::pin(other.named_by(head)).await?)?
                 }
             };
-            if let Some(tenant) = tenant {
+            if tenant.is_some() {
                 return Ok(tenant);
             }
         }
-        let message = "the request names no tenant";
-        Err(Error::new(ErrorKind::UnknownTenant, message))
+        Ok(None)
     }
 }
 
-fn named(head: &Parts) -> Named {
-    Named {
-        host: host_of(head).unwrap_or_default(),
-        path: head.uri.path().to_owned(),
+/// The error for a request that names its tenant in a way that cannot be read. The text must not repeat what was sent.
+fn unusable(message: &'static str) -> Error {
+    Error::new(ErrorKind::InvalidTenant, message)
+}
+
+fn agreed(this: Option<String>, other: Option<String>) -> Result<Option<String>, Error> {
+    match (this, other) {
+        (Some(this), Some(other)) if this != other => Err(unusable(
+            "the request names two tenants, each in a way of its own",
+        )),
+        (this, other) => Ok(this.or(other)),
+    }
+}
+
+async fn ask(tenant: &ByAsking, head: &Parts) -> Result<Option<String>, Error> {
+    let named = Named {
+        host: host::of(head)?.unwrap_or_default(),
+        path: original_path(head).to_owned(),
         headers: head.headers.clone(),
-    }
+    };
+    let asked = Progress::new(Stage::Lookup, ASK_TIMEOUT);
+    let answer = timeout(ASK_TIMEOUT, tenant(named)).await;
+    answer.map_err(|_| asked.timed_out())?.map_err(|err| {
+        let message = "asking which tenant the request is for failed";
+        Error::new(ErrorKind::Catalog, message).with_source(err)
+    })
 }
 
-/// The host name, without its port, in lower case. HTTP/2 has it in the URI.
-fn host_of(head: &Parts) -> Option<String> {
-    let header = head.headers.get(HOST).and_then(|it| it.to_str().ok());
-    let host = head.uri.host().or(header)?;
-    let host = match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|it| it.is_ascii_digit()) => name,
-        _ => host,
+/// Returns the path as it was sent: inside a nested router, axum has cut off what it has matched.
+fn original_path(head: &Parts) -> &str {
+    #[cfg(feature = "axum")]
+    if let Some(original) = head.extensions.get::<axum::extract::OriginalUri>() {
+        return original.0.path();
+    }
+    head.uri.path()
+}
+
+/// Returns what the paths of tenants begin with, without the slash before the tenant's segment.
+fn path_prefix(prefix: &str) -> Result<String, InvalidConfig> {
+    let refuse = |why: &str| {
+        Err(InvalidConfig::new(format!(
+            "after_path({prefix:?}): {why}; write what comes before the tenant's segment, such as \"/t/\""
+        )))
     };
-    Some(host.trim_end_matches('.').to_ascii_lowercase())
+    let is_template = ["{", "}", "/:", "/*", "://"]
+        .iter()
+        .any(|it| prefix.contains(it));
+    if is_template {
+        return refuse("a prefix has no placeholder and no scheme");
+    }
+    if prefix.contains(['?', '#']) {
+        return refuse("a prefix has no query and no fragment");
+    }
+    let is_sent_so = |it: u8| it.is_ascii_graphic() && !b"\"<>\\^`|".contains(&it);
+    if !prefix.bytes().all(is_sent_so) {
+        return refuse("this holds what paths have percent-encoded");
+    }
+    let segments = prefix.trim_matches('/');
+    Ok(if segments.is_empty() {
+        String::new()
+    } else {
+        format!("/{segments}")
+    })
+}
+
+/// Decodes a segment of a path; `None` if it is not UTF-8 in percent-encoding.
+fn decode(segment: &str) -> Option<String> {
+    let is_encoded = |rest: &str| {
+        let digits = rest.as_bytes().get(..2);
+        digits.is_some_and(|it| it.iter().all(u8::is_ascii_hexdigit))
+    };
+    if !segment.split('%').skip(1).all(is_encoded) {
+        return None;
+    }
+    let decoded = percent_encoding::percent_decode_str(segment).decode_utf8();
+    decoded.ok().map(std::borrow::Cow::into_owned)
 }
 
 impl fmt::Debug for Identify {
@@ -214,7 +350,7 @@ mod tests {
 
     #[test]
     fn a_host_names_its_first_label_and_nothing_else() {
-        let identify = Identify::subdomain_of("Example.com");
+        let identify = Identify::subdomain_of("Example.com").unwrap();
         let named = |host| by(&identify, "/", host);
         for host in [
             "acme.example.com",
@@ -234,13 +370,13 @@ mod tests {
         ] {
             assert_eq!(named(host), None, "{host:?}");
         }
-        let http2 = identify.by_head(&head("https://globex.example.com/x", &[("host", "x")]));
+        let http2 = identify.by_head(&head("https://globex.example.com/x", &[]));
         assert_eq!(http2.as_deref(), Some("globex"));
     }
 
     #[test]
     fn a_path_names_its_segment_decoded() {
-        let identify = Identify::after_path("/t/");
+        let identify = Identify::after_path("/t/").unwrap();
         let named = |path| by(&identify, path, "x");
         assert_eq!(named("/t/acme/notes").as_deref(), Some("acme"));
         assert_eq!(named("/t/ac%2Fme").as_deref(), Some("ac/me"));
@@ -249,10 +385,59 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_prefix_or_a_header_that_no_request_can_have_is_refused_with_what_to_write() {
+        for prefix in [
+            "/t/{tenant}",
+            "/:tenant",
+            "/*",
+            "/t?x=",
+            "/t#x",
+            "/ä/",
+            "/a b/",
+            "/a\\b",
+        ] {
+            let err = Identify::after_path(prefix).unwrap_err().to_string();
+            assert!(err.contains("write what comes before"), "{err}");
+        }
+        for name in ["", "x tenant", "x-tenant:", "mandänt"] {
+            let err = Identify::header(name).unwrap_err().to_string();
+            assert!(err.contains("write one like"), "{err}");
+        }
+    }
+
+    #[tokio::test]
+    async fn two_ways_that_must_agree_are_one_where_they_do() {
+        let by_host = Identify::subdomain_of("example.com").unwrap();
+        let by_path = Identify::after_path("/t/").unwrap();
+        let identify = by_host.agreeing_with(by_path);
+        for (path, host, tenant) in [
+            ("/t/acme/notes", "acme.example.com", Some("acme")),
+            ("/notes", "acme.example.com", Some("acme")),
+            ("/t/acme/notes", "example.com", Some("acme")),
+            ("/t/globex/notes", "acme.example.com", None),
+            ("/t/Acme/notes", "acme.example.com", None),
+            ("/t/%ff/notes", "acme.example.com", None),
+        ] {
+            let head = head(path, &[("host", host)]);
+            assert_eq!(identify.by_head(&head).as_deref(), tenant, "{path} {host}");
+            match identify.identify(&head).await {
+                Ok(named) => assert_eq!(Some(&*named), tenant, "{path} {host}"),
+                Err(err) => assert_eq!(err.kind(), ErrorKind::InvalidTenant, "{path} {host}"),
+            }
+        }
+        let asked = Identify::asking(|_| async { Ok(Some("globex".to_owned())) });
+        let identify = identify.agreeing_with(asked);
+        let head = head("/notes", &[("host", "acme.example.com")]);
+        assert_eq!(identify.by_head(&head), None, "the head alone does not say");
+        let err = identify.identify(&head).await.unwrap_err();
+        assert_eq!(err.kind(), ErrorKind::InvalidTenant);
+    }
+
     #[tokio::test]
     async fn ways_are_tried_in_their_order_and_who_is_named_nowhere_is_unknown() {
         let identify = Identify::verified(|claim: &u32| Some(format!("claim-{claim}")))
-            .or(Identify::header("X-Tenant"))
+            .or(Identify::header("X-Tenant").unwrap())
             .or(Identify::asking(|named| async move {
                 match named.path.as_str() {
                     "/down" => Err("the table is down".into()),

@@ -45,7 +45,8 @@ use policy::Policy;
 use prepare::Hook;
 use step::Steps;
 
-/// Creates the database of a tenant on its first access.
+/// Creates the databases of tenants: by [`Fleet::provision`](crate::Fleet::provision), and on access only by a policy that
+/// was named ([`decide`](Self::decide), [`on_first_access`](Self::on_first_access)).
 ///
 /// What is sent and written in which order, and what is left when a process dies in between, is a page of the
 /// [manual](crate::manual::provisioning).
@@ -62,7 +63,11 @@ use step::Steps;
 ///         Ok(())
 ///     });
 /// let router = TenantRouter::provisioning(provisioner).build()?;
-/// # let _ = router; Ok(()) }
+/// if let Some(fleet) = router.fleet() {
+///     fleet.provision("acme").await?; // at sign-up
+/// }
+/// let client = router.get("acme").await?;
+/// # let _ = client; Ok(()) }
 /// ```
 #[must_use = "a provisioner does nothing until a router has it"]
 pub struct Provisioner {
@@ -91,7 +96,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             plan: Plan::default(),
-            policy: Policy::OnFirstAccess,
+            policy: Policy::Explicit,
             hook: None,
             steps: Steps::default(),
             lease_time: Duration::from_secs(30),
@@ -130,15 +135,26 @@ impl Provisioner {
     }
 
     /// Creates no database on access, only by [`Fleet::provision`](crate::Fleet::provision); an access only finishes what
-    /// was begun. By default an access creates what is missing; change it where tenant ids come from outside unchecked. With
-    /// a catalog in [`Memory`](crate::records::Memory) no access finds a project again after a restart, either.
+    /// was begun. This is the default, and takes the place of a policy that was set before. With a catalog in
+    /// [`Memory`](crate::records::Memory) no access finds a project again after a restart, either; `provision` does.
     pub fn explicit(mut self) -> Self {
         self.settings.policy = Policy::Explicit;
         self
     }
 
+    /// Creates a database for any id that is accessed and has none, by [`plan`](Self::plan). By default no access does. Set
+    /// it only where the ids are checked before they reach the router, as in a job or a test: each id that a client could
+    /// make up would be a project that you pay for.
+    ///
+    /// A request that axum's extractor `Tenant` identifies creates nothing even so, unless `Tenants::on_first_access` is
+    /// set as well.
+    pub fn on_first_access(mut self) -> Self {
+        self.settings.policy = Policy::OnFirstAccess;
+        self
+    }
+
     /// Asks the application whether a tenant that is accessed and has no database gets one, and by which plan. By default
-    /// everybody does, by [`plan`](Self::plan).
+    /// none does. For axum's extractor `Tenant` as for [`on_first_access`](Self::on_first_access).
     ///
     /// A refusal is remembered for a few seconds. It may be asked again for one tenant, also by another process, as long
     /// as the database is not ordered.
@@ -255,7 +271,7 @@ impl Provisioner {
         settings.plan.check()?;
         if settings.creations_per_minute == 0 {
             let message =
-                "creations_per_minute must be more than zero; explicit() creates none on access";
+                "creations_per_minute must be more than zero; by default no access creates any";
             return Err(InvalidConfig::new(message));
         }
         let served = records.serve(&namespace, settings.with_passwords);

@@ -19,6 +19,7 @@ use crate::{
     provision::Provisioner,
     retry::{Progress, Stale},
     shared::Shared,
+    source::{self, OnMissing},
     stats::{Path, Reason, count},
     sweep,
     tenant::TenantId,
@@ -37,8 +38,16 @@ pub struct TenantRouter {
 
 pub(crate) struct Inner {
     pub(crate) pools: Arc<Pools>,
-    pub(crate) flights: Flights<TenantId, Option<Arrived>>,
+    pub(crate) flights: Flights<TenantId, Flown>,
     pub(crate) shared: Arc<Shared>,
+}
+
+/// What a flight has found.
+#[derive(Clone)]
+pub(crate) enum Flown {
+    Arrived(Arrived),
+    /// The tenant has no database, and this is as much as the flight could do about it.
+    Missing(OnMissing),
 }
 
 /// Where a flight has led.
@@ -55,7 +64,9 @@ impl TenantRouter {
         RouterBuilder::with_lookup(lookup)
     }
 
-    /// A router that creates the database of a tenant it does not know.
+    /// A router that keeps its own catalog of tenants, and creates their databases: by
+    /// [`Fleet::provision`](crate::Fleet::provision), and on access by a policy that the provisioner names
+    /// ([`Provisioner::decide`], [`Provisioner::on_first_access`]). By default an access to an unknown tenant is an error.
     pub fn provisioning(provisioner: Provisioner) -> RouterBuilder {
         RouterBuilder::with_provisioner(provisioner)
     }
@@ -77,8 +88,8 @@ impl TenantRouter {
 
     /// A connection to the database of `tenant`.
     ///
-    /// With an idle connection at hand this does no I/O. Otherwise it looks the tenant up, creates its database if that
-    /// is allowed, wakes it if it sleeps, and opens a connection, all within `get_timeout`. Whatever it started goes on
+    /// With an idle connection at hand this does no I/O. Otherwise it looks the tenant up, creates its database if the
+    /// provisioner's policy says so, wakes it if it sleeps, and opens a connection, all within `get_timeout`. Whatever it started goes on
     /// when the time is over, so calling again later can succeed at once.
     ///
     /// # Errors
@@ -90,7 +101,7 @@ impl TenantRouter {
     /// goes on for whoever comes next.
     pub async fn get<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> Result<TenantClient, Error> {
         self.inner
-            .get(tenant.as_ref(), None)
+            .get(tenant.as_ref(), OnMissing::Create, None)
             .await
             .map(TenantClient::new)
     }
@@ -119,6 +130,7 @@ impl Inner {
     pub(crate) async fn get(
         &self,
         tenant: &str,
+        on_missing: OnMissing,
         patience: Option<Duration>,
     ) -> Result<Lease, Error> {
         if self.shared.life.is_shut() {
@@ -131,19 +143,21 @@ impl Inner {
             }
             // In a box, so that who need not wait does not carry all that it takes to wait.
             Err(pool) => {
-                let lease = Box::pin(self.wait(tenant, pool, Reason::Request, patience)).await?;
+                let wait = self.wait(tenant, pool, on_missing, Reason::Request, patience);
+                let lease = Box::pin(wait).await?;
                 Ok(lease.expect("whoever asks for a connection is served with one"))
             }
         }
     }
 
     /// Returns when the database of `tenant` is awake.
-    pub(crate) async fn wake(&self, tenant: &str) -> Result<(), Error> {
+    pub(crate) async fn wake(&self, tenant: &str, on_missing: OnMissing) -> Result<(), Error> {
         if self.shared.life.is_shut() {
             return Err(self.turn_away(tenant, Reason::Warm));
         }
         let pool = self.pools.find(tenant);
-        self.wait(tenant, pool, Reason::Warm, None).await.map(drop)
+        let wait = self.wait(tenant, pool, on_missing, Reason::Warm, None);
+        wait.await.map(drop)
     }
 
     /// The error for a call that comes when the router ends or has ended.
@@ -159,6 +173,7 @@ impl Inner {
         &self,
         tenant: &str,
         pool: Option<Arc<Pool>>,
+        on_missing: OnMissing,
         reason: Reason,
         patience: Option<Duration>,
     ) -> Result<Option<Lease>, Error> {
@@ -168,7 +183,7 @@ impl Inner {
             tokio::select! {
                 biased;
                 () = life.ended() => Err(Error::closed()),
-                result = self.wait_in_line(tenant, pool, reason, patience, &mut laps) => result,
+                result = self.wait_in_line(tenant, pool, on_missing, reason, patience, &mut laps) => result,
             }
         };
         let result = work.instrument(span.clone()).await;
@@ -190,6 +205,7 @@ impl Inner {
         &self,
         raw: &str,
         pool: Option<Arc<Pool>>,
+        on_missing: OnMissing,
         reason: Reason,
         patience: Option<Duration>,
         laps: &mut Laps<'_>,
@@ -206,7 +222,7 @@ impl Inner {
                 } else {
                     // In a box, like what follows: who waits for a connection is to carry no more than that.
                     let patience = until.saturating_duration_since(Instant::now());
-                    let flight = Box::pin(self.fly(&tenant, patience)).await;
+                    let flight = Box::pin(self.fly(&tenant, on_missing, patience)).await;
                     laps.lap(flight.as_ref(), flown);
                     flight.map(|it| (it.pool, it.created))?
                 };
@@ -260,24 +276,26 @@ impl Inner {
     pub(crate) async fn fly(
         &self,
         tenant: &TenantId,
+        on_missing: OnMissing,
         patience: Duration,
     ) -> Result<Arrived, Error> {
         let until = Instant::now() + patience;
         loop {
             let patience = until.saturating_duration_since(Instant::now());
-            let find = || self.find(tenant, true);
-            if let Some(arrived) = self.flights.join(tenant, patience, find).await? {
-                return Ok(arrived);
+            let find = || self.find(tenant, on_missing);
+            match self.flights.join(tenant, patience, find).await? {
+                Flown::Arrived(arrived) => return Ok(arrived),
+                Flown::Missing(by) if by >= on_missing => return Err(source::not_created()),
+                Flown::Missing(_) => {} // the flight of a call that may do less
             }
-            // It was a hint's flight, which creates nothing.
         }
     }
 
-    /// The flight that finds a tenant's endpoint, creates it if it `may_create`, and makes its pool.
+    /// The flight that finds a tenant's endpoint, creates it if that is allowed, and makes its pool.
     pub(crate) fn find(
         &self,
         tenant: &TenantId,
-        may_create: bool,
+        on_missing: OnMissing,
     ) -> (Progress, impl FnMut() -> Found + Send + 'static) {
         let progress = Progress::new(Stage::Lookup, self.shared.config.provision_timeout);
         let (pools, shared) = (Arc::clone(&self.pools), Arc::clone(&self.shared));
@@ -294,32 +312,26 @@ impl Inner {
                     pools.evict(tenant.as_str()); // what was found before may be old
                 } else if let Some(pool) = pools.find(tenant.as_str()) {
                     // It landed between the caller's look and this one.
-                    return Ok(Some(Arrived {
+                    return Ok(Flown::Arrived(Arrived {
                         pool,
                         created: false,
                     }));
                 }
                 let Shared { source, stats, .. } = &*shared;
-                let work = async {
-                    if may_create {
-                        source.locate(&tenant, &seen, stats).await.map(Some)
-                    } else {
-                        source.lookup(&tenant, stats).await
-                    }
+                let locate = source.locate(&tenant, on_missing, &seen, stats);
+                let located = timeout_at(seen.deadline(), locate).await;
+                let Some(located) = located.map_err(|_| seen.timed_out())?? else {
+                    return Ok(Flown::Missing(on_missing));
                 };
-                let located = timeout_at(seen.deadline(), work).await;
-                let located = located.map_err(|_| seen.timed_out())??;
-                Ok(located.map(|located| {
-                    let endpoint = Arc::clone(&located.endpoint);
-                    let created = located.created;
-                    let pool = pools.insert(&tenant, located);
-                    // In this order: a change that is heard of is in the entry before the pool is looked for.
-                    if !source.agrees(&tenant, &endpoint) {
-                        pools.forbid(&tenant, &Unserved::relocate());
-                        seen.mark_stale(Stale::Wrong);
-                    }
-                    Arrived { pool, created }
-                }))
+                let endpoint = Arc::clone(&located.endpoint);
+                let created = located.created;
+                let pool = pools.insert(&tenant, located);
+                // In this order: a change that is heard of is in the entry before the pool is looked for.
+                if !source.agrees(&tenant, &endpoint) {
+                    pools.forbid(&tenant, &Unserved::relocate());
+                    seen.mark_stale(Stale::Wrong);
+                }
+                Ok(Flown::Arrived(Arrived { pool, created }))
             };
             Box::pin(work.instrument(span.clone()))
         };
@@ -382,8 +394,7 @@ fn woken(result: Result<&bool, Option<Stage>>) -> Stage {
     }
 }
 
-/// What a flight brings: the tenant's pool; none if the tenant is not known and nobody was to create it.
-pub(crate) type Found = Pin<Box<dyn Future<Output = Result<Option<Arrived>, Error>> + Send>>;
+pub(crate) type Found = Pin<Box<dyn Future<Output = Result<Flown, Error>> + Send>>;
 
 impl Drop for Inner {
     fn drop(&mut self) {

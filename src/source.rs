@@ -24,6 +24,17 @@ pub(crate) enum Source {
     Provisioning(Box<Provisioning>),
 }
 
+/// What a call may do for a tenant that has no database, from the least to the most.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) enum OnMissing {
+    /// Nothing: it is a hint.
+    Ignore,
+    /// Finish a creation that was begun: the id comes from a request.
+    Finish,
+    /// Create, if the policy says so.
+    Create,
+}
+
 /// The application's own table, and how many may ask it at the same time.
 pub(crate) struct OwnLookup {
     lookup: Box<dyn AnyLookup>,
@@ -81,30 +92,36 @@ impl Source {
         }))
     }
 
-    /// Where `tenant` lives, after creating its database if there is none and that is allowed.
+    /// Returns where `tenant` lives, after creating or finishing its database if there is none and `on_missing` and the
+    /// policy allow that; `None` if `on_missing` does not.
     pub(crate) async fn locate(
         &self,
         tenant: &TenantId,
+        on_missing: OnMissing,
         progress: &Progress,
         stats: &Stats,
-    ) -> Result<Located, Error> {
-        match (self.lookup(tenant, stats).await?, self) {
-            (Some(known), _) => Ok(known),
-            (None, Self::Lookup(_)) => Err(unknown()),
-            (None, Self::Provisioning(provisioning)) => {
-                let asked = provisioning.catalog.entries.stamp();
-                let made = provisioning.provision(tenant, &Demand::Access, progress, stats);
-                let published = made.await.inspect_err(|err| {
-                    let (id, elapsed) = (tenant.as_str(), progress.elapsed());
-                    tracing::debug!(tenant = id, ?elapsed, code = err.kind().code(), %err, "provision");
-                    provisioning.remember_refusal(tenant, asked, err);
-                })?;
-                let endpoint = provisioning.remember_new(tenant, published);
-                Ok(Located {
-                    endpoint,
-                    fresh: true,
-                    created: true,
-                })
+    ) -> Result<Option<Located>, Error> {
+        let known = self.lookup(tenant, stats).await?;
+        if known.is_some() {
+            return Ok(known);
+        }
+        match (self, on_missing) {
+            (_, OnMissing::Ignore) => Ok(None),
+            (Self::Lookup(_), _) => Err(missing()),
+            (Self::Provisioning(on), OnMissing::Finish) => {
+                if !on.is_unfinished(tenant) {
+                    return Ok(None);
+                }
+                match create(on, tenant, &Demand::Finish, progress, stats).await {
+                    Err(err) if err.kind() == ErrorKind::UnknownTenant => Ok(None),
+                    finished => finished.map(Some),
+                }
+            }
+            (Self::Provisioning(on), OnMissing::Create) => {
+                let asked = on.catalog.entries.stamp();
+                let created = create(on, tenant, &Demand::Access, progress, stats).await;
+                let created = created.inspect_err(|err| on.remember_refusal(tenant, asked, err));
+                created.map(Some)
             }
         }
     }
@@ -119,7 +136,7 @@ impl Source {
     ) -> Result<Option<Arc<Endpoint>>, Error> {
         let Self::Provisioning(provisioning) = self else {
             let now = self.lookup(tenant, stats).await?;
-            return now.map(|it| Some(it.endpoint)).ok_or_else(unknown);
+            return now.map(|it| Some(it.endpoint)).ok_or_else(missing);
         };
         count(&stats.lookups);
         match provisioning.ask(tenant).await? {
@@ -148,7 +165,34 @@ impl Source {
     }
 }
 
-fn unknown() -> Error {
+async fn create(
+    on: &Provisioning,
+    tenant: &TenantId,
+    demand: &Demand,
+    progress: &Progress,
+    stats: &Stats,
+) -> Result<Located, Error> {
+    let created = on.provision(tenant, demand, progress, stats);
+    let published = created.await.inspect_err(|err| {
+        let (id, elapsed) = (tenant.as_str(), progress.elapsed());
+        tracing::debug!(tenant = id, ?elapsed, code = err.kind().code(), %err, "provision");
+    })?;
+    let endpoint = on.remember_new(tenant, published);
+    Ok(Located {
+        endpoint,
+        fresh: true,
+        created: true,
+    })
+}
+
+/// The error for a call that may not create what is missing.
+pub(crate) fn not_created() -> Error {
+    let message = "no such tenant, and a request creates none; create it with `Fleet::provision`, or let requests do \
+                   it: `Tenants::on_first_access`, and a policy of the provisioner";
+    Error::new(ErrorKind::UnknownTenant, message).with_stage(Stage::Lookup)
+}
+
+fn missing() -> Error {
     let message = "no such tenant; its entry is missing in the catalog";
     Error::new(ErrorKind::UnknownTenant, message).with_stage(Stage::Lookup)
 }

@@ -6,6 +6,7 @@ use crate::{
     error::Error,
     handle::TenantHandle,
     router::{Inner, TenantRouter},
+    source::OnMissing,
     transaction::{Access, Transaction, TransactionOptions, Tx},
 };
 
@@ -163,7 +164,7 @@ impl Inner {
         loop {
             let patience = Some(transaction.remaining());
             let lease = match whom {
-                Whom::Id(tenant) => self.get(tenant, patience).await,
+                Whom::Id(tenant) => self.get(tenant, OnMissing::Create, patience).await,
                 Whom::Handle(handle) => handle.lease(patience).await,
             };
             let lease = lease.map_err(|err| transaction.explain(err))?;

@@ -8,8 +8,9 @@ use crate::{
     endpoint::Route,
     error::Error,
     pool::{Pool, Unserved},
-    router::{Inner, TenantRouter},
+    router::{Flown, Inner, TenantRouter},
     shared::Shared,
+    source::OnMissing,
     stats::{Reason, count},
     tenant::TenantId,
 };
@@ -20,10 +21,14 @@ impl TenantRouter {
     /// Costs a wake, and so at Neon at least one suspend window of compute time, if the database sleeps and nobody
     /// comes.
     pub fn warm<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> Warm {
-        let (inner, tenant) = (Arc::clone(&self.inner), tenant.as_ref().to_owned());
+        self.warm_by(tenant.as_ref(), OnMissing::Create)
+    }
+
+    pub(crate) fn warm_by(&self, tenant: &str, on_missing: OnMissing) -> Warm {
+        let (inner, tenant) = (Arc::clone(&self.inner), tenant.to_owned());
         let runtime = self.inner.shared.runtime.clone();
         Warm {
-            task: runtime.spawn(async move { inner.wake(&tenant).await }),
+            task: runtime.spawn(async move { inner.wake(&tenant, on_missing).await }),
         }
     }
 
@@ -80,9 +85,11 @@ impl Inner {
             let pool = if known.is_some() {
                 known
             } else {
-                let find = || self.find(tenant, false);
-                let arrived = self.flights.join(tenant, config.get_timeout, find).await?;
-                arrived.map(|it| it.pool)
+                let find = || self.find(tenant, OnMissing::Ignore);
+                match self.flights.join(tenant, config.get_timeout, find).await? {
+                    Flown::Arrived(arrived) => Some(arrived.pool),
+                    Flown::Missing(_) => None,
+                }
             };
             let Some(pool) = pool.filter(|pool| !pool.is_up_or_waking()) else {
                 return Ok(false);

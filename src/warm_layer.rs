@@ -22,7 +22,7 @@ use crate::{identify::Identify, router::TenantRouter};
 ///
 /// ```
 /// use axum::{Json, Router, extract::State, routing::get};
-/// use tenantry::{Error, Identify, Status, Tenant, TenantRouter, Tenants, WarmLayer};
+/// use tenantry::{Error, Identify, InvalidConfig, Status, Tenant, TenantRouter, Tenants, WarmLayer};
 ///
 /// async fn whoami(Tenant(tenant): Tenant) -> Result<String, Error> {
 ///     Ok(tenant.get().await?.query_one("SELECT current_database()", &[]).await?.get(0))
@@ -32,12 +32,12 @@ use crate::{identify::Identify, router::TenantRouter};
 ///     Json(router.status())
 /// }
 ///
-/// fn app(router: TenantRouter) -> Router {
-///     let identify = Identify::subdomain_of("example.com");
+/// fn app(router: TenantRouter) -> Result<Router, InvalidConfig> {
+///     let identify = Identify::subdomain_of("example.com")?;
 ///     let early = WarmLayer::new(router.clone(), identify.clone());
 ///     let own = Router::new().route("/status", get(status)).with_state(router.clone());
 ///     let tenants = Tenants::new(router, identify);
-///     Router::new().route("/whoami", get(whoami)).route_layer(early).with_state(tenants).merge(own)
+///     Ok(Router::new().route("/whoami", get(whoami)).route_layer(early).with_state(tenants).merge(own))
 /// }
 /// # let _ = app;
 /// ```
@@ -49,7 +49,8 @@ pub struct WarmLayer {
 }
 
 impl WarmLayer {
-    /// Warms the tenants that requests name. Ways of `identify` that have to ask are not tried, nor those after them.
+    /// Warms the tenants that requests name. Ways of `identify` that have to ask are not tried, nor those after them; a
+    /// request that names a tenant in a way that cannot be read warms none.
     pub fn new(router: TenantRouter, identify: Identify) -> Self {
         Self { router, identify }
     }

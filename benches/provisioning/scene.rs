@@ -35,7 +35,8 @@ impl Scene {
         let records = Postgres::builder(catalog.url()).keys(KeyRing::new("bench", [7; 32]));
         let records = Counted::new(records.build()?);
         let neon = Neon::builder(emulator.api_key()).base_url(emulator.api_url());
-        let provisioner = Provisioner::new(records.clone(), neon.build()?, "bench");
+        let provisioner =
+            Provisioner::new(records.clone(), neon.build()?, "bench").on_first_access();
         let router = TenantRouter::provisioning(provisioner)
             .resolve(emulator.resolver())
             .root_certificate(emulator.root_certificate())

@@ -24,8 +24,10 @@ const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// On whose account a database is created.
 #[derive(Clone, Debug)]
 pub(crate) enum Demand {
-    /// Somebody wants a connection. The policy decides.
+    /// A call wants a connection. The policy decides.
     Access,
+    /// A call wants a connection, and may only finish what was begun.
+    Finish,
     /// The application says so.
     Order(Plan),
     /// The application says so, also in place of a deleted one.
@@ -262,10 +264,14 @@ impl Provisioning {
     ) -> Result<Plan, Error> {
         let plan = match demand {
             Demand::Order(plan) | Demand::Anew(plan) => plan.clone(),
-            Demand::Access => {
-                // Somebody has allowed it before.
+            Demand::Access | Demand::Finish => {
+                // It was allowed before.
                 let begun =
                     known.is_some_and(|it| it.state == State::Preparing || !it.attempts.is_empty());
+                if !begun && matches!(demand, Demand::Finish) {
+                    let message = "no such tenant, and nothing of its database was begun";
+                    return Err(Error::new(ErrorKind::UnknownTenant, message));
+                }
                 let usual = &self.settings.plan;
                 let policy = &self.settings.policy;
                 let plan = policy.plan(tenant, usual, begun).await?;

@@ -75,6 +75,12 @@ impl Provisioning {
         }
     }
 
+    /// Whether the catalog said last that the database of `tenant` is begun and not finished.
+    pub(crate) fn is_unfinished(&self, tenant: &TenantId) -> bool {
+        let entry = self.catalog.entries.get(tenant);
+        matches!(entry, Some(Entry::Denied(denied)) if matches!(denied.denial, Denial::Unfinished))
+    }
+
     fn hit(&self, tenant: &TenantId, known: &Known) -> Arc<Endpoint> {
         let Catalog { entries, stats, .. } = &*self.catalog;
         count(&stats.hits);

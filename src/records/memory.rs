@@ -20,9 +20,9 @@ use crate::{
 };
 
 /// A catalog in memory, for one process. After a restart it is empty, and the router finds each tenant's project again
-/// by its name instead of creating another: at the next access, or, of a provisioner that is
-/// [`explicit`](crate::Provisioner::explicit), when [`provision`](crate::Fleet::provision) is called again. It forgets who was deleted, too: an access after a restart creates such a tenant
-/// anew unless the policy says no.
+/// by its name instead of creating another: when [`provision`](crate::Fleet::provision) is called again, or at the next access
+/// if a policy lets accesses create. It forgets who was deleted, too: such an access after a restart creates the tenant anew
+/// unless the policy says no.
 #[derive(Debug, Default)]
 pub struct Memory {
     // Guards all of it; held for a few instructions, or for a walk through the records that are listed.

@@ -88,7 +88,8 @@ async fn a_tenant_is_provisioned_from_that_answer_and_looked_for_at_the_pooled_h
     ])
     .await;
     let hosts = Nowhere::default();
-    let provisioner = Provisioner::new(Memory::new(), api.client().build().unwrap(), "test");
+    let provisioner =
+        Provisioner::new(Memory::new(), api.client().build().unwrap(), "test").on_first_access();
     let router = TenantRouter::provisioning(provisioner)
         .resolve(hosts.clone())
         .get_timeout(Duration::from_secs(1))

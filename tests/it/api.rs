@@ -13,7 +13,8 @@ use crate::support::{LONG, Reply, ScriptedApi, Stage};
 
 /// A `get` through `neon` that has two seconds, and what it ends in.
 async fn first_access(neon: Neon) -> Error {
-    let router = TenantRouter::provisioning(Provisioner::new(Memory::new(), neon, "test"));
+    let router =
+        TenantRouter::provisioning(Provisioner::new(Memory::new(), neon, "test").on_first_access());
     let router = router.get_timeout(Duration::from_secs(2)).build().unwrap();
     let start = Instant::now();
     let err = tokio::time::timeout(LONG, router.get("acme"))

@@ -72,8 +72,9 @@ async fn creations(kind: ErrorKind, apart: Duration) -> (u32, u32, Error) {
         kind,
         creations: Arc::clone(&creations),
     };
-    let provisioner =
-        Provisioner::new(Memory::new(), losing, "test").lost_answer_window(60 * SECOND);
+    let provisioner = Provisioner::new(Memory::new(), losing, "test")
+        .on_first_access()
+        .lost_answer_window(60 * SECOND);
     let router = TenantRouter::provisioning(provisioner)
         .get_timeout(3 * SECOND)
         .build()

@@ -194,7 +194,7 @@ async fn a_wave_of_wrong_passwords_does_not_keep_a_creation_waiting() {
     let neon = api.client().requests_per_minute(120).build().unwrap();
     let (ledger, backend) = (Ledger::silent(), Backend::default());
     backend.set(Step::Login, WRONG);
-    let provisioner = Provisioner::new(ledger.replica(), neon, "test");
+    let provisioner = Provisioner::new(ledger.replica(), neon, "test").on_first_access();
     let router = backend.at(TenantRouter::provisioning(provisioner));
     let router = router.build().unwrap();
     let mut wave = JoinSet::new();

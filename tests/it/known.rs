@@ -258,7 +258,7 @@ async fn a_password_from_the_control_plane_is_read_again_only_with_another_gener
     let (backend, ledger) = (Backend::default(), Ledger::silent());
     let reads = Arc::new(AtomicU64::new(0));
     let projects = Projects::counting(&backend, Arc::clone(&reads));
-    let provisioner = Provisioner::new(ledger.clone(), projects, "test");
+    let provisioner = Provisioner::new(ledger.clone(), projects, "test").on_first_access();
     let router = forgetful(&backend, provisioner.passwords_from_control_plane());
     ledger.publish("acme", "acme").await;
     ledger
@@ -290,7 +290,7 @@ async fn a_password_that_is_refused_is_read_past_what_is_remembered() {
     let (backend, ledger) = (Backend::default(), Ledger::silent());
     let reads = Arc::new(AtomicU64::new(0));
     let projects = Projects::counting(&backend, Arc::clone(&reads));
-    let provisioner = Provisioner::new(ledger.clone(), projects, "test");
+    let provisioner = Provisioner::new(ledger.clone(), projects, "test").on_first_access();
     let router = forgetful(&backend, provisioner.passwords_from_control_plane());
     place(&router, "acme").await.unwrap();
     place(&router, "other").await.unwrap();

@@ -86,7 +86,7 @@ async fn a_control_plane_that_does_not_answer_keeps_no_change_from_being_heard()
     let (backend, ledger) = (Backend::default(), Ledger::new());
     let silent = Arc::new(AtomicBool::new(false));
     let projects = Projects::silent_while(&backend, Arc::clone(&silent));
-    let provisioner = Provisioner::new(ledger.clone(), projects, "test");
+    let provisioner = Provisioner::new(ledger.clone(), projects, "test").on_first_access();
     let router = TenantRouter::provisioning(provisioner.passwords_from_control_plane());
     let router = backend.at(router).build().unwrap();
     let tenants: Vec<_> = (0..80).map(|number| format!("t{number}")).collect();

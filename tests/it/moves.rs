@@ -170,7 +170,7 @@ async fn a_password_rotated_at_neon_reaches_a_router_that_provisions() {
 #[tokio::test]
 async fn a_password_that_is_not_kept_is_read_again_once_when_it_was_rotated() {
     let stage = Stage::new().await;
-    let provisioner = Provisioner::new(Memory::new(), stage.neon(), "test");
+    let provisioner = Provisioner::new(Memory::new(), stage.neon(), "test").on_first_access();
     let provisioner = provisioner.passwords_from_control_plane();
     let router = stage.at(TenantRouter::provisioning(provisioner));
     let router = router.max_pools(1).build().unwrap();

@@ -95,7 +95,9 @@ async fn the_plan_is_applied_at_creation() {
         .region("aws-eu-central-1")
         .compute_units(0.5, 2.0)
         .suspend_after(Duration::from_secs(120));
-    let provisioner = Provisioner::new(Memory::new(), stage.neon(), "test").plan(plan);
+    let provisioner = Provisioner::new(Memory::new(), stage.neon(), "test")
+        .on_first_access()
+        .plan(plan);
     let router = stage
         .at(TenantRouter::provisioning(provisioner))
         .build()
@@ -115,6 +117,7 @@ async fn the_plan_is_applied_at_creation() {
 async fn a_plan_that_neon_refuses_is_an_error_that_says_why() {
     let stage = Stage::new().await;
     let provisioner = Provisioner::new(Memory::new(), stage.neon(), "test")
+        .on_first_access()
         .plan(Plan::new().region("mars-north-1"));
     let router = stage
         .at(TenantRouter::provisioning(provisioner))
@@ -141,10 +144,11 @@ async fn a_creation_whose_answer_is_lost_is_looked_up_and_not_repeated() {
     ];
     let api = ScriptedApi::new(script).await;
     let neon = api.client().build().unwrap();
-    let router = TenantRouter::provisioning(Provisioner::new(Memory::new(), neon, "test"))
-        .provision_timeout(Duration::from_secs(4))
-        .build()
-        .unwrap();
+    let router =
+        TenantRouter::provisioning(Provisioner::new(Memory::new(), neon, "test").on_first_access())
+            .provision_timeout(Duration::from_secs(4))
+            .build()
+            .unwrap();
     let warm = router.warm("acme");
     eventually("the script is used up", || api.seen().len() == 6).await;
     let posts = api

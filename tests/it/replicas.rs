@@ -46,7 +46,8 @@ impl Scene {
 
     fn replica(&self, ear: Ear) -> TenantRouter {
         let records = self.records().listen(matches!(ear, Ear::Listens));
-        let provisioner = Provisioner::new(records.build().unwrap(), self.stage.neon(), "test");
+        let provisioner =
+            Provisioner::new(records.build().unwrap(), self.stage.neon(), "test").on_first_access();
         let router = self.stage.at(TenantRouter::provisioning(provisioner));
         let (poll, ttl) = match ear {
             Ear::Listens => (None, 600 * SECOND),

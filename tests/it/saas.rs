@@ -1,13 +1,21 @@
 //! The example of a whole service, driven over HTTP as its clients would.
 
-use std::{sync::Arc, time::Duration};
+use std::{env, process::Stdio, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use reqwest::{Client, Response, StatusCode};
+use rustix::process::{Pid, Signal, kill_process};
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::{Value, json};
 use tenantry::{Status, TenantRouter, emulator::Emulator};
-use tokio::net::TcpListener;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader, Lines},
+    net::TcpListener,
+    process::{Child, ChildStdout, Command},
+    time::{Instant, timeout},
+};
+
+use super::support::{LONG, eventually};
 
 #[expect(dead_code, reason = "the example has a `main` as well")]
 #[path = "../../examples/saas.rs"]
@@ -15,6 +23,10 @@ mod example;
 
 const WAKE: Duration = Duration::from_millis(350);
 const HERD: usize = 200;
+/// Set for a process that is to be a service whose sign-ups are stuck.
+const STUCK: &str = "SAAS_TEST_STUCK";
+/// The test that is that service.
+const STUCK_SERVICE: &str = "saas::a_service_whose_sign_ups_are_stuck";
 
 /// Settings for a client that needs none: reqwest takes no guess where several providers of cryptography are linked.
 fn no_tls() -> ClientConfig {
@@ -25,6 +37,11 @@ fn no_tls() -> ClientConfig {
         .unwrap()
         .with_root_certificates(RootCertStore::empty())
         .with_no_client_auth()
+}
+
+fn client() -> Client {
+    let client = Client::builder().tls_backend_preconfigured(no_tls());
+    client.build().unwrap()
 }
 
 /// The service on an emulator, and a client of it.
@@ -40,13 +57,10 @@ impl Service {
         let emulator = Emulator::builder().wake_delay(WAKE).start().await.unwrap();
         let metrics = example::metrics().build_recorder();
         let router = metrics::with_local_recorder(&metrics, || example::on(&emulator).unwrap());
-        let app = example::app(&router, metrics.handle());
+        let app = example::app(&router, metrics.handle()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let client = Client::builder()
-            .tls_backend_preconfigured(no_tls())
-            .build()
-            .unwrap();
+        let client = client();
         tokio::spawn(async move { axum::serve(listener, app).await });
         Self {
             emulator,
@@ -166,4 +180,163 @@ async fn who_is_no_tenant_hears_so_and_operators_see_what_happens() {
         service.get("/ready").await.status(),
         StatusCode::SERVICE_UNAVAILABLE
     );
+}
+
+#[tokio::test]
+async fn nobody_but_a_sign_up_creates_a_database() {
+    let service = Service::start().await;
+    for path in ["/notes", "/t/acme/notes"] {
+        let read = service.get(path).await.status();
+        assert_eq!(read, StatusCode::NOT_FOUND);
+        let written = service.post(Some("globex"), path, "hello").await.status();
+        assert!(written.is_client_error(), "{written}");
+    }
+    for name in ["bob@acme", "*", "Acme", "a.b", "-acme", "acme%2e"] {
+        let signed_up = service.post(None, &format!("/signup/{name}"), "").await;
+        assert_eq!(
+            signed_up.status(),
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "{name}"
+        );
+    }
+    assert!(service.emulator.witnesses().is_empty());
+}
+
+#[tokio::test]
+async fn a_host_and_a_path_that_contradict_each_other_are_a_bad_request() {
+    let service = Service::start().await;
+    for tenant in ["acme", "globex"] {
+        service.post(None, &format!("/signup/{tenant}"), "").await;
+    }
+    for (host, status) in [
+        ("acme", StatusCode::BAD_REQUEST),
+        ("bob@globex", StatusCode::BAD_REQUEST),
+        ("globex", StatusCode::CREATED),
+    ] {
+        let written = service.post(Some(host), "/t/globex/notes", "hello").await;
+        assert_eq!(written.status(), status, "{host}");
+    }
+    assert_eq!(service.notes("acme").await, json!([]));
+}
+
+#[tokio::test]
+async fn a_request_for_nothing_that_is_there_is_told_what_is() {
+    let service = Service::start().await;
+    for (path, status, says) in [
+        ("/", StatusCode::OK, "POST /signup/{tenant}"),
+        ("/nowhere", StatusCode::NOT_FOUND, "GET / says"),
+        ("/signup/acme", StatusCode::METHOD_NOT_ALLOWED, "GET / says"),
+    ] {
+        let answer = service.get(path).await;
+        assert_eq!(answer.status(), status);
+        let text = answer.text().await.unwrap();
+        assert!(text.contains(says), "{text:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_stuck_request_does_not_keep_the_service_from_ending() {
+    let mut process = Process::start().await;
+    let next = format!("next: curl -X POST http://{}/signup/acme", process.address);
+    assert!(process.until("next: ").await.ends_with(&next));
+    process.stick().await;
+    let told = Instant::now();
+    process.interrupt();
+    process.until("stopping, within 8 s").await;
+    process.until("WARN").await; // without RUST_LOG
+    let ended = timeout(LONG, process.child.wait()).await;
+    assert!(ended.expect("it ends").unwrap().success());
+    assert!(
+        told.elapsed() < Duration::from_secs(25),
+        "{:?}",
+        told.elapsed()
+    );
+}
+
+#[tokio::test]
+async fn a_second_interrupt_ends_the_service_at_once() {
+    let mut process = Process::start().await;
+    process.stick().await;
+    process.interrupt();
+    process.until("stopping").await;
+    process.interrupt();
+    let ended = timeout(LONG, process.child.wait()).await;
+    let code = ended.expect("it ends").unwrap().code();
+    assert_eq!(code, Some(130), "it did not wait for the request");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_whose_sign_ups_are_stuck() {
+    if env::var_os(STUCK).is_none() {
+        return;
+    }
+    example::log().unwrap();
+    let sleepy = Emulator::builder().wake_delay(Duration::from_secs(600));
+    let emulator = Arc::new(sleepy.start_on_create(false).start().await.unwrap());
+    let router = example::on(&emulator).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let seen = Arc::clone(&emulator);
+    tokio::spawn(async move {
+        eventually("a sign-up", || !seen.witnesses().is_empty()).await;
+        drop(seen);
+        println!("a sign-up is stuck");
+    });
+    let metrics = example::metrics().build_recorder().handle();
+    example::serve(listener, &router, metrics).await.unwrap();
+}
+
+/// The service in a process of its own, with sign-ups that get a database which does not wake.
+struct Process {
+    child: Child,
+    said: Lines<BufReader<ChildStdout>>,
+    address: String,
+}
+
+impl Process {
+    async fn start() -> Self {
+        let mut child = Command::new(env::current_exe().unwrap())
+            .args(["--exact", STUCK_SERVICE, "--nocapture"])
+            .env(STUCK, "1")
+            .env_remove("RUST_LOG")
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut process = Self {
+            said: BufReader::new(child.stdout.take().unwrap()).lines(),
+            child,
+            address: String::new(),
+        };
+        let line = process.until("listening on http://").await;
+        let (_, address) = line.split_once("http://").unwrap();
+        address.clone_into(&mut process.address);
+        process
+    }
+
+    /// Waits for a line with `text`, and returns it.
+    async fn until(&mut self, text: &str) -> String {
+        let lines = async {
+            while let Some(line) = self.said.next_line().await.unwrap() {
+                if line.contains(text) {
+                    return line;
+                }
+            }
+            panic!("it ended and never said {text:?}")
+        };
+        let said = timeout(2 * LONG, lines).await;
+        said.unwrap_or_else(|_| panic!("it never said {text:?}"))
+    }
+
+    /// Sends a sign-up, and waits until it is stuck.
+    async fn stick(&mut self) {
+        let request = client().post(format!("http://{}/signup/acme", self.address));
+        tokio::spawn(request.send());
+        self.until("a sign-up is stuck").await;
+    }
+
+    /// Does what Ctrl-C does.
+    fn interrupt(&self) {
+        let pid = self.child.id().and_then(|id| i32::try_from(id).ok());
+        kill_process(pid.and_then(Pid::from_raw).unwrap(), Signal::INT).unwrap();
+    }
 }

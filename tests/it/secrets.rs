@@ -157,7 +157,7 @@ async fn no_api_key_is_logged_printed_or_told() {
         .await
         .unwrap_err();
     assert_clean(&refused, &secrets);
-    let provisioner = Provisioner::new(Memory::new(), stage.neon(), "test");
+    let provisioner = Provisioner::new(Memory::new(), stage.neon(), "test").on_first_access();
     assert_clean(&provisioner, &secrets);
     drop(stage.router().get("initech").await.unwrap());
     assert_nothing_leaked();

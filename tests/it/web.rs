@@ -33,7 +33,8 @@ async fn whoami_later(tenant: Tenant) -> Result<String, Error> {
 }
 
 fn identify() -> Identify {
-    Identify::subdomain_of("example.com").or(Identify::after_path("/t/"))
+    let by_host = Identify::subdomain_of("example.com").unwrap();
+    by_host.or(Identify::after_path("/t/").unwrap())
 }
 
 fn app(router: &TenantRouter) -> Router {

@@ -62,7 +62,7 @@ impl<'a> Town<'a> {
         let (stage, prepared) = (Stage::new().await, Arc::<AtomicU64>::default());
         let routers = NAMESPACES.map(|namespace| {
             let counter = Arc::clone(&prepared);
-            let provisioner = Provisioner::new(Memory::new(), stage.neon(), namespace);
+            let provisioner = Provisioner::new(Memory::new(), stage.neon(), namespace).on_first_access();
             let provisioner = provisioner.prepare(move |database| {
                 let owner = owner(namespace, database.tenant().as_str());
                 let number = counter.fetch_add(1, SeqCst) + 1;

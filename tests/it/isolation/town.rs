@@ -325,7 +325,7 @@ impl<'a> Town<'a> {
 /// A router of few pools. One namespace keeps its passwords in the catalog, and the other does not.
 pub(super) fn router(cloud: &Cloud, ledger: Ledger, namespace: usize) -> TenantRouter {
     let name = NAMESPACES[namespace];
-    let mut provisioner = Provisioner::new(ledger, cloud.clone(), name);
+    let mut provisioner = Provisioner::new(ledger, cloud.clone(), name).on_first_access();
     if namespace == 1 {
         provisioner = provisioner.passwords_from_control_plane();
     }

@@ -50,13 +50,13 @@ impl Projects {
             silent: Arc::default(),
             delay: Duration::ZERO,
         };
-        let provisioner = Provisioner::new(Memory::new(), projects, "test");
+        let provisioner = Provisioner::new(Memory::new(), projects, "test").on_first_access();
         backend.at(TenantRouter::provisioning(set_up(provisioner)))
     }
 
     /// A provisioner that creates on `backend` and records in `records`.
     pub(crate) fn provisioner(backend: &Backend, records: impl Records) -> Provisioner {
-        Provisioner::new(records, Self::counting(backend, Arc::default()), "test")
+        Provisioner::new(records, Self::counting(backend, Arc::default()), "test").on_first_access()
     }
 
     /// One that counts in `reads` how often somebody asks where a database is.

@@ -87,6 +87,7 @@ impl Site {
     /// A router in this process.
     pub(crate) fn router(&self, set_up: impl FnOnce(Provisioner) -> Provisioner) -> TenantRouter {
         let provisioner = Provisioner::new(self.records(), self.stage.neon(), "test")
+            .on_first_access()
             .creations_per_minute(100_000)
             .lease_time(LEASE)
             .lost_answer_window(WINDOW);

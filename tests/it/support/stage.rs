@@ -89,7 +89,7 @@ impl Stage {
 
     /// A router that provisions in `namespace`, with an empty catalog, to be set up further.
     pub(crate) fn builder(&self, namespace: &str) -> RouterBuilder {
-        let provisioner = Provisioner::new(Memory::new(), self.neon(), namespace);
+        let provisioner = Provisioner::new(Memory::new(), self.neon(), namespace).on_first_access();
         self.at(TenantRouter::provisioning(provisioner))
     }
 
@@ -98,7 +98,7 @@ impl Stage {
         &self,
         set_up: impl FnOnce(Provisioner) -> Provisioner,
     ) -> RouterBuilder {
-        let provisioner = Provisioner::new(Memory::new(), self.neon(), "test");
+        let provisioner = Provisioner::new(Memory::new(), self.neon(), "test").on_first_access();
         self.at(TenantRouter::provisioning(set_up(provisioner)))
     }
 

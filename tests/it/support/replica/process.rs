@@ -70,6 +70,7 @@ impl Process {
         let (at_step, in_hook) = (Arc::clone(&stops), Arc::clone(&hook));
         let mut provisioner =
             Provisioner::new(open(&settings.catalog), neon.build().unwrap(), "test")
+                .on_first_access()
                 .creations_per_minute(100_000)
                 .lease_time(LEASE)
                 .lost_answer_window(WINDOW)

@@ -49,6 +49,9 @@ enum Way {
     Agreeing(Arc<[Identify; 2]>),
 }
 
+/// The head alone does not say which tenant is meant: it has to be asked for, or the request is to be refused.
+struct Undecided;
+
 /// What of a request names its tenant, for [`Identify::asking`].
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -195,25 +198,25 @@ impl Identify {
     /// The tenant, as far as the head alone says it. `None` from the first way on that has to ask, and if the request is to
     /// be refused.
     pub(crate) fn by_head(&self, head: &Parts) -> Option<String> {
-        self.decide(head).flatten()
+        self.decide(head).ok().flatten()
     }
 
-    /// Who is named, if that can be told from the head alone; `None` if it cannot.
-    fn decide(&self, head: &Parts) -> Option<Option<String>> {
+    /// Who is named, as far as that can be told from the head alone.
+    fn decide(&self, head: &Parts) -> Result<Option<String>, Undecided> {
         for way in &self.0 {
             let tenant = match way {
-                Way::Head(tenant) => tenant(head).ok()?,
-                Way::Asking(_) => return None,
+                Way::Head(tenant) => tenant(head).map_err(|_| Undecided)?,
+                Way::Asking(_) => return Err(Undecided),
                 Way::Agreeing(both) => {
                     let [this, other] = &**both;
-                    agreed(this.decide(head)?, other.decide(head)?).ok()?
+                    agreed(this.decide(head)?, other.decide(head)?).map_err(|_| Undecided)?
                 }
             };
             if tenant.is_some() {
-                return Some(tenant);
+                return Ok(tenant);
             }
         }
-        Some(None)
+        Ok(None)
     }
 
     /// The tenant.

@@ -30,6 +30,7 @@ pub(crate) enum OnMissing {
     /// Nothing: it is a hint.
     Ignore,
     /// Finish a creation that was begun: the id comes from a request.
+    #[cfg_attr(not(feature = "axum"), allow(dead_code, reason = "for the extractor"))]
     Finish,
     /// Create, if the policy says so.
     Create,

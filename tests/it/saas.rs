@@ -18,7 +18,7 @@ use tokio::{
 use super::support::{LONG, eventually};
 
 #[expect(dead_code, reason = "the example has a `main` as well")]
-#[path = "../../examples/saas.rs"]
+#[path = "../../examples/services/saas.rs"]
 mod example;
 
 const WAKE: Duration = Duration::from_millis(350);

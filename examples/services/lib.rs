@@ -1,0 +1,1 @@
+//! Examples that are whole services, with what such services need besides tenantry.

@@ -111,8 +111,7 @@ impl CatalogServer {
     #[doc(hidden)]
     pub async fn pooled_url_with(&self, settings: &str) -> Result<String, EmulatorError> {
         let running = Arc::clone(&self.running);
-        let folder = running.folder.display();
-        let text = format!("{settings}\nlisten_port = 6432\nunix_socket_dir = {folder}\n");
+        let text = format!("{settings}\nlisten_port = 6432\nunix_socket_dir = .\n");
         apart(async move { running.pooler.start_with(running.account, &text).await }).await??;
         Ok(self.url_at(6432))
     }

@@ -8,12 +8,9 @@ use std::{
 };
 
 use rustix::process::Signal;
-use tokio::{
-    net::UnixStream,
-    time::{Instant, sleep},
-};
+use tokio::time::{Instant, sleep};
 
-use super::{EmulatorError, account::Account, daemon::Daemon};
+use super::{EmulatorError, account::Account, daemon::Daemon, process::connect};
 
 /// Longest wait for it to start.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -73,7 +70,7 @@ impl Pooler {
             .stderr(log);
         self.process.start(&mut command).map_err(failed)?;
         let deadline = Instant::now() + PATIENCE;
-        while UnixStream::connect(self.socket()).await.is_err() {
+        while connect(&self.socket()).await.is_err() {
             if !self.runs() || Instant::now() > deadline {
                 self.kill().await;
                 let said = fs::read_to_string(&said).unwrap_or_default();
@@ -100,15 +97,15 @@ impl Pooler {
     /// Neon's documented settings for a compute of 0.25 units; the rest is PgBouncer's default, as there. The proxy has
     /// checked the password, so every role is trusted, and nobody but the proxy can reach the socket.
     fn settings(&self) -> String {
-        let folder = self.folder.display();
+        // All sockets are in the folder that it runs in, whatever that is called: without a host it looks there.
         format!(
             "[databases]
-* = host={folder} port=5432
-pgbouncer_auth = host={folder} port=5432 dbname=postgres pool_size=1
+* = port=5432
+pgbouncer_auth = port=5432 dbname=postgres pool_size=1
 [pgbouncer]
 listen_addr =
 listen_port = {PORT}
-unix_socket_dir = {folder}
+unix_socket_dir = .
 unix_socket_mode = 0700
 auth_type = trust
 auth_user = cloud_admin

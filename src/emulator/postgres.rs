@@ -11,10 +11,7 @@ use std::{
 };
 
 use rustix::process::Signal;
-use tokio::{
-    net::UnixStream,
-    time::{Instant, sleep, timeout},
-};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::{Client, NoTls};
 use tokio_util::sync::CancellationToken;
 
@@ -22,7 +19,7 @@ use super::{
     EmulatorError,
     compute::Machine,
     daemon::Daemon,
-    process::{self, blocking, missing_is_fine},
+    process::{self, blocking, connect, missing_is_fine},
 };
 
 /// Longest wait for it to start or stop.
@@ -161,9 +158,8 @@ impl Postgres {
         command
             .arg("-D")
             .arg(self.data())
-            .arg("-k")
-            .arg(&self.folder)
-            .args(["-p", PORT]);
+            // From its data folder: a path may be too long for a socket's, or have what a list of paths gives a meaning.
+            .args(["-k", "..", "-p", PORT]);
         command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -219,7 +215,7 @@ impl Postgres {
 
     async fn log_in(&self, database: &str) -> Result<Client, EmulatorError> {
         let failed = |err: io::Error| EmulatorError::new("cannot reach a compute").because(err);
-        let stream = UnixStream::connect(self.socket()).await.map_err(failed)?;
+        let stream = connect(&self.socket()).await.map_err(failed)?;
         let login = tokio_postgres::Config::new()
             .user("cloud_admin")
             .dbname(database)

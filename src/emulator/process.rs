@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::{self, Read, Write},
+    os::fd::AsRawFd,
     path::Path,
     process::{Child, Command, Stdio},
     thread,
@@ -10,11 +11,14 @@ use std::{
 };
 
 use rustix::process::{Pid, Signal, kill_process};
+use tokio::net::UnixStream;
 
 use super::{EmulatorError, account::Account};
 
 /// How often to look whether a process has ended.
 const LOOK: Duration = Duration::from_millis(1);
+/// Longest path of a socket.
+const LONGEST_SOCKET_PATH: usize = 107;
 /// Longest time for a program that prepares something.
 const RUN_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -85,6 +89,19 @@ pub(super) fn run(command: &mut Command, input: Option<&str>) -> Result<(), Emul
         "{name} failed ({status}): {}",
         said.trim()
     )))
+}
+
+/// Connects to a socket, however long its path is: what the system takes has 107 bytes.
+pub(super) async fn connect(socket: &Path) -> io::Result<UnixStream> {
+    let (Some(folder), Some(name)) = (socket.parent(), socket.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    if socket.as_os_str().len() <= LONGEST_SOCKET_PATH {
+        return UnixStream::connect(socket).await;
+    }
+    let folder = fs::File::open(folder)?;
+    let short = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string());
+    UnixStream::connect(short.join(name)).await
 }
 
 /// Copies a folder, without copying the data where the file system can. Blocks the thread.

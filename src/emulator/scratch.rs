@@ -6,9 +6,11 @@
 
 use std::{
     env,
+    ffi::OsString,
     fs::{self, File, Permissions},
     io,
     os::unix::{
+        ffi::{OsStrExt, OsStringExt},
         fs::{MetadataExt, PermissionsExt},
         process::CommandExt,
     },
@@ -29,7 +31,7 @@ const WATCHDOG: &str = r#"
 trap '' INT TERM HUP
 cat >/dev/null
 running() {
-  within=$(find /proc/[0-9]*/cwd -maxdepth 0 -lname "$TENANTRY_SCRATCH/*" 2>/dev/null | tr -dc '0-9\n')
+  within=$(find /proc/[0-9]*/cwd -maxdepth 0 -lname "$TENANTRY_PATTERN/*" 2>/dev/null | tr -dc '0-9\n')
   if [ -n "$within" ]; then echo "$within"; return; fi
   grep -laF -e "$TENANTRY_SCRATCH/" /proc/[0-9]*/cmdline 2>/dev/null | while read -r file; do
     case $(tr '\0' ' ' <"$file" 2>/dev/null) in
@@ -65,7 +67,8 @@ pub(super) struct Scratch {
 impl Scratch {
     /// Makes a folder that `account` can write to, after removing those of owners that were killed.
     pub(super) fn new(account: Account) -> Result<Self, EmulatorError> {
-        let place = env::temp_dir();
+        let place = fs::canonicalize(env::temp_dir());
+        let place = place.map_err(failed("use the folder for temporary files (TMPDIR)"))?;
         remove_abandoned(&place, account);
         // Under a name that nobody cleans up until it is locked. Kept, not dropped: the watchdog removes it.
         let made = tempfile::Builder::new()
@@ -113,6 +116,7 @@ impl Drop for Scratch {
 fn watchdog(path: &Path, input: Stdio) -> io::Result<Child> {
     Command::new("sh")
         .args(["-c", WATCHDOG])
+        .env("TENANTRY_PATTERN", pattern(path))
         .env("TENANTRY_SCRATCH", path) // not as an argument: it looks for processes that have the path there
         .process_group(0) // out of reach of the terminal's Ctrl-C
         .current_dir("/")
@@ -120,6 +124,16 @@ fn watchdog(path: &Path, input: Stdio) -> io::Result<Child> {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
+}
+
+/// What `find` finds that path by: signs with a meaning have a backslash.
+fn pattern(path: &Path) -> OsString {
+    let bytes = path.as_os_str().as_bytes().iter();
+    let escaped = bytes.flat_map(|byte| {
+        let escape = b"*?[]\\".contains(byte).then_some(b'\\');
+        escape.into_iter().chain([*byte])
+    });
+    OsString::from_vec(escaped.collect())
 }
 
 /// Removes folders whose owner and watchdog were both killed: nobody holds their lock.

@@ -20,6 +20,7 @@ use super::{
     compute::Compute,
     fault::Fate,
     message::{Message, refuse},
+    process::connect,
     proxy::code_of,
     replies::Replies,
     startup::BackendKey,
@@ -133,7 +134,7 @@ impl Sessions {
         let Some(socket) = self.keys().get(&key).cloned() else {
             return Ok(());
         };
-        let mut server = UnixStream::connect(socket).await?;
+        let mut server = connect(&socket).await?;
         let request = [&[0, 0, 0, 16, 4, 0xd2, 0x16, 0x2e][..], &key].concat();
         server.write_all(&request).await?;
         server.read_to_end(&mut Vec::new()).await?;
@@ -278,7 +279,7 @@ fn told(text: &str) -> String {
 
 /// Sends the startup packet and takes the answer: a session, or an error.
 async fn greet(socket: PathBuf, startup: &[u8]) -> io::Result<Result<Session, Message>> {
-    let mut server = UnixStream::connect(&socket).await?;
+    let mut server = connect(&socket).await?;
     server.write_all(startup).await?;
     let (mut greeting, mut key) = (Vec::new(), None);
     loop {

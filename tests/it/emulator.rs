@@ -1,6 +1,14 @@
 //! The emulator by itself, seen by clients that are not the router.
 
-use std::{future::Future, time::Duration};
+use std::{
+    env,
+    fs::{self, Permissions},
+    future::Future,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::{self, Command},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
@@ -319,4 +327,34 @@ async fn hostile_clients_disturb_nobody() {
     }
     let at = parameters(&created);
     stage.connect(&at.host, &login(at)).await.unwrap();
+}
+
+#[test]
+fn it_works_wherever_the_folder_for_temporary_files_is() {
+    let place = env::temp_dir().join(format!("tenantry-test-{}", process::id()));
+    fs::create_dir(&place).unwrap();
+    let open_up = |path: &Path| fs::set_permissions(path, Permissions::from_mode(0o777)).unwrap();
+    open_up(&place);
+    for name in [
+        "a b".to_owned(),
+        "it's, [1]* \"x\"; #%=".to_owned(),
+        "long-".repeat(8),
+    ] {
+        let folder = place.join(&name);
+        fs::create_dir(&folder).unwrap();
+        open_up(&folder);
+        for test in [
+            "connections::the_second_access_opens_nothing",
+            "wake::when_all_sockets_died_by_suspend_the_next_get_works",
+        ] {
+            let mut test_run = Command::new(env::current_exe().unwrap());
+            test_run.args(["--exact", test]).env("TMPDIR", &folder);
+            let ran = test_run.output().unwrap();
+            let said = String::from_utf8_lossy(&ran.stdout);
+            assert!(ran.status.success(), "{name}: {said}");
+        }
+        let left = fs::read_dir(&folder).unwrap().count();
+        assert_eq!(left, 0, "left in {name}");
+    }
+    fs::remove_dir_all(&place).unwrap();
 }

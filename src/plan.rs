@@ -94,7 +94,8 @@ impl Plan {
         self
     }
 
-    /// Sets the range of compute units. Defaults to the account's; raise the maximum for heavy tenants.
+    /// Sets the least and the most compute units. Defaults to the account's; raise the maximum for heavy tenants. A least
+    /// that is more than the most is refused, when the router is built or a tenant is to be created by the plan.
     #[must_use]
     pub fn compute_units(mut self, min: f64, max: f64) -> Self {
         self.compute_units = Some((min, max));
@@ -142,12 +143,54 @@ impl Plan {
 
     /// Whether a tenant created by it could ever be served; what Neon makes of the rest, Neon says.
     pub(crate) fn check(&self) -> Result<(), InvalidConfig> {
-        match self.max_connections {
-            Some(0) => {
-                let message = "max_connections of a plan must be more than zero";
-                Err(InvalidConfig::new(message))
-            }
-            Some(_) | None => Ok(()),
+        let wrong = |message: String| Err(InvalidConfig::new(message));
+        if self.max_connections == Some(0) {
+            return wrong("max_connections of a plan must be more than zero".into());
         }
+        if let Some((min, max)) = self.compute_units {
+            let is_size = |units: f64| units.is_finite() && units > 0.0;
+            if !is_size(min) || !is_size(max) {
+                return wrong(format!(
+                    "compute_units of a plan must be more than zero, and not {min} to {max}"
+                ));
+            }
+            if min > max {
+                return wrong(format!(
+                    "compute_units of a plan are the least and then the most, and not {min} to {max}"
+                ));
+            }
+        }
+        if self
+            .region
+            .as_deref()
+            .is_some_and(|it| it.trim().is_empty())
+        {
+            return wrong("region of a plan must not be empty; without one Neon picks it".into());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_that_contradicts_itself_is_refused_by_name() {
+        let plan = Plan::new;
+        for (wrong, names) in [
+            (plan().compute_units(4.0, 1.0), "compute_units"),
+            (plan().compute_units(0.0, 1.0), "compute_units"),
+            (plan().compute_units(-1.0, 1.0), "compute_units"),
+            (plan().compute_units(f64::NAN, 1.0), "compute_units"),
+            (plan().compute_units(0.25, f64::INFINITY), "compute_units"),
+            (plan().max_connections(0), "max_connections"),
+            (plan().region(" "), "region"),
+        ] {
+            let err = wrong.check().unwrap_err().to_string();
+            assert!(err.starts_with(names), "{err}");
+        }
+        let right = plan().compute_units(0.25, 0.25).region("aws-us-east-2");
+        assert_eq!(right.check(), Ok(()));
     }
 }

@@ -4,7 +4,10 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use rustls::pki_types::CertificateDer;
 
-use crate::resolve::{AnyResolve, SystemResolver};
+use crate::{
+    chain,
+    resolve::{AnyResolve, SystemResolver},
+};
 
 /// One in so many connections is kept for tenants that have none, unless set otherwise.
 const USUAL_RESERVE: usize = 10;
@@ -128,7 +131,7 @@ pub(crate) fn check_limit(name: &str, limit: Duration) -> Result<(), InvalidConf
 }
 
 /// A setting cannot work. The text names it and says what would.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Eq, PartialEq)]
 pub struct InvalidConfig(String);
 
 impl InvalidConfig {
@@ -140,6 +143,16 @@ impl InvalidConfig {
 impl fmt::Display for InvalidConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+/// Its text, as `main` prints an error that it returns.
+impl fmt::Debug for InvalidConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !f.alternate() {
+            return chain::write(f, self);
+        }
+        f.debug_tuple("InvalidConfig").field(&self.0).finish()
     }
 }
 

@@ -144,7 +144,13 @@ impl DirectClient {
         let began = Instant::now();
         let permits = Arc::clone(&pool.direct);
         let permit = timeout_at(until, permits.acquire_owned()).await;
-        let permit = permit.map_err(|_| timed_out(Stage::Checkout, began.elapsed(), None))?;
+        let permit = permit.map_err(|_| {
+            let most = pool.shared.config.direct_connections;
+            timed_out(Stage::Checkout, began.elapsed(), None).with_more(&format!(
+                "all {most} direct connections that a tenant may have are held; hold them for less time, or raise \
+                 direct_connections"
+            ))
+        })?;
         let permit = permit.map_err(|_| Error::closed())?;
         let name = pool.tenant.as_str();
         let span = trail::detached(tracing::debug_span!(parent: None, "open", tenant = name));

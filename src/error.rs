@@ -5,17 +5,24 @@
 
 mod kind;
 
-use std::{borrow::Cow, error::Error as StdError, fmt, sync::Arc, time::Duration};
+use std::{borrow::Cow, error::Error as StdError, fmt, io, sync::Arc, time::Duration};
 
-use crate::tenant::{InvalidTenantId, TenantId};
+use tokio_postgres::types::{WasNull, WrongType};
+
+use crate::{
+    chain,
+    tenant::{InvalidTenantId, TenantId},
+    whose,
+};
 
 /// Any error, as implementors of the traits return it.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// Why a call of tenantry failed.
 ///
-/// `Display` says what happened and, where somebody can act, what to change; it does not repeat
-/// [`source`](StdError::source), so print the whole chain.
+/// `Display` says what happened and, where somebody can act, what to change. What led to it is its
+/// [`source`](StdError::source): `{:?}` writes both, cause after cause in one line, as `main` prints an error that it
+/// returns. The fields are in `{:#?}`.
 #[derive(Clone)]
 pub struct Error(Arc<Inner>);
 
@@ -199,6 +206,11 @@ impl Error {
         self.map(|inner| inner.tenant = Some(tenant.clone()))
     }
 
+    /// With more of what happened, behind what its message says.
+    pub(crate) fn with_more(self, more: &str) -> Self {
+        self.map(|inner| inner.message = format!("{}: {more}", inner.message).into())
+    }
+
     pub(crate) fn with_stage(self, stage: Stage) -> Self {
         self.map(|inner| inner.stage = Some(stage))
     }
@@ -249,8 +261,12 @@ impl fmt::Display for Error {
     }
 }
 
+/// What happened and its causes, in one line; the fields if it is `{:#?}`.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !f.alternate() {
+            return chain::write(f, self);
+        }
         f.debug_struct("Error")
             .field("kind", &self.0.kind)
             .field("message", &self.0.message)
@@ -291,11 +307,32 @@ impl From<InvalidTenantId> for Error {
 }
 
 impl From<tokio_postgres::Error> for Error {
+    /// With Postgres's own words, but for what may quote a row; and with the tenant, in a closure that a router runs and in a
+    /// request's handler.
     fn from(err: tokio_postgres::Error) -> Self {
-        Self::new(ErrorKind::Query, "the query failed")
-            .with_stage(Stage::Query)
-            .with_source(err)
+        let failed = Self::new(ErrorKind::Query, failed_query(&err)).with_stage(Stage::Query);
+        let failed = failed.with_source(err);
+        match whose::now() {
+            Some(tenant) => failed.with_tenant(&tenant),
+            None => failed,
+        }
     }
+}
+
+fn failed_query(err: &tokio_postgres::Error) -> String {
+    if let Some(said) = err.as_db_error() {
+        return format!("the query failed: {}", chain::words(said));
+    }
+    let cause = err.source();
+    if err.is_closed() || cause.is_some_and(|it| it.is::<io::Error>()) {
+        return format!(
+            "the query failed: {err}; it may have been done. `read` and `transaction` run again what was not"
+        );
+    }
+    // Of others' causes, only those that quote no value.
+    let types = cause.filter(|it| it.is::<WrongType>() || it.is::<WasNull>());
+    let types = types.map(|it| format!(": {it}")).unwrap_or_default();
+    format!("the query failed: {err}{types}")
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use axum::extract::{FromRef, FromRequestParts};
 use http::request::Parts;
 
-use crate::{error::Error, handle::TenantHandle, identify::Identify, router::TenantRouter};
+use crate::{error::Error, handle::TenantHandle, identify::Identify, router::TenantRouter, whose};
 
 /// What [`Tenant`] is extracted by: the router, and how a request names its tenant. The application's state, or a part of
 /// it (`FromRef`).
@@ -80,6 +80,7 @@ where
         let tenants = Tenants::from_ref(state);
         let tenant = tenants.identify.identify(head).await?;
         let handle = tenants.router.handle(&tenant)?;
+        whose::note(handle.tenant());
         Ok(Self(if tenants.creates {
             handle
         } else {

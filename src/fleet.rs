@@ -1,15 +1,19 @@
-//! What an operator does to tenants: create, import, delete, take back, and compare with what is really there.
+//! What an operator does to tenants: create, import, list, delete, take back, and compare with what is really there.
 //!
 //! None of it wakes a database but a prepare hook. (Neon itself starts the compute of a new project.)
 
 mod comparison;
+mod each;
 mod reconcile;
 mod report;
 
 use std::{fmt, future::Future, sync::Arc, time::Duration};
 
+pub use each::{ForEach, Listing, Visit, Visits};
 pub use reconcile::Reconcile;
 pub use report::{Finding, Outcome, Report, Trouble};
+
+pub use crate::provision::Provisioned;
 
 use tokio::time::timeout_at;
 
@@ -66,10 +70,13 @@ impl Fleet {
     /// `ErrorKind::Timeout`: the call may be repeated.
     pub async fn provision<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> Result<(), Error> {
         let plan = self.provisioning().settings.plan.clone();
-        self.provision_with(tenant, &plan).await
+        let (Provisioned::Created | Provisioned::Existing { .. }) =
+            self.provision_with(tenant, &plan).await?;
+        Ok(())
     }
 
-    /// [`provision`](Self::provision) by another plan.
+    /// [`provision`](Self::provision) by another plan. A tenant that has a database keeps the plan that it has: the answer says
+    /// so. [`Neon`](crate::Neon) has calls that change a project's limits and computes.
     ///
     /// # Errors
     /// Those of [`provision`](Self::provision), and `ErrorKind::Refused` if nobody could be served by `plan`.
@@ -77,7 +84,7 @@ impl Fleet {
         &self,
         tenant: &T,
         plan: &Plan,
-    ) -> Result<(), Error> {
+    ) -> Result<Provisioned, Error> {
         self.order(tenant.as_ref(), Demand::Order(plan.clone()))
             .await
     }
@@ -91,19 +98,19 @@ impl Fleet {
         &self,
         tenant: &T,
         plan: &Plan,
-    ) -> Result<(), Error> {
+    ) -> Result<Provisioned, Error> {
         self.order(tenant.as_ref(), Demand::Anew(plan.clone()))
             .await
     }
 
-    async fn order(&self, tenant: &str, demand: Demand) -> Result<(), Error> {
+    async fn order(&self, tenant: &str, demand: Demand) -> Result<Provisioned, Error> {
         let job = self.job(tenant, Duration::ZERO)?;
         job.run(|job| async move {
             let on = job.fleet.provisioning();
             let work = on.provision(&job.tenant, &demand, &job.progress, job.stats());
-            work.await?;
+            let published = work.await?;
             job.fleet.inner.shared.refusals.clear(job.tenant.as_str());
-            Ok(())
+            Ok(published.outcome)
         })
         .await
     }

@@ -9,6 +9,7 @@ mod builder;
 mod cached_statements;
 mod cancel;
 mod catalog;
+mod chain;
 mod client;
 mod closing;
 mod config;
@@ -86,6 +87,7 @@ mod warm;
 #[cfg(feature = "tower")]
 mod warm_layer;
 mod watch;
+mod whose;
 
 pub use builder::RouterBuilder;
 pub use cancel::CancelToken;
@@ -119,6 +121,6 @@ pub use tenant::{InvalidNamespace, InvalidTenantId, Namespace, TenantId};
 pub use transaction::{TransactionOptions, Tx};
 pub use warm::Warm;
 #[cfg(feature = "tower")]
-pub use warm_layer::{WarmLayer, Warming};
+pub use warm_layer::{WarmLayer, Warming, WarmingFuture};
 
 pub use {deadpool_postgres, tokio_postgres};

@@ -13,7 +13,9 @@ mod state;
 mod waking;
 
 use std::{
+    error::Error as _,
     fmt,
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -46,6 +48,9 @@ use waking::fail_wakers;
 
 /// Longest wait for a turn of a connection's task, which takes microseconds unless the runtime is swamped.
 const TURN_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A caller that waits for longer than this will want to know why.
+const LONG_WAIT: Duration = Duration::from_millis(100);
 
 /// A connection that ends sooner than this, without having served anybody, says that more of them will.
 const EARLY_END: Duration = Duration::from_secs(1);
@@ -98,9 +103,21 @@ impl Pool {
                 }
             }
         };
+        let mut found = pin!(found);
+        if let Ok(found) = timeout_at(until.min(started + LONG_WAIT), &mut found).await {
+            return found;
+        }
+        self.look_who_holds();
         timeout_at(until, found)
             .await
             .unwrap_or_else(|_| Err(self.out_of_time(started).into()))
+    }
+
+    /// Takes note of who holds the connections, so that it can be told for how long if that lasts.
+    fn look_who_holds(&self) {
+        for watch in &self.state().open {
+            watch.held_for();
+        }
     }
 
     /// What holds, and is the answer for whoever waits until `until`.
@@ -351,7 +368,13 @@ impl Pool {
             Stage::Checkout
         };
         let failure = state.last_failure.as_ref().map(Noted::error);
-        timed_out(waited_for, started.elapsed(), failure)
+        let err = timed_out(waited_for, started.elapsed(), failure);
+        let full = state.full(&self.shared.config);
+        drop(state);
+        match full.filter(|_| waited_for == Stage::Checkout && err.source().is_none()) {
+            Some(full) => err.with_more(&full),
+            None => err,
+        }
     }
 
     /// Puts the pool out of use: idle connections close now, leased ones when they come back. Callers in the queue are

@@ -11,6 +11,7 @@ mod import;
 mod lookup;
 mod policy;
 mod prepare;
+mod provisioned;
 mod refresh;
 mod removal;
 mod settle;
@@ -21,6 +22,7 @@ use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 pub use policy::Decision;
 pub use prepare::Preparing;
+pub use provisioned::Provisioned;
 pub use step::Step;
 
 pub(crate) use access::{Demand, Published};
@@ -55,7 +57,7 @@ use step::Steps;
 /// use tenantry::{Neon, Plan, Provisioner, TenantRouter, records::Memory};
 ///
 /// # #[tokio::main] async fn main() -> Result<(), tenantry::BoxError> {
-/// let neon = Neon::builder(std::env::var("NEON_API_KEY")?).build()?;
+/// let neon = Neon::from_env()?.build()?;
 /// let provisioner = Provisioner::new(Memory::new(), neon, "production")
 ///     .plan(Plan::new().region("aws-us-east-2"))
 ///     .prepare(|database| async move {

@@ -11,6 +11,7 @@ pub use memory::Memory;
 pub use postgres::{Postgres, PostgresBuilder};
 
 use crate::{
+    chain,
     error::BoxError,
     lookup::{Answer, Lookup},
     record::{Changes, Lease, Leased, Record, State, Then},
@@ -107,7 +108,7 @@ pub trait Records: Lookup {
 /// Something is wrong with the record of one tenant, and the catalog itself is up.
 ///
 /// For implementors: what other errors mean is said at [`Records`](Records#errors).
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Eq, PartialEq)]
 pub struct Defect(String);
 
 impl Defect {
@@ -137,12 +138,22 @@ impl fmt::Display for Defect {
     }
 }
 
+/// Its text, as `main` prints an error that it returns.
+impl fmt::Debug for Defect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !f.alternate() {
+            return chain::write(f, self);
+        }
+        f.debug_tuple("Defect").field(&self.0).finish()
+    }
+}
+
 impl std::error::Error for Defect {}
 
 /// A call failed, and the catalog itself may be up.
 ///
 /// For implementors: what other errors mean is said at [`Records`](Records#errors).
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct CallError {
     reason: Reason,
     message: String,
@@ -203,6 +214,20 @@ impl CallError {
 impl fmt::Display for CallError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
+    }
+}
+
+/// What happened and its causes, in one line; the fields if it is `{:#?}`.
+impl fmt::Debug for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !f.alternate() {
+            return chain::write(f, self);
+        }
+        f.debug_struct("CallError")
+            .field("reason", &self.reason)
+            .field("message", &self.message)
+            .field("source", &self.source)
+            .finish()
     }
 }
 

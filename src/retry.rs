@@ -161,11 +161,11 @@ impl Progress {
         if self.stage() != Stage::Provision {
             return err;
         }
-        let message = "the tenant's database is being created, which goes on; come back later";
-        let creating = Error::new(ErrorKind::Provisioning, message)
+        let failure = self.seen().last_failure.as_ref().map(Noted::error);
+        let creating = Error::new(ErrorKind::Provisioning, creating(failure.as_ref()))
             .with_stage(Stage::Provision)
             .with_retry_after(err.retry_after());
-        match self.seen().last_failure.as_ref().map(Noted::error) {
+        match failure {
             Some(failure) => creating.with_source(failure),
             None => creating,
         }
@@ -173,6 +173,20 @@ impl Progress {
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
         lock(&self.seen)
+    }
+}
+
+/// What is told of a creation that goes on, after `failure` was met last.
+fn creating(failure: Option<&Error>) -> &'static str {
+    match failure.map(Error::kind) {
+        None => "the tenant's database is being created, which goes on; come back later",
+        Some(ErrorKind::Locked) => {
+            "the tenant's database is being created, and something else is at it; that goes on, come back later"
+        }
+        Some(_) => {
+            "the tenant's database cannot be created for now; that is tried again, so come back later, and see to the \
+             cause if it stays so"
+        }
     }
 }
 
@@ -246,12 +260,19 @@ pub(crate) async fn retry<T, Fut>(
 where
     Fut: Future<Output = Result<T, Error>>,
 {
+    let mut has_failed = false;
     loop {
         let err = match attempt().await {
-            Ok(value) => return Ok(value),
+            Ok(value) => {
+                if has_failed {
+                    progress.seen().last_failure = None; // whatever comes now, it is not that
+                }
+                return Ok(value);
+            }
             Err(err) if !err.kind().is_transient() => return Err(err),
             Err(err) => err,
         };
+        has_failed = true;
         progress.note(&err);
         let wait = waits
             .next()

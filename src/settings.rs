@@ -1,18 +1,25 @@
 //! Settings as text: from a configuration file that serde reads, and from the environment.
 
-use std::{collections::BTreeMap, ffi::OsString, fmt, str::FromStr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    ffi::{OsStr, OsString},
+    fmt,
+    str::FromStr,
+    time::Duration,
+};
 
 use serde::{Deserialize, Deserializer, de};
 
 use crate::{
     builder::RouterBuilder,
     config::{Config, InvalidConfig},
-    neon::Neon,
+    neon::{Neon, NeonBuilder},
     plan::Plan,
     provision::Provisioner,
-    records::{Memory, Postgres},
+    records::{Memory, Postgres, PostgresBuilder},
     router::TenantRouter,
     seal::KeyRing,
+    tenant::Namespace,
 };
 
 /// What the variables of the environment that hold [`Settings`] begin with.
@@ -63,7 +70,7 @@ impl Settings {
     /// Those that variables like `TENANTRY_POOL_SIZE=8` hold.
     ///
     /// # Errors
-    /// If a variable of that kind names no setting, or its value cannot be read.
+    /// If a variable of that kind names no setting, or its value cannot be read. The text names the variable.
     pub fn from_env() -> Result<Self, InvalidConfig> {
         Self::from_variables(std::env::vars_os())
     }
@@ -71,20 +78,23 @@ impl Settings {
     fn from_variables(
         all: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> Result<Self, InvalidConfig> {
-        let mut ours = BTreeMap::new();
+        let mut settings = BTreeMap::new();
         for (variable, value) in all {
-            let Some(name) = variable
-                .to_string_lossy()
-                .strip_prefix(PREFIX)
-                .map(str::to_ascii_lowercase)
-            else {
+            let Some(variable) = variable.to_str() else {
                 continue;
             };
-            if name != "namespace" {
-                ours.insert(name, text(&variable.to_string_lossy(), value)?);
+            let Some(name) = variable.strip_prefix(PREFIX).map(str::to_ascii_lowercase) else {
+                continue;
+            };
+            if name == "namespace" {
+                continue;
             }
+            let value = value.into_string().map_err(|_| not_text(variable))?;
+            let read = set(&mut Config::default(), &name, &value);
+            read.map_err(|err| of_variable(variable, &err))?;
+            settings.insert(name, value);
         }
-        Self::checked(ours)
+        Ok(Self(settings))
     }
 
     fn checked(values: BTreeMap<String, String>) -> Result<Self, InvalidConfig> {
@@ -97,12 +107,6 @@ impl Settings {
         let mut all = self.0.iter();
         all.try_for_each(|(name, value)| set(config, name, value))
     }
-}
-
-/// The value of a variable. One that is no text does not count as absent, or its default would be taken silently.
-fn text(name: &str, value: OsString) -> Result<String, InvalidConfig> {
-    let text = value.into_string();
-    text.map_err(|_| InvalidConfig::new(format!("the variable {name} is not UTF-8")))
 }
 
 /// Writes one setting.
@@ -209,35 +213,100 @@ impl TenantRouter {
     /// # Errors
     /// If one is missing or cannot be read; the text names it and holds no secret.
     pub fn from_env() -> Result<RouterBuilder, InvalidConfig> {
-        let router = router_by(|name| std::env::var_os(name))?;
+        let router = router_by(&Variables(of_process))?;
         Ok(router.settings(&Settings::from_env()?))
     }
 }
 
-fn router_by(variable: impl Fn(&str) -> Option<OsString>) -> Result<RouterBuilder, InvalidConfig> {
-    let variable = |name: &str| variable(name).map(|it| text(name, it)).transpose();
-    let required = |name: &str| {
-        let missing = || InvalidConfig::new(format!("the variable {name} is missing"));
-        variable(name)?.ok_or_else(missing)
-    };
-    let mut neon = Neon::builder(required("NEON_API_KEY")?);
-    if let Some(org_id) = variable("NEON_ORG_ID")? {
-        neon = neon.org_id(org_id);
+impl Neon {
+    /// A client that sends the key in the variable `NEON_API_KEY`, for the organization in `NEON_ORG_ID`, if there is one.
+    ///
+    /// # Errors
+    /// If the key is missing or cannot be read; the text names the variable and holds no secret.
+    pub fn from_env() -> Result<NeonBuilder, InvalidConfig> {
+        neon_by(&Variables(of_process))
     }
+}
+
+impl Postgres {
+    /// A catalog in the Postgres that the variable `CATALOG_URL` names, which seals passwords with the keys in
+    /// `CATALOG_KEYS` ([`KeyRing::parse`]).
+    ///
+    /// # Errors
+    /// If one of them is missing or cannot be read; the text names it and holds no secret.
+    pub fn from_env() -> Result<PostgresBuilder, InvalidConfig> {
+        catalog_by(&Variables(of_process))
+    }
+}
+
+fn of_process(name: &OsStr) -> Option<OsString> {
+    std::env::var_os(name)
+}
+
+/// What looks variables up.
+struct Variables<F>(F);
+
+impl<F: Fn(&OsStr) -> Option<OsString>> Variables<F> {
+    /// The value of that variable; none if it is missing or empty.
+    fn get(&self, name: &str) -> Result<Option<String>, InvalidConfig> {
+        let value = self.0(name.as_ref()).filter(|value| !value.is_empty());
+        let text = value.map(|value| value.into_string().map_err(|_| not_text(name)));
+        text.transpose()
+    }
+
+    fn required(&self, name: &str) -> Result<String, InvalidConfig> {
+        let missing = || InvalidConfig::new(format!("the variable {name} is missing"));
+        self.get(name)?.ok_or_else(missing)
+    }
+}
+
+fn not_text(variable: &str) -> InvalidConfig {
+    InvalidConfig::new(format!("the variable {variable} is not UTF-8"))
+}
+
+fn of_variable(variable: &str, err: &dyn fmt::Display) -> InvalidConfig {
+    InvalidConfig::new(format!("the variable {variable} cannot be used: {err}"))
+}
+
+fn neon_by<F: Fn(&OsStr) -> Option<OsString>>(
+    variables: &Variables<F>,
+) -> Result<NeonBuilder, InvalidConfig> {
+    let neon = Neon::builder(variables.required("NEON_API_KEY")?);
+    Ok(match variables.get("NEON_ORG_ID")? {
+        Some(org_id) => neon.org_id(org_id),
+        None => neon,
+    })
+}
+
+fn router_by<F: Fn(&OsStr) -> Option<OsString>>(
+    variables: &Variables<F>,
+) -> Result<RouterBuilder, InvalidConfig> {
+    let neon = neon_by(variables)?;
     let mut plan = Plan::new();
-    if let Some(region) = variable("NEON_REGION")? {
+    if let Some(region) = variables.get("NEON_REGION")? {
         plan = plan.region(region);
     }
-    let (neon, namespace) = (neon.build()?, required("TENANTRY_NAMESPACE")?);
-    let provisioner = match variable("CATALOG_URL")? {
-        Some(url) => {
-            let keys = KeyRing::parse(&required("CATALOG_KEYS")?)?;
-            let records = Postgres::builder(url).keys(keys).build()?;
-            Provisioner::new(records, neon, namespace)
-        }
-        None => Provisioner::new(Memory::new(), neon, namespace),
+    let neon = neon.build();
+    let neon = neon.map_err(|err| of_variable("NEON_API_KEY", &err))?;
+    let namespace = variables.required("TENANTRY_NAMESPACE")?;
+    let provisioner = if variables.get("CATALOG_URL")?.is_some() {
+        let records = catalog_by(variables)?.build();
+        let records = records.map_err(|err| of_variable("CATALOG_URL", &err))?;
+        Provisioner::new(records, neon, &namespace)
+    } else {
+        Provisioner::new(Memory::new(), neon, &namespace)
     };
+    Namespace::parse(&namespace).map_err(|err| of_variable("TENANTRY_NAMESPACE", &err))?;
     Ok(TenantRouter::provisioning(provisioner.plan(plan)))
+}
+
+fn catalog_by<F: Fn(&OsStr) -> Option<OsString>>(
+    variables: &Variables<F>,
+) -> Result<PostgresBuilder, InvalidConfig> {
+    let url = variables.required("CATALOG_URL")?;
+    let keys = KeyRing::parse(&variables.required("CATALOG_KEYS")?);
+    let keys = keys.map_err(|err| of_variable("CATALOG_KEYS", &err))?;
+    Ok(Postgres::builder(url).keys(keys))
 }
 
 #[cfg(test)]
@@ -386,38 +455,61 @@ mod tests {
         let all = all.map(|(name, value)| (name.into(), value.into()));
         let settings = Settings::from_variables(all).unwrap();
         assert_eq!(settings.0, [("pool_size".into(), "9".into())].into());
-        let err = router_by(|_| None).unwrap_err();
+        let err = router_by(&Variables(|_: &OsStr| None)).unwrap_err();
         assert_eq!(err.to_string(), "the variable NEON_API_KEY is missing");
-        let err = router_by(|name| (name != "CATALOG_KEYS").then(|| "postgres://x".into()));
+        let all_but_keys = |name: &OsStr| (name != "CATALOG_KEYS").then(|| "postgres://x".into());
         assert_eq!(
-            err.unwrap_err().to_string(),
+            router_by(&Variables(all_but_keys)).unwrap_err().to_string(),
             "the variable CATALOG_KEYS is missing"
         );
     }
 
+    /// As `main` prints an error that it returns.
+    fn printed<T>(result: Result<T, InvalidConfig>) -> String {
+        format!("{:?}", result.err().unwrap())
+    }
+
     #[cfg(unix)]
     #[test]
-    fn a_variable_that_is_no_text_is_not_taken_for_absent() {
+    fn whatever_is_wrong_with_a_variable_is_said_in_a_sentence_that_names_it() {
         use std::os::unix::ffi::OsStringExt;
-
-        let wrong = || OsString::from_vec(b"\xff".to_vec());
-        let err = Settings::from_variables([("TENANTRY_POOL_SIZE".into(), wrong())]);
-        let err = err.unwrap_err().to_string();
-        assert_eq!(err, "the variable TENANTRY_POOL_SIZE is not UTF-8");
-        let other = Settings::from_variables([("PATH".into(), wrong())]);
-        assert_eq!(other.unwrap(), Settings::default());
-        for wrong_one in ["NEON_API_KEY", "NEON_ORG_ID", "NEON_REGION", "CATALOG_URL"] {
-            let is_there = ["NEON_API_KEY", "TENANTRY_NAMESPACE", wrong_one];
-            let err = router_by(|name| {
-                let value = if name == wrong_one {
-                    wrong()
-                } else {
-                    "x".into()
-                };
-                is_there.contains(&name).then_some(value)
-            });
-            let err = err.unwrap_err().to_string();
-            assert_eq!(err, format!("the variable {wrong_one} is not UTF-8"));
+        let set = |name: &'static str, value: &'static [u8]| {
+            let usual = move |asked: &OsStr| match asked.to_str()? {
+                it if it == name => Some(OsString::from_vec(value.to_vec())),
+                "NEON_API_KEY" => Some("napi_key".into()),
+                "TENANTRY_NAMESPACE" => Some("production".into()),
+                "CATALOG_URL" => Some("postgres://me@localhost/catalog".into()),
+                "CATALOG_KEYS" => Some(format!("a:{}", "5a".repeat(32)).into()),
+                _ => None,
+            };
+            printed(router_by(&Variables(usual)))
+        };
+        let missing = printed(neon_by(&Variables(|_: &OsStr| None)));
+        assert_eq!(missing, "the variable NEON_API_KEY is missing");
+        assert_eq!(
+            set("NEON_API_KEY", b"\xff"),
+            "the variable NEON_API_KEY is not UTF-8"
+        );
+        for (name, value) in [
+            ("NEON_API_KEY", &b""[..]),
+            ("NEON_API_KEY", b"a b"),
+            ("NEON_REGION", b"\xff"),
+            ("TENANTRY_NAMESPACE", b""),
+            ("TENANTRY_NAMESPACE", b"Production"),
+            ("CATALOG_URL", b"no url"),
+            ("CATALOG_KEYS", b"no keys"),
+        ] {
+            let told = set(name, value);
+            assert!(told.starts_with(&format!("the variable {name} ")), "{told}");
+        }
+        for (name, value) in [
+            ("TENANTRY_POOL_SIZE", &b"many"[..]),
+            ("TENANTRY_POOL_SIEZ", b"4"),
+            ("TENANTRY_GET_TIMEOUT", b"\xff"),
+        ] {
+            let all = [(name.into(), OsString::from_vec(value.to_vec()))];
+            let told = printed(Settings::from_variables(all));
+            assert!(told.starts_with(&format!("the variable {name} ")), "{told}");
         }
     }
 }

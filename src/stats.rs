@@ -224,11 +224,13 @@ pub struct Status {
     pub dials: u64,
     /// Connections opened.
     pub opened: u64,
-    /// Wakes of a database believed asleep, started by a caller's request.
+    /// Wakes of a database believed asleep, started by a caller's request that no hint came before.
     pub wakes_by_request: WakeCount,
     /// Wakes of a database believed asleep, started by `warm`.
     pub wakes_by_warm: WakeCount,
-    /// Wakes of a database believed asleep, started by `hint`.
+    /// Wakes of a database believed asleep, started by `hint`: also by `WarmLayer`, which hints at the tenant of each request
+    /// as soon as its head is there. Behind that layer the wake that a request waits for is counted here and not in
+    /// `wakes_by_request`; how many requests waited for one, `gets_cold` and `gets_provisioned` say.
     pub wakes_by_hint: WakeCount,
     /// Wakes to prepare a database before anybody uses it, or by another operation of the fleet.
     pub wakes_by_fleet: WakeCount,

@@ -4,6 +4,8 @@
 
 use std::{borrow::Borrow, fmt, sync::Arc};
 
+use crate::chain;
+
 /// A tenant's id, valid by construction: 1 to 256 bytes without NUL.
 ///
 /// Ids are compared byte for byte. `Acme` and `acme`, or the composed and the decomposed form of `é`, are different
@@ -66,7 +68,7 @@ impl Borrow<str> for TenantId {
 }
 
 /// The text is not a tenant id: ids have 1 to 256 bytes and no NUL.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Eq, PartialEq)]
 pub struct InvalidTenantId(());
 
 impl fmt::Display for InvalidTenantId {
@@ -76,6 +78,13 @@ impl fmt::Display for InvalidTenantId {
             "a tenant id has 1 to {} bytes and no NUL",
             TenantId::MAX_LEN
         )
+    }
+}
+
+/// Its text, as `main` prints an error that it returns.
+impl fmt::Debug for InvalidTenantId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        chain::write(f, self)
     }
 }
 
@@ -127,7 +136,7 @@ impl fmt::Display for Namespace {
 }
 
 /// The text is not a namespace: it has 1 to 32 bytes of `a-z`, `0-9` and `-`.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Eq, PartialEq)]
 pub struct InvalidNamespace(());
 
 impl fmt::Display for InvalidNamespace {
@@ -137,6 +146,13 @@ impl fmt::Display for InvalidNamespace {
             "a namespace has 1 to {} bytes of a-z, 0-9 and -",
             Namespace::MAX_LEN
         )
+    }
+}
+
+/// Its text, as `main` prints an error that it returns.
+impl fmt::Debug for InvalidNamespace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        chain::write(f, self)
     }
 }
 

@@ -23,6 +23,7 @@ use crate::{
     retry::{LONGEST, backoff, lock, timed_out},
     stats::count,
     verdict::{self, Farewell, Loss},
+    whose,
 };
 
 pub(crate) use options::Access;
@@ -130,10 +131,12 @@ impl<'a> Transaction<'a> {
             End::Committed | End::Undone => {}
             End::Again(err, why) => return ours(self.again(lease, err, why).await?),
             End::Failed(err) => return ours(err),
-            End::Refused(err) => return Some(Err(err.into())),
+            End::Refused(err) => return Some(Err(whose::of_now(&pool.tenant, || err.into()))),
         }
         let (home, worked) = (Arc::new(Mutex::new(None)), Instant::now());
-        let done = timeout_at(self.until, work(Tx::new(lease, &home))).await;
+        // Called within it, too: a closure may do something before its first await, and even before its future is made.
+        let working = whose::of_now(&pool.tenant, || work(Tx::new(lease, &home)));
+        let done = timeout_at(self.until, whose::of(&pool.tenant, working)).await;
         let lease = lock(&home).take();
         stats
             .meters
@@ -170,7 +173,7 @@ impl<'a> Transaction<'a> {
                 ours(self.again(lease, err, why).await?)
             }
             End::Failed(err) => ours(err),
-            End::Refused(err) => Some(Err(err.into())),
+            End::Refused(err) => Some(Err(whose::of_now(&pool.tenant, || err.into()))),
         }
     }
 
@@ -298,7 +301,13 @@ impl<'a> Transaction<'a> {
     }
 
     fn out_of_time(&self, stage: Stage) -> Error {
-        timed_out(stage, self.began.elapsed(), self.last_failure.clone())
+        let err = timed_out(stage, self.began.elapsed(), self.last_failure.clone());
+        if self.last_failure.is_some() {
+            return err;
+        }
+        err.with_more(
+            "its statements took too long; see to them, or raise `TransactionOptions::timeout`",
+        )
     }
 
     /// `err`, for which there was no connection. If it is about time, what that was spent on before is its source.

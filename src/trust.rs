@@ -3,15 +3,57 @@
 //! Certificates are always verified. The provider is named here and never installed for the process: a library that
 //! does so breaks the application that wants another.
 
-use std::sync::Arc;
+use std::{error::Error as StdError, io, iter::successors, sync::Arc};
 
-use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs, pki_types::CertificateDer};
+use rustls::{
+    CertificateError, ClientConfig, RootCertStore, crypto::aws_lc_rs, pki_types::CertificateDer,
+};
 
 use crate::config::InvalidConfig;
 
 /// A root certificate that the application trusts besides. Whether it is one is seen when it is used.
 pub(crate) fn certificate(der: impl AsRef<[u8]>) -> CertificateDer<'static> {
     CertificateDer::from(der.as_ref().to_vec())
+}
+
+/// Why the other side's certificate was not accepted and what to do, if that is what `err` comes from.
+pub(crate) fn distrust(err: &(dyn StdError + 'static)) -> Option<&'static str> {
+    sources(err).find_map(|cause| match cause.downcast_ref() {
+        Some(rustls::Error::InvalidCertificate(why)) => Some(advice(why)),
+        _ => None,
+    })
+}
+
+const fn advice(why: &CertificateError) -> &'static str {
+    match why {
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            "it has expired; renew it, and check the clocks on both sides"
+        }
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            "it is not valid yet; check the clocks on both sides"
+        }
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            "it is for another host; check the host's name, or have the certificate issued for it"
+        }
+        CertificateError::Revoked => "it was revoked; replace it",
+        _ => {
+            "nobody who is trusted here has signed it; if it is one of your own, add its root certificate by \
+             `root_certificate`"
+        }
+    }
+}
+
+/// The chain of causes, also those that an `io::Error` carries inside.
+pub(crate) fn sources<'a>(
+    err: &'a (dyn StdError + 'static),
+) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    successors(Some(err), |err| {
+        let err: &'a (dyn StdError + 'static) = *err;
+        match err.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(inside) => Some(inside),
+            None => err.source(),
+        }
+    })
 }
 
 /// Settings of a TLS client that trusts Mozilla's roots and `extra` ones.

@@ -6,11 +6,15 @@
 
 mod answers;
 
-use std::{error::Error as StdError, io, time::Duration};
+use std::{io, time::Duration};
 
 use rustls::{AlertDescription, pki_types::InvalidDnsNameError};
 
-use crate::error::{Error, ErrorKind};
+use crate::{
+    chain,
+    error::{Error, ErrorKind},
+    trust::{distrust, sources},
+};
 use answers::Row;
 
 /// For how long Neon's proxy repeats an answer of the control plane without asking again, and a little more.
@@ -97,35 +101,44 @@ pub(crate) fn on_connect(failure: DialFailure, host: &str, port: u16, lags: bool
 }
 
 fn on_login(err: tokio_postgres::Error, host: &str, lags: bool) -> Error {
-    let said = err.as_db_error().map(|db| short(db.message()));
-    let (kind, advice, retry_after) = match err.as_db_error() {
-        Some(db) => match answers::of(db.code(), db.message()) {
-            answers::CREDENTIAL if lags => answers::STALE_CREDENTIAL,
-            row => row,
-        },
-        None => without_code(&err),
+    let ((kind, _, retry_after), message) = match err.as_db_error() {
+        Some(said) => {
+            let row = match answers::of(said.code(), said.message()) {
+                answers::CREDENTIAL if lags => answers::STALE_CREDENTIAL,
+                row => row,
+            };
+            (row, format!("{host} did not take the login: {}", row.1))
+        }
+        None => before_login(&err, host),
     };
-    let said = said.filter(|_| kind == ErrorKind::Misconfigured);
-    let said = said.map(|it| format!(" ({it})")).unwrap_or_default();
-    Error::new(
-        kind,
-        format!("{host} did not take the login: {advice}{said}"),
-    )
-    .with_retry_after(retry_after)
-    .with_source(err)
+    let words = err.as_db_error().map(chain::words);
+    let words = words.filter(|_| kind == ErrorKind::Misconfigured);
+    let words = words
+        .map(|it| format!("; it said: {it}"))
+        .unwrap_or_default();
+    Error::new(kind, format!("{message}{words}"))
+        .with_retry_after(retry_after)
+        .with_source(err)
+}
+
+/// What to do about a failure of TLS or of the driver, and how it is told: nobody has looked at the login yet.
+fn before_login(err: &tokio_postgres::Error, host: &str) -> (Row, String) {
+    if let Some(why) = distrust(err) {
+        let (kind, _, retry_after) = answers::CERTIFICATE;
+        let message = format!("the certificate that {host} shows is not trusted: {why}");
+        return ((kind, why, retry_after), message);
+    }
+    let row = without_code(err);
+    let what = match row {
+        answers::TRANSIENT => "broke off before the login was done",
+        answers::SETTINGS => "was not asked for a login",
+        _ => "cannot be talked to safely",
+    };
+    (row, format!("{host} {what}: {}", row.1))
 }
 
 /// What the names of an emulator's hosts end in, which no other resolver knows.
 const EMULATORS: &str = ".neon.test";
-/// As much as is repeated of what a server said.
-const LONGEST_WORDS: usize = 200;
-
-/// What a server said, for a message of one line.
-fn short(said: &str) -> String {
-    let plain = said.chars().filter(|it| !it.is_control());
-    plain.take(LONGEST_WORDS).collect()
-}
-
 /// Failures of TLS and of the driver, which tell themselves apart by their text and source only.
 fn without_code(err: &tokio_postgres::Error) -> Row {
     for cause in sources(err) {
@@ -157,7 +170,6 @@ fn without_code(err: &tokio_postgres::Error) -> Row {
 /// Failures of TLS that the same two sides would meet again.
 fn on_tls(err: &rustls::Error) -> Option<Row> {
     match err {
-        rustls::Error::InvalidCertificate(_) => Some(answers::CERTIFICATE),
         rustls::Error::PeerIncompatible(_)
         | rustls::Error::AlertReceived(
             AlertDescription::HandshakeFailure
@@ -171,19 +183,6 @@ fn on_tls(err: &rustls::Error) -> Option<Row> {
         ) => Some(answers::CLIENT_CERTIFICATE),
         _ => None,
     }
-}
-
-/// The chain of causes, also those that an `io::Error` carries inside.
-fn sources<'a>(
-    err: &'a (dyn StdError + 'static),
-) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-    std::iter::successors(Some(err), |err| {
-        let err: &'a (dyn StdError + 'static) = *err;
-        match err.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-            Some(inside) => Some(inside),
-            None => err.source(),
-        }
-    })
 }
 
 /// What the server said when it ended a connection.

@@ -1,12 +1,18 @@
 //! Waking a tenant as soon as the head of a request names it: a tower layer.
 
-use std::task::{Context, Poll};
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+};
 
 use http::Request;
+use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::{identify::Identify, router::TenantRouter};
+use crate::{identify::Identify, router::TenantRouter, whose};
 
 /// Begins to wake a request's tenant before its body is read, before it is authenticated, and before the handler runs. What
 /// these take is then not added to the wake: a handler that does something else for 300 ms answers after the longer of the
@@ -14,6 +20,9 @@ use crate::{identify::Identify, router::TenantRouter};
 ///
 /// It is a [`hint`](TenantRouter::hint), because nobody is authenticated yet: within the budget for needless wakes, for
 /// tenants that exist, and never at the cost of another's connection.
+///
+/// It also lets errors know whose request it was: a driver's error that a handler turns into an [`Error`](crate::Error) by
+/// `?` has the tenant that the extractor `Tenant` found.
 ///
 /// In axum it belongs into `route_layer`, which runs for paths that have a route. With `layer` it would also run for the
 /// fallback: a crawler's 404 on a tenant's host would wake that tenant. What is no tenant's (`/status`, `/metrics`,
@@ -78,17 +87,43 @@ where
 {
     type Response = S::Response;
     type Error = S::Error;
-    type Future = S::Future;
+    type Future = WarmingFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<B>) -> S::Future {
+    fn call(&mut self, request: Request<B>) -> Self::Future {
         let (head, body) = request.into_parts();
         if let Some(tenant) = self.layer.identify.by_head(&head) {
             self.layer.router.hint(&tenant);
         }
-        self.inner.call(Request::from_parts(head, body))
+        let request = Request::from_parts(head, body);
+        WarmingFuture {
+            inner: whose::unknown(self.inner.call(request)),
+        }
+    }
+}
+
+pin_project! {
+    /// The answer of the service that [`WarmLayer`] makes.
+    #[must_use = "futures do nothing unless they are awaited"]
+    pub struct WarmingFuture<F> {
+        #[pin]
+        inner: whose::Within<F>,
+    }
+}
+
+impl<F: Future> Future for WarmingFuture<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        self.project().inner.poll(context)
+    }
+}
+
+impl<F> fmt::Debug for WarmingFuture<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WarmingFuture").finish_non_exhaustive()
     }
 }

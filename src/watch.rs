@@ -295,6 +295,14 @@ impl Watch {
         held.map(|held| (held, self.in_transaction()))
     }
 
+    /// For how long it has been on loan, as far as that was seen: no longer than it really is.
+    pub(crate) fn held_for(&self) -> Duration {
+        if self.is_parked() {
+            return Duration::ZERO;
+        }
+        lock(&self.seen_held).seen(self.loan())
+    }
+
     /// Notes that a hint opened it, which was followed at `at`.
     pub(crate) fn mark_hinted(&self, at: Instant) {
         *lock(&self.hinted_at) = Some(at);

@@ -2,8 +2,9 @@
 
 use std::{borrow::Cow, error::Error, fmt};
 
+use crate::chain;
+
 /// The emulator cannot do what it should. The text says what to change.
-#[derive(Debug)]
 pub struct EmulatorError {
     message: Cow<'static, str>,
     source: Option<Box<dyn Error + Send + Sync>>,
@@ -26,6 +27,19 @@ impl EmulatorError {
 impl fmt::Display for EmulatorError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
+    }
+}
+
+/// What happened and its causes, in one line; the fields if it is `{:#?}`.
+impl fmt::Debug for EmulatorError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !f.alternate() {
+            return chain::write(f, self);
+        }
+        f.debug_struct("EmulatorError")
+            .field("message", &self.message)
+            .field("source", &self.source)
+            .finish()
     }
 }
 

@@ -77,7 +77,7 @@ impl Comparison<'_> {
     async fn finish_unfinished(&mut self) -> Result<(), Error> {
         let mut after = None;
         loop {
-            let page = self.page(after.as_ref()).await?;
+            let page = self.records_after(after.as_ref()).await?;
             let Some(last) = page.last().map(|record| record.tenant.clone()) else {
                 return Ok(());
             };
@@ -123,7 +123,7 @@ impl Comparison<'_> {
         let mut known = HashMap::new();
         let mut after = None;
         loop {
-            let page = self.page(after.as_ref()).await?;
+            let page = self.records_after(after.as_ref()).await?;
             let Some(last) = page.last().map(|record| record.tenant.clone()) else {
                 return Ok(known);
             };
@@ -142,7 +142,7 @@ impl Comparison<'_> {
         }
     }
 
-    async fn page(&self, after: Option<&TenantId>) -> Result<Vec<Record>, Error> {
+    async fn records_after(&self, after: Option<&TenantId>) -> Result<Vec<Record>, Error> {
         self.fleet.provisioning().catalog.list(after, PAGE).await
     }
 

@@ -49,7 +49,7 @@ use crate::{
 /// use tenantry::Neon;
 ///
 /// # #[tokio::main] async fn main() -> Result<(), tenantry::BoxError> {
-/// let neon = Neon::builder(std::env::var("NEON_API_KEY")?).org_id("org-cool-dew-123").build()?;
+/// let neon = Neon::from_env()?.org_id("org-cool-dew-123").build()?;
 /// for project in neon.projects_named("production-acme-0123").await? {
 ///     println!("{} was created {}", project.id, project.created_at);
 /// }

@@ -7,8 +7,13 @@ use reqwest::{
     header::{HeaderMap, RETRY_AFTER},
 };
 
+use url::Url;
+
 use super::{cause::Cause, wire::RefusedBody, words::repeatable};
-use crate::error::{Error, ErrorKind};
+use crate::{
+    error::{Error, ErrorKind},
+    trust::distrust,
+};
 
 /// No wait is believed that is longer than this.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
@@ -43,16 +48,25 @@ impl Refusal {
 
     /// A failure below HTTP, before an answer.
     pub(super) fn transport(err: reqwest::Error) -> Self {
-        let (outcome, what) = if err.is_connect() {
-            (Outcome::NotDone, "cannot be reached")
+        let host = err.url().and_then(Url::host_str).unwrap_or_default();
+        let (kind, outcome, message) = if let Some(why) = distrust(&err) {
+            let message =
+                format!("the certificate that neon's api at {host} shows is not trusted: {why}");
+            (ErrorKind::Misconfigured, Outcome::NotDone, message)
+        } else if err.is_connect() {
+            let message = format!(
+                "neon's api at {host} cannot be reached; check the network, name resolution and what is between"
+            );
+            (ErrorKind::ControlPlane, Outcome::NotDone, message)
         } else if err.is_timeout() {
-            (Outcome::Unknown, "gave no answer in time")
+            let message = format!("neon's api at {host} gave no answer in time");
+            (ErrorKind::ControlPlane, Outcome::Unknown, message)
         } else {
-            (Outcome::Unknown, "broke off before it answered")
+            let message = format!("neon's api at {host} broke off before it answered");
+            (ErrorKind::ControlPlane, Outcome::Unknown, message)
         };
-        let error = Error::new(ErrorKind::ControlPlane, format!("neon's api {what}"));
         Self {
-            error: error.with_source(err.without_url()),
+            error: Error::new(kind, message).with_source(err.without_url()),
             outcome,
         }
     }

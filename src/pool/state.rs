@@ -200,6 +200,25 @@ impl State {
         self.max_connections.unwrap_or(config.pool_size)
     }
 
+    /// What keeps callers waiting, if that is that all connections there may be are held.
+    pub(crate) fn full(&self, config: &Config) -> Option<String> {
+        let limit = self.limit(config);
+        if self.open.len() < limit || !self.idle.is_empty() {
+            return None;
+        }
+        let setting = match self.max_connections {
+            Some(_) => "max_connections of the tenant's entry",
+            None => "pool_size",
+        };
+        let held = self.open.iter().map(|it| it.held_for()).max();
+        let held = held.filter(|it| !it.is_zero()).map_or(String::new(), |it| {
+            format!(", one of them for {it:.1?} or more")
+        });
+        Some(format!(
+            "all {limit} connections that the tenant may have are held{held}; hold them for less time, or raise {setting}"
+        ))
+    }
+
     /// How many more attempts are due now, and why.
     pub(crate) fn dials_due(&mut self, config: &Config) -> (usize, Reason) {
         let at_once = if self.believes_asleep() {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::{Claim, Halt, Policy, Provisioning, identity, work::Work};
+use super::{Claim, Halt, Policy, Provisioned, Provisioning, identity, work::Work};
 use crate::{
     catalog::{Stamp, deleted, held},
     endpoint::Endpoint,
@@ -40,6 +40,8 @@ pub(crate) struct Published {
     pub(crate) endpoint: Endpoint,
     /// The stamp of the record that says so.
     pub(crate) known_at: Stamp,
+    /// Whether it was created for this.
+    pub(crate) outcome: Provisioned,
 }
 
 /// What one look at a tenant has led to.
@@ -100,7 +102,12 @@ impl Provisioning {
         if let Some(record) = &known {
             if record.state == State::Ready {
                 let endpoint = self.reach(tenant, record, progress).await?;
-                return Ok(Turn::Done(Published { endpoint, known_at }));
+                let plan = record.plan.clone();
+                return Ok(Turn::Done(Published {
+                    endpoint,
+                    known_at,
+                    outcome: Provisioned::Existing { plan },
+                }));
             }
             check(record, demand)?;
             if let Some(left) = record.leased_for {
@@ -118,10 +125,11 @@ impl Provisioning {
         check(&record, demand)?;
         let work = self.work(&claim, tenant, progress, stats);
         match claim.hold(work.finish(record, plan)).await {
-            Ok(endpoint) => {
-                let known_at = claim.known_at();
-                Ok(Turn::Done(Published { endpoint, known_at }))
-            }
+            Ok((endpoint, outcome)) => Ok(Turn::Done(Published {
+                endpoint,
+                known_at: claim.known_at(),
+                outcome,
+            })),
             Err(Halt::Failed(err)) => Err(err),
             Err(Halt::Lost) => Ok(Turn::Again),
         }

@@ -20,6 +20,7 @@ use crate::{
     retry::{Progress, backoff, retry},
     stats::{Reason, Stats},
     tenant::TenantId,
+    whose,
 };
 
 /// The advisory lock that is held in the tenant's database while the hook runs there.
@@ -115,7 +116,8 @@ impl Hook {
             tenant: tenant.clone(),
             client: opened.client,
         };
-        let prepared = (self.0)(database).await;
+        let preparing = whose::of_now(tenant, || (self.0)(database));
+        let prepared = whose::of(tenant, preparing).await;
         let _ = timeout(FAREWELL_TIMEOUT, connection).await;
         prepared.map_err(|err| {
             let message = "the prepare hook failed on the new database; mend it, the next access runs it again";

@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep};
 
-use super::{Claim, Halt, Provisioning, identity, step::Step};
+use super::{Claim, Halt, Provisioned, Provisioning, identity, step::Step};
 use crate::{
     catalog,
     control_plane::{Database, Found, Order},
@@ -43,9 +43,24 @@ enum Origin {
     Found,
 }
 
+impl Origin {
+    fn outcome(self, record: &Record) -> Provisioned {
+        match self {
+            Self::Created => Provisioned::Created,
+            Self::Found => Provisioned::Existing {
+                plan: record.plan.clone(),
+            },
+        }
+    }
+}
+
 impl Work<'_> {
     /// Does what is left to be done, publishes the record, and gives the lease back. Why it failed stands in the catalog.
-    pub(crate) async fn finish(&self, mut record: Record, plan: &Plan) -> Result<Endpoint, Halt> {
+    pub(crate) async fn finish(
+        &self,
+        mut record: Record,
+        plan: &Plan,
+    ) -> Result<(Endpoint, Provisioned), Halt> {
         self.reach(Step::Claimed).await;
         let done = self.advance(&mut record, plan).await;
         if let Err(Halt::Failed(err)) = &done
@@ -58,12 +73,17 @@ impl Work<'_> {
         done
     }
 
-    async fn advance(&self, record: &mut Record, plan: &Plan) -> Result<Endpoint, Halt> {
+    async fn advance(
+        &self,
+        record: &mut Record,
+        plan: &Plan,
+    ) -> Result<(Endpoint, Provisioned), Halt> {
         let mut origin = Origin::Found;
         loop {
             match record.state {
                 State::Ready => {
-                    return Ok(self.on.reach(self.tenant, record, self.progress).await?);
+                    let endpoint = self.on.reach(self.tenant, record, self.progress).await?;
+                    return Ok((endpoint, origin.outcome(record)));
                 }
                 State::Held => return Err(catalog::held().into()),
                 State::Deleting => return Err(catalog::deleted().into()),
@@ -80,7 +100,8 @@ impl Work<'_> {
                 },
                 State::Preparing => {
                     if self.prepare(record).await? {
-                        return self.publish(record, origin).await;
+                        let endpoint = self.publish(record, origin).await?;
+                        return Ok((endpoint, origin.outcome(record)));
                     }
                 }
             }

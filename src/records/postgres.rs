@@ -59,7 +59,7 @@ use crate::{
 /// let catalog = Postgres::builder(std::env::var("CATALOG_URL")?)
 ///     .keys(KeyRing::parse(&std::env::var("CATALOG_KEYS")?)?)
 ///     .build()?;
-/// let neon = Neon::builder(std::env::var("NEON_API_KEY")?).build()?;
+/// let neon = Neon::from_env()?.build()?;
 /// let router = TenantRouter::provisioning(Provisioner::new(catalog, neon, "production")).build()?;
 /// # let _ = router; Ok(()) }
 /// ```

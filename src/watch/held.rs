@@ -21,12 +21,17 @@ impl Held {
         }
     }
 
-    /// For how long `loan`, the present one, was seen to last, if that is longer than `limit` and was not told before.
-    pub(super) fn beyond(&mut self, limit: Duration, loan: u64) -> Option<Duration> {
+    /// For how long `loan` was seen to last; nothing if it was not seen before. It is from now on.
+    pub(super) fn seen(&mut self, loan: u64) -> Duration {
         if self.loan != loan {
             (self.loan, self.since, self.told) = (loan, Instant::now(), false);
         }
-        let held = self.since.elapsed();
+        self.since.elapsed()
+    }
+
+    /// For how long `loan`, the present one, was seen to last, if that is longer than `limit` and was not told before.
+    pub(super) fn beyond(&mut self, limit: Duration, loan: u64) -> Option<Duration> {
+        let held = self.seen(loan);
         let tells = held >= limit && !mem::replace(&mut self.told, held >= limit);
         tells.then_some(held)
     }

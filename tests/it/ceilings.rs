@@ -11,7 +11,7 @@ use std::{
 use futures_util::future::join_all;
 use tenantry::{
     Decision, ErrorKind, Fleet, Plan, Provisioner, Stage as CallStage, Step as ProvisionStep,
-    TenantClient, TenantRouter, records::Memory,
+    TenantClient, TenantRouter, fleet::Provisioned, records::Memory,
 };
 use tokio::{
     task::JoinHandle,
@@ -241,7 +241,8 @@ async fn two_plans_are_two_ceilings() {
     assert_eq!(recorded(&fleet, "free-acme").await, Some(1));
     assert_eq!(recorded(&fleet, "pro-acme").await, Some(4));
     let huge = Plan::new().max_connections(7);
-    fleet.provision_with("huge", &huge).await.unwrap();
+    let done = fleet.provision_with("huge", &huge).await.unwrap();
+    assert_eq!(done, Provisioned::Created);
     assert_eq!(recorded(&fleet, "huge").await, Some(7));
     drop(held(&router, "huge", 7).await);
     assert_eq!(opened(&backend.counts(), "huge"), 7);
@@ -324,7 +325,7 @@ async fn none_at_all_is_refused_wherever_it_is_said() {
     let fleet = router.fleet().unwrap();
     for told in [
         router.get("acme").await.map(drop),
-        fleet.provision_with("acme", &none()).await,
+        fleet.provision_with("acme", &none()).await.map(drop),
     ] {
         let err = told.unwrap_err();
         assert_eq!(err.kind(), ErrorKind::Refused);

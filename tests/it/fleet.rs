@@ -1,16 +1,22 @@
 //! What is done to tenants as a whole: created, imported, deleted, taken back, compared with what is there.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use tenantry::{
     ErrorKind, Fleet, Plan, Provisioner, Reconcile, TenantRouter,
-    fleet::{Outcome, Report, Trouble},
+    fleet::{ForEach, Outcome, Provisioned, Report, Trouble},
     neon::{CreateProject, ListProjects},
     record::State,
     records::Memory,
 };
 
-use crate::support::{Stage, run_on};
+use crate::support::{Backend, DOWN, Gate, Ledger, Projects, Stage, run_on};
 
 const NOW: Duration = Duration::ZERO;
 
@@ -62,7 +68,8 @@ async fn explicit_creates_nothing_on_access_and_the_fleet_creates_without_waking
     assert_eq!(projects(&stage).await, 0);
 
     let plan = Plan::new().named("pro").region("aws-eu-central-1");
-    fleet(&router).provision_with("acme", &plan).await.unwrap();
+    let done = fleet(&router).provision_with("acme", &plan).await.unwrap();
+    assert_eq!(done, Provisioned::Created);
     fleet(&router).provision("acme").await.unwrap(); // it has one
     let it = stage.witness("acme");
     assert_eq!(
@@ -147,7 +154,8 @@ async fn a_tombstone_gives_way_only_to_an_explicit_order_and_then_to_an_empty_da
         "a loop over all tenants revives nobody"
     );
     let plan = Plan::new();
-    fleet(&router).provision_anew("acme", &plan).await.unwrap();
+    let done = fleet(&router).provision_anew("acme", &plan).await;
+    assert_eq!(done.unwrap(), Provisioned::Created);
     let client = router.get("acme").await.unwrap();
     let tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'";
     assert_eq!(run_on(&client, tables).await, "0");
@@ -324,5 +332,135 @@ async fn a_deleted_tenants_database_that_somebody_recovered_is_found() {
     assert_eq!(
         router.get("acme").await.unwrap_err().kind(),
         ErrorKind::Deleted
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_orders_by_a_plan_is_told_that_a_tenant_keeps_the_one_it_has() {
+    let backend = Backend::default();
+    let router = Projects::router(&backend).build().unwrap();
+    let (free, pro) = (Plan::new().named("free"), Plan::new().named("pro"));
+    let fleet = fleet(&router);
+    let kept = Provisioned::Existing {
+        plan: Some("free".into()),
+    };
+    let done = fleet.provision_with("acme", &free).await.unwrap();
+    assert_eq!(done, Provisioned::Created);
+    assert_eq!(fleet.provision_with("acme", &pro).await.unwrap(), kept);
+    assert_eq!(fleet.provision_anew("acme", &pro).await.unwrap(), kept);
+    fleet.provision("acme").await.unwrap(); // any number of times
+    let record = fleet.record("acme").await.unwrap().unwrap();
+    assert_eq!(record.plan.as_deref(), Some("free"));
+
+    // Two at once: one of them has created it.
+    let both = futures_util::future::join(
+        fleet.provision_with("globex", &free),
+        fleet.provision_with("globex", &pro),
+    );
+    let (one, other) = both.await;
+    let both = [one.unwrap(), other.unwrap()];
+    let created = both.iter().filter(|it| **it == Provisioned::Created);
+    assert_eq!(created.count(), 1, "{both:?}");
+    assert_eq!(backend.counts().created, 2);
+}
+
+/// Ledger of 2500 tenants, three of which cannot be used.
+async fn many() -> (Backend, Ledger, TenantRouter) {
+    let (backend, ledger) = (Backend::default(), Ledger::new());
+    for number in 0..2500 {
+        ledger.publish(&format!("t{number:04}"), "host").await;
+    }
+    ledger.turn("t0001", State::Deleting).await;
+    ledger.turn("t0001", State::Deleted).await;
+    ledger.turn("t1000", State::Held).await;
+    ledger.turn("t2499", State::Deleting).await;
+    let provisioner = Projects::provisioner(&backend, ledger.clone());
+    let router = backend.at(TenantRouter::provisioning(provisioner));
+    (backend, ledger, router.build().unwrap())
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_tenants_are_listed_with_their_states_over_all_pages() {
+    let (backend, _ledger, router) = many().await;
+    let mut tenants = fleet(&router).list();
+    let mut seen = Vec::new();
+    while let Some(record) = tenants.next().await.unwrap() {
+        seen.push((record.tenant.to_string(), record.state));
+    }
+    assert_eq!(seen.len(), 2500);
+    assert!(seen.is_sorted_by_key(|(tenant, _)| tenant.clone()));
+    let odd: Vec<_> = seen.iter().filter(|(_, it)| *it != State::Ready).collect();
+    let state = |tenant: &str, state| (tenant.to_owned(), state);
+    let expected = [
+        state("t0001", State::Deleted),
+        state("t1000", State::Held),
+        state("t2499", State::Deleting),
+    ];
+    assert_eq!(odd, expected.iter().collect::<Vec<_>>());
+    assert!(tenants.next().await.unwrap().is_none(), "and it stays so");
+    assert_eq!(backend.counts().logins_started, 0);
+    router.close().await;
+    let err = fleet(&router).list().next().await.unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_tenant_is_visited_once_so_many_at_once_and_none_is_woken() {
+    let (backend, _ledger, router) = many().await;
+    let (now, most) = (AtomicU64::new(0), AtomicU64::new(0));
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let told = Arc::clone(&seen);
+    let how = ForEach::new()
+        .concurrency(7)
+        .on_progress(move |visit| told.lock().unwrap().push((visit.succeeded, visit.failed)));
+    let work = |record: tenantry::record::Record| {
+        let (now, most) = (&now, &most);
+        async move {
+            most.fetch_max(now.fetch_add(1, Relaxed) + 1, Relaxed);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            now.fetch_sub(1, Relaxed);
+            if record.tenant.as_str().ends_with("00") {
+                return Err(record.tenant.to_string());
+            }
+            Ok(())
+        }
+    };
+    let visits = fleet(&router).for_each(&how, work).await.unwrap();
+    assert_eq!((visits.succeeded, visits.skipped), (2473, 3));
+    assert_eq!(visits.failed.len(), 24, "t1000 is held");
+    assert!(
+        visits
+            .failed
+            .iter()
+            .all(|(tenant, err)| tenant.as_str() == err)
+    );
+    assert_eq!(most.load(Relaxed), 7);
+    let seen = seen.lock().unwrap();
+    assert_eq!((seen.len(), seen.last()), (2497, Some(&(2473, 24))));
+    assert_eq!(backend.counts().logins_started, 0, "none was woken");
+    let status = router.status();
+    assert_eq!((status.dials, status.pools), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn visits_outlast_a_catalog_that_fails_for_a_while_and_can_begin_in_the_midst() {
+    let (_backend, ledger, router) = many().await;
+    let after = ForEach::new().after("t2489".parse().unwrap());
+    ledger.set(DOWN);
+    let fleet = fleet(&router);
+    let ok = |_| async { Ok::<_, tenantry::Error>(()) };
+    let (visits, ()) = futures_util::future::join(fleet.for_each(&after, ok), async {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        ledger.set(Gate::Open);
+    })
+    .await;
+    let visits = visits.unwrap();
+    assert_eq!((visits.succeeded, visits.skipped), (9, 1));
+    ledger.set(DOWN);
+    let err = fleet.for_each(&after, ok).await.unwrap_err();
+    assert_eq!(
+        err.kind(),
+        ErrorKind::Timeout(tenantry::Stage::Lookup),
+        "{err}"
     );
 }

@@ -7,7 +7,8 @@ const ROWS: &[(&str, &[&str])] = &[
     (
         "words",
         &[
-            "secret", "tenant", "plan", "endpoint", "record", "config", "resolve", "error",
+            "chain", "secret", "tenant", "whose", "plan", "endpoint", "record", "config",
+            "resolve", "error",
         ],
     ),
     (

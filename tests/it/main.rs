@@ -88,6 +88,7 @@ mod support;
 mod suspicion;
 mod sweeping;
 mod telemetry;
+mod told;
 mod traces;
 mod transactions;
 mod turns;

@@ -8,6 +8,7 @@ use tokio_postgres::error::{DbError, Severity, SqlState};
 use crate::{
     error::BoxError,
     records::{CallError, Defect},
+    trust::distrust,
 };
 
 /// The index that keeps two tenants from one database.
@@ -102,9 +103,16 @@ pub(super) enum Blame {
 
 impl From<tokio_postgres::Error> for Failure {
     fn from(err: tokio_postgres::Error) -> Self {
-        let message = err.code().map_or(UNREACHABLE, advice);
+        let message = match (err.code(), distrust(&err)) {
+            (Some(code), _) => Cow::from(advice(code)),
+            (None, Some(why)) => {
+                format!("the certificate that the catalog's Postgres shows is not trusted: {why}")
+                    .into()
+            }
+            (None, None) => UNREACHABLE.into(),
+        };
         Self {
-            message: message.into(),
+            message,
             defect: defect(&err),
             blame: err.as_db_error().map_or(Blame::Session, blame),
             is_late: false,

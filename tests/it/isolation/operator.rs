@@ -145,7 +145,7 @@ impl Town<'_> {
         match job {
             Job::Delete => fleet.delete_after(id, drain).await,
             Job::Undelete => fleet.undelete(id).await,
-            Job::Anew => fleet.provision_anew(id, &Plan::new()).await,
+            Job::Anew => fleet.provision_anew(id, &Plan::new()).await.map(drop),
         }
     }
 

@@ -169,7 +169,10 @@ impl<'a> Town<'a> {
                 let drain = Duration::from_millis(20);
                 (fleet.delete_after(id, drain).await, Lot::Deleted)
             }
-            Job::Anew => (fleet.provision_anew(id, &Plan::new()).await, Lot::Served),
+            Job::Anew => {
+                let done = fleet.provision_anew(id, &Plan::new()).await;
+                (done.map(drop), Lot::Served)
+            }
             Job::Undelete => (fleet.undelete(id).await, Lot::Served),
         };
         match done.as_ref().map_err(tenantry::Error::kind) {

@@ -1,0 +1,317 @@
+//! All tenants, one after another or some side by side.
+
+use std::{fmt, future::Future, pin::pin, sync::Arc, time::Duration, vec};
+
+use futures_util::{StreamExt, stream};
+
+use super::Fleet;
+use crate::{
+    error::{Error, Stage},
+    record::{Record, State},
+    retry::{Progress, backoff, retry},
+    tenant::TenantId,
+    whose,
+};
+
+/// Records that are read at once.
+const PAGE: usize = 1000;
+/// First wait before a catalog that has failed is asked again.
+const FIRST_WAIT: Duration = Duration::from_millis(50);
+/// Longest wait before that.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+
+/// The tenants of a fleet, page by page from the catalog. From [`Fleet::list`].
+#[must_use = "it reads nothing until it is asked for the next tenant"]
+pub struct Listing {
+    fleet: Fleet,
+    after: Option<TenantId>,
+    page: vec::IntoIter<Record>,
+    is_last: bool,
+}
+
+impl Listing {
+    /// The next tenant, in the order of the ids' bytes; `None` after the last one. Reads 1000 at once.
+    ///
+    /// # Errors
+    /// `ErrorKind::Timeout` if the catalog fails for as long as
+    /// [`provision_timeout`](crate::RouterBuilder::provision_timeout), and its other errors; `ErrorKind::Closed`. It may
+    /// be asked again, and goes on where it was.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses no tenant.
+    pub async fn next(&mut self) -> Result<Option<Record>, Error> {
+        loop {
+            if let Some(record) = self.page.next() {
+                return Ok(Some(record));
+            }
+            if self.is_last {
+                return Ok(None);
+            }
+            let page = self.fleet.page(self.after.as_ref()).await?;
+            match page.last() {
+                Some(last) => self.after = Some(last.tenant.clone()),
+                None => self.is_last = true,
+            }
+            self.page = page.into_iter();
+        }
+    }
+}
+
+/// How [`Fleet::for_each`] goes about it.
+///
+/// ```
+/// use tenantry::fleet::ForEach;
+///
+/// let how = ForEach::new()
+///     .concurrency(20)
+///     .on_progress(|visit| println!("{}: {} done, {} failed", visit.tenant, visit.succeeded, visit.failed));
+/// # let _ = how;
+/// ```
+#[derive(Clone)]
+#[must_use = "it says how, and does nothing until `Fleet::for_each` has it"]
+pub struct ForEach {
+    concurrency: usize,
+    after: Option<TenantId>,
+    on_progress: Option<Arc<dyn Fn(&Visit<'_>) + Send + Sync>>,
+}
+
+impl Default for ForEach {
+    fn default() -> Self {
+        Self {
+            concurrency: 10,
+            after: None,
+            on_progress: None,
+        }
+    }
+}
+
+impl ForEach {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets how many tenants are visited side by side. Defaults to 10; 0 counts as 1. With a call of `get` for each, that many
+    /// connections are taken from [`max_connections`](crate::RouterBuilder::max_connections).
+    pub fn concurrency(mut self, count: usize) -> Self {
+        self.concurrency = count.max(1);
+        self
+    }
+
+    /// Begins with the tenant that comes after `tenant`, byte by byte. Defaults to the first one.
+    pub fn after(mut self, tenant: TenantId) -> Self {
+        self.after = Some(tenant);
+        self
+    }
+
+    /// Calls `tell` after each tenant that was visited. Defaults to nothing.
+    pub fn on_progress(mut self, tell: impl Fn(&Visit<'_>) + Send + Sync + 'static) -> Self {
+        self.on_progress = Some(Arc::new(tell));
+        self
+    }
+}
+
+impl fmt::Debug for ForEach {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ForEach")
+            .field("concurrency", &self.concurrency)
+            .field("after", &self.after)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A tenant that was just visited, and how far all are.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Visit<'a> {
+    /// Whose turn it was.
+    pub tenant: &'a TenantId,
+    /// Tenants visited so far for which the work succeeded, this one included.
+    pub succeeded: u64,
+    /// Those for which it failed.
+    pub failed: u64,
+}
+
+/// What became of the tenants that [`Fleet::for_each`] has visited.
+#[derive(Clone, Debug)]
+#[must_use = "it has the tenants for which the work failed"]
+#[non_exhaustive]
+pub struct Visits<E> {
+    /// Tenants for which the work succeeded.
+    pub succeeded: u64,
+    /// Tenants that are in no state to be used, and were not visited: unfinished, held or deleted.
+    pub skipped: u64,
+    /// Tenants for which it failed, and why.
+    pub failed: Vec<(TenantId, E)>,
+}
+
+impl Fleet {
+    /// The tenants that the catalog has, each with its state: tombstones of deleted ones too. Reads the catalog only, page
+    /// by page, so what changes during it may be listed as it was. A record that cannot be read is left out, with a warning
+    /// in the log.
+    ///
+    /// [`Memory`](crate::records::Memory) knows only the tenants that were used since the process began.
+    ///
+    /// ```no_run
+    /// # async fn f(fleet: &tenantry::Fleet) -> Result<(), tenantry::Error> {
+    /// let mut tenants = fleet.list();
+    /// while let Some(record) = tenants.next().await? {
+    ///     println!("{}: {}", record.tenant, record.state.as_str());
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn list(&self) -> Listing {
+        self.list_after(None)
+    }
+
+    fn list_after(&self, after: Option<TenantId>) -> Listing {
+        Listing {
+            fleet: self.clone(),
+            after,
+            page: Vec::new().into_iter(),
+            is_last: false,
+        }
+    }
+
+    /// Does `work` for each tenant that can be used ([`Ready`](crate::record::State::Ready)), some side by side. One that
+    /// fails stops no other: failures are collected.
+    ///
+    /// It wakes no database by itself, and neither opens nor keeps a connection: `work` gets the record, and what it then does
+    /// with the tenant, by [`get`](crate::TenantRouter::get) for example, is woken and billed as always.
+    ///
+    /// ```no_run
+    /// # use tenantry::{Error, TenantRouter, fleet::ForEach};
+    /// # async fn f(router: &TenantRouter, fleet: &tenantry::Fleet) -> Result<(), Error> {
+    /// let visits = fleet
+    ///     .for_each(&ForEach::new().concurrency(5), |record| async move {
+    ///         let client = router.get(&record.tenant).await?;
+    ///         client.batch_execute("ANALYZE").await?;
+    ///         Ok::<_, Error>(())
+    ///     })
+    ///     .await?;
+    /// for (tenant, err) in &visits.failed {
+    ///     eprintln!("{tenant}: {err}");
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`Listing::next`], if the catalog cannot be read any further; what was begun by then is brought to its end.
+    ///
+    /// # Cancel safety
+    /// Dropping the future drops the work under way.
+    pub async fn for_each<E, Fut>(
+        &self,
+        how: &ForEach,
+        mut work: impl FnMut(Record) -> Fut,
+    ) -> Result<Visits<E>, Error>
+    where
+        Fut: Future<Output = Result<(), E>>,
+    {
+        let tenants = self.list_after(how.after.clone());
+        let turns = stream::unfold(Some(tenants), next).map(|listed| {
+            let turn = match listed {
+                Ok(record) if record.state == State::Ready => {
+                    let tenant = record.tenant.clone();
+                    let working = whose::of_now(&tenant, || work(record));
+                    Turn::Visit(tenant, working)
+                }
+                Ok(_) => Turn::Skip,
+                Err(err) => Turn::End(err),
+            };
+            turn.take()
+        });
+        let mut turns = pin!(turns.buffer_unordered(how.concurrency));
+        let mut visits = Visits {
+            succeeded: 0,
+            skipped: 0,
+            failed: Vec::new(),
+        };
+        let mut ended = Ok(());
+        while let Some(turn) = turns.next().await {
+            match turn {
+                Took::Visit(tenant, done) => visits.note(tenant, done, how),
+                Took::Skip => visits.skipped += 1,
+                Took::End(err) => ended = Err(err),
+            }
+        }
+        ended.map(|()| visits)
+    }
+
+    /// The records after `after`, asked for again while the catalog is down.
+    async fn page(&self, after: Option<&TenantId>) -> Result<Vec<Record>, Error> {
+        let shared = &self.inner.shared;
+        let limit = shared.config.provision_timeout;
+        let progress = Progress::new(Stage::Lookup, limit).doing("listing the tenants");
+        let catalog = &self.provisioning().catalog;
+        let waits = backoff(FIRST_WAIT, LONGEST_WAIT);
+        tokio::select! {
+            biased;
+            () = shared.life.ended() => Err(Error::closed()),
+            page = retry(&progress, waits, || catalog.list(after, PAGE)) => page,
+        }
+    }
+}
+
+impl<E> Visits<E> {
+    fn note(&mut self, tenant: TenantId, done: Result<(), E>, how: &ForEach) {
+        self.succeeded += u64::from(done.is_ok());
+        let failure = done.err();
+        if let Some(tell) = &how.on_progress {
+            tell(&Visit {
+                tenant: &tenant,
+                succeeded: self.succeeded,
+                failed: self.failed.len() as u64 + u64::from(failure.is_some()),
+            });
+        }
+        self.failed.extend(failure.map(|err| (tenant, err)));
+    }
+}
+
+/// What is listed next; nothing after the last tenant, nor after an error.
+async fn next(tenants: Option<Listing>) -> Option<(Result<Record, Error>, Option<Listing>)> {
+    let mut tenants = tenants?;
+    match tenants.next().await {
+        Ok(Some(record)) => Some((Ok(record), Some(tenants))),
+        Ok(None) => None,
+        Err(err) => Some((Err(err), None)),
+    }
+}
+
+/// What is to be done about what was listed.
+enum Turn<Fut> {
+    Visit(TenantId, Fut),
+    Skip,
+    End(Error),
+}
+
+/// The same once it is done.
+enum Took<E> {
+    Visit(TenantId, Result<(), E>),
+    Skip,
+    End(Error),
+}
+
+impl<Fut> Turn<Fut> {
+    async fn take<E>(self) -> Took<E>
+    where
+        Fut: Future<Output = Result<(), E>>,
+    {
+        match self {
+            Self::Visit(tenant, working) => {
+                let done = whose::of(&tenant, working).await;
+                Took::Visit(tenant, done)
+            }
+            Self::Skip => Took::Skip,
+            Self::End(err) => Took::End(err),
+        }
+    }
+}
+
+impl fmt::Debug for Listing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listing")
+            .field("after", &self.after)
+            .finish_non_exhaustive()
+    }
+}

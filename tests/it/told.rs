@@ -1,0 +1,322 @@
+//! What people are told: each error as `main` prints it and as a log has it.
+
+use std::time::Duration;
+
+use axum::{
+    Router,
+    body::{Body, to_bytes},
+    extract::State,
+    http::{Request, StatusCode},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use tenantry::{
+    Endpoint, Error, ErrorKind, Identify, Neon, Provisioner, Stage, Tenant, TenantRouter, Tenants,
+    WarmLayer, records::Memory,
+};
+use tokio::net::TcpListener;
+use tower::ServiceExt;
+
+use crate::support::{Backend, Failure, Gate, Projects, Stage as Ground, Step, run_on};
+
+const SECOND: Duration = Duration::from_secs(1);
+const NO_TABLE: Gate = Gate::Fail(Failure::Error {
+    code: "42P01",
+    text: "relation \"nots\" does not exist",
+});
+const TOLD: &str =
+    "tenant \"acme\": the query failed: ERROR: relation \"nots\" does not exist (SQLSTATE 42P01)";
+
+/// As `main` prints an error that it returns.
+fn printed(err: &Error) -> String {
+    format!("{err:?}")
+}
+
+/// The tenant's name, if an error knows it.
+fn tenant(err: &Error) -> Option<&str> {
+    err.tenant().map(tenantry::TenantId::as_str)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_query_says_postgres_words_and_its_tenant() {
+    let backend = Backend::default();
+    let router = backend.router().build().unwrap();
+    backend.set(Step::Query, NO_TABLE);
+    let sql = "SELECT * FROM nots";
+    let read = router.read("acme", |tx| async move {
+        tx.batch_execute(sql).await?;
+        Ok::<_, Error>(())
+    });
+    let written = router.transaction("acme", |tx| async move {
+        tokio::task::yield_now().await;
+        tx.batch_execute(sql).await?;
+        Ok::<_, Error>(())
+    });
+    for err in [read.await.unwrap_err(), written.await.unwrap_err()] {
+        assert_eq!((tenant(&err), err.to_string()), (Some("acme"), TOLD.into()));
+        assert_eq!(printed(&err), TOLD, "and nothing is said twice");
+        assert!(format!("{err:#?}").contains("kind: Query"), "{err:#?}");
+    }
+    // What Postgres answers to BEGIN and COMMIT comes by the same way.
+    for step in [Step::Begin, Step::Commit] {
+        backend.set(Step::Query, Gate::Open);
+        backend.set(step, NO_TABLE);
+        let done = router.transaction("acme", |_tx| async { Ok::<_, Error>(()) });
+        let err = done.await.unwrap_err();
+        assert_eq!(tenant(&err), Some("acme"), "{step:?}: {err}");
+        backend.set(step, Gate::Open);
+    }
+    // Elsewhere it is nobody's.
+    backend.set(Step::Query, NO_TABLE);
+    let client = router.get("acme").await.unwrap();
+    let err = Error::from(client.batch_execute(sql).await.unwrap_err());
+    assert_eq!(tenant(&err), None, "{err}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn transactions_side_by_side_are_told_each_its_own_tenant() {
+    let backend = Backend::default();
+    let router = backend.router().build().unwrap();
+    backend.set(Step::Query, NO_TABLE);
+    let all = (0..20).map(|number| {
+        let router = router.clone();
+        async move {
+            let name = format!("t{number}");
+            let inner = router.clone();
+            let done = router.transaction(&name, |tx| {
+                let inner = inner.clone();
+                async move {
+                    // Another tenant's within it, whose error is its own.
+                    let other = inner.transaction("other", |tx| async move {
+                        tx.batch_execute("x").await?;
+                        Ok::<_, Error>(())
+                    });
+                    assert_eq!(tenant(&other.await.unwrap_err()), Some("other"));
+                    tx.batch_execute("x").await?;
+                    Ok::<_, Error>(())
+                }
+            });
+            assert_eq!(tenant(&done.await.unwrap_err()), Some(name.as_str()));
+        }
+    });
+    futures_util::future::join_all(all).await;
+}
+
+#[tokio::test]
+async fn what_a_row_holds_is_not_repeated() {
+    let stage = Ground::new().await;
+    let router = stage.router();
+    let client = router.get("acme").await.unwrap();
+    run_on(&client, "CREATE TABLE people (email text PRIMARY KEY)").await;
+    run_on(&client, "INSERT INTO people VALUES ('ann@example.com')").await;
+    for (sql, told) in [
+        (
+            "INSERT INTO people VALUES ('ann@example.com')",
+            "ERROR: duplicate key value violates unique constraint \"people_pkey\" (SQLSTATE 23505)",
+        ),
+        (
+            "SELECT 'ann@example.com'::uuid",
+            "ERROR: invalid input syntax for type uuid: \"…\" (SQLSTATE 22P02)",
+        ),
+        (
+            "SELECT 'ann@example.com",
+            "ERROR: unterminated quoted string at or near \"…\" (SQLSTATE 42601)",
+        ),
+        (
+            "SELECT emial FROM people",
+            "ERROR: column \"emial\" does not exist (SQLSTATE 42703; Perhaps you meant to reference the column \
+             \"people.email\".)",
+        ),
+    ] {
+        let failed = client.batch_execute(sql).await.unwrap_err();
+        let err = Error::from(failed);
+        assert_eq!(err.to_string(), format!("the query failed: {told}"));
+        assert_eq!(printed(&err), err.to_string());
+    }
+    let row = client.query_typed("SELECT 1::int8", &[]).await.unwrap();
+    let err = Error::from(row[0].try_get::<_, i32>(0).unwrap_err());
+    let told = "the query failed: error deserializing column 0: cannot convert between the Rust type `i32` and the \
+                Postgres type `int8`";
+    assert_eq!(err.to_string(), told);
+    stage.emulator.suspend_all().await;
+    let failed = client.batch_execute("SELECT 1").await.unwrap_err();
+    let err = Error::from(failed).to_string();
+    assert!(err.contains("`transaction` run again"), "{err}");
+}
+
+/// An error of a handler, as the answer that tells its tenant.
+struct Told(Error);
+
+impl From<Error> for Told {
+    fn from(err: Error) -> Self {
+        Self(err)
+    }
+}
+
+impl From<tenantry::tokio_postgres::Error> for Told {
+    fn from(err: tenantry::tokio_postgres::Error) -> Self {
+        Self(err.into())
+    }
+}
+
+impl IntoResponse for Told {
+    fn into_response(self) -> Response {
+        (StatusCode::INTERNAL_SERVER_ERROR, self.0.to_string()).into_response()
+    }
+}
+
+async fn broken(Tenant(tenant): Tenant) -> Result<String, Told> {
+    let client = tenant.get().await?;
+    tokio::task::yield_now().await;
+    client.batch_execute("SELECT * FROM nots").await?;
+    Ok(String::new())
+}
+
+async fn no_tenants(State(tenants): State<Tenants>) -> Result<String, Told> {
+    let client = tenants.router().get("internal").await?;
+    client.batch_execute("SELECT * FROM nots").await?;
+    Ok(String::new())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drivers_error_out_of_a_handler_knows_whose_request_it_was() {
+    let backend = Backend::default();
+    let router = backend.router().build().unwrap();
+    backend.set(Step::Query, NO_TABLE);
+    let identify = Identify::asking(|named| async move {
+        tokio::task::yield_now().await;
+        Ok(named
+            .host
+            .split_once('.')
+            .map(|(tenant, _)| tenant.to_owned()))
+    });
+    let early = WarmLayer::new(router.clone(), identify.clone());
+    let app = Router::new()
+        .route("/broken", get(broken))
+        .route("/none", get(no_tenants))
+        .route_layer(early)
+        .with_state(Tenants::new(router, identify));
+    let ask = |host: &'static str, path: &'static str| {
+        let request = Request::builder().uri(path).header("host", host);
+        let answer = app.clone().oneshot(request.body(Body::empty()).unwrap());
+        async move {
+            let body = answer.await.unwrap().into_body();
+            String::from_utf8(to_bytes(body, 10_000).await.unwrap().to_vec()).unwrap()
+        }
+    };
+    let (acme, globex, none) = tokio::join!(
+        ask("acme.example.com", "/broken"),
+        ask("globex.example.com", "/broken"),
+        ask("acme.example.com", "/none")
+    );
+    assert_eq!(acme, TOLD);
+    assert_eq!(globex, TOLD.replace("acme", "globex"));
+    assert!(none.starts_with("the query failed: ERROR"), "{none}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_full_pool_is_told_what_is_full_and_for_how_long() {
+    let backend = Backend::default();
+    let router = backend.router().pool_size(2).direct_connections(1);
+    let router = router.build().unwrap();
+    let held = [
+        router.get("acme").await.unwrap(),
+        router.get("acme").await.unwrap(),
+    ];
+    let err = router.get("acme").await.unwrap_err();
+    assert_eq!(
+        printed(&err),
+        "tenant \"acme\": out of time while waiting for a connection, 20.0s after it began: all 2 connections that the \
+         tenant may have are held, one of them for 19.9s or more; hold them for less time, or raise pool_size"
+    );
+    assert_eq!(err.kind(), ErrorKind::Timeout(Stage::Checkout));
+    drop(held);
+    let limited = Backend::endpoint("globex").max_connections(1);
+    let router = backend.router_to(move |_| Some(limited.clone()));
+    let router = router.build().unwrap();
+    let _held = router.get("globex").await.unwrap();
+    let err = printed(&router.get("globex").await.unwrap_err());
+    assert!(
+        err.ends_with("or raise max_connections of the tenant's entry"),
+        "{err}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_direct_connection_is_told_which_bound_it_is() {
+    let backend = Backend::default();
+    let router = backend.router().direct_connections(1).build().unwrap();
+    let _held = router.direct("acme").await.unwrap();
+    let err = printed(&router.direct("acme").await.unwrap_err());
+    assert!(err.ends_with("or raise direct_connections"), "{err}");
+}
+
+#[tokio::test]
+async fn an_api_that_cannot_be_reached_is_not_told_as_a_creation_that_goes_on() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener); // nobody listens there
+    let neon = Neon::builder("napi_key").base_url(format!("http://{address}/api/v2"));
+    let provisioner = Provisioner::new(Memory::new(), neon.build().unwrap(), "test");
+    let router = TenantRouter::provisioning(provisioner).get_timeout(SECOND);
+    let router = router.build().unwrap();
+    let err = router.get("acme").await.unwrap_err();
+    let told = printed(&err);
+    assert!(!told.contains("being created"), "{told}");
+    let begins = "tenant \"acme\": the tenant's database cannot be created for now; that is tried again, so come back \
+                  later, and see to the cause if it stays so: neon's api at 127.0.0.1 cannot be reached; check the network";
+    assert!(told.starts_with(begins), "{told}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_creation_that_goes_on_is_told_as_one_also_after_a_fault_that_has_passed() {
+    let backend = Backend::default();
+    backend.set(Step::Create, Gate::Slow(60 * SECOND));
+    let router = Projects::router(&backend).build().unwrap();
+    let err = router.get("acme").await.unwrap_err();
+    assert_eq!(
+        printed(&err),
+        "tenant \"acme\": the tenant's database is being created, which goes on; come back later"
+    );
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_not_trusted_is_told_as_that() {
+    let stage = Ground::new().await;
+    let project = stage.project().await;
+    let at = &project.connection_uris[0].connection_parameters;
+    let (host, password) = (at.host.clone(), at.password.clone());
+    let endpoint = Endpoint::neon(&at.host, &at.pooler_host, &at.database, &at.role, password);
+    let router = TenantRouter::builder(move |_| {
+        let endpoint = endpoint.clone();
+        async move { Ok(Some(endpoint)) }
+    });
+    let router = router.resolve(stage.emulator.resolver()).build().unwrap();
+    let err = router.direct("acme").await.unwrap_err();
+    let told = printed(&err);
+    let begins = format!(
+        "tenant \"acme\": the certificate that {host} shows is not trusted: nobody who is trusted here has signed it; if it \
+         is one of your own, add its root certificate by `root_certificate`"
+    );
+    assert!(told.starts_with(&begins), "{told}");
+    assert_eq!(err.kind(), ErrorKind::Misconfigured);
+}
+
+#[tokio::test]
+async fn an_api_whose_certificate_is_not_trusted_is_told_as_that_at_once() {
+    // With TLS, and a certificate that nobody has signed.
+    let stage = Ground::new().await;
+    let base = format!("https://{}/api/v2", stage.emulator.proxy_address());
+    let neon = Neon::builder("napi_key").base_url(base).build().unwrap();
+    let err = neon.get_project("p").await.unwrap_err();
+    let told = printed(&err);
+    assert!(told.contains("is not trusted"), "{told}");
+    assert_eq!(err.kind(), ErrorKind::Misconfigured);
+}
+
+#[test]
+fn an_applications_own_http_client_needs_no_provider_for_us() {
+    // Feature choices are added up over all who use a crate: ours must not leave another without what it needs.
+    let client = std::panic::catch_unwind(reqwest::Client::new);
+    assert!(client.is_ok(), "reqwest has TLS and no provider for it");
+}

@@ -25,6 +25,7 @@ mod direct;
 mod doubts;
 mod drops;
 mod emulator;
+mod every_kind;
 mod eviction;
 mod fairness;
 mod farewells;

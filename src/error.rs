@@ -324,7 +324,7 @@ fn failed_query(err: &tokio_postgres::Error) -> String {
         return format!("the query failed: {}", chain::words(said));
     }
     let cause = err.source();
-    if err.is_closed() || cause.is_some_and(|it| it.is::<io::Error>()) {
+    if err.is_closed() || matches!(cause, Some(it) if it.is::<io::Error>()) {
         return format!(
             "the query failed: {err}; it may have been done. `read` and `transaction` run again what was not"
         );

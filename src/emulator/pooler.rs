@@ -47,7 +47,7 @@ impl Pooler {
 
     /// Starts it and waits until it takes connections. It needs no Postgres for that.
     pub(super) async fn start(&self, account: Account) -> Result<(), EmulatorError> {
-        self.start_with(account, &self.settings()).await
+        self.start_with(account, &Self::settings()).await
     }
 
     /// The same with other settings, which have to leave it its socket.
@@ -96,7 +96,7 @@ impl Pooler {
 
     /// Neon's documented settings for a compute of 0.25 units; the rest is PgBouncer's default, as there. The proxy has
     /// checked the password, so every role is trusted, and nobody but the proxy can reach the socket.
-    fn settings(&self) -> String {
+    fn settings() -> String {
         // All sockets are in the folder that it runs in, whatever that is called: without a host it looks there.
         format!(
             "[databases]

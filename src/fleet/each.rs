@@ -57,6 +57,9 @@ impl Listing {
     }
 }
 
+/// Hears of each visit.
+type Tell = dyn Fn(&Visit<'_>) + Send + Sync;
+
 /// How [`Fleet::for_each`] goes about it.
 ///
 /// ```
@@ -72,7 +75,7 @@ impl Listing {
 pub struct ForEach {
     concurrency: usize,
     after: Option<TenantId>,
-    on_progress: Option<Arc<dyn Fn(&Visit<'_>) + Send + Sync>>,
+    on_progress: Option<Arc<Tell>>,
 }
 
 impl Default for ForEach {

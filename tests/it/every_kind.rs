@@ -1,6 +1,9 @@
 //! Each kind of error as `main` prints it, side by side, to be read by people: does it say what to do?
 
-use std::{collections::BTreeSet, env, error::Error as _, fs, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeSet, env, error::Error as _, fmt::Write as _, fs, path::PathBuf,
+    time::Duration,
+};
 
 use tenantry::{Error, Plan, TenantRouter, record::State};
 
@@ -163,8 +166,10 @@ async fn of_look_ups(told: &mut Told) {
         "a panic of the look-up".into(),
         router.get("acme").await.unwrap_err(),
     ));
+}
 
-    let ledger = Ledger::new();
+async fn of_records(told: &mut Told) {
+    let (backend, ledger) = (Backend::default(), Ledger::new());
     for tenant in ["deleted", "held", "broken", "there"] {
         ledger.publish(tenant, tenant).await;
     }
@@ -229,11 +234,13 @@ async fn each_kind_of_error_is_printed_as_it_was_read_and_found_good() {
     of_transactions(&mut told).await;
     of_bounds(&mut told).await;
     of_look_ups(&mut told).await;
+    of_records(&mut told).await;
     let mut page = String::new();
     let mut seen = BTreeSet::new();
     for (what, err) in &told {
         seen.extend(codes(err));
-        page += &format!("# {what}\n{}\n{err:?}\n\n", codes(err).join(" < "));
+        let codes = codes(err).join(" < ");
+        write!(page, "# {what}\n{codes}\n{err:?}\n\n").unwrap();
     }
     let place = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/it/fixtures/errors.txt");
     if env::var_os("WRITE_FIXTURES").is_some() {

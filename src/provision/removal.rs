@@ -133,7 +133,10 @@ impl Work<'_> {
             | State::Preparing
             | State::Held
             | State::Deleting) => {
-                let message = format!("the tenant's record is {}, not deleted", state.as_str());
+                let message = format!(
+                    "the tenant's record is {}: there is no deletion to take back",
+                    state.as_str()
+                );
                 return Err(Error::new(ErrorKind::Conflict, message).into());
             }
         }

@@ -206,7 +206,7 @@ async fn an_active_compute_limit_is_told_to_those_who_cannot_wait_for_it() {
     let stage = Stage::new().await;
     let router = stage
         .builder("test")
-        .get_timeout(Duration::from_secs(5))
+        .get_timeout(Duration::from_secs(20))
         .build()
         .unwrap();
     stage.asleep(&router, "acme").await;

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::time::{ClockId, clock_gettime};
 use tenantry::{Fleet, Provisioner, TenantRouter, record::Record};
 use tokio::{
     runtime::Builder,
@@ -49,25 +50,42 @@ pub(super) struct Outcome {
 }
 
 /// Takes `steps` under paused time, until something is wrong, or one of them takes longer than `patience` by a real clock.
-/// `told` names the run where a step takes long.
-pub(super) fn play(steps: &[Step], ids: &[String], told: &str, patience: Duration) -> Outcome {
+/// `told` names the run where a step takes long. Returns also for how long a processor worked on them, however busy the
+/// machine is.
+pub(super) fn play(
+    steps: &[Step],
+    ids: &[String],
+    told: &str,
+    patience: Duration,
+) -> (Outcome, Duration) {
     let (truth, ours) = (Arc::<Truth>::default(), (steps.to_vec(), ids.to_vec()));
     let theirs = Arc::clone(&truth);
     let played = watched(
         patience,
         |step| format!("{told}: {}", describe(steps, step)),
-        move |pulse| take_all(&ours.0, &ours.1, &theirs, &pulse),
+        move |pulse| {
+            let began = processor_time();
+            let (taken, stuck) = take_all(&ours.0, &ours.1, &theirs, &pulse);
+            (taken, stuck, processor_time().saturating_sub(began))
+        },
     );
-    let (taken, stuck) = played.unwrap_or_else(|step| {
+    let (taken, stuck, took) = played.unwrap_or_else(|step| {
         truth.wrong(format!("{} never ends", describe(steps, step)));
-        (step, true)
+        (step, true, patience)
     });
-    Outcome {
+    let outcome = Outcome {
         wrongs: truth.wrongs(),
         answers: truth.answers(),
         taken,
         stuck,
-    }
+    };
+    (outcome, took)
+}
+
+/// What this thread has had of a processor.
+fn processor_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap()
 }
 
 /// What a step is that takes long.

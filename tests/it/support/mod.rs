@@ -46,7 +46,7 @@ pub(crate) use shared::{
     LEASE, PASSWORD, chain, column, keys, leased, publish, replica, session, superuser, tenant,
 };
 pub(crate) use silent::Silent;
-pub(crate) use stage::{Stage, eventually, run_on};
+pub(crate) use stage::{Stage, eventually, in_the_end, run_on};
 pub(crate) use table::Table;
 pub(crate) use watchdog::{Pulse, watched, without_spinning};
 

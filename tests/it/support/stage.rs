@@ -7,7 +7,7 @@ use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
 use tokio::time::Instant;
 
 use tenantry::{
-    Endpoint, Neon, Provisioner, RouterBuilder, TenantClient, TenantRouter,
+    Endpoint, Error, ErrorKind, Neon, Provisioner, RouterBuilder, TenantClient, TenantRouter,
     emulator::{Emulator, EmulatorBuilder, Witness},
     neon::{CreateProject, CreatedProject, NeonBuilder},
     records::Memory,
@@ -174,7 +174,7 @@ impl Stage {
 
     /// Creates `tenant` and suspends its compute.
     pub(crate) async fn asleep(&self, router: &TenantRouter, tenant: &str) {
-        drop(router.get(tenant).await.expect("first access"));
+        drop(in_the_end(|| router.get(tenant)).await);
         self.suspend(tenant).await;
     }
 }
@@ -185,6 +185,23 @@ pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) 
     while !condition() {
         assert!(start.elapsed() < 4 * LONG, "never: {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// Makes a call of a router until its time is enough, which it may not be at once on a busy machine.
+pub(crate) async fn in_the_end<T, F>(call: impl Fn() -> F) -> T
+where
+    F: Future<Output = Result<T, Error>>,
+{
+    let start = Instant::now();
+    loop {
+        match call().await {
+            Ok(done) => return done,
+            Err(err) => {
+                let is_over = matches!(err.kind(), ErrorKind::Timeout(_) | ErrorKind::Provisioning);
+                assert!(is_over && start.elapsed() < 4 * LONG, "{err:?}");
+            }
+        }
     }
 }
 

@@ -86,13 +86,18 @@ fn variable(name: &str) -> Result<Option<String>, BoxError> {
     match env::var(name) {
         Ok(value) => Ok(Some(value)),
         Err(VarError::NotPresent) => Ok(None),
-        Err(VarError::NotUnicode(_)) => Err(format!("{name} is not UTF-8").into()),
+        Err(VarError::NotUnicode(_)) => Err(unusable(format!("the variable {name} is not UTF-8"))),
     }
 }
 
 /// The same of one that must be there.
 fn required(name: &str) -> Result<String, BoxError> {
-    variable(name)?.ok_or_else(|| format!("set {name}").into())
+    variable(name)?.ok_or_else(|| unusable(format!("the variable {name} is missing")))
+}
+
+/// What `main` prints as a sentence.
+fn unusable(message: String) -> BoxError {
+    Error::new(ErrorKind::Misconfigured, message).into()
 }
 
 /// Serves until the process is told to stop, and then for [`GRACE`] and [`GOODBYE`] at most.

@@ -15,7 +15,7 @@ use crate::support::{Gateway, LONG, Silent, Stage, run_on};
 /// Longest wait for one address.
 const TCP_TIMEOUT: Duration = Duration::from_secs(3);
 const SLEEP: &str = "SELECT pg_sleep(60)";
-const SLEEPERS: &str = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)'";
+const SLEEPERS: &str = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query = 'SELECT pg_sleep(60)'";
 
 /// A resolver that gives every host the same addresses, and notes for which hosts it was asked.
 #[derive(Clone, Default)]

@@ -257,7 +257,8 @@ async fn an_api_that_cannot_be_reached_is_not_told_as_a_creation_that_goes_on() 
     let address = listener.local_addr().unwrap();
     drop(listener); // nobody listens there
     let neon = Neon::builder("napi_key").base_url(format!("http://{address}/api/v2"));
-    let provisioner = Provisioner::new(Memory::new(), neon.build().unwrap(), "test");
+    let provisioner =
+        Provisioner::new(Memory::new(), neon.build().unwrap(), "test").on_first_access();
     let router = TenantRouter::provisioning(provisioner).get_timeout(SECOND);
     let router = router.build().unwrap();
     let err = router.get("acme").await.unwrap_err();

@@ -104,13 +104,13 @@ async fn a_cancelled_long_query_does_not_delay_the_next_user() {
             "1"
         );
         assert!(
-            start.elapsed() < Duration::from_secs(5),
+            start.elapsed() < Duration::from_secs(20), // of 60
             "{:?}",
             start.elapsed()
         );
     }
     let client = router.get("acme").await.unwrap();
-    let running = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(60)%' AND pid <> pg_backend_pid()";
+    let running = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE '%pg_sleep(60)%' AND pid <> pg_backend_pid()";
     assert_eq!(
         run_on(&client, running).await,
         "0",

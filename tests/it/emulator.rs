@@ -181,17 +181,19 @@ async fn suspend_tells_direct_sessions_and_cuts_pooled_ones_without_a_word() {
 
 #[tokio::test]
 async fn it_sleeps_after_its_window_though_connections_are_open_and_not_while_one_works() {
-    let stage = Stage::with(|emulator| emulator.suspend_after(Duration::from_millis(800))).await;
+    // So long that a busy machine takes no pause of that length between two statements.
+    let window = Duration::from_millis(2500);
+    let stage = Stage::with(|emulator| emulator.suspend_after(window)).await;
     let created = stage.project().await;
     let at = parameters(&created);
     let (client, end) = stage.connect(&at.host, &login(at)).await.unwrap();
     let working = Instant::now();
     client
-        .batch_execute("SELECT pg_sleep(2)")
+        .batch_execute("SELECT pg_sleep(4)")
         .await
         .expect("awake as long as a query runs");
     client.batch_execute("BEGIN").await.unwrap();
-    tokio::time::sleep(Duration::from_millis(1200)).await; // time itself is under test: a transaction keeps it awake
+    tokio::time::sleep(window + window / 2).await; // time itself is under test: a transaction keeps it awake
     client
         .batch_execute("COMMIT")
         .await
@@ -199,7 +201,7 @@ async fn it_sleeps_after_its_window_though_connections_are_open_and_not_while_on
     assert!(stage.emulator.witnesses()[0].suspends.is_empty());
     let told = soon(end).await.unwrap().unwrap_err();
     assert_eq!(told.code(), Some(&SqlState::ADMIN_SHUTDOWN));
-    assert!(working.elapsed() > Duration::from_secs(3));
+    assert!(working.elapsed() > Duration::from_secs(4) + window + window / 2);
     assert!(!stage.emulator.witnesses()[0].is_awake);
 }
 

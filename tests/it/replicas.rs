@@ -9,7 +9,7 @@ use tenantry::{
 };
 use tokio::time::Instant;
 
-use crate::support::{Stage, eventually, keys, run_on};
+use crate::support::{LONG, Stage, eventually, keys, run_on};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -178,7 +178,8 @@ async fn when_the_catalogs_server_is_down_known_tenants_go_on_and_unknown_ones_a
     let before = router.status().catalog_calls;
     let start = Instant::now();
     let mut told = 0;
-    while start.elapsed() < 4 * SECOND {
+    // On a busy machine it takes longer until so many were told.
+    while start.elapsed() < 4 * SECOND || told <= 50 && start.elapsed() < 4 * LONG {
         for tenant in ["acme", "globex"] {
             let client = router.get(tenant).await.unwrap();
             assert_eq!(run_on(&client, "SELECT 'on'").await, "on");
@@ -187,7 +188,7 @@ async fn when_the_catalogs_server_is_down_known_tenants_go_on_and_unknown_ones_a
         let err = router.get(&format!("new-{told}")).await.unwrap_err();
         assert_eq!(err.kind(), ErrorKind::Catalog, "{err:?}");
         assert!(
-            err.retry_after().is_some() && asked.elapsed() < 3 * SECOND,
+            err.retry_after().is_some() && asked.elapsed() < LONG / 3,
             "{err:?}"
         );
         told += 1;
@@ -195,10 +196,17 @@ async fn when_the_catalogs_server_is_down_known_tenants_go_on_and_unknown_ones_a
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let calls = router.status().catalog_calls - before;
-    println!("{told} unknown tenants refused in 4 s of outage, for {calls} calls of the catalog");
-    assert!(told > 50 && calls < 30, "{told} {calls}");
+    let outage = start.elapsed();
+    println!(
+        "{told} unknown tenants refused in {outage:?} of outage, for {calls} calls of the catalog"
+    );
+    let most = 30.0 * (outage.as_secs_f64() / 4.0).max(1.0);
+    assert!(
+        told > 50 && u32::try_from(calls).is_ok_and(|calls| f64::from(calls) < most),
+        "{told} {calls}"
+    );
     scene.catalog.resume().await.unwrap();
-    let late = Instant::now() + 20 * SECOND;
+    let late = Instant::now() + 2 * LONG;
     while let Err(err) = router.get("initech").await {
         assert!(Instant::now() < late, "{err:?}");
         tokio::time::sleep(err.retry_after().unwrap_or(SECOND / 10)).await;

@@ -20,8 +20,8 @@ use super::{MOMENT, SAYS, SETTINGS, Settings, open};
 use crate::support::{LONG, relay::ThroughRelay};
 
 /// Long enough for a call of the emulator on a busy machine, and short enough to be waited for.
-pub(crate) const LEASE: Duration = Duration::from_millis(1500);
-pub(crate) const WINDOW: Duration = Duration::from_secs(1);
+pub(crate) const LEASE: Duration = Duration::from_millis(2500);
+pub(crate) const WINDOW: Duration = Duration::from_millis(1500);
 
 /// What the prepare hook runs: a table with one row that tells whose database it is, and tells databases apart.
 const SEED: &str =

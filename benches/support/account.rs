@@ -199,7 +199,7 @@ impl Account {
         loop {
             match self.site.neon.delete_project(id).await {
                 Ok(_) => return Ok(()),
-                Err(err) if err.to_string().contains("404") => return Ok(()), // gone already
+                Err(err) if err.kind() == ErrorKind::NotFound => return Ok(()), // gone already
                 Err(err) if err.kind() == ErrorKind::Refused || start.elapsed() > DELETION => {
                     return Err(err.into());
                 }

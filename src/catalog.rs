@@ -317,7 +317,8 @@ fn shut(shut: Shut) -> Error {
 
 /// The error for a tenant whose record says that the platform works on it.
 pub(crate) fn held() -> Error {
-    let message = "the tenant is kept from use for maintenance by the platform, which set its record to held and sets it to ready again";
+    let message = "the tenant is kept from use for maintenance by the platform, which set its record to held and sets it \
+                   to ready again";
     Error::new(ErrorKind::Held, message)
 }
 

@@ -22,7 +22,7 @@ pub(crate) fn write(f: &mut fmt::Formatter<'_>, err: &(dyn StdError + 'static)) 
     Ok(())
 }
 
-/// What one cause says, without those behind it.
+/// Text of one cause, without those behind it.
 fn text_of(cause: &(dyn StdError + 'static)) -> String {
     let driver = cause.downcast_ref::<tokio_postgres::Error>();
     let said = driver.and_then(tokio_postgres::Error::as_db_error);
@@ -32,7 +32,7 @@ fn text_of(cause: &(dyn StdError + 'static)) -> String {
     }
 }
 
-/// What Postgres said: severity, message and SQLSTATE, and its advice where that is about the statement's text.
+/// Postgres's own words: severity, message and SQLSTATE, and its advice where that is about the statement's text.
 ///
 /// DETAIL and CONTEXT are left out, as they hold rows; and so are the values that messages about data quote.
 pub(crate) fn words(said: &DbError) -> String {

@@ -275,7 +275,7 @@ impl Dialer {
     }
 }
 
-/// By which a host is remembered.
+/// Key by which a host is remembered.
 fn place(host: &str, port: u16) -> String {
     format!("{host}:{port}")
 }

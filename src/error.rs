@@ -10,9 +10,8 @@ use std::{borrow::Cow, error::Error as StdError, fmt, io, sync::Arc, time::Durat
 use tokio_postgres::types::{WasNull, WrongType};
 
 use crate::{
-    chain,
+    chain, current_tenant,
     tenant::{InvalidTenantId, TenantId},
-    whose,
 };
 
 /// Any error, as implementors of the traits return it.
@@ -312,7 +311,7 @@ impl From<tokio_postgres::Error> for Error {
     fn from(err: tokio_postgres::Error) -> Self {
         let failed = Self::new(ErrorKind::Query, failed_query(&err)).with_stage(Stage::Query);
         let failed = failed.with_source(err);
-        match whose::now() {
+        match current_tenant::get() {
             Some(tenant) => failed.with_tenant(&tenant),
             None => failed,
         }

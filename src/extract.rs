@@ -3,7 +3,9 @@
 use axum::extract::{FromRef, FromRequestParts};
 use http::request::Parts;
 
-use crate::{error::Error, handle::TenantHandle, identify::Identify, router::TenantRouter, whose};
+use crate::{
+    current_tenant, error::Error, handle::TenantHandle, identify::Identify, router::TenantRouter,
+};
 
 /// What [`Tenant`] is extracted by: the router, and how a request names its tenant. The application's state, or a part of
 /// it (`FromRef`).
@@ -80,7 +82,7 @@ where
         let tenants = Tenants::from_ref(state);
         let tenant = tenants.identify.identify(head).await?;
         let handle = tenants.router.handle(&tenant)?;
-        whose::note(handle.tenant());
+        current_tenant::set(handle.tenant());
         Ok(Self(if tenants.creates {
             handle
         } else {

@@ -3,13 +3,13 @@
 //! None of it wakes a database but a prepare hook. (Neon itself starts the compute of a new project.)
 
 mod comparison;
-mod each;
+mod for_each;
 mod reconcile;
 mod report;
 
 use std::{fmt, future::Future, sync::Arc, time::Duration};
 
-pub use each::{ForEach, Listing, Visit, Visits};
+pub use for_each::{ForEach, Listing, Visit, Visits};
 pub use reconcile::Reconcile;
 pub use report::{Finding, Outcome, Report, Trouble};
 

@@ -149,11 +149,12 @@ impl Follower {
             return;
         };
         for tenant in &changes.tenants {
-            let is_known =
-                catalog.entries.contains(tenant) || pools.alive(tenant.as_str()).is_some();
-            // Also of unknown tenants: a look-up may be under way.
+            let had_entry = catalog.entries.contains(tenant);
+            // Also of unknown tenants: a look-up may be under way. What it brings from now on it finds to be old; what it
+            // has brought by now is found here.
             catalog.entries.invalidate(tenant);
-            if is_known {
+            let has_entry = had_entry || catalog.entries.contains(tenant);
+            if has_entry || pools.alive(tenant.as_str()).is_some() {
                 count(&catalog.stats.changes);
                 catalog.refresh.push(tenant);
             }
@@ -245,11 +246,13 @@ fn sync_pool(pools: &Pools, provisioning: &Provisioning, tenant: &TenantId) {
     let Some(pool) = pools.alive(tenant.as_str()) else {
         return;
     };
+    let entries = &provisioning.catalog.entries;
     loop {
-        match provisioning.catalog.entries.get(tenant) {
+        let asked = entries.stamp();
+        match entries.get(tenant) {
             Some(Entry::Known(known)) if !known.is_untrusted => {
                 pool.move_to(Arc::clone(&known.endpoint), false);
-                if provisioning.agrees(tenant, &known.endpoint) {
+                if provisioning.agrees(tenant, &known.endpoint, asked) {
                     return; // or else the entry has changed since
                 }
             }

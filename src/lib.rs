@@ -14,6 +14,7 @@ mod client;
 mod closing;
 mod config;
 pub mod control_plane;
+mod current_tenant;
 mod dial;
 mod direct;
 mod drive;
@@ -87,7 +88,6 @@ mod warm;
 #[cfg(feature = "tower")]
 mod warm_layer;
 mod watch;
-mod whose;
 
 pub use builder::RouterBuilder;
 pub use cancel::CancelToken;

@@ -89,8 +89,8 @@ impl TenantRouter {
     /// A connection to the database of `tenant`.
     ///
     /// With an idle connection at hand this does no I/O. Otherwise it looks the tenant up, creates its database if the
-    /// provisioner's policy says so, wakes it if it sleeps, and opens a connection, all within `get_timeout`. Whatever it started goes on
-    /// when the time is over, so calling again later can succeed at once.
+    /// provisioner's policy says so, wakes it if it sleeps, and opens a connection, all within `get_timeout`. What it started
+    /// goes on when the time is over, so calling again later can succeed at once.
     ///
     /// # Errors
     /// The [kind](Error::kind) says what happened. `ErrorKind::Timeout` names the stage, has the last failure as its
@@ -318,6 +318,7 @@ impl Inner {
                     }));
                 }
                 let Shared { source, stats, .. } = &*shared;
+                let asked = source.stamp();
                 let locate = source.locate(&tenant, on_missing, &seen, stats);
                 let located = timeout_at(seen.deadline(), locate).await;
                 let Some(located) = located.map_err(|_| seen.timed_out())?? else {
@@ -326,8 +327,8 @@ impl Inner {
                 let endpoint = Arc::clone(&located.endpoint);
                 let created = located.created;
                 let pool = pools.insert(&tenant, located);
-                // In this order: a change that is heard of is in the entry before the pool is looked for.
-                if !source.agrees(&tenant, &endpoint) {
+                // In this order: the follower notes a change before it looks for the pool.
+                if !source.agrees(&tenant, &endpoint, asked) {
                     pools.forbid(&tenant, &Unserved::relocate());
                     seen.mark_stale(Stale::Wrong);
                 }

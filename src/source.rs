@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use crate::{
-    catalog::{Catalog, LookupLimit},
+    catalog::{Catalog, LookupLimit, Stamp},
     config::Config,
     endpoint::Endpoint,
     error::{BoxError, Error, ErrorKind, Stage},
@@ -157,11 +157,21 @@ impl Source {
         }
     }
 
-    /// Whether a pool at `endpoint` agrees with what is known of `tenant` by now.
-    pub(crate) fn agrees(&self, tenant: &TenantId, endpoint: &Endpoint) -> bool {
-        match self {
-            Self::Lookup(_) => true,
-            Self::Provisioning(provisioning) => provisioning.agrees(tenant, endpoint),
+    /// Returns the stamp of this moment, if there is a catalog of ours.
+    pub(crate) fn stamp(&self) -> Option<Stamp> {
+        self.catalog().map(|catalog| catalog.entries.stamp())
+    }
+
+    /// Returns whether a pool at `endpoint`, which was looked up after `asked`, agrees with what is known of `tenant` by now.
+    pub(crate) fn agrees(
+        &self,
+        tenant: &TenantId,
+        endpoint: &Endpoint,
+        asked: Option<Stamp>,
+    ) -> bool {
+        match (self, asked) {
+            (Self::Provisioning(it), Some(asked)) => it.agrees(tenant, endpoint, asked),
+            _ => true,
         }
     }
 }

@@ -226,7 +226,7 @@ mod tests {
         assert!(!statements.ends_in(b"COMMIT\0"));
     }
 
-    /// Text that means something to somebody.
+    /// Text that the server or a scan reads.
     fn junk(rng: &mut Rng) -> String {
         const PARTS: &[&str] = &[
             "'", "''", "\"", "\\", "$", "$$", "$a$", "--", "-", "/*", "*/", "/", "*", ";", "\n",

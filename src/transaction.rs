@@ -17,13 +17,13 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tokio_postgres::error::{Severity, SqlState};
 
 use crate::{
+    current_tenant,
     error::{Error, ErrorKind, Stage},
     lease::Lease,
     pool::VERIFY_TIMEOUT,
     retry::{LONGEST, backoff, lock, timed_out},
     stats::count,
     verdict::{self, Farewell, Loss},
-    whose,
 };
 
 pub(crate) use options::Access;
@@ -131,12 +131,14 @@ impl<'a> Transaction<'a> {
             End::Committed | End::Undone => {}
             End::Again(err, why) => return ours(self.again(lease, err, why).await?),
             End::Failed(err) => return ours(err),
-            End::Refused(err) => return Some(Err(whose::of_now(&pool.tenant, || err.into()))),
+            End::Refused(err) => {
+                return Some(Err(current_tenant::sync_scope(&pool.tenant, || err.into())));
+            }
         }
         let (home, worked) = (Arc::new(Mutex::new(None)), Instant::now());
         // Called within it, too: a closure may do something before its first await, and even before its future is made.
-        let working = whose::of_now(&pool.tenant, || work(Tx::new(lease, &home)));
-        let done = timeout_at(self.until, whose::of(&pool.tenant, working)).await;
+        let working = current_tenant::sync_scope(&pool.tenant, || work(Tx::new(lease, &home)));
+        let done = timeout_at(self.until, current_tenant::scope(&pool.tenant, working)).await;
         let lease = lock(&home).take();
         stats
             .meters
@@ -173,7 +175,7 @@ impl<'a> Transaction<'a> {
                 ours(self.again(lease, err, why).await?)
             }
             End::Failed(err) => ours(err),
-            End::Refused(err) => Some(Err(whose::of_now(&pool.tenant, || err.into()))),
+            End::Refused(err) => Some(Err(current_tenant::sync_scope(&pool.tenant, || err.into()))),
         }
     }
 

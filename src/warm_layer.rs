@@ -12,7 +12,7 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::{identify::Identify, router::TenantRouter, whose};
+use crate::{current_tenant, identify::Identify, router::TenantRouter};
 
 /// Begins to wake a request's tenant before its body is read, before it is authenticated, and before the handler runs. What
 /// these take is then not added to the wake: a handler that does something else for 300 ms answers after the longer of the
@@ -100,7 +100,7 @@ where
         }
         let request = Request::from_parts(head, body);
         WarmingFuture {
-            inner: whose::unknown(self.inner.call(request)),
+            inner: current_tenant::scope_unset(self.inner.call(request)),
         }
     }
 }
@@ -110,7 +110,7 @@ pin_project! {
     #[must_use = "futures do nothing unless they are awaited"]
     pub struct WarmingFuture<F> {
         #[pin]
-        inner: whose::Within<F>,
+        inner: current_tenant::Scope<F>,
     }
 }
 

@@ -1,4 +1,4 @@
-//! What it costs that many tenants wait for a connection while all that there may be are in use.
+//! Cost of many tenants that wait for a connection while all connections are in use.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ const LONG: Duration = Duration::from_secs(3600);
 /// Rounds, and how long each is measured.
 const ROUNDS: usize = 5;
 const ROUND: Duration = Duration::from_secs(2);
-/// How often it is looked whether all wait.
+/// Time between two looks at whether all wait.
 const SETTLE: Duration = Duration::from_millis(100);
 
 /// Milliseconds of the processor's time that the process takes in one second in which nothing happens but waiting: the

@@ -95,7 +95,7 @@ fn required(name: &str) -> Result<String, BoxError> {
     variable(name)?.ok_or_else(|| unusable(format!("the variable {name} is missing")))
 }
 
-/// What `main` prints as a sentence.
+/// An error that `main` prints as a sentence.
 fn unusable(message: String) -> BoxError {
     Error::new(ErrorKind::Misconfigured, message).into()
 }
@@ -135,7 +135,7 @@ pub(crate) async fn serve(
     Ok(())
 }
 
-/// What tells the process to stop: Ctrl-C, or what runs it.
+/// The signals that stop the process: of Ctrl-C, and of a supervisor.
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
@@ -257,7 +257,7 @@ pub(crate) fn app(
     Ok(app)
 }
 
-/// What there is.
+/// The routes, as a text.
 async fn overview() -> &'static str {
     "A notes service for many customers, each with a database of its own.\n\n\
      POST /signup/{tenant}    creates the tenant's database\n\

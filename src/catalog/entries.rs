@@ -268,6 +268,11 @@ impl EntryCache {
         }
     }
 
+    /// Returns whether no change of `tenant` was heard after `asked`. Another tenant's counts too, rarely.
+    pub(crate) fn is_unchanged_since(&self, tenant: &TenantId, asked: Stamp) -> bool {
+        *self.stripe(tenant) <= asked && self.all_invalidated.load(SeqCst) <= asked.0
+    }
+
     /// Notes that every record may have changed.
     pub(crate) fn invalidate_all(&self) {
         self.all_invalidated.store(self.stamp().0, SeqCst);

@@ -1,4 +1,4 @@
-//! What is remembered of hosts between one connection and the next.
+//! Memory of hosts between one connection and the next.
 
 use std::{hash::Hash, net::SocketAddr, time::Duration};
 
@@ -9,12 +9,12 @@ use crate::secret::Secret;
 
 /// Most addresses, and most hosts, that are remembered. The least recently used leaves first.
 const MOST: u64 = 10_000;
-/// How long an address that was of no use comes after the others of its host. Then it may be up again.
+/// Time for which an address that did not answer comes after the others of its host. Then it may be up again.
 const AVOIDANCE: Duration = Duration::from_secs(300);
-/// How long the parts of a host may disagree about a password that is being changed.
+/// Longest time for which the parts of a host disagree about a password that is being changed.
 const ROTATION: Duration = Duration::from_secs(60);
 
-/// What is remembered of hosts and their addresses. Bounded.
+/// Memory of hosts and their addresses. Bounded.
 #[derive(Debug)]
 pub(super) struct Hosts {
     /// The addresses that were of no use. Hosts share them: at Neon each tenant has a host of its own, and all of them lead

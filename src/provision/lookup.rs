@@ -91,16 +91,17 @@ impl Provisioning {
         Arc::clone(&known.endpoint)
     }
 
-    /// Whether a pool at `endpoint` agrees with the entry of `tenant` by now. Without an entry nothing vouches for the pool: a
-    /// change was heard during each look-up, or the tenant has moved to where only the control plane leads.
-    pub(crate) fn agrees(&self, tenant: &TenantId, endpoint: &Endpoint) -> bool {
-        match self.catalog.entries.get(tenant) {
+    /// Returns whether a pool at `endpoint`, which was looked up after `asked`, agrees with the entry of `tenant`. Without an
+    /// entry it does unless a change was heard since.
+    pub(crate) fn agrees(&self, tenant: &TenantId, endpoint: &Endpoint, asked: Stamp) -> bool {
+        let entries = &self.catalog.entries;
+        match entries.get(tenant) {
             Some(Entry::Known(known)) => *known.endpoint == *endpoint,
             Some(Entry::Denied(denied)) => match denied.denial {
                 Denial::Unknown(_) | Denial::Broken(_) => true,
                 Denial::Unfinished | Denial::Refused(_) => false,
             },
-            None => false,
+            None => entries.is_unchanged_since(tenant, asked),
         }
     }
 

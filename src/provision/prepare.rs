@@ -14,13 +14,13 @@ use tokio_postgres::{Client, types::Type};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
+    current_tenant,
     dial::Dialer,
     endpoint::{Endpoint, Route},
     error::{BoxError, Error, ErrorKind, Stage},
     retry::{Progress, backoff, retry},
     stats::{Reason, Stats},
     tenant::TenantId,
-    whose,
 };
 
 /// The advisory lock that is held in the tenant's database while the hook runs there.
@@ -116,8 +116,8 @@ impl Hook {
             tenant: tenant.clone(),
             client: opened.client,
         };
-        let preparing = whose::of_now(tenant, || (self.0)(database));
-        let prepared = whose::of(tenant, preparing).await;
+        let preparing = current_tenant::sync_scope(tenant, || (self.0)(database));
+        let prepared = current_tenant::scope(tenant, preparing).await;
         let _ = timeout(FAREWELL_TIMEOUT, connection).await;
         prepared.map_err(|err| {
             let message = "the prepare hook failed on the new database; mend it, the next access runs it again";

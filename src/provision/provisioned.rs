@@ -7,7 +7,7 @@
 pub enum Provisioned {
     /// This call has created the database, by the plan that it was given.
     Created,
-    /// The tenant has a database that this call did not create: it was there, or another call has created it or begun to.
+    /// The tenant has a database that this call did not create: it was there, or another call has created or begun it.
     /// It is ready for use, and of the plan that this call was given nothing holds.
     Existing {
         /// Name of the plan that it was created with, as far as the catalog knows.

@@ -22,7 +22,7 @@ const fn quota(which: ExhaustedQuota, advice: &'static str) -> Row {
     later(ErrorKind::QuotaExhausted(which), advice, QUOTA_WAIT)
 }
 
-/// How soon something that somebody must mend first is tried again, where no proxy repeats its answer.
+/// Wait before the next attempt at what an operator must mend first, where no proxy repeats its answer.
 const MENDED: Duration = Duration::from_secs(5);
 /// How soon a used-up quota is asked about again.
 const QUOTA_WAIT: Duration = Duration::from_secs(60);

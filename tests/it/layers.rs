@@ -7,8 +7,16 @@ const ROWS: &[(&str, &[&str])] = &[
     (
         "words",
         &[
-            "chain", "secret", "tenant", "whose", "plan", "endpoint", "record", "config",
-            "resolve", "error",
+            "chain",
+            "secret",
+            "tenant",
+            "current_tenant",
+            "plan",
+            "endpoint",
+            "record",
+            "config",
+            "resolve",
+            "error",
         ],
     ),
     (

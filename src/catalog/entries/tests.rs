@@ -165,3 +165,16 @@ async fn a_record_that_makes_no_sense_is_a_denial_only_of_a_tenant_that_is_not_k
     let entry = cache.get(&acme);
     assert!(matches!(entry, Some(Entry::Denied(it)) if matches!(it.denial, Denial::Broken(_))));
 }
+
+#[tokio::test(start_paused = true)]
+async fn without_an_entry_a_look_up_is_good_until_a_change_is_heard() {
+    let (cache, acme) = cache();
+    let asked = cache.stamp();
+    assert!(cache.is_unchanged_since(&acme, asked));
+    cache.invalidate(&acme);
+    assert!(!cache.is_unchanged_since(&acme, asked));
+    let asked = cache.stamp();
+    assert!(cache.is_unchanged_since(&acme, asked));
+    cache.invalidate_all();
+    assert!(!cache.is_unchanged_since(&acme, asked));
+}

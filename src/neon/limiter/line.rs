@@ -1,4 +1,5 @@
-//! When a request may pass. Nobody is told: whoever waits looks at what is ahead of it, and again in a moment.
+//! Decides when a request may pass. The line tells no request: each waiting request looks at what is ahead of it, and looks
+//! again in a moment.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},

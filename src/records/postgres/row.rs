@@ -21,8 +21,8 @@ use crate::{
 /// What is read, by the names that [`record`] knows. Times are what is left of them, in microseconds.
 pub(super) const READ: &str = "
     t.tenant, t.state, t.org, t.project, t.branch, t.endpoint, t.region, t.direct_host, t.pooled_host, t.port,
-    t.database, t.role, t.suspend_after, t.is_neon, t.encryption, t.session_reset, t.key_id, t.credential, t.plan, t.max_connections,
-    t.schema_version, t.generation, t.attempt, t.attempts, t.condemned, t.last_error, t.created_at, t.updated_at, t.token,
+    t.database, t.role, t.suspend_after, t.is_neon, t.encryption, t.session_reset, t.key_id, t.credential, t.plan,
+    t.max_connections, t.schema_version, t.generation, t.attempt, t.attempts, t.condemned, t.last_error, t.created_at, t.updated_at, t.token,
     (extract(epoch FROM t.doubt_until - clock_timestamp()) * 1000000)::bigint AS doubt,
     CASE WHEN t.lease_owner IS NOT NULL
          THEN (extract(epoch FROM t.lease_until - clock_timestamp()) * 1000000)::bigint END AS leased_for";

@@ -73,7 +73,7 @@ COMMENT ON COLUMN {schema}.tenants.max_connections IS 'of one router to the tena
 ",
     "
 ALTER TABLE {schema}.tenants ADD session_reset text;
-COMMENT ON COLUMN {schema}.tenants.session_reset IS 'never, if_needed or always; NULL is if_needed without a pooler, never behind one';
+COMMENT ON COLUMN {schema}.tenants.session_reset IS 'never, if_needed, always; NULL: never behind a pooler, else if_needed';
 ",
 ];
 

@@ -43,8 +43,8 @@ impl Intrusions {
     }
 }
 
-/// One database. Its one row says whose it is, and a number of its own. A caller that asks it anything may say for whom,
-/// in a comment: a question for another than its owner is an intrusion. So is a login that begins after it was closed, and a
+/// One database. Its one row says whose it is, and a number of its own. A caller may name in a comment the
+/// owner it asks for: a question for another than its owner is an intrusion. So is a login that begins after it was closed, and a
 /// question on a connection that was opened after that.
 #[derive(Debug)]
 pub(crate) struct House {

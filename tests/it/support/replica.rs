@@ -140,7 +140,7 @@ pub(crate) struct Replica {
     stops: mpsc::UnboundedReceiver<(String, String)>,
 }
 
-/// The way to a replica, also while somebody waits for what becomes of it.
+/// Sends commands to a replica, also while another task waits for its steps.
 #[derive(Clone)]
 pub(crate) struct Line {
     commands: mpsc::UnboundedSender<String>,
@@ -218,7 +218,7 @@ impl Replica {
         self.line.ask(command)
     }
 
-    /// The way to it.
+    /// Returns a line to it.
     pub(crate) fn line(&self) -> Line {
         self.line.clone()
     }

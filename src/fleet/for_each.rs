@@ -6,11 +6,11 @@ use futures_util::{StreamExt, stream};
 
 use super::Fleet;
 use crate::{
+    current_tenant,
     error::{Error, Stage},
     record::{Record, State},
     retry::{Progress, backoff, retry},
     tenant::TenantId,
-    whose,
 };
 
 /// Records that are read at once.
@@ -216,7 +216,7 @@ impl Fleet {
             let turn = match listed {
                 Ok(record) if record.state == State::Ready => {
                     let tenant = record.tenant.clone();
-                    let working = whose::of_now(&tenant, || work(record));
+                    let working = current_tenant::sync_scope(&tenant, || work(record));
                     Turn::Visit(tenant, working)
                 }
                 Ok(_) => Turn::Skip,
@@ -302,7 +302,7 @@ impl<Fut> Turn<Fut> {
     {
         match self {
             Self::Visit(tenant, working) => {
-                let done = whose::of(&tenant, working).await;
+                let done = current_tenant::scope(&tenant, working).await;
                 Took::Visit(tenant, done)
             }
             Self::Skip => Took::Skip,

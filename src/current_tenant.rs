@@ -1,0 +1,45 @@
+//! The tenant that the running code works for, for errors that do not name it themselves.
+//!
+//! A driver's error knows no tenant, and `?` turns it into ours in a place where none is at hand. So a caller of the
+//! application's code sets the tenant around it.
+
+use std::{future::Future, sync::OnceLock};
+
+use tokio::task::futures::TaskLocalFuture;
+
+use crate::tenant::TenantId;
+
+tokio::task_local! {
+    /// Unset at first where a request is served: an argument of its handler sets it.
+    static TENANT: OnceLock<TenantId>;
+}
+
+/// Runs `work` for `tenant`.
+pub(crate) fn scope<F: Future>(tenant: &TenantId, work: F) -> Scope<F> {
+    TENANT.scope(OnceLock::from(tenant.clone()), work)
+}
+
+/// Calls `work` for `tenant`.
+pub(crate) fn sync_scope<T>(tenant: &TenantId, work: impl FnOnce() -> T) -> T {
+    TENANT.sync_scope(OnceLock::from(tenant.clone()), work)
+}
+
+/// Runs `work`, which may [set](set) the tenant.
+#[cfg_attr(not(feature = "tower"), allow(dead_code, reason = "for requests"))]
+pub(crate) fn scope_unset<F: Future>(work: F) -> Scope<F> {
+    TENANT.scope(OnceLock::new(), work)
+}
+
+/// Sets the tenant of the scope, unless it is set.
+#[cfg_attr(not(feature = "axum"), allow(dead_code, reason = "for requests"))]
+pub(crate) fn set(tenant: &TenantId) {
+    let _ = TENANT.try_with(|it| it.set(tenant.clone()));
+}
+
+/// Returns the tenant of the scope, if it is set.
+pub(crate) fn get() -> Option<TenantId> {
+    TENANT.try_with(|it| it.get().cloned()).ok().flatten()
+}
+
+/// A future that runs in a scope.
+pub(crate) type Scope<F> = TaskLocalFuture<OnceLock<TenantId>, F>;

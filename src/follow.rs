@@ -153,8 +153,8 @@ impl Follower {
             // Also of unknown tenants: a look-up may be under way. What it brings from now on it finds to be old; what it
             // has brought by now is found here.
             catalog.entries.invalidate(tenant);
-            let has_entry = had_entry || catalog.entries.contains(tenant);
-            if has_entry || pools.alive(tenant.as_str()).is_some() {
+            let is_known = had_entry || catalog.entries.contains(tenant);
+            if is_known || pools.alive(tenant.as_str()).is_some() {
                 count(&catalog.stats.changes);
                 catalog.refresh.push(tenant);
             }

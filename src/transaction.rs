@@ -124,6 +124,10 @@ impl<'a> Transaction<'a> {
             stats.failing.add(&pool.tenant, 1.0);
             Some(Err(err.into()))
         };
+        let theirs = |err: tokio_postgres::Error| {
+            let of_tenant = current_tenant::sync_scope(&pool.tenant, || err.into());
+            Some(Err(of_tenant))
+        };
         let begun = self.begin(&lease).await;
         let watch = &lease.connection().watch;
         let (idles, ends) = (watch.idles(), watch.ends());
@@ -131,9 +135,7 @@ impl<'a> Transaction<'a> {
             End::Committed | End::Undone => {}
             End::Again(err, why) => return ours(self.again(lease, err, why).await?),
             End::Failed(err) => return ours(err),
-            End::Refused(err) => {
-                return Some(Err(current_tenant::sync_scope(&pool.tenant, || err.into())));
-            }
+            End::Refused(err) => return theirs(err),
         }
         let (home, worked) = (Arc::new(Mutex::new(None)), Instant::now());
         // Called within it, too: a closure may do something before its first await, and even before its future is made.
@@ -158,13 +160,7 @@ impl<'a> Transaction<'a> {
         let end = match done {
             _ if watch.idles() != idles => End::Failed(ended_inside()),
             _ if is_outdated && self.left > 0 => outdated(),
-            Ok(_) => {
-                let committing = Instant::now();
-                let end = self.commit(&lease, ends).await;
-                let ok = matches!(end, End::Committed);
-                stats.meters.stage(Stage::Commit, ok, committing.elapsed());
-                end
-            }
+            Ok(_) => self.commit(&lease, ends).await,
             Err(_) => self.undo(&lease, ends).await,
         };
         match end {
@@ -175,7 +171,7 @@ impl<'a> Transaction<'a> {
                 ours(self.again(lease, err, why).await?)
             }
             End::Failed(err) => ours(err),
-            End::Refused(err) => Some(Err(current_tenant::sync_scope(&pool.tenant, || err.into()))),
+            End::Refused(err) => theirs(err),
         }
     }
 
@@ -203,8 +199,21 @@ impl<'a> Transaction<'a> {
         }
     }
 
-    /// Commits what the closure did. `ends`: how much had been written before it that may end a transaction.
+    /// Commits, and measures for how long.
     async fn commit(&self, lease: &Lease, ends: u64) -> End {
+        let began = Instant::now();
+        let end = self.send_commit(lease, ends).await;
+        let meters = &lease.pool().shared.stats.meters;
+        meters.stage(
+            Stage::Commit,
+            matches!(end, End::Committed),
+            began.elapsed(),
+        );
+        end
+    }
+
+    /// Commits what the closure did. `ends`: how much had been written before it that may end a transaction.
+    async fn send_commit(&self, lease: &Lease, ends: u64) -> End {
         let (client, watch) = (&lease.connection().client, &lease.connection().watch);
         if is_dead(lease) {
             return lost_inside(lease, ends);

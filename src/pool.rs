@@ -222,7 +222,7 @@ impl Pool {
             return self.pump(); // its task saw to the rest, but for those who relied on its coming back
         }
         state.note_alive(&connection.watch);
-        if state.lost.is_none() || state.dialing == 0 {
+        if state.has_wakers() && (state.lost.is_none() || state.dialing == 0) {
             self.tell_awake(&mut state, &connection.watch);
         }
         let watch = &connection.watch;

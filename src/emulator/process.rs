@@ -110,6 +110,12 @@ pub(super) fn copy(account: Account, from: &Path, to: &Path) -> Result<(), Emula
     run(copy.args(["-a", "--reflink=auto"]).arg(from).arg(to), None)
 }
 
+/// Makes `to` a folder of the same files as `from`, by hard links. Blocks the thread.
+pub(super) fn link(account: Account, from: &Path, to: &Path) -> Result<(), EmulatorError> {
+    let mut link = account.command("cp");
+    run(link.args(["-a", "--link"]).arg(from).arg(to), None)
+}
+
 /// Runs what blocks apart from the emulator's own tasks.
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, EmulatorError> + Send + 'static,

@@ -261,6 +261,11 @@ impl State {
         self.wakers.push(waker);
     }
 
+    #[inline]
+    pub(crate) fn has_wakers(&self) -> bool {
+        !self.wakers.is_empty()
+    }
+
     /// Takes those out who only want the database awake, and for whom `is_one` holds.
     pub(crate) fn take_wakers(&mut self, is_one: impl Fn(&Waker) -> bool) -> Vec<Waker> {
         self.wakers.extract_if(.., |it| is_one(it)).collect()

@@ -326,10 +326,13 @@ impl Provisioning {
     }
 }
 
-/// Whether an error says that the record names what is not there or not the tenant's, so that asking again soon would
-/// say the same.
+/// Whether an error says that the record names what is not there, not the tenant's, or not to be connected to, so that
+/// asking again soon would say the same.
 fn is_about_record(kind: ErrorKind) -> bool {
-    matches!(kind, ErrorKind::BadRecord | ErrorKind::EndpointNotFound)
+    matches!(
+        kind,
+        ErrorKind::BadRecord | ErrorKind::EndpointNotFound | ErrorKind::Misconfigured
+    )
 }
 
 /// The error for a record that says that its database may be used, and not where it is.

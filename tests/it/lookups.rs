@@ -60,6 +60,30 @@ async fn a_record_that_makes_no_sense_is_read_once_in_a_while_and_not_once_a_cal
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_endpoint_without_a_password_that_cannot_work_is_read_once_in_a_while_and_not_once_a_call()
+ {
+    let (backend, ledger) = (Backend::default(), Ledger::silent());
+    let provisioner = Projects::provisioner(&backend, ledger.clone());
+    let router = TenantRouter::provisioning(provisioner.passwords_from_control_plane());
+    let router = backend.at(router).build().unwrap();
+    ledger.publish("acme", "acme").await;
+    let made_wrong = ledger.change("acme", |endpoint| {
+        endpoint.password = "".into();
+        endpoint.direct_host = "https://acme.test".into();
+        endpoint.pooled_host = "https://acme.test".into();
+    });
+    made_wrong.await;
+    for _ in 0..1000 {
+        let err = router.get("acme").await.unwrap_err();
+        assert_eq!(err.kind(), ErrorKind::Misconfigured);
+    }
+    assert_eq!(ledger.finds(), 1);
+    sleep(11 * SECOND).await;
+    router.get("acme").await.unwrap_err();
+    assert_eq!(ledger.finds(), 2, "it may have been mended");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_look_up_comes_to_an_end_though_the_tenant_is_evicted_again_and_again() {
     let backend = Backend::default();
     backend.set(Step::Lookup, Gate::Slow(SECOND));

@@ -1,5 +1,10 @@
 //! The manual: what is worth knowing beyond each item's own page.
 
+/// For people who change the code: the source folders in order, where a new feature goes, and how a test looks.
+pub mod architecture {
+    #![doc = include_str!("manual/architecture.md")]
+}
+
 /// What is bounded, by how much, and who gets what is left.
 pub mod bounds {
     #![doc = include_str!("manual/bounds.md")]
@@ -47,6 +52,11 @@ pub mod hot_path {
 /// Many processes of an app on one catalog.
 pub mod many_replicas {
     #![doc = include_str!("manual/many_replicas.md")]
+}
+
+/// What is promised, and the tests that fail when a promise is broken.
+pub mod promises {
+    #![doc = include_str!("manual/promises.md")]
 }
 
 /// From nothing to a tenant's database: what is written, what is sent, and what is left when it stops in between.

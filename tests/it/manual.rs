@@ -3,6 +3,7 @@
 use std::{fs, path::PathBuf};
 
 const FIGURES: &str = include_str!("../../src/manual/figures.md");
+const PROMISES: &str = include_str!("../../src/manual/promises.md");
 const README: &str = include_str!("../../README.md");
 const REQUEST: &str = include_str!("../../src/manual/request.md");
 const TUNING: &str = include_str!("../../src/manual/tuning.md");
@@ -71,17 +72,18 @@ fn every_file_on_the_way_of_a_request_is_there() {
     assert!(missing.is_empty(), "{missing:?}");
 }
 
-/// The rows of the table below a heading of the README, without the two lines that head it.
-fn rows_of_the_readme(heading: &str) -> Vec<&'static str> {
-    let (_, section) = README.split_once(heading).unwrap();
-    let section = section.split("\n## ").next().unwrap();
+/// The rows of the table below a heading of a page, without the two lines that head it.
+fn rows_below(heading: &str, page: &'static str) -> Vec<&'static str> {
+    let (_, section) = page.split_once(heading).unwrap();
+    let same_level = heading.split_inclusive(' ').next().unwrap();
+    let section = section.split(same_level).next().unwrap();
     let rows = section.lines().filter(|line| line.starts_with('|'));
     rows.skip(2).collect()
 }
 
 #[test]
-fn every_test_that_the_readme_names_is_there() {
-    let promises = rows_of_the_readme("\n## What holds\n");
+fn every_test_that_the_page_of_promises_names_is_there() {
+    let promises = rows_below("\n# Promises and their tests\n", PROMISES);
     assert!(promises.len() >= 10, "{promises:#?}");
     let mut missing = Vec::new();
     for promise in promises {
@@ -124,7 +126,7 @@ fn every_figure_that_the_readme_quotes_is_on_the_page_of_figures() {
         all.filter(|it| it.len() > 1)
     };
     let known: Vec<_> = numbers(FIGURES).collect();
-    let rows = rows_of_the_readme("\n## Figures\n").into_iter();
+    let rows = rows_below("\n## Figures\n", README).into_iter();
     let quoted: Vec<_> = rows.flat_map(numbers).collect();
     assert!(quoted.len() > 10, "the test reads too little: {quoted:?}");
     let unknown: Vec<_> = quoted.iter().filter(|it| !known.contains(it)).collect();

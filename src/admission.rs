@@ -5,7 +5,7 @@ use std::{sync::Mutex, time::Duration};
 use tokio::time::{Instant, sleep_until};
 
 use crate::{
-    error::{Error, ErrorKind},
+    model::error::{Error, ErrorKind},
     retry::lock,
 };
 

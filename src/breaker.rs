@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use crate::{error::Error, retry::lock};
+use crate::{model::error::Error, retry::lock};
 
 /// Wait before the first probe after a failure.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
@@ -295,7 +295,7 @@ pub(crate) fn chance() -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::ErrorKind;
+    use crate::model::error::ErrorKind;
 
     const FIND: Kind = 0;
     const CHANGES: Kind = 1;

@@ -6,17 +6,19 @@ use tokio::{io::DuplexStream, runtime::Handle};
 
 use crate::{
     budget::Budget,
-    config::{Config, InvalidConfig},
     dial::Dialer,
     lookup::{AnyLookup, Lookup},
+    model::{
+        config::{Config, InvalidConfig},
+        resolve::Resolve,
+        tls, trust,
+    },
     open_files,
     provision::Provisioner,
-    resolve::Resolve,
     router::TenantRouter,
     shared::Shared,
     source::{OwnLookup, Source},
     stream::Pipes,
-    tls, trust,
 };
 
 /// Builds a [`TenantRouter`]. Nothing is checked before [`build`](Self::build), and no setter panics.

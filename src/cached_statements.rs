@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use crate::{
-    error::Error,
     handle::TenantHandle,
+    model::error::Error,
     router::{Inner, TenantRouter},
     source::OnMissing,
 };

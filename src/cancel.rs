@@ -3,8 +3,10 @@
 use std::{fmt, sync::Arc};
 
 use crate::{
-    endpoint::{Endpoint, Route},
-    error::{Error, ErrorKind, Stage},
+    model::{
+        endpoint::{Endpoint, Route},
+        error::{Error, ErrorKind, Stage},
+    },
     shared::Shared,
     watch::Watch,
 };

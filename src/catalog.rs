@@ -23,14 +23,16 @@ pub(crate) use refresh_queue::Reading;
 
 use crate::{
     breaker::{Breaker, Kind, Pass, Shut},
-    config::Config,
-    error::{BoxError, Error, ErrorKind},
     lookup::Answer,
     meters::CatalogMeters,
+    model::{
+        config::Config,
+        error::{BoxError, Error, ErrorKind},
+        tenant::TenantId,
+    },
     record::{Changes, Lease, Leased, Record, State, Then},
     records::{AnyRecords, CallError, Defect},
     stats::{CatalogStats, count},
-    tenant::TenantId,
 };
 
 use refresh_queue::RefreshQueue;

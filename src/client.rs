@@ -7,9 +7,8 @@ use std::{
 
 use crate::{
     cancel::CancelToken,
-    endpoint::Route,
     lease::{Lease, Parts},
-    tenant::TenantId,
+    model::{endpoint::Route, tenant::TenantId},
 };
 
 /// A live connection to one tenant's database. Dropping it gives it back.

@@ -9,11 +9,13 @@ use std::{collections::BTreeMap, future::Future, pin::Pin, time::SystemTime};
 
 pub use crate::retry::Progress;
 use crate::{
-    endpoint::{Endpoint, Login},
-    error::Error,
-    plan::Plan,
+    model::{
+        endpoint::{Endpoint, Login},
+        error::Error,
+        plan::Plan,
+        secret::Secret,
+    },
     record::Placement,
-    secret::Secret,
 };
 
 /// Creates databases, finds them again, and deletes them.

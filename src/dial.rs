@@ -29,9 +29,11 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use crate::{
     budget::{Budget, Holder, Permit, Seat},
     drive::{Drive, Notifications},
-    endpoint::{Encryption, Endpoint, Route},
-    error::{Error, ErrorKind},
-    resolve::AnyResolve,
+    model::{
+        endpoint::{Encryption, Endpoint, Route},
+        error::{Error, ErrorKind},
+        resolve::AnyResolve,
+    },
     retry::Progress,
     stream::{Pipes, Socket, Stream},
     tap::{Tap, Tapped},

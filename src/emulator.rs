@@ -65,7 +65,7 @@ use proxy::Proxy;
 use scratch::Scratch;
 use world::World;
 
-use crate::{resolve::Resolve, secret::Secret};
+use crate::model::{resolve::Resolve, secret::Secret};
 
 /// A running emulator. Dropping it ends everything it started and removes its folder.
 ///

@@ -9,15 +9,17 @@ use tokio::time::Instant;
 
 use crate::{
     catalog::{Denial, Entry},
-    endpoint::Route,
-    error::{Error, ErrorKind, Stage},
     handle::TenantHandle,
     lease::Fitness,
+    model::{
+        endpoint::Route,
+        error::{Error, ErrorKind, Stage},
+        tenant::TenantId,
+    },
     pool::{Pool, State, Wake},
     router::{Inner, TenantRouter},
     source::{OnMissing, Source},
     stats::seconds,
-    tenant::TenantId,
 };
 
 /// What a router knows of one tenant. From [`TenantRouter::explain`]; `Display` writes it for people, serde for machines,

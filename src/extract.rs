@@ -4,7 +4,10 @@ use axum::extract::{FromRef, FromRequestParts};
 use http::request::Parts;
 
 use crate::{
-    current_tenant, error::Error, handle::TenantHandle, identify::Identify, router::TenantRouter,
+    handle::TenantHandle,
+    identify::Identify,
+    model::{current_tenant, error::Error},
+    router::TenantRouter,
 };
 
 /// What [`Tenant`] is extracted by: the router, and how a request names its tenant. The application's state, or a part of

@@ -19,16 +19,18 @@ use tokio::time::timeout_at;
 
 use crate::{
     catalog,
-    endpoint::Login,
-    error::{Error, Stage},
-    plan::Plan,
+    model::{
+        endpoint::Login,
+        error::{Error, Stage},
+        plan::Plan,
+        tenant::TenantId,
+    },
     provision::{Demand, Provisioning},
     record::Record,
     retry::Progress,
     router::{Inner, TenantRouter},
     source::Source,
     stats::Stats,
-    tenant::TenantId,
 };
 
 /// Time between a tombstone and the deletion of the database, in which other processes let go of it.

@@ -14,7 +14,7 @@ use std::{
 use tokio::{runtime::Handle, sync::watch, time::timeout};
 
 use crate::{
-    error::{Error, Stage},
+    model::error::{Error, Stage},
     retry::{Progress, Stale, lock},
 };
 
@@ -204,7 +204,7 @@ impl<K: Eq + Hash, V> Drop for Landing<K, V> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::ErrorKind;
+    use crate::model::error::ErrorKind;
     use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
     use tokio::time::sleep;
 

@@ -16,7 +16,10 @@ use tokio::time::{Instant, sleep, sleep_until};
 use crate::{
     breaker::chance,
     catalog::{Denial, Entry, Reading},
-    error::{Error, ErrorKind},
+    model::{
+        error::{Error, ErrorKind},
+        tenant::TenantId,
+    },
     pool::Unserved,
     pools::Pools,
     provision::Provisioning,
@@ -26,7 +29,6 @@ use crate::{
     source::Source,
     stats::count,
     supervise::supervise,
-    tenant::TenantId,
 };
 
 /// Changes that are asked for at once.

@@ -8,8 +8,10 @@ use http::{HeaderName, request::Parts};
 use tokio::time::timeout;
 
 use crate::{
-    config::InvalidConfig,
-    error::{BoxError, Error, ErrorKind, Stage},
+    model::{
+        config::InvalidConfig,
+        error::{BoxError, Error, ErrorKind, Stage},
+    },
     retry::Progress,
 };
 

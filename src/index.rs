@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use dashmap::DashMap;
 
-use crate::{pool::Pool, tenant::TenantId};
+use crate::{model::tenant::TenantId, pool::Pool};
 
 /// Shards. Far more than threads that look something up at the same moment, so that they hardly ever meet.
 const SHARDS: usize = 64;

@@ -12,12 +12,14 @@ use tokio::time::Instant;
 
 use crate::{
     budget::Seat,
-    config::Config,
-    endpoint::{Endpoint, Route},
+    model::{
+        config::Config,
+        endpoint::{Endpoint, Route},
+        tenant::TenantId,
+    },
     pool::{Pool, VERIFY_TIMEOUT},
     reset::reset,
     stats::count,
-    tenant::TenantId,
     watch::Watch,
 };
 

@@ -2,7 +2,7 @@
 
 use std::{future::Future, pin::Pin};
 
-use crate::{endpoint::Endpoint, error::BoxError, tenant::TenantId};
+use crate::model::{endpoint::Endpoint, error::BoxError, tenant::TenantId};
 
 /// Finds the endpoint at which a tenant lives. `None` means that there is no such tenant.
 ///

@@ -1,9 +1,9 @@
 //! What an operator sees: the router's status, and who keeps it busy.
 
 use crate::{
+    model::tenant::TenantId,
     router::{Inner, TenantRouter},
     stats::Status,
-    tenant::TenantId,
 };
 
 impl TenantRouter {

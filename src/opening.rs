@@ -14,8 +14,10 @@ use crate::{
     breaker::chance,
     budget::Permit,
     dial::Dialed,
-    endpoint::{Endpoint, Route},
-    error::{Error, ErrorKind, Stage},
+    model::{
+        endpoint::{Endpoint, Route},
+        error::{Error, ErrorKind, Stage},
+    },
     pool::{Pool, Wake},
     refusals::Refusal,
     retry::{Progress, backoff},

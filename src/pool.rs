@@ -27,14 +27,16 @@ use tokio::{
 };
 
 use crate::{
-    endpoint::{Endpoint, Route},
-    error::{Error, Stage},
     lease::{Connection, Fitness, Lease, Parting},
+    model::{
+        endpoint::{Endpoint, Route},
+        error::{Error, Stage},
+        tenant::TenantId,
+    },
     refusals::Refusal,
     retry::{Noted, lock, timed_out},
     shared::Shared,
     stats::count,
-    tenant::TenantId,
     verdict::{self, Next},
     watch::Watch,
 };

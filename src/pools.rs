@@ -15,15 +15,14 @@ use moka::{policy::EvictionPolicy, sync::Cache};
 use tokio::time::Instant;
 
 use crate::{
-    endpoint::Endpoint,
     index::{Entry, Index},
     lease::{Fitness, Lease},
+    model::{endpoint::Endpoint, tenant::TenantId},
     pool::{Pool, Unserved},
     retry::lock,
     shared::Shared,
     source::Located,
     stats::count,
-    tenant::TenantId,
 };
 
 /// Part of the cache that may change before the cache hears of a pool's use once more.
@@ -253,7 +252,7 @@ mod tests {
     use std::{collections::BTreeMap, thread};
 
     use super::*;
-    use crate::{lookup::Lookup, router::TenantRouter, tenant::TenantId};
+    use crate::{lookup::Lookup, model::tenant::TenantId, router::TenantRouter};
 
     /// Tenants, of whom the cache holds a quarter.
     const TENANTS: u64 = 64;

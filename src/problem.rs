@@ -16,7 +16,7 @@ use axum::{
 use serde_json::json;
 use tokio_postgres::error::SqlState;
 
-use crate::{
+use crate::model::{
     error::{Error, ErrorKind, Stage},
     tenant::TenantId,
 };

@@ -34,13 +34,15 @@ pub(crate) use settle::Settled;
 use crate::{
     admission::Admission,
     catalog::Catalog,
-    config::{Config, InvalidConfig, check_limit},
     control_plane::{AnyControlPlane, ControlPlane},
     dial::Dialer,
-    error::BoxError,
-    plan::Plan,
+    model::{
+        config::{Config, InvalidConfig, check_limit},
+        error::BoxError,
+        plan::Plan,
+        tenant::{Namespace, TenantId},
+    },
     records::{AnyRecords, Records},
-    tenant::{Namespace, TenantId},
 };
 
 use policy::Policy;

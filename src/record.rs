@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::{endpoint::Endpoint, tenant::TenantId};
+use crate::model::{endpoint::Endpoint, tenant::TenantId};
 
 /// How far a tenant's database has come.
 ///

@@ -11,11 +11,13 @@ pub use memory::Memory;
 pub use postgres::{Postgres, PostgresBuilder};
 
 use crate::{
-    chain,
-    error::BoxError,
     lookup::{Answer, Lookup},
+    model::{
+        chain,
+        error::BoxError,
+        tenant::{Namespace, TenantId},
+    },
     record::{Changes, Lease, Leased, Record, State, Then},
-    tenant::{Namespace, TenantId},
 };
 
 /// A catalog in which tenantry records the databases that it creates.

@@ -9,9 +9,11 @@ use moka::{policy::EvictionPolicy, sync::Cache};
 use tokio::time::Instant;
 
 use crate::{
-    endpoint::Route,
-    error::{Error, ErrorKind},
-    tenant::TenantId,
+    model::{
+        endpoint::Route,
+        error::{Error, ErrorKind},
+        tenant::TenantId,
+    },
     verdict::REPEATED,
 };
 

@@ -10,7 +10,7 @@ use std::{
 use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::time::{Instant, sleep};
 
-use crate::error::{Error, ErrorKind, Stage};
+use crate::model::error::{Error, ErrorKind, Stage};
 
 /// When to come back for work that goes on, if nothing else is known.
 const COME_BACK: Duration = Duration::from_secs(1);

@@ -9,11 +9,14 @@ use crate::{
     builder::RouterBuilder,
     catalog::{Entry, EntryCache},
     client::TenantClient,
-    error::{Error, ErrorKind, Stage},
     flights::Flights,
     follow,
     lease::Lease,
     lookup::Lookup,
+    model::{
+        error::{Error, ErrorKind, Stage},
+        tenant::TenantId,
+    },
     pool::{Pool, Unserved},
     pools::Pools,
     provision::Provisioner,
@@ -22,7 +25,6 @@ use crate::{
     source::{self, OnMissing},
     stats::{Path, Reason, count},
     sweep,
-    tenant::TenantId,
     trail::{self, Laps},
     waiting::Place,
 };

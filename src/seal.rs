@@ -12,7 +12,7 @@ use aws_lc_rs::{
 };
 use secrecy::{ExposeSecret, SecretBox};
 
-use crate::{config::InvalidConfig, secret::Secret};
+use crate::model::{config::InvalidConfig, secret::Secret};
 
 /// First byte of everything sealed, so that another way of sealing can come later.
 const FORMAT: u8 = 1;

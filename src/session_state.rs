@@ -13,7 +13,7 @@ use std::{
 };
 
 use crate::{
-    endpoint::SessionReset,
+    model::endpoint::SessionReset,
     watch::{Residue, SessionFlags},
 };
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, de};
 
 use crate::{
     builder::RouterBuilder,
-    config::{Config, InvalidConfig},
+    model::config::{Config, InvalidConfig},
 };
 use variables::{not_text, of_variable};
 

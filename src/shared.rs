@@ -6,8 +6,16 @@ use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    config::Config, dial::Dialer, hint::HintBudget, life::Life, refusals::Refusals, source::Source,
-    stats::Stats, sweep::Pace, tenant::TenantId, top::Shown, waiting::Waiting,
+    dial::Dialer,
+    hint::HintBudget,
+    life::Life,
+    model::{config::Config, tenant::TenantId},
+    refusals::Refusals,
+    source::Source,
+    stats::Stats,
+    sweep::Pace,
+    top::Shown,
+    waiting::Waiting,
 };
 
 /// Refusals outlive the pools they come from, so there is room for more of them.

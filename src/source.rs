@@ -6,14 +6,16 @@ use tokio::time::Instant;
 
 use crate::{
     catalog::{Catalog, LookupLimit, Stamp},
-    config::Config,
-    endpoint::Endpoint,
-    error::{BoxError, Error, ErrorKind, Stage},
     lookup::AnyLookup,
+    model::{
+        config::Config,
+        endpoint::Endpoint,
+        error::{BoxError, Error, ErrorKind, Stage},
+        tenant::TenantId,
+    },
     provision::{Demand, LookupOutcome, Provisioning},
     retry::Progress,
     stats::{Stats, count},
-    tenant::TenantId,
 };
 
 /// How the router learns where a tenant lives.

@@ -12,7 +12,12 @@ use std::{
 use serde::{Serialize, Serializer};
 use tokio::time::Instant;
 
-use crate::{error::Error, meters::Meters, retry::lock, tenant::TenantId, top::Top};
+use crate::{
+    meters::Meters,
+    model::{error::Error, tenant::TenantId},
+    retry::lock,
+    top::Top,
+};
 
 /// On whose account a database is woken.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

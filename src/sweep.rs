@@ -23,9 +23,11 @@ use tokio::{
 };
 
 use crate::{
-    config::Config,
-    endpoint::{DEFAULT_SUSPEND_WINDOW, Endpoint},
     lease::Connection,
+    model::{
+        config::Config,
+        endpoint::{DEFAULT_SUSPEND_WINDOW, Endpoint},
+    },
     pool::Pool,
     pools::Pools,
     retry::lock,

@@ -6,9 +6,11 @@ use tokio::time::Instant;
 use tracing::{Span, field::Empty};
 
 use crate::{
-    error::{Error, Stage},
+    model::{
+        error::{Error, Stage},
+        tenant::TenantId,
+    },
     stats::{Path, Reason, Stats},
-    tenant::TenantId,
 };
 
 /// The span of a call that has to wait. What is too long to be a tenant's id is not written.

@@ -17,9 +17,11 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tokio_postgres::error::{Severity, SqlState};
 
 use crate::{
-    current_tenant,
-    error::{Error, ErrorKind, Stage},
     lease::Lease,
+    model::{
+        current_tenant,
+        error::{Error, ErrorKind, Stage},
+    },
     pool::VERIFY_TIMEOUT,
     retry::{LONGEST, backoff, lock, timed_out},
     stats::count,

@@ -3,8 +3,8 @@
 use std::future::Future;
 
 use crate::{
-    error::Error,
     handle::TenantHandle,
+    model::error::Error,
     router::{Inner, TenantRouter},
     source::OnMissing,
     transaction::{Access, Transaction, TransactionOptions, Tx},

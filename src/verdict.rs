@@ -10,7 +10,7 @@ use std::{io, time::Duration};
 
 use rustls::{AlertDescription, pki_types::InvalidDnsNameError};
 
-use crate::{
+use crate::model::{
     chain,
     error::{Error, ErrorKind},
     trust::{distrust, sources},

@@ -19,9 +19,11 @@ use tracing::Instrument;
 
 use crate::{
     dial::{ConnectionTask, Dialed},
-    endpoint::Route,
-    error::{Error, ErrorKind, Stage},
     lease::Connection,
+    model::{
+        endpoint::Route,
+        error::{Error, ErrorKind, Stage},
+    },
     opening::{FIRST_WAIT, LONGEST_WAIT, Opening},
     pool::Pool,
     refusals::Refusal,

@@ -5,14 +5,12 @@ use std::sync::Arc;
 use tokio::{task::JoinHandle, time::Instant};
 
 use crate::{
-    endpoint::Route,
-    error::Error,
+    model::{endpoint::Route, error::Error, tenant::TenantId},
     pool::{Pool, Unserved},
     router::{Flown, Inner, TenantRouter},
     shared::Shared,
     source::OnMissing,
     stats::{Reason, count},
-    tenant::TenantId,
 };
 
 impl TenantRouter {

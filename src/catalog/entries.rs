@@ -19,7 +19,11 @@ use std::{
 use moka::{policy::EvictionPolicy, sync::Cache};
 use tokio::time::Instant;
 
-use crate::{breaker::chance, endpoint::Endpoint, error::Error, retry::lock, tenant::TenantId};
+use crate::{
+    breaker::chance,
+    model::{endpoint::Endpoint, error::Error, tenant::TenantId},
+    retry::lock,
+};
 
 pub(crate) use entry::{Denial, Denied, Entry, Known, Stamp};
 

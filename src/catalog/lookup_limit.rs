@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use crate::{
+use crate::model::{
     config::Config,
     error::{Error, ErrorKind},
 };

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::sync::Notify;
 
-use crate::{retry::lock, tenant::TenantId};
+use crate::{model::tenant::TenantId, retry::lock};
 
 /// Tenants that may be queued because they are used. A later use queues them again.
 const MAX_QUEUED: usize = 10_000;

@@ -6,13 +6,15 @@ use tokio::time::Instant;
 
 use super::{ControlPlane, Database, Found, Order};
 use crate::{
-    endpoint::{DEFAULT_SUSPEND_WINDOW, Endpoint, Login},
-    error::{Error, ErrorKind},
+    model::{
+        endpoint::{DEFAULT_SUSPEND_WINDOW, Endpoint, Login},
+        error::{Error, ErrorKind},
+        plan::Plan,
+        secret::Secret,
+    },
     neon::{self, Neon},
-    plan::Plan,
     record::Placement,
     retry::{Progress, backoff, retry},
-    secret::Secret,
 };
 
 /// Longest time for asking which regions there are. Without an answer any is let through: the creation will tell.

@@ -5,7 +5,7 @@ use std::{hash::Hash, net::SocketAddr, time::Duration};
 use moka::{policy::EvictionPolicy, sync::Cache};
 use tokio::time::Instant;
 
-use crate::secret::Secret;
+use crate::model::secret::Secret;
 
 /// Most addresses, and most hosts, that are remembered. The least recently used leaves first.
 const MOST: u64 = 10_000;

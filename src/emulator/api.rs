@@ -24,7 +24,7 @@ use super::{
     project::{Branch, Endpoint, Project},
     world::{Hindrance, World},
 };
-use crate::secret::Secret;
+use crate::model::secret::Secret;
 
 /// The path below which everything is.
 pub(super) const BASE: &str = "/api/v2";

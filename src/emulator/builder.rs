@@ -21,7 +21,7 @@ use super::{
     template::Template,
     world::{Settings, World},
 };
-use crate::secret::Secret;
+use crate::model::secret::Secret;
 
 /// Settings of an [`Emulator`].
 #[derive(Clone, Debug)]

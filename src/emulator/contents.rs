@@ -1,7 +1,7 @@
 //! What is in a compute's database from its first start on.
 
 use super::scram::Verifier;
-use crate::secret::Secret;
+use crate::model::secret::Secret;
 
 /// The database, its owner, and what the owner must prove.
 #[derive(Clone, Debug)]

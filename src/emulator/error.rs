@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, error::Error, fmt};
 
-use crate::chain;
+use crate::model::chain;
 
 /// The emulator cannot do what it should. The text says what to change.
 pub struct EmulatorError {

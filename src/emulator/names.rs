@@ -1,6 +1,6 @@
 //! Names that the emulator gives: hosts, ids, passwords.
 
-use crate::secret::Secret;
+use crate::model::secret::Secret;
 
 /// The domain of all hosts. Reserved for tests, so no name server knows it.
 const DOMAIN: &str = "aws.neon.test";

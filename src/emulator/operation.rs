@@ -7,7 +7,7 @@ use super::{
     compute::{Compute, Unborn},
     stop::Stop,
 };
-use crate::secret::Secret;
+use crate::model::secret::Secret;
 
 /// Something being done to a project.
 #[derive(Clone, Debug)]

@@ -28,7 +28,7 @@ use super::{
     startup::{Hello, endpoint_option, forwarded, negotiation},
     world::World,
 };
-use crate::secret::Secret;
+use crate::model::secret::Secret;
 
 /// Neon's limit for TLS and the startup packet.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);

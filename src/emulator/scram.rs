@@ -7,7 +7,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use postgres_protocol::password::scram_sha_256;
 use sha2::{Digest, Sha256};
 
-use crate::secret::Secret;
+use crate::model::secret::Secret;
 
 /// The mechanism with channel binding.
 pub(super) const PLUS: &str = "SCRAM-SHA-256-PLUS";

@@ -22,7 +22,7 @@ use super::{
     usage::Ledger,
     witness::{Log, Total, Witness},
 };
-use crate::secret::Secret;
+use crate::model::secret::Secret;
 
 /// Everything the emulator knows.
 #[derive(Debug)]

@@ -11,11 +11,13 @@ use std::{
 use super::{Finding, Fleet, Outcome, Reconcile, Report, Trouble};
 use crate::{
     control_plane::Found,
-    error::{Error, Stage},
+    model::{
+        error::{Error, Stage},
+        tenant::TenantId,
+    },
     provision::{Compared, Settled, identity},
     record::{Record, State},
     retry::{LONGEST, Progress},
-    tenant::TenantId,
 };
 
 /// Records that are read at once.

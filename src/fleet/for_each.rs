@@ -6,11 +6,13 @@ use futures_util::{StreamExt, stream};
 
 use super::Fleet;
 use crate::{
-    current_tenant,
-    error::{Error, Stage},
+    model::{
+        current_tenant,
+        error::{Error, Stage},
+        tenant::TenantId,
+    },
     record::{Record, State},
     retry::{Progress, backoff, retry},
-    tenant::TenantId,
 };
 
 /// Records that are read at once.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Fleet, Report, Trouble};
-use crate::error::Error;
+use crate::model::error::Error;
 
 /// How [`Fleet::reconcile`] goes about it. By default it changes nothing.
 ///

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::error::Error;
+use crate::model::error::Error;
 
 /// What a [comparison](crate::Fleet::reconcile) has found.
 #[derive(Clone, Debug, Default)]

@@ -6,7 +6,7 @@ use http::{HeaderMap, header::HOST, request::Parts};
 use idna::uts46::{AsciiDenyList, DnsLength, Hyphens, Uts46};
 
 use super::unusable;
-use crate::{config::InvalidConfig, error::Error};
+use crate::model::{config::InvalidConfig, error::Error};
 
 /// The longest host name and the longest label of one, in bytes.
 const LONGEST_NAME: usize = 253;

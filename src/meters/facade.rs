@@ -9,7 +9,7 @@ use metrics::{
 
 use super::names::{self, CountOf, Kind, METRICS, ValueOf};
 use crate::{
-    error::{ErrorKind, Stage},
+    model::error::{ErrorKind, Stage},
     stats::{Reason, Status},
 };
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    error::{ErrorKind, Stage},
+    model::error::{ErrorKind, Stage},
     stats::Reason,
 };
 

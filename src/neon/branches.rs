@@ -5,7 +5,7 @@ use super::{
     route::{Call, Route},
     wire::{Branch, BranchAnswer, BranchesAnswer, CreateBranch, CreatedBranch},
 };
-use crate::error::Error;
+use crate::model::error::Error;
 
 static CREATE: Route = Route::post("createProjectBranch", "/projects/{project_id}/branches");
 static LIST: Route = Route::get("listProjectBranches", "/projects/{project_id}/branches");

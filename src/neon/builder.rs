@@ -10,7 +10,7 @@ use super::{
     client::{Inner, Neon},
     limiter::{Limiter, PER_MINUTE, PER_SECOND, Rate},
 };
-use crate::{
+use crate::model::{
     config::{InvalidConfig, check_limit},
     secret::Secret,
     trust,

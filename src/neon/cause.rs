@@ -6,7 +6,7 @@
 use reqwest::StatusCode;
 
 use super::refusal::Outcome;
-use crate::error::{ErrorKind, ExhaustedQuota};
+use crate::model::error::{ErrorKind, ExhaustedQuota};
 
 /// Why a call was refused.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

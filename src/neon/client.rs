@@ -20,10 +20,12 @@ use super::{
     words::repeatable,
 };
 use crate::{
-    error::{Error, Stage},
     meters,
+    model::{
+        error::{Error, Stage},
+        secret::Secret,
+    },
     retry::{Class, Progress, backoff, lock, retry},
-    secret::Secret,
 };
 
 /// A client of Neon's management API.

@@ -5,7 +5,7 @@ use super::{
     route::{Call, Route},
     wire::{Endpoint, EndpointAnswer, EndpointsAnswer, UpdateEndpoint},
 };
-use crate::error::Error;
+use crate::model::error::Error;
 
 static LIST: Route = Route::get("listProjectEndpoints", "/projects/{project_id}/endpoints");
 static GET: Route = Route::get(

@@ -5,7 +5,7 @@ use super::{
     route::{Call, Route},
     wire::{ConsumptionAnswer, ConsumptionPage, ConsumptionQuery},
 };
-use crate::error::Error;
+use crate::model::error::Error;
 
 static PER_PROJECT: Route = Route::get(
     "getConsumptionHistoryPerProjectV2",

@@ -21,9 +21,11 @@ pub(super) use rate::{PER_MINUTE, PER_SECOND, Rate};
 
 use self::line::{Line, Ticket};
 use crate::{
-    error::{Error, ErrorKind},
+    model::{
+        error::{Error, ErrorKind},
+        secret::Secret,
+    },
     retry::{Class, Progress, lock},
-    secret::Secret,
 };
 
 /// Longest time for which one answer holds a route: the limits are by the minute.
@@ -120,7 +122,7 @@ impl Drop for Place<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Stage;
+    use crate::model::error::Stage;
 
     const SECOND: Duration = Duration::from_secs(1);
     const MINUTE: Duration = Duration::from_secs(60);

@@ -9,7 +9,7 @@ use super::{
     words::repeatable,
 };
 use crate::{
-    error::{Error, ErrorKind},
+    model::error::{Error, ErrorKind},
     retry::retry,
 };
 

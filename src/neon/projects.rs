@@ -14,7 +14,7 @@ use super::{
     },
 };
 use crate::{
-    error::{Error, ErrorKind},
+    model::error::{Error, ErrorKind},
     retry::{backoff, retry},
 };
 

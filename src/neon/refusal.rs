@@ -10,7 +10,7 @@ use reqwest::{
 use url::Url;
 
 use super::{cause::Cause, wire::RefusedBody, words::repeatable};
-use crate::{
+use crate::model::{
     error::{Error, ErrorKind},
     trust::distrust,
 };

@@ -5,7 +5,7 @@ use super::{
     route::{Call, Route},
     wire::{Region, RegionsAnswer},
 };
-use crate::error::{Error, ErrorKind};
+use crate::model::error::{Error, ErrorKind};
 
 static LIST: Route = Route::get("getActiveRegions", "/regions");
 

@@ -8,7 +8,7 @@ use super::{
     route::{Call, Route},
     wire::{ConnectionUriAnswer, DATABASE, Endpoint, PasswordAnswer, ROLE, ResetAnswer},
 };
-use crate::{
+use crate::model::{
     endpoint,
     error::{Error, ErrorKind},
     secret::Secret,

@@ -6,7 +6,7 @@ use reqwest::Method;
 use serde_json::Value;
 use url::Url;
 
-use crate::error::{Error, ErrorKind};
+use crate::model::error::{Error, ErrorKind};
 
 /// Longest id: the pattern of Neon's ids is `^[a-z0-9-]{1,60}$`.
 const LONGEST_ID: usize = 60;

@@ -1,7 +1,7 @@
 //! The bodies that go over the wire, as Neon names them.
 //!
 //! Answers are read tolerantly: only what is used is required, unknown fields are skipped, `null` is the same as
-//! nothing, and every enumeration is a string. Passwords are [`Secret`](crate::secret::Secret)s from the first byte;
+//! nothing, and every enumeration is a string. Passwords are [`Secret`](crate::model::secret::Secret)s from the first byte;
 //! the connection URIs beside them, which contain one too, are not even read.
 
 mod branch;

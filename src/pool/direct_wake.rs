@@ -8,8 +8,10 @@ use super::{Pool, Unserved};
 use crate::{
     budget::Permit,
     dial::Dialed,
-    endpoint::Route,
-    error::{Error, ErrorKind, Stage},
+    model::{
+        endpoint::Route,
+        error::{Error, ErrorKind, Stage},
+    },
     opening::Opening,
     refusals::Refusal,
     retry::Progress,

@@ -4,8 +4,8 @@ use tokio::time::Instant;
 
 use super::{Pool, waking::fail_wakers};
 use crate::{
-    error::{Error, ErrorKind},
     lease::Connection,
+    model::error::{Error, ErrorKind},
 };
 
 /// Why a pool gives a caller no connection.

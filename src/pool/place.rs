@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Pool;
-use crate::{endpoint::Endpoint, lease::Connection, stats::count};
+use crate::{lease::Connection, model::endpoint::Endpoint, stats::count};
 
 impl Pool {
     /// Where the tenant lives, as far as is known.

@@ -4,12 +4,10 @@ use std::{collections::VecDeque, mem, sync::Arc, time::Duration};
 
 use tokio::{sync::oneshot, time::Instant};
 
+use super::Unserved;
 use crate::{
-    config::Config,
-    endpoint::Endpoint,
-    error::ErrorKind,
     lease::{Connection, Lease},
-    pool::Unserved,
+    model::{config::Config, endpoint::Endpoint, error::ErrorKind},
     retry::Noted,
     stats::Reason,
     verdict::REPEATED,

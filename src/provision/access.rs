@@ -7,13 +7,15 @@ use tokio::time::{Instant, sleep};
 use super::{Claim, Halt, Policy, Provisioned, Provisioning, identity, work::Work};
 use crate::{
     catalog::{Stamp, deleted, held},
-    endpoint::Endpoint,
-    error::{Error, ErrorKind, Stage},
-    plan::Plan,
+    model::{
+        endpoint::Endpoint,
+        error::{Error, ErrorKind, Stage},
+        plan::Plan,
+        tenant::TenantId,
+    },
     record::{Placement, Record, State},
     retry::{Progress, backoff, retry},
     stats::Stats,
-    tenant::TenantId,
 };
 
 /// First wait for somebody else who works on the same tenant, or for a catalog that has failed.

@@ -16,10 +16,9 @@ use tokio::{
 
 use crate::{
     catalog::{Catalog, Stamp},
-    error::Error,
+    model::{error::Error, tenant::TenantId},
     record::{Lease, Leased, Record, Then},
     retry::{Progress, backoff, lock, retry},
-    tenant::TenantId,
 };
 
 /// First wait after a write that failed.
@@ -221,7 +220,10 @@ mod tests {
     use super::*;
     use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-    use crate::{config::Config, records::Memory, tenant::TenantId};
+    use crate::{
+        model::{config::Config, tenant::TenantId},
+        records::Memory,
+    };
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -268,7 +270,7 @@ mod tests {
     async fn what_is_done_after_the_lease_was_given_back_is_not_cut_off() {
         let catalog = Arc::new(Catalog::new(Arc::new(Memory::new()), &Config::default()));
         let ours = claim(&catalog).await.unwrap();
-        let progress = Progress::new(crate::error::Stage::Provision, 60 * SECOND);
+        let progress = Progress::new(crate::model::error::Stage::Provision, 60 * SECOND);
         let found = catalog.find(&TenantId::parse("acme").unwrap()).await;
         let record = found.unwrap().unwrap();
         let work = async {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use sha2::{Digest, Sha256};
 
-use crate::tenant::{Namespace, TenantId};
+use crate::model::tenant::{Namespace, TenantId};
 
 /// Tag that holds the namespace.
 const NAMESPACE_TAG: &str = "tenantry-namespace";

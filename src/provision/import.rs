@@ -3,12 +3,14 @@
 use super::{Halt, Provisioning, identity, step::Step, work::Work};
 use crate::{
     control_plane::Database,
-    endpoint::Login,
-    error::{Error, ErrorKind},
+    model::{
+        endpoint::Login,
+        error::{Error, ErrorKind},
+        tenant::TenantId,
+    },
     record::{Record, State},
     retry::Progress,
     stats::Stats,
-    tenant::TenantId,
 };
 
 impl Provisioning {

@@ -7,12 +7,14 @@ use tokio::time::timeout;
 use super::{Provisioning, Published};
 use crate::{
     catalog::{self, Catalog, Denial, Entry, Known, Stamp},
-    endpoint::Endpoint,
-    error::{Error, ErrorKind, Stage},
+    model::{
+        endpoint::Endpoint,
+        error::{Error, ErrorKind, Stage},
+        tenant::TenantId,
+    },
     record::{Record, State},
     retry::Progress,
     stats::count,
-    tenant::TenantId,
 };
 
 /// How often the catalog is asked once more because its answer was out of date when it came.

@@ -2,7 +2,7 @@
 
 use std::{fmt, future::Future, pin::Pin, sync::Arc};
 
-use crate::{
+use crate::model::{
     error::{BoxError, Error, ErrorKind},
     plan::Plan,
     tenant::TenantId,

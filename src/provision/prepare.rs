@@ -14,13 +14,15 @@ use tokio_postgres::{Client, types::Type};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
-    current_tenant,
     dial::Dialer,
-    endpoint::{Endpoint, Route},
-    error::{BoxError, Error, ErrorKind, Stage},
+    model::{
+        current_tenant,
+        endpoint::{Endpoint, Route},
+        error::{BoxError, Error, ErrorKind, Stage},
+        tenant::TenantId,
+    },
     retry::{Progress, backoff, retry},
     stats::{Reason, Stats},
-    tenant::TenantId,
 };
 
 /// The advisory lock that is held in the tenant's database while the hook runs there.

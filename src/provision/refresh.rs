@@ -6,12 +6,9 @@ use super::{Halt, Provisioning};
 use crate::{
     catalog::Stamp,
     control_plane::Database,
-    endpoint::Endpoint,
-    error::Error,
+    model::{endpoint::Endpoint, error::Error, secret::Secret, tenant::TenantId},
     record::{Record, State},
     retry::{Class, Progress},
-    secret::Secret,
-    tenant::TenantId,
 };
 
 /// What a comparison of a record with the control plane came to.

@@ -9,12 +9,14 @@ use tokio::time::sleep;
 
 use super::{Halt, Provisioning, step::Step, work::Work};
 use crate::{
-    endpoint::Endpoint,
-    error::{Error, ErrorKind},
+    model::{
+        endpoint::Endpoint,
+        error::{Error, ErrorKind},
+        tenant::TenantId,
+    },
     record::{Record, State},
     retry::Progress,
     stats::Stats,
-    tenant::TenantId,
 };
 
 impl Provisioning {

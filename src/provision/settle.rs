@@ -4,11 +4,10 @@ use std::time::Duration;
 
 use super::{Halt, Provisioning, work::Work};
 use crate::{
-    error::Error,
+    model::{error::Error, tenant::TenantId},
     record::{Record, State},
     retry::Progress,
     stats::Stats,
-    tenant::TenantId,
 };
 
 /// What became of a record that was left unfinished.

@@ -2,7 +2,7 @@
 
 use std::{fmt, future::Future, pin::Pin, sync::Arc};
 
-use crate::tenant::TenantId;
+use crate::model::tenant::TenantId;
 
 /// A point between two steps of the work on a tenant's database.
 #[doc(hidden)]

@@ -11,13 +11,15 @@ use super::{Claim, Halt, Provisioned, Provisioning, identity, step::Step};
 use crate::{
     catalog,
     control_plane::{Database, Found, Order},
-    endpoint::Endpoint,
-    error::{Error, ErrorKind},
-    plan::Plan,
+    model::{
+        endpoint::Endpoint,
+        error::{Error, ErrorKind},
+        plan::Plan,
+        tenant::TenantId,
+    },
     record::{Attempt, Record, State},
     retry::{Progress, backoff},
     stats::{Stats, count},
-    tenant::TenantId,
 };
 
 /// First wait before a database whose creation got no answer is looked for again.

@@ -11,12 +11,14 @@ use tokio::time::Instant;
 
 use super::{Defect, Records};
 use crate::{
-    endpoint::Endpoint,
-    error::BoxError,
     lookup::Lookup,
+    model::{
+        endpoint::Endpoint,
+        error::BoxError,
+        tenant::{Namespace, TenantId},
+    },
     record::{Attempt, Changes, Lease, Leased, Record, State, Then},
     retry::lock,
-    tenant::{Namespace, TenantId},
 };
 
 /// A catalog in memory, for one process. After a restart it is empty, and the router finds each tenant's project again

@@ -36,13 +36,15 @@ use tables::Tables;
 
 use super::{Defect, Records};
 use crate::{
-    endpoint::Endpoint,
-    error::BoxError,
     lookup::Lookup,
+    model::{
+        endpoint::Endpoint,
+        error::BoxError,
+        secret::Secret,
+        tenant::{Namespace, TenantId},
+    },
     record::{Changes, Lease, Leased, Record, State, Then},
     seal::KeyRing,
-    secret::Secret,
-    tenant::{Namespace, TenantId},
 };
 
 /// A catalog in a Postgres database, shared by all replicas of an application: any Postgres of version 14 or later, a Neon

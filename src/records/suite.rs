@@ -19,10 +19,12 @@ use tokio::time::{Instant, sleep};
 
 use super::{Defect, Records};
 use crate::{
-    endpoint::Endpoint,
-    error::BoxError,
+    model::{
+        endpoint::Endpoint,
+        error::BoxError,
+        tenant::{Namespace, TenantId},
+    },
     record::{Lease, Leased, Placement, Record, State, Then},
-    tenant::{Namespace, TenantId},
 };
 
 /// Longer than anything here takes.

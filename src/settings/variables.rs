@@ -8,14 +8,12 @@ use std::{
 use super::Settings;
 use crate::{
     builder::RouterBuilder,
-    config::InvalidConfig,
+    model::{config::InvalidConfig, plan::Plan, tenant::Namespace},
     neon::{Neon, NeonBuilder},
-    plan::Plan,
     provision::Provisioner,
     records::{Memory, Postgres, PostgresBuilder},
     router::TenantRouter,
     seal::KeyRing,
-    tenant::Namespace,
 };
 
 impl TenantRouter {

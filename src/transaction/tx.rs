@@ -6,7 +6,9 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use crate::{cancel::CancelToken, client::token_of, lease::Lease, retry::lock, tenant::TenantId};
+use crate::{
+    cancel::CancelToken, client::token_of, lease::Lease, model::tenant::TenantId, retry::lock,
+};
 
 /// The connection inside a transaction that the router has begun and will end. Drop it, or let it go out of scope,
 /// before the closure's future ends.

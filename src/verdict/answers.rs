@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio_postgres::error::SqlState;
 
 use super::REPEATED;
-use crate::error::{ErrorKind, ExhaustedQuota};
+use crate::model::error::{ErrorKind, ExhaustedQuota};
 
 /// Kind, what to do, and when another attempt may help.
 pub(super) type Row = (ErrorKind, &'static str, Option<Duration>);

@@ -5,7 +5,7 @@ use std::sync::atomic::{
     Ordering::{AcqRel, SeqCst},
 };
 
-use crate::endpoint::SessionReset;
+use crate::model::endpoint::SessionReset;
 
 /// What a statement may leave in its session, as bits.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]

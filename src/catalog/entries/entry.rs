@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use crate::{endpoint::Endpoint, error::Error};
+use crate::model::{endpoint::Endpoint, error::Error};
 
 /// A moment in the order of events of this process. Later ones are greater.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]

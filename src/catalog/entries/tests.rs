@@ -1,7 +1,7 @@
 //! Tests of the entries.
 
 use super::*;
-use crate::error::ErrorKind;
+use crate::model::error::ErrorKind;
 
 const TTL: Duration = Duration::from_secs(300);
 

@@ -21,7 +21,7 @@ use crate::emulator::{
     project::{Branch, Project},
     world,
 };
-use crate::secret::Secret;
+use crate::model::secret::Secret;
 
 #[derive(Default, Deserialize)]
 #[serde(default)]

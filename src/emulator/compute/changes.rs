@@ -17,7 +17,7 @@ use crate::{
         process::{blocking, detached, missing_is_fine},
         stop::Stop,
     },
-    secret::Secret,
+    model::secret::Secret,
 };
 
 const END_SESSIONS: &str = "

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{ConnectionDetails, Endpoint, Operation, settings, tolerant};
-use crate::plan::Plan;
+use crate::model::plan::Plan;
 
 /// A branch to be created.
 #[derive(Clone, Debug, PartialEq)]

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::tolerant;
-use crate::secret::Secret;
+use crate::model::secret::Secret;
 
 /// How to connect.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq)]

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{settings, tolerant};
-use crate::{endpoint::DEFAULT_SUSPEND_WINDOW, plan::Suspend};
+use crate::model::{endpoint::DEFAULT_SUSPEND_WINDOW, plan::Suspend};
 
 /// What to change of a compute endpoint. What is `None` stays as it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{Branch, ConnectionDetails, Endpoint, Operation, settings, tolerant};
-use crate::plan::{Plan, Quota, Suspend};
+use crate::model::plan::{Plan, Quota, Suspend};
 
 /// Name of the database in every project that tenantry creates (Neon's own default).
 pub(in crate::neon) const DATABASE: &str = "neondb";

@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
 
 use super::tolerant;
-use crate::plan::{Quota, Suspend};
+use crate::model::plan::{Quota, Suspend};
 
 /// The settings of a compute. What is `None` is left out.
 pub(super) fn compute(

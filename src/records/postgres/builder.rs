@@ -7,11 +7,13 @@ use tokio_postgres::config::{Config, Host, SslMode};
 
 use super::{Postgres, connection_string, connections::Connections, statements::Statements};
 use crate::{
-    config::{InvalidConfig, check_limit},
+    model::{
+        config::{InvalidConfig, check_limit},
+        secret::Secret,
+        tenant::Namespace,
+        tls, trust,
+    },
     seal::KeyRing,
-    secret::Secret,
-    tenant::Namespace,
-    tls, trust,
 };
 
 /// The longest name of anything in Postgres, in bytes. It cuts longer ones without a word.

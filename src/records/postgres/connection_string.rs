@@ -8,7 +8,7 @@ use std::{borrow::Cow, time::Duration};
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use tokio_postgres::Config;
 
-use crate::config::InvalidConfig;
+use crate::model::config::InvalidConfig;
 
 /// An option, and the values of it that are meant, in lower case; all of them if there are none.
 type Listed = (&'static str, &'static [&'static str]);

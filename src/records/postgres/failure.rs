@@ -6,9 +6,8 @@ use deadpool_postgres::PoolError;
 use tokio_postgres::error::{DbError, Severity, SqlState};
 
 use crate::{
-    error::BoxError,
+    model::{error::BoxError, trust::distrust},
     records::{CallError, Defect},
-    trust::distrust,
 };
 
 /// The index that keeps two tenants from one database.

@@ -8,10 +8,12 @@ use super::{
     row::{endpoint, get, place, sealed, unsealable},
 };
 use crate::{
-    error::BoxError,
+    model::{
+        error::BoxError,
+        tenant::{Namespace, TenantId},
+    },
     records::Defect,
     seal::{KeyRing, Sealed},
-    tenant::{Namespace, TenantId},
 };
 
 /// How many passwords are sealed with one statement.

@@ -9,13 +9,15 @@ use tokio_postgres::{
 
 use super::connections::Param;
 use crate::{
-    endpoint::{Encryption, Endpoint, SessionReset},
+    model::{
+        endpoint::{Encryption, Endpoint, SessionReset},
+        secret::Secret,
+        tenant::{Namespace, TenantId},
+    },
     record::{Attempt, Placement, Record, State},
     records::Defect,
     retry::LONGEST,
     seal::{KeyRing, Place, Sealed, Unsealable},
-    secret::Secret,
-    tenant::{Namespace, TenantId},
 };
 
 /// What is read, by the names that [`record`] knows. Times are what is left of them, in microseconds.

@@ -2,8 +2,8 @@
 
 use super::{Outcome, Stage, equal, holds, tenant};
 use crate::{
+    model::tenant::{Namespace, TenantId},
     records::Records,
-    tenant::{Namespace, TenantId},
 };
 
 pub(super) fn one_namespace<R: Records>(stage: &Stage<R>) -> Outcome {

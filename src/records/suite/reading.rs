@@ -9,9 +9,9 @@ use futures_util::future::{join, try_join_all};
 
 use super::{LEASE, Outcome, Stage, equal, holds, tenant};
 use crate::{
+    model::tenant::TenantId,
     record::{State, Then},
     records::Records,
-    tenant::TenantId,
 };
 
 pub(super) async fn list<R: Records>(stage: &Stage<R>) -> Outcome {

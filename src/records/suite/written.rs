@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use super::{LEASE, Outcome, Stage, equal, holds, tenant, until};
 use crate::{
-    endpoint::{Encryption, Endpoint, SessionReset},
+    model::endpoint::{Encryption, Endpoint, SessionReset},
     record::{Attempt, Placement, Record, State, Then},
     records::Records,
 };

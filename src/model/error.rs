@@ -9,7 +9,7 @@ use std::{borrow::Cow, error::Error as StdError, fmt, io, sync::Arc, time::Durat
 
 use tokio_postgres::types::{WasNull, WrongType};
 
-use crate::{
+use super::{
     chain, current_tenant,
     tenant::{InvalidTenantId, TenantId},
 };

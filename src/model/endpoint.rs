@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio_postgres::config::{SslMode, SslNegotiation};
 
-use crate::{
+use super::{
     error::{Error, ErrorKind, Stage},
     secret::Secret,
 };

@@ -7,7 +7,7 @@ use std::{future::Future, sync::OnceLock};
 
 use tokio::task::futures::TaskLocalFuture;
 
-use crate::tenant::TenantId;
+use super::tenant::TenantId;
 
 tokio::task_local! {
     /// Unset at first where a request is served: an argument of its handler sets it.

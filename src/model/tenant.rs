@@ -4,7 +4,7 @@
 
 use std::{borrow::Borrow, fmt, sync::Arc};
 
-use crate::chain;
+use super::chain;
 
 /// A tenant's id, valid by construction: 1 to 256 bytes without NUL.
 ///

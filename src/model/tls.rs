@@ -2,7 +2,7 @@
 
 use rustls::{ClientConfig, pki_types::CertificateDer};
 
-use crate::{config::InvalidConfig, trust};
+use super::{config::InvalidConfig, trust};
 
 /// The protocol name that Postgres servers expect when TLS begins without the request for it.
 const ALPN: &[u8] = b"postgresql";

@@ -9,7 +9,7 @@ use rustls::{
     CertificateError, ClientConfig, RootCertStore, crypto::aws_lc_rs, pki_types::CertificateDer,
 };
 
-use crate::config::InvalidConfig;
+use super::config::InvalidConfig;
 
 /// A root certificate that the application trusts besides. Whether it is one is seen when it is used.
 pub(crate) fn certificate(der: impl AsRef<[u8]>) -> CertificateDer<'static> {

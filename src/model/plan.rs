@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::config::InvalidConfig;
+use super::config::InvalidConfig;
 
 /// The size, sleep and limits of a tenant's database, applied when it is created.
 ///

@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use rustls::pki_types::CertificateDer;
 
-use crate::{
+use super::{
     chain,
     resolve::{AnyResolve, SystemResolver},
 };

@@ -26,7 +26,7 @@ use tokio::{
     time::Instant,
 };
 
-use crate::{flow::Flow, retry::lock};
+use crate::{flow::Flow, sync::retry::lock};
 
 use room::Idle;
 use turns::{Key, Turns};

@@ -22,7 +22,6 @@ pub(crate) use lookup_limit::LookupLimit;
 pub(crate) use refresh_queue::Reading;
 
 use crate::{
-    breaker::{Breaker, Kind, Pass, Shut},
     lookup::Answer,
     meters::CatalogMeters,
     model::{
@@ -33,6 +32,7 @@ use crate::{
     record::{Changes, Lease, Leased, Record, State, Then},
     records::{AnyRecords, CallError, Defect},
     stats::{CatalogStats, count},
+    sync::circuit_breaker::{Breaker, Kind, Pass, Shut},
 };
 
 use refresh_queue::RefreshQueue;

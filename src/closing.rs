@@ -5,8 +5,8 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
-    retry::LONGEST,
     router::{Inner, TenantRouter},
+    sync::retry::LONGEST,
 };
 
 /// Longest wait, in `close`, for connections to say goodbye.

@@ -7,7 +7,7 @@ mod neon;
 
 use std::{collections::BTreeMap, future::Future, pin::Pin, time::SystemTime};
 
-pub use crate::retry::Progress;
+pub use crate::sync::retry::Progress;
 use crate::{
     model::{
         endpoint::{Endpoint, Login},

@@ -27,10 +27,10 @@ use crate::{
     },
     provision::{Demand, Provisioning},
     record::Record,
-    retry::Progress,
     router::{Inner, TenantRouter},
     source::Source,
     stats::Stats,
+    sync::retry::Progress,
 };
 
 /// Time between a tombstone and the deletion of the database, in which other processes let go of it.

@@ -14,7 +14,6 @@ use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::{
-    breaker::chance,
     catalog::{Denial, Entry, Reading},
     model::{
         error::{Error, ErrorKind},
@@ -24,11 +23,10 @@ use crate::{
     pools::Pools,
     provision::Provisioning,
     record::Changes,
-    retry::lock,
     shared::Shared,
     source::Source,
     stats::count,
-    supervise::supervise,
+    sync::{circuit_breaker::chance, retry::lock, supervise::supervise},
 };
 
 /// Changes that are asked for at once.

@@ -3,7 +3,6 @@
 #![cfg_attr(docsrs, doc(auto_cfg(hide(doc, doctest))))]
 
 mod admission;
-mod breaker;
 mod budget;
 mod builder;
 mod cached_statements;
@@ -21,7 +20,6 @@ mod explain;
 #[cfg(feature = "axum")]
 mod extract;
 pub mod fleet;
-mod flights;
 mod flow;
 mod follow;
 mod handle;
@@ -34,7 +32,6 @@ mod hint;
 mod identify;
 mod index;
 mod lease;
-mod life;
 mod lookup;
 #[cfg(any(doc, doctest))]
 pub mod manual;
@@ -54,7 +51,6 @@ pub mod record;
 pub mod records;
 mod refusals;
 mod reset;
-mod retry;
 mod router;
 mod seal;
 mod session_state;
@@ -64,8 +60,8 @@ mod source;
 mod statements;
 mod stats;
 mod stream;
-mod supervise;
 mod sweep;
+mod sync;
 mod tap;
 mod top;
 mod trail;

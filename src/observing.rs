@@ -69,7 +69,10 @@ mod recording {
     use tokio::time::sleep;
 
     use super::{Inner, TenantRouter};
-    use crate::{retry::lock, shared::Shared, supervise::supervise};
+    use crate::{
+        shared::Shared,
+        sync::{retry::lock, supervise::supervise},
+    };
 
     /// How often the metrics are brought up to date by themselves.
     const INTERVAL: Duration = Duration::from_secs(5);

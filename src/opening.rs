@@ -11,7 +11,6 @@ use futures_util::{FutureExt, future::Either};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::{
-    breaker::chance,
     budget::Permit,
     dial::Dialed,
     model::{
@@ -20,8 +19,11 @@ use crate::{
     },
     pool::{Pool, Wake},
     refusals::Refusal,
-    retry::{Progress, backoff},
     stats::{Reason, count},
+    sync::{
+        circuit_breaker::chance,
+        retry::{Progress, backoff},
+    },
     verdict::{self, Next},
 };
 

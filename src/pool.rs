@@ -34,9 +34,9 @@ use crate::{
         tenant::TenantId,
     },
     refusals::Refusal,
-    retry::{Noted, lock, timed_out},
     shared::Shared,
     stats::count,
+    sync::retry::{Noted, lock, timed_out},
     verdict::{self, Next},
     watch::Watch,
 };

@@ -19,10 +19,10 @@ use crate::{
     lease::{Fitness, Lease},
     model::{endpoint::Endpoint, tenant::TenantId},
     pool::{Pool, Unserved},
-    retry::lock,
     shared::Shared,
     source::Located,
     stats::count,
+    sync::retry::lock,
 };
 
 /// Part of the cache that may change before the cache hears of a pool's use once more.

@@ -9,7 +9,6 @@ use crate::{
     builder::RouterBuilder,
     catalog::{Entry, EntryCache},
     client::TenantClient,
-    flights::Flights,
     follow,
     lease::Lease,
     lookup::Lookup,
@@ -20,11 +19,14 @@ use crate::{
     pool::{Pool, Unserved},
     pools::Pools,
     provision::Provisioner,
-    retry::{Progress, Stale},
     shared::Shared,
     source::{self, OnMissing},
     stats::{Path, Reason, count},
     sweep,
+    sync::{
+        retry::{Progress, Stale},
+        single_flight::Flights,
+    },
     trail::{self, Laps},
     waiting::Place,
 };

@@ -8,12 +8,12 @@ use tokio_util::task::TaskTracker;
 use crate::{
     dial::Dialer,
     hint::HintBudget,
-    life::Life,
     model::{config::Config, tenant::TenantId},
     refusals::Refusals,
     source::Source,
     stats::Stats,
     sweep::Pace,
+    sync::shutdown::Life,
     top::Shown,
     waiting::Waiting,
 };

@@ -14,8 +14,8 @@ use crate::{
         tenant::TenantId,
     },
     provision::{Demand, LookupOutcome, Provisioning},
-    retry::Progress,
     stats::{Stats, count},
+    sync::retry::Progress,
 };
 
 /// How the router learns where a tenant lives.

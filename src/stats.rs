@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use crate::{
     meters::Meters,
     model::{error::Error, tenant::TenantId},
-    retry::lock,
+    sync::retry::lock,
     top::Top,
 };
 

@@ -30,10 +30,9 @@ use crate::{
     },
     pool::Pool,
     pools::Pools,
-    retry::lock,
     shared::Shared,
     stats::count,
-    supervise::supervise,
+    sync::{retry::lock, supervise::supervise},
 };
 
 use clocks::Clocks;

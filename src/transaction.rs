@@ -23,8 +23,8 @@ use crate::{
         error::{Error, ErrorKind, Stage},
     },
     pool::VERIFY_TIMEOUT,
-    retry::{LONGEST, backoff, lock, timed_out},
     stats::count,
+    sync::retry::{LONGEST, backoff, lock, timed_out},
     verdict::{self, Farewell, Loss},
 };
 

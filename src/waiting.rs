@@ -15,7 +15,7 @@ use std::{
 
 use tokio::sync::Notify;
 
-use crate::{flow::Flow, retry::lock};
+use crate::{flow::Flow, sync::retry::lock};
 
 /// All who wait.
 pub(crate) struct Waiting<K> {

@@ -27,8 +27,8 @@ use crate::{
     opening::{FIRST_WAIT, LONGEST_WAIT, Opening},
     pool::Pool,
     refusals::Refusal,
-    retry::{Progress, lock},
     stats::{Reason, count},
+    sync::retry::{Progress, lock},
     trail,
     watch::Watch,
 };

@@ -27,7 +27,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::{model::endpoint::SessionReset, retry::lock, verdict::Farewell};
+use crate::{model::endpoint::SessionReset, sync::retry::lock, verdict::Farewell};
 
 use held::Held;
 pub(crate) use session::{Residue, SessionFlags};

@@ -20,9 +20,8 @@ use moka::{policy::EvictionPolicy, sync::Cache};
 use tokio::time::Instant;
 
 use crate::{
-    breaker::chance,
     model::{endpoint::Endpoint, error::Error, tenant::TenantId},
-    retry::lock,
+    sync::{circuit_breaker::chance, retry::lock},
 };
 
 pub(crate) use entry::{Denial, Denied, Entry, Known, Stamp};

@@ -14,7 +14,7 @@ use crate::{
     },
     neon::{self, Neon},
     record::Placement,
-    retry::{Progress, backoff, retry},
+    sync::retry::{Progress, backoff, retry},
 };
 
 /// Longest time for asking which regions there are. Without an answer any is let through: the creation will tell.

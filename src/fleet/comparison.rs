@@ -17,7 +17,7 @@ use crate::{
     },
     provision::{Compared, Settled, identity},
     record::{Record, State},
-    retry::{LONGEST, Progress},
+    sync::retry::{LONGEST, Progress},
 };
 
 /// Records that are read at once.

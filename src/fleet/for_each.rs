@@ -12,7 +12,7 @@ use crate::{
         tenant::TenantId,
     },
     record::{Record, State},
-    retry::{Progress, backoff, retry},
+    sync::retry::{Progress, backoff, retry},
 };
 
 /// Records that are read at once.

@@ -25,7 +25,7 @@ use crate::{
         error::{Error, Stage},
         secret::Secret,
     },
-    retry::{Class, Progress, backoff, lock, retry},
+    sync::retry::{Class, Progress, backoff, lock, retry},
 };
 
 /// A client of Neon's management API.

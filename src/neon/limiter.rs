@@ -25,7 +25,7 @@ use crate::{
         error::{Error, ErrorKind},
         secret::Secret,
     },
-    retry::{Class, Progress, lock},
+    sync::retry::{Class, Progress, lock},
 };
 
 /// Longest time for which one answer holds a route: the limits are by the minute.

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     model::error::{Error, ErrorKind},
-    retry::retry,
+    sync::retry::retry,
 };
 
 static LIST: Route = Route::get("listProjectOperations", "/projects/{project_id}/operations");

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     model::error::{Error, ErrorKind},
-    retry::{backoff, retry},
+    sync::retry::{backoff, retry},
 };
 
 static CREATE: Route = Route::post("createProject", "/projects");

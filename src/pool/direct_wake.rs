@@ -14,8 +14,8 @@ use crate::{
     },
     opening::Opening,
     refusals::Refusal,
-    retry::Progress,
     stats::Reason,
+    sync::retry::Progress,
 };
 
 /// What a direct connection is to its tenant.

@@ -26,7 +26,7 @@ use tokio_postgres::SimpleQueryMessage;
 use super::{Pool, Unserved};
 use crate::{
     lease::{Connection, Lease},
-    retry::lock,
+    sync::retry::lock,
 };
 
 /// Longest wait for an answer of the server.

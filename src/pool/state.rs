@@ -8,8 +8,8 @@ use super::Unserved;
 use crate::{
     lease::{Connection, Lease},
     model::{config::Config, endpoint::Endpoint, error::ErrorKind},
-    retry::Noted,
     stats::Reason,
+    sync::retry::Noted,
     verdict::REPEATED,
     watch::Watch,
 };

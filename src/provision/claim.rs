@@ -18,7 +18,7 @@ use crate::{
     catalog::{Catalog, Stamp},
     model::{error::Error, tenant::TenantId},
     record::{Lease, Leased, Record, Then},
-    retry::{Progress, backoff, lock, retry},
+    sync::retry::{Progress, backoff, lock, retry},
 };
 
 /// First wait after a write that failed.

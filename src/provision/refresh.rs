@@ -8,7 +8,7 @@ use crate::{
     control_plane::Database,
     model::{endpoint::Endpoint, error::Error, secret::Secret, tenant::TenantId},
     record::{Record, State},
-    retry::{Class, Progress},
+    sync::retry::{Class, Progress},
 };
 
 /// What a comparison of a record with the control plane came to.

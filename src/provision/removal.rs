@@ -15,8 +15,8 @@ use crate::{
         tenant::TenantId,
     },
     record::{Record, State},
-    retry::Progress,
     stats::Stats,
+    sync::retry::Progress,
 };
 
 impl Provisioning {

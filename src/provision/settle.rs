@@ -6,8 +6,8 @@ use super::{Halt, Provisioning, work::Work};
 use crate::{
     model::{error::Error, tenant::TenantId},
     record::{Record, State},
-    retry::Progress,
     stats::Stats,
+    sync::retry::Progress,
 };
 
 /// What became of a record that was left unfinished.

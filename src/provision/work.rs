@@ -18,8 +18,8 @@ use crate::{
         tenant::TenantId,
     },
     record::{Attempt, Record, State},
-    retry::{Progress, backoff},
     stats::{Stats, count},
+    sync::retry::{Progress, backoff},
 };
 
 /// First wait before a database whose creation got no answer is looked for again.

@@ -18,7 +18,7 @@ use crate::{
         tenant::{Namespace, TenantId},
     },
     record::{Attempt, Changes, Lease, Leased, Record, State, Then},
-    retry::lock,
+    sync::retry::lock,
 };
 
 /// A catalog in memory, for one process. After a restart it is empty, and the router finds each tenant's project again

@@ -16,8 +16,8 @@ use crate::{
     },
     record::{Attempt, Placement, Record, State},
     records::Defect,
-    retry::LONGEST,
     seal::{KeyRing, Place, Sealed, Unsealable},
+    sync::retry::LONGEST,
 };
 
 /// What is read, by the names that [`record`] knows. Times are what is left of them, in microseconds.

@@ -13,10 +13,8 @@ use std::{
 
 use tokio::{runtime::Handle, sync::watch, time::timeout};
 
-use crate::{
-    model::error::{Error, Stage},
-    retry::{Progress, Stale, lock},
-};
+use super::retry::{Progress, Stale, lock};
+use crate::model::error::{Error, Stage};
 
 /// The flights under way, by key.
 pub(crate) struct Flights<K, V> {

@@ -15,7 +15,8 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use crate::{model::error::Error, retry::lock};
+use super::retry::lock;
+use crate::model::error::Error;
 
 /// Wait before the first probe after a failure.
 const FIRST_WAIT: Duration = Duration::from_millis(250);

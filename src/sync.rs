@@ -1,0 +1,7 @@
+//! TODO sync
+
+pub(crate) mod circuit_breaker;
+pub(crate) mod retry;
+pub(crate) mod shutdown;
+pub(crate) mod single_flight;
+pub(crate) mod supervise;

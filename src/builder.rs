@@ -5,15 +5,14 @@ use std::{fmt, future::Future, io, sync::Arc, time::Duration};
 use tokio::{io::DuplexStream, runtime::Handle};
 
 use crate::{
-    budget::Budget,
     dial::Dialer,
+    limits::{budget::Budget, open_files},
     lookup::{AnyLookup, Lookup},
     model::{
         config::{Config, InvalidConfig},
         resolve::Resolve,
         tls, trust,
     },
-    open_files,
     provision::Provisioner,
     router::TenantRouter,
     shared::Shared,

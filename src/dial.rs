@@ -27,8 +27,8 @@ use tokio_postgres::{CancelToken, Client, Connection, NoTls, tls::MakeTlsConnect
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::{
-    budget::{Budget, Holder, Permit, Seat},
     drive::{Drive, Notifications},
+    limits::budget::{Budget, Holder, Permit, Seat},
     model::{
         endpoint::{Encryption, Endpoint, Route},
         error::{Error, ErrorKind},

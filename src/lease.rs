@@ -11,7 +11,7 @@ use deadpool_postgres::{Client, StatementCache};
 use tokio::time::Instant;
 
 use crate::{
-    budget::Seat,
+    limits::budget::Seat,
     model::{
         config::Config,
         endpoint::{Endpoint, Route},

@@ -2,8 +2,6 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(docsrs, doc(auto_cfg(hide(doc, doctest))))]
 
-mod admission;
-mod budget;
 mod builder;
 mod cached_statements;
 mod cancel;
@@ -20,10 +18,8 @@ mod explain;
 #[cfg(feature = "axum")]
 mod extract;
 pub mod fleet;
-mod flow;
 mod follow;
 mod handle;
-mod hint;
 #[cfg(any(feature = "axum", feature = "tower"))]
 #[cfg_attr(
     not(all(feature = "axum", feature = "tower")),
@@ -32,6 +28,7 @@ mod hint;
 mod identify;
 mod index;
 mod lease;
+mod limits;
 mod lookup;
 #[cfg(any(doc, doctest))]
 pub mod manual;
@@ -39,7 +36,6 @@ mod meters;
 mod model;
 pub mod neon;
 mod observing;
-mod open_files;
 mod opening;
 mod pool;
 mod pools;
@@ -68,7 +64,6 @@ mod trail;
 mod transaction;
 mod verbs;
 mod verdict;
-mod waiting;
 mod wake;
 mod warm;
 #[cfg(feature = "tower")]

@@ -11,8 +11,8 @@ use futures_util::{FutureExt, future::Either};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::{
-    budget::Permit,
     dial::Dialed,
+    limits::budget::Permit,
     model::{
         endpoint::{Endpoint, Route},
         error::{Error, ErrorKind, Stage},

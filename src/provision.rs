@@ -32,10 +32,10 @@ pub(crate) use refresh::Compared;
 pub(crate) use settle::Settled;
 
 use crate::{
-    admission::Admission,
     catalog::Catalog,
     control_plane::{AnyControlPlane, ControlPlane},
     dial::Dialer,
+    limits::rate::Admission,
     model::{
         config::{Config, InvalidConfig, check_limit},
         error::BoxError,

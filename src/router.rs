@@ -11,6 +11,7 @@ use crate::{
     client::TenantClient,
     follow,
     lease::Lease,
+    limits::callers::Place,
     lookup::Lookup,
     model::{
         error::{Error, ErrorKind, Stage},
@@ -28,7 +29,6 @@ use crate::{
         single_flight::Flights,
     },
     trail::{self, Laps},
-    waiting::Place,
 };
 
 /// Turns a tenant's id into a live connection to that tenant's own database.

@@ -7,7 +7,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     dial::Dialer,
-    hint::HintBudget,
+    limits::{callers::Waiting, hints::HintBudget},
     model::{config::Config, tenant::TenantId},
     refusals::Refusals,
     source::Source,
@@ -15,7 +15,6 @@ use crate::{
     sweep::Pace,
     sync::shutdown::Life,
     top::Shown,
-    waiting::Waiting,
 };
 
 /// Refusals outlive the pools they come from, so there is room for more of them.

@@ -22,7 +22,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::budget::Permit;
+use crate::limits::budget::Permit;
 
 /// Longest wait for the other side to end a connection that was given up half-way.
 const LINGER: Duration = Duration::from_secs(1);
@@ -225,7 +225,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::budget::Budget;
+    use crate::limits::budget::Budget;
 
     #[tokio::test(start_paused = true)]
     async fn the_permit_lasts_until_the_other_side_has_ended_and_not_for_ever() {

@@ -6,8 +6,8 @@ use tokio::time::Instant;
 
 use super::{Pool, Unserved};
 use crate::{
-    budget::Permit,
     dial::Dialed,
+    limits::budget::Permit,
     model::{
         endpoint::Route,
         error::{Error, ErrorKind, Stage},

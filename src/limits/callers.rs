@@ -15,7 +15,8 @@ use std::{
 
 use tokio::sync::Notify;
 
-use crate::{flow::Flow, sync::retry::lock};
+use super::wait_estimate::Flow;
+use crate::sync::retry::lock;
 
 /// All who wait.
 pub(crate) struct Waiting<K> {

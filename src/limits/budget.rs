@@ -26,7 +26,8 @@ use tokio::{
     time::Instant,
 };
 
-use crate::{flow::Flow, sync::retry::lock};
+use super::wait_estimate::Flow;
+use crate::sync::retry::lock;
 
 use room::Idle;
 use turns::{Key, Turns};

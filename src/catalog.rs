@@ -23,7 +23,6 @@ pub(crate) use refresh_queue::Reading;
 
 use crate::{
     lookup::Answer,
-    meters::CatalogMeters,
     model::{
         config::Config,
         error::{BoxError, Error, ErrorKind},
@@ -31,8 +30,11 @@ use crate::{
     },
     record::{Changes, Lease, Leased, Record, State, Then},
     records::{AnyRecords, CallError, Defect},
-    stats::{CatalogStats, count},
     sync::circuit_breaker::{Breaker, Kind, Pass, Shut},
+    telemetry::{
+        metrics::CatalogMeters,
+        stats::{CatalogStats, count},
+    },
 };
 
 use refresh_queue::RefreshQueue;

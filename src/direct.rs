@@ -25,9 +25,8 @@ use crate::{
     pool::{Pool, Unserved},
     router::{Inner, TenantRouter},
     source::OnMissing,
-    stats::count,
     sync::retry::timed_out,
-    trail,
+    telemetry::{spans, stats::count},
     wake::{Ending, mint, tend},
     watch::Watch,
 };
@@ -73,7 +72,7 @@ impl Inner {
         let tenant = tenant.inspect_err(|err| shared.stats.broke(err))?;
         let patience = shared.config.get_timeout;
         let until = Instant::now() + patience;
-        let span = trail::direct(tenant.as_str());
+        let span = spans::direct(tenant.as_str());
         let open = async {
             if shared.life.is_shut() {
                 return Err(Error::closed());
@@ -101,7 +100,7 @@ impl Inner {
             opened = open.instrument(span.clone()) => opened,
         };
         let opened = opened.map_err(|err| err.with_tenant(&tenant));
-        trail::end_direct(&span, opened.as_ref().err());
+        spans::end_direct(&span, opened.as_ref().err());
         if let Err(err) = &opened {
             shared.stats.broke(err);
             self.note_failing(err);
@@ -155,7 +154,7 @@ impl DirectClient {
         })?;
         let permit = permit.map_err(|_| Error::closed())?;
         let name = pool.tenant.as_str();
-        let span = trail::detached(tracing::debug_span!(parent: None, "open", tenant = name));
+        let span = spans::detached(tracing::debug_span!(parent: None, "open", tenant = name));
         let task = Self::dial(Arc::clone(&pool), until, permit).instrument(span);
         let shared = Arc::clone(&pool.shared);
         let task = shared.attempts.spawn_on(task, &shared.runtime);

@@ -19,7 +19,7 @@ use crate::{
     pool::{Pool, State, Wake},
     router::{Inner, TenantRouter},
     source::{OnMissing, Source},
-    stats::seconds,
+    telemetry::stats::seconds,
 };
 
 /// What a router knows of one tenant. From [`TenantRouter::explain`]; `Display` writes it for people, serde for machines,

@@ -29,8 +29,8 @@ use crate::{
     record::Record,
     router::{Inner, TenantRouter},
     source::Source,
-    stats::Stats,
     sync::retry::Progress,
+    telemetry::stats::Stats,
 };
 
 /// Time between a tombstone and the deletion of the database, in which other processes let go of it.

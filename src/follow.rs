@@ -25,8 +25,8 @@ use crate::{
     record::Changes,
     shared::Shared,
     source::Source,
-    stats::count,
     sync::{circuit_breaker::chance, retry::lock, supervise::supervise},
+    telemetry::stats::count,
 };
 
 /// Changes that are asked for at once.

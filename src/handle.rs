@@ -16,7 +16,7 @@ use crate::{
     router::TenantRouter,
     source::OnMissing,
     sync::retry::lock,
-    trail,
+    telemetry::spans,
     transaction::{Access, Transaction, TransactionOptions, Tx},
     verbs::Whom,
     warm::Warm,
@@ -203,7 +203,7 @@ impl TenantHandle {
         // A pool that has left the cache, or whose tenant has moved, has nothing idle.
         match pool.map(|pool| inner.pools.get_now_from(pool)) {
             Some(Ok(lease)) => {
-                trail::warm(self.tenant.as_str());
+                spans::warm(self.tenant.as_str());
                 Ok(lease)
             }
             _ => Box::pin(self.lease_by_id(patience)).await,

@@ -19,7 +19,7 @@ use crate::{
     },
     pool::{Pool, VERIFY_TIMEOUT},
     reset::reset,
-    stats::count,
+    telemetry::stats::count,
     watch::Watch,
 };
 

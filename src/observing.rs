@@ -3,7 +3,7 @@
 use crate::{
     model::tenant::TenantId,
     router::{Inner, TenantRouter},
-    stats::Status,
+    telemetry::stats::Status,
 };
 
 impl TenantRouter {

@@ -19,11 +19,11 @@ use crate::{
     },
     pool::{Pool, Wake},
     refusals::Refusal,
-    stats::{Reason, count},
     sync::{
         circuit_breaker::chance,
         retry::{Progress, backoff},
     },
+    telemetry::stats::{Reason, count},
     verdict::{self, Next},
 };
 

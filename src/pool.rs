@@ -35,8 +35,8 @@ use crate::{
     },
     refusals::Refusal,
     shared::Shared,
-    stats::count,
     sync::retry::{Noted, lock, timed_out},
+    telemetry::stats::count,
     verdict::{self, Next},
     watch::Watch,
 };

@@ -21,8 +21,8 @@ use crate::{
     pool::{Pool, Unserved},
     shared::Shared,
     source::Located,
-    stats::count,
     sync::retry::lock,
+    telemetry::stats::count,
 };
 
 /// Part of the cache that may change before the cache hears of a pool's use once more.

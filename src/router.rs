@@ -22,13 +22,15 @@ use crate::{
     provision::Provisioner,
     shared::Shared,
     source::{self, OnMissing},
-    stats::{Path, Reason, count},
     sweep,
     sync::{
         retry::{Progress, Stale},
         single_flight::Flights,
     },
-    trail::{self, Laps},
+    telemetry::{
+        spans::{self, Laps},
+        stats::{Path, Reason, count},
+    },
 };
 
 /// Turns a tenant's id into a live connection to that tenant's own database.
@@ -142,7 +144,7 @@ impl Inner {
         }
         match self.pools.get_now(tenant) {
             Ok(lease) => {
-                trail::warm(tenant);
+                spans::warm(tenant);
                 Ok(lease)
             }
             // In a box, so that who need not wait does not carry all that it takes to wait.
@@ -167,7 +169,7 @@ impl Inner {
     /// The error for a call that comes when the router ends or has ended.
     fn turn_away(&self, tenant: &str, reason: Reason) -> Error {
         let err = Error::closed();
-        trail::end(&trail::span(tenant, reason), Err(&err));
+        spans::end(&spans::span(tenant, reason), Err(&err));
         self.shared.stats.failed(&err);
         err
     }
@@ -182,7 +184,7 @@ impl Inner {
         patience: Option<Duration>,
     ) -> Result<Option<Lease>, Error> {
         let Shared { life, stats, .. } = &*self.shared;
-        let (span, mut laps) = (trail::span(tenant, reason), Laps::new(stats));
+        let (span, mut laps) = (spans::span(tenant, reason), Laps::new(stats));
         let work = async {
             tokio::select! {
                 biased;
@@ -191,7 +193,7 @@ impl Inner {
             }
         };
         let result = work.instrument(span.clone()).await;
-        trail::end(&span, result.as_ref().map(|(_, path)| *path));
+        spans::end(&span, result.as_ref().map(|(_, path)| *path));
         match result {
             Ok((lease, path)) => {
                 stats.got(path, laps.waited());
@@ -306,7 +308,7 @@ impl Inner {
         let (tenant, seen) = (tenant.clone(), progress.clone());
         let mut first = true;
         let name = tenant.as_str();
-        let span = trail::detached(tracing::debug_span!(parent: None, "flight", tenant = name));
+        let span = spans::detached(tracing::debug_span!(parent: None, "flight", tenant = name));
         let flight = move || -> Found {
             let again = !mem::replace(&mut first, false);
             let (tenant, seen) = (tenant.clone(), seen.clone());

@@ -11,10 +11,9 @@ use crate::{
     model::{config::Config, tenant::TenantId},
     refusals::Refusals,
     source::Source,
-    stats::Stats,
     sweep::Pace,
     sync::shutdown::Life,
-    top::Shown,
+    telemetry::{stats::Stats, top::Shown},
 };
 
 /// Refusals outlive the pools they come from, so there is room for more of them.

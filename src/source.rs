@@ -14,8 +14,8 @@ use crate::{
         tenant::TenantId,
     },
     provision::{Demand, LookupOutcome, Provisioning},
-    stats::{Stats, count},
     sync::retry::Progress,
+    telemetry::stats::{Stats, count},
 };
 
 /// How the router learns where a tenant lives.

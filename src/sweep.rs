@@ -31,8 +31,8 @@ use crate::{
     pool::Pool,
     pools::Pools,
     shared::Shared,
-    stats::count,
     sync::{retry::lock, supervise::supervise},
+    telemetry::stats::count,
 };
 
 use clocks::Clocks;

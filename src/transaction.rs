@@ -23,8 +23,8 @@ use crate::{
         error::{Error, ErrorKind, Stage},
     },
     pool::VERIFY_TIMEOUT,
-    stats::count,
     sync::retry::{LONGEST, backoff, lock, timed_out},
+    telemetry::stats::count,
     verdict::{self, Farewell, Loss},
 };
 

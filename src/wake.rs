@@ -27,9 +27,11 @@ use crate::{
     opening::{FIRST_WAIT, LONGEST_WAIT, Opening},
     pool::Pool,
     refusals::Refusal,
-    stats::{Reason, count},
     sync::retry::{Progress, lock},
-    trail,
+    telemetry::{
+        spans,
+        stats::{Reason, count},
+    },
     watch::Watch,
 };
 
@@ -54,7 +56,7 @@ impl Pool {
             };
             let (life, pool) = (Arc::clone(&self.shared.life), Arc::clone(self));
             let tenant = self.tenant.as_str();
-            let span = trail::detached(tracing::debug_span!(parent: None, "open", tenant));
+            let span = spans::detached(tracing::debug_span!(parent: None, "open", tenant));
             let task = async move {
                 let dialed = tokio::select! {
                     biased;

@@ -10,7 +10,7 @@ use crate::{
     router::{Flown, Inner, TenantRouter},
     shared::Shared,
     source::OnMissing,
-    stats::{Reason, count},
+    telemetry::stats::{Reason, count},
 };
 
 impl TenantRouter {

@@ -20,12 +20,12 @@ use super::{
     words::repeatable,
 };
 use crate::{
-    meters,
     model::{
         error::{Error, Stage},
         secret::Secret,
     },
     sync::retry::{Class, Progress, backoff, lock, retry},
+    telemetry::metrics,
 };
 
 /// A client of Neon's management API.
@@ -162,7 +162,7 @@ impl Neon {
         let Inner { limiter, .. } = &*self.inner;
         let (began, class) = (Instant::now(), self.class.max(progress.class()));
         let passed = limiter.pass(call.route.operation, class, progress).await;
-        meters::limited(began.elapsed());
+        metrics::limited(began.elapsed());
         passed
     }
 
@@ -187,7 +187,7 @@ impl Neon {
         }
         let (began, sent) = (Instant::now(), request.send().await);
         let answered = sent.as_ref().ok().map(|it| it.status().as_u16());
-        meters::answered(call.route.operation, answered, began.elapsed());
+        metrics::answered(call.route.operation, answered, began.elapsed());
         let response = sent.map_err(Refusal::transport)?;
         let (status, headers) = (response.status(), response.headers().clone());
         span.record("status", status.as_u16());

@@ -14,8 +14,8 @@ use crate::{
     },
     opening::Opening,
     refusals::Refusal,
-    stats::Reason,
     sync::retry::Progress,
+    telemetry::stats::Reason,
 };
 
 /// What a direct connection is to its tenant.

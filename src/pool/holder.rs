@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 use tokio::time::Instant;
 
 use super::{Pool, State};
-use crate::{lease::Connection, limits::budget::Holder, stats::count};
+use crate::{lease::Connection, limits::budget::Holder, telemetry::stats::count};
 
 impl Pool {
     /// Whether others have more need of the place that `connection` has. If so it must be closed.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Pool;
-use crate::{lease::Connection, model::endpoint::Endpoint, stats::count};
+use crate::{lease::Connection, model::endpoint::Endpoint, telemetry::stats::count};
 
 impl Pool {
     /// Where the tenant lives, as far as is known.

@@ -8,8 +8,8 @@ use super::Unserved;
 use crate::{
     lease::{Connection, Lease},
     model::{config::Config, endpoint::Endpoint, error::ErrorKind},
-    stats::Reason,
     sync::retry::Noted,
+    telemetry::stats::Reason,
     verdict::REPEATED,
     watch::Watch,
 };

@@ -14,8 +14,8 @@ use crate::{
         tenant::TenantId,
     },
     record::{Placement, Record, State},
-    stats::Stats,
     sync::retry::{Progress, backoff, retry},
+    telemetry::stats::Stats,
 };
 
 /// First wait for somebody else who works on the same tenant, or for a catalog that has failed.

@@ -9,8 +9,8 @@ use crate::{
         tenant::TenantId,
     },
     record::{Record, State},
-    stats::Stats,
     sync::retry::Progress,
+    telemetry::stats::Stats,
 };
 
 impl Provisioning {

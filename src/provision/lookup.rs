@@ -13,8 +13,8 @@ use crate::{
         tenant::TenantId,
     },
     record::{Record, State},
-    stats::count,
     sync::retry::Progress,
+    telemetry::stats::count,
 };
 
 /// How often the catalog is asked once more because its answer was out of date when it came.

@@ -21,8 +21,8 @@ use crate::{
         error::{BoxError, Error, ErrorKind, Stage},
         tenant::TenantId,
     },
-    stats::{Reason, Stats},
     sync::retry::{Progress, backoff, retry},
+    telemetry::stats::{Reason, Stats},
 };
 
 /// The advisory lock that is held in the tenant's database while the hook runs there.

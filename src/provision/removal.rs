@@ -15,8 +15,8 @@ use crate::{
         tenant::TenantId,
     },
     record::{Record, State},
-    stats::Stats,
     sync::retry::Progress,
+    telemetry::stats::Stats,
 };
 
 impl Provisioning {

@@ -6,8 +6,8 @@ use super::{Halt, Provisioning, work::Work};
 use crate::{
     model::{error::Error, tenant::TenantId},
     record::{Record, State},
-    stats::Stats,
     sync::retry::Progress,
+    telemetry::stats::Stats,
 };
 
 /// What became of a record that was left unfinished.

@@ -18,8 +18,8 @@ use crate::{
         tenant::TenantId,
     },
     record::{Attempt, Record, State},
-    stats::{Stats, count},
     sync::retry::{Progress, backoff},
+    telemetry::stats::{Stats, count},
 };
 
 /// First wait before a database whose creation got no answer is looked for again.

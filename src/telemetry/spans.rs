@@ -5,12 +5,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{Span, field::Empty};
 
-use crate::{
-    model::{
-        error::{Error, Stage},
-        tenant::TenantId,
-    },
-    stats::{Path, Reason, Stats},
+use super::stats::{Path, Reason, Stats};
+use crate::model::{
+    error::{Error, Stage},
+    tenant::TenantId,
 };
 
 /// The span of a call that has to wait. What is too long to be a tenant's id is not written.

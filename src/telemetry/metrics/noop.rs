@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     model::error::{ErrorKind, Stage},
-    stats::Reason,
+    telemetry::stats::Reason,
 };
 
 #[derive(Debug, Default)]

@@ -2,7 +2,7 @@
 
 use metrics::Unit;
 
-use crate::stats::Status;
+use crate::telemetry::stats::Status;
 
 /// Which kind of metric.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -10,7 +10,7 @@ use metrics::{
 use super::names::{self, CountOf, Kind, METRICS, ValueOf};
 use crate::{
     model::error::{ErrorKind, Stage},
-    stats::{Reason, Status},
+    telemetry::stats::{Reason, Status},
 };
 
 /// What each metric of a router is labelled with, after OpenTelemetry's semantic conventions.

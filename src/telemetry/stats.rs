@@ -12,11 +12,10 @@ use std::{
 use serde::{Serialize, Serializer};
 use tokio::time::Instant;
 
+use super::{metrics::Meters, top::Top};
 use crate::{
-    meters::Meters,
     model::{error::Error, tenant::TenantId},
     sync::retry::lock,
-    top::Top,
 };
 
 /// On whose account a database is woken.

@@ -1,0 +1,6 @@
+//! TODO telemetry
+
+pub(crate) mod metrics;
+pub(crate) mod spans;
+pub(crate) mod stats;
+pub(crate) mod top;

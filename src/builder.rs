@@ -5,7 +5,7 @@ use std::{fmt, future::Future, io, sync::Arc, time::Duration};
 use tokio::{io::DuplexStream, runtime::Handle};
 
 use crate::{
-    dial::Dialer,
+    connection::{dial::Dialer, stream::Pipes},
     limits::{budget::Budget, open_files},
     lookup::{AnyLookup, Lookup},
     model::{
@@ -17,7 +17,6 @@ use crate::{
     router::TenantRouter,
     shared::Shared,
     source::{OwnLookup, Source},
-    stream::Pipes,
 };
 
 /// Builds a [`TenantRouter`]. Nothing is checked before [`build`](Self::build), and no setter panics.

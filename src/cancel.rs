@@ -3,12 +3,12 @@
 use std::{fmt, sync::Arc};
 
 use crate::{
+    connection::status::Watch,
     model::{
         endpoint::{Endpoint, Route},
         error::{Error, ErrorKind, Stage},
     },
     shared::Shared,
-    watch::Watch,
 };
 
 /// Stops the query that runs on a connection, from another task. Of

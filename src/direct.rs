@@ -15,8 +15,7 @@ use tracing::Instrument;
 
 use crate::{
     cancel::CancelToken,
-    dial::Dialed,
-    drive::Notifications,
+    connection::{dial::Dialed, driver::Notifications, status::Watch},
     model::{
         endpoint::{Endpoint, Route},
         error::{Error, Stage},
@@ -28,7 +27,6 @@ use crate::{
     sync::retry::timed_out,
     telemetry::{spans, stats::count},
     wake::{Ending, mint, tend},
-    watch::Watch,
 };
 
 /// A connection of its own to one tenant's database, past the pooler: for migrations, `LISTEN`, `COPY`, session state

@@ -11,6 +11,7 @@ use deadpool_postgres::{Client, StatementCache};
 use tokio::time::Instant;
 
 use crate::{
+    connection::status::Watch,
     limits::budget::Seat,
     model::{
         config::Config,
@@ -20,7 +21,6 @@ use crate::{
     pool::{Pool, VERIFY_TIMEOUT},
     reset::reset,
     telemetry::stats::count,
-    watch::Watch,
 };
 
 /// Longest wait for what a connection's last user left, if no transaction is open: it was probably abandoned.

@@ -8,10 +8,9 @@ mod cancel;
 mod catalog;
 mod client;
 mod closing;
+mod connection;
 pub mod control_plane;
-mod dial;
 mod direct;
-mod drive;
 #[cfg(feature = "emulator")]
 pub mod emulator;
 mod explain;
@@ -48,24 +47,18 @@ mod refusals;
 mod reset;
 mod router;
 mod seal;
-mod session_state;
 mod settings;
 mod shared;
 mod source;
-mod statements;
-mod stream;
 mod sweep;
 mod sync;
-mod tap;
 mod telemetry;
 mod transaction;
 mod verbs;
-mod verdict;
 mod wake;
 mod warm;
 #[cfg(feature = "tower")]
 mod warm_layer;
-mod watch;
 
 pub use builder::RouterBuilder;
 pub use cancel::CancelToken;

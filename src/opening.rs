@@ -11,7 +11,10 @@ use futures_util::{FutureExt, future::Either};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::{
-    dial::Dialed,
+    connection::{
+        dial::Dialed,
+        verdict::{self, Next},
+    },
     limits::budget::Permit,
     model::{
         endpoint::{Endpoint, Route},
@@ -24,7 +27,6 @@ use crate::{
         retry::{Progress, backoff},
     },
     telemetry::stats::{Reason, count},
-    verdict::{self, Next},
 };
 
 /// First wait between two attempts to wake a compute. Most faults of a cold start pass within it.

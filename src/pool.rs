@@ -27,6 +27,10 @@ use tokio::{
 };
 
 use crate::{
+    connection::{
+        status::Watch,
+        verdict::{self, Next},
+    },
     lease::{Connection, Fitness, Lease, Parting},
     model::{
         endpoint::{Endpoint, Route},
@@ -37,8 +41,6 @@ use crate::{
     shared::Shared,
     sync::retry::{Noted, lock, timed_out},
     telemetry::stats::count,
-    verdict::{self, Next},
-    watch::Watch,
 };
 
 pub(crate) use doubt::VERIFY_TIMEOUT;

@@ -33,8 +33,8 @@ pub(crate) use settle::Settled;
 
 use crate::{
     catalog::Catalog,
+    connection::dial::Dialer,
     control_plane::{AnyControlPlane, ControlPlane},
-    dial::Dialer,
     limits::rate::Admission,
     model::{
         config::{Config, InvalidConfig, check_limit},

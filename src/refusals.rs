@@ -9,12 +9,12 @@ use moka::{policy::EvictionPolicy, sync::Cache};
 use tokio::time::Instant;
 
 use crate::{
+    connection::verdict::REPEATED,
     model::{
         endpoint::Route,
         error::{Error, ErrorKind},
         tenant::TenantId,
     },
-    verdict::REPEATED,
 };
 
 /// How long a refusal is remembered that does not say itself when to come back.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use deadpool_postgres::Client;
 use tokio::time::timeout;
 
-use crate::watch::Watch;
+use crate::connection::status::Watch;
 
 /// Longest wait for the server to reset a session.
 const RESET_TIMEOUT: Duration = Duration::from_secs(2);

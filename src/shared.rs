@@ -6,7 +6,7 @@ use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    dial::Dialer,
+    connection::dial::Dialer,
     limits::{callers::Waiting, hints::HintBudget},
     model::{config::Config, tenant::TenantId},
     refusals::Refusals,

@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tokio_postgres::error::{Severity, SqlState};
 
 use crate::{
+    connection::verdict::{self, Farewell, Loss},
     lease::Lease,
     model::{
         current_tenant,
@@ -25,7 +26,6 @@ use crate::{
     pool::VERIFY_TIMEOUT,
     sync::retry::{LONGEST, backoff, lock, timed_out},
     telemetry::stats::count,
-    verdict::{self, Farewell, Loss},
 };
 
 pub(crate) use options::Access;

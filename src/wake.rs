@@ -18,7 +18,10 @@ use tokio::{task::JoinHandle, time::sleep};
 use tracing::Instrument;
 
 use crate::{
-    dial::{ConnectionTask, Dialed},
+    connection::{
+        dial::{ConnectionTask, Dialed},
+        status::Watch,
+    },
     lease::Connection,
     model::{
         endpoint::Route,
@@ -32,7 +35,6 @@ use crate::{
         spans,
         stats::{Reason, count},
     },
-    watch::Watch,
 };
 
 /// Longest wait for the other side to end a connection that we close.

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{Pool, Unserved};
 use crate::{
-    dial::Dialed,
+    connection::dial::Dialed,
     limits::budget::Permit,
     model::{
         endpoint::Route,

@@ -6,12 +6,11 @@ use tokio::{sync::oneshot, time::Instant};
 
 use super::Unserved;
 use crate::{
+    connection::{status::Watch, verdict::REPEATED},
     lease::{Connection, Lease},
     model::{config::Config, endpoint::Endpoint, error::ErrorKind},
     sync::retry::Noted,
     telemetry::stats::Reason,
-    verdict::REPEATED,
-    watch::Watch,
 };
 
 /// Time after which the cache hears once more that a pool is used. Its order of use is right up to this.

@@ -8,7 +8,7 @@ use tokio::{
 };
 
 use super::{Pool, State, Unserved, state::Waker};
-use crate::{model::error::Error, telemetry::stats::Reason, watch::Watch};
+use crate::{connection::status::Watch, model::error::Error, telemetry::stats::Reason};
 
 /// What somebody waits for who wants the database awake.
 enum Wait {

@@ -14,7 +14,7 @@ use tokio_postgres::{Client, types::Type};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
-    dial::Dialer,
+    connection::dial::Dialer,
     model::{
         current_tenant,
         endpoint::{Endpoint, Route},

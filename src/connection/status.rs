@@ -27,7 +27,8 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::{model::endpoint::SessionReset, sync::retry::lock, verdict::Farewell};
+use super::verdict::Farewell;
+use crate::{model::endpoint::SessionReset, sync::retry::lock};
 
 use held::Held;
 pub(crate) use session::{Residue, SessionFlags};

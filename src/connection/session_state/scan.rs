@@ -1,7 +1,7 @@
 //! Whether a text of SQL may leave something in its session.
 
 use super::call::Call;
-use crate::watch::Residue;
+use crate::connection::status::Residue;
 
 /// Reads a text as it passes, in pieces of any size.
 ///

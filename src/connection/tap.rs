@@ -6,6 +6,7 @@
 
 mod frames;
 mod outdated;
+pub(crate) mod statements;
 
 use std::{
     collections::VecDeque,
@@ -24,7 +25,8 @@ use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 
 use frames::{Frames, Part};
 
-use crate::{session_state::SessionState, statements::Statements, verdict::Farewell, watch::Watch};
+use self::statements::Statements;
+use super::{session_state::SessionState, status::Watch, verdict::Farewell};
 
 /// What a batch of requests does to the connection, in the order in which their ReadyForQuery will come.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -26,19 +26,21 @@ use tokio::{
 use tokio_postgres::{CancelToken, Client, Connection, NoTls, tls::MakeTlsConnect};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use super::{
+    driver::{Drive, Notifications},
+    status::{Settling, Watch},
+    stream::{Pipes, Socket, Stream},
+    tap::{Tap, Tapped},
+    verdict::{self, DialFailure},
+};
 use crate::{
-    drive::{Drive, Notifications},
     limits::budget::{Budget, Holder, Permit, Seat},
     model::{
         endpoint::{Encryption, Endpoint, Route},
         error::{Error, ErrorKind},
         resolve::AnyResolve,
     },
-    stream::{Pipes, Socket, Stream},
     sync::retry::Progress,
-    tap::{Tap, Tapped},
-    verdict::{self, DialFailure},
-    watch::{Settling, Watch},
 };
 use hosts::Hosts;
 

@@ -102,7 +102,7 @@ impl SessionFlags {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::watch::Watch;
+    use crate::connection::status::Watch;
 
     #[test]
     fn a_request_that_ran_on_an_idle_connection_and_left_something_is_a_stray() {

@@ -12,10 +12,8 @@ use std::{
     hash::{Hash, Hasher},
 };
 
-use crate::{
-    model::endpoint::SessionReset,
-    watch::{Residue, SessionFlags},
-};
+use super::status::{Residue, SessionFlags};
+use crate::model::endpoint::SessionReset;
 
 use scan::Scan;
 

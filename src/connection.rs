@@ -1,0 +1,9 @@
+//! TODO connection
+
+pub(crate) mod dial;
+pub(crate) mod driver;
+pub(crate) mod session_state;
+pub(crate) mod status;
+pub(crate) mod stream;
+pub(crate) mod tap;
+pub(crate) mod verdict;

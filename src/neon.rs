@@ -4,21 +4,14 @@
 //! from Neon's OpenAPI description (v2) and from recorded answers; unknown fields and values are let through, because
 //! the live service is ahead of its description.
 
-mod branches;
 mod builder;
-mod cause;
+mod calls;
 mod client;
-mod computes;
-mod consumption;
 mod limiter;
-mod operations;
-mod projects;
+pub(crate) mod redact;
 mod refusal;
-mod regions;
-mod roles;
-mod route;
+pub(crate) mod request;
 mod wire;
-mod words;
 
 pub use builder::NeonBuilder;
 pub use client::Neon;
@@ -29,4 +22,4 @@ pub use wire::{
     ProjectConsumption, ProjectsPage, Region, UpdateEndpoint, UpdateProject,
 };
 
-pub(crate) use words::repeatable;
+pub(crate) use redact::repeatable;

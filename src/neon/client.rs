@@ -15,9 +15,9 @@ use url::Url;
 use super::{
     builder::NeonBuilder,
     limiter::Limiter,
+    redact::repeatable,
     refusal::{Refusal, request_id},
-    route::{Call, Route},
-    words::repeatable,
+    request::{Call, Route},
 };
 use crate::{
     model::{

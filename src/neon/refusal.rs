@@ -1,5 +1,7 @@
 //! What an answer that is not a success means, in one place.
 
+pub(crate) mod cause;
+
 use std::time::{Duration, SystemTime};
 
 use reqwest::{
@@ -9,7 +11,8 @@ use reqwest::{
 
 use url::Url;
 
-use super::{cause::Cause, wire::RefusedBody, words::repeatable};
+use self::cause::Cause;
+use super::{redact::repeatable, wire::RefusedBody};
 use crate::model::{
     error::{Error, ErrorKind},
     trust::distrust,

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use super::{
+use crate::neon::{
     client::Neon,
-    route::{Call, Route},
+    redact::repeatable,
+    request::{Call, Route},
     wire::{Operation, OperationAnswer, OperationsAnswer},
-    words::repeatable,
 };
 use crate::{
     model::error::{Error, ErrorKind},

@@ -1,11 +1,11 @@
 //! The calls about regions.
 
-use super::{
+use crate::model::error::{Error, ErrorKind};
+use crate::neon::{
     client::Neon,
-    route::{Call, Route},
+    request::{Call, Route},
     wire::{Region, RegionsAnswer},
 };
-use crate::model::error::{Error, ErrorKind};
 
 static LIST: Route = Route::get("getActiveRegions", "/regions");
 

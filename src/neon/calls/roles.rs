@@ -3,15 +3,15 @@
 use percent_encoding::percent_decode_str;
 use url::Url;
 
-use super::{
-    client::Neon,
-    route::{Call, Route},
-    wire::{ConnectionUriAnswer, DATABASE, Endpoint, PasswordAnswer, ROLE, ResetAnswer},
-};
 use crate::model::{
     endpoint,
     error::{Error, ErrorKind},
     secret::Secret,
+};
+use crate::neon::{
+    client::Neon,
+    request::{Call, Route},
+    wire::{ConnectionUriAnswer, DATABASE, Endpoint, PasswordAnswer, ROLE, ResetAnswer},
 };
 
 static REVEAL: Route = Route::get(

@@ -5,9 +5,9 @@ use std::time::Duration;
 use serde::de::IgnoredAny;
 use serde_json::json;
 
-use super::{
+use crate::neon::{
     client::Neon,
-    route::{Call, Route},
+    request::{Call, Route},
     wire::{
         CreateProject, CreatedProject, ListProjects, Project, ProjectAnswer, ProjectsAnswer,
         ProjectsPage, UpdateProject,

@@ -1,11 +1,11 @@
 //! The calls about branches.
 
-use super::{
+use crate::model::error::Error;
+use crate::neon::{
     client::Neon,
-    route::{Call, Route},
+    request::{Call, Route},
     wire::{Branch, BranchAnswer, BranchesAnswer, CreateBranch, CreatedBranch},
 };
-use crate::model::error::Error;
 
 static CREATE: Route = Route::post("createProjectBranch", "/projects/{project_id}/branches");
 static LIST: Route = Route::get("listProjectBranches", "/projects/{project_id}/branches");

@@ -1,11 +1,11 @@
 //! The call about consumption.
 
-use super::{
+use crate::model::error::Error;
+use crate::neon::{
     client::Neon,
-    route::{Call, Route},
+    request::{Call, Route},
     wire::{ConsumptionAnswer, ConsumptionPage, ConsumptionQuery},
 };
-use crate::model::error::Error;
 
 static PER_PROJECT: Route = Route::get(
     "getConsumptionHistoryPerProjectV2",

@@ -1,11 +1,11 @@
 //! The calls about compute endpoints.
 
-use super::{
+use crate::model::error::Error;
+use crate::neon::{
     client::Neon,
-    route::{Call, Route},
+    request::{Call, Route},
     wire::{Endpoint, EndpointAnswer, EndpointsAnswer, UpdateEndpoint},
 };
-use crate::model::error::Error;
 
 static LIST: Route = Route::get("listProjectEndpoints", "/projects/{project_id}/endpoints");
 static GET: Route = Route::get(

@@ -5,12 +5,12 @@
 
 use reqwest::StatusCode;
 
-use super::refusal::Outcome;
+use super::Outcome;
 use crate::model::error::{ErrorKind, ExhaustedQuota};
 
 /// Why a call was refused.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Cause {
+pub(in crate::neon) enum Cause {
     /// 409: something of that name is there.
     AlreadyExists,
     /// Any other status: nothing that Neon's description knows.
@@ -51,7 +51,7 @@ pub(super) enum Cause {
 
 impl Cause {
     /// The status decides; where it has several meanings the code does, and the text only where there is no code.
-    pub(super) fn of(status: StatusCode, code: &str, text: &str) -> Self {
+    pub(in crate::neon) fn of(status: StatusCode, code: &str, text: &str) -> Self {
         let told = if code.is_empty() {
             Self::by_text(status, &text.to_lowercase())
         } else {
@@ -114,7 +114,7 @@ impl Cause {
     }
 
     /// What it is in our words.
-    pub(super) const fn kind(self) -> ErrorKind {
+    pub(in crate::neon) const fn kind(self) -> ErrorKind {
         match self {
             Self::AlreadyExists => ErrorKind::Conflict,
             Self::LimitReached => ErrorKind::QuotaExhausted(ExhaustedQuota::Other),
@@ -135,7 +135,7 @@ impl Cause {
     }
 
     /// Whether the call did its work.
-    pub(super) const fn outcome(self) -> Outcome {
+    pub(in crate::neon) const fn outcome(self) -> Outcome {
         match self {
             Self::UnknownOutcome => Outcome::Unknown,
             Self::AlreadyExists
@@ -159,7 +159,7 @@ impl Cause {
     }
 
     /// What to change.
-    pub(super) const fn advice(self) -> Option<&'static str> {
+    pub(in crate::neon) const fn advice(self) -> Option<&'static str> {
         match self {
             Self::BadKey => Some("check the api key, and that it may do this in this organization"),
             Self::Gone | Self::NotFound => {

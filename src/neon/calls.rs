@@ -1,0 +1,9 @@
+//! TODO neon::calls
+
+pub(crate) mod branches;
+pub(crate) mod consumption;
+pub(crate) mod endpoints;
+pub(crate) mod operations;
+pub(crate) mod projects;
+pub(crate) mod regions;
+pub(crate) mod roles;

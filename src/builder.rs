@@ -5,9 +5,9 @@ use std::{fmt, future::Future, io, sync::Arc, time::Duration};
 use tokio::{io::DuplexStream, runtime::Handle};
 
 use crate::{
+    catalog::lookup::{AnyLookup, Lookup},
     connection::{dial::Dialer, stream::Pipes},
     limits::{budget::Budget, open_files},
-    lookup::{AnyLookup, Lookup},
     model::{
         config::{Config, InvalidConfig},
         resolve::Resolve,

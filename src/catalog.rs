@@ -1,333 +1,304 @@
-//! The catalog as the router uses it: the application's [`Records`](crate::Records), and what was read from them.
-//!
-//! Every call goes through a breaker and has a time limit, and its failure is an error of ours. What was read of a tenant
-//! is remembered, so that it goes on when the catalog is down.
+//! The catalog that tenantry keeps itself: tenant → endpoint, and who may create or change it.
 
-mod entries;
-mod lookup_limit;
-mod refresh_queue;
+pub(crate) mod cached;
+pub(crate) mod key_ring;
+pub(crate) mod lookup;
+mod memory;
+mod postgres;
+pub mod record;
+#[cfg(feature = "testing")]
+pub mod suite;
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::{fmt, future::Future, sync::Arc, time::Duration};
 
-use tokio::time::{Instant, timeout};
+pub use memory::Memory;
+pub use postgres::{Postgres, PostgresBuilder};
 
-pub(crate) use entries::{Denial, Entry, EntryCache, Known, Stamp};
-pub(crate) use lookup_limit::LookupLimit;
-pub(crate) use refresh_queue::Reading;
-
-use crate::{
-    lookup::Answer,
-    model::{
-        config::Config,
-        error::{BoxError, Error, ErrorKind},
-        tenant::TenantId,
-    },
+use self::{
+    lookup::{Answer, Lookup},
     record::{Changes, Lease, Leased, Record, State, Then},
-    records::{AnyRecords, CallError, Defect},
-    sync::circuit_breaker::{Breaker, Kind, Pass, Shut},
-    telemetry::{
-        metrics::CatalogMeters,
-        stats::{CatalogStats, count},
-    },
+};
+use crate::model::{
+    chain,
+    error::BoxError,
+    tenant::{Namespace, TenantId},
 };
 
-use refresh_queue::RefreshQueue;
+/// A catalog in which tenantry records the databases that it creates.
+///
+/// [`Postgres`] is shared by all replicas of an app. [`Memory`] needs no set-up and serves one process: after a restart
+/// it is empty, and each tenant's project is found again by its name.
+///
+/// A value serves one namespace. As a [`Lookup`] it answers where tenants live whose record is
+/// [`Ready`](crate::catalog::record::State::Ready), which is enough for an app that creates nothing.
+///
+/// Whatever is written is guarded by a lease. An `Err` means that the catalog failed, so that nobody knows whether it did
+/// as it was asked; every call may be repeated then. How an implementation has to behave is held by a suite of tests that
+/// it can be run through: `records::suite`, with the feature `testing`.
+///
+/// # Errors
+/// Reading (`find`, `list`, `changes`) and writing (`lease`, `write`, `release`) fail apart: while writing fails, tenants that
+/// have a database are still looked up.
+///
+/// | error | it says | calls after it |
+/// |---|---|---|
+/// | [`Defect`] | something is wrong with the record of the one tenant | are made |
+/// | [`CallError::rejected`] | the catalog is up and refuses this call | are made |
+/// | [`CallError::timed_out`] | no answer came in time | are made, unless a call about another tenant got no answer either |
+/// | any other | the catalog is down | wait for up to 250 ms; then one at a time probes the catalog, every 5 seconds at the longest, and all others fail at once |
+///
+/// # Cancel safety
+/// A call may be dropped at any moment: when [`catalog_timeout`](crate::RouterBuilder::catalog_timeout) is over, or by
+/// whoever made it. As after an error, nobody knows then whether it did as it was asked; half of it must not be done.
+pub trait Records: Lookup {
+    /// Says which namespace this value serves, before anything else is asked, and whether passwords will be written.
+    /// Must fail if it was told another namespace before, or if it cannot keep passwords safe that it is going to get.
+    fn serve(&self, namespace: &Namespace, with_passwords: bool) -> Result<(), BoxError>;
 
-/// Time after which to come back after a call that the catalog rejected: an operator has to do something first.
-const REJECTED_FOR: Duration = Duration::from_secs(1);
-/// The subject of a call that is about no tenant of its own, and no tenant's id.
-const NO_ONE: &str = "";
+    /// What is known of `tenant`, as it is now.
+    fn find(
+        &self,
+        tenant: &TenantId,
+    ) -> impl Future<Output = Result<Option<Record>, BoxError>> + Send;
 
-/// The catalog, and what is known of it.
-pub(crate) struct Catalog {
-    records: Arc<dyn AnyRecords>,
-    /// Reading and writing are apart: a table that cannot be written to must not keep known tenants from being found.
-    reading: Breaker,
-    writing: Breaker,
-    /// The operations that the catalog rejected when it was asked last, a bit for each.
-    rejected: AtomicU32,
-    limit: Duration,
-    most_known: u64,
-    /// The entries that were read of each tenant.
-    pub(crate) entries: EntryCache,
-    /// The tenants whose records are read again in the background.
-    pub(crate) refresh: RefreshQueue,
-    pub(crate) lookups: LookupLimit,
-    pub(crate) stats: CatalogStats,
-    meters: CatalogMeters,
-}
-
-impl Catalog {
-    pub(crate) fn new(records: Arc<dyn AnyRecords>, config: &Config) -> Self {
-        Self {
-            records,
-            reading: Breaker::default(),
-            writing: Breaker::default(),
-            rejected: AtomicU32::new(0),
-            limit: config.catalog_timeout,
-            most_known: config.known_tenants,
-            entries: EntryCache::new(config.known_tenants, config.catalog_ttl),
-            refresh: RefreshQueue::default(),
-            lookups: LookupLimit::new(config),
-            stats: CatalogStats::default(),
-            meters: CatalogMeters::new(&Operation::ALL.map(Operation::name)),
-        }
-    }
-
-    /// How many tenants can be remembered.
-    pub(crate) fn most_known(&self) -> u64 {
-        self.most_known
-    }
-
-    /// What the catalog says of `tenant` now.
-    pub(crate) async fn find(&self, tenant: &TenantId) -> Result<Option<Record>, Error> {
-        self.call(Operation::Find, tenant.as_str(), |records| {
-            records.find(tenant)
-        })
-        .await
-    }
-
-    pub(crate) async fn lease(
+    /// Asks for the lease on `tenant` for `time`, counted by the catalog's clock. A tenant without a record gets one:
+    /// [`Claimed`](crate::catalog::record::State::Claimed), or [`Creating`](crate::catalog::record::State::Creating) without an attempt if
+    /// the catalog cannot know whether its database was created before.
+    ///
+    /// Granted if nobody holds it, or if `owner` does: then it is a renewal, and the token stays.
+    fn lease(
         &self,
         tenant: &TenantId,
         owner: &str,
         time: Duration,
-    ) -> Result<Leased, Error> {
-        self.call(Operation::Lease, tenant.as_str(), |records| {
-            records.lease(tenant, owner, time)
-        })
-        .await
-    }
+    ) -> impl Future<Output = Result<Leased, BoxError>> + Send;
 
-    /// Replaces a record under its lease. Returns the stamp of what the writer knows by then; `None` if the lease is lost.
-    pub(crate) async fn write(
+    /// Replaces the record of the tenant under `lease`. `false` if the lease has run out or is somebody else's: then
+    /// nothing is written.
+    ///
+    /// Must be a [`Defect`] if the [state may not become](crate::catalog::record::State::may_become) that one, and if another
+    /// tenant, of whatever namespace, has the same project and is not deleted: who deletes a tenant deletes its project.
+    fn write(
         &self,
         lease: &Lease,
         record: &Record,
         then: Then,
-    ) -> Result<Option<Stamp>, Error> {
-        let (began, subject) = (self.entries.stamp(), lease.tenant.as_str());
-        let written = self
-            .call(Operation::Write, subject, |records| {
-                records.write(lease, record, then)
-            })
-            .await?;
-        Ok(written.then(|| self.note_written(&lease.tenant, record.state, began)))
-    }
+    ) -> impl Future<Output = Result<bool, BoxError>> + Send;
 
-    fn note_written(&self, tenant: &TenantId, state: State, began: Stamp) -> Stamp {
-        let (denial, follows) = match state {
-            State::Ready => {
-                let (stamp, follows) = self.entries.note_published(tenant, began);
-                if follows {
-                    self.refresh.push(tenant);
-                }
-                return stamp;
-            }
-            State::Held => (Denial::Refused(held()), true),
-            State::Deleting | State::Deleted => (Denial::Refused(deleted()), true),
-            State::Claimed | State::Creating | State::Preparing => (Denial::Unfinished, false),
-        };
-        let stamp = self.entries.note_withdrawn(tenant, began, denial);
-        if follows {
-            self.refresh.push(tenant);
-        }
-        stamp
-    }
+    /// Gives `lease` back. Does nothing if it is somebody else's.
+    fn release(&self, lease: &Lease) -> impl Future<Output = Result<(), BoxError>> + Send;
 
-    pub(crate) async fn release(&self, lease: &Lease) -> Result<(), Error> {
-        self.call(Operation::Release, lease.tenant.as_str(), |records| {
-            records.release(lease)
-        })
-        .await
-    }
-
-    /// At most `limit` records of tenants after `after`.
-    pub(crate) async fn list(
+    /// At most `limit` records of tenants that come after `after`, byte by byte, in that order.
+    fn list(
         &self,
         after: Option<&TenantId>,
         limit: usize,
-    ) -> Result<Vec<Record>, Error> {
-        self.call(Operation::List, NO_ONE, |records| {
-            records.list(after, limit)
-        })
-        .await
+    ) -> impl Future<Output = Result<Vec<Record>, BoxError>> + Send;
+
+    /// Whose records were written since `version` was answered, at most `limit` of them; for `None`, none and the present
+    /// version. Must miss nothing, also what was written side by side. Its
+    /// [incarnation](crate::catalog::record::Changes::incarnation) stays the same as long as no write can have got lost.
+    fn changes(
+        &self,
+        since: Option<u64>,
+        limit: usize,
+    ) -> impl Future<Output = Result<Changes, BoxError>> + Send;
+
+    /// Waits until [`changes`](Self::changes) may have something to say; for ever if nobody would know. It may be wrong
+    /// either way: changes are asked for from time to time anyhow.
+    fn nudged(&self) -> impl Future<Output = ()> + Send {
+        std::future::pending()
+    }
+}
+
+/// Something is wrong with the record of one tenant, and the catalog itself is up.
+///
+/// For implementors: what other errors mean is said at [`Records`](Records#errors).
+#[derive(Clone, Eq, PartialEq)]
+pub struct Defect(String);
+
+impl Defect {
+    /// Says what is wrong. The text must hold no secret.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self(message.into())
     }
 
-    /// Whose records were written since version `since`, at most `limit` of them.
-    pub(crate) async fn changes(&self, since: Option<u64>, limit: usize) -> Result<Changes, Error> {
-        self.call(Operation::Changes, NO_ONE, |records| {
-            records.changes(since, limit)
-        })
-        .await
+    /// Says that the lease is on another record.
+    pub(crate) fn of_another(lease: &Lease, record: &Record) -> Self {
+        let (leased, written) = (lease.tenant.as_str(), record.tenant.as_str());
+        Self(format!(
+            "a lease on tenant {leased:?} is none on {written:?}"
+        ))
     }
 
-    /// Waits until there may be changes; for ever if nobody would know.
-    pub(crate) async fn nudged(&self) {
-        if self.records.nudged().await.is_err() {
-            std::future::pending::<()>().await;
+    /// Says that a record may not be written with that state.
+    pub(crate) fn not_allowed(old: State, new: State) -> Self {
+        let (old, new) = (old.as_str(), new.as_str());
+        Self(format!("a record that is {old} cannot become {new}"))
+    }
+}
+
+impl fmt::Display for Defect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Its text, as `main` prints an error that it returns.
+impl fmt::Debug for Defect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !f.alternate() {
+            return chain::write(f, self);
+        }
+        f.debug_tuple("Defect").field(&self.0).finish()
+    }
+}
+
+impl std::error::Error for Defect {}
+
+/// A call failed, and the catalog itself may be up.
+///
+/// For implementors: what other errors mean is said at [`Records`](Records#errors).
+#[derive(Clone)]
+pub struct CallError {
+    reason: Reason,
+    message: String,
+    source: Option<Source>,
+}
+
+type Source = Arc<dyn std::error::Error + Send + Sync>;
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Reason {
+    Rejected,
+    TimedOut,
+}
+
+impl CallError {
+    /// The catalog answered, and did not do what it was asked: a privilege is missing, a disk is full, a server takes no
+    /// writes. Other calls may succeed, so none is turned away for it. The text must hold no secret.
+    pub fn rejected(message: impl Into<String>) -> Self {
+        Self::new(Reason::Rejected, message.into())
+    }
+
+    /// The catalog did not answer in time, as a call that is stopped by
+    /// [`catalog_timeout`](crate::RouterBuilder::catalog_timeout). It may have waited for something that is only its own,
+    /// such as a lock on one tenant's row: it counts as an outage once a call about another tenant got no answer either,
+    /// and none was answered in between. The text must hold no secret.
+    pub fn timed_out(message: impl Into<String>) -> Self {
+        Self::new(Reason::TimedOut, message.into())
+    }
+
+    fn new(reason: Reason, message: String) -> Self {
+        Self {
+            reason,
+            message,
+            source: None,
         }
     }
 
-    /// Has the record of `tenant` read again in the background, if its entry is old.
-    pub(crate) fn refresh_if_stale(&self, tenant: &TenantId) {
-        if self.entries.is_stale(tenant) && !self.reading.is_shut() {
-            self.refresh.push_if_room(tenant);
-        }
+    /// Adds what led to it.
+    #[must_use]
+    pub fn with_source(self, source: impl Into<BoxError>) -> Self {
+        self.with_shared_source(source.into().into())
     }
 
-    /// Makes a call about `subject`, within its time. If the catalog has failed just now, it is made a moment later.
-    async fn call<'a, T>(
+    pub(crate) fn with_shared_source(mut self, source: Source) -> Self {
+        self.source = Some(source);
+        self
+    }
+
+    pub(crate) fn is_rejected(&self) -> bool {
+        self.reason == Reason::Rejected
+    }
+
+    pub(crate) fn is_timed_out(&self) -> bool {
+        self.reason == Reason::TimedOut
+    }
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+/// What happened and its causes, in one line; the fields if it is `{:#?}`.
+impl fmt::Debug for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !f.alternate() {
+            return chain::write(f, self);
+        }
+        f.debug_struct("CallError")
+            .field("reason", &self.reason)
+            .field("message", &self.message)
+            .field("source", &self.source)
+            .finish()
+    }
+}
+
+impl std::error::Error for CallError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        let source = self.source.as_deref()?;
+        Some(source)
+    }
+}
+
+/// [`Records`] with its type erased.
+pub(crate) trait AnyRecords: Send + Sync {
+    fn serve(&self, namespace: &Namespace, with_passwords: bool) -> Result<(), BoxError>;
+    fn find<'a>(&'a self, tenant: &'a TenantId) -> Answer<'a, Option<Record>>;
+    fn lease<'a>(
         &'a self,
-        operation: Operation,
-        subject: &str,
-        ask: impl FnOnce(&'a dyn AnyRecords) -> Answer<'a, T>,
-    ) -> Result<T, Error> {
-        let breaker = if operation.writes() {
-            &self.writing
-        } else {
-            &self.reading
-        };
-        let patience = Instant::now() + self.limit;
-        let pass = breaker
-            .pass(operation as Kind, patience)
-            .await
-            .map_err(shut)?;
-        count(&self.stats.calls);
-        let began = Instant::now();
-        let answer = timeout(self.limit, ask(&*self.records)).await;
-        let answer = answer.unwrap_or_else(|_| {
-            let message = format!("no answer within {:?}", self.limit);
-            Err(CallError::timed_out(message).into())
-        });
-        let is_good = match &answer {
-            Ok(_) => true,
-            Err(err) => err.is::<Defect>(),
-        };
-        self.meters
-            .answered(operation.name(), is_good, began.elapsed());
-        match answer {
-            Ok(answer) => {
-                pass.succeeded();
-                self.rejected.fetch_and(!operation.bit(), Relaxed);
-                Ok(answer)
-            }
-            Err(err) if is_good => {
-                pass.succeeded(); // it is up
-                let message = "the catalog's record of the tenant cannot be used as it is";
-                Err(Error::new(ErrorKind::BadRecord, message).with_source(err))
-            }
-            Err(err) => Err(self.failed(operation, subject, pass, err)),
-        }
-    }
-
-    fn failed(&self, operation: Operation, subject: &str, pass: Pass<'_>, err: BoxError) -> Error {
-        count(&self.stats.failures);
-        let cause = err.to_string(); // not `Debug`, which has all that the catalog's driver knows
-        let how = err.downcast_ref::<CallError>();
-        let (is_rejected, is_late) = (
-            how.is_some_and(CallError::is_rejected),
-            how.is_some_and(CallError::is_timed_out),
-        );
-        if is_rejected {
-            pass.succeeded(); // it is up
-            let rejected = self.rejected.fetch_or(operation.bit(), Relaxed);
-            if rejected & operation.bit() == 0 {
-                let operation = operation.name();
-                tracing::warn!(operation, cause, "the catalog rejects a call, and is up");
-            }
-            return Error::new(ErrorKind::Catalog, "the catalog rejected the call")
-                .with_source(err)
-                .with_retry_after(REJECTED_FOR);
-        }
-        let err = Error::new(ErrorKind::Catalog, "the catalog failed").with_source(err);
-        let (first, left) = if is_late {
-            pass.unanswered(subject, &err)
-        } else {
-            pass.failed(&err)
-        };
-        if first {
-            count(&self.stats.outages);
-            tracing::warn!(
-                cause,
-                "the catalog failed; it is asked from time to time until it answers"
-            );
-        }
-        err.with_retry_after(left)
-    }
+        tenant: &'a TenantId,
+        owner: &'a str,
+        time: Duration,
+    ) -> Answer<'a, Leased>;
+    fn write<'a>(&'a self, lease: &'a Lease, record: &'a Record, then: Then) -> Answer<'a, bool>;
+    fn release<'a>(&'a self, lease: &'a Lease) -> Answer<'a, ()>;
+    fn list<'a>(&'a self, after: Option<&'a TenantId>, limit: usize) -> Answer<'a, Vec<Record>>;
+    fn changes(&self, since: Option<u64>, limit: usize) -> Answer<'_, Changes>;
+    fn nudged(&self) -> Answer<'_, ()>;
 }
 
-/// A kind of call.
-#[derive(Clone, Copy, Debug)]
-enum Operation {
-    Find,
-    Lease,
-    Write,
-    Release,
-    List,
-    Changes,
-}
-
-impl Operation {
-    const ALL: [Self; 6] = [
-        Self::Find,
-        Self::Lease,
-        Self::Write,
-        Self::Release,
-        Self::List,
-        Self::Changes,
-    ];
-
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Find => "find",
-            Self::Lease => "lease",
-            Self::Write => "write",
-            Self::Release => "release",
-            Self::List => "list",
-            Self::Changes => "changes",
-        }
+impl<R: Records> AnyRecords for R {
+    fn serve(&self, namespace: &Namespace, with_passwords: bool) -> Result<(), BoxError> {
+        Records::serve(self, namespace, with_passwords)
     }
 
-    const fn writes(self) -> bool {
-        match self {
-            Self::Lease | Self::Write | Self::Release => true,
-            Self::Find | Self::List | Self::Changes => false,
-        }
+    fn find<'a>(&'a self, tenant: &'a TenantId) -> Answer<'a, Option<Record>> {
+        Box::pin(Records::find(self, tenant))
     }
 
-    const fn bit(self) -> u32 {
-        1 << self as u32
+    fn lease<'a>(
+        &'a self,
+        tenant: &'a TenantId,
+        owner: &'a str,
+        time: Duration,
+    ) -> Answer<'a, Leased> {
+        Box::pin(Records::lease(self, tenant, owner, time))
     }
-}
 
-fn shut(shut: Shut) -> Error {
-    let Shut {
-        left, last_failure, ..
-    } = shut;
-    let message = "the catalog failed a moment ago and is not asked again yet; see to it, the rest mends itself";
-    let err = Error::new(ErrorKind::Catalog, message).with_retry_after(left);
-    match last_failure {
-        Some(failure) => err.with_source(failure),
-        None => err,
+    fn write<'a>(&'a self, lease: &'a Lease, record: &'a Record, then: Then) -> Answer<'a, bool> {
+        Box::pin(Records::write(self, lease, record, then))
     }
-}
 
-/// The error for a tenant whose record says that the platform works on it.
-pub(crate) fn held() -> Error {
-    let message = "the tenant is kept from use for maintenance by the platform, which set its record to held and sets it \
-                   to ready again";
-    Error::new(ErrorKind::Held, message)
-}
+    fn release<'a>(&'a self, lease: &'a Lease) -> Answer<'a, ()> {
+        Box::pin(Records::release(self, lease))
+    }
 
-/// The error for a tenant whose record is a tombstone.
-pub(crate) fn deleted() -> Error {
-    let message = "the tenant was deleted; take that back with undelete, or provision it anew";
-    Error::new(ErrorKind::Deleted, message)
+    fn list<'a>(&'a self, after: Option<&'a TenantId>, limit: usize) -> Answer<'a, Vec<Record>> {
+        Box::pin(Records::list(self, after, limit))
+    }
+
+    fn changes(&self, since: Option<u64>, limit: usize) -> Answer<'_, Changes> {
+        Box::pin(Records::changes(self, since, limit))
+    }
+
+    fn nudged(&self) -> Answer<'_, ()> {
+        Box::pin(async {
+            Records::nudged(self).await;
+            Ok(())
+        })
+    }
 }

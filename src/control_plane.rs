@@ -9,13 +9,13 @@ use std::{collections::BTreeMap, future::Future, pin::Pin, time::SystemTime};
 
 pub use crate::sync::retry::Progress;
 use crate::{
+    catalog::record::Placement,
     model::{
         endpoint::{Endpoint, Login},
         error::Error,
         plan::Plan,
         secret::Secret,
     },
-    record::Placement,
 };
 
 /// Creates databases, finds them again, and deletes them.

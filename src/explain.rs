@@ -8,7 +8,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::{
-    catalog::{Denial, Entry},
+    catalog::cached::{Denial, Entry},
     handle::TenantHandle,
     lease::Fitness,
     model::{

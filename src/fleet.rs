@@ -18,7 +18,7 @@ pub use crate::provision::Provisioned;
 use tokio::time::timeout_at;
 
 use crate::{
-    catalog,
+    catalog::{cached, record::Record},
     model::{
         endpoint::Login,
         error::{Error, Stage},
@@ -26,7 +26,6 @@ use crate::{
         tenant::TenantId,
     },
     provision::{Demand, Provisioning},
-    record::Record,
     router::{Inner, TenantRouter},
     source::Source,
     sync::retry::Progress,
@@ -121,7 +120,7 @@ impl Fleet {
     /// database of it; without it, as tenantry creates them (`neondb_owner`, `neondb`). The prepare hook is not run, and of
     /// the provisioner's [plan](crate::Provisioner::plan) only `max_connections` holds.
     ///
-    /// [`Memory`](crate::records::Memory) forgets this when the process ends: with it, import again at each start. If a policy
+    /// [`Memory`](crate::catalog::Memory) forgets this when the process ends: with it, import again at each start. If a policy
     /// lets accesses create, one that comes before creates an empty database.
     ///
     /// # Errors
@@ -174,7 +173,7 @@ impl Fleet {
             let on = job.fleet.provisioning();
             let buried = || {
                 let pools = &job.fleet.inner.pools;
-                pools.forbid(&job.tenant, &catalog::deleted().into());
+                pools.forbid(&job.tenant, &cached::deleted().into());
             };
             on.delete(&job.tenant, drain, buried, &job.progress, job.stats())
                 .await

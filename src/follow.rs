@@ -14,7 +14,10 @@ use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::{
-    catalog::{Denial, Entry, Reading},
+    catalog::{
+        cached::{Denial, Entry, Reading},
+        record::Changes,
+    },
     model::{
         error::{Error, ErrorKind},
         tenant::TenantId,
@@ -22,7 +25,6 @@ use crate::{
     pool::Unserved,
     pools::Pools,
     provision::Provisioning,
-    record::Changes,
     shared::Shared,
     source::Source,
     sync::{circuit_breaker::chance, retry::lock, supervise::supervise},

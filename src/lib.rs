@@ -5,7 +5,7 @@
 mod builder;
 mod cached_statements;
 mod cancel;
-mod catalog;
+pub mod catalog;
 mod client;
 mod closing;
 mod connection;
@@ -28,7 +28,6 @@ mod identify;
 mod index;
 mod lease;
 mod limits;
-mod lookup;
 #[cfg(any(doc, doctest))]
 pub mod manual;
 mod model;
@@ -41,12 +40,9 @@ mod preload;
 #[cfg(feature = "axum")]
 mod problem;
 mod provision;
-pub mod record;
-pub mod records;
 mod refusals;
 mod reset;
 mod router;
-mod seal;
 mod settings;
 mod shared;
 mod source;
@@ -62,6 +58,9 @@ mod warm_layer;
 
 pub use builder::RouterBuilder;
 pub use cancel::CancelToken;
+pub use catalog::Records;
+pub use catalog::key_ring::KeyRing;
+pub use catalog::lookup::Lookup;
 pub use client::TenantClient;
 pub use control_plane::ControlPlane;
 pub use direct::DirectClient;
@@ -72,7 +71,6 @@ pub use fleet::{Fleet, Reconcile};
 pub use handle::TenantHandle;
 #[cfg(any(feature = "axum", feature = "tower"))]
 pub use identify::{Identify, Named};
-pub use lookup::Lookup;
 pub use model::config::InvalidConfig;
 pub use model::endpoint::{DEFAULT_SUSPEND_WINDOW, Encryption, Endpoint, Login, SessionReset};
 pub use model::error::{BoxError, Error, ErrorKind, ExhaustedQuota, Stage};
@@ -84,9 +82,7 @@ pub use neon::Neon;
 #[doc(hidden)]
 pub use provision::Step;
 pub use provision::{Decision, Preparing, Provisioner};
-pub use records::Records;
 pub use router::TenantRouter;
-pub use seal::KeyRing;
 pub use settings::Settings;
 pub use telemetry::stats::{Status, WakeCount};
 pub use transaction::{TransactionOptions, Tx};

@@ -252,7 +252,7 @@ mod tests {
     use std::{collections::BTreeMap, thread};
 
     use super::*;
-    use crate::{lookup::Lookup, model::tenant::TenantId, router::TenantRouter};
+    use crate::{catalog::lookup::Lookup, model::tenant::TenantId, router::TenantRouter};
 
     /// Tenants, of whom the cache holds a quarter.
     const TENANTS: u64 = 64;

@@ -32,7 +32,7 @@ pub(crate) use refresh::Compared;
 pub(crate) use settle::Settled;
 
 use crate::{
-    catalog::Catalog,
+    catalog::{AnyRecords, Records, cached::Catalog},
     connection::dial::Dialer,
     control_plane::{AnyControlPlane, ControlPlane},
     limits::rate::Admission,
@@ -42,7 +42,6 @@ use crate::{
         plan::Plan,
         tenant::{Namespace, TenantId},
     },
-    records::{AnyRecords, Records},
 };
 
 use policy::Policy;
@@ -140,7 +139,7 @@ impl Provisioner {
 
     /// Creates no database on access, only by [`Fleet::provision`](crate::Fleet::provision); an access only finishes what
     /// was begun. This is the default, and takes the place of a policy that was set before. With a catalog in
-    /// [`Memory`](crate::records::Memory) no access finds a project again after a restart, either; `provision` does.
+    /// [`Memory`](crate::catalog::Memory) no access finds a project again after a restart, either; `provision` does.
     pub fn explicit(mut self) -> Self {
         self.settings.policy = Policy::Explicit;
         self
@@ -203,7 +202,7 @@ impl Provisioner {
 
     /// Keeps no password in the catalog. They are read from the control plane, which takes one call of Neon's API for a
     /// tenant that this process does not know yet. By default they are in the catalog, sealed if it is
-    /// [`Postgres`](crate::records::Postgres).
+    /// [`Postgres`](crate::catalog::Postgres).
     pub fn passwords_from_control_plane(mut self) -> Self {
         self.settings.with_passwords = false;
         self

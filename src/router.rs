@@ -7,12 +7,14 @@ use tracing::Instrument;
 
 use crate::{
     builder::RouterBuilder,
-    catalog::{Entry, EntryCache},
+    catalog::{
+        cached::{Entry, EntryCache},
+        lookup::Lookup,
+    },
     client::TenantClient,
     follow,
     lease::Lease,
     limits::callers::Place,
-    lookup::Lookup,
     model::{
         error::{Error, ErrorKind, Stage},
         tenant::TenantId,

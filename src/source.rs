@@ -5,8 +5,10 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use crate::{
-    catalog::{Catalog, LookupLimit, Stamp},
-    lookup::AnyLookup,
+    catalog::{
+        cached::{Catalog, LookupLimit, Stamp},
+        lookup::AnyLookup,
+    },
     model::{
         config::Config,
         endpoint::Endpoint,

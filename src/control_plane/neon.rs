@@ -6,6 +6,7 @@ use tokio::time::Instant;
 
 use super::{ControlPlane, Database, Found, Order};
 use crate::{
+    catalog::record::Placement,
     model::{
         endpoint::{DEFAULT_SUSPEND_WINDOW, Endpoint, Login},
         error::{Error, ErrorKind},
@@ -13,7 +14,6 @@ use crate::{
         secret::Secret,
     },
     neon::{self, Neon},
-    record::Placement,
     sync::retry::{Progress, backoff, retry},
 };
 

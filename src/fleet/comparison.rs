@@ -10,13 +10,13 @@ use std::{
 
 use super::{Finding, Fleet, Outcome, Reconcile, Report, Trouble};
 use crate::{
+    catalog::record::{Record, State},
     control_plane::Found,
     model::{
         error::{Error, Stage},
         tenant::TenantId,
     },
     provision::{Compared, Settled, identity},
-    record::{Record, State},
     sync::retry::{LONGEST, Progress},
 };
 

@@ -6,12 +6,12 @@ use futures_util::{StreamExt, stream};
 
 use super::Fleet;
 use crate::{
+    catalog::record::{Record, State},
     model::{
         current_tenant,
         error::{Error, Stage},
         tenant::TenantId,
     },
-    record::{Record, State},
     sync::retry::{Progress, backoff, retry},
 };
 
@@ -155,7 +155,7 @@ impl Fleet {
     /// by page, so what changes during it may be listed as it was. A record that cannot be read is left out, with a warning
     /// in the log.
     ///
-    /// [`Memory`](crate::records::Memory) knows only the tenants that were used since the process began.
+    /// [`Memory`](crate::catalog::Memory) knows only the tenants that were used since the process began.
     ///
     /// ```no_run
     /// # async fn f(fleet: &tenantry::Fleet) -> Result<(), tenantry::Error> {
@@ -178,7 +178,7 @@ impl Fleet {
         }
     }
 
-    /// Does `work` for each tenant that can be used ([`Ready`](crate::record::State::Ready)), some side by side. One that
+    /// Does `work` for each tenant that can be used ([`Ready`](crate::catalog::record::State::Ready)), some side by side. One that
     /// fails stops no other: failures are collected.
     ///
     /// It wakes no database by itself, and neither opens nor keeps a connection: `work` gets the record, and what it then does

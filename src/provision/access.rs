@@ -6,14 +6,16 @@ use tokio::time::{Instant, sleep};
 
 use super::{Claim, Halt, Policy, Provisioned, Provisioning, identity, work::Work};
 use crate::{
-    catalog::{Stamp, deleted, held},
+    catalog::{
+        cached::{Stamp, deleted, held},
+        record::{Placement, Record, State},
+    },
     model::{
         endpoint::Endpoint,
         error::{Error, ErrorKind, Stage},
         plan::Plan,
         tenant::TenantId,
     },
-    record::{Placement, Record, State},
     sync::retry::{Progress, backoff, retry},
     telemetry::stats::Stats,
 };

@@ -15,9 +15,11 @@ use tokio::{
 };
 
 use crate::{
-    catalog::{Catalog, Stamp},
+    catalog::{
+        cached::{Catalog, Stamp},
+        record::{Lease, Leased, Record, Then},
+    },
     model::{error::Error, tenant::TenantId},
-    record::{Lease, Leased, Record, Then},
     sync::retry::{Progress, backoff, lock, retry},
 };
 
@@ -221,8 +223,8 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
     use crate::{
+        catalog::Memory,
         model::{config::Config, tenant::TenantId},
-        records::Memory,
     };
 
     const SECOND: Duration = Duration::from_secs(1);

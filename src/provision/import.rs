@@ -2,13 +2,13 @@
 
 use super::{Halt, Provisioning, identity, step::Step, work::Work};
 use crate::{
+    catalog::record::{Record, State},
     control_plane::Database,
     model::{
         endpoint::Login,
         error::{Error, ErrorKind},
         tenant::TenantId,
     },
-    record::{Record, State},
     sync::retry::Progress,
     telemetry::stats::Stats,
 };

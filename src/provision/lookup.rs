@@ -6,13 +6,15 @@ use tokio::time::timeout;
 
 use super::{Provisioning, Published};
 use crate::{
-    catalog::{self, Catalog, Denial, Entry, Known, Stamp},
+    catalog::{
+        cached::{self, Catalog, Denial, Entry, Known, Stamp},
+        record::{Record, State},
+    },
     model::{
         endpoint::Endpoint,
         error::{Error, ErrorKind, Stage},
         tenant::TenantId,
     },
-    record::{Record, State},
     sync::retry::Progress,
     telemetry::stats::count,
 };
@@ -164,8 +166,8 @@ impl Provisioning {
                 let newest = entries.insert_denial(tenant, asked, generation, denial);
                 return (Told::Outcome(Ok(LookupOutcome::Unfinished)), newest);
             }
-            State::Held => catalog::held(),
-            State::Deleting | State::Deleted => catalog::deleted(),
+            State::Held => cached::held(),
+            State::Deleting | State::Deleted => cached::deleted(),
         };
         let denial = Denial::Refused(refusal.clone());
         let newest = entries.insert_denial(tenant, asked, generation, denial);

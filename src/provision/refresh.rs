@@ -4,10 +4,12 @@ use std::{borrow::Cow, sync::Arc};
 
 use super::{Halt, Provisioning};
 use crate::{
-    catalog::Stamp,
+    catalog::{
+        cached::Stamp,
+        record::{Record, State},
+    },
     control_plane::Database,
     model::{endpoint::Endpoint, error::Error, secret::Secret, tenant::TenantId},
-    record::{Record, State},
     sync::retry::{Class, Progress},
 };
 

@@ -9,12 +9,12 @@ use tokio::time::sleep;
 
 use super::{Halt, Provisioning, step::Step, work::Work};
 use crate::{
+    catalog::record::{Record, State},
     model::{
         endpoint::Endpoint,
         error::{Error, ErrorKind},
         tenant::TenantId,
     },
-    record::{Record, State},
     sync::retry::Progress,
     telemetry::stats::Stats,
 };

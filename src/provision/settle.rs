@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::{Halt, Provisioning, work::Work};
 use crate::{
+    catalog::record::{Record, State},
     model::{error::Error, tenant::TenantId},
-    record::{Record, State},
     sync::retry::Progress,
     telemetry::stats::Stats,
 };

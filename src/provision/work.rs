@@ -9,7 +9,10 @@ use tokio::time::{Instant, sleep};
 
 use super::{Claim, Halt, Provisioned, Provisioning, identity, step::Step};
 use crate::{
-    catalog,
+    catalog::{
+        cached,
+        record::{Attempt, Record, State},
+    },
     control_plane::{Database, Found, Order},
     model::{
         endpoint::Endpoint,
@@ -17,7 +20,6 @@ use crate::{
         plan::Plan,
         tenant::TenantId,
     },
-    record::{Attempt, Record, State},
     sync::retry::{Progress, backoff},
     telemetry::stats::{Stats, count},
 };
@@ -87,8 +89,8 @@ impl Work<'_> {
                     let endpoint = self.on.reach(self.tenant, record, self.progress).await?;
                     return Ok((endpoint, origin.outcome(record)));
                 }
-                State::Held => return Err(catalog::held().into()),
-                State::Deleting => return Err(catalog::deleted().into()),
+                State::Held => return Err(cached::held().into()),
+                State::Deleting => return Err(cached::deleted().into()),
                 State::Deleted => {
                     give_up_old(record);
                     self.write(record).await?;

@@ -8,12 +8,11 @@ use std::{
 use super::Settings;
 use crate::{
     builder::RouterBuilder,
+    catalog::{Memory, Postgres, PostgresBuilder, key_ring::KeyRing},
     model::{config::InvalidConfig, plan::Plan, tenant::Namespace},
     neon::{Neon, NeonBuilder},
     provision::Provisioner,
-    records::{Memory, Postgres, PostgresBuilder},
     router::TenantRouter,
-    seal::KeyRing,
 };
 
 impl TenantRouter {

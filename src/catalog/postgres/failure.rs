@@ -6,8 +6,8 @@ use deadpool_postgres::PoolError;
 use tokio_postgres::error::{DbError, Severity, SqlState};
 
 use crate::{
+    catalog::{CallError, Defect},
     model::{error::BoxError, trust::distrust},
-    records::{CallError, Defect},
 };
 
 /// The index that keeps two tenants from one database.

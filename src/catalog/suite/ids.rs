@@ -2,8 +2,8 @@
 
 use super::{Outcome, Stage, equal, holds, tenant};
 use crate::{
+    catalog::Records,
     model::tenant::{Namespace, TenantId},
-    records::Records,
 };
 
 pub(super) fn one_namespace<R: Records>(stage: &Stage<R>) -> Outcome {

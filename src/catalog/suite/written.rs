@@ -4,9 +4,11 @@ use std::time::{Duration, SystemTime};
 
 use super::{LEASE, Outcome, Stage, equal, holds, tenant, until};
 use crate::{
+    catalog::{
+        Records,
+        record::{Attempt, Placement, Record, State, Then},
+    },
     model::endpoint::{Encryption, Endpoint, SessionReset},
-    record::{Attempt, Placement, Record, State, Then},
-    records::Records,
 };
 
 pub(super) async fn whole<R: Records>(stage: &Stage<R>) -> Outcome {

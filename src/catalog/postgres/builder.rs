@@ -7,13 +7,13 @@ use tokio_postgres::config::{Config, Host, SslMode};
 
 use super::{Postgres, connection_string, connections::Connections, statements::Statements};
 use crate::{
+    catalog::key_ring::KeyRing,
     model::{
         config::{InvalidConfig, check_limit},
         secret::Secret,
         tenant::Namespace,
         tls, trust,
     },
-    seal::KeyRing,
 };
 
 /// The longest name of anything in Postgres, in bytes. It cuts longer ones without a word.

@@ -10,14 +10,16 @@ use std::{
 use tokio::time::Instant;
 
 use super::{Defect, Records};
-use crate::{
+use super::{
     lookup::Lookup,
+    record::{Attempt, Changes, Lease, Leased, Record, State, Then},
+};
+use crate::{
     model::{
         endpoint::Endpoint,
         error::BoxError,
         tenant::{Namespace, TenantId},
     },
-    record::{Attempt, Changes, Lease, Leased, Record, State, Then},
     sync::retry::lock,
 };
 

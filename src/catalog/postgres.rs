@@ -35,16 +35,16 @@ use statements::Statements;
 use tables::Tables;
 
 use super::{Defect, Records};
-use crate::{
+use super::{
+    key_ring::KeyRing,
     lookup::Lookup,
-    model::{
-        endpoint::Endpoint,
-        error::BoxError,
-        secret::Secret,
-        tenant::{Namespace, TenantId},
-    },
     record::{Changes, Lease, Leased, Record, State, Then},
-    seal::KeyRing,
+};
+use crate::model::{
+    endpoint::Endpoint,
+    error::BoxError,
+    secret::Secret,
+    tenant::{Namespace, TenantId},
 };
 
 /// A catalog in a Postgres database, shared by all replicas of an application: any Postgres of version 14 or later, a Neon

@@ -27,7 +27,7 @@ const MARKS: &[u8] = b"tenantry: marks of sealed values, 1";
 ///
 /// Each key is 32 random bytes (`openssl rand -hex 32`) with an id that is kept in the clear beside what it sealed. The
 /// cipher is AES-256-GCM. To change keys, give every replica the new key as the second one, then as the first with the
-/// old one behind it, then call [`Postgres::reseal`](crate::records::Postgres::reseal), then leave the old one away.
+/// old one behind it, then call [`Postgres::reseal`](crate::catalog::Postgres::reseal), then leave the old one away.
 ///
 /// ```
 /// use tenantry::KeyRing;

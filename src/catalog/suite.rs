@@ -17,14 +17,12 @@ use std::{fmt::Debug, future::Future, time::Duration};
 
 use tokio::time::{Instant, sleep};
 
+use super::record::{Lease, Leased, Placement, Record, State, Then};
 use super::{Defect, Records};
-use crate::{
-    model::{
-        endpoint::Endpoint,
-        error::BoxError,
-        tenant::{Namespace, TenantId},
-    },
-    record::{Lease, Leased, Placement, Record, State, Then},
+use crate::model::{
+    endpoint::Endpoint,
+    error::BoxError,
+    tenant::{Namespace, TenantId},
 };
 
 /// Longer than anything here takes.

@@ -9,14 +9,16 @@ use tokio_postgres::{
 
 use super::connections::Param;
 use crate::{
+    catalog::{
+        Defect,
+        key_ring::{KeyRing, Place, Sealed, Unsealable},
+        record::{Attempt, Placement, Record, State},
+    },
     model::{
         endpoint::{Encryption, Endpoint, SessionReset},
         secret::Secret,
         tenant::{Namespace, TenantId},
     },
-    record::{Attempt, Placement, Record, State},
-    records::Defect,
-    seal::{KeyRing, Place, Sealed, Unsealable},
     sync::retry::LONGEST,
 };
 

@@ -9,9 +9,11 @@ use futures_util::future::{join, try_join_all};
 
 use super::{LEASE, Outcome, Stage, equal, holds, tenant};
 use crate::{
+    catalog::{
+        Records,
+        record::{State, Then},
+    },
     model::tenant::TenantId,
-    record::{State, Then},
-    records::Records,
 };
 
 pub(super) async fn list<R: Records>(stage: &Stage<R>) -> Outcome {

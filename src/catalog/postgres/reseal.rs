@@ -8,12 +8,14 @@ use super::{
     row::{endpoint, get, place, sealed, unsealable},
 };
 use crate::{
+    catalog::{
+        Defect,
+        key_ring::{KeyRing, Sealed},
+    },
     model::{
         error::BoxError,
         tenant::{Namespace, TenantId},
     },
-    records::Defect,
-    seal::{KeyRing, Sealed},
 };
 
 /// How many passwords are sealed with one statement.

@@ -5,9 +5,9 @@ use futures_util::future::join_all;
 use tokio::time::{Instant, sleep};
 
 use super::{LEASE, Outcome, SHORT, Stage, equal, holds, tenant, until};
-use crate::{
+use crate::catalog::{
+    Records,
     record::{Lease, Leased, State, Then},
-    records::Records,
 };
 
 pub(super) async fn one_owner<R: Records>(stage: &Stage<R>) -> Outcome {

@@ -1,0 +1,335 @@
+//! The catalog as the router uses it: the application's [`Records`](crate::Records), and what was read from them.
+//!
+//! Every call goes through a breaker and has a time limit, and its failure is an error of ours. What was read of a tenant
+//! is remembered, so that it goes on when the catalog is down.
+
+mod entries;
+mod lookup_limit;
+mod refresh_queue;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use tokio::time::{Instant, timeout};
+
+pub(crate) use entries::{Denial, Entry, EntryCache, Known, Stamp};
+pub(crate) use lookup_limit::LookupLimit;
+pub(crate) use refresh_queue::Reading;
+
+use super::{
+    AnyRecords, CallError, Defect,
+    lookup::Answer,
+    record::{Changes, Lease, Leased, Record, State, Then},
+};
+use crate::{
+    model::{
+        config::Config,
+        error::{BoxError, Error, ErrorKind},
+        tenant::TenantId,
+    },
+    sync::circuit_breaker::{Breaker, Kind, Pass, Shut},
+    telemetry::{
+        metrics::CatalogMeters,
+        stats::{CatalogStats, count},
+    },
+};
+
+use refresh_queue::RefreshQueue;
+
+/// Time after which to come back after a call that the catalog rejected: an operator has to do something first.
+const REJECTED_FOR: Duration = Duration::from_secs(1);
+/// The subject of a call that is about no tenant of its own, and no tenant's id.
+const NO_ONE: &str = "";
+
+/// The catalog, and what is known of it.
+pub(crate) struct Catalog {
+    records: Arc<dyn AnyRecords>,
+    /// Reading and writing are apart: a table that cannot be written to must not keep known tenants from being found.
+    reading: Breaker,
+    writing: Breaker,
+    /// The operations that the catalog rejected when it was asked last, a bit for each.
+    rejected: AtomicU32,
+    limit: Duration,
+    most_known: u64,
+    /// The entries that were read of each tenant.
+    pub(crate) entries: EntryCache,
+    /// The tenants whose records are read again in the background.
+    pub(crate) refresh: RefreshQueue,
+    pub(crate) lookups: LookupLimit,
+    pub(crate) stats: CatalogStats,
+    meters: CatalogMeters,
+}
+
+impl Catalog {
+    pub(crate) fn new(records: Arc<dyn AnyRecords>, config: &Config) -> Self {
+        Self {
+            records,
+            reading: Breaker::default(),
+            writing: Breaker::default(),
+            rejected: AtomicU32::new(0),
+            limit: config.catalog_timeout,
+            most_known: config.known_tenants,
+            entries: EntryCache::new(config.known_tenants, config.catalog_ttl),
+            refresh: RefreshQueue::default(),
+            lookups: LookupLimit::new(config),
+            stats: CatalogStats::default(),
+            meters: CatalogMeters::new(&Operation::ALL.map(Operation::name)),
+        }
+    }
+
+    /// How many tenants can be remembered.
+    pub(crate) fn most_known(&self) -> u64 {
+        self.most_known
+    }
+
+    /// What the catalog says of `tenant` now.
+    pub(crate) async fn find(&self, tenant: &TenantId) -> Result<Option<Record>, Error> {
+        self.call(Operation::Find, tenant.as_str(), |records| {
+            records.find(tenant)
+        })
+        .await
+    }
+
+    pub(crate) async fn lease(
+        &self,
+        tenant: &TenantId,
+        owner: &str,
+        time: Duration,
+    ) -> Result<Leased, Error> {
+        self.call(Operation::Lease, tenant.as_str(), |records| {
+            records.lease(tenant, owner, time)
+        })
+        .await
+    }
+
+    /// Replaces a record under its lease. Returns the stamp of what the writer knows by then; `None` if the lease is lost.
+    pub(crate) async fn write(
+        &self,
+        lease: &Lease,
+        record: &Record,
+        then: Then,
+    ) -> Result<Option<Stamp>, Error> {
+        let (began, subject) = (self.entries.stamp(), lease.tenant.as_str());
+        let written = self
+            .call(Operation::Write, subject, |records| {
+                records.write(lease, record, then)
+            })
+            .await?;
+        Ok(written.then(|| self.note_written(&lease.tenant, record.state, began)))
+    }
+
+    fn note_written(&self, tenant: &TenantId, state: State, began: Stamp) -> Stamp {
+        let (denial, follows) = match state {
+            State::Ready => {
+                let (stamp, follows) = self.entries.note_published(tenant, began);
+                if follows {
+                    self.refresh.push(tenant);
+                }
+                return stamp;
+            }
+            State::Held => (Denial::Refused(held()), true),
+            State::Deleting | State::Deleted => (Denial::Refused(deleted()), true),
+            State::Claimed | State::Creating | State::Preparing => (Denial::Unfinished, false),
+        };
+        let stamp = self.entries.note_withdrawn(tenant, began, denial);
+        if follows {
+            self.refresh.push(tenant);
+        }
+        stamp
+    }
+
+    pub(crate) async fn release(&self, lease: &Lease) -> Result<(), Error> {
+        self.call(Operation::Release, lease.tenant.as_str(), |records| {
+            records.release(lease)
+        })
+        .await
+    }
+
+    /// At most `limit` records of tenants after `after`.
+    pub(crate) async fn list(
+        &self,
+        after: Option<&TenantId>,
+        limit: usize,
+    ) -> Result<Vec<Record>, Error> {
+        self.call(Operation::List, NO_ONE, |records| {
+            records.list(after, limit)
+        })
+        .await
+    }
+
+    /// Whose records were written since version `since`, at most `limit` of them.
+    pub(crate) async fn changes(&self, since: Option<u64>, limit: usize) -> Result<Changes, Error> {
+        self.call(Operation::Changes, NO_ONE, |records| {
+            records.changes(since, limit)
+        })
+        .await
+    }
+
+    /// Waits until there may be changes; for ever if nobody would know.
+    pub(crate) async fn nudged(&self) {
+        if self.records.nudged().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Has the record of `tenant` read again in the background, if its entry is old.
+    pub(crate) fn refresh_if_stale(&self, tenant: &TenantId) {
+        if self.entries.is_stale(tenant) && !self.reading.is_shut() {
+            self.refresh.push_if_room(tenant);
+        }
+    }
+
+    /// Makes a call about `subject`, within its time. If the catalog has failed just now, it is made a moment later.
+    async fn call<'a, T>(
+        &'a self,
+        operation: Operation,
+        subject: &str,
+        ask: impl FnOnce(&'a dyn AnyRecords) -> Answer<'a, T>,
+    ) -> Result<T, Error> {
+        let breaker = if operation.writes() {
+            &self.writing
+        } else {
+            &self.reading
+        };
+        let patience = Instant::now() + self.limit;
+        let pass = breaker
+            .pass(operation as Kind, patience)
+            .await
+            .map_err(shut)?;
+        count(&self.stats.calls);
+        let began = Instant::now();
+        let answer = timeout(self.limit, ask(&*self.records)).await;
+        let answer = answer.unwrap_or_else(|_| {
+            let message = format!("no answer within {:?}", self.limit);
+            Err(CallError::timed_out(message).into())
+        });
+        let is_good = match &answer {
+            Ok(_) => true,
+            Err(err) => err.is::<Defect>(),
+        };
+        self.meters
+            .answered(operation.name(), is_good, began.elapsed());
+        match answer {
+            Ok(answer) => {
+                pass.succeeded();
+                self.rejected.fetch_and(!operation.bit(), Relaxed);
+                Ok(answer)
+            }
+            Err(err) if is_good => {
+                pass.succeeded(); // it is up
+                let message = "the catalog's record of the tenant cannot be used as it is";
+                Err(Error::new(ErrorKind::BadRecord, message).with_source(err))
+            }
+            Err(err) => Err(self.failed(operation, subject, pass, err)),
+        }
+    }
+
+    fn failed(&self, operation: Operation, subject: &str, pass: Pass<'_>, err: BoxError) -> Error {
+        count(&self.stats.failures);
+        let cause = err.to_string(); // not `Debug`, which has all that the catalog's driver knows
+        let how = err.downcast_ref::<CallError>();
+        let (is_rejected, is_late) = (
+            how.is_some_and(CallError::is_rejected),
+            how.is_some_and(CallError::is_timed_out),
+        );
+        if is_rejected {
+            pass.succeeded(); // it is up
+            let rejected = self.rejected.fetch_or(operation.bit(), Relaxed);
+            if rejected & operation.bit() == 0 {
+                let operation = operation.name();
+                tracing::warn!(operation, cause, "the catalog rejects a call, and is up");
+            }
+            return Error::new(ErrorKind::Catalog, "the catalog rejected the call")
+                .with_source(err)
+                .with_retry_after(REJECTED_FOR);
+        }
+        let err = Error::new(ErrorKind::Catalog, "the catalog failed").with_source(err);
+        let (first, left) = if is_late {
+            pass.unanswered(subject, &err)
+        } else {
+            pass.failed(&err)
+        };
+        if first {
+            count(&self.stats.outages);
+            tracing::warn!(
+                cause,
+                "the catalog failed; it is asked from time to time until it answers"
+            );
+        }
+        err.with_retry_after(left)
+    }
+}
+
+/// A kind of call.
+#[derive(Clone, Copy, Debug)]
+enum Operation {
+    Find,
+    Lease,
+    Write,
+    Release,
+    List,
+    Changes,
+}
+
+impl Operation {
+    const ALL: [Self; 6] = [
+        Self::Find,
+        Self::Lease,
+        Self::Write,
+        Self::Release,
+        Self::List,
+        Self::Changes,
+    ];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Find => "find",
+            Self::Lease => "lease",
+            Self::Write => "write",
+            Self::Release => "release",
+            Self::List => "list",
+            Self::Changes => "changes",
+        }
+    }
+
+    const fn writes(self) -> bool {
+        match self {
+            Self::Lease | Self::Write | Self::Release => true,
+            Self::Find | Self::List | Self::Changes => false,
+        }
+    }
+
+    const fn bit(self) -> u32 {
+        1 << self as u32
+    }
+}
+
+fn shut(shut: Shut) -> Error {
+    let Shut {
+        left, last_failure, ..
+    } = shut;
+    let message = "the catalog failed a moment ago and is not asked again yet; see to it, the rest mends itself";
+    let err = Error::new(ErrorKind::Catalog, message).with_retry_after(left);
+    match last_failure {
+        Some(failure) => err.with_source(failure),
+        None => err,
+    }
+}
+
+/// The error for a tenant whose record says that the platform works on it.
+pub(crate) fn held() -> Error {
+    let message = "the tenant is kept from use for maintenance by the platform, which set its record to held and sets it \
+                   to ready again";
+    Error::new(ErrorKind::Held, message)
+}
+
+/// The error for a tenant whose record is a tombstone.
+pub(crate) fn deleted() -> Error {
+    let message = "the tenant was deleted; take that back with undelete, or provision it anew";
+    Error::new(ErrorKind::Deleted, message)
+}

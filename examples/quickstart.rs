@@ -3,7 +3,7 @@
 //! Run it with `tests/with-postgres cargo run --example quickstart`.
 
 use std::time::Duration;
-use tenantry::{BoxError, Neon, Provisioner, TenantRouter, emulator::Emulator, records::Memory};
+use tenantry::{BoxError, Neon, Provisioner, TenantRouter, catalog::Memory, emulator::Emulator};
 use tokio::time::Instant;
 
 #[tokio::main]

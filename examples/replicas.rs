@@ -11,8 +11,8 @@ use futures_util::future::try_join_all;
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use tenantry::{
     BoxError, KeyRing, Neon, Provisioner, Resolve, TenantRouter,
+    catalog::Postgres,
     emulator::{ApiFault, CatalogServer, Emulator},
-    records::Postgres,
 };
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader, stdin},

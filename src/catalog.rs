@@ -5,7 +5,7 @@ pub(crate) mod key_ring;
 pub(crate) mod lookup;
 mod memory;
 mod postgres;
-pub mod record;
+pub(crate) mod record;
 #[cfg(feature = "testing")]
 pub mod suite;
 
@@ -13,11 +13,9 @@ use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 pub use memory::Memory;
 pub use postgres::{Postgres, PostgresBuilder};
+pub use record::{Attempt, Changes, Lease, Leased, Placement, Record, State, Then};
 
-use self::{
-    lookup::{Answer, Lookup},
-    record::{Changes, Lease, Leased, Record, State, Then},
-};
+use self::lookup::{Answer, Lookup};
 use crate::model::{
     chain,
     error::BoxError,
@@ -30,11 +28,11 @@ use crate::model::{
 /// it is empty, and each tenant's project is found again by its name.
 ///
 /// A value serves one namespace. As a [`Lookup`] it answers where tenants live whose record is
-/// [`Ready`](crate::catalog::record::State::Ready), which is enough for an app that creates nothing.
+/// [`Ready`](crate::catalog::State::Ready), which is enough for an app that creates nothing.
 ///
 /// Whatever is written is guarded by a lease. An `Err` means that the catalog failed, so that nobody knows whether it did
 /// as it was asked; every call may be repeated then. How an implementation has to behave is held by a suite of tests that
-/// it can be run through: `records::suite`, with the feature `testing`.
+/// it can be run through: `catalog::suite`, with the feature `testing`.
 ///
 /// # Errors
 /// Reading (`find`, `list`, `changes`) and writing (`lease`, `write`, `release`) fail apart: while writing fails, tenants that
@@ -62,7 +60,7 @@ pub trait Records: Lookup {
     ) -> impl Future<Output = Result<Option<Record>, BoxError>> + Send;
 
     /// Asks for the lease on `tenant` for `time`, counted by the catalog's clock. A tenant without a record gets one:
-    /// [`Claimed`](crate::catalog::record::State::Claimed), or [`Creating`](crate::catalog::record::State::Creating) without an attempt if
+    /// [`Claimed`](crate::catalog::State::Claimed), or [`Creating`](crate::catalog::State::Creating) without an attempt if
     /// the catalog cannot know whether its database was created before.
     ///
     /// Granted if nobody holds it, or if `owner` does: then it is a renewal, and the token stays.
@@ -76,7 +74,7 @@ pub trait Records: Lookup {
     /// Replaces the record of the tenant under `lease`. `false` if the lease has run out or is somebody else's: then
     /// nothing is written.
     ///
-    /// Must be a [`Defect`] if the [state may not become](crate::catalog::record::State::may_become) that one, and if another
+    /// Must be a [`Defect`] if the [state may not become](crate::catalog::State::may_become) that one, and if another
     /// tenant, of whatever namespace, has the same project and is not deleted: who deletes a tenant deletes its project.
     fn write(
         &self,
@@ -97,7 +95,7 @@ pub trait Records: Lookup {
 
     /// Whose records were written since `version` was answered, at most `limit` of them; for `None`, none and the present
     /// version. Must miss nothing, also what was written side by side. Its
-    /// [incarnation](crate::catalog::record::Changes::incarnation) stays the same as long as no write can have got lost.
+    /// [incarnation](crate::catalog::Changes::incarnation) stays the same as long as no write can have got lost.
     fn changes(
         &self,
         since: Option<u64>,

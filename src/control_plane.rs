@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, future::Future, pin::Pin, time::SystemTime};
 
 pub use crate::sync::retry::Progress;
 use crate::{
-    catalog::record::Placement,
+    catalog::Placement,
     model::{
         endpoint::{Endpoint, Login},
         error::Error,

@@ -18,7 +18,7 @@ pub use crate::provision::Provisioned;
 use tokio::time::timeout_at;
 
 use crate::{
-    catalog::{cached, record::Record},
+    catalog::{Record, cached},
     model::{
         endpoint::Login,
         error::{Error, Stage},

@@ -15,8 +15,8 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::{
     catalog::{
+        Changes,
         cached::{Denial, Entry, Reading},
-        record::Changes,
     },
     model::{
         error::{Error, ErrorKind},

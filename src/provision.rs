@@ -55,7 +55,7 @@ use step::Steps;
 /// [manual](crate::manual::provisioning).
 ///
 /// ```no_run
-/// use tenantry::{Neon, Plan, Provisioner, TenantRouter, records::Memory};
+/// use tenantry::{Neon, Plan, Provisioner, TenantRouter, catalog::Memory};
 ///
 /// # #[tokio::main] async fn main() -> Result<(), tenantry::BoxError> {
 /// let neon = Neon::from_env()?.build()?;

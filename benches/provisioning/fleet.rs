@@ -7,8 +7,8 @@ use tenantry::BoxError;
 use tokio::time::Instant;
 
 use crate::{
-    lookups::{self, Lookups},
     records::Calls,
+    lookups::{self, Lookups},
     scene::Scene,
     support,
 };

@@ -8,8 +8,7 @@ use std::{
 
 use tenantry::{
     BoxError, Endpoint, Lookup, Namespace, Records, TenantId,
-    record::{Changes, Lease, Leased, Record, Then},
-    records::Postgres,
+    catalog::{Changes, Lease, Leased, Postgres, Record, Then},
 };
 use tokio::time::Instant;
 

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tenantry::{
     BoxError, KeyRing, Neon, Provisioner, TenantRouter,
+    catalog::Postgres,
     emulator::{ApiFault, CatalogServer, Emulator},
-    records::Postgres,
 };
 
 use crate::records::Counted;

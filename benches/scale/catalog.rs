@@ -5,9 +5,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tenantry::{
     BoxError, ControlPlane, Endpoint, Error, ErrorKind, Login, Lookup, Namespace, Records,
     TenantId,
+    catalog::{Changes, Lease, Leased, Memory, Placement, Record, State, Then},
     control_plane::{Database, Found, Order, Progress},
-    record::{Changes, Lease, Leased, Placement, Record, State, Then},
-    records::Memory,
 };
 
 /// The embedded catalog, but that ids are not shared with it: each answer has its own, as from a catalog that is reached

@@ -10,7 +10,7 @@ use opentelemetry::trace::TracerProvider;
 use opentelemetry_otlp::{SpanExporter, WithExportConfig};
 use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
 use serde_json::Value;
-use tenantry::{BoxError, Neon, Provisioner, TenantRouter, emulator::Emulator, records::Memory};
+use tenantry::{BoxError, Neon, Provisioner, TenantRouter, catalog::Memory, emulator::Emulator};
 use tokio::net::TcpListener;
 use tracing::{Instrument, info_span};
 use tracing_subscriber::{EnvFilter, prelude::*};

@@ -38,8 +38,8 @@ use serde::Serialize;
 use tenantry::{
     BoxError, Error, ErrorKind, Explanation, Identify, InvalidConfig, KeyRing, Neon, Provisioner,
     Settings, Status, Tenant, TenantRouter, Tenants, WarmLayer,
+    catalog::{Memory, Postgres},
     emulator::Emulator,
-    records::{Memory, Postgres},
 };
 use tokio::{
     net::TcpListener,

@@ -55,7 +55,7 @@ use crate::model::{
 /// only sealed, with the application's own [`KeyRing`].
 ///
 /// ```no_run
-/// use tenantry::{KeyRing, Neon, Provisioner, TenantRouter, records::Postgres};
+/// use tenantry::{KeyRing, Neon, Provisioner, TenantRouter, catalog::Postgres};
 ///
 /// # fn main() -> Result<(), tenantry::BoxError> {
 /// let catalog = Postgres::builder(std::env::var("CATALOG_URL")?)

@@ -1,7 +1,7 @@
 //! How every catalog must behave, for the tests of whoever implements [`Records`] (feature `testing`).
 //!
 //! ```no_run
-//! use tenantry::records::{Memory, suite};
+//! use tenantry::catalog::{Memory, suite};
 //!
 //! # #[tokio::main] async fn main() {
 //! suite::run(true, || async { Memory::new() }).await; // as a test of your own

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{ControlPlane, Database, Found, Order};
 use crate::{
-    catalog::record::Placement,
+    catalog::Placement,
     model::{
         endpoint::{DEFAULT_SUSPEND_WINDOW, Endpoint, Login},
         error::{Error, ErrorKind},

@@ -21,7 +21,7 @@ use super::{
     template::Template,
 };
 
-/// A Postgres server that keeps a catalog, for [`records::Postgres`](crate::catalog::Postgres): a real one, which never
+/// A Postgres server that keeps a catalog, for [`catalog::Postgres`](crate::catalog::Postgres): a real one, which never
 /// sleeps, and has nothing to do with the computes of an [`Emulator`](super::Emulator). Dropping it ends it and removes
 /// its folder, also when the process is killed.
 ///

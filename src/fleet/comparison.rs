@@ -10,7 +10,7 @@ use std::{
 
 use super::{Finding, Fleet, Outcome, Reconcile, Report, Trouble};
 use crate::{
-    catalog::record::{Record, State},
+    catalog::{Record, State},
     control_plane::Found,
     model::{
         error::{Error, Stage},

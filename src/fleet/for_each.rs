@@ -6,7 +6,7 @@ use futures_util::{StreamExt, stream};
 
 use super::Fleet;
 use crate::{
-    catalog::record::{Record, State},
+    catalog::{Record, State},
     model::{
         current_tenant,
         error::{Error, Stage},
@@ -178,7 +178,7 @@ impl Fleet {
         }
     }
 
-    /// Does `work` for each tenant that can be used ([`Ready`](crate::catalog::record::State::Ready)), some side by side. One that
+    /// Does `work` for each tenant that can be used ([`Ready`](crate::catalog::State::Ready)), some side by side. One that
     /// fails stops no other: failures are collected.
     ///
     /// It wakes no database by itself, and neither opens nor keeps a connection: `work` gets the record, and what it then does

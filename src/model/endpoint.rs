@@ -208,7 +208,7 @@ impl Endpoint {
     /// Sets when the session of a pooled connection is reset before another caller gets it. Defaults to
     /// [`IfNeeded`](SessionReset::IfNeeded) where there is no pooler, which is where the pooled host is the direct one, and
     /// to [`Never`](SessionReset::Never) elsewhere, as at Neon. A change closes the tenant's connections, those in use when
-    /// they come back. [`records::Postgres`](crate::catalog::Postgres) does not keep it.
+    /// they come back. [`catalog::Postgres`](crate::catalog::Postgres) does not keep it.
     #[must_use]
     pub fn session_reset(mut self, reset: SessionReset) -> Self {
         self.session_reset = Some(reset);

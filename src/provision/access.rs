@@ -7,8 +7,8 @@ use tokio::time::{Instant, sleep};
 use super::{Claim, Halt, Policy, Provisioned, Provisioning, identity, work::Work};
 use crate::{
     catalog::{
+        Placement, Record, State,
         cached::{Stamp, deleted, held},
-        record::{Placement, Record, State},
     },
     model::{
         endpoint::Endpoint,

@@ -16,8 +16,8 @@ use tokio::{
 
 use crate::{
     catalog::{
+        Lease, Leased, Record, Then,
         cached::{Catalog, Stamp},
-        record::{Lease, Leased, Record, Then},
     },
     model::{error::Error, tenant::TenantId},
     sync::retry::{Progress, backoff, lock, retry},

@@ -2,7 +2,7 @@
 
 use super::{Halt, Provisioning, identity, step::Step, work::Work};
 use crate::{
-    catalog::record::{Record, State},
+    catalog::{Record, State},
     control_plane::Database,
     model::{
         endpoint::Login,

@@ -7,8 +7,8 @@ use tokio::time::timeout;
 use super::{Provisioning, Published};
 use crate::{
     catalog::{
+        Record, State,
         cached::{self, Catalog, Denial, Entry, Known, Stamp},
-        record::{Record, State},
     },
     model::{
         endpoint::Endpoint,

@@ -4,10 +4,7 @@ use std::{borrow::Cow, sync::Arc};
 
 use super::{Halt, Provisioning};
 use crate::{
-    catalog::{
-        cached::Stamp,
-        record::{Record, State},
-    },
+    catalog::{Record, State, cached::Stamp},
     control_plane::Database,
     model::{endpoint::Endpoint, error::Error, secret::Secret, tenant::TenantId},
     sync::retry::{Class, Progress},

@@ -9,7 +9,7 @@ use tokio::time::sleep;
 
 use super::{Halt, Provisioning, step::Step, work::Work};
 use crate::{
-    catalog::record::{Record, State},
+    catalog::{Record, State},
     model::{
         endpoint::Endpoint,
         error::{Error, ErrorKind},

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Halt, Provisioning, work::Work};
 use crate::{
-    catalog::record::{Record, State},
+    catalog::{Record, State},
     model::{error::Error, tenant::TenantId},
     sync::retry::Progress,
     telemetry::stats::Stats,

@@ -9,10 +9,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{Claim, Halt, Provisioned, Provisioning, identity, step::Step};
 use crate::{
-    catalog::{
-        cached,
-        record::{Attempt, Record, State},
-    },
+    catalog::{Attempt, Record, State, cached},
     control_plane::{Database, Found, Order},
     model::{
         endpoint::Endpoint,

@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 use tenantry::{
     ControlPlane, DEFAULT_SUSPEND_WINDOW, Error, ErrorKind, ExhaustedQuota, Provisioner, Resolve,
     Stage, TenantRouter,
+    catalog::Memory,
     control_plane::Progress,
     neon::{CreateProject, ListProjects},
-    records::Memory,
 };
 
 use crate::support::{Reply, ScriptedApi};

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use serde_json::json;
 use tenantry::{
-    Error, ErrorKind, Neon, Provisioner, TenantRouter, neon::CreateProject, records::Memory,
+    Error, ErrorKind, Neon, Provisioner, TenantRouter, catalog::Memory, neon::CreateProject,
 };
 
 use crate::support::{LONG, Reply, ScriptedApi, Stage};

@@ -5,9 +5,8 @@ use std::{collections::BTreeSet, time::Duration};
 use futures_util::future::join_all;
 use tenantry::{
     Records,
+    catalog::{Leased, Postgres, PostgresBuilder, Then},
     emulator::CatalogServer,
-    record::{Leased, Then},
-    records::{Postgres, PostgresBuilder},
     tokio_postgres::Client,
 };
 use tokio::time::{Instant, sleep, timeout};

@@ -11,7 +11,7 @@ use std::{
 use futures_util::future::join_all;
 use tenantry::{
     Decision, ErrorKind, Fleet, Plan, Provisioner, Stage as CallStage, Step as ProvisionStep,
-    TenantClient, TenantRouter, fleet::Provisioned, records::Memory,
+    TenantClient, TenantRouter, catalog::Memory, fleet::Provisioned,
 };
 use tokio::{
     task::JoinHandle,

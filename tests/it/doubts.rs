@@ -11,8 +11,8 @@ use std::{
 
 use tenantry::{
     ControlPlane, Error, ErrorKind, ExhaustedQuota, Login, Provisioner, Stage, TenantRouter,
+    catalog::Memory,
     control_plane::{Database, Found, Order, Progress},
-    records::Memory,
 };
 use tokio::time::{Instant, sleep, sleep_until};
 

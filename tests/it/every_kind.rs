@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use tenantry::{Error, Plan, TenantRouter, record::State};
+use tenantry::{Error, Plan, TenantRouter, catalog::State};
 
 use crate::support::{Backend, DOWN, Failure, Gate, Ledger, Projects, Step};
 

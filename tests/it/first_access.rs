@@ -17,7 +17,7 @@ use axum::{
 };
 use tenantry::{
     Error, ErrorKind, Identify, Provisioner, RouterBuilder, Tenant, TenantHandle, TenantRouter,
-    Tenants, records::Memory,
+    Tenants, catalog::Memory,
 };
 use tower::ServiceExt;
 

@@ -10,10 +10,9 @@ use std::{
 
 use tenantry::{
     ErrorKind, Fleet, Plan, Provisioner, Reconcile, TenantRouter,
+    catalog::{Memory, State},
     fleet::{ForEach, Outcome, Provisioned, Report, Trouble},
     neon::{CreateProject, ListProjects},
-    record::State,
-    records::Memory,
 };
 
 use crate::support::{Backend, DOWN, Gate, Ledger, Projects, Stage, run_on};
@@ -413,7 +412,7 @@ async fn each_tenant_is_visited_once_so_many_at_once_and_none_is_woken() {
     let how = ForEach::new()
         .concurrency(7)
         .on_progress(move |visit| told.lock().unwrap().push((visit.succeeded, visit.failed)));
-    let work = |record: tenantry::record::Record| {
+    let work = |record: tenantry::catalog::Record| {
         let (now, most) = (&now, &most);
         async move {
             most.fetch_max(now.fetch_add(1, Relaxed) + 1, Relaxed);

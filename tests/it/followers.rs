@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use tenantry::{ErrorKind, Step, TenantRouter, record::State};
+use tenantry::{ErrorKind, Step, TenantRouter, catalog::State};
 use tokio::{runtime::Handle, time::sleep};
 
 use crate::support::{Backend, DOWN, Gate, Ledger, Projects, place, place_of};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tenantry::{Error, ErrorKind, TenantClient, TenantRouter, record::State};
+use tenantry::{Error, ErrorKind, TenantClient, TenantRouter, catalog::State};
 use tokio::{
     task::JoinHandle,
     time::{sleep, timeout},

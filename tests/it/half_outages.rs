@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tenantry::{ErrorKind, Stage, TenantRouter, emulator::CatalogServer, records::Postgres};
+use tenantry::{ErrorKind, Stage, TenantRouter, catalog::Postgres, emulator::CatalogServer};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::support::{

@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use tenantry::{ErrorKind, Provisioner, TenantRouter, record::State};
+use tenantry::{ErrorKind, Provisioner, TenantRouter, catalog::State};
 use tokio::time::{Instant, sleep};
 
 use crate::support::{Backend, DOWN, Gate, Ledger, Projects, Step, place};

@@ -13,7 +13,7 @@ const BUILDERS: [(&str, &[&str]); 4] = [
     ("RouterBuilder", &["builder.rs", "settings.rs"]),
     ("Provisioner", &["provision.rs"]),
     ("neon::NeonBuilder", &["neon/builder.rs"]),
-    ("records::PostgresBuilder", &["records/postgres/builder.rs"]),
+    ("catalog::PostgresBuilder", &["records/postgres/builder.rs"]),
 ];
 
 fn root() -> PathBuf {

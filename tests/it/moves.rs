@@ -10,8 +10,8 @@ use std::{
 
 use tenantry::{
     BoxError, Endpoint, ErrorKind, Provisioner, TenantId, TenantRouter,
+    catalog::Memory,
     emulator::{Fault, Reason},
-    records::Memory,
 };
 
 use crate::support::{Stage, eventually, run_on};

@@ -4,8 +4,8 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::json;
 use tenantry::{
     Login, Lookup,
+    catalog::Postgres,
     emulator::CatalogServer,
-    records::Postgres,
     tokio_postgres::{Config, NoTls, error::SqlState},
 };
 use tokio::time::Instant;

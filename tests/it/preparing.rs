@@ -10,8 +10,8 @@ use std::{
 
 use tenantry::{
     ErrorKind, Stage as Where, TenantRouter,
+    catalog::State,
     emulator::{Fault, Reason},
-    record::State,
 };
 
 use crate::support::{Stage, in_the_end, run_on};

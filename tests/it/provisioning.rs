@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use serde_json::json;
 use tenantry::{
-    ErrorKind, Plan, Provisioner, TenantRouter, emulator::ApiFault, neon::CreateProject,
-    records::Memory,
+    ErrorKind, Plan, Provisioner, TenantRouter, catalog::Memory, emulator::ApiFault,
+    neon::CreateProject,
 };
 
 use crate::support::{Reply, ScriptedApi, Stage, eventually, run_on};

@@ -11,12 +11,14 @@ use tenantry::{
     Login, Named, Namespace, Neon, Plan, Preparing, Provisioner, Quota, Reconcile, RouterBuilder,
     Secret, Settings, Stage, Status, Suspend, SystemResolver, Tenant, TenantClient, TenantHandle,
     TenantId, TenantRouter, Tenants, TransactionOptions, Tx, WakeCount, Warm, WarmLayer, Warming,
+    catalog::{
+        Attempt, CallError, Changes, Defect, Lease, Leased, Memory, Placement, Postgres,
+        PostgresBuilder, Record, State, Then,
+    },
     control_plane::{Database, Found, Order, Progress},
     emulator::{CatalogServer, Emulator, EmulatorBuilder, EmulatorError, EmulatorResolver},
     fleet::{Finding, Outcome, Report, Trouble},
     neon::NeonBuilder,
-    record::{Attempt, Changes, Lease, Leased, Placement, Record, State, Then},
-    records::{CallError, Defect, Memory, Postgres, PostgresBuilder},
 };
 
 /// It may be held by any task, moved to any thread, shared between them, and printed.

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tenantry::{
     ErrorKind, Provisioner, TenantRouter,
+    catalog::{Postgres, PostgresBuilder},
     emulator::CatalogServer,
-    records::{Postgres, PostgresBuilder},
 };
 use tokio::time::Instant;
 

@@ -163,7 +163,7 @@ async fn a_dropped_router_leaves_no_connection() {
 #[test]
 fn without_a_runtime_build_says_what_to_do() {
     let neon = tenantry::Neon::builder("key").build().unwrap();
-    let provisioner = tenantry::Provisioner::new(tenantry::records::Memory::new(), neon, "test")
+    let provisioner = tenantry::Provisioner::new(tenantry::catalog::Memory::new(), neon, "test")
         .on_first_access();
     let err = tenantry::TenantRouter::provisioning(provisioner)
         .build()

@@ -2,9 +2,8 @@
 
 use tenantry::{
     Endpoint, KeyRing, Lookup, Namespace, Records, TenantRouter,
+    catalog::{Defect, Postgres, Then},
     emulator::CatalogServer,
-    record::Then,
-    records::{Defect, Postgres},
 };
 
 use crate::support::{

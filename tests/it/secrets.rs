@@ -9,8 +9,8 @@ use std::{
 };
 
 use tenantry::{
-    Endpoint, ErrorKind, Neon, Provisioner, Reconcile, TenantRouter, fleet::Outcome,
-    neon::CreateProject, records::Memory,
+    Endpoint, ErrorKind, Neon, Provisioner, Reconcile, TenantRouter, catalog::Memory,
+    fleet::Outcome, neon::CreateProject,
 };
 use tracing_subscriber::{filter::LevelFilter, fmt::MakeWriter};
 

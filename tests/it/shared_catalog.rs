@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use tenantry::{
     Lookup, Namespace, Records, Secret,
+    catalog::{Defect, Leased, Placement, Postgres, State, Then},
     emulator::CatalogServer,
-    record::{Leased, Placement, State, Then},
-    records::{Defect, Postgres},
 };
 use tokio::time::{Instant, timeout};
 use url::Url;

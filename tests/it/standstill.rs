@@ -2,7 +2,7 @@
 //! until others have done it.
 
 use futures_util::future::join_all;
-use tenantry::{Records, Step, TenantId, emulator::ApiFault, record::Record};
+use tenantry::{Records, Step, TenantId, catalog::Record, emulator::ApiFault};
 use tokio::time::sleep;
 
 use crate::support::{Answer, HeldUp, MOMENT, Replica, Site, eventually, is_own, run_on};

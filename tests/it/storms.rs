@@ -5,9 +5,9 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tenantry::{
     Reconcile,
+    catalog::State,
     emulator::{ApiFault, Emulator},
     fleet::Finding,
-    record::State,
 };
 
 use crate::support::{LONG, Site, WINDOW};

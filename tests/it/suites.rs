@@ -2,8 +2,8 @@
 
 use tenantry::{
     KeyRing,
+    catalog::{Memory, Postgres, suite},
     emulator::CatalogServer,
-    records::{Memory, Postgres, suite},
 };
 
 #[tokio::test]

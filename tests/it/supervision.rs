@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tenantry::{ErrorKind, TenantRouter, record::State};
+use tenantry::{ErrorKind, TenantRouter, catalog::State};
 use tokio::time::sleep;
 
 use crate::support::{Backend, Ledger, Projects, place};

@@ -12,7 +12,7 @@ use axum::{
 };
 use tenantry::{
     Endpoint, Error, ErrorKind, Identify, Neon, Provisioner, Stage, Tenant, TenantRouter, Tenants,
-    WarmLayer, records::Memory,
+    WarmLayer, catalog::Memory,
 };
 use tokio::net::TcpListener;
 use tower::ServiceExt;

@@ -10,9 +10,8 @@ use tokio_postgres::{
 use super::connections::Param;
 use crate::{
     catalog::{
-        Defect,
+        Attempt, Defect, Placement, Record, State,
         key_ring::{KeyRing, Place, Sealed, Unsealable},
-        record::{Attempt, Placement, Record, State},
     },
     model::{
         endpoint::{Encryption, Endpoint, SessionReset},

@@ -5,10 +5,7 @@ use futures_util::future::join_all;
 use tokio::time::{Instant, sleep};
 
 use super::{LEASE, Outcome, SHORT, Stage, equal, holds, tenant, until};
-use crate::catalog::{
-    Records,
-    record::{Lease, Leased, State, Then},
-};
+use crate::catalog::{Lease, Leased, Records, State, Then};
 
 pub(super) async fn one_owner<R: Records>(stage: &Stage<R>) -> Outcome {
     let acme = tenant("acme");

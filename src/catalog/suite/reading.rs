@@ -9,10 +9,7 @@ use futures_util::future::{join, try_join_all};
 
 use super::{LEASE, Outcome, Stage, equal, holds, tenant};
 use crate::{
-    catalog::{
-        Records,
-        record::{State, Then},
-    },
+    catalog::{Records, State, Then},
     model::tenant::TenantId,
 };
 

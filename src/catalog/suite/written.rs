@@ -4,10 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use super::{LEASE, Outcome, Stage, equal, holds, tenant, until};
 use crate::{
-    catalog::{
-        Records,
-        record::{Attempt, Placement, Record, State, Then},
-    },
+    catalog::{Attempt, Placement, Record, Records, State, Then},
     model::endpoint::{Encryption, Endpoint, SessionReset},
 };
 

@@ -8,8 +8,8 @@ use std::{
 
 use tenantry::{
     ControlPlane, Endpoint, Error, ErrorKind, Login,
+    catalog::Placement,
     control_plane::{Database, Found, Order, Progress},
-    record::Placement,
 };
 use tokio::time::sleep;
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tenantry::{
     Fleet, Plan, Records, TenantId,
-    record::{Attempt, Lease, Leased, Record, State, Then},
+    catalog::{Attempt, Lease, Leased, Record, State, Then},
 };
 use tokio::time::{sleep, timeout};
 

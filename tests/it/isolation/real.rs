@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use tenantry::{ErrorKind, Plan, Provisioner, TenantRouter, records::Memory};
+use tenantry::{ErrorKind, Plan, Provisioner, TenantRouter, catalog::Memory};
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep, timeout},

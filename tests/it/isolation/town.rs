@@ -11,7 +11,7 @@ use std::{
 };
 
 use rustix::time::{ClockId, clock_gettime};
-use tenantry::{Fleet, Provisioner, TenantRouter, record::Record};
+use tenantry::{Fleet, Provisioner, TenantRouter, catalog::Record};
 use tokio::{
     runtime::Builder,
     task::JoinSet,

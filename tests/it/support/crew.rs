@@ -6,7 +6,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use tenantry::{Records, Step, TenantId, record::State};
+use tenantry::{Records, Step, TenantId, catalog::State};
 use tokio::time::sleep;
 
 use super::{Answer, Replica, Site, WINDOW, replica::LEASE};

@@ -8,8 +8,7 @@ use std::{
 
 use tenantry::{
     BoxError, Endpoint, Lookup, Namespace, Records, TenantId,
-    record::{Changes, Lease, Leased, Record, Then},
-    records::CallError,
+    catalog::{CallError, Changes, Lease, Leased, Record, Then},
 };
 
 use super::ledger::Ledger;

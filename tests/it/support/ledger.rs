@@ -11,8 +11,7 @@ use std::{
 
 use tenantry::{
     BoxError, Endpoint, Lookup, Namespace, Records, TenantClient, TenantId, TenantRouter,
-    record::{Changes, Lease, Leased, Placement, Record, State, Then},
-    records::{Defect, Memory},
+    catalog::{Changes, Defect, Lease, Leased, Memory, Placement, Record, State, Then},
 };
 use tokio::{sync::watch, time::sleep};
 

@@ -11,9 +11,8 @@ use std::{
 
 use tenantry::{
     ControlPlane, Error, ErrorKind, Login, Provisioner, Records, RouterBuilder, TenantRouter,
+    catalog::{Memory, Placement},
     control_plane::{Database, Found, Order, Progress},
-    record::Placement,
-    records::Memory,
 };
 
 use tokio::time::sleep;

@@ -17,9 +17,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 use tenantry::{
     KeyRing, Provisioner, Records, Step, TenantRouter,
+    catalog::{Postgres, Record},
     emulator::{CatalogServer, EmulatorBuilder},
-    record::Record,
-    records::Postgres,
 };
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},

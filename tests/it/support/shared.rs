@@ -4,9 +4,8 @@ use std::{path::Path, time::Duration};
 
 use tenantry::{
     BoxError, Endpoint, KeyRing, Records, TenantId,
+    catalog::{Lease, Leased, Placement, Postgres, PostgresBuilder, Record, State, Then},
     emulator::CatalogServer,
-    record::{Lease, Leased, Placement, Record, State, Then},
-    records::{Postgres, PostgresBuilder},
     tokio_postgres::{self, Client, Config, NoTls, SimpleQueryMessage},
 };
 

@@ -8,9 +8,9 @@ use tokio::time::Instant;
 
 use tenantry::{
     Endpoint, Error, ErrorKind, Neon, Provisioner, RouterBuilder, TenantClient, TenantRouter,
+    catalog::Memory,
     emulator::{Emulator, EmulatorBuilder, Witness},
     neon::{CreateProject, CreatedProject, NeonBuilder},
-    records::Memory,
     tokio_postgres::Config,
 };
 

@@ -13,10 +13,12 @@ use crate::{
         resolve::Resolve,
         tls, trust,
     },
-    provision::Provisioner,
+    provision::{
+        Provisioner,
+        source::{OwnLookup, Source},
+    },
     router::TenantRouter,
     shared::Shared,
-    source::{OwnLookup, Source},
 };
 
 /// Builds a [`TenantRouter`]. Nothing is checked before [`build`](Self::build), and no setter panics.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use crate::{
     handle::TenantHandle,
     model::error::Error,
+    provision::source::OnMissing,
     router::{Inner, TenantRouter},
-    source::OnMissing,
 };
 
 impl TenantRouter {

@@ -17,8 +17,8 @@ use crate::{
         tenant::TenantId,
     },
     pool::{Pool, State, Wake},
+    provision::source::{OnMissing, Source},
     router::{Inner, TenantRouter},
-    source::{OnMissing, Source},
     telemetry::stats::seconds,
 };
 

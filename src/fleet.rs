@@ -25,9 +25,8 @@ use crate::{
         plan::Plan,
         tenant::TenantId,
     },
-    provision::{Demand, Provisioning},
+    provision::{Demand, Provisioning, source::Source},
     router::{Inner, TenantRouter},
-    source::Source,
     sync::retry::Progress,
     telemetry::stats::Stats,
 };

@@ -24,9 +24,8 @@ use crate::{
     },
     pool::Unserved,
     pools::Pools,
-    provision::Provisioning,
+    provision::{Provisioning, source::Source},
     shared::Shared,
-    source::Source,
     sync::{circuit_breaker::chance, retry::lock, supervise::supervise},
     telemetry::stats::count,
 };

@@ -45,7 +45,6 @@ mod reset;
 mod router;
 mod settings;
 mod shared;
-mod source;
 mod sweep;
 mod sync;
 mod telemetry;

@@ -19,8 +19,8 @@ use crate::{
     lease::{Fitness, Lease},
     model::{endpoint::Endpoint, tenant::TenantId},
     pool::{Pool, Unserved},
+    provision::source::Located,
     shared::Shared,
-    source::Located,
     sync::retry::lock,
     telemetry::stats::count,
 };

@@ -1,6 +1,6 @@
 //! Reading the catalog before anybody asks.
 
-use crate::{model::error::Error, router::TenantRouter, source::Source};
+use crate::{model::error::Error, provision::source::Source, router::TenantRouter};
 
 /// Records that are read at once.
 const PAGE: usize = 1000;

@@ -4,32 +4,33 @@
 //! carry, in its own annotations, the namespace and the raw id of the tenant. Between processes the catalog's lease says
 //! who works on a tenant; a creation whose answer got lost is looked up, never repeated before it must have turned up.
 
-mod access;
-mod claim;
-pub(crate) mod identity;
+pub(crate) mod delete;
+pub(crate) mod ensure;
+pub(crate) mod failpoint;
 mod import;
+pub(crate) mod job;
+pub(crate) mod lease_guard;
 mod lookup;
+pub(crate) mod ownership;
 mod policy;
 mod prepare;
 mod provisioned;
 mod refresh;
-mod removal;
-mod settle;
-mod step;
-mod work;
+pub(crate) mod resume;
+pub(crate) mod source;
 
 use std::{fmt, future::Future, sync::Arc, time::Duration};
 
+pub use failpoint::Step;
 pub use policy::Decision;
 pub use prepare::Preparing;
 pub use provisioned::Provisioned;
-pub use step::Step;
 
-pub(crate) use access::{Demand, Published};
-pub(crate) use claim::{Claim, Halt};
+pub(crate) use ensure::{Demand, Published};
+pub(crate) use lease_guard::{Claim, Halt};
 pub(crate) use lookup::LookupOutcome;
 pub(crate) use refresh::Compared;
-pub(crate) use settle::Settled;
+pub(crate) use resume::Settled;
 
 use crate::{
     catalog::{AnyRecords, Records, cached::Catalog},
@@ -44,9 +45,9 @@ use crate::{
     },
 };
 
+use failpoint::Steps;
 use policy::Policy;
 use prepare::Hook;
-use step::Steps;
 
 /// Creates the databases of tenants: by [`Fleet::provision`](crate::Fleet::provision), and on access only by a policy that
 /// was named ([`decide`](Self::decide), [`on_first_access`](Self::on_first_access)).

@@ -21,9 +21,11 @@ use crate::{
     },
     pool::{Pool, Unserved},
     pools::Pools,
-    provision::Provisioner,
+    provision::{
+        Provisioner,
+        source::{self, OnMissing},
+    },
     shared::Shared,
-    source::{self, OnMissing},
     sweep,
     sync::{
         retry::{Progress, Stale},

@@ -5,8 +5,8 @@ use std::future::Future;
 use crate::{
     handle::TenantHandle,
     model::error::Error,
+    provision::source::OnMissing,
     router::{Inner, TenantRouter},
-    source::OnMissing,
     transaction::{Access, Transaction, TransactionOptions, Tx},
 };
 

@@ -7,9 +7,9 @@ use tokio::{task::JoinHandle, time::Instant};
 use crate::{
     model::{endpoint::Route, error::Error, tenant::TenantId},
     pool::{Pool, Unserved},
+    provision::source::OnMissing,
     router::{Flown, Inner, TenantRouter},
     shared::Shared,
-    source::OnMissing,
     telemetry::stats::{Reason, count},
 };
 

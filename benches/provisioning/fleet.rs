@@ -7,8 +7,8 @@ use tenantry::BoxError;
 use tokio::time::Instant;
 
 use crate::{
-    records::Calls,
     lookups::{self, Lookups},
+    records::Calls,
     scene::Scene,
     support,
 };

@@ -16,7 +16,7 @@ use crate::{
         error::{Error, Stage},
         tenant::TenantId,
     },
-    provision::{Compared, Settled, identity},
+    provision::{Compared, Settled, ownership},
     sync::retry::{LONGEST, Progress},
 };
 
@@ -48,7 +48,7 @@ impl Fleet {
         // The databases first: a record that is written meanwhile then has one more than was listed, never one less.
         let on = self.provisioning();
         let progress = Progress::new(Stage::Provision, LONGEST);
-        let prefix = identity::prefix(&on.namespace);
+        let prefix = ownership::prefix(&on.namespace);
         let databases = on.control_plane.list(&prefix, &progress).await?;
         let records = comparison.records().await?;
         comparison.report.databases = databases.len() as u64;
@@ -157,7 +157,7 @@ impl Comparison<'_> {
             Ok(None) => return, // deleted meanwhile
             Err(err) => return self.about(Trouble::Orphan, None, found, Outcome::Failed(err)),
         };
-        let Some((namespace, tenant)) = identity::owner(&tags) else {
+        let Some((namespace, tenant)) = ownership::owner(&tags) else {
             return self.about(Trouble::Foreign, None, found, Outcome::Reported);
         };
         if namespace != on.namespace.as_str() {
@@ -205,7 +205,7 @@ impl Comparison<'_> {
             let (tenant, progress) = (&job.tenant, &job.progress);
             let tags = on.control_plane.tags(&id, progress).await?;
             let Some(tags) = tags.filter(|tags| {
-                identity::owner(tags) == Some((on.namespace.as_str(), tenant.as_str()))
+                ownership::owner(tags) == Some((on.namespace.as_str(), tenant.as_str()))
             }) else {
                 return Ok(false);
             };
@@ -300,12 +300,12 @@ fn names(record: &Record, project: &str) -> bool {
 }
 
 /// Whether the record knows of the attempt that created a database with these tags.
-fn is_known(record: &Record, tags: &identity::Tags) -> bool {
-    identity::attempt(tags).is_some_and(|id| record.attempts.iter().any(|it| it == id))
+fn is_known(record: &Record, tags: &ownership::Tags) -> bool {
+    ownership::attempt(tags).is_some_and(|id| record.attempts.iter().any(|it| it == id))
 }
 
 /// Whether a database of the tenant can go, by its record: another one is published, or none is wanted.
-fn is_surplus(record: &Record, project: &str, tags: &identity::Tags, unrecorded: bool) -> bool {
+fn is_surplus(record: &Record, project: &str, tags: &ownership::Tags, unrecorded: bool) -> bool {
     match record.state {
         // It may be adopted yet.
         State::Creating | State::Preparing | State::Deleting => false,

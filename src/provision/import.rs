@@ -1,6 +1,6 @@
 //! A database that exists already becomes a tenant's.
 
-use super::{Halt, Provisioning, identity, step::Step, work::Work};
+use super::{Halt, Provisioning, failpoint::Step, job::Work, ownership};
 use crate::{
     catalog::{Record, State},
     control_plane::Database,
@@ -29,7 +29,7 @@ impl Provisioning {
                 format!("there is no project {project:?}, or this api key may not see it");
             Error::new(ErrorKind::NotFound, message)
         };
-        match identity::owner(&tags.ok_or_else(gone)?) {
+        match ownership::owner(&tags.ok_or_else(gone)?) {
             None => {}
             Some(owner) if owner == (self.namespace.as_str(), tenant.as_str()) => {}
             Some((namespace, other)) => {

@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep};
 
-use super::{Claim, Halt, Provisioned, Provisioning, identity, step::Step};
+use super::{Claim, Halt, Provisioned, Provisioning, failpoint::Step, ownership};
 use crate::{
     catalog::{Attempt, Record, State, cached},
     control_plane::{Database, Found, Order},
@@ -151,7 +151,7 @@ impl Work<'_> {
     /// One look for the tenant's database. Of several the oldest is taken: it is the one that others would take.
     pub(crate) async fn find(&self, record: &Record) -> Result<Option<Database>, Error> {
         let Self { on, progress, .. } = self;
-        let name = identity::name(&on.namespace, self.tenant);
+        let name = ownership::name(&on.namespace, self.tenant);
         let mut named = on.control_plane.find(&name, progress).await?;
         named.retain(|found| !record.condemned.contains(&found.id));
         let mut ours = Vec::new();
@@ -177,17 +177,17 @@ impl Work<'_> {
         on.control_plane.database(id, None, progress).await
     }
 
-    fn is_owner(&self, tags: &identity::Tags) -> bool {
+    fn is_owner(&self, tags: &ownership::Tags) -> bool {
         let it = (self.on.namespace.as_str(), self.tenant.as_str());
-        identity::owner(tags) == Some(it)
+        ownership::owner(tags) == Some(it)
     }
 
     /// Creates the database, once. The catalog says so before it is sent.
     async fn order(&self, record: &mut Record, plan: &Plan) -> Result<Origin, Halt> {
         let window = self.on.settings.lost_answer_window;
         let id = uuid::Uuid::new_v4().to_string();
-        let tags = identity::tags(&self.on.namespace, self.tenant, &id);
-        let name = identity::name(&self.on.namespace, self.tenant);
+        let tags = ownership::tags(&self.on.namespace, self.tenant, &id);
+        let name = ownership::name(&self.on.namespace, self.tenant);
         let order = Order::new(name, tags, plan.clone());
         self.claim.freshen().await?;
         let earlier = record.clone();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Halt, Provisioning, work::Work};
+use super::{Halt, Provisioning, job::Work};
 use crate::{
     catalog::{Record, State},
     model::{error::Error, tenant::TenantId},

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::{Halt, Provisioning, step::Step, work::Work};
+use super::{Halt, Provisioning, failpoint::Step, job::Work};
 use crate::{
     catalog::{Record, State},
     model::{

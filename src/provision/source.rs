@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use super::{Demand, LookupOutcome, Provisioning};
 use crate::{
     catalog::{
         cached::{Catalog, LookupLimit, Stamp},
@@ -15,7 +16,6 @@ use crate::{
         error::{BoxError, Error, ErrorKind, Stage},
         tenant::TenantId,
     },
-    provision::{Demand, LookupOutcome, Provisioning},
     sync::retry::Progress,
     telemetry::stats::{Stats, count},
 };

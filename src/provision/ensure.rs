@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::{Claim, Halt, Policy, Provisioned, Provisioning, identity, work::Work};
+use super::{Claim, Halt, Policy, Provisioned, Provisioning, job::Work, ownership};
 use crate::{
     catalog::{
         Placement, Record, State,
@@ -254,7 +254,7 @@ impl Provisioning {
             .tags(&placement.project, progress)
             .await?;
         let ours = (self.namespace.as_str(), tenant.as_str());
-        match tags.as_ref().and_then(identity::owner) {
+        match tags.as_ref().and_then(ownership::owner) {
             Some(owner) if owner != ours => {
                 let message = format!(
                     "the catalog's record names project {}, which is another tenant's; mend the record",

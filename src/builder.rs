@@ -13,12 +13,12 @@ use crate::{
         resolve::Resolve,
         tls, trust,
     },
+    pool::shared::Shared,
     provision::{
         Provisioner,
         source::{OwnLookup, Source},
     },
     router::TenantRouter,
-    shared::Shared,
 };
 
 /// Builds a [`TenantRouter`]. Nothing is checked before [`build`](Self::build), and no setter panics.

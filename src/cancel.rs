@@ -8,7 +8,7 @@ use crate::{
         endpoint::{Endpoint, Route},
         error::{Error, ErrorKind, Stage},
     },
-    shared::Shared,
+    pool::shared::Shared,
 };
 
 /// Stops the query that runs on a connection, from another task. Of

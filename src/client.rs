@@ -7,8 +7,8 @@ use std::{
 
 use crate::{
     cancel::CancelToken,
-    lease::{Lease, Parts},
     model::{endpoint::Route, tenant::TenantId},
+    pool::lease::{Lease, Parts},
 };
 
 /// A live connection to one tenant's database. Dropping it gives it back.

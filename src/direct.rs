@@ -21,12 +21,14 @@ use crate::{
         error::{Error, Stage},
         tenant::TenantId,
     },
-    pool::{Pool, Unserved},
+    pool::{
+        Pool, Unserved,
+        connect::attempt::{Ending, mint, tend},
+    },
     provision::source::OnMissing,
     router::{Inner, TenantRouter},
     sync::retry::timed_out,
     telemetry::{spans, stats::count},
-    wake::{Ending, mint, tend},
 };
 
 /// A connection of its own to one tenant's database, past the pooler: for migrations, `LISTEN`, `COPY`, session state

@@ -10,13 +10,12 @@ use tokio::time::Instant;
 use crate::{
     catalog::cached::{Denial, Entry},
     handle::TenantHandle,
-    lease::Fitness,
     model::{
         endpoint::Route,
         error::{Error, ErrorKind, Stage},
         tenant::TenantId,
     },
-    pool::{Pool, State, Wake},
+    pool::{Pool, State, Wake, lease::Fitness},
     provision::source::{OnMissing, Source},
     router::{Inner, TenantRouter},
     telemetry::stats::seconds,

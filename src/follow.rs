@@ -22,10 +22,8 @@ use crate::{
         error::{Error, ErrorKind},
         tenant::TenantId,
     },
-    pool::Unserved,
-    pools::Pools,
+    pool::{Unserved, cache::Pools, shared::Shared},
     provision::{Provisioning, source::Source},
-    shared::Shared,
     sync::{circuit_breaker::chance, retry::lock, supervise::supervise},
     telemetry::stats::count,
 };

@@ -10,9 +10,8 @@ use std::{
 use crate::{
     client::TenantClient,
     direct::DirectClient,
-    lease::Lease,
     model::{error::Error, tenant::TenantId},
-    pool::Pool,
+    pool::{Pool, lease::Lease},
     provision::source::OnMissing,
     router::TenantRouter,
     sync::retry::lock,

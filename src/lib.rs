@@ -25,32 +25,23 @@ mod handle;
     allow(dead_code, reason = "either feature uses its own part")
 )]
 mod identify;
-mod index;
-mod lease;
 mod limits;
 #[cfg(any(doc, doctest))]
 pub mod manual;
 mod model;
 pub mod neon;
 mod observing;
-mod opening;
 mod pool;
-mod pools;
 mod preload;
 #[cfg(feature = "axum")]
 mod problem;
 mod provision;
-mod refusals;
-mod reset;
 mod router;
 mod settings;
-mod shared;
-mod sweep;
 mod sync;
 mod telemetry;
 mod transaction;
 mod verbs;
-mod wake;
 mod warm;
 #[cfg(feature = "tower")]
 mod warm_layer;

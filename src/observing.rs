@@ -70,7 +70,7 @@ mod recording {
 
     use super::{Inner, TenantRouter};
     use crate::{
-        shared::Shared,
+        pool::shared::Shared,
         sync::{retry::lock, supervise::supervise},
     };
 

@@ -3,14 +3,21 @@
 //! A connection is in one of four places: idle here, leased to a caller, being opened (`wake`), or parting. Whatever
 //! becomes free goes to the longest waiter first; nobody overtakes the queue.
 
+pub(crate) mod budget_holder;
+pub(crate) mod cache;
+pub(crate) mod connect;
 mod direct_wake;
 mod doubt;
+pub(crate) mod endpoint;
 mod forbidden;
-mod holder;
-mod place;
+pub(crate) mod lease;
 mod plans;
+pub(crate) mod reaper;
+pub(crate) mod refusals;
+pub(crate) mod session_reset;
+pub(crate) mod shared;
 mod state;
-mod waking;
+pub(crate) mod wake_waiters;
 
 use std::{
     error::Error as _,
@@ -26,19 +33,21 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
+use self::{
+    lease::{Connection, Fitness, Lease, Parting},
+    refusals::Refusal,
+    shared::Shared,
+};
 use crate::{
     connection::{
         status::Watch,
         verdict::{self, Next},
     },
-    lease::{Connection, Fitness, Lease, Parting},
     model::{
         endpoint::{Endpoint, Route},
         error::{Error, Stage},
         tenant::TenantId,
     },
-    refusals::Refusal,
-    shared::Shared,
     sync::retry::{Noted, lock, timed_out},
     telemetry::stats::count,
 };
@@ -48,7 +57,7 @@ pub(crate) use forbidden::Unserved;
 use plans::Plans;
 use state::Waiter;
 pub(crate) use state::{State, Wake};
-use waking::fail_wakers;
+use wake_waiters::fail_wakers;
 
 /// Longest wait for a turn of a connection's task, which takes microseconds unless the runtime is swamped.
 const TURN_TIMEOUT: Duration = Duration::from_secs(1);

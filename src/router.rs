@@ -13,20 +13,16 @@ use crate::{
     },
     client::TenantClient,
     follow,
-    lease::Lease,
     limits::callers::Place,
     model::{
         error::{Error, ErrorKind, Stage},
         tenant::TenantId,
     },
-    pool::{Pool, Unserved},
-    pools::Pools,
+    pool::{Pool, Unserved, cache::Pools, lease::Lease, reaper, shared::Shared},
     provision::{
         Provisioner,
         source::{self, OnMissing},
     },
-    shared::Shared,
-    sweep,
     sync::{
         retry::{Progress, Stale},
         single_flight::Flights,
@@ -83,7 +79,7 @@ impl TenantRouter {
 
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
         let pools = Arc::new(Pools::new(Arc::clone(&shared)));
-        shared.runtime.spawn(sweep::start(Arc::downgrade(&pools)));
+        shared.runtime.spawn(reaper::start(Arc::downgrade(&pools)));
         follow::start(&pools);
         let flights = Flights::new(shared.runtime.clone());
         let inner = Arc::new(Inner {

@@ -18,12 +18,11 @@ use tokio_postgres::error::{Severity, SqlState};
 
 use crate::{
     connection::verdict::{self, Farewell, Loss},
-    lease::Lease,
     model::{
         current_tenant,
         error::{Error, ErrorKind, Stage},
     },
-    pool::VERIFY_TIMEOUT,
+    pool::{VERIFY_TIMEOUT, lease::Lease},
     sync::retry::{LONGEST, backoff, lock, timed_out},
     telemetry::stats::count,
 };

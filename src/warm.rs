@@ -6,10 +6,9 @@ use tokio::{task::JoinHandle, time::Instant};
 
 use crate::{
     model::{endpoint::Route, error::Error, tenant::TenantId},
-    pool::{Pool, Unserved},
+    pool::{Pool, Unserved, shared::Shared},
     provision::source::OnMissing,
     router::{Flown, Inner, TenantRouter},
-    shared::Shared,
     telemetry::stats::{Reason, count},
 };
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::{Pool, Unserved};
+use super::{connect::Opening, refusals::Refusal};
 use crate::{
     connection::dial::Dialed,
     limits::budget::Permit,
@@ -12,8 +13,6 @@ use crate::{
         endpoint::Route,
         error::{Error, ErrorKind, Stage},
     },
-    opening::Opening,
-    refusals::Refusal,
     sync::retry::Progress,
     telemetry::stats::Reason,
 };

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout};
 
 use super::Pool;
-use crate::lease::{Connection, Lease};
+use super::lease::{Connection, Lease};
 
 /// Longest wait for the answer of an idle connection that is asked whether it still lives.
 pub(crate) const VERIFY_TIMEOUT: Duration = Duration::from_secs(2);

@@ -2,11 +2,9 @@
 
 use tokio::time::Instant;
 
-use super::{Pool, waking::fail_wakers};
-use crate::{
-    lease::Connection,
-    model::error::{Error, ErrorKind},
-};
+use super::lease::Connection;
+use super::{Pool, wake_waiters::fail_wakers};
+use crate::model::error::{Error, ErrorKind};
 
 /// Why a pool gives a caller no connection.
 #[derive(Clone, Debug)]

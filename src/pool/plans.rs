@@ -23,11 +23,9 @@ use tokio::{
 };
 use tokio_postgres::SimpleQueryMessage;
 
+use super::lease::{Connection, Lease};
 use super::{Pool, Unserved};
-use crate::{
-    lease::{Connection, Lease},
-    sync::retry::lock,
-};
+use crate::sync::retry::lock;
 
 /// Longest wait for an answer of the server.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);

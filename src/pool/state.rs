@@ -5,9 +5,9 @@ use std::{collections::VecDeque, mem, sync::Arc, time::Duration};
 use tokio::{sync::oneshot, time::Instant};
 
 use super::Unserved;
+use super::lease::{Connection, Lease};
 use crate::{
     connection::{status::Watch, verdict::REPEATED},
-    lease::{Connection, Lease},
     model::{config::Config, endpoint::Endpoint, error::ErrorKind},
     sync::retry::Noted,
     telemetry::stats::Reason,

@@ -7,7 +7,8 @@ use std::{
 };
 
 use crate::{
-    cancel::CancelToken, client::token_of, lease::Lease, model::tenant::TenantId, sync::retry::lock,
+    cancel::CancelToken, client::token_of, model::tenant::TenantId, pool::lease::Lease,
+    sync::retry::lock,
 };
 
 /// The connection inside a transaction that the router has begun and will end. Drop it, or let it go out of scope,

@@ -22,15 +22,12 @@ use tokio::{
     time::{Instant, sleep},
 };
 
+use super::{Pool, cache::Pools, lease::Connection, shared::Shared};
 use crate::{
-    lease::Connection,
     model::{
         config::Config,
         endpoint::{DEFAULT_SUSPEND_WINDOW, Endpoint},
     },
-    pool::Pool,
-    pools::Pools,
-    shared::Shared,
     sync::{retry::lock, supervise::supervise},
     telemetry::stats::count,
 };

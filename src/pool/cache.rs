@@ -3,6 +3,8 @@
 //! moka owns which pools live: at most so many, the least recently used one leaves first. Its default policy would
 //! refuse new tenants once it is full, hence LRU.
 
+pub(crate) mod index;
+
 use std::{
     collections::HashMap,
     sync::{
@@ -14,13 +16,15 @@ use std::{
 use moka::{policy::EvictionPolicy, sync::Cache};
 use tokio::time::Instant;
 
-use crate::{
-    index::{Entry, Index},
+use self::index::{Entry, Index};
+use super::{
+    Pool, Unserved,
     lease::{Fitness, Lease},
-    model::{endpoint::Endpoint, tenant::TenantId},
-    pool::{Pool, Unserved},
-    provision::source::Located,
     shared::Shared,
+};
+use crate::{
+    model::{endpoint::Endpoint, tenant::TenantId},
+    provision::source::Located,
     sync::retry::lock,
     telemetry::stats::count,
 };

@@ -1,5 +1,7 @@
 //! Opening one connection: tried until the compute is up, says no, or the time is over.
 
+pub(crate) mod attempt;
+
 use std::{
     iter, mem,
     pin::{Pin, pin},
@@ -10,6 +12,7 @@ use std::{
 use futures_util::{FutureExt, future::Either};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use super::{Pool, Wake, refusals::Refusal};
 use crate::{
     connection::{
         dial::Dialed,
@@ -20,8 +23,6 @@ use crate::{
         endpoint::{Endpoint, Route},
         error::{Error, ErrorKind, Stage},
     },
-    pool::{Pool, Wake},
-    refusals::Refusal,
     sync::{
         circuit_breaker::chance,
         retry::{Progress, backoff},

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::Pool;
-use crate::{lease::Connection, model::endpoint::Endpoint, telemetry::stats::count};
+use super::lease::Connection;
+use crate::{model::endpoint::Endpoint, telemetry::stats::count};
 
 impl Pool {
     /// Where the tenant lives, as far as is known.

@@ -5,13 +5,12 @@ use std::sync::{Arc, Mutex};
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
+use super::{reaper::Pace, refusals::Refusals};
 use crate::{
     connection::dial::Dialer,
     limits::{callers::Waiting, hints::HintBudget},
     model::{config::Config, tenant::TenantId},
     provision::source::Source,
-    refusals::Refusals,
-    sweep::Pace,
     sync::shutdown::Life,
     telemetry::{stats::Stats, top::Shown},
 };

@@ -10,6 +10,7 @@ use std::{
 use deadpool_postgres::{Client, StatementCache};
 use tokio::time::Instant;
 
+use super::{Pool, VERIFY_TIMEOUT, session_reset::reset};
 use crate::{
     connection::status::Watch,
     limits::budget::Seat,
@@ -18,8 +19,6 @@ use crate::{
         endpoint::{Endpoint, Route},
         tenant::TenantId,
     },
-    pool::{Pool, VERIFY_TIMEOUT},
-    reset::reset,
     telemetry::stats::count,
 };
 

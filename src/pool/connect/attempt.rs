@@ -17,19 +17,17 @@ use futures_util::FutureExt;
 use tokio::{task::JoinHandle, time::sleep};
 use tracing::Instrument;
 
+use super::{FIRST_WAIT, LONGEST_WAIT, Opening};
 use crate::{
     connection::{
         dial::{ConnectionTask, Dialed},
         status::Watch,
     },
-    lease::Connection,
     model::{
         endpoint::Route,
         error::{Error, ErrorKind, Stage},
     },
-    opening::{FIRST_WAIT, LONGEST_WAIT, Opening},
-    pool::Pool,
-    refusals::Refusal,
+    pool::{Pool, lease::Connection, refusals::Refusal},
     sync::retry::{Progress, lock},
     telemetry::{
         spans,

@@ -1,12 +1,17 @@
 //! The connection that a caller holds.
 
+pub(crate) mod cached_statements;
+pub(crate) mod cancel;
+pub(crate) mod direct;
+pub(crate) mod transaction;
+
 use std::{
     fmt,
     ops::{Deref, DerefMut},
 };
 
+use self::cancel::CancelToken;
 use crate::{
-    cancel::CancelToken,
     model::{endpoint::Route, tenant::TenantId},
     pool::lease::{Lease, Parts},
 };

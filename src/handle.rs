@@ -8,15 +8,17 @@ use std::{
 };
 
 use crate::{
-    client::TenantClient,
-    direct::DirectClient,
+    client::{
+        TenantClient,
+        direct::DirectClient,
+        transaction::{Access, Transaction, TransactionOptions, Tx},
+    },
     model::{error::Error, tenant::TenantId},
     pool::{Pool, lease::Lease},
     provision::source::OnMissing,
     router::TenantRouter,
     sync::retry::lock,
     telemetry::spans,
-    transaction::{Access, Transaction, TransactionOptions, Tx},
     verbs::Whom,
     warm::Warm,
 };

@@ -3,14 +3,11 @@
 #![cfg_attr(docsrs, doc(auto_cfg(hide(doc, doctest))))]
 
 mod builder;
-mod cached_statements;
-mod cancel;
 pub mod catalog;
 mod client;
 mod closing;
 mod connection;
 pub mod control_plane;
-mod direct;
 #[cfg(feature = "emulator")]
 pub mod emulator;
 mod explain;
@@ -40,20 +37,20 @@ mod router;
 mod settings;
 mod sync;
 mod telemetry;
-mod transaction;
 mod verbs;
 mod warm;
 #[cfg(feature = "tower")]
 mod warm_layer;
 
 pub use builder::RouterBuilder;
-pub use cancel::CancelToken;
 pub use catalog::Records;
 pub use catalog::key_ring::KeyRing;
 pub use catalog::lookup::Lookup;
 pub use client::TenantClient;
+pub use client::cancel::CancelToken;
+pub use client::direct::DirectClient;
+pub use client::transaction::{TransactionOptions, Tx};
 pub use control_plane::ControlPlane;
-pub use direct::DirectClient;
 pub use explain::{Explanation, NextGet, PoolState, PriorWake, RefusalState, Remembered};
 #[cfg(feature = "axum")]
 pub use extract::{Tenant, Tenants};
@@ -75,7 +72,6 @@ pub use provision::{Decision, Preparing, Provisioner};
 pub use router::TenantRouter;
 pub use settings::Settings;
 pub use telemetry::stats::{Status, WakeCount};
-pub use transaction::{TransactionOptions, Tx};
 pub use warm::Warm;
 #[cfg(feature = "tower")]
 pub use warm_layer::{WarmLayer, Warming, WarmingFuture};

@@ -3,11 +3,11 @@
 use std::future::Future;
 
 use crate::{
+    client::transaction::{Access, Transaction, TransactionOptions, Tx},
     handle::TenantHandle,
     model::error::Error,
     provision::source::OnMissing,
     router::{Inner, TenantRouter},
-    transaction::{Access, Transaction, TransactionOptions, Tx},
 };
 
 impl TenantRouter {

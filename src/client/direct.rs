@@ -13,8 +13,8 @@ use tokio::{
 use tokio_postgres::Notification;
 use tracing::Instrument;
 
+use super::cancel::CancelToken;
 use crate::{
-    cancel::CancelToken,
     connection::{dial::Dialed, driver::Notifications, status::Watch},
     model::{
         endpoint::{Endpoint, Route},

@@ -7,7 +7,9 @@ use std::{
 };
 
 use crate::{
-    cancel::CancelToken, client::token_of, model::tenant::TenantId, pool::lease::Lease,
+    client::{cancel::CancelToken, token_of},
+    model::tenant::TenantId,
+    pool::lease::Lease,
     sync::retry::lock,
 };
 

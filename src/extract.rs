@@ -4,10 +4,9 @@ use axum::extract::{FromRef, FromRequestParts};
 use http::request::Parts;
 
 use crate::{
-    handle::TenantHandle,
     identify::Identify,
     model::{current_tenant, error::Error},
-    router::TenantRouter,
+    router::{TenantRouter, handle::TenantHandle},
 };
 
 /// What [`Tenant`] is extracted by: the router, and how a request names its tenant. The application's state, or a part of

@@ -2,20 +2,15 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(docsrs, doc(auto_cfg(hide(doc, doctest))))]
 
-mod builder;
 pub mod catalog;
 mod client;
-mod closing;
 mod connection;
 pub mod control_plane;
 #[cfg(feature = "emulator")]
 pub mod emulator;
-mod explain;
 #[cfg(feature = "axum")]
 mod extract;
 pub mod fleet;
-mod follow;
-mod handle;
 #[cfg(any(feature = "axum", feature = "tower"))]
 #[cfg_attr(
     not(all(feature = "axum", feature = "tower")),
@@ -27,22 +22,16 @@ mod limits;
 pub mod manual;
 mod model;
 pub mod neon;
-mod observing;
 mod pool;
-mod preload;
 #[cfg(feature = "axum")]
 mod problem;
 mod provision;
 mod router;
-mod settings;
 mod sync;
 mod telemetry;
-mod verbs;
-mod warm;
 #[cfg(feature = "tower")]
 mod warm_layer;
 
-pub use builder::RouterBuilder;
 pub use catalog::Records;
 pub use catalog::key_ring::KeyRing;
 pub use catalog::lookup::Lookup;
@@ -51,11 +40,9 @@ pub use client::cancel::CancelToken;
 pub use client::direct::DirectClient;
 pub use client::transaction::{TransactionOptions, Tx};
 pub use control_plane::ControlPlane;
-pub use explain::{Explanation, NextGet, PoolState, PriorWake, RefusalState, Remembered};
 #[cfg(feature = "axum")]
 pub use extract::{Tenant, Tenants};
 pub use fleet::{Fleet, Reconcile};
-pub use handle::TenantHandle;
 #[cfg(any(feature = "axum", feature = "tower"))]
 pub use identify::{Identify, Named};
 pub use model::config::InvalidConfig;
@@ -70,9 +57,12 @@ pub use neon::Neon;
 pub use provision::Step;
 pub use provision::{Decision, Preparing, Provisioner};
 pub use router::TenantRouter;
-pub use settings::Settings;
+pub use router::builder::RouterBuilder;
+pub use router::explain::{Explanation, NextGet, PoolState, PriorWake, RefusalState, Remembered};
+pub use router::handle::TenantHandle;
+pub use router::settings::Settings;
+pub use router::warm::Warm;
 pub use telemetry::stats::{Status, WakeCount};
-pub use warm::Warm;
 #[cfg(feature = "tower")]
 pub use warm_layer::{WarmLayer, Warming, WarmingFuture};
 

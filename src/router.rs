@@ -1,18 +1,28 @@
 //! From a tenant to a connection.
 
+pub(crate) mod builder;
+pub(crate) mod close;
+pub(crate) mod explain;
+pub(crate) mod follow;
+pub(crate) mod handle;
+pub(crate) mod preload;
+pub(crate) mod settings;
+pub(crate) mod status;
+pub(crate) mod transactions;
+pub(crate) mod warm;
+
 use std::{fmt, future::Future, mem, pin::Pin, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
 
+use self::builder::RouterBuilder;
 use crate::{
-    builder::RouterBuilder,
     catalog::{
         cached::{Entry, EntryCache},
         lookup::Lookup,
     },
     client::TenantClient,
-    follow,
     limits::callers::Place,
     model::{
         error::{Error, ErrorKind, Stage},
@@ -88,7 +98,7 @@ impl TenantRouter {
             shared,
         });
         #[cfg(feature = "metrics")]
-        crate::observing::start(&inner);
+        crate::router::status::start(&inner);
         Self { inner }
     }
 

@@ -3,10 +3,9 @@
 use std::sync::Arc;
 
 use crate::{
-    handle::TenantHandle,
     model::error::Error,
     provision::source::OnMissing,
-    router::{Inner, TenantRouter},
+    router::{Inner, TenantRouter, handle::TenantHandle},
 };
 
 impl TenantRouter {

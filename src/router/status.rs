@@ -1,10 +1,7 @@
 //! What an operator sees: the router's status, and who keeps it busy.
 
-use crate::{
-    model::tenant::TenantId,
-    router::{Inner, TenantRouter},
-    telemetry::stats::Status,
-};
+use super::{Inner, TenantRouter};
+use crate::{model::tenant::TenantId, telemetry::stats::Status};
 
 impl TenantRouter {
     /// What the router holds now and has done so far. Asks no tenant anything. Costs a look at each pool, so a few

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use super::{TenantRouter, transactions::Whom, warm::Warm};
 use crate::{
     client::{
         TenantClient,
@@ -16,11 +17,8 @@ use crate::{
     model::{error::Error, tenant::TenantId},
     pool::{Pool, lease::Lease},
     provision::source::OnMissing,
-    router::TenantRouter,
     sync::retry::lock,
     telemetry::spans,
-    verbs::Whom,
-    warm::Warm,
 };
 
 /// One tenant of a router, to be kept by whoever asks for the same tenant again and again: a session, a worker.

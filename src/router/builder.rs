@@ -4,6 +4,7 @@ use std::{fmt, future::Future, io, sync::Arc, time::Duration};
 
 use tokio::{io::DuplexStream, runtime::Handle};
 
+use super::TenantRouter;
 use crate::{
     catalog::lookup::{AnyLookup, Lookup},
     connection::{dial::Dialer, stream::Pipes},
@@ -18,7 +19,6 @@ use crate::{
         Provisioner,
         source::{OwnLookup, Source},
     },
-    router::TenantRouter,
 };
 
 /// Builds a [`TenantRouter`]. Nothing is checked before [`build`](Self::build), and no setter panics.

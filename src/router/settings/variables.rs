@@ -7,12 +7,11 @@ use std::{
 
 use super::Settings;
 use crate::{
-    builder::RouterBuilder,
     catalog::{Memory, Postgres, PostgresBuilder, key_ring::KeyRing},
     model::{config::InvalidConfig, plan::Plan, tenant::Namespace},
     neon::{Neon, NeonBuilder},
     provision::Provisioner,
-    router::TenantRouter,
+    router::{TenantRouter, builder::RouterBuilder},
 };
 
 impl TenantRouter {

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use tokio::{task::JoinHandle, time::Instant};
 
+use super::{Flown, Inner, TenantRouter};
 use crate::{
     model::{endpoint::Route, error::Error, tenant::TenantId},
     pool::{Pool, Unserved, shared::Shared},
     provision::source::OnMissing,
-    router::{Flown, Inner, TenantRouter},
     telemetry::stats::{Reason, count},
 };
 

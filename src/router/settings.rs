@@ -6,10 +6,8 @@ use std::{collections::BTreeMap, ffi::OsString, fmt, str::FromStr, time::Duratio
 
 use serde::{Deserialize, Deserializer, de};
 
-use crate::{
-    builder::RouterBuilder,
-    model::config::{Config, InvalidConfig},
-};
+use super::builder::RouterBuilder;
+use crate::model::config::{Config, InvalidConfig};
 use variables::{not_text, of_variable};
 
 /// What the variables of the environment that hold [`Settings`] begin with.

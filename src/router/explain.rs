@@ -7,9 +7,9 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::time::Instant;
 
+use super::{Inner, TenantRouter, handle::TenantHandle};
 use crate::{
     catalog::cached::{Denial, Entry},
-    handle::TenantHandle,
     model::{
         endpoint::Route,
         error::{Error, ErrorKind, Stage},
@@ -17,7 +17,6 @@ use crate::{
     },
     pool::{Pool, State, Wake, lease::Fitness},
     provision::source::{OnMissing, Source},
-    router::{Inner, TenantRouter},
     telemetry::stats::seconds,
 };
 

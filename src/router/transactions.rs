@@ -2,12 +2,11 @@
 
 use std::future::Future;
 
+use super::{Inner, TenantRouter, handle::TenantHandle};
 use crate::{
     client::transaction::{Access, Transaction, TransactionOptions, Tx},
-    handle::TenantHandle,
     model::error::Error,
     provision::source::OnMissing,
-    router::{Inner, TenantRouter},
 };
 
 impl TenantRouter {

@@ -1,6 +1,7 @@
 //! Reading the catalog before anybody asks.
 
-use crate::{model::error::Error, provision::source::Source, router::TenantRouter};
+use super::TenantRouter;
+use crate::{model::error::Error, provision::source::Source};
 
 /// Records that are read at once.
 const PAGE: usize = 1000;

@@ -4,10 +4,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-use crate::{
-    router::{Inner, TenantRouter},
-    sync::retry::LONGEST,
-};
+use super::{Inner, TenantRouter};
+use crate::sync::retry::LONGEST;
 
 /// Longest wait, in `close`, for connections to say goodbye.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);

@@ -8,29 +8,18 @@ mod connection;
 pub mod control_plane;
 #[cfg(feature = "emulator")]
 pub mod emulator;
-#[cfg(feature = "axum")]
-mod extract;
 pub mod fleet;
-#[cfg(any(feature = "axum", feature = "tower"))]
-#[cfg_attr(
-    not(all(feature = "axum", feature = "tower")),
-    allow(dead_code, reason = "either feature uses its own part")
-)]
-mod identify;
 mod limits;
 #[cfg(any(doc, doctest))]
 pub mod manual;
 mod model;
 pub mod neon;
 mod pool;
-#[cfg(feature = "axum")]
-mod problem;
 mod provision;
 mod router;
 mod sync;
 mod telemetry;
-#[cfg(feature = "tower")]
-mod warm_layer;
+mod web;
 
 pub use catalog::Records;
 pub use catalog::key_ring::KeyRing;
@@ -40,11 +29,7 @@ pub use client::cancel::CancelToken;
 pub use client::direct::DirectClient;
 pub use client::transaction::{TransactionOptions, Tx};
 pub use control_plane::ControlPlane;
-#[cfg(feature = "axum")]
-pub use extract::{Tenant, Tenants};
 pub use fleet::{Fleet, Reconcile};
-#[cfg(any(feature = "axum", feature = "tower"))]
-pub use identify::{Identify, Named};
 pub use model::config::InvalidConfig;
 pub use model::endpoint::{DEFAULT_SUSPEND_WINDOW, Encryption, Endpoint, Login, SessionReset};
 pub use model::error::{BoxError, Error, ErrorKind, ExhaustedQuota, Stage};
@@ -63,7 +48,11 @@ pub use router::handle::TenantHandle;
 pub use router::settings::Settings;
 pub use router::warm::Warm;
 pub use telemetry::stats::{Status, WakeCount};
+#[cfg(feature = "axum")]
+pub use web::extract::{Tenant, Tenants};
+#[cfg(any(feature = "axum", feature = "tower"))]
+pub use web::identify::{Identify, Named};
 #[cfg(feature = "tower")]
-pub use warm_layer::{WarmLayer, Warming, WarmingFuture};
+pub use web::warm_layer::{WarmLayer, Warming, WarmingFuture};
 
 pub use {deadpool_postgres, tokio_postgres};

@@ -12,7 +12,8 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::{identify::Identify, model::current_tenant, router::TenantRouter};
+use super::identify::Identify;
+use crate::{model::current_tenant, router::TenantRouter};
 
 /// Begins to wake a request's tenant before its body is read, before it is authenticated, and before the handler runs. What
 /// these take is then not added to the wake: a handler that does something else for 300 ms answers after the longer of the

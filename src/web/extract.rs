@@ -3,8 +3,8 @@
 use axum::extract::{FromRef, FromRequestParts};
 use http::request::Parts;
 
+use super::identify::Identify;
 use crate::{
-    identify::Identify,
     model::{current_tenant, error::Error},
     router::{TenantRouter, handle::TenantHandle},
 };

@@ -1,0 +1,14 @@
+//! TODO web
+
+#[cfg(feature = "axum")]
+pub(crate) mod extract;
+#[cfg(any(feature = "axum", feature = "tower"))]
+#[cfg_attr(
+    not(all(feature = "axum", feature = "tower")),
+    allow(dead_code, reason = "either feature uses its own part")
+)]
+pub(crate) mod identify;
+#[cfg(feature = "axum")]
+pub(crate) mod problem;
+#[cfg(feature = "tower")]
+pub(crate) mod warm_layer;

@@ -2,7 +2,7 @@
 //!
 //! None of it wakes a database but a prepare hook. (Neon itself starts the compute of a new project.)
 
-mod comparison;
+pub(crate) mod compare;
 mod for_each;
 mod reconcile;
 mod report;

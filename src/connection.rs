@@ -1,4 +1,4 @@
-//! TODO connection
+//! One connection to one server: opened, driven, watched, and judged where it fails.
 
 pub(crate) mod dial;
 pub(crate) mod driver;

@@ -1,41 +1,15 @@
 #![doc = include_str!("emulator/guide.md")]
 
-mod account;
-mod activity;
-mod answers;
 mod api;
-mod api_fault;
-mod api_limit;
-mod binaries;
 mod builder;
 mod catalog_server;
-mod certificate;
 mod compute;
-mod contents;
-mod control;
-mod create;
-mod daemon;
 mod error;
 mod fault;
-mod login;
-mod message;
+mod host;
 mod names;
-mod operation;
-mod pooler;
-mod postgres;
-mod process;
-mod project;
 mod proxy;
 mod reason;
-mod replies;
-mod requests;
-mod scram;
-mod scratch;
-mod session;
-mod startup;
-mod stop;
-mod template;
-mod usage;
 mod witness;
 mod world;
 
@@ -50,19 +24,19 @@ use std::{
 use rustls::pki_types::CertificateDer;
 use tokio::runtime::Runtime;
 
-pub use api_fault::ApiFault;
+pub use api::fault::ApiFault;
 pub use builder::EmulatorBuilder;
 pub use catalog_server::CatalogServer;
+pub use compute::stop::Stop;
 pub use error::EmulatorError;
 pub use fault::Fault;
 pub use reason::Reason;
-pub use stop::Stop;
-pub use usage::Usage;
 pub use witness::{Wake, Witness};
+pub use world::usage::Usage;
 
 use compute::Compute;
+use host::scratch::Scratch;
 use proxy::Proxy;
-use scratch::Scratch;
 use world::World;
 
 use crate::model::{resolve::Resolve, secret::Secret};
@@ -179,7 +153,7 @@ impl Emulator {
     /// How many requests were refused because of [`EmulatorBuilder::api_limits`].
     pub fn refused_requests(&self) -> u64 {
         let limit = self.world.api_limit.as_ref();
-        limit.map_or(0, api_limit::ApiLimit::refused)
+        limit.map_or(0, api::limit::ApiLimit::refused)
     }
 
     /// Makes the API's search miss a project for so long after its creation. Neon promises nothing about that.

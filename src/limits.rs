@@ -1,4 +1,4 @@
-//! TODO limits
+//! Limits on what runs at once and what begins in a time.
 
 pub(crate) mod budget;
 pub(crate) mod callers;

@@ -1,4 +1,4 @@
-//! TODO sync
+//! Waiting, repeating and sharing work. Knows neither tenants nor Neon.
 
 pub(crate) mod circuit_breaker;
 pub(crate) mod retry;

@@ -1,4 +1,4 @@
-//! TODO telemetry
+//! What a router counts, measures and tells.
 
 pub(crate) mod metrics;
 pub(crate) mod spans;

@@ -1,4 +1,4 @@
-//! TODO web
+//! Requests of axum and tower: the tenant of a request, and errors as answers.
 
 #[cfg(feature = "axum")]
 pub(crate) mod extract;

@@ -1,10 +1,16 @@
 //! The management API: Neon's paths, statuses and bodies.
 
+pub(in crate::emulator) mod answers;
+pub(in crate::emulator) mod bodies;
 mod branches;
+pub(in crate::emulator) mod control;
 mod endpoints;
+pub(in crate::emulator) mod fault;
+pub(in crate::emulator) mod limit;
 mod operations;
 mod organizations;
 mod projects;
+pub(in crate::emulator) mod requests;
 
 use std::sync::Arc;
 
@@ -19,10 +25,9 @@ use axum::{
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::{
-    control,
+use super::world::{
+    Hindrance, World,
     project::{Branch, Endpoint, Project},
-    world::{Hindrance, World},
 };
 use crate::model::secret::Secret;
 

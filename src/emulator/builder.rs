@@ -10,15 +10,10 @@ use std::{
 use tokio::net::TcpListener;
 
 use super::{
-    Emulator, EmulatorError,
-    account::Account,
-    api,
-    binaries::Binaries,
-    certificate::Certificates,
-    compute::Machine,
-    proxy::{Gate, Proxy},
-    scratch::Scratch,
-    template::Template,
+    Emulator, EmulatorError, api,
+    compute::{Machine, template::Template},
+    host::{account::Account, binaries::Binaries, scratch::Scratch},
+    proxy::{Gate, Proxy, certificate::Certificates},
     world::{Settings, World},
 };
 use crate::model::secret::Secret;

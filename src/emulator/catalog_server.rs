@@ -11,14 +11,13 @@ use rustix::process::Signal;
 
 use super::{
     EmulatorError,
-    account::Account,
-    binaries::Binaries,
-    compute::Machine,
-    pooler::Pooler,
-    postgres::Postgres,
-    process::{blocking, signal_all},
-    scratch::Scratch,
-    template::Template,
+    compute::{Machine, pooler::Pooler, postgres::Postgres, template::Template},
+    host::{
+        account::Account,
+        binaries::Binaries,
+        process::{blocking, signal_all},
+        scratch::Scratch,
+    },
 };
 
 /// A Postgres server that keeps a catalog, for [`catalog::Postgres`](crate::catalog::Postgres): a real one, which never

@@ -1,6 +1,12 @@
 //! One branch's compute: a real Postgres that starts when somebody comes and stops when nobody does.
 
+pub(in crate::emulator) mod activity;
 mod changes;
+pub(in crate::emulator) mod contents;
+pub(in crate::emulator) mod pooler;
+pub(in crate::emulator) mod postgres;
+pub(in crate::emulator) mod stop;
+pub(in crate::emulator) mod template;
 
 pub(super) use changes::Unborn;
 
@@ -23,21 +29,20 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use self::{
+    contents::Contents, pooler::Pooler, postgres::Postgres, stop::Stop, template::Template,
+};
 use super::{
     EmulatorError,
-    account::Account,
-    activity,
-    binaries::Binaries,
-    contents::Contents,
     fault::Faults,
-    pooler::Pooler,
-    postgres::Postgres,
-    process::{blocking, detached, signal_all},
+    host::{
+        account::Account,
+        binaries::Binaries,
+        process::{blocking, detached, signal_all},
+    },
     reason::Reason,
-    stop::Stop,
-    template::Template,
-    usage::{Ledger, Meter},
     witness::Log,
+    world::usage::{Ledger, Meter},
 };
 
 /// How long the pooler has to pass on what Postgres said last, where it is stopped after it.

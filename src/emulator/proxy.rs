@@ -3,6 +3,14 @@
 //! In Neon's order: TLS, startup packet, password; only then is the compute woken, and the client hears nothing until
 //! it is up.
 
+pub(in crate::emulator) mod certificate;
+pub(in crate::emulator) mod login;
+pub(in crate::emulator) mod message;
+pub(in crate::emulator) mod replies;
+pub(in crate::emulator) mod scram;
+pub(in crate::emulator) mod session;
+pub(in crate::emulator) mod startup;
+
 use std::{
     collections::BTreeMap,
     io,
@@ -19,15 +27,14 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    compute::Compute,
-    login::{self, Refusal},
+use self::{
+    login::{Refusal},
     message::{Message, refuse},
     scram::Verifier,
     session::Sessions,
     startup::{Hello, endpoint_option, forwarded, negotiation},
-    world::World,
 };
+use super::{compute::Compute, world::World};
 use crate::model::secret::Secret;
 
 /// Neon's limit for TLS and the startup packet.

@@ -1,5 +1,9 @@
 //! The projects that exist, and what changes them.
 
+pub(in crate::emulator) mod operation;
+pub(in crate::emulator) mod project;
+pub(in crate::emulator) mod usage;
+
 use std::{
     path::PathBuf,
     sync::{
@@ -9,17 +13,20 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{
-    api_fault::ApiFaults,
-    api_limit::ApiLimit,
-    compute::{Compute, Machine, Terms},
-    contents::Contents,
-    create::{NewBranch, NewProject},
-    names::{REGIONS, domain_of, new_id, new_password},
+use self::{
     operation::{Operation, Status, Step, Work},
     project::{Branch, Endpoint, Project, Size},
-    requests::Requests,
     usage::Ledger,
+};
+use super::{
+    api::{
+        bodies::{NewBranch, NewProject},
+        fault::ApiFaults,
+        limit::ApiLimit,
+        requests::Requests,
+    },
+    compute::{Compute, Machine, Terms, contents::Contents},
+    names::{REGIONS, domain_of, new_id, new_password},
     witness::{Log, Total, Witness},
 };
 use crate::model::secret::Secret;

@@ -1,4 +1,4 @@
-//! TODO neon::calls
+//! The API's calls, by the resource that they are about.
 
 pub(crate) mod branches;
 pub(crate) mod consumption;

@@ -237,7 +237,7 @@ mod tests {
 
     #[test]
     fn the_manual_has_every_default_as_it_is() {
-        let page = include_str!("manual/tuning.md");
+        let page = include_str!("../manual/tuning.md");
         let rows = page.lines().filter_map(|line| {
             line.strip_prefix("| [`")?
                 .split_once("`](crate::RouterBuilder::")

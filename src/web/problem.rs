@@ -117,12 +117,12 @@ mod tests {
 
     use super::*;
 
-    const MANUAL: &str = include_str!("manual/errors.md");
+    const MANUAL: &str = include_str!("../manual/errors.md");
 
     #[test]
     fn the_manual_has_each_kind_in_its_row_and_in_a_section() {
         // The compiler sees to it that `code` has them all, each on a line of its own.
-        let upper = include_str!("model/error/kind.rs")
+        let upper = include_str!("../model/error/kind.rs")
             .split("fn is_transient")
             .next();
         let arms = upper.unwrap().matches("=> \"").count();

@@ -13,13 +13,17 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{Answer, Api, Created, Refused, after, decode};
-use crate::emulator::{
+use super::{
     answers,
-    create::{NewBranch, SizeBody, check, check_annotations, check_name},
+    bodies::{NewBranch, SizeBody, check, check_annotations, check_name},
+};
+use crate::emulator::{
     names::new_password,
-    operation::{Step, Work},
-    project::{Branch, Project},
-    world,
+    world::{
+        self,
+        operation::{Step, Work},
+        project::{Branch, Project},
+    },
 };
 use crate::model::secret::Secret;
 

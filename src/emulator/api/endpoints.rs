@@ -11,12 +11,11 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{Answer, Api, Refused, decode};
-use crate::emulator::{
-    answers,
-    create::SizeBody,
+use super::{answers, bodies::SizeBody};
+use crate::emulator::world::{
     operation::{Operation, Step, Work},
     project::{Endpoint, Project},
-    world::{start, suspend},
+    start, suspend,
 };
 
 pub(super) async fn list(State(api): State<Api>, Path(id): Path<String>) -> Answer {

@@ -7,8 +7,8 @@ use axum::{
 use serde::Deserialize;
 use serde_json::json;
 
+use super::answers;
 use super::{Answer, Api, Refused, after};
-use crate::emulator::answers;
 
 #[derive(Deserialize)]
 pub(super) struct ListQuery {

@@ -14,11 +14,10 @@ use serde_json::{Value, json};
 use url::form_urlencoded;
 
 use super::{Answer, Api, Refused, after, decode};
+use super::{answers, bodies::check};
 use crate::emulator::{
-    answers,
-    create::check,
     names::{DEFAULT_REGION, REGIONS},
-    project::Project,
+    world::project::Project,
 };
 
 /// Most projects in one transfer.

@@ -10,11 +10,11 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{Answer, Api, Created, Refused, after, decode};
-use crate::emulator::{
+use super::{
     answers,
-    create::{CreateBody, Settings, SizeBody, check_name},
-    project::Project,
+    bodies::{CreateBody, Settings, SizeBody, check_name},
 };
+use crate::emulator::world::project::Project;
 
 /// Most projects on a page.
 const LONGEST_PAGE: usize = 400;

@@ -10,12 +10,12 @@ use std::{
 
 use tokio::sync::OwnedMutexGuard;
 
+use super::stop::Stop;
 use super::{Compute, State, lock};
 use crate::{
     emulator::{
         EmulatorError,
-        process::{blocking, detached, missing_is_fine},
-        stop::Stop,
+        host::process::{blocking, detached, missing_is_fine},
     },
     model::secret::Secret,
 };

@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 const LONGEST: usize = 1 << 20;
 
 /// One message: tag, length, body.
-pub(super) struct Message(Vec<u8>);
+pub(in crate::emulator) struct Message(Vec<u8>);
 
 // A client's answer may be a password in clear.
 impl fmt::Debug for Message {
@@ -19,17 +19,19 @@ impl fmt::Debug for Message {
 
 impl Message {
     /// A message to be sent.
-    pub(super) fn new(tag: u8, body: &[u8]) -> Self {
+    pub(in crate::emulator) fn new(tag: u8, body: &[u8]) -> Self {
         let length = u32::try_from(body.len() + 4).unwrap_or(u32::MAX);
         Self([&[tag], &length.to_be_bytes()[..], body].concat())
     }
 
     /// An `Authentication…` message.
-    pub(super) fn authentication(kind: u32, body: &[u8]) -> Self {
+    pub(in crate::emulator) fn authentication(kind: u32, body: &[u8]) -> Self {
         Self::new(b'R', &[&kind.to_be_bytes()[..], body].concat())
     }
 
-    pub(super) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Self> {
+    pub(in crate::emulator) async fn read(
+        stream: &mut (impl AsyncRead + Unpin),
+    ) -> io::Result<Self> {
         let mut bytes = vec![0; 5];
         stream.read_exact(&mut bytes).await?;
         let length = u32::from_be_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]) as usize;
@@ -41,20 +43,23 @@ impl Message {
         Ok(Self(bytes))
     }
 
-    pub(super) async fn write(&self, stream: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+    pub(in crate::emulator) async fn write(
+        &self,
+        stream: &mut (impl AsyncWrite + Unpin),
+    ) -> io::Result<()> {
         stream.write_all(&self.0).await
     }
 
-    pub(super) fn tag(&self) -> u8 {
+    pub(in crate::emulator) fn tag(&self) -> u8 {
         self.0[0]
     }
 
-    pub(super) fn body(&self) -> &[u8] {
+    pub(in crate::emulator) fn body(&self) -> &[u8] {
         &self.0[5..]
     }
 
     /// A field of an error.
-    pub(super) fn field(&self, field: u8) -> Option<String> {
+    pub(in crate::emulator) fn field(&self, field: u8) -> Option<String> {
         let mut fields = (self.tag() == b'E').then(|| self.body().split(|&byte| byte == 0))?;
         let found = fields.find_map(|text| text.strip_prefix(&[field]))?;
         Some(String::from_utf8_lossy(found).into_owned())
@@ -63,7 +68,7 @@ impl Message {
 
 /// Sends an error the way Neon's proxy does before a session exists: severity ERROR, SQLSTATE `code`, no other field;
 /// then closes.
-pub(super) async fn refuse(
+pub(in crate::emulator) async fn refuse(
     stream: &mut (impl AsyncWrite + Unpin),
     code: &str,
     text: &str,

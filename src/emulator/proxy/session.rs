@@ -17,14 +17,12 @@ use tokio::{
 use tokio_rustls::server::TlsStream;
 
 use super::{
-    compute::Compute,
-    fault::Fate,
+    code_of,
     message::{Message, refuse},
-    process::connect,
-    proxy::code_of,
     replies::Replies,
     startup::BackendKey,
 };
+use crate::emulator::{compute::Compute, fault::Fate, host::process::connect};
 
 /// Times a compute may be stopped under a client that is connecting.
 const TRIES: u32 = 20;
@@ -40,14 +38,14 @@ type ClientOut = WriteHalf<TlsStream<TcpStream>>;
 
 /// The sessions that there are.
 #[derive(Default)]
-pub(super) struct Sessions {
+pub(in crate::emulator) struct Sessions {
     // Where to send the cancel request for each. Held for a look or a change.
     keys: Mutex<HashMap<BackendKey, PathBuf>>,
 }
 
 impl Sessions {
     /// Wakes the compute and passes bytes both ways until one side ends. `proved` is held back until the compute is up.
-    pub(super) async fn serve(
+    pub(in crate::emulator) async fn serve(
         &self,
         mut stream: TlsStream<TcpStream>,
         startup: &[u8],
@@ -130,7 +128,7 @@ impl Sessions {
     }
 
     /// Passes a cancel request on to the compute whose session it is about.
-    pub(super) async fn cancel(&self, key: BackendKey) -> io::Result<()> {
+    pub(in crate::emulator) async fn cancel(&self, key: BackendKey) -> io::Result<()> {
         let Some(socket) = self.keys().get(&key).cloned() else {
             return Ok(());
         };

@@ -4,8 +4,10 @@ use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
 use percent_encoding::{AsciiSet, utf8_percent_encode};
 
-use super::{
-    compute::Compute, contents::Contents, names::domain_of, operation::Operation, usage::Ledger,
+use super::{operation::Operation, usage::Ledger};
+use crate::emulator::{
+    compute::{Compute, contents::Contents},
+    names::domain_of,
     witness::Witness,
 };
 
@@ -14,97 +16,97 @@ const OUTSIDE_A_WORD: &AsciiSet = &percent_encoding::NON_ALPHANUMERIC.remove(b'_
 
 /// A project. A copy, unless it is in the world's own list; computes and ledger are shared.
 #[derive(Clone, Debug)]
-pub(super) struct Project {
-    pub(super) id: String,
-    pub(super) name: String,
-    pub(super) region: String,
-    pub(super) pg_version: u64,
-    pub(super) org_id: Option<String>,
+pub(in crate::emulator) struct Project {
+    pub(in crate::emulator) id: String,
+    pub(in crate::emulator) name: String,
+    pub(in crate::emulator) region: String,
+    pub(in crate::emulator) pg_version: u64,
+    pub(in crate::emulator) org_id: Option<String>,
     /// What new endpoints get.
-    pub(super) defaults: Size,
-    pub(super) ledger: Arc<Ledger>,
-    pub(super) created_at: SystemTime,
-    pub(super) updated_at: SystemTime,
+    pub(in crate::emulator) defaults: Size,
+    pub(in crate::emulator) ledger: Arc<Ledger>,
+    pub(in crate::emulator) created_at: SystemTime,
+    pub(in crate::emulator) updated_at: SystemTime,
     /// Since when it is gone, and can be recovered.
-    pub(super) deleted_at: Option<SystemTime>,
+    pub(in crate::emulator) deleted_at: Option<SystemTime>,
     /// Oldest first.
-    pub(super) branches: Vec<Branch>,
-    pub(super) endpoints: Vec<Endpoint>,
+    pub(in crate::emulator) branches: Vec<Branch>,
+    pub(in crate::emulator) endpoints: Vec<Endpoint>,
     /// Newest last.
-    pub(super) operations: Vec<Operation>,
+    pub(in crate::emulator) operations: Vec<Operation>,
 }
 
 /// A branch: data of its own, and the compute that an endpoint of it has.
 #[derive(Clone, Debug)]
-pub(super) struct Branch {
-    pub(super) id: String,
-    pub(super) name: String,
-    pub(super) parent_id: Option<String>,
-    pub(super) default: bool,
-    pub(super) annotations: BTreeMap<String, String>,
-    pub(super) created_at: SystemTime,
-    pub(super) compute: Arc<Compute>,
+pub(in crate::emulator) struct Branch {
+    pub(in crate::emulator) id: String,
+    pub(in crate::emulator) name: String,
+    pub(in crate::emulator) parent_id: Option<String>,
+    pub(in crate::emulator) default: bool,
+    pub(in crate::emulator) annotations: BTreeMap<String, String>,
+    pub(in crate::emulator) created_at: SystemTime,
+    pub(in crate::emulator) compute: Arc<Compute>,
 }
 
 /// A name under which a branch's compute can be reached.
 #[derive(Clone, Debug)]
-pub(super) struct Endpoint {
-    pub(super) id: String,
-    pub(super) branch_id: String,
-    pub(super) size: Size,
-    pub(super) disabled: bool,
-    pub(super) created_at: SystemTime,
-    pub(super) updated_at: SystemTime,
-    pub(super) compute: Arc<Compute>,
+pub(in crate::emulator) struct Endpoint {
+    pub(in crate::emulator) id: String,
+    pub(in crate::emulator) branch_id: String,
+    pub(in crate::emulator) size: Size,
+    pub(in crate::emulator) disabled: bool,
+    pub(in crate::emulator) created_at: SystemTime,
+    pub(in crate::emulator) updated_at: SystemTime,
+    pub(in crate::emulator) compute: Arc<Compute>,
 }
 
 /// How large an endpoint's compute is, and how long it stays.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Size {
+pub(in crate::emulator) struct Size {
     /// Least and most compute units.
-    pub(super) units: (f64, f64),
+    pub(in crate::emulator) units: (f64, f64),
     /// As the API has it: 0 for the default, -1 for never.
-    pub(super) suspend_timeout_seconds: i64,
+    pub(in crate::emulator) suspend_timeout_seconds: i64,
 }
 
 impl Project {
     /// Whether operations go on, so that others must wait.
-    pub(super) fn is_locked(&self) -> bool {
+    pub(in crate::emulator) fn is_locked(&self) -> bool {
         self.operations.iter().any(Operation::goes_on)
     }
 
-    pub(super) fn branch(&self, id: &str) -> Option<&Branch> {
+    pub(in crate::emulator) fn branch(&self, id: &str) -> Option<&Branch> {
         self.branches.iter().find(|branch| branch.id == id)
     }
 
-    pub(super) fn default_branch(&self) -> Option<&Branch> {
+    pub(in crate::emulator) fn default_branch(&self) -> Option<&Branch> {
         self.branches.iter().find(|branch| branch.default)
     }
 
-    pub(super) fn endpoint(&self, id: &str) -> Option<&Endpoint> {
+    pub(in crate::emulator) fn endpoint(&self, id: &str) -> Option<&Endpoint> {
         self.endpoints.iter().find(|endpoint| endpoint.id == id)
     }
 
-    pub(super) fn endpoint_of(&self, branch_id: &str) -> Option<&Endpoint> {
+    pub(in crate::emulator) fn endpoint_of(&self, branch_id: &str) -> Option<&Endpoint> {
         self.endpoints
             .iter()
             .find(|endpoint| endpoint.branch_id == branch_id)
     }
 
-    pub(super) fn proxy_host(&self) -> String {
+    pub(in crate::emulator) fn proxy_host(&self) -> String {
         domain_of(&self.region)
     }
 
-    pub(super) fn host(&self, endpoint: &Endpoint) -> String {
+    pub(in crate::emulator) fn host(&self, endpoint: &Endpoint) -> String {
         format!("{}.{}", endpoint.id, self.proxy_host())
     }
 
-    pub(super) fn pooler_host(&self, endpoint: &Endpoint) -> String {
+    pub(in crate::emulator) fn pooler_host(&self, endpoint: &Endpoint) -> String {
         format!("{}-pooler.{}", endpoint.id, self.proxy_host())
     }
 
     /// The whole connection string, password included.
-    pub(super) fn uri(&self, endpoint: &Endpoint, pooled: bool) -> String {
+    pub(in crate::emulator) fn uri(&self, endpoint: &Endpoint, pooled: bool) -> String {
         let Contents {
             database,
             role,
@@ -123,7 +125,7 @@ impl Project {
         )
     }
 
-    pub(super) fn witness(&self, endpoint: &Endpoint) -> Witness {
+    pub(in crate::emulator) fn witness(&self, endpoint: &Endpoint) -> Witness {
         let branch = self.branch(&endpoint.branch_id);
         let annotations = branch.map(|branch| branch.annotations.clone());
         let log = endpoint.compute.log.entries();

@@ -13,20 +13,22 @@ use rustls::{
 };
 use sha2::{Digest, Sha256};
 
-use super::EmulatorError;
+use crate::emulator::EmulatorError;
 
 /// A root certificate, and the server settings with a certificate that it signed.
-pub(super) struct Certificates {
-    pub(super) root: CertificateDer<'static>,
-    pub(super) root_pem: String,
-    pub(super) server: Arc<ServerConfig>,
+pub(in crate::emulator) struct Certificates {
+    pub(in crate::emulator) root: CertificateDer<'static>,
+    pub(in crate::emulator) root_pem: String,
+    pub(in crate::emulator) server: Arc<ServerConfig>,
     /// SHA-256 of the server's certificate, for channel binding.
-    pub(super) binding: Vec<u8>,
+    pub(in crate::emulator) binding: Vec<u8>,
 }
 
 impl Certificates {
     /// Certificates for `names` and for the loopback addresses.
-    pub(super) fn new(names: impl IntoIterator<Item = String>) -> Result<Self, EmulatorError> {
+    pub(in crate::emulator) fn new(
+        names: impl IntoIterator<Item = String>,
+    ) -> Result<Self, EmulatorError> {
         let failed = |err| EmulatorError::new("cannot make certificates").because(err);
         let authority = authority().map_err(failed)?;
         let (chain, key) = leaf(names, &authority).map_err(failed)?;

@@ -1,20 +1,20 @@
 //! What is in a compute's database from its first start on.
 
-use super::scram::Verifier;
+use crate::emulator::proxy::scram::Verifier;
 use crate::model::secret::Secret;
 
 /// The database, its owner, and what the owner must prove.
 #[derive(Clone, Debug)]
-pub(super) struct Contents {
-    pub(super) database: String,
-    pub(super) role: String,
-    pub(super) password: Secret,
-    pub(super) verifier: Verifier,
+pub(in crate::emulator) struct Contents {
+    pub(in crate::emulator) database: String,
+    pub(in crate::emulator) role: String,
+    pub(in crate::emulator) password: Secret,
+    pub(in crate::emulator) verifier: Verifier,
 }
 
 impl Contents {
     /// What a client that logs in as `role` must prove; one that nobody can prove if there is no such role.
-    pub(super) fn verifier(&self, role: &str) -> Verifier {
+    pub(in crate::emulator) fn verifier(&self, role: &str) -> Verifier {
         if role == self.role {
             self.verifier.clone()
         } else {
@@ -23,12 +23,12 @@ impl Contents {
     }
 
     /// Whether `password` is that of `role`.
-    pub(super) fn takes(&self, role: &str, password: &Secret) -> bool {
+    pub(in crate::emulator) fn takes(&self, role: &str, password: &Secret) -> bool {
         role == self.role && *password == self.password
     }
 
     /// The same with another password.
-    pub(super) fn with_password(&self, password: Secret) -> Self {
+    pub(in crate::emulator) fn with_password(&self, password: Secret) -> Self {
         let verifier = Verifier::of(&password);
         Self {
             password,
@@ -38,7 +38,7 @@ impl Contents {
     }
 
     /// Sets the role's password.
-    pub(super) fn password_statement(&self) -> String {
+    pub(in crate::emulator) fn password_statement(&self) -> String {
         let name = quoted(&self.role, '"');
         // Its verifier, not the password itself: drivers log the statements they run.
         let verifier = quoted(self.verifier.expose(), '\'');
@@ -46,7 +46,7 @@ impl Contents {
     }
 
     /// What makes it of the template: the role's password, and whatever the template does not have.
-    pub(super) fn statements(&self) -> Vec<String> {
+    pub(in crate::emulator) fn statements(&self) -> Vec<String> {
         let Self { database, role, .. } = self;
         let name = quoted(role, '"');
         let mut sql = vec![self.password_statement()];

@@ -22,7 +22,7 @@ const SASL_FINAL: u32 = 12;
 
 /// What Neon's proxy says to a client that it does not let in.
 #[derive(Debug)]
-pub(super) struct Refusal(pub(super) String);
+pub(in crate::emulator) struct Refusal(pub(in crate::emulator) String);
 
 impl From<io::Error> for Refusal {
     fn from(_: io::Error) -> Self {
@@ -32,7 +32,7 @@ impl From<io::Error> for Refusal {
 
 /// Checks the client's password by SCRAM. The result is the message that completes it; Neon holds it back until the
 /// compute is up, so that the client hears nothing while it waits.
-pub(super) async fn authenticate(
+pub(in crate::emulator) async fn authenticate(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     user: &str,
     verifier: &Verifier,
@@ -65,7 +65,7 @@ pub(super) async fn authenticate(
 
 /// Asks for the password in clear, for clients that can name their endpoint nowhere else: `endpoint=<id>;<password>`
 /// (or `$` in place of the semicolon). The result is the endpoint and the password.
-pub(super) async fn endpoint_in_password(
+pub(in crate::emulator) async fn endpoint_in_password(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     otherwise: &str,
 ) -> Result<(String, String), Refusal> {
@@ -85,7 +85,7 @@ pub(super) async fn endpoint_in_password(
 }
 
 /// The text for a password that does not fit. Neon's own has single quotes where Postgres's has double ones.
-pub(super) fn wrong_password(user: &str) -> String {
+pub(in crate::emulator) fn wrong_password(user: &str) -> String {
     format!("password authentication failed for user '{user}'")
 }
 

@@ -2,28 +2,27 @@
 
 use std::{sync::Arc, time::SystemTime};
 
-use super::{
+use crate::emulator::{
     EmulatorError,
-    compute::{Compute, Unborn},
-    stop::Stop,
+    compute::{Compute, Unborn, stop::Stop},
 };
 use crate::model::secret::Secret;
 
 /// Something being done to a project.
 #[derive(Clone, Debug)]
-pub(super) struct Operation {
-    pub(super) id: String,
-    pub(super) action: &'static str,
-    pub(super) branch_id: Option<String>,
-    pub(super) endpoint_id: Option<String>,
-    pub(super) status: Status,
-    pub(super) error: Option<String>,
-    pub(super) created_at: SystemTime,
-    pub(super) updated_at: SystemTime,
+pub(in crate::emulator) struct Operation {
+    pub(in crate::emulator) id: String,
+    pub(in crate::emulator) action: &'static str,
+    pub(in crate::emulator) branch_id: Option<String>,
+    pub(in crate::emulator) endpoint_id: Option<String>,
+    pub(in crate::emulator) status: Status,
+    pub(in crate::emulator) error: Option<String>,
+    pub(in crate::emulator) created_at: SystemTime,
+    pub(in crate::emulator) updated_at: SystemTime,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Status {
+pub(in crate::emulator) enum Status {
     Scheduling,
     Running,
     Finished,
@@ -34,7 +33,7 @@ pub(super) enum Status {
 
 /// An operation before it begins: what it is called, what it is about, and what it does.
 #[derive(Debug)]
-pub(super) struct Step {
+pub(in crate::emulator) struct Step {
     action: &'static str,
     branch_id: Option<String>,
     endpoint_id: Option<String>,
@@ -43,7 +42,7 @@ pub(super) struct Step {
 
 /// What an operation does, besides taking its time.
 #[derive(Debug)]
-pub(super) enum Work {
+pub(in crate::emulator) enum Work {
     Nothing,
     Start(Arc<Compute>),
     Suspend(Arc<Compute>),
@@ -55,7 +54,11 @@ pub(super) enum Work {
 
 impl Step {
     /// About a branch.
-    pub(super) fn on_branch(action: &'static str, branch_id: &str, work: Work) -> Self {
+    pub(in crate::emulator) fn on_branch(
+        action: &'static str,
+        branch_id: &str,
+        work: Work,
+    ) -> Self {
         Self {
             action,
             branch_id: Some(branch_id.to_owned()),
@@ -65,7 +68,7 @@ impl Step {
     }
 
     /// About an endpoint of a branch.
-    pub(super) fn on_endpoint(
+    pub(in crate::emulator) fn on_endpoint(
         action: &'static str,
         branch_id: &str,
         endpoint_id: &str,
@@ -78,7 +81,7 @@ impl Step {
     }
 
     /// The operation, and what is to be done for it.
-    pub(super) fn begun(self) -> (Operation, Work) {
+    pub(in crate::emulator) fn begun(self) -> (Operation, Work) {
         let now = SystemTime::now();
         let operation = Operation {
             id: uuid::Uuid::new_v4().to_string(),
@@ -95,13 +98,13 @@ impl Step {
 }
 
 impl Operation {
-    pub(super) fn goes_on(&self) -> bool {
+    pub(in crate::emulator) fn goes_on(&self) -> bool {
         matches!(self.status, Status::Scheduling | Status::Running)
     }
 }
 
 impl Work {
-    pub(super) async fn run(self) -> Result<(), EmulatorError> {
+    pub(in crate::emulator) async fn run(self) -> Result<(), EmulatorError> {
         match self {
             Self::Nothing => Ok(()),
             Self::Start(compute) => compute.wake().await.map(drop),

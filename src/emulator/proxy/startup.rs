@@ -14,7 +14,7 @@ const LONGEST: usize = 10_000;
 
 /// The packet with which a client begins.
 #[derive(Debug, Eq, PartialEq)]
-pub(super) enum Hello {
+pub(in crate::emulator) enum Hello {
     /// It asks for TLS.
     Ssl,
     /// It asks for GSS encryption, which Neon has not.
@@ -26,10 +26,12 @@ pub(super) enum Hello {
 }
 
 /// Process id and secret key, as in BackendKeyData.
-pub(super) type BackendKey = [u8; 8];
+pub(in crate::emulator) type BackendKey = [u8; 8];
 
 impl Hello {
-    pub(super) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Self> {
+    pub(in crate::emulator) async fn read(
+        stream: &mut (impl AsyncRead + Unpin),
+    ) -> io::Result<Self> {
         let length = stream.read_u32().await? as usize;
         if !(8..=LONGEST).contains(&length) {
             return Err(io::Error::new(
@@ -74,7 +76,10 @@ fn parameters(body: &[u8]) -> BTreeMap<String, String> {
 
 /// The answer to a client that asks for a newer protocol, or for parts of it that Neon does not know: what it gets is
 /// 3.0. `None` if it asks for nothing else.
-pub(super) fn negotiation(minor: u16, parameters: &BTreeMap<String, String>) -> Option<Message> {
+pub(in crate::emulator) fn negotiation(
+    minor: u16,
+    parameters: &BTreeMap<String, String>,
+) -> Option<Message> {
     let unknown: Vec<_> = parameters
         .keys()
         .filter(|name| name.starts_with("_pq_."))
@@ -93,7 +98,7 @@ pub(super) fn negotiation(minor: u16, parameters: &BTreeMap<String, String>) -> 
 
 /// The startup packet that goes to Postgres: Neon passes these parameters on and drops all others, unless an option
 /// asks it not to.
-pub(super) fn forwarded(parameters: &BTreeMap<String, String>) -> Vec<u8> {
+pub(in crate::emulator) fn forwarded(parameters: &BTreeMap<String, String>) -> Vec<u8> {
     let mut body = 196_608_u32.to_be_bytes().to_vec();
     let mut put = |name: &str, value: &str| {
         body.extend([name.as_bytes(), b"\0", value.as_bytes(), b"\0"].concat());
@@ -122,7 +127,7 @@ pub(super) fn forwarded(parameters: &BTreeMap<String, String>) -> Vec<u8> {
 }
 
 /// The endpoint that `options=endpoint=…` (or `project=…`) names.
-pub(super) fn endpoint_option(parameters: &BTreeMap<String, String>) -> Option<&str> {
+pub(in crate::emulator) fn endpoint_option(parameters: &BTreeMap<String, String>) -> Option<&str> {
     let words = parameters.get("options")?.split_ascii_whitespace();
     words.into_iter().find_map(|word| {
         word.strip_prefix("endpoint=")

@@ -10,7 +10,10 @@ use std::{
 use rustix::process::Signal;
 use tokio::time::{Instant, sleep};
 
-use super::{EmulatorError, account::Account, daemon::Daemon, process::connect};
+use crate::emulator::{
+    EmulatorError,
+    host::{account::Account, daemon::Daemon, process::connect},
+};
 
 /// Longest wait for it to start.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -21,7 +24,7 @@ const PORT: u16 = 6432;
 
 /// The pooler of one compute, beside its Postgres in the same folder.
 #[derive(Debug)]
-pub(super) struct Pooler {
+pub(in crate::emulator) struct Pooler {
     program: PathBuf,
     folder: PathBuf,
     process: Daemon,
@@ -29,7 +32,7 @@ pub(super) struct Pooler {
 
 impl Pooler {
     /// For the Postgres whose socket is in `folder`.
-    pub(super) fn new(program: &Path, folder: &Path) -> Self {
+    pub(in crate::emulator) fn new(program: &Path, folder: &Path) -> Self {
         Self {
             program: program.to_owned(),
             folder: folder.to_owned(),
@@ -37,21 +40,21 @@ impl Pooler {
         }
     }
 
-    pub(super) fn runs(&self) -> bool {
+    pub(in crate::emulator) fn runs(&self) -> bool {
         self.process.runs()
     }
 
-    pub(super) fn socket(&self) -> PathBuf {
+    pub(in crate::emulator) fn socket(&self) -> PathBuf {
         self.folder.join(format!(".s.PGSQL.{PORT}"))
     }
 
     /// Starts it and waits until it takes connections. It needs no Postgres for that.
-    pub(super) async fn start(&self, account: Account) -> Result<(), EmulatorError> {
+    pub(in crate::emulator) async fn start(&self, account: Account) -> Result<(), EmulatorError> {
         self.start_with(account, &Self::settings()).await
     }
 
     /// The same with other settings, which have to leave it its socket.
-    pub(super) async fn start_with(
+    pub(in crate::emulator) async fn start_with(
         &self,
         account: Account,
         text: &str,
@@ -85,12 +88,12 @@ impl Pooler {
     }
 
     /// Ends it without a word to its clients, as Neon does before it stops Postgres.
-    pub(super) async fn kill(&self) {
+    pub(in crate::emulator) async fn kill(&self) {
         self.process.stop(Signal::KILL).await;
     }
 
     /// Reaps it after the watchdog has stopped it. Blocks the thread.
-    pub(super) fn reap(&self) {
+    pub(in crate::emulator) fn reap(&self) {
         self.process.end(Signal::KILL);
     }
 

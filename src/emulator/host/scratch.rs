@@ -19,7 +19,8 @@ use std::{
     time::Duration,
 };
 
-use super::{EmulatorError, account::Account, process::wait_for};
+use super::{account::Account, process::wait_for};
+use crate::emulator::EmulatorError;
 
 const PREFIX: &str = "tenantry-emulator-";
 
@@ -57,7 +58,7 @@ const WATCHDOG_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A folder of our own, and its watchdog.
 #[derive(Debug)]
-pub(super) struct Scratch {
+pub(in crate::emulator) struct Scratch {
     path: PathBuf,
     watchdog: Child,
     // Held as long as the folder is in use.
@@ -66,7 +67,7 @@ pub(super) struct Scratch {
 
 impl Scratch {
     /// Makes a folder that `account` can write to, after removing those of owners that were killed.
-    pub(super) fn new(account: Account) -> Result<Self, EmulatorError> {
+    pub(in crate::emulator) fn new(account: Account) -> Result<Self, EmulatorError> {
         let place = fs::canonicalize(env::temp_dir());
         let place = place.map_err(failed("use the folder for temporary files (TMPDIR)"))?;
         remove_abandoned(&place, account);
@@ -94,7 +95,7 @@ impl Scratch {
         })
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(in crate::emulator) fn path(&self) -> &Path {
         &self.path
     }
 

@@ -13,7 +13,8 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::net::UnixStream;
 
-use super::{EmulatorError, account::Account};
+use super::account::Account;
+use crate::emulator::EmulatorError;
 
 /// How often to look whether a process has ended.
 const LOOK: Duration = Duration::from_millis(1);
@@ -25,7 +26,7 @@ const RUN_TIMEOUT: Duration = Duration::from_secs(60);
 /// Waits until `child` has ended, for `patience` or somewhat longer; says whether it has. Blocks the thread.
 ///
 /// Counts looks and does not read a clock: the caller's may be paused.
-pub(super) fn wait_for(child: &mut Child, patience: Duration) -> bool {
+pub(in crate::emulator) fn wait_for(child: &mut Child, patience: Duration) -> bool {
     for _ in 0..patience.as_millis() {
         match child.try_wait() {
             Ok(None) => thread::sleep(LOOK),
@@ -37,7 +38,7 @@ pub(super) fn wait_for(child: &mut Child, patience: Duration) -> bool {
 }
 
 /// Sends `signal` to every process whose working directory is in `folder`, as that of every Postgres process is.
-pub(super) fn signal_all(folder: &Path, signal: Signal) {
+pub(in crate::emulator) fn signal_all(folder: &Path, signal: Signal) {
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let pid = entry
             .file_name()
@@ -54,7 +55,10 @@ pub(super) fn signal_all(folder: &Path, signal: Signal) {
 }
 
 /// Runs `command` to its end; an error holds what it said. Blocks the thread.
-pub(super) fn run(command: &mut Command, input: Option<&str>) -> Result<(), EmulatorError> {
+pub(in crate::emulator) fn run(
+    command: &mut Command,
+    input: Option<&str>,
+) -> Result<(), EmulatorError> {
     let name = command.get_program().to_string_lossy().into_owned();
     let failed = |err| EmulatorError::new(format!("cannot run {name}")).because(err);
     let stdin = if input.is_some() {
@@ -92,7 +96,7 @@ pub(super) fn run(command: &mut Command, input: Option<&str>) -> Result<(), Emul
 }
 
 /// Connects to a socket, however long its path is: what the system takes has 107 bytes.
-pub(super) async fn connect(socket: &Path) -> io::Result<UnixStream> {
+pub(in crate::emulator) async fn connect(socket: &Path) -> io::Result<UnixStream> {
     let (Some(folder), Some(name)) = (socket.parent(), socket.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
@@ -105,19 +109,27 @@ pub(super) async fn connect(socket: &Path) -> io::Result<UnixStream> {
 }
 
 /// Copies a folder, without copying the data where the file system can. Blocks the thread.
-pub(super) fn copy(account: Account, from: &Path, to: &Path) -> Result<(), EmulatorError> {
+pub(in crate::emulator) fn copy(
+    account: Account,
+    from: &Path,
+    to: &Path,
+) -> Result<(), EmulatorError> {
     let mut copy = account.command("cp");
     run(copy.args(["-a", "--reflink=auto"]).arg(from).arg(to), None)
 }
 
 /// Makes `to` a folder of the same files as `from`, by hard links. Blocks the thread.
-pub(super) fn link(account: Account, from: &Path, to: &Path) -> Result<(), EmulatorError> {
+pub(in crate::emulator) fn link(
+    account: Account,
+    from: &Path,
+    to: &Path,
+) -> Result<(), EmulatorError> {
     let mut link = account.command("cp");
     run(link.args(["-a", "--link"]).arg(from).arg(to), None)
 }
 
 /// Runs what blocks apart from the emulator's own tasks.
-pub(super) async fn blocking<T: Send + 'static>(
+pub(in crate::emulator) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, EmulatorError> + Send + 'static,
 ) -> Result<T, EmulatorError> {
     match tokio::task::spawn_blocking(work).await {
@@ -127,7 +139,7 @@ pub(super) async fn blocking<T: Send + 'static>(
 }
 
 /// For removals: what is not there need not go.
-pub(super) fn missing_is_fine(err: io::Error) -> io::Result<()> {
+pub(in crate::emulator) fn missing_is_fine(err: io::Error) -> io::Result<()> {
     if err.kind() == io::ErrorKind::NotFound {
         Ok(())
     } else {
@@ -137,7 +149,7 @@ pub(super) fn missing_is_fine(err: io::Error) -> io::Result<()> {
 
 /// Runs work to its end whether or not its caller waits for it: half a start or half a stop would leave processes that
 /// nobody knows.
-pub(super) async fn detached<T: Send + 'static>(
+pub(in crate::emulator) async fn detached<T: Send + 'static>(
     work: impl Future<Output = T> + Send + 'static,
 ) -> Result<T, EmulatorError> {
     let done = tokio::spawn(work).await;

@@ -5,10 +5,12 @@ use std::time::SystemTime;
 use humantime::format_rfc3339_seconds;
 use serde_json::{Map, Value, json};
 
-use super::{
-    contents::Contents,
-    operation::{Operation, Status},
-    project::{Branch, Endpoint, Project},
+use crate::emulator::{
+    compute::contents::Contents,
+    world::{
+        operation::{Operation, Status},
+        project::{Branch, Endpoint, Project},
+    },
 };
 
 /// The time that Neon writes where it means none.
@@ -25,7 +27,7 @@ fn time(at: SystemTime) -> String {
 }
 
 /// The answer to the creation of a project.
-pub(super) fn created_project(project: &Project) -> Value {
+pub(in crate::emulator) fn created_project(project: &Project) -> Value {
     let mut value = json!({
         "project": self::project(project), "connection_uris": [], "roles": [], "databases": [],
         "operations": operations(&project.id, &project.operations), "endpoints": [],
@@ -38,7 +40,7 @@ pub(super) fn created_project(project: &Project) -> Value {
 }
 
 /// The answer to the creation of a branch.
-pub(super) fn created_branch(
+pub(in crate::emulator) fn created_branch(
     project: &Project,
     branch: &Branch,
     endpoint: Option<&Endpoint>,
@@ -80,7 +82,7 @@ fn connection(project: &Project, endpoint: &Endpoint, contents: &Contents) -> Va
 }
 
 /// A role with its password.
-pub(super) fn role(branch: &Branch, contents: &Contents) -> Value {
+pub(in crate::emulator) fn role(branch: &Branch, contents: &Contents) -> Value {
     let at = time(branch.created_at);
     json!({
         "branch_id": branch.id, "name": contents.role, "password": contents.password.expose(), "protected": false,
@@ -88,7 +90,7 @@ pub(super) fn role(branch: &Branch, contents: &Contents) -> Value {
     })
 }
 
-pub(super) fn project(project: &Project) -> Value {
+pub(in crate::emulator) fn project(project: &Project) -> Value {
     let mut value = common(project);
     let used = project.ledger.used();
     let counters = json!({
@@ -102,7 +104,7 @@ pub(super) fn project(project: &Project) -> Value {
 }
 
 /// A project as it stands in a list.
-pub(super) fn listed_project(project: &Project) -> Value {
+pub(in crate::emulator) fn listed_project(project: &Project) -> Value {
     let mut value = common(project);
     let active = project.ledger.used().active_time_seconds;
     merge(&mut value, json!({ "active_time": active }));
@@ -144,7 +146,7 @@ fn merge(value: &mut Value, more: Value) {
     }
 }
 
-pub(super) fn branch(project: &Project, branch: &Branch) -> Value {
+pub(in crate::emulator) fn branch(project: &Project, branch: &Branch) -> Value {
     let at = time(branch.created_at);
     let creates = |it: &Operation| ["create_timeline", "create_branch"].contains(&it.action);
     let is_new = |it: &Operation| it.goes_on() && it.branch_id.as_ref() == Some(&branch.id);
@@ -171,13 +173,13 @@ pub(super) fn branch(project: &Project, branch: &Branch) -> Value {
 }
 
 /// The annotations of those branches that have any, by branch.
-pub(super) fn annotations(branches: &[&Branch]) -> Value {
+pub(in crate::emulator) fn annotations(branches: &[&Branch]) -> Value {
     let noted = branches.iter().filter(|it| !it.annotations.is_empty());
     let all: Map<_, _> = noted.map(|it| (it.id.clone(), annotation(it))).collect();
     Value::Object(all)
 }
 
-pub(super) fn annotation(branch: &Branch) -> Value {
+pub(in crate::emulator) fn annotation(branch: &Branch) -> Value {
     let at = time(branch.created_at);
     json!({
         "object": { "type": "console/branch", "id": branch.id }, "value": branch.annotations,
@@ -185,7 +187,7 @@ pub(super) fn annotation(branch: &Branch) -> Value {
     })
 }
 
-pub(super) fn endpoint(project: &Project, endpoint: &Endpoint) -> Value {
+pub(in crate::emulator) fn endpoint(project: &Project, endpoint: &Endpoint) -> Value {
     let Endpoint { size, compute, .. } = endpoint;
     let ever = !compute.log.entries().wakes.is_empty();
     let state = match (compute.is_awake(), ever) {
@@ -216,12 +218,12 @@ pub(super) fn endpoint(project: &Project, endpoint: &Endpoint) -> Value {
     value
 }
 
-pub(super) fn operations(project_id: &str, operations: &[Operation]) -> Vec<Value> {
+pub(in crate::emulator) fn operations(project_id: &str, operations: &[Operation]) -> Vec<Value> {
     let all = operations.iter();
     all.map(|it| operation(project_id, it)).collect()
 }
 
-pub(super) fn operation(project_id: &str, operation: &Operation) -> Value {
+pub(in crate::emulator) fn operation(project_id: &str, operation: &Operation) -> Value {
     let status = match operation.status {
         Status::Scheduling => "scheduling",
         Status::Running => "running",
@@ -252,7 +254,7 @@ pub(super) fn operation(project_id: &str, operation: &Operation) -> Value {
 }
 
 /// What a project has used, in one timeframe if any.
-pub(super) fn consumption(
+pub(in crate::emulator) fn consumption(
     project: &Project,
     present: Option<(SystemTime, SystemTime)>,
     metrics: &[String],

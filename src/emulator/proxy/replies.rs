@@ -5,7 +5,7 @@ const COMMITTED: &[u8] = b"C\0\0\0\x0bCOMMIT\0";
 
 /// Follows a server's messages through whatever pieces they come in.
 #[derive(Debug, Default)]
-pub(super) struct Replies {
+pub(in crate::emulator) struct Replies {
     /// The part of the present message's tag and length that has passed.
     head: Vec<u8>,
     /// Bytes of its body that are still to come.
@@ -15,7 +15,7 @@ pub(super) struct Replies {
 impl Replies {
     /// Follows one more piece. The result is where in it the answer to a COMMIT begins; a message cut in two by
     /// the pieces is not recognized: that takes a long answer right before it.
-    pub(super) fn pass(&mut self, piece: &[u8]) -> Option<usize> {
+    pub(in crate::emulator) fn pass(&mut self, piece: &[u8]) -> Option<usize> {
         let mut committed = None;
         let mut at = 0;
         while at < piece.len() {

@@ -46,7 +46,7 @@ pub enum ApiFault {
 
 /// Faults that wait for their requests.
 #[derive(Debug, Default)]
-pub(super) struct ApiFaults {
+pub(in crate::emulator) struct ApiFaults {
     // Guards the list; held for a look or a change.
     waiting: Mutex<Vec<Waiting>>,
 }
@@ -60,7 +60,7 @@ struct Waiting {
 
 impl ApiFaults {
     /// The next `times` requests that begin with `route` (`POST /projects`) meet `fault`.
-    pub(super) fn add(&self, route: String, fault: ApiFault, times: u32) {
+    pub(in crate::emulator) fn add(&self, route: String, fault: ApiFault, times: u32) {
         if times > 0 {
             self.waiting().push(Waiting {
                 route,
@@ -70,12 +70,12 @@ impl ApiFaults {
         }
     }
 
-    pub(super) fn clear(&self) {
+    pub(in crate::emulator) fn clear(&self) {
         self.waiting().clear();
     }
 
     /// The fault that a request meets, if any.
-    pub(super) fn meet(&self, request: &str) -> Option<ApiFault> {
+    pub(in crate::emulator) fn meet(&self, request: &str) -> Option<ApiFault> {
         let mut waiting = self.waiting();
         let place = waiting
             .iter()
@@ -93,7 +93,7 @@ impl ApiFaults {
 
 impl ApiFault {
     /// The answer in place of the work; `None` if the work is done first.
-    pub(super) fn instead(&self) -> Option<Response> {
+    pub(in crate::emulator) fn instead(&self) -> Option<Response> {
         match self {
             Self::Locked => {
                 let text = "project already has running conflicting operations, scheduling of new ones is prohibited";
@@ -116,7 +116,7 @@ impl ApiFault {
     }
 
     /// What becomes of the answer when the work is done.
-    pub(super) async fn afterwards(&self, answer: Response) -> Response {
+    pub(in crate::emulator) async fn afterwards(&self, answer: Response) -> Response {
         match self {
             // A body that fails before its first byte makes the server close the connection.
             Self::AnswerLost => {

@@ -11,7 +11,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::reason::Reason;
+use crate::emulator::reason::Reason;
 
 /// What a project has used: what Neon's API shows, and what quotas are about.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
@@ -30,7 +30,7 @@ pub struct Usage {
 
 impl Usage {
     /// Both together, as far as numbers go.
-    pub(super) fn plus(self, other: Self) -> Self {
+    pub(in crate::emulator) fn plus(self, other: Self) -> Self {
         Self {
             active_time_seconds: self
                 .active_time_seconds
@@ -51,7 +51,7 @@ impl Usage {
 /// What a project may use, as the API has it. Zero is no limit.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(default)]
-pub(super) struct Quota {
+pub(in crate::emulator) struct Quota {
     #[serde(skip_serializing_if = "Option::is_none")]
     active_time_seconds: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -99,7 +99,7 @@ impl Quota {
 
 /// One compute's counters.
 #[derive(Debug, Default)]
-pub(super) struct Meter {
+pub(in crate::emulator) struct Meter {
     transferred: AtomicU64,
     // Guards the rest; held for a look or a change.
     read: Mutex<Reading>,
@@ -130,40 +130,40 @@ impl Reading {
 }
 
 impl Meter {
-    pub(super) fn woken(&self, units: f64) {
+    pub(in crate::emulator) fn woken(&self, units: f64) {
         let mut read = self.read();
         read.settle();
         read.awake = Some((Instant::now(), units));
     }
 
-    pub(super) fn suspended(&self) {
+    pub(in crate::emulator) fn suspended(&self) {
         let mut read = self.read();
         read.settle();
         read.awake = None;
     }
 
-    pub(super) fn transferred(&self, bytes: usize) {
+    pub(in crate::emulator) fn transferred(&self, bytes: usize) {
         self.transferred.fetch_add(bytes as u64, Relaxed);
     }
 
     /// Notes a position in the write-ahead log; the first one is where counting begins.
-    pub(super) fn wal_at(&self, position: u64) {
+    pub(in crate::emulator) fn wal_at(&self, position: u64) {
         let mut read = self.read();
         let (first, _) = read.wal.unwrap_or((position, position));
         read.wal = Some((first, position));
     }
 
     /// Notes the size of all databases.
-    pub(super) fn stores(&self, bytes: u64) {
+    pub(in crate::emulator) fn stores(&self, bytes: u64) {
         self.read().stored = bytes;
     }
 
     /// The size of all databases when it was last looked at, in bytes.
-    pub(super) fn stored(&self) -> u64 {
+    pub(in crate::emulator) fn stored(&self) -> u64 {
         self.read().stored
     }
 
-    pub(super) fn used(&self) -> Usage {
+    pub(in crate::emulator) fn used(&self) -> Usage {
         let mut read = self.read();
         read.settle();
         Usage {
@@ -184,7 +184,7 @@ impl Meter {
 
 /// A project's account: its quota, and what all its computes used.
 #[derive(Debug, Default)]
-pub(super) struct Ledger {
+pub(in crate::emulator) struct Ledger {
     // Guards everything; held for a look or a change.
     account: Mutex<Account>,
 }
@@ -199,41 +199,41 @@ struct Account {
 }
 
 impl Ledger {
-    pub(super) fn new(quota: Quota) -> Arc<Self> {
+    pub(in crate::emulator) fn new(quota: Quota) -> Arc<Self> {
         let ledger = Self::default();
         ledger.account().quota = quota;
         Arc::new(ledger)
     }
 
     /// A meter for one more compute.
-    pub(super) fn meter(&self) -> Arc<Meter> {
+    pub(in crate::emulator) fn meter(&self) -> Arc<Meter> {
         let meter = Arc::<Meter>::default();
         self.account().meters.push(Arc::clone(&meter));
         meter
     }
 
-    pub(super) fn quota(&self) -> Quota {
+    pub(in crate::emulator) fn quota(&self) -> Quota {
         self.account().quota
     }
 
-    pub(super) fn set_quota(&self, quota: Quota) {
+    pub(in crate::emulator) fn set_quota(&self, quota: Quota) {
         self.account().quota = quota;
     }
 
     /// Counts `usage` besides what is really used.
-    pub(super) fn add(&self, usage: Usage) {
+    pub(in crate::emulator) fn add(&self, usage: Usage) {
         let mut account = self.account();
         account.more = account.more.plus(usage);
     }
 
-    pub(super) fn used(&self) -> Usage {
+    pub(in crate::emulator) fn used(&self) -> Usage {
         let account = self.account();
         let used = account.meters.iter().map(|meter| meter.used());
         used.fold(account.more, Usage::plus)
     }
 
     /// Which quota is exhausted, if any.
-    pub(super) fn exceeded(&self) -> Option<Reason> {
+    pub(in crate::emulator) fn exceeded(&self) -> Option<Reason> {
         self.quota().exceeded_by(self.used())
     }
 

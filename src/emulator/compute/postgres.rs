@@ -15,11 +15,13 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::{Client, NoTls};
 use tokio_util::sync::CancellationToken;
 
-use super::{
+use super::Machine;
+use crate::emulator::{
     EmulatorError,
-    compute::Machine,
-    daemon::Daemon,
-    process::{self, blocking, connect, missing_is_fine},
+    host::{
+        daemon::Daemon,
+        process::{self, blocking, connect, missing_is_fine},
+    },
 };
 
 /// Longest wait for it to start or stop.
@@ -36,7 +38,7 @@ const NO_ORIGINS: &[u8] = b"\xde\xda\x57\x12\x36\xb2\x00\x6a";
 
 /// The Postgres of one compute.
 #[derive(Debug)]
-pub(super) struct Postgres {
+pub(in crate::emulator) struct Postgres {
     machine: Arc<Machine>,
     folder: PathBuf,
     process: Daemon,
@@ -46,7 +48,7 @@ pub(super) struct Postgres {
 
 impl Postgres {
     /// With its data and its socket in `folder`.
-    pub(super) fn new(machine: Arc<Machine>, folder: &Path) -> Self {
+    pub(in crate::emulator) fn new(machine: Arc<Machine>, folder: &Path) -> Self {
         Self {
             machine,
             folder: folder.to_owned(),
@@ -55,15 +57,15 @@ impl Postgres {
         }
     }
 
-    pub(super) fn runs(&self) -> bool {
+    pub(in crate::emulator) fn runs(&self) -> bool {
         self.process.runs()
     }
 
-    pub(super) fn socket(&self) -> PathBuf {
+    pub(in crate::emulator) fn socket(&self) -> PathBuf {
         self.folder.join(format!(".s.PGSQL.{PORT}"))
     }
 
-    pub(super) fn has_data(&self) -> bool {
+    pub(in crate::emulator) fn has_data(&self) -> bool {
         self.data().exists()
     }
 
@@ -72,7 +74,7 @@ impl Postgres {
     }
 
     /// Makes the data folder, of the template or of another Postgres's. Blocks the thread.
-    pub(super) fn make_data(&self, of: Option<&Self>) -> Result<(), EmulatorError> {
+    pub(in crate::emulator) fn make_data(&self, of: Option<&Self>) -> Result<(), EmulatorError> {
         let account = self.machine.account;
         let failed = |err| EmulatorError::new("cannot create a compute's folder").because(err);
         fs::create_dir_all(&self.folder).map_err(failed)?;
@@ -94,7 +96,7 @@ impl Postgres {
     }
 
     /// Execs it and waits until it takes connections.
-    pub(super) async fn start(&self) -> Result<(), EmulatorError> {
+    pub(in crate::emulator) async fn start(&self) -> Result<(), EmulatorError> {
         let failed = |err| EmulatorError::new("cannot start Postgres").because(err);
         self.clear_pipe().map_err(failed)?;
         let pid = self.exec()?;
@@ -103,7 +105,10 @@ impl Postgres {
     }
 
     /// Execs it and holds it up in its recovery for `time`; returns when it answers that it is not ready.
-    pub(super) async fn start_recovering(&self, time: Duration) -> Result<(), EmulatorError> {
+    pub(in crate::emulator) async fn start_recovering(
+        &self,
+        time: Duration,
+    ) -> Result<(), EmulatorError> {
         let failed = |err| EmulatorError::new("cannot hold up a recovery").because(err);
         // As a pipe it is read when somebody writes.
         let gate = self.data().join(READ_FIRST);
@@ -189,7 +194,7 @@ impl Postgres {
     }
 
     /// Signals it and waits for its end.
-    pub(super) async fn stop(&self, signal: Signal) {
+    pub(in crate::emulator) async fn stop(&self, signal: Signal) {
         self.let_go();
         self.process.stop(signal).await;
     }
@@ -201,12 +206,12 @@ impl Postgres {
     }
 
     /// Reaps it after the watchdog has stopped it. Blocks the thread.
-    pub(super) fn reap(&self) {
+    pub(in crate::emulator) fn reap(&self) {
         self.process.end(Signal::KILL);
     }
 
     /// A session of the emulator's own, which does not count as activity.
-    pub(super) async fn admin(&self, database: &str) -> Result<Client, EmulatorError> {
+    pub(in crate::emulator) async fn admin(&self, database: &str) -> Result<Client, EmulatorError> {
         let late = |_| EmulatorError::new("a compute does not take the emulator's login");
         timeout(PATIENCE, self.log_in(database))
             .await
@@ -228,7 +233,7 @@ impl Postgres {
     }
 
     /// Runs statements in a session of the emulator's own.
-    pub(super) async fn execute(
+    pub(in crate::emulator) async fn execute(
         &self,
         database: &str,
         statements: &[String],

@@ -9,12 +9,14 @@ use std::{
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
-use super::{
+use crate::emulator::{
     EmulatorError,
-    account::Account,
-    binaries::Binaries,
-    process::{copy, link, missing_is_fine, run},
-    scratch::Scratch,
+    host::{
+        account::Account,
+        binaries::Binaries,
+        process::{copy, link, missing_is_fine, run},
+        scratch::Scratch,
+    },
 };
 
 /// Small and quick. Nothing is forced to the disk, as the data is thrown away with the machine's memory; but what is
@@ -56,7 +58,7 @@ const TEMPLATE0: &str = "base/4";
 
 /// The data folder to copy.
 #[derive(Debug)]
-pub(super) struct Template {
+pub(in crate::emulator) struct Template {
     scratch: Scratch,
     /// A copy, as the original may be where the account cannot reach it.
     pgbouncer: PathBuf,
@@ -67,7 +69,7 @@ static SHARED: Mutex<Weak<Template>> = Mutex::new(Weak::new());
 
 impl Template {
     /// The process's template, made now if there is none. Blocks the thread.
-    pub(super) fn shared(
+    pub(in crate::emulator) fn shared(
         binaries: &Binaries,
         account: Account,
     ) -> Result<Arc<Self>, EmulatorError> {
@@ -124,12 +126,16 @@ impl Template {
         Ok(Self { scratch, pgbouncer })
     }
 
-    pub(super) fn pgbouncer(&self) -> &Path {
+    pub(in crate::emulator) fn pgbouncer(&self) -> &Path {
         &self.pgbouncer
     }
 
     /// Copies the data folder to `target`. Blocks the thread.
-    pub(super) fn clone_to(&self, target: &Path, account: Account) -> Result<(), EmulatorError> {
+    pub(in crate::emulator) fn clone_to(
+        &self,
+        target: &Path,
+        account: Account,
+    ) -> Result<(), EmulatorError> {
         copy(account, &self.scratch.path().join("data"), target)?;
         let template0 = self.scratch.path().join("template0");
         if template0.exists() {

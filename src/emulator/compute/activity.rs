@@ -9,7 +9,8 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::{Client, types::Type};
 use tokio_util::sync::CancellationToken;
 
-use super::{EmulatorError, compute::Compute};
+use super::Compute;
+use crate::emulator::EmulatorError;
 
 /// How often Neon's monitor looks.
 const LOOK: Duration = Duration::from_millis(500);
@@ -33,7 +34,7 @@ SELECT (pg_current_wal_lsn() - '0/0'::pg_lsn)::int8, sum(pg_database_size(oid)):
 
 /// Watches one run of `compute` and suspends it after its window without activity, or when its project has used up its
 /// quota. Ends with that run.
-pub(super) async fn suspend_when_idle(compute: Arc<Compute>, run: CancellationToken) {
+pub(in crate::emulator) async fn suspend_when_idle(compute: Arc<Compute>, run: CancellationToken) {
     loop {
         let watched = tokio::select! {
             () = run.cancelled() => return,
@@ -77,7 +78,7 @@ async fn idle(compute: &Compute) -> Result<(), EmulatorError> {
 }
 
 /// Reads the counters that only Postgres knows.
-pub(super) async fn read_meter(compute: &Compute) -> Result<(), EmulatorError> {
+pub(in crate::emulator) async fn read_meter(compute: &Compute) -> Result<(), EmulatorError> {
     let work = async {
         let admin = compute.postgres.admin("postgres").await?;
         let no_types: &[(&(dyn tokio_postgres::types::ToSql + Sync), Type)] = &[];

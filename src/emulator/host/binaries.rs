@@ -6,18 +6,18 @@ use std::{
     process::Command,
 };
 
-use super::EmulatorError;
+use crate::emulator::EmulatorError;
 
 /// The folder with `postgres` and `initdb`, and PgBouncer.
 #[derive(Clone, Debug)]
-pub(super) struct Binaries {
+pub(in crate::emulator) struct Binaries {
     server: PathBuf,
     pgbouncer: PathBuf,
 }
 
 impl Binaries {
     /// Looks on `PATH`, asks `pg_config`, then looks in the places of the usual distributions, newest version first.
-    pub(super) fn find() -> Result<Self, EmulatorError> {
+    pub(in crate::emulator) fn find() -> Result<Self, EmulatorError> {
         let mut places: Vec<PathBuf> = env::var_os("PATH")
             .iter()
             .flat_map(env::split_paths)
@@ -46,11 +46,11 @@ impl Binaries {
         Ok(Self { server, pgbouncer })
     }
 
-    pub(super) fn pgbouncer(&self) -> &Path {
+    pub(in crate::emulator) fn pgbouncer(&self) -> &Path {
         &self.pgbouncer
     }
 
-    pub(super) fn program(&self, name: &str) -> PathBuf {
+    pub(in crate::emulator) fn program(&self, name: &str) -> PathBuf {
         self.server.join(name)
     }
 }

@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::{
-    api::Refused,
-    contents::Contents,
+use super::Refused;
+use crate::emulator::{
+    compute::contents::Contents,
     names::{DEFAULT_REGION, REGIONS, new_password},
-    project::Size,
-    scram::Verifier,
-    usage::Quota,
+    proxy::scram::Verifier,
+    world::{project::Size, usage::Quota},
 };
 
 /// Names that no role may have.
@@ -24,34 +23,34 @@ const RESERVED_ROLES: &[&str] = &[
 
 /// A project to be created.
 #[derive(Clone, Debug)]
-pub(super) struct NewProject {
-    pub(super) name: Option<String>,
-    pub(super) region: String,
-    pub(super) pg_version: u64,
-    pub(super) org_id: Option<String>,
-    pub(super) branch: NewBranch,
-    pub(super) contents: Contents,
-    pub(super) size: Size,
-    pub(super) quota: Quota,
+pub(in crate::emulator) struct NewProject {
+    pub(in crate::emulator) name: Option<String>,
+    pub(in crate::emulator) region: String,
+    pub(in crate::emulator) pg_version: u64,
+    pub(in crate::emulator) org_id: Option<String>,
+    pub(in crate::emulator) branch: NewBranch,
+    pub(in crate::emulator) contents: Contents,
+    pub(in crate::emulator) size: Size,
+    pub(in crate::emulator) quota: Quota,
 }
 
 /// A branch to be created.
 #[derive(Clone, Debug)]
-pub(super) struct NewBranch {
-    pub(super) name: Option<String>,
-    pub(super) annotations: BTreeMap<String, String>,
+pub(in crate::emulator) struct NewBranch {
+    pub(in crate::emulator) name: Option<String>,
+    pub(in crate::emulator) annotations: BTreeMap<String, String>,
     /// The size of its endpoint, if it gets one.
-    pub(super) endpoint: Option<Size>,
+    pub(in crate::emulator) endpoint: Option<Size>,
 }
 
 #[derive(Deserialize)]
-pub(super) struct CreateBody {
-    pub(super) project: CreateProject,
+pub(in crate::emulator) struct CreateBody {
+    pub(in crate::emulator) project: CreateProject,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
-pub(super) struct CreateProject {
+pub(in crate::emulator) struct CreateProject {
     name: Option<String>,
     region_id: Option<String>,
     pg_version: Option<u64>,
@@ -73,14 +72,14 @@ struct CreateBranch {
 /// What a project has besides its size.
 #[derive(Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Settings {
-    pub(super) quota: Option<Quota>,
+pub(in crate::emulator) struct Settings {
+    pub(in crate::emulator) quota: Option<Quota>,
 }
 
 /// The size of an endpoint, as far as it is given.
 #[derive(Clone, Copy, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct SizeBody {
+pub(in crate::emulator) struct SizeBody {
     autoscaling_limit_min_cu: Option<f64>,
     autoscaling_limit_max_cu: Option<f64>,
     suspend_timeout_seconds: Option<i64>,
@@ -88,7 +87,7 @@ pub(super) struct SizeBody {
 
 impl CreateProject {
     /// What it asks for, with Neon's defaults; refused where Neon refuses.
-    pub(super) fn checked(self) -> Result<NewProject, Refused> {
+    pub(in crate::emulator) fn checked(self) -> Result<NewProject, Refused> {
         if let Some(name) = &self.name {
             check_name(name)?;
         }
@@ -153,7 +152,7 @@ impl SizeBody {
     };
 
     /// The size asked for; what is not given is as `otherwise`.
-    pub(super) fn checked(self, otherwise: Size) -> Result<Size, Refused> {
+    pub(in crate::emulator) fn checked(self, otherwise: Size) -> Result<Size, Refused> {
         let suspend = self.suspend_timeout_seconds;
         let suspend = suspend.unwrap_or(otherwise.suspend_timeout_seconds);
         let window = matches!(suspend, -1 | 0 | 60..=604_800);
@@ -173,19 +172,21 @@ impl SizeBody {
 }
 
 /// A project or branch has a name of 1 to 256 characters.
-pub(super) fn check_name(name: &str) -> Result<(), Refused> {
+pub(in crate::emulator) fn check_name(name: &str) -> Result<(), Refused> {
     let fits = (1..=256).contains(&name.chars().count());
     check(fits, "a name has 1 to 256 characters")
 }
 
-pub(super) fn check_annotations(annotations: &BTreeMap<String, String>) -> Result<(), Refused> {
+pub(in crate::emulator) fn check_annotations(
+    annotations: &BTreeMap<String, String>,
+) -> Result<(), Refused> {
     check(
         annotations.len() <= 50,
         "a branch has 50 annotations at most",
     )
 }
 
-pub(super) fn check(holds: bool, otherwise: &str) -> Result<(), Refused> {
+pub(in crate::emulator) fn check(holds: bool, otherwise: &str) -> Result<(), Refused> {
     if holds {
         Ok(())
     } else {

@@ -10,13 +10,13 @@ use sha2::{Digest, Sha256};
 use crate::model::secret::Secret;
 
 /// The mechanism with channel binding.
-pub(super) const PLUS: &str = "SCRAM-SHA-256-PLUS";
+pub(in crate::emulator) const PLUS: &str = "SCRAM-SHA-256-PLUS";
 /// The mechanism without.
-pub(super) const PLAIN: &str = "SCRAM-SHA-256";
+pub(in crate::emulator) const PLAIN: &str = "SCRAM-SHA-256";
 
 /// What a server keeps of a password: enough to check it, not enough to log in with it.
 #[derive(Clone)]
-pub(super) struct Verifier {
+pub(in crate::emulator) struct Verifier {
     text: Secret,
     iterations: String,
     salt: String,
@@ -25,7 +25,7 @@ pub(super) struct Verifier {
 }
 
 impl Verifier {
-    pub(super) fn of(password: &Secret) -> Self {
+    pub(in crate::emulator) fn of(password: &Secret) -> Self {
         let text = scram_sha_256(password.expose().as_bytes());
         // SCRAM-SHA-256$<iterations>:<salt>$<stored key>:<server key>
         let parts: Vec<&str> = text.split(['$', ':']).collect();
@@ -41,12 +41,12 @@ impl Verifier {
     }
 
     /// One that no password fits, for roles that do not exist: they must look like a wrong password.
-    pub(super) fn mock() -> Self {
+    pub(in crate::emulator) fn mock() -> Self {
         Self::of(&Secret::new(uuid::Uuid::new_v4().to_string()))
     }
 
     /// As Postgres stores it.
-    pub(super) fn expose(&self) -> &str {
+    pub(in crate::emulator) fn expose(&self) -> &str {
         self.text.expose()
     }
 }
@@ -60,7 +60,7 @@ impl fmt::Debug for Verifier {
 
 /// Why a client is not let in.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Denied {
+pub(in crate::emulator) enum Denied {
     /// It does not know the password.
     WrongPassword,
     /// It does not speak SCRAM as it should.
@@ -69,7 +69,7 @@ pub(super) enum Denied {
 
 /// An exchange whose first message has been answered.
 #[derive(Debug)]
-pub(super) struct Exchange<'a> {
+pub(in crate::emulator) struct Exchange<'a> {
     verifier: &'a Verifier,
     nonce: String,
     /// What the client's `c=` must hold.
@@ -80,7 +80,7 @@ pub(super) struct Exchange<'a> {
 
 impl<'a> Exchange<'a> {
     /// Reads the client's first message. `certificate` is the hash of the server's own, for channel binding.
-    pub(super) fn begin(
+    pub(in crate::emulator) fn begin(
         verifier: &'a Verifier,
         mechanism: &str,
         message: &str,
@@ -108,12 +108,12 @@ impl<'a> Exchange<'a> {
     }
 
     /// The answer to the client's first message.
-    pub(super) fn answer(&self) -> &str {
+    pub(in crate::emulator) fn answer(&self) -> &str {
         &self.server_first
     }
 
     /// Checks the client's proof; the result is the server's own.
-    pub(super) fn finish(&self, message: &str) -> Result<String, Denied> {
+    pub(in crate::emulator) fn finish(&self, message: &str) -> Result<String, Denied> {
         let (unproven, proof) = message.rsplit_once(",p=").ok_or(Denied::Violation)?;
         let binding = attribute(unproven, "c=").and_then(|text| BASE64.decode(text).ok());
         if binding.as_ref() != Some(&self.binding) || attribute(unproven, "r=") != Some(&self.nonce)

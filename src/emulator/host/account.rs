@@ -7,17 +7,17 @@ use std::{
     process::Command,
 };
 
-use super::EmulatorError;
+use crate::emulator::EmulatorError;
 
 /// Whoever runs Postgres: the caller, or an unprivileged account if the caller is root.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Account {
+pub(in crate::emulator) struct Account {
     switch_to: Option<(u32, u32)>,
 }
 
 impl Account {
     /// The caller's own account, or `postgres`, or `nobody`.
-    pub(super) fn unprivileged() -> Result<Self, EmulatorError> {
+    pub(in crate::emulator) fn unprivileged() -> Result<Self, EmulatorError> {
         if !rustix::process::geteuid().is_root() {
             return Ok(Self { switch_to: None });
         }
@@ -31,7 +31,7 @@ impl Account {
     }
 
     /// A command that will run under this account, apart from the terminal's signals.
-    pub(super) fn command(self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+    pub(in crate::emulator) fn command(self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
         command
             .process_group(0)
@@ -45,13 +45,13 @@ impl Account {
     }
 
     /// Whether `uid` is the caller's or this account's.
-    pub(super) fn owns(self, uid: u32) -> bool {
+    pub(in crate::emulator) fn owns(self, uid: u32) -> bool {
         uid == rustix::process::geteuid().as_raw()
             || self.switch_to.is_some_and(|(own, _)| own == uid)
     }
 
     /// Makes `path` the account's.
-    pub(super) fn give(self, path: &Path) -> io::Result<()> {
+    pub(in crate::emulator) fn give(self, path: &Path) -> io::Result<()> {
         self.switch_to
             .map_or(Ok(()), |(uid, gid)| chown(path, Some(uid), Some(gid)))
     }

@@ -13,7 +13,7 @@ const SECOND: Duration = Duration::from_secs(1);
 
 /// Counts requests: at most so many in any minute, and so many in any second on one route.
 #[derive(Debug)]
-pub(super) struct ApiLimit {
+pub(in crate::emulator) struct ApiLimit {
     per_minute: usize,
     per_second: usize,
     // Guards the counts; held for a look or a change.
@@ -28,7 +28,7 @@ struct Passed {
 }
 
 impl ApiLimit {
-    pub(super) fn new(per_minute: u32, per_second: u32) -> Self {
+    pub(in crate::emulator) fn new(per_minute: u32, per_second: u32) -> Self {
         Self {
             per_minute: per_minute as usize,
             per_second: per_second as usize,
@@ -37,7 +37,7 @@ impl ApiLimit {
     }
 
     /// Whether one more request may pass, on `route`.
-    pub(super) fn passes(&self, route: String) -> bool {
+    pub(in crate::emulator) fn passes(&self, route: String) -> bool {
         let now = Instant::now();
         let mut passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner);
         let Passed {
@@ -59,7 +59,7 @@ impl ApiLimit {
     }
 
     /// How many did not pass.
-    pub(super) fn refused(&self) -> u64 {
+    pub(in crate::emulator) fn refused(&self) -> u64 {
         let passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner);
         passed.refused
     }

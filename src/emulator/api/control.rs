@@ -11,13 +11,17 @@ use axum::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{
-    api_fault::ApiFault, compute::Compute, fault::Fault, proxy::Proxy, stop::Stop, usage::Usage,
-    witness::Witness, world::World,
+use super::fault::ApiFault;
+use crate::emulator::{
+    compute::{Compute, stop::Stop},
+    fault::Fault,
+    proxy::Proxy,
+    witness::Witness,
+    world::{World, usage::Usage},
 };
 
 /// The paths, without the prefix.
-pub(super) fn router(world: Arc<World>, proxy: Arc<Proxy>) -> Router {
+pub(in crate::emulator) fn router(world: Arc<World>, proxy: Arc<Proxy>) -> Router {
     let endpoint = "/endpoints/{endpoint}";
     Router::new()
         .route("/api_faults", post(add_api_fault).delete(clear_api_faults))

@@ -16,11 +16,11 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A process that may or may not run. Whoever is about to start or stop it, it can be found here and reaped.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Daemon(Arc<Mutex<Option<Child>>>);
+pub(in crate::emulator) struct Daemon(Arc<Mutex<Option<Child>>>);
 
 impl Daemon {
     /// Starts it; the result is its process id. One that is there still is killed first.
-    pub(super) fn start(&self, command: &mut Command) -> io::Result<u32> {
+    pub(in crate::emulator) fn start(&self, command: &mut Command) -> io::Result<u32> {
         let mut slot = self.slot();
         if let Some(mut left) = slot.take() {
             let _ = left.kill();
@@ -30,25 +30,25 @@ impl Daemon {
     }
 
     /// Whether it is there and has that process id.
-    pub(super) fn is(&self, pid: u32) -> bool {
+    pub(in crate::emulator) fn is(&self, pid: u32) -> bool {
         self.runs() && self.slot().as_ref().is_some_and(|it| it.id() == pid)
     }
 
     /// Whether it is there.
-    pub(super) fn runs(&self) -> bool {
+    pub(in crate::emulator) fn runs(&self) -> bool {
         self.slot()
             .as_mut()
             .is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
     /// Signals it and waits for its end, apart from the emulator's own tasks. If those are ending, the watchdog stops it.
-    pub(super) async fn stop(&self, signal: Signal) {
+    pub(in crate::emulator) async fn stop(&self, signal: Signal) {
         let daemon = self.clone();
         let _ = tokio::task::spawn_blocking(move || daemon.end(signal)).await;
     }
 
     /// Signals it, waits for its end, with force at last, and reaps it. Blocks the thread.
-    pub(super) fn end(&self, signal: Signal) {
+    pub(in crate::emulator) fn end(&self, signal: Signal) {
         let mut slot = self.slot();
         let Some(child) = slot.as_mut() else { return };
         send(child, signal);

@@ -1,6 +1,5 @@
 //! The connection that a caller holds.
 
-pub(crate) mod cached_statements;
 pub(crate) mod cancel;
 pub(crate) mod direct;
 pub(crate) mod transaction;

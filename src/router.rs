@@ -1,7 +1,9 @@
 //! From a tenant to a connection.
 
 pub(crate) mod builder;
+mod cached_statements;
 pub(crate) mod close;
+mod direct;
 pub(crate) mod explain;
 pub(crate) mod follow;
 pub(crate) mod handle;

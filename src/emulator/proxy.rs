@@ -28,7 +28,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    login::{Refusal},
+    login::Refusal,
     message::{Message, refuse},
     scram::Verifier,
     session::Sessions,

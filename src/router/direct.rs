@@ -1,0 +1,97 @@
+//! Direct connections of a tenant, past the pooler.
+
+use std::{
+    fmt,
+    ops::{Deref, DerefMut},
+    sync::Arc,
+};
+
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    time::{Instant, timeout_at},
+};
+use tokio_postgres::Notification;
+use tracing::Instrument;
+
+use crate::{
+    client::{cancel::CancelToken, direct::DirectClient},
+    connection::{dial::Dialed, driver::Notifications, status::Watch},
+    model::{
+        endpoint::{Endpoint, Route},
+        error::{Error, Stage},
+        tenant::TenantId,
+    },
+    pool::{
+        Pool, Unserved,
+        connect::attempt::{Ending, mint, tend},
+    },
+    provision::source::OnMissing,
+    router::{Inner, TenantRouter},
+    sync::retry::timed_out,
+    telemetry::{spans, stats::count},
+};
+
+impl TenantRouter {
+    /// A connection past the pooler to the database of `tenant`, for what transaction pooling cannot do: migrations,
+    /// `LISTEN`, `COPY`, session state. It is opened for this caller, and closed when it is dropped; at most
+    /// [`direct_connections`](crate::RouterBuilder::direct_connections) of a tenant are open at once.
+    ///
+    /// # Errors
+    /// As for [`get`](Self::get). Without a place within `get_timeout`: `ErrorKind::Timeout` at
+    /// [`Stage::Checkout`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes what was opened; a look-up, a creation or a wake under way goes on.
+    pub async fn direct<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> Result<DirectClient, Error> {
+        let inner = &self.inner;
+        inner.direct(tenant.as_ref(), OnMissing::Create).await
+    }
+}
+
+impl Inner {
+    pub(crate) async fn direct(
+        &self,
+        tenant: &str,
+        on_missing: OnMissing,
+    ) -> Result<DirectClient, Error> {
+        let Self { pools, shared, .. } = self;
+        let tenant = TenantId::parse(tenant).map_err(Error::from);
+        let tenant = tenant.inspect_err(|err| shared.stats.broke(err))?;
+        let patience = shared.config.get_timeout;
+        let until = Instant::now() + patience;
+        let span = spans::direct(tenant.as_str());
+        let open = async {
+            if shared.life.is_shut() {
+                return Err(Error::closed());
+            }
+            let place = self.enter(&tenant)?;
+            let mut known = pools.find(tenant.as_str());
+            let opened = loop {
+                let pool = if let Some(pool) = known.take() {
+                    pool
+                } else {
+                    let left = until.saturating_duration_since(Instant::now());
+                    self.fly(&tenant, on_missing, left).await?.pool
+                };
+                match DirectClient::open(pool, until).await {
+                    Err(Unserved::Relocate(_)) if Instant::now() < until => {}
+                    opened => break opened.map_err(Unserved::into_error)?,
+                }
+            };
+            place.leave_served();
+            Ok(opened)
+        };
+        let opened = tokio::select! {
+            biased;
+            () = shared.life.ended() => Err(Error::closed()),
+            opened = open.instrument(span.clone()) => opened,
+        };
+        let opened = opened.map_err(|err| err.with_tenant(&tenant));
+        spans::end_direct(&span, opened.as_ref().err());
+        if let Err(err) = &opened {
+            shared.stats.broke(err);
+            self.note_failing(err);
+        }
+        opened
+    }
+}

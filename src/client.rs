@@ -11,8 +11,9 @@ use std::{
 
 use self::cancel::CancelToken;
 use crate::{
+    connection::Parts,
     model::{endpoint::Route, tenant::TenantId},
-    pool::lease::{Lease, Parts},
+    pool::lease::Lease,
 };
 
 /// A live connection to one tenant's database. Dropping it gives it back.

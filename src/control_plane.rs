@@ -7,7 +7,7 @@ mod neon;
 
 use std::{collections::BTreeMap, future::Future, pin::Pin, time::SystemTime};
 
-pub use crate::sync::retry::Progress;
+pub use crate::sync::progress::Progress;
 use crate::{
     catalog::Placement,
     model::{

@@ -9,12 +9,6 @@ mod report;
 
 use std::{fmt, future::Future, sync::Arc, time::Duration};
 
-pub use for_each::{ForEach, Listing, Visit, Visits};
-pub use reconcile::Reconcile;
-pub use report::{Finding, Outcome, Report, Trouble};
-
-pub use crate::provision::Provisioned;
-
 use tokio::time::timeout_at;
 
 use crate::{
@@ -27,9 +21,15 @@ use crate::{
     },
     provision::{Demand, Provisioning, source::Source},
     router::{Inner, TenantRouter},
-    sync::retry::Progress,
+    sync::progress::Progress,
     telemetry::stats::Stats,
 };
+
+pub use for_each::{ForEach, Listing, Visit, Visits};
+pub use reconcile::Reconcile;
+pub use report::{Finding, Outcome, Report, Trouble};
+
+pub use crate::provision::Provisioned;
 
 /// Time between a tombstone and the deletion of the database, in which other processes let go of it.
 const DRAIN: Duration = Duration::from_secs(5);

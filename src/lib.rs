@@ -47,7 +47,7 @@ pub use router::explain::{Explanation, NextGet, PoolState, PriorWake, RefusalSta
 pub use router::handle::TenantHandle;
 pub use router::settings::Settings;
 pub use router::warm::Warm;
-pub use telemetry::stats::{Status, WakeCount};
+pub use telemetry::status::{Status, WakeCount};
 #[cfg(feature = "axum")]
 pub use web::extract::{Tenant, Tenants};
 #[cfg(any(feature = "axum", feature = "tower"))]

@@ -10,4 +10,3 @@ pub(crate) mod resolve;
 pub(crate) mod secret;
 pub(crate) mod tenant;
 pub(crate) mod tls;
-pub(crate) mod trust;

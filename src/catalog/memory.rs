@@ -9,8 +9,8 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Defect, Records};
 use super::{
+    Defect, Records,
     lookup::Lookup,
     record::{Attempt, Changes, Lease, Leased, Record, State, Then},
 };
@@ -20,7 +20,7 @@ use crate::{
         error::BoxError,
         tenant::{Namespace, TenantId},
     },
-    sync::retry::lock,
+    sync::lock,
 };
 
 /// A catalog in memory, for one process. After a restart it is empty, and the router finds each tenant's project again

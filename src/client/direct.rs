@@ -23,11 +23,12 @@ use crate::{
     },
     pool::{
         Pool, Unserved,
-        connect::attempt::{Ending, mint, tend},
+        connect::{
+            deadpool::mint,
+            task::{Ending, tend},
+        },
     },
-    provision::source::OnMissing,
-    router::{Inner, TenantRouter},
-    sync::retry::timed_out,
+    sync::progress::timed_out,
     telemetry::{spans, stats::count},
 };
 

@@ -23,7 +23,11 @@ use crate::{
         error::{Error, ErrorKind, Stage},
     },
     pool::{VERIFY_TIMEOUT, lease::Lease},
-    sync::retry::{LONGEST, backoff, lock, timed_out},
+    sync::{
+        lock,
+        progress::{LONGEST, timed_out},
+        retry::backoff,
+    },
     telemetry::stats::count,
 };
 

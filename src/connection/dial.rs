@@ -26,6 +26,7 @@ use tokio::{
 use tokio_postgres::{CancelToken, Client, Connection, NoTls, tls::MakeTlsConnect};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use self::hosts::Hosts;
 use super::{
     driver::{Drive, Notifications},
     status::{Settling, Watch},
@@ -40,9 +41,8 @@ use crate::{
         error::{Error, ErrorKind},
         resolve::AnyResolve,
     },
-    sync::retry::Progress,
+    sync::progress::Progress,
 };
-use hosts::Hosts;
 
 /// A peer that vanished without a word is noticed after about this long.
 const PEER_TIMEOUT: Duration = Duration::from_secs(30);

@@ -27,10 +27,10 @@ use tokio::{
     time::{Instant, timeout},
 };
 
+use self::held::Held;
 use super::verdict::Farewell;
-use crate::{model::endpoint::SessionReset, sync::retry::lock};
+use crate::{model::endpoint::SessionReset, sync::lock};
 
-use held::Held;
 pub(crate) use session::{Residue, SessionFlags};
 pub(crate) use settling::Settling;
 

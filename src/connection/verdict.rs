@@ -13,7 +13,7 @@ use rustls::{AlertDescription, pki_types::InvalidDnsNameError};
 use crate::model::{
     chain,
     error::{Error, ErrorKind},
-    trust::{distrust, sources},
+    tls::{distrust, sources},
 };
 use answers::Row;
 

@@ -14,7 +14,10 @@ use crate::{
         secret::Secret,
     },
     neon::{self, Neon},
-    sync::retry::{Progress, backoff, retry},
+    sync::{
+        progress::Progress,
+        retry::{backoff, retry},
+    },
 };
 
 /// Longest time for asking which regions there are. Without an answer any is let through: the creation will tell.

@@ -17,7 +17,7 @@ use crate::{
         tenant::TenantId,
     },
     provision::{Compared, Settled, ownership},
-    sync::retry::{LONGEST, Progress},
+    sync::progress::{LONGEST, Progress},
 };
 
 /// Records that are read at once.

@@ -12,7 +12,10 @@ use crate::{
         error::{Error, Stage},
         tenant::TenantId,
     },
-    sync::retry::{Progress, backoff, retry},
+    sync::{
+        progress::Progress,
+        retry::{backoff, retry},
+    },
 };
 
 /// Records that are read at once.

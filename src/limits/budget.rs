@@ -26,11 +26,12 @@ use tokio::{
     time::Instant,
 };
 
+use self::{
+    room::Idle,
+    turns::{Key, Turns},
+};
 use super::wait_estimate::Flow;
-use crate::sync::retry::lock;
-
-use room::Idle;
-use turns::{Key, Turns};
+use crate::sync::lock;
 
 /// How long somebody's only connection serves them while others have none, and how long those wait for it.
 const TURN: Duration = Duration::from_millis(500);

@@ -16,7 +16,7 @@ use std::{
 use tokio::sync::Notify;
 
 use super::wait_estimate::Flow;
-use crate::sync::retry::lock;
+use crate::sync::lock;
 
 /// All who wait.
 pub(crate) struct Waiting<K> {

@@ -8,7 +8,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::sync::retry::lock;
+use crate::sync::lock;
 
 /// The time over which needless wakes are counted.
 const WINDOW: Duration = Duration::from_secs(60);

@@ -6,7 +6,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::{
     model::error::{Error, ErrorKind},
-    sync::retry::lock,
+    sync::lock,
 };
 
 /// Lets so much work in per minute, a little of it at once, and turns away what would wait for too long.

@@ -1,17 +1,89 @@
-//! One TLS configuration for every tenant.
+//! Which certificates are trusted, and by which crypto provider they are checked.
+//!
+//! Certificates are always verified. The provider is named here and never installed for the process: a library that
+//! does so breaks the application that wants another.
 
-use rustls::{ClientConfig, pki_types::CertificateDer};
+use std::{error::Error as StdError, io, iter::successors, sync::Arc};
 
-use super::{config::InvalidConfig, trust};
+use rustls::{
+    CertificateError, ClientConfig, RootCertStore, crypto::aws_lc_rs, pki_types::CertificateDer,
+};
+
+use super::config::InvalidConfig;
 
 /// The protocol name that Postgres servers expect when TLS begins without the request for it.
 const ALPN: &[u8] = b"postgresql";
 
-/// The TLS settings for Postgres: the trusted roots, and the protocol name for direct negotiation.
+/// A root certificate that the application trusts besides. Whether it is one is seen when it is used.
+pub(crate) fn certificate(der: impl AsRef<[u8]>) -> CertificateDer<'static> {
+    CertificateDer::from(der.as_ref().to_vec())
+}
+
+/// Why the other side's certificate was not accepted and what to do, if that is what `err` comes from.
+pub(crate) fn distrust(err: &(dyn StdError + 'static)) -> Option<&'static str> {
+    sources(err).find_map(|cause| match cause.downcast_ref() {
+        Some(rustls::Error::InvalidCertificate(why)) => Some(advice(why)),
+        _ => None,
+    })
+}
+
+const fn advice(why: &CertificateError) -> &'static str {
+    match why {
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            "it has expired; renew it, and check the clocks on both sides"
+        }
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            "it is not valid yet; check the clocks on both sides"
+        }
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            "it is for another host; check the host's name, or have the certificate issued for it"
+        }
+        CertificateError::Revoked => "it was revoked; replace it",
+        _ => {
+            "nobody who is trusted here has signed it; if it is one of your own, add its root certificate by \
+             `root_certificate`"
+        }
+    }
+}
+
+/// The chain of causes, also those that an `io::Error` carries inside.
+pub(crate) fn sources<'a>(
+    err: &'a (dyn StdError + 'static),
+) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    successors(Some(err), |err| {
+        let err: &'a (dyn StdError + 'static) = *err;
+        match err.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(inside) => Some(inside),
+            None => err.source(),
+        }
+    })
+}
+
+/// Settings of a TLS client of Postgres: the trusted roots, and the protocol name for direct negotiation.
 pub(crate) fn for_postgres(
     extra: &[CertificateDer<'static>],
 ) -> Result<ClientConfig, InvalidConfig> {
-    let mut config = trust::client_config(extra)?;
+    let mut config = client_config(extra)?;
     config.alpn_protocols = vec![ALPN.to_vec()];
+    Ok(config)
+}
+
+/// Settings of a TLS client that trusts Mozilla's roots and `extra` ones.
+pub(crate) fn client_config(
+    extra: &[CertificateDer<'static>],
+) -> Result<ClientConfig, InvalidConfig> {
+    let mut roots: RootCertStore = webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect();
+    for certificate in extra {
+        roots.add(certificate.clone()).map_err(|err| {
+            let message =
+                format!("a root certificate cannot be used; it must be DER and not PEM: {err}");
+            InvalidConfig::new(message)
+        })?;
+    }
+    let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|err| InvalidConfig::new(format!("no TLS version can be used: {err}")))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
     Ok(config)
 }

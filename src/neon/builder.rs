@@ -13,7 +13,7 @@ use super::{
 use crate::model::{
     config::{InvalidConfig, check_limit},
     secret::Secret,
-    trust,
+    tls,
 };
 
 /// Where Neon's API answers.
@@ -94,7 +94,7 @@ impl NeonBuilder {
 
     /// Trusts one more root certificate (DER), besides Mozilla's. For a gateway with a certificate of its own.
     pub fn root_certificate(mut self, der: impl AsRef<[u8]>) -> Self {
-        self.root_certificates.push(trust::certificate(der));
+        self.root_certificates.push(tls::certificate(der));
         self
     }
 
@@ -160,7 +160,7 @@ impl NeonBuilder {
 
     fn http(&self) -> Result<reqwest::Client, InvalidConfig> {
         reqwest::Client::builder()
-            .tls_backend_preconfigured(trust::client_config(&self.root_certificates)?)
+            .tls_backend_preconfigured(tls::client_config(&self.root_certificates)?)
             .user_agent(concat!("tenantry/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT_TIMEOUT)
             .pool_max_idle_per_host(4)

@@ -24,7 +24,11 @@ use crate::{
         error::{Error, Stage},
         secret::Secret,
     },
-    sync::retry::{Class, Progress, backoff, lock, retry},
+    sync::{
+        lock,
+        progress::{Class, Progress},
+        retry::{backoff, retry},
+    },
     telemetry::metrics,
 };
 

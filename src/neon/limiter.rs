@@ -17,16 +17,19 @@ use std::{
 use tokio::time::{Instant, sleep_until};
 use url::Url;
 
-pub(super) use rate::{PER_MINUTE, PER_SECOND, Rate};
-
 use self::line::{Line, Ticket};
 use crate::{
     model::{
         error::{Error, ErrorKind},
         secret::Secret,
     },
-    sync::retry::{Class, Progress, lock},
+    sync::{
+        lock,
+        progress::{Class, Progress},
+    },
 };
+
+pub(super) use rate::{PER_MINUTE, PER_SECOND, Rate};
 
 /// Longest time for which one answer holds a route: the limits are by the minute.
 const LONGEST_HOLD: Duration = Duration::from_secs(60);

@@ -15,7 +15,7 @@ use self::cause::Cause;
 use super::{redact::repeatable, wire::RefusedBody};
 use crate::model::{
     error::{Error, ErrorKind},
-    trust::distrust,
+    tls::distrust,
 };
 
 /// No wait is believed that is longer than this.

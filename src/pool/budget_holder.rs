@@ -4,9 +4,8 @@ use std::sync::{Arc, Weak};
 
 use tokio::time::Instant;
 
-use super::lease::Connection;
 use super::{Pool, State};
-use crate::{limits::budget::Holder, telemetry::stats::count};
+use crate::{connection::Connection, limits::budget::Holder, telemetry::stats::count};
 
 impl Pool {
     /// Whether others have more need of the place that `connection` has. If so it must be closed.

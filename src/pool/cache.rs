@@ -17,15 +17,12 @@ use moka::{policy::EvictionPolicy, sync::Cache};
 use tokio::time::Instant;
 
 use self::index::{Entry, Index};
-use super::{
-    Pool, Unserved,
-    lease::{Fitness, Lease},
-    shared::Shared,
-};
+use super::{Pool, Unserved, lease::Lease, shared::Shared};
 use crate::{
+    connection::Fitness,
     model::{endpoint::Endpoint, tenant::TenantId},
     provision::source::Located,
-    sync::retry::lock,
+    sync::lock,
     telemetry::stats::count,
 };
 

@@ -1,9 +1,11 @@
 //! Opening one connection: tried until the compute is up, says no, or the time is over.
 
 pub(crate) mod attempt;
+pub(crate) mod deadpool;
+pub(crate) mod retries;
+pub(crate) mod task;
 
 use std::{
-    iter, mem,
     pin::{Pin, pin},
     sync::Arc,
     time::Duration,
@@ -12,32 +14,19 @@ use std::{
 use futures_util::{FutureExt, future::Either};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use self::retries::{FIRST_WAIT, LONGEST_WAIT, RetryPlan};
 use super::{Pool, Wake, refusals::Refusal};
 use crate::{
-    connection::{
-        dial::Dialed,
-        verdict::{self, Next},
-    },
+    connection::{dial::Dialed, verdict},
     limits::budget::Permit,
     model::{
         endpoint::{Endpoint, Route},
         error::{Error, ErrorKind, Stage},
     },
-    sync::{
-        circuit_breaker::chance,
-        retry::{Progress, backoff},
-    },
-    telemetry::stats::{Reason, count},
+    sync::{progress::Progress, retry::chance},
+    telemetry::{labels::Reason, stats::count},
 };
 
-/// First wait between two attempts to wake a compute. Most faults of a cold start pass within it.
-pub(crate) const FIRST_WAIT: Duration = Duration::from_millis(100);
-/// First wait after Neon's control plane has failed.
-const FIRST_SLOW_WAIT: Duration = Duration::from_millis(500);
-/// Longest wait between two attempts, unless the server asks for more.
-pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(5);
-/// Wait before the second try with a credential that was refused: a rotation takes that long to get everywhere.
-const SECOND_TRY_WAIT: Duration = Duration::from_secs(1);
 /// How long a login may go unanswered while others wait for the connection it takes. A wake takes less than this.
 const OUTSTAYED: Duration = Duration::from_secs(10);
 /// Silence of a login after which a second one goes out beside it; by chance up to half as long again, so that logins
@@ -378,57 +367,3 @@ fn is_gone(kind: ErrorKind) -> bool {
 
 /// A login under way.
 type Login<'a> = Pin<Box<dyn Future<Output = Result<Dialed, Error>> + Send + 'a>>;
-
-/// What one wake has tried, and how long it waits for the next try.
-struct RetryPlan {
-    waits: Waits,
-    slow_waits: Waits,
-    /// Whether the catalog may still be asked.
-    may_ask: bool,
-    /// Whether a refused credential has had its second try.
-    tried_twice: bool,
-    /// Whether an attempt was repeated because something had changed.
-    took_change: bool,
-}
-
-type Waits = Box<dyn Iterator<Item = Duration> + Send>;
-
-impl RetryPlan {
-    /// `may_ask`: whether the endpoint came from a cache, so that the catalog may know better.
-    fn new(may_ask: bool) -> Self {
-        let slow_waits = backoff(FIRST_SLOW_WAIT, LONGEST_WAIT);
-        Self {
-            waits: Box::new(backoff(FIRST_WAIT, LONGEST_WAIT)),
-            slow_waits: Box::new(iter::once(FIRST_SLOW_WAIT).chain(slow_waits)),
-            may_ask,
-            tried_twice: false,
-            took_change: false,
-        }
-    }
-
-    /// Whether a change is reason enough for another try: once, or changes in a loop would turn the waits off.
-    fn takes_change(&mut self) -> bool {
-        !mem::replace(&mut self.took_change, true)
-    }
-
-    /// Whether the catalog is to be asked now: once.
-    fn asks(&mut self, next: Next) -> bool {
-        let asks = matches!(next, Next::AskThenAgain | Next::AskThenOnce);
-        asks && mem::take(&mut self.may_ask)
-    }
-
-    /// The wait before the next try after `err`; `None` if there is to be none.
-    fn wait(&mut self, next: Next, err: &Error) -> Option<Duration> {
-        match next {
-            Next::Again | Next::AskThenAgain => {
-                let wait = self.waits.next()?.min(LONGEST_WAIT);
-                Some(wait.max(err.retry_after().unwrap_or_default()))
-            }
-            Next::AgainSlowly => Some(self.slow_waits.next()?.min(LONGEST_WAIT)),
-            Next::AskThenOnce => {
-                (!mem::replace(&mut self.tried_twice, true)).then_some(SECOND_TRY_WAIT)
-            }
-            Next::Refuse => None,
-        }
-    }
-}

@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::{Pool, Unserved};
-use super::{connect::Opening, refusals::Refusal};
+use super::{Pool, Unserved, connect::Opening, refusals::Refusal};
 use crate::{
     connection::dial::Dialed,
     limits::budget::Permit,
@@ -13,8 +12,8 @@ use crate::{
         endpoint::Route,
         error::{Error, ErrorKind, Stage},
     },
-    sync::retry::Progress,
-    telemetry::stats::Reason,
+    sync::progress::Progress,
+    telemetry::labels::Reason,
 };
 
 /// What a direct connection is to its tenant.

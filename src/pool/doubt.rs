@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout};
 
-use super::Pool;
-use super::lease::{Connection, Lease};
+use super::{Pool, lease::Lease};
+use crate::connection::Connection;
 
 /// Longest wait for the answer of an idle connection that is asked whether it still lives.
 pub(crate) const VERIFY_TIMEOUT: Duration = Duration::from_secs(2);

@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use super::Pool;
-use super::lease::Connection;
-use crate::{model::endpoint::Endpoint, telemetry::stats::count};
+use crate::{connection::Connection, model::endpoint::Endpoint, telemetry::stats::count};
 
 impl Pool {
     /// Where the tenant lives, as far as is known.

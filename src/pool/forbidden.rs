@@ -2,9 +2,11 @@
 
 use tokio::time::Instant;
 
-use super::lease::Connection;
 use super::{Pool, wake_waiters::fail_wakers};
-use crate::model::error::{Error, ErrorKind};
+use crate::{
+    connection::Connection,
+    model::error::{Error, ErrorKind},
+};
 
 /// Why a pool gives a caller no connection.
 #[derive(Clone, Debug)]

@@ -23,9 +23,8 @@ use tokio::{
 };
 use tokio_postgres::SimpleQueryMessage;
 
-use super::lease::{Connection, Lease};
-use super::{Pool, Unserved};
-use crate::sync::retry::lock;
+use super::{Pool, Unserved, lease::Lease};
+use crate::{connection::Connection, sync::lock};
 
 /// Longest wait for an answer of the server.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);

@@ -10,124 +10,18 @@
 mod clocks;
 
 use std::{
-    sync::{
-        Arc, Mutex, Weak,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::{Arc, Weak},
     time::Duration,
 };
 
-use tokio::{
-    sync::Notify,
-    time::{Instant, sleep},
-};
+use tokio::time::sleep;
 
-use super::{Pool, cache::Pools, lease::Connection, shared::Shared};
-use crate::{
-    model::{
-        config::Config,
-        endpoint::{DEFAULT_SUSPEND_WINDOW, Endpoint},
-    },
-    sync::{retry::lock, supervise::supervise},
-    telemetry::stats::count,
-};
+use self::clocks::Clocks;
+use super::{Pool, cache::Pools, idle_limit::idle_limit, shared::Shared};
+use crate::{connection::Connection, sync::supervise::supervise, telemetry::stats::count};
 
-use clocks::Clocks;
-
-/// Share of the suspend window after which an idle connection is closed, in fifths.
-const FIFTHS_OF_WINDOW: u32 = 4;
-/// How many sweeps there are in the shortest time after which anything is closed.
-const SWEEPS: u32 = 10;
-const SHORTEST_TICK: Duration = Duration::from_millis(50);
-const LONGEST_TICK: Duration = Duration::from_secs(5);
-/// A sweep that is later than this means that the runtime was not driven.
-const OVERDUE: Duration = Duration::from_secs(1);
 /// Shortest suspension of the machine that makes its connections suspect.
 const SUSPENDED: Duration = Duration::from_secs(3);
-
-/// How often the sweep runs: often enough for the shortest suspend window of the tenants that have a pool.
-#[derive(Debug)]
-pub(crate) struct Pace {
-    /// The shortest time after which the settings have anything closed.
-    usual: Duration,
-    // Held for a few instructions.
-    shortest: Mutex<Shortest>,
-    shortened: Notify,
-    began: Instant,
-    /// Whole seconds from `began` after which the next sweep counts as overdue.
-    overdue: AtomicU64,
-}
-
-/// The shortest time after which anything is closed.
-#[derive(Debug)]
-struct Shortest {
-    now: Duration,
-    /// Of what was seen since the last sweep: its pool may not be among those that are swept yet.
-    seen: Duration,
-}
-
-impl Pace {
-    pub(crate) fn new(config: &Config) -> Self {
-        let usual = config
-            .idle_after
-            .min(config.max_lifetime)
-            .min(config.warn_held_after);
-        Self {
-            usual,
-            shortest: Mutex::new(Shortest {
-                now: usual,
-                seen: usual,
-            }),
-            shortened: Notify::new(),
-            began: Instant::now(),
-            overdue: AtomicU64::new(u64::MAX),
-        }
-    }
-
-    /// Whether the runtime was not driven for a while, so that sockets may have ended without their tasks knowing.
-    pub(crate) fn is_overdue(&self, now: Instant) -> bool {
-        now.duration_since(self.began).as_secs() > self.overdue.load(Relaxed)
-    }
-
-    /// Notes that the next sweep comes in `tick`.
-    fn note_next(&self, tick: Duration) {
-        let overdue = self.began.elapsed() + tick + OVERDUE;
-        self.overdue.store(overdue.as_secs(), Relaxed);
-    }
-
-    /// Takes note that connections to `endpoint` will be closed in time.
-    pub(crate) fn keep_up_with(&self, endpoint: &Endpoint, config: &Config) {
-        let limit = idle_limit(endpoint, config);
-        let mut shortest = lock(&self.shortest);
-        shortest.seen = shortest.seen.min(limit);
-        if limit < shortest.now {
-            shortest.now = limit;
-            self.shortened.notify_one();
-        }
-    }
-
-    /// Goes by `limits`, those of all pools there are, and by what was seen since it was last set.
-    fn set(&self, limits: impl Iterator<Item = Duration>) {
-        let present = limits.min().unwrap_or(self.usual);
-        let mut shortest = lock(&self.shortest);
-        shortest.now = present.min(shortest.seen);
-        shortest.seen = self.usual;
-    }
-
-    fn tick(&self) -> Duration {
-        let shortest = lock(&self.shortest).now;
-        (shortest / SWEEPS).clamp(SHORTEST_TICK, LONGEST_TICK)
-    }
-}
-
-/// Idle time after which a connection to `endpoint` is closed: before its compute sleeps, never at that moment.
-fn idle_limit(endpoint: &Endpoint, config: &Config) -> Duration {
-    let window = match endpoint.suspend_window {
-        Some(Duration::ZERO) => DEFAULT_SUSPEND_WINDOW, // as Neon's API has it
-        window => window.unwrap_or(Duration::MAX),
-    };
-    config.idle_after.min(window / 5 * FIFTHS_OF_WINDOW)
-}
 
 /// Sweeps, and makes room in the budget, until the router is gone.
 pub(crate) async fn start(pools: Weak<Pools>) {

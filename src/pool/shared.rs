@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
-use super::{reaper::Pace, refusals::Refusals};
+use super::{idle_limit::Pace, refusals::Refusals};
 use crate::{
     connection::dial::Dialer,
     limits::{callers::Waiting, hints::HintBudget},

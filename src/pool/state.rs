@@ -4,13 +4,12 @@ use std::{collections::VecDeque, mem, sync::Arc, time::Duration};
 
 use tokio::{sync::oneshot, time::Instant};
 
-use super::Unserved;
-use super::lease::{Connection, Lease};
+use super::{Unserved, lease::Lease};
 use crate::{
-    connection::{status::Watch, verdict::REPEATED},
+    connection::{Connection, status::Watch, verdict::REPEATED},
     model::{config::Config, endpoint::Endpoint, error::ErrorKind},
-    sync::retry::Noted,
-    telemetry::stats::Reason,
+    sync::progress::Noted,
+    telemetry::labels::Reason,
 };
 
 /// Time after which the cache hears once more that a pool is used. Its order of use is right up to this.

@@ -8,7 +8,7 @@ use tokio::{
 };
 
 use super::{Pool, State, Unserved, state::Waker};
-use crate::{connection::status::Watch, model::error::Error, telemetry::stats::Reason};
+use crate::{connection::status::Watch, model::error::Error, telemetry::labels::Reason};
 
 /// What somebody waits for who wants the database awake.
 enum Wait {

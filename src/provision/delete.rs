@@ -15,7 +15,7 @@ use crate::{
         error::{Error, ErrorKind},
         tenant::TenantId,
     },
-    sync::retry::Progress,
+    sync::progress::Progress,
     telemetry::stats::Stats,
 };
 

@@ -16,7 +16,10 @@ use crate::{
         plan::Plan,
         tenant::TenantId,
     },
-    sync::retry::{Progress, backoff, retry},
+    sync::{
+        progress::Progress,
+        retry::{backoff, retry},
+    },
     telemetry::stats::Stats,
 };
 

@@ -17,7 +17,7 @@ use crate::{
         plan::Plan,
         tenant::TenantId,
     },
-    sync::retry::{Progress, backoff},
+    sync::{progress::Progress, retry::backoff},
     telemetry::stats::{Stats, count},
 };
 

@@ -20,7 +20,11 @@ use crate::{
         cached::{Catalog, Stamp},
     },
     model::{error::Error, tenant::TenantId},
-    sync::retry::{Progress, backoff, lock, retry},
+    sync::{
+        lock,
+        progress::Progress,
+        retry::{backoff, retry},
+    },
 };
 
 /// First wait after a write that failed.

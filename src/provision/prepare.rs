@@ -21,8 +21,11 @@ use crate::{
         error::{BoxError, Error, ErrorKind, Stage},
         tenant::TenantId,
     },
-    sync::retry::{Progress, backoff, retry},
-    telemetry::stats::{Reason, Stats},
+    sync::{
+        progress::Progress,
+        retry::{backoff, retry},
+    },
+    telemetry::{labels::Reason, stats::Stats},
 };
 
 /// The advisory lock that is held in the tenant's database while the hook runs there.

@@ -7,7 +7,7 @@ use crate::{
     catalog::{Record, State, cached::Stamp},
     control_plane::Database,
     model::{endpoint::Endpoint, error::Error, secret::Secret, tenant::TenantId},
-    sync::retry::{Class, Progress},
+    sync::progress::{Class, Progress},
 };
 
 /// What a comparison of a record with the control plane came to.

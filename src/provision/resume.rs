@@ -6,7 +6,7 @@ use super::{Halt, Provisioning, job::Work};
 use crate::{
     catalog::{Record, State},
     model::{error::Error, tenant::TenantId},
-    sync::retry::Progress,
+    sync::progress::Progress,
     telemetry::stats::Stats,
 };
 

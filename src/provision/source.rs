@@ -16,7 +16,7 @@ use crate::{
         error::{BoxError, Error, ErrorKind, Stage},
         tenant::TenantId,
     },
-    sync::retry::Progress,
+    sync::progress::Progress,
     telemetry::stats::{Stats, count},
 };
 

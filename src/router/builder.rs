@@ -12,7 +12,7 @@ use crate::{
     model::{
         config::{Config, InvalidConfig},
         resolve::Resolve,
-        tls, trust,
+        tls,
     },
     pool::shared::Shared,
     provision::{
@@ -214,7 +214,7 @@ impl RouterBuilder {
 
     /// Trusts one more root certificate (DER), besides Mozilla's. For servers with a certificate of your own.
     pub fn root_certificate(mut self, der: impl AsRef<[u8]>) -> Self {
-        self.config.root_certificates.push(trust::certificate(der));
+        self.config.root_certificates.push(tls::certificate(der));
         self
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 use super::{Inner, TenantRouter};
-use crate::sync::retry::LONGEST;
+use crate::sync::progress::LONGEST;
 
 /// Longest wait, in `close`, for connections to say goodbye.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);

@@ -1,34 +1,16 @@
 //! Direct connections of a tenant, past the pooler.
 
-use std::{
-    fmt,
-    ops::{Deref, DerefMut},
-    sync::Arc,
-};
+use tokio::time::Instant;
 
-use tokio::{
-    sync::OwnedSemaphorePermit,
-    time::{Instant, timeout_at},
-};
-use tokio_postgres::Notification;
 use tracing::Instrument;
 
+use super::{Inner, TenantRouter};
 use crate::{
-    client::{cancel::CancelToken, direct::DirectClient},
-    connection::{dial::Dialed, driver::Notifications, status::Watch},
-    model::{
-        endpoint::{Endpoint, Route},
-        error::{Error, Stage},
-        tenant::TenantId,
-    },
-    pool::{
-        Pool, Unserved,
-        connect::attempt::{Ending, mint, tend},
-    },
+    client::direct::DirectClient,
+    model::{error::Error, tenant::TenantId},
+    pool::Unserved,
     provision::source::OnMissing,
-    router::{Inner, TenantRouter},
-    sync::retry::timed_out,
-    telemetry::{spans, stats::count},
+    telemetry::spans,
 };
 
 impl TenantRouter {

@@ -10,14 +10,15 @@ use tokio::time::Instant;
 use super::{Inner, TenantRouter, handle::TenantHandle};
 use crate::{
     catalog::cached::{Denial, Entry},
+    connection::Fitness,
     model::{
         endpoint::Route,
         error::{Error, ErrorKind, Stage},
         tenant::TenantId,
     },
-    pool::{Pool, State, Wake, lease::Fitness},
+    pool::{Pool, State, Wake},
     provision::source::{OnMissing, Source},
-    telemetry::stats::seconds,
+    telemetry::status::seconds,
 };
 
 /// What a router knows of one tenant. From [`TenantRouter::explain`]; `Display` writes it for people, serde for machines,

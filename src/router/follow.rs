@@ -24,7 +24,7 @@ use crate::{
     },
     pool::{Unserved, cache::Pools, shared::Shared},
     provision::{Provisioning, source::Source},
-    sync::{circuit_breaker::chance, retry::lock, supervise::supervise},
+    sync::{lock, retry::chance, supervise::supervise},
     telemetry::stats::count,
 };
 

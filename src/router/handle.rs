@@ -17,7 +17,7 @@ use crate::{
     model::{error::Error, tenant::TenantId},
     pool::{Pool, lease::Lease},
     provision::source::OnMissing,
-    sync::retry::lock,
+    sync::lock,
     telemetry::spans,
 };
 

@@ -1,7 +1,7 @@
 //! What an operator sees: the router's status, and who keeps it busy.
 
 use super::{Inner, TenantRouter};
-use crate::{model::tenant::TenantId, telemetry::stats::Status};
+use crate::{model::tenant::TenantId, telemetry::status::Status};
 
 impl TenantRouter {
     /// What the router holds now and has done so far. Asks no tenant anything. Costs a look at each pool, so a few
@@ -68,7 +68,7 @@ mod recording {
     use super::{Inner, TenantRouter};
     use crate::{
         pool::shared::Shared,
-        sync::{retry::lock, supervise::supervise},
+        sync::{lock, supervise::supervise},
     };
 
     /// How often the metrics are brought up to date by themselves.

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use tokio::{task::JoinHandle, time::Instant};
 
-use super::{Flown, Inner, TenantRouter};
+use super::{Inner, TenantRouter, locate::Flown};
 use crate::{
     model::{endpoint::Route, error::Error, tenant::TenantId},
     pool::{Pool, Unserved, shared::Shared},
     provision::source::OnMissing,
-    telemetry::stats::{Reason, count},
+    telemetry::{labels::Reason, stats::count},
 };
 
 impl TenantRouter {

@@ -5,7 +5,6 @@
 //! waited out. Nor must a kind of call that fails for reasons of its own keep the other kinds out.
 
 use std::{
-    hash::{BuildHasher, RandomState},
     sync::{Mutex, MutexGuard},
     time::Duration,
 };
@@ -15,7 +14,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::retry::lock;
+use super::{lock, retry::chance};
 use crate::model::error::Error;
 
 /// Wait before the first probe after a failure.
@@ -286,11 +285,6 @@ impl Drop for Pass<'_> {
             self.breaker.become_(&mut inner, state);
         }
     }
-}
-
-/// A number by chance.
-pub(crate) fn chance() -> u8 {
-    RandomState::new().hash_one(()).to_be_bytes()[0]
 }
 
 #[cfg(test)]

@@ -13,7 +13,10 @@ use std::{
 
 use tokio::{runtime::Handle, sync::watch, time::timeout};
 
-use super::retry::{Progress, Stale, lock};
+use super::{
+    lock,
+    progress::{Progress, Stale},
+};
 use crate::model::error::{Error, Stage};
 
 /// The flights under way, by key.

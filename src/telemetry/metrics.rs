@@ -1,6 +1,6 @@
 //! What is told to the `metrics` facade, if that feature is on; otherwise nothing is, and nothing of it costs anything.
 //!
-//! Whatever the router counts anyway is copied from [`Status`](crate::telemetry::stats::Status) every few seconds; only how long something
+//! Whatever the router counts anyway is copied from [`Status`](crate::telemetry::status::Status) every few seconds; only how long something
 //! took, and of which kind an error was, is told when it happens. A `get` that finds an idle connection tells nothing.
 
 #[cfg(feature = "metrics")]

@@ -5,7 +5,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{Span, field::Empty};
 
-use super::stats::{Path, Reason, Stats};
+use super::{
+    labels::{Path, Reason},
+    stats::Stats,
+};
 use crate::model::{
     error::{Error, Stage},
     tenant::TenantId,

@@ -12,7 +12,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::sync::retry::lock;
+use crate::sync::lock;
 
 /// Time in which a count falls to 1/e of it: the sum of what is counted then is what comes in a minute.
 const FADING: Duration = Duration::from_secs(60);

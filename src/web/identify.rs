@@ -12,7 +12,7 @@ use crate::{
         config::InvalidConfig,
         error::{BoxError, Error, ErrorKind, Stage},
     },
-    sync::retry::Progress,
+    sync::progress::Progress,
 };
 
 /// Longest time for a question of the application's own.

@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use crate::{
     model::{endpoint::Endpoint, error::Error, tenant::TenantId},
-    sync::{circuit_breaker::chance, retry::lock},
+    sync::{lock, retry::chance},
 };
 
 pub(crate) use entry::{Denial, Denied, Entry, Known, Stamp};

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::sync::Notify;
 
-use crate::{model::tenant::TenantId, sync::retry::lock};
+use crate::{model::tenant::TenantId, sync::lock};
 
 /// Tenants that may be queued because they are used. A later use queues them again.
 const MAX_QUEUED: usize = 10_000;

@@ -12,7 +12,7 @@ use crate::{
         config::{InvalidConfig, check_limit},
         secret::Secret,
         tenant::Namespace,
-        tls, trust,
+        tls,
     },
 };
 
@@ -107,7 +107,7 @@ impl PostgresBuilder {
 
     /// Trusts one more root certificate (DER), besides Mozilla's. The managed Postgres of some clouds needs one.
     pub fn root_certificate(mut self, der: impl AsRef<[u8]>) -> Self {
-        self.root_certificates.push(trust::certificate(der));
+        self.root_certificates.push(tls::certificate(der));
         self
     }
 

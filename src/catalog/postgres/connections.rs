@@ -24,7 +24,7 @@ use tokio_postgres::{
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::failure::{Blame, Failure};
-use crate::{model::config::InvalidConfig, sync::retry::lock};
+use crate::{model::config::InvalidConfig, sync::lock};
 
 /// Longest time for a cancel request, which nobody waits for.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);

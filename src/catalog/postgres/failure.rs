@@ -7,7 +7,7 @@ use tokio_postgres::error::{DbError, Severity, SqlState};
 
 use crate::{
     catalog::{CallError, Defect},
-    model::{error::BoxError, trust::distrust},
+    model::{error::BoxError, tls::distrust},
 };
 
 /// The index that keeps two tenants from one database.

@@ -22,7 +22,7 @@ use tokio_postgres::{AsyncMessage, Client, Connection};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{connections::Connections, failure::Failure, schema::quoted};
-use crate::sync::retry::{backoff, lock};
+use crate::sync::{lock, retry::backoff};
 
 /// Waits between two attempts to listen.
 const FIRST_WAIT: Duration = Duration::from_millis(100);

@@ -18,7 +18,7 @@ use crate::{
         secret::Secret,
         tenant::{Namespace, TenantId},
     },
-    sync::retry::LONGEST,
+    sync::progress::LONGEST,
 };
 
 /// What is read, by the names that [`record`] knows. Times are what is left of them, in microseconds.

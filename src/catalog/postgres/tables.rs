@@ -13,7 +13,7 @@ use super::{
     failure::Failure,
     schema::Schema,
 };
-use crate::sync::retry::lock;
+use crate::sync::lock;
 
 /// The connections, and whether what they lead to is as this release needs it.
 pub(super) struct Tables {

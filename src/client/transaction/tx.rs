@@ -10,7 +10,7 @@ use crate::{
     client::{cancel::CancelToken, token_of},
     model::tenant::TenantId,
     pool::lease::Lease,
-    sync::retry::lock,
+    sync::lock,
 };
 
 /// The connection inside a transaction that the router has begun and will end. Drop it, or let it go out of scope,

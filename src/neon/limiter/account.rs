@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use url::Url;
 
 use super::line::Line;
-use crate::{model::secret::Secret, sync::retry::lock};
+use crate::{model::secret::Secret, sync::lock};
 
 /// What stands for an address and a key. The key itself is not kept.
 type Account = [u8; 32];

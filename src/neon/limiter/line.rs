@@ -9,7 +9,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::rate::Rate;
-use crate::sync::retry::Class;
+use crate::sync::progress::Class;
 
 const SECOND: Duration = Duration::from_secs(1);
 /// How long a request waits for another look, if its turn is not sooner.

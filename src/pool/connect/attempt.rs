@@ -5,38 +5,26 @@
 //! time, and it is repeated until it succeeds, is refused, or its time is over; while it is awake there are a few side
 //! by side, and one that fails only says that the compute may be asleep.
 
-use std::{
-    future::poll_fn,
-    pin::Pin,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::sync::Arc;
 
-use deadpool_postgres::{Client, Manager, ManagerConfig, RecyclingMethod};
-use futures_util::FutureExt;
-use tokio::{task::JoinHandle, time::sleep};
+use tokio::time::sleep;
 use tracing::Instrument;
 
-use super::{FIRST_WAIT, LONGEST_WAIT, Opening};
+use super::{
+    Opening,
+    retries::{FIRST_WAIT, LONGEST_WAIT},
+    task::open,
+};
 use crate::{
-    connection::{
-        dial::{ConnectionTask, Dialed},
-        status::Watch,
-    },
+    connection::dial::Dialed,
     model::{
         endpoint::Route,
         error::{Error, ErrorKind, Stage},
     },
-    pool::{Pool, lease::Connection, refusals::Refusal},
-    sync::retry::{Progress, lock},
-    telemetry::{
-        spans,
-        stats::{Reason, count},
-    },
+    pool::{Pool, refusals::Refusal},
+    sync::progress::Progress,
+    telemetry::{labels::Reason, spans},
 };
-
-/// Longest wait for the other side to end a connection that we close.
-const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Pool {
     /// Starts the attempts that are due. To be called after whatever may have made one due.
@@ -225,116 +213,5 @@ fn tell_refusal(pool: &Pool, err: &Error) {
         tracing::debug!(tenant, code, %err, "refused");
     } else {
         tracing::warn!(tenant, code, %err, "refused");
-    }
-}
-
-/// Starts the task of a new connection, and gives the connection to whoever waits.
-fn open(pool: &Arc<Pool>, dialed: Dialed) {
-    let Dialed {
-        client,
-        watch,
-        seat,
-        endpoint,
-        task,
-        ..
-    } = dialed;
-    count(&pool.shared.stats.opened);
-    let ending = Ending::new(pool, &watch);
-    pool.shared
-        .connections
-        .spawn_on(tend(task, ending), &pool.shared.runtime);
-    // deadpool's client aborts this handle when it is dropped; the real task still has to say goodbye.
-    let stand_in = pool.shared.runtime.spawn(std::future::ready(()));
-    match mint(client, stand_in) {
-        Some(client) => pool.park(Connection::new(client, watch, seat, endpoint)),
-        None => watch.mark_closing(),
-    }
-}
-
-/// Moves a connection's bytes until it ends, and looks after each turn whether something runs on it that should not.
-pub(crate) async fn tend(mut task: ConnectionTask, ending: Ending) {
-    let turns = poll_fn(|cx| {
-        let polled = task.as_mut().poll(cx);
-        if polled.is_pending() && ending.watch.is_stray() {
-            ending.pool.pull(&ending.watch);
-        }
-        polled
-    });
-    tokio::select! {
-        biased;
-        result = turns => if let Err(err) = result {
-            tracing::debug!(%err, "connection ended");
-        },
-        () = ending.watch.overdue(FAREWELL_TIMEOUT) => {}
-    }
-    drop(task); // and with it the socket: before the pool counts it as ended
-    drop(ending);
-}
-
-/// Tells the pool, when it is dropped, that a connection's task has ended.
-pub(crate) struct Ending {
-    // A pool that has left the cache closes its idle connections, so this is no circle that lasts. And as long as one
-    // has not ended, a tenant that comes back finds the pool, which counts it.
-    pool: Arc<Pool>,
-    watch: Arc<Watch>,
-}
-
-impl Ending {
-    pub(crate) fn new(pool: &Arc<Pool>, watch: &Arc<Watch>) -> Self {
-        Self {
-            pool: Arc::clone(pool),
-            watch: Arc::clone(watch),
-        }
-    }
-}
-
-impl Drop for Ending {
-    fn drop(&mut self) {
-        self.watch.mark_ended(); // also where the task was dropped half-way
-        self.pool.ended(&self.watch);
-    }
-}
-
-/// Makes deadpool-postgres's client of a bare one.
-///
-/// Its `GenericClient` is implemented for pooled objects only, and only its own manager makes those. So a pool of one
-/// makes the one object and is dropped; the object lives on by itself, and the pooling is ours.
-pub(crate) fn mint(client: tokio_postgres::Client, stand_in: JoinHandle<()>) -> Option<Client> {
-    let config = ManagerConfig {
-        recycling_method: RecyclingMethod::Fast,
-    };
-    let manager = Manager::from_connect(
-        tokio_postgres::Config::new(),
-        HandOver(Mutex::new(Some((client, stand_in)))),
-        config,
-    );
-    let pool = deadpool_postgres::Pool::builder(manager)
-        .max_size(1)
-        .build()
-        .ok()?;
-    pool.get().now_or_never()?.ok()
-}
-
-/// Takes what a finished dial has brought, once.
-struct HandOver(Mutex<Option<(tokio_postgres::Client, JoinHandle<()>)>>);
-
-type Connected<'a> = Pin<
-    Box<
-        dyn Future<Output = Result<(tokio_postgres::Client, JoinHandle<()>), tokio_postgres::Error>>
-            + Send
-            + 'a,
-    >,
->;
-
-impl deadpool_postgres::Connect for HandOver {
-    fn connect(&self, _: &tokio_postgres::Config) -> Connected<'_> {
-        // The driver's errors cannot be made by hand; a setting that it refuses gives one.
-        let empty = || {
-            "port=none"
-                .parse::<tokio_postgres::Config>()
-                .map(|_| unreachable!("not a port"))
-        };
-        let taken = lock(&self.0).take().map_or_else(empty, Ok);
-        Box::pin(std::future::ready(taken))
     }
 }

@@ -10,7 +10,7 @@ use metrics::{
 use super::names::{self, CountOf, Kind, METRICS, ValueOf};
 use crate::{
     model::error::{ErrorKind, Stage},
-    telemetry::stats::{Reason, Status},
+    telemetry::{labels::Reason, status::Status},
 };
 
 /// What each metric of a router is labelled with, after OpenTelemetry's semantic conventions.

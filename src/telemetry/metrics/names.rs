@@ -2,7 +2,7 @@
 
 use metrics::Unit;
 
-use crate::telemetry::stats::Status;
+use crate::telemetry::status::Status;
 
 /// Which kind of metric.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     model::error::{ErrorKind, Stage},
-    telemetry::stats::Reason,
+    telemetry::labels::Reason,
 };
 
 #[derive(Debug, Default)]

@@ -1,0 +1,124 @@
+//! Taking a connection out of a pool: an idle one, or whatever comes when it is the caller's turn.
+
+use std::{pin::pin, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::oneshot,
+    task::yield_now,
+    time::{Instant, timeout_at},
+};
+
+use super::{Pool, Unserved, lease::Lease, refusals::Refusal, state::Waiter};
+use crate::{
+    connection::Fitness,
+    model::{endpoint::Route, error::Error},
+};
+
+/// Longest wait for a turn of a connection's task, which takes microseconds unless the runtime is swamped.
+const TURN_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A caller that waits for longer than this will want to know why.
+const LONG_WAIT: Duration = Duration::from_millis(100);
+
+impl Pool {
+    /// A connection, by `until`; and whether the database was believed asleep when it was waited for.
+    ///
+    /// # Cancel safety
+    /// Dropping it gives up the place in the queue; an attempt to connect that is under way goes on.
+    pub(crate) async fn get(self: &Arc<Self>, until: Instant) -> Result<(Lease, bool), Unserved> {
+        let started = Instant::now();
+        let found = async {
+            let (mut slept, mut has_waited) = (false, false);
+            if self.shared.pace.is_overdue(started) {
+                yield_now().await; // the runtime looks which sockets have ended
+            }
+            loop {
+                let lease = self.next(until, has_waited, &mut slept).await?;
+                has_waited = true; // if the connection is dead, the turn is still this caller's
+                let Some(lease) = self.vet(lease).await else {
+                    continue;
+                };
+                if let Some(lease) = self.with_fresh_plans(lease, until).await? {
+                    return Ok((lease, slept));
+                }
+            }
+        };
+        let mut found = pin!(found);
+        if let Ok(found) = timeout_at(until.min(started + LONG_WAIT), &mut found).await {
+            return found;
+        }
+        self.look_who_holds();
+        timeout_at(until, found)
+            .await
+            .unwrap_or_else(|_| Err(self.out_of_time(started).into()))
+    }
+
+    /// Takes note of who holds the connections, so that it can be told for how long if that lasts.
+    fn look_who_holds(&self) {
+        for watch in &self.state().open {
+            watch.held_for();
+        }
+    }
+
+    /// What holds, and is the answer for whoever waits until `until`.
+    pub(super) fn refusal(&self, until: Instant) -> Option<Refusal> {
+        let refusal = self.shared.refusals.get(&self.tenant, Route::Pooled);
+        refusal.filter(|it| it.answers(until))
+    }
+
+    /// The next connection: an idle one, or whatever comes when it is the caller's turn.
+    /// Notes in `slept` if it waits for a database believed asleep.
+    pub(super) async fn next(
+        self: &Arc<Self>,
+        until: Instant,
+        has_waited: bool,
+        slept: &mut bool,
+    ) -> Result<Lease, Unserved> {
+        let refusal = self.refusal(until);
+        let turn = {
+            let mut state = self.state();
+            if let Some(why) = &state.forbidden {
+                return Err(why.clone());
+            }
+            if let Some(connection) = state.pop_idle() {
+                state.lent += 1;
+                drop(state);
+                return Ok(Lease::new(connection, Arc::clone(self)));
+            }
+            if let Some(refusal) = refusal.filter(|_| state.open.is_empty()) {
+                return Err(refusal.error().into());
+            }
+            let (turn, mine) = oneshot::channel();
+            let waiter = Waiter { turn, until };
+            *slept |= state.believes_asleep();
+            state.enqueue(waiter, has_waited);
+            mine
+        };
+        self.pump();
+        turn.await.unwrap_or_else(|_| Err(Error::closed().into()))
+    }
+
+    /// The lease, if its connection can be used; asks the server where that is in doubt.
+    async fn vet(self: &Arc<Self>, lease: Lease) -> Option<Lease> {
+        let watch = &lease.connection().watch;
+        let mut fitness = lease.connection().fitness(&self.shared.config);
+        if fitness == Fitness::Unsettled {
+            watch.settle_within(TURN_TIMEOUT).await;
+            fitness = lease.connection().fitness(&self.shared.config);
+        }
+        match fitness {
+            Fitness::Fit => Some(lease),
+            Fitness::Unverified => self.verify(lease).await,
+            Fitness::Unsettled => {
+                // Not given back: what cannot be used by this caller cannot be used by the next.
+                lease.discard();
+                None
+            }
+            Fitness::Tainted => {
+                lease.end();
+                None
+            }
+            Fitness::Closed => None,
+        }
+    }
+}

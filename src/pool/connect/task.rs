@@ -1,0 +1,84 @@
+//! The task that drives an open connection, and tells the pool when it ends.
+
+use std::{future::poll_fn, sync::Arc, time::Duration};
+
+use super::deadpool::mint;
+use crate::{
+    connection::{
+        Connection,
+        dial::{ConnectionTask, Dialed},
+        status::Watch,
+    },
+    pool::Pool,
+    telemetry::stats::count,
+};
+
+/// Longest wait for the other side to end a connection that we close.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Starts the task of a new connection, and gives the connection to whoever waits.
+pub(super) fn open(pool: &Arc<Pool>, dialed: Dialed) {
+    let Dialed {
+        client,
+        watch,
+        seat,
+        endpoint,
+        task,
+        ..
+    } = dialed;
+    count(&pool.shared.stats.opened);
+    let ending = Ending::new(pool, &watch);
+    pool.shared
+        .connections
+        .spawn_on(tend(task, ending), &pool.shared.runtime);
+    // deadpool's client aborts this handle when it is dropped; the real task still has to say goodbye.
+    let stand_in = pool.shared.runtime.spawn(std::future::ready(()));
+    match mint(client, stand_in) {
+        Some(client) => pool.park(Connection::new(client, watch, seat, endpoint)),
+        None => watch.mark_closing(),
+    }
+}
+
+/// Moves a connection's bytes until it ends, and looks after each turn whether something runs on it that should not.
+pub(crate) async fn tend(mut task: ConnectionTask, ending: Ending) {
+    let turns = poll_fn(|cx| {
+        let polled = task.as_mut().poll(cx);
+        if polled.is_pending() && ending.watch.is_stray() {
+            ending.pool.pull(&ending.watch);
+        }
+        polled
+    });
+    tokio::select! {
+        biased;
+        result = turns => if let Err(err) = result {
+            tracing::debug!(%err, "connection ended");
+        },
+        () = ending.watch.overdue(FAREWELL_TIMEOUT) => {}
+    }
+    drop(task); // and with it the socket: before the pool counts it as ended
+    drop(ending);
+}
+
+/// Tells the pool, when it is dropped, that a connection's task has ended.
+pub(crate) struct Ending {
+    // A pool that has left the cache closes its idle connections, so this is no circle that lasts. And as long as one
+    // has not ended, a tenant that comes back finds the pool, which counts it.
+    pool: Arc<Pool>,
+    watch: Arc<Watch>,
+}
+
+impl Ending {
+    pub(crate) fn new(pool: &Arc<Pool>, watch: &Arc<Watch>) -> Self {
+        Self {
+            pool: Arc::clone(pool),
+            watch: Arc::clone(watch),
+        }
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.watch.mark_ended(); // also where the task was dropped half-way
+        self.pool.ended(&self.watch);
+    }
+}

@@ -1,0 +1,217 @@
+//! A call's way to a connection: an idle one at once, or a wait in the tenant's pool.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+use tracing::Instrument;
+
+use super::{Inner, locate::flown};
+use crate::{
+    catalog::cached::{Entry, EntryCache},
+    limits::callers::Place,
+    model::{
+        error::{Error, ErrorKind, Stage},
+        tenant::TenantId,
+    },
+    pool::{Pool, Unserved, lease::Lease, shared::Shared},
+    provision::source::OnMissing,
+    telemetry::{
+        labels::{Path, Reason},
+        spans::{self, Laps},
+        stats::count,
+    },
+};
+
+/// Waits in `pool` for a connection, or, for another reason than a request, until the database is awake.
+async fn serve(
+    pool: &Arc<Pool>,
+    created: bool,
+    until: Instant,
+    reason: Reason,
+    laps: &mut Laps<'_>,
+) -> Result<(Option<Lease>, Path), Unserved> {
+    let (lease, slept) = if reason == Reason::Request {
+        let served = pool.get(until).await;
+        laps.lap(served.as_ref().map_err(Unserved::error), waited);
+        served.map(|(lease, slept)| (Some(lease), slept))?
+    } else {
+        let awake = Box::pin(pool.wake(until, reason, None)).await;
+        if !created && matches!(awake, Ok(false)) {
+            return Ok((None, Path::Warm)); // nobody has waited
+        }
+        laps.lap(awake.as_ref().map_err(Unserved::error), woken);
+        (None, awake?)
+    };
+    let path = match (created, slept) {
+        (true, _) => Path::Provisioned,
+        (false, true) => Path::Cold,
+        (false, false) => Path::Reopened,
+    };
+    Ok((lease, path))
+}
+
+/// For which stage a caller has waited in a pool's queue.
+fn waited(result: Result<&(Lease, bool), Option<Stage>>) -> Stage {
+    match result {
+        Ok((_, true)) => Stage::Wake,
+        Ok((_, false)) => Stage::Checkout,
+        Err(stage) => stage.unwrap_or(Stage::Checkout),
+    }
+}
+
+/// For which stage a caller has waited who wants the database awake.
+fn woken(result: Result<&bool, Option<Stage>>) -> Stage {
+    match result {
+        Ok(true) => Stage::Wake,
+        Ok(false) => Stage::Checkout,
+        Err(stage) => stage.unwrap_or(Stage::Wake),
+    }
+}
+
+impl Inner {
+    /// A connection, within `patience`, or `get_timeout` if there is none.
+    pub(crate) async fn get(
+        &self,
+        tenant: &str,
+        on_missing: OnMissing,
+        patience: Option<Duration>,
+    ) -> Result<Lease, Error> {
+        if self.shared.life.is_shut() {
+            return Err(self.turn_away(tenant, Reason::Request));
+        }
+        match self.pools.get_now(tenant) {
+            Ok(lease) => {
+                spans::warm(tenant);
+                Ok(lease)
+            }
+            // In a box, so that who need not wait does not carry all that it takes to wait.
+            Err(pool) => {
+                let wait = self.wait(tenant, pool, on_missing, Reason::Request, patience);
+                let lease = Box::pin(wait).await?;
+                Ok(lease.expect("whoever asks for a connection is served with one"))
+            }
+        }
+    }
+
+    /// Returns when the database of `tenant` is awake.
+    pub(crate) async fn wake(&self, tenant: &str, on_missing: OnMissing) -> Result<(), Error> {
+        if self.shared.life.is_shut() {
+            return Err(self.turn_away(tenant, Reason::Warm));
+        }
+        let pool = self.pools.find(tenant);
+        let wait = self.wait(tenant, pool, on_missing, Reason::Warm, None);
+        wait.await.map(drop)
+    }
+
+    /// The error for a call that comes when the router ends or has ended.
+    fn turn_away(&self, tenant: &str, reason: Reason) -> Error {
+        let err = Error::closed();
+        spans::end(&spans::span(tenant, reason), Err(&err));
+        self.shared.stats.failed(&err);
+        err
+    }
+
+    /// Waits for a connection, or, for another reason, until the database is awake; in `pool`, if the tenant has one.
+    async fn wait(
+        &self,
+        tenant: &str,
+        pool: Option<Arc<Pool>>,
+        on_missing: OnMissing,
+        reason: Reason,
+        patience: Option<Duration>,
+    ) -> Result<Option<Lease>, Error> {
+        let Shared { life, stats, .. } = &*self.shared;
+        let (span, mut laps) = (spans::span(tenant, reason), Laps::new(stats));
+        let work = async {
+            tokio::select! {
+                biased;
+                () = life.ended() => Err(Error::closed()),
+                result = self.wait_in_line(tenant, pool, on_missing, reason, patience, &mut laps) => result,
+            }
+        };
+        let result = work.instrument(span.clone()).await;
+        spans::end(&span, result.as_ref().map(|(_, path)| *path));
+        match result {
+            Ok((lease, path)) => {
+                stats.got(path, laps.waited());
+                Ok(lease)
+            }
+            Err(err) => {
+                stats.failed(&err);
+                self.note_failing(&err);
+                Err(err)
+            }
+        }
+    }
+
+    async fn wait_in_line(
+        &self,
+        raw: &str,
+        pool: Option<Arc<Pool>>,
+        on_missing: OnMissing,
+        reason: Reason,
+        patience: Option<Duration>,
+        laps: &mut Laps<'_>,
+    ) -> Result<(Option<Lease>, Path), Error> {
+        let tenant = TenantId::parse(raw)?;
+        let place = self.enter(&tenant)?;
+        let patience = patience.unwrap_or(self.shared.config.get_timeout);
+        let until = laps.began + patience;
+        let mut pool = pool;
+        let work = async {
+            loop {
+                let (pool, created) = if let Some(pool) = pool.take() {
+                    (pool, false)
+                } else {
+                    // In a box, like what follows: who waits for a connection is to carry no more than that.
+                    let patience = until.saturating_duration_since(Instant::now());
+                    let flight = Box::pin(self.fly(&tenant, on_missing, patience)).await;
+                    laps.lap(flight.as_ref(), flown);
+                    flight.map(|it| (it.pool, it.created))?
+                };
+                match serve(&pool, created, until, reason, laps).await {
+                    Err(Unserved::Relocate(_)) if Instant::now() < until => {}
+                    served => return served.map_err(Unserved::into_error),
+                }
+            }
+        };
+        let served = work.await;
+        if served.is_ok() {
+            place.leave_served();
+        }
+        served.map_err(|err: Error| err.with_tenant(&tenant))
+    }
+
+    /// Takes note that a call has failed of a tenant that has a database. Other ids come from outside: whoever makes them up must
+    /// not fill the list of those who fail.
+    pub(crate) fn note_failing(&self, err: &Error) {
+        let Some(tenant) = err.tenant() else {
+            return;
+        };
+        let entries = self.shared.source.catalog().map(|it| &it.entries);
+        let is_known = |it: &EntryCache| matches!(it.get(tenant), Some(Entry::Known(_)));
+        if entries.is_some_and(is_known) || self.pools.alive(tenant.as_str()).is_some() {
+            self.shared.stats.failing.add(tenant, 1.0);
+        }
+    }
+
+    /// A place among the callers who wait.
+    pub(crate) fn enter(&self, tenant: &TenantId) -> Result<Place<TenantId>, Error> {
+        let Shared { waiting, stats, .. } = &*self.shared;
+        waiting.enter(tenant).map_err(|full| {
+            count(&stats.overloaded);
+            let most = full.most;
+            let message = if full.of_one {
+                format!(
+                    "{most} callers wait for this tenant already; raise waiting_per_tenant, or pool_size so that more \
+                     are served side by side"
+                )
+            } else {
+                format!("{most} callers wait already; raise waiting_callers, or max_connections so that more are served")
+            };
+            Error::new(ErrorKind::Overloaded, message)
+                .with_tenant(tenant)
+                .with_retry_after(full.wait)
+        })
+    }
+}

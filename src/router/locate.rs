@@ -1,0 +1,114 @@
+//! The flight that finds a tenant's endpoint and makes its pool.
+
+use std::{future::Future, mem, pin::Pin, sync::Arc, time::Duration};
+
+use tokio::time::{Instant, timeout_at};
+use tracing::Instrument;
+
+use super::Inner;
+use crate::{
+    model::{
+        error::{Error, Stage},
+        tenant::TenantId,
+    },
+    pool::{Pool, Unserved, shared::Shared},
+    provision::source::{self, OnMissing},
+    sync::progress::{Progress, Stale},
+    telemetry::spans,
+};
+
+/// What a flight has found.
+#[derive(Clone)]
+pub(crate) enum Flown {
+    Arrived(Arrived),
+    /// The tenant has no database, and this is as much as the flight could do about it.
+    Missing(OnMissing),
+}
+
+/// Where a flight has led.
+#[derive(Clone)]
+pub(crate) struct Arrived {
+    pub(crate) pool: Arc<Pool>,
+    /// Whether it had the tenant's database created, or adopted.
+    pub(super) created: bool,
+}
+
+/// For which stage a caller has waited who flew.
+pub(super) fn flown(result: Result<&Arrived, Option<Stage>>) -> Stage {
+    match result {
+        Ok(Arrived { created: true, .. }) => Stage::Provision,
+        Ok(_) => Stage::Lookup,
+        Err(stage) => stage.unwrap_or(Stage::Lookup),
+    }
+}
+
+pub(crate) type Found = Pin<Box<dyn Future<Output = Result<Flown, Error>> + Send>>;
+
+impl Inner {
+    /// The pool of a tenant that is not in the cache.
+    pub(crate) async fn fly(
+        &self,
+        tenant: &TenantId,
+        on_missing: OnMissing,
+        patience: Duration,
+    ) -> Result<Arrived, Error> {
+        let until = Instant::now() + patience;
+        loop {
+            let patience = until.saturating_duration_since(Instant::now());
+            let find = || self.find(tenant, on_missing);
+            match self.flights.join(tenant, patience, find).await? {
+                Flown::Arrived(arrived) => return Ok(arrived),
+                Flown::Missing(by) if by >= on_missing => return Err(source::not_created()),
+                Flown::Missing(_) => {} // the flight of a call that may do less
+            }
+        }
+    }
+
+    /// The flight that finds a tenant's endpoint, creates it if that is allowed, and makes its pool.
+    pub(crate) fn find(
+        &self,
+        tenant: &TenantId,
+        on_missing: OnMissing,
+    ) -> (Progress, impl FnMut() -> Found + Send + 'static) {
+        let progress = Progress::new(Stage::Lookup, self.shared.config.provision_timeout);
+        let (pools, shared) = (Arc::clone(&self.pools), Arc::clone(&self.shared));
+        let (tenant, seen) = (tenant.clone(), progress.clone());
+        let mut first = true;
+        let name = tenant.as_str();
+        let span = spans::detached(tracing::debug_span!(parent: None, "flight", tenant = name));
+        let flight = move || -> Found {
+            let again = !mem::replace(&mut first, false);
+            let (tenant, seen) = (tenant.clone(), seen.clone());
+            let (pools, shared) = (Arc::clone(&pools), Arc::clone(&shared));
+            let work = async move {
+                if again {
+                    pools.evict(tenant.as_str()); // what was found before may be old
+                } else if let Some(pool) = pools.find(tenant.as_str()) {
+                    // It landed between the caller's look and this one.
+                    return Ok(Flown::Arrived(Arrived {
+                        pool,
+                        created: false,
+                    }));
+                }
+                let Shared { source, stats, .. } = &*shared;
+                let asked = source.stamp();
+                let locate = source.locate(&tenant, on_missing, &seen, stats);
+                let located = timeout_at(seen.deadline(), locate).await;
+                let Some(located) = located.map_err(|_| seen.timed_out())?? else {
+                    return Ok(Flown::Missing(on_missing));
+                };
+                let endpoint = Arc::clone(&located.endpoint);
+                let created = located.created;
+                let pool = pools.insert(&tenant, located);
+                // In this order: the follower notes a change before it looks for the pool.
+                if !source.agrees(&tenant, &endpoint, asked) {
+                    pools.forbid(&tenant, &Unserved::relocate());
+                    seen.mark_stale(Stale::Wrong);
+                }
+                Ok(Flown::Arrived(Arrived { pool, created }))
+            };
+            Box::pin(work.instrument(span.clone()))
+        };
+        (progress, flight)
+    }
+}

@@ -1,222 +1,173 @@
-//! A module names only modules of its own row and of rows above it.
+//! A folder of `src` names only folders on floors below its own.
+//!
+//! So there is no circle between folders, and none between files of different folders.
 
-use std::{collections::HashMap, fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
-/// Lowest row first. A module in a folder belongs to the folder's row.
-const ROWS: &[(&str, &[&str])] = &[
-    (
-        "words",
-        &[
-            "chain",
-            "secret",
-            "tenant",
-            "current_tenant",
-            "plan",
-            "endpoint",
-            "record",
-            "config",
-            "resolve",
-            "error",
-        ],
-    ),
-    (
-        "mechanisms",
-        &[
-            "retry",
-            "flights",
-            "breaker",
-            "admission",
-            "life",
-            "supervise",
-            "flow",
-            "waiting",
-            "budget",
-            "open_files",
-            "hint",
-            "stats",
-            "meters",
-            "top",
-            "trail",
-            "trust",
-            "seal",
-        ],
-    ),
-    ("neon", &["neon"]),
-    (
-        "dial",
-        &[
-            "tls",
-            "stream",
-            "watch",
-            "statements",
-            "session_state",
-            "tap",
-            "drive",
-            "dial",
-            "verdict",
-        ],
-    ),
-    (
-        "tenancy",
-        &[
-            "lookup",
-            "records",
-            "catalog",
-            "control_plane",
-            "provision",
-            "source",
-        ],
-    ),
-    (
-        "pools",
-        &[
-            "refusals", "shared", "reset", "lease", "opening", "wake", "pool", "index", "pools",
-            "sweep", "follow",
-        ],
-    ),
-    (
-        "face",
-        &[
-            "cached_statements",
-            "client",
-            "closing",
-            "explain",
-            "observing",
-            "handle",
-            "cancel",
-            "transaction",
-            "direct",
-            "router",
-            "fleet",
-            "warm",
-            "preload",
-            "verbs",
-            "builder",
-        ],
-    ),
-    (
-        "edge",
-        &[
-            "manual",
-            "identify",
-            "problem",
-            "extract",
-            "warm_layer",
-            "settings",
-        ],
-    ),
+/// The folders, lowest floor first. Those of one row do not name each other.
+const FLOORS: &[&[&str]] = &[
+    &["model"],
+    &["sync"],
+    &["limits"],
+    &["telemetry"],
+    &["connection"],
+    &["neon"],
+    &["catalog"],
+    &["control_plane"],
+    &["provision"],
+    &["pool"],
+    &["client"],
+    &["router"],
+    &["fleet", "web"],
+    &["manual"],
 ];
-
-/// Uses the words only, never the router.
+/// Stands beside the house: it names the lowest floor only, and no folder names it.
 const EMULATOR: &str = "emulator";
 
 #[test]
-fn modules_look_down_only() {
-    let rank: HashMap<&str, usize> = ROWS
-        .iter()
-        .enumerate()
-        .flat_map(|(rank, (_, modules))| modules.iter().map(move |module| (*module, rank)))
-        .collect();
+fn folders_name_lower_floors_only() {
+    let files = files();
+    assert!(files.len() > 150, "{} files were found", files.len());
     let mut wrong = Vec::new();
-    let mut seen = Vec::new();
-    for (module, code) in modules() {
-        let own = if module == EMULATOR {
-            0
-        } else {
-            *rank.get(module.as_str()).expect(&module)
-        };
-        for named in names_in(&code) {
-            let Some(&other) = rank.get(named.as_str()) else {
-                assert!(
-                    named == EMULATOR || !code.contains(&format!("crate::{named}::")),
-                    "{named} has no row"
-                );
-                wrong.extend(
-                    (named == EMULATOR && module != EMULATOR)
-                        .then(|| format!("{module} -> {named}")),
-                );
-                continue;
-            };
-            seen.push((module.clone(), named.clone()));
-            if other > own {
-                wrong.push(format!("{module} -> {named}"));
-            }
+    let mut edges = 0;
+    for file in &files {
+        let code = code_of(file);
+        for name in names_in(&code) {
+            edges += 1;
+            wrong.extend(check(file, &name).err());
+        }
+        if leaves_its_folder(file, &code) {
+            wrong.push(format!(
+                "{}: super:: leads out of the folder",
+                file.display()
+            ));
         }
     }
-    assert!(
-        seen.contains(&("router".into(), "pools".into())),
-        "the test reads nothing: {seen:?}"
-    );
-    assert_eq!(wrong, Vec::<String>::new(), "upward");
+    assert!(edges > 300, "{edges} names were read");
+    assert_eq!(wrong, Vec::<String>::new());
 }
 
-/// Every module of the crate with its code, tests left out.
-fn modules() -> Vec<(String, String)> {
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut found = Vec::new();
-    let mut folders = vec![src.clone()];
+#[test]
+fn each_kind_of_breach_is_found() {
+    let file = Path::new("pool/connect.rs");
+    for (name, breach) in [
+        ("router", "upward"),
+        ("emulator", "upward"),
+        ("Error", "through the crate root"),
+        ("utils", "no floor"),
+    ] {
+        let found = check(file, name).unwrap_err();
+        assert!(found.contains(breach), "{found}");
+    }
+    check(file, "connection").unwrap();
+    check(file, "pool").unwrap();
+    check(Path::new("fleet/report.rs"), "web").unwrap_err();
+    check(Path::new("emulator/world.rs"), "sync").unwrap_err();
+    check(Path::new("emulator/world.rs"), "model").unwrap();
+    assert!(leaves_its_folder(file, "use super::super::router;"));
+    assert!(!leaves_its_folder(file, "use super::state;"));
+    assert!(leaves_its_folder(
+        Path::new("pool.rs"),
+        "use super::router;"
+    ));
+    let nested = "use crate::{model::{error::Error, tenant::TenantId}, router};";
+    assert_eq!(names_in(nested), ["model", "router"]);
+}
+
+/// Checks whether the file may name `name`, which follows `crate::`.
+fn check(file: &Path, name: &str) -> Result<(), String> {
+    let folder = folder_of(file);
+    let says = |breach: &str| Err(format!("{}: crate::{name}, {breach}", file.display()));
+    if name.starts_with(char::is_uppercase) {
+        return says("through the crate root: name the folder");
+    }
+    if name == folder {
+        return Ok(());
+    }
+    let floor = |name: &str| FLOORS.iter().position(|row| row.contains(&name));
+    let is_below = match (floor(&folder), floor(name)) {
+        _ if folder == EMULATOR => Some(name == "model"),
+        _ if name == EMULATOR => Some(false),
+        (Some(own), Some(other)) => Some(other < own),
+        _ => None,
+    };
+    match is_below {
+        Some(true) => Ok(()),
+        Some(false) => says("upward"),
+        None => says("which has no floor"),
+    }
+}
+
+/// Whether a path of `super::` leads to the crate's root.
+fn leaves_its_folder(file: &Path, code: &str) -> bool {
+    let depth = file.components().count();
+    code.contains(&"super::".repeat(depth))
+}
+
+/// Returns the folder of a file, by its path within `src`: `pool` for `pool.rs` and for `pool/state.rs`.
+fn folder_of(file: &Path) -> String {
+    let first = file.iter().next().unwrap_or_default();
+    Path::new(first).with_extension("").display().to_string()
+}
+
+/// Returns every file of the crate but its root, by its path within `src`.
+fn files() -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    let mut folders = vec![src()];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 folders.push(path);
-                continue;
-            }
-            let name = path.strip_prefix(&src).unwrap().with_extension("");
-            let module = name
-                .components()
-                .next()
-                .unwrap()
-                .as_os_str()
-                .to_str()
-                .unwrap()
-                .to_owned();
-            if module != "lib" && path.extension().is_some_and(|extension| extension == "rs") {
-                let code = fs::read_to_string(&path).unwrap();
-                let code = code.split("#[cfg(test)]").next().unwrap_or_default();
-                let code = code
-                    .lines()
-                    .filter(|line| !line.trim_start().starts_with("//"));
-                found.push((module, code.collect::<Vec<_>>().join("\n")));
+            } else if path.extension().is_some_and(|it| it == "rs") && !path.ends_with("lib.rs") {
+                files.push(path.strip_prefix(src()).unwrap().to_owned());
             }
         }
     }
-    found
+    files
 }
 
-/// The modules named by `crate::…` and by `use crate::{…}`.
+/// Returns the code of a file without its comments and its unit tests.
+fn code_of(file: &Path) -> String {
+    let code = fs::read_to_string(src().join(file)).unwrap();
+    let code = code.split("#[cfg(test)]\nmod tests").next().unwrap();
+    let code = code
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"));
+    code.collect::<Vec<_>>().join("\n")
+}
+
+fn src() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
+}
+
+/// Returns the names that follow `crate::`, also in `use crate::{…}`.
 fn names_in(code: &str) -> Vec<String> {
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    let first_word = |path: &str| path.chars().take_while(|c| is_word(*c)).collect::<String>();
     let mut names = Vec::new();
     for after in code.split("crate::").skip(1) {
-        if let Some(list) = after.strip_prefix('{') {
-            let (mut depth, mut word) = (1, String::new());
-            for c in list.chars() {
-                match c {
-                    '{' => depth += 1,
-                    '}' => depth -= 1,
-                    _ => {}
+        let Some(list) = after.strip_prefix('{') else {
+            names.push(first_word(after));
+            continue;
+        };
+        let (mut depth, mut begins) = (1, true);
+        for (at, c) in list.char_indices() {
+            match c {
+                '{' => depth += 1,
+                '}' if depth == 1 => break,
+                '}' => depth -= 1,
+                ',' if depth == 1 => begins = true,
+                c if begins && is_word(c) => {
+                    names.push(first_word(&list[at..]));
+                    begins = false;
                 }
-                if depth == 1 && (c.is_alphanumeric() || c == '_') {
-                    word.push(c);
-                } else if depth == 0 || c == ',' {
-                    names.extend((!word.is_empty()).then(|| std::mem::take(&mut word)));
-                } else if c == ':' {
-                    // The first word of a path is the module; the rest is passed over up to the next comma.
-                    names.extend((!word.is_empty()).then(|| std::mem::take(&mut word)));
-                }
-                if depth == 0 {
-                    break;
-                }
+                _ => {}
             }
-        } else {
-            names.push(
-                after
-                    .chars()
-                    .take_while(|c| c.is_alphanumeric() || *c == '_')
-                    .collect(),
-            );
         }
     }
-    names.retain(|name: &String| name.chars().all(|c| c.is_lowercase() || c == '_'));
     names
 }

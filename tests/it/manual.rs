@@ -10,10 +10,13 @@ const TUNING: &str = include_str!("../../src/manual/tuning.md");
 
 /// Each builder as the manual links it, and the files that have its settings.
 const BUILDERS: [(&str, &[&str]); 4] = [
-    ("RouterBuilder", &["builder.rs", "settings.rs"]),
+    (
+        "RouterBuilder",
+        &["router/builder.rs", "router/settings.rs"],
+    ),
     ("Provisioner", &["provision.rs"]),
     ("neon::NeonBuilder", &["neon/builder.rs"]),
-    ("catalog::PostgresBuilder", &["records/postgres/builder.rs"]),
+    ("catalog::PostgresBuilder", &["catalog/postgres/builder.rs"]),
 ];
 
 fn root() -> PathBuf {

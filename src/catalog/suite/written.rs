@@ -243,7 +243,7 @@ pub(super) async fn doubt<R: Records>(stage: &Stage<R>) -> Outcome {
         let attempt = stage.found(&acme).await?.attempt;
         let attempt = attempt.ok_or("an attempt is gone")?;
         equal("the id of the attempt", &attempt.id.as_str(), &"attempt-1")?;
-        Ok::<_, crate::BoxError>(attempt.doubt)
+        Ok::<_, crate::model::error::BoxError>(attempt.doubt)
     };
     record.attempt = Some(Attempt::new("attempt-1", LEASE));
     stage.wrote(&lease, &record, Then::Keep).await?;

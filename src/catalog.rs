@@ -13,7 +13,7 @@ use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 pub use memory::Memory;
 pub use postgres::{Postgres, PostgresBuilder};
-pub use record::{Attempt, Changes, Lease, Leased, Placement, Record, State, Then};
+pub use record::{AfterWrite, Attempt, Changes, Lease, Leased, Placement, Record, State};
 
 use self::lookup::{Answer, Lookup};
 use crate::model::{
@@ -48,10 +48,10 @@ use crate::model::{
 /// # Cancel safety
 /// A call may be dropped at any moment: when [`catalog_timeout`](crate::RouterBuilder::catalog_timeout) is over, or by
 /// whoever made it. As after an error, nobody knows then whether it did as it was asked; half of it must not be done.
-pub trait Records: Lookup {
+pub trait Catalog: Lookup {
     /// Says which namespace this value serves, before anything else is asked, and whether passwords will be written.
     /// Must fail if it was told another namespace before, or if it cannot keep passwords safe that it is going to get.
-    fn serve(&self, namespace: &Namespace, with_passwords: bool) -> Result<(), BoxError>;
+    fn bind(&self, namespace: &Namespace, with_passwords: bool) -> Result<(), BoxError>;
 
     /// What is known of `tenant`, as it is now.
     fn find(
@@ -80,7 +80,7 @@ pub trait Records: Lookup {
         &self,
         lease: &Lease,
         record: &Record,
-        then: Then,
+        then: AfterWrite,
     ) -> impl Future<Output = Result<bool, BoxError>> + Send;
 
     /// Gives `lease` back. Does nothing if it is somebody else's.
@@ -104,18 +104,18 @@ pub trait Records: Lookup {
 
     /// Waits until [`changes`](Self::changes) may have something to say; for ever if nobody would know. It may be wrong
     /// either way: changes are asked for from time to time anyhow.
-    fn nudged(&self) -> impl Future<Output = ()> + Send {
+    fn changed(&self) -> impl Future<Output = ()> + Send {
         std::future::pending()
     }
 }
 
 /// Something is wrong with the record of one tenant, and the catalog itself is up.
 ///
-/// For implementors: what other errors mean is said at [`Records`](Records#errors).
+/// For implementors: what other errors mean is said at [`Catalog`](Records#errors).
 #[derive(Clone, Eq, PartialEq)]
-pub struct Defect(String);
+pub struct InvalidRecord(String);
 
-impl Defect {
+impl InvalidRecord {
     /// Says what is wrong. The text must hold no secret.
     pub fn new(message: impl Into<String>) -> Self {
         Self(message.into())
@@ -136,14 +136,14 @@ impl Defect {
     }
 }
 
-impl fmt::Display for Defect {
+impl fmt::Display for InvalidRecord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
 /// Its text, as `main` prints an error that it returns.
-impl fmt::Debug for Defect {
+impl fmt::Debug for InvalidRecord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !f.alternate() {
             return chain::write(f, self);
@@ -152,11 +152,11 @@ impl fmt::Debug for Defect {
     }
 }
 
-impl std::error::Error for Defect {}
+impl std::error::Error for InvalidRecord {}
 
 /// A call failed, and the catalog itself may be up.
 ///
-/// For implementors: what other errors mean is said at [`Records`](Records#errors).
+/// For implementors: what other errors mean is said at [`Catalog`](Records#errors).
 #[derive(Clone)]
 pub struct CallError {
     reason: Reason,
@@ -242,8 +242,8 @@ impl std::error::Error for CallError {
     }
 }
 
-/// [`Records`] with its type erased.
-pub(crate) trait AnyRecords: Send + Sync {
+/// [`Catalog`] with its type erased.
+pub(crate) trait AnyCatalog: Send + Sync {
     fn serve(&self, namespace: &Namespace, with_passwords: bool) -> Result<(), BoxError>;
     fn find<'a>(&'a self, tenant: &'a TenantId) -> Answer<'a, Option<Record>>;
     fn lease<'a>(
@@ -252,20 +252,25 @@ pub(crate) trait AnyRecords: Send + Sync {
         owner: &'a str,
         time: Duration,
     ) -> Answer<'a, Leased>;
-    fn write<'a>(&'a self, lease: &'a Lease, record: &'a Record, then: Then) -> Answer<'a, bool>;
+    fn write<'a>(
+        &'a self,
+        lease: &'a Lease,
+        record: &'a Record,
+        then: AfterWrite,
+    ) -> Answer<'a, bool>;
     fn release<'a>(&'a self, lease: &'a Lease) -> Answer<'a, ()>;
     fn list<'a>(&'a self, after: Option<&'a TenantId>, limit: usize) -> Answer<'a, Vec<Record>>;
     fn changes(&self, since: Option<u64>, limit: usize) -> Answer<'_, Changes>;
-    fn nudged(&self) -> Answer<'_, ()>;
+    fn changed(&self) -> Answer<'_, ()>;
 }
 
-impl<R: Records> AnyRecords for R {
+impl<R: Catalog> AnyCatalog for R {
     fn serve(&self, namespace: &Namespace, with_passwords: bool) -> Result<(), BoxError> {
-        Records::serve(self, namespace, with_passwords)
+        Catalog::bind(self, namespace, with_passwords)
     }
 
     fn find<'a>(&'a self, tenant: &'a TenantId) -> Answer<'a, Option<Record>> {
-        Box::pin(Records::find(self, tenant))
+        Box::pin(Catalog::find(self, tenant))
     }
 
     fn lease<'a>(
@@ -274,28 +279,33 @@ impl<R: Records> AnyRecords for R {
         owner: &'a str,
         time: Duration,
     ) -> Answer<'a, Leased> {
-        Box::pin(Records::lease(self, tenant, owner, time))
+        Box::pin(Catalog::lease(self, tenant, owner, time))
     }
 
-    fn write<'a>(&'a self, lease: &'a Lease, record: &'a Record, then: Then) -> Answer<'a, bool> {
-        Box::pin(Records::write(self, lease, record, then))
+    fn write<'a>(
+        &'a self,
+        lease: &'a Lease,
+        record: &'a Record,
+        then: AfterWrite,
+    ) -> Answer<'a, bool> {
+        Box::pin(Catalog::write(self, lease, record, then))
     }
 
     fn release<'a>(&'a self, lease: &'a Lease) -> Answer<'a, ()> {
-        Box::pin(Records::release(self, lease))
+        Box::pin(Catalog::release(self, lease))
     }
 
     fn list<'a>(&'a self, after: Option<&'a TenantId>, limit: usize) -> Answer<'a, Vec<Record>> {
-        Box::pin(Records::list(self, after, limit))
+        Box::pin(Catalog::list(self, after, limit))
     }
 
     fn changes(&self, since: Option<u64>, limit: usize) -> Answer<'_, Changes> {
-        Box::pin(Records::changes(self, since, limit))
+        Box::pin(Catalog::changes(self, since, limit))
     }
 
-    fn nudged(&self) -> Answer<'_, ()> {
+    fn changed(&self) -> Answer<'_, ()> {
         Box::pin(async {
-            Records::nudged(self).await;
+            Catalog::changed(self).await;
             Ok(())
         })
     }

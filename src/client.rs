@@ -11,7 +11,7 @@ use std::{
 
 use self::cancel::CancelToken;
 use crate::{
-    connection::Parts,
+    connection::ConnectionInner,
     model::{endpoint::Route, tenant::TenantId},
     pool::lease::Lease,
 };
@@ -59,9 +59,9 @@ impl TenantClient {
 
 /// A token that stops what runs on a pooled connection.
 pub(crate) fn token_of(lease: &Lease) -> CancelToken {
-    let Parts {
+    let ConnectionInner {
         client,
-        watch,
+        status: watch,
         endpoint,
         ..
     } = &**lease.connection();

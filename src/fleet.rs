@@ -19,7 +19,7 @@ use crate::{
         plan::Plan,
         tenant::TenantId,
     },
-    provision::{Demand, Provisioning, source::Source},
+    provision::{CreateReason, ProvisionEngine, source::Source},
     router::{Inner, TenantRouter},
     sync::progress::Progress,
     telemetry::stats::Stats,
@@ -85,7 +85,7 @@ impl Fleet {
         tenant: &T,
         plan: &Plan,
     ) -> Result<Provisioned, Error> {
-        self.order(tenant.as_ref(), Demand::Order(plan.clone()))
+        self.order(tenant.as_ref(), CreateReason::Order(plan.clone()))
             .await
     }
 
@@ -94,16 +94,16 @@ impl Fleet {
     ///
     /// # Errors
     /// Those of [`provision_with`](Self::provision_with); `ErrorKind::Deleted` only while the deletion goes on.
-    pub async fn provision_anew<T: AsRef<str> + ?Sized>(
+    pub async fn reprovision<T: AsRef<str> + ?Sized>(
         &self,
         tenant: &T,
         plan: &Plan,
     ) -> Result<Provisioned, Error> {
-        self.order(tenant.as_ref(), Demand::Anew(plan.clone()))
+        self.order(tenant.as_ref(), CreateReason::Recreate(plan.clone()))
             .await
     }
 
-    async fn order(&self, tenant: &str, demand: Demand) -> Result<Provisioned, Error> {
+    async fn order(&self, tenant: &str, demand: CreateReason) -> Result<Provisioned, Error> {
         let job = self.job(tenant, Duration::ZERO)?;
         job.run(|job| async move {
             let on = job.fleet.provisioning();
@@ -207,7 +207,7 @@ impl Fleet {
         &self,
         tenant: &T,
     ) -> Result<Option<Record>, Error> {
-        if self.inner.shared.life.is_shut() {
+        if self.inner.shared.life.is_stopping() {
             return Err(Error::closed());
         }
         let tenant = TenantId::parse(tenant.as_ref())?;
@@ -215,7 +215,7 @@ impl Fleet {
         found.map_err(|err| err.with_tenant(&tenant))
     }
 
-    fn provisioning(&self) -> &Provisioning {
+    fn provisioning(&self) -> &ProvisionEngine {
         match &self.inner.shared.source {
             Source::Provisioning(provisioning) => provisioning,
             Source::Lookup(_) => unreachable!("there is no fleet without a provisioner"),
@@ -260,14 +260,14 @@ impl Job {
         let (inner, tenant) = (Arc::clone(&self.fleet.inner), self.tenant.clone());
         let progress = self.progress.clone();
         let work = work(self);
-        if inner.shared.life.is_shut() {
+        if inner.shared.life.is_stopping() {
             return Err(Error::closed());
         }
         let (jobs, runtime) = (inner.shared.jobs.clone(), inner.shared.runtime.clone());
         let task = async move {
             let done = tokio::select! {
                 biased;
-                () = inner.shared.life.ended() => Err(Error::closed()),
+                () = inner.shared.life.terminated() => Err(Error::closed()),
                 done = timeout_at(progress.deadline(), work) => {
                     done.unwrap_or_else(|_| Err(progress.timed_out()))
                 }

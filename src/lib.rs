@@ -21,7 +21,7 @@ mod sync;
 mod telemetry;
 mod web;
 
-pub use catalog::Records;
+pub use catalog::Catalog;
 pub use catalog::key_ring::KeyRing;
 pub use catalog::lookup::Lookup;
 pub use client::TenantClient;
@@ -39,8 +39,8 @@ pub use model::secret::Secret;
 pub use model::tenant::{InvalidNamespace, InvalidTenantId, Namespace, TenantId};
 pub use neon::Neon;
 #[doc(hidden)]
-pub use provision::Step;
-pub use provision::{Decision, Preparing, Provisioner};
+pub use provision::Failpoint;
+pub use provision::{Decision, PrepareClient, Provisioner};
 pub use router::TenantRouter;
 pub use router::builder::RouterBuilder;
 pub use router::explain::{Explanation, NextGet, PoolState, PriorWake, RefusalState, Remembered};
@@ -51,7 +51,7 @@ pub use telemetry::status::{Status, WakeCount};
 #[cfg(feature = "axum")]
 pub use web::extract::{Tenant, Tenants};
 #[cfg(any(feature = "axum", feature = "tower"))]
-pub use web::identify::{Identify, Named};
+pub use web::identify::{Identify, RequestHead};
 #[cfg(feature = "tower")]
 pub use web::warm_layer::{WarmLayer, Warming, WarmingFuture};
 

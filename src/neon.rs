@@ -22,4 +22,4 @@ pub use wire::{
     ProjectConsumption, ProjectsPage, Region, UpdateEndpoint, UpdateProject,
 };
 
-pub(crate) use redact::repeatable;
+pub(crate) use redact::excerpt;

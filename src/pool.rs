@@ -61,7 +61,7 @@ pub(crate) struct Pool {
 
 impl Pool {
     pub(crate) fn new(tenant: TenantId, endpoint: Arc<Endpoint>, shared: Arc<Shared>) -> Arc<Self> {
-        shared.pace.keep_up_with(&endpoint, &shared.config);
+        shared.pace.shorten_to(&endpoint, &shared.config);
         Arc::new(Self {
             tenant,
             direct: Arc::new(Semaphore::new(shared.config.direct_connections)),
@@ -82,11 +82,11 @@ impl Pool {
     /// still served. Does nothing if the pool has come back since its stay number `stay`.
     pub(crate) fn retire(&self, stay: u64) {
         let mut state = self.state();
-        if state.stay != stay {
+        if state.cache_epoch != stay {
             return;
         }
         state.retired = true;
-        let news = state.news_of_use(); // no sweep comes here any more
+        let news = state.take_use_delta(); // no sweep comes here any more
         let idle = state.take_idle(|_| true);
         drop(state);
         if news > 0 {
@@ -101,8 +101,8 @@ impl Pool {
         let mut state = self.state();
         state.note_use(Instant::now(), turn);
         state.retired = false;
-        state.stay += 1;
-        state.stay
+        state.cache_epoch += 1;
+        state.cache_epoch
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {

@@ -21,22 +21,22 @@ pub(crate) mod source;
 
 use std::{fmt, future::Future, sync::Arc, time::Duration};
 
-pub use failpoint::Step;
+pub use failpoint::Failpoint;
 pub use policy::Decision;
-pub use prepare::Preparing;
+pub use prepare::PrepareClient;
 pub use provisioned::Provisioned;
 
-pub(crate) use ensure::{Demand, Published};
-pub(crate) use lease_guard::{Claim, Halt};
+pub(crate) use ensure::{CreateReason, Published};
+pub(crate) use lease_guard::{LeaseError, LeaseGuard};
 pub(crate) use lookup::LookupOutcome;
 pub(crate) use refresh::Compared;
-pub(crate) use resume::Settled;
+pub(crate) use resume::Resumed;
 
 use crate::{
-    catalog::{AnyRecords, Records, cached::Catalog},
+    catalog::{AnyCatalog, Catalog, cached::CachedCatalog},
     connection::dial::Dialer,
     control_plane::{AnyControlPlane, ControlPlane},
-    limits::rate::Admission,
+    limits::rate::RateLimiter,
     model::{
         config::{Config, InvalidConfig, check_limit},
         error::BoxError,
@@ -75,7 +75,7 @@ use prepare::Hook;
 /// ```
 #[must_use = "a provisioner does nothing until a router has it"]
 pub struct Provisioner {
-    records: Arc<dyn AnyRecords>,
+    records: Arc<dyn AnyCatalog>,
     control_plane: Arc<dyn AnyControlPlane>,
     namespace: String,
     settings: Settings,
@@ -119,7 +119,7 @@ impl Provisioner {
     /// `namespace` keeps environments apart: the same tenant id in `staging` and in `production` is two databases. It
     /// has 1 to 32 bytes of `a-z`, `0-9` and `-`, and must stay the same for ever; `build` checks it.
     pub fn new(
-        records: impl Records,
+        records: impl Catalog,
         control_plane: impl ControlPlane,
         namespace: impl Into<String>,
     ) -> Self {
@@ -192,7 +192,7 @@ impl Provisioner {
     /// [`provision_timeout`](crate::RouterBuilder::provision_timeout).
     pub fn prepare<Fut>(
         mut self,
-        prepare: impl Fn(Preparing) -> Fut + Send + Sync + 'static,
+        prepare: impl Fn(PrepareClient) -> Fut + Send + Sync + 'static,
     ) -> Self
     where
         Fut: Future<Output = Result<(), BoxError>> + Send + 'static,
@@ -247,7 +247,7 @@ impl Provisioner {
     #[doc(hidden)]
     pub fn at_each_step<Fut>(
         mut self,
-        reach: impl Fn(Step, TenantId) -> Fut + Send + Sync + 'static,
+        reach: impl Fn(Failpoint, TenantId) -> Fut + Send + Sync + 'static,
     ) -> Self
     where
         Fut: Future<Output = ()> + Send + 'static,
@@ -261,7 +261,7 @@ impl Provisioner {
         self,
         dialer: Arc<Dialer>,
         config: &Config,
-    ) -> Result<Provisioning, InvalidConfig> {
+    ) -> Result<ProvisionEngine, InvalidConfig> {
         let Self {
             records,
             control_plane,
@@ -280,9 +280,9 @@ impl Provisioner {
         }
         let served = records.serve(&namespace, settings.with_passwords);
         served.map_err(|err| InvalidConfig::new(err.to_string()))?;
-        let admission = Admission::new(settings.creations_per_minute, settings.waiting_creations);
-        Ok(Provisioning {
-            catalog: Arc::new(Catalog::new(records, config)),
+        let admission = RateLimiter::new(settings.creations_per_minute, settings.waiting_creations);
+        Ok(ProvisionEngine {
+            catalog: Arc::new(CachedCatalog::new(records, config)),
             control_plane,
             namespace,
             settings,
@@ -302,11 +302,11 @@ impl fmt::Debug for Provisioner {
 }
 
 /// A [`Provisioner`] whose settings have been checked.
-pub(crate) struct Provisioning {
-    pub(crate) catalog: Arc<Catalog>,
+pub(crate) struct ProvisionEngine {
+    pub(crate) catalog: Arc<CachedCatalog>,
     pub(crate) control_plane: Arc<dyn AnyControlPlane>,
     pub(crate) namespace: Namespace,
     pub(crate) settings: Settings,
-    admission: Admission,
+    admission: RateLimiter,
     dialer: Arc<Dialer>,
 }

@@ -17,14 +17,14 @@ pub(crate) mod warm;
 
 use std::{fmt, sync::Arc};
 
-use self::{builder::RouterBuilder, locate::Flown};
+use self::{builder::RouterBuilder, locate::Location};
 use crate::{
     catalog::lookup::Lookup,
     client::TenantClient,
     model::{error::Error, tenant::TenantId},
-    pool::{cache::Pools, reaper, shared::Shared},
+    pool::{cache::PoolCache, reaper, shared::Shared},
     provision::{Provisioner, source::OnMissing},
-    sync::single_flight::Flights,
+    sync::single_flight::SingleFlight,
 };
 
 /// Turns a tenant's id into a live connection to that tenant's own database.
@@ -37,8 +37,8 @@ pub struct TenantRouter {
 }
 
 pub(crate) struct Inner {
-    pub(crate) pools: Arc<Pools>,
-    pub(crate) flights: Flights<TenantId, Flown>,
+    pub(crate) pools: Arc<PoolCache>,
+    pub(crate) flights: SingleFlight<TenantId, Location>,
     pub(crate) shared: Arc<Shared>,
 }
 
@@ -56,10 +56,10 @@ impl TenantRouter {
     }
 
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        let pools = Arc::new(Pools::new(Arc::clone(&shared)));
+        let pools = Arc::new(PoolCache::new(Arc::clone(&shared)));
         shared.runtime.spawn(reaper::start(Arc::downgrade(&pools)));
         follow::start(&pools);
-        let flights = Flights::new(shared.runtime.clone());
+        let flights = SingleFlight::new(shared.runtime.clone());
         let inner = Arc::new(Inner {
             pools,
             flights,
@@ -113,7 +113,7 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.shared.life.finish();
+        self.shared.life.terminate();
         self.pools.evict_all();
     }
 }

@@ -7,8 +7,8 @@ use std::{
 };
 
 use tenantry::{
-    BoxError, Endpoint, Lookup, Namespace, Records, TenantId,
-    catalog::{Changes, Lease, Leased, Postgres, Record, Then},
+    BoxError, Catalog, Endpoint, Lookup, Namespace, TenantId,
+    catalog::{AfterWrite, Changes, Lease, Leased, Postgres, Record},
 };
 use tokio::time::Instant;
 
@@ -50,9 +50,9 @@ impl Lookup for Counted {
     }
 }
 
-impl Records for Counted {
-    fn serve(&self, namespace: &Namespace, with_passwords: bool) -> Result<(), BoxError> {
-        self.postgres.serve(namespace, with_passwords)
+impl Catalog for Counted {
+    fn bind(&self, namespace: &Namespace, with_passwords: bool) -> Result<(), BoxError> {
+        self.postgres.bind(namespace, with_passwords)
     }
 
     async fn find(&self, tenant: &TenantId) -> Result<Option<Record>, BoxError> {
@@ -69,7 +69,12 @@ impl Records for Counted {
             .await
     }
 
-    async fn write(&self, lease: &Lease, record: &Record, then: Then) -> Result<bool, BoxError> {
+    async fn write(
+        &self,
+        lease: &Lease,
+        record: &Record,
+        then: AfterWrite,
+    ) -> Result<bool, BoxError> {
         self.count("write", self.postgres.write(lease, record, then))
             .await
     }
@@ -87,7 +92,7 @@ impl Records for Counted {
         self.postgres.changes(since, limit).await
     }
 
-    async fn nudged(&self) {
-        self.postgres.nudged().await;
+    async fn changed(&self) {
+        self.postgres.changed().await;
     }
 }

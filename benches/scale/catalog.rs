@@ -3,18 +3,18 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tenantry::{
-    BoxError, ControlPlane, Endpoint, Error, ErrorKind, Login, Lookup, Namespace, Records,
+    BoxError, Catalog, ControlPlane, Endpoint, Error, ErrorKind, Login, Lookup, Namespace,
     TenantId,
-    catalog::{Changes, Lease, Leased, Memory, Placement, Record, State, Then},
+    catalog::{AfterWrite, Changes, Lease, Leased, Memory, Placement, Record, State},
     control_plane::{Database, Found, Order, Progress},
 };
 
 /// The embedded catalog, but that ids are not shared with it: each answer has its own, as from a catalog that is reached
 /// through a socket. Clones are the same catalog.
 #[derive(Clone, Default)]
-pub(crate) struct Catalog(Arc<Memory>);
+pub(crate) struct UnsharedCatalog(Arc<Memory>);
 
-impl Catalog {
+impl UnsharedCatalog {
     /// One that has published each of `tenants`.
     pub(crate) async fn of(tenants: &[String]) -> Result<Self, BoxError> {
         let catalog = Self::default();
@@ -32,7 +32,7 @@ impl Catalog {
         record.placement = Some(Placement::new(tenant.as_str()));
         record.endpoint = Some(endpoint(tenant.as_str()));
         record.state = State::Ready;
-        let written = self.0.write(&lease, &record, Then::Release).await?;
+        let written = self.0.write(&lease, &record, AfterWrite::Release).await?;
         written
             .then_some(())
             .ok_or_else(|| "the lease was lost".into())
@@ -58,15 +58,15 @@ fn apart(mut record: Record) -> Result<Record, BoxError> {
     Ok(record)
 }
 
-impl Lookup for Catalog {
+impl Lookup for UnsharedCatalog {
     async fn lookup(&self, tenant: &TenantId) -> Result<Option<Endpoint>, BoxError> {
         self.0.lookup(tenant).await
     }
 }
 
-impl Records for Catalog {
-    fn serve(&self, namespace: &Namespace, with_passwords: bool) -> Result<(), BoxError> {
-        self.0.serve(namespace, with_passwords)
+impl Catalog for UnsharedCatalog {
+    fn bind(&self, namespace: &Namespace, with_passwords: bool) -> Result<(), BoxError> {
+        self.0.bind(namespace, with_passwords)
     }
 
     async fn find(&self, tenant: &TenantId) -> Result<Option<Record>, BoxError> {
@@ -82,7 +82,12 @@ impl Records for Catalog {
         self.0.lease(tenant, owner, time).await
     }
 
-    async fn write(&self, lease: &Lease, record: &Record, then: Then) -> Result<bool, BoxError> {
+    async fn write(
+        &self,
+        lease: &Lease,
+        record: &Record,
+        then: AfterWrite,
+    ) -> Result<bool, BoxError> {
         self.0.write(lease, record, then).await
     }
 

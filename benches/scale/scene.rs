@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     backend::Backend,
-    catalog::{self, Catalog, NeverAsked},
+    catalog::{self, NeverAsked, UnsharedCatalog},
     memory::Counted,
     tenants::Tenants,
 };
@@ -43,7 +43,7 @@ impl Scene {
         settings: impl Fn(RouterBuilder) -> RouterBuilder,
     ) -> Result<Self, BoxError> {
         let tenants = Tenants::new(known);
-        let catalog = Catalog::of(&tenants.ids).await?;
+        let catalog = UnsharedCatalog::of(&tenants.ids).await?;
         let backend = Backend::default();
         let build = || {
             let provisioner = Provisioner::new(catalog.clone(), NeverAsked, "bench");

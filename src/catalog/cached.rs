@@ -1,4 +1,4 @@
-//! The catalog as the router uses it: the application's [`Records`](crate::Records), and what was read from them.
+//! The catalog as the router uses it: the application's [`Catalog`](crate::Catalog), and what was read from them.
 //!
 //! Every call goes through a breaker and has a time limit, and its failure is an error of ours. What was read of a tenant
 //! is remembered, so that it goes on when the catalog is down.
@@ -22,9 +22,9 @@ pub(crate) use lookup_limit::LookupLimit;
 pub(crate) use refresh_queue::Reading;
 
 use super::{
-    AnyRecords, CallError, Defect,
+    AnyCatalog, CallError, InvalidRecord,
     lookup::Answer,
-    record::{Changes, Lease, Leased, Record, State, Then},
+    record::{AfterWrite, Changes, Lease, Leased, Record, State},
 };
 use crate::{
     model::{
@@ -32,7 +32,7 @@ use crate::{
         error::{BoxError, Error, ErrorKind},
         tenant::TenantId,
     },
-    sync::circuit_breaker::{Breaker, Kind, Pass, Shut},
+    sync::circuit_breaker::{Breaker, Kind, Open, Probe},
     telemetry::{
         metrics::CatalogMeters,
         stats::{CatalogStats, count},
@@ -47,8 +47,8 @@ const REJECTED_FOR: Duration = Duration::from_secs(1);
 const NO_ONE: &str = "";
 
 /// The catalog, and what is known of it.
-pub(crate) struct Catalog {
-    records: Arc<dyn AnyRecords>,
+pub(crate) struct CachedCatalog {
+    records: Arc<dyn AnyCatalog>,
     /// Reading and writing are apart: a table that cannot be written to must not keep known tenants from being found.
     reading: Breaker,
     writing: Breaker,
@@ -65,8 +65,8 @@ pub(crate) struct Catalog {
     meters: CatalogMeters,
 }
 
-impl Catalog {
-    pub(crate) fn new(records: Arc<dyn AnyRecords>, config: &Config) -> Self {
+impl CachedCatalog {
+    pub(crate) fn new(records: Arc<dyn AnyCatalog>, config: &Config) -> Self {
         Self {
             records,
             reading: Breaker::default(),
@@ -112,7 +112,7 @@ impl Catalog {
         &self,
         lease: &Lease,
         record: &Record,
-        then: Then,
+        then: AfterWrite,
     ) -> Result<Option<Stamp>, Error> {
         let (began, subject) = (self.entries.stamp(), lease.tenant.as_str());
         let written = self
@@ -171,8 +171,8 @@ impl Catalog {
     }
 
     /// Waits until there may be changes; for ever if nobody would know.
-    pub(crate) async fn nudged(&self) {
-        if self.records.nudged().await.is_err() {
+    pub(crate) async fn changed(&self) {
+        if self.records.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
     }
@@ -189,7 +189,7 @@ impl Catalog {
         &'a self,
         operation: Operation,
         subject: &str,
-        ask: impl FnOnce(&'a dyn AnyRecords) -> Answer<'a, T>,
+        ask: impl FnOnce(&'a dyn AnyCatalog) -> Answer<'a, T>,
     ) -> Result<T, Error> {
         let breaker = if operation.writes() {
             &self.writing
@@ -198,7 +198,7 @@ impl Catalog {
         };
         let patience = Instant::now() + self.limit;
         let pass = breaker
-            .pass(operation as Kind, patience)
+            .acquire(operation as Kind, patience)
             .await
             .map_err(shut)?;
         count(&self.stats.calls);
@@ -210,7 +210,7 @@ impl Catalog {
         });
         let is_good = match &answer {
             Ok(_) => true,
-            Err(err) => err.is::<Defect>(),
+            Err(err) => err.is::<InvalidRecord>(),
         };
         self.meters
             .answered(operation.name(), is_good, began.elapsed());
@@ -229,7 +229,7 @@ impl Catalog {
         }
     }
 
-    fn failed(&self, operation: Operation, subject: &str, pass: Pass<'_>, err: BoxError) -> Error {
+    fn failed(&self, operation: Operation, subject: &str, pass: Probe<'_>, err: BoxError) -> Error {
         count(&self.stats.failures);
         let cause = err.to_string(); // not `Debug`, which has all that the catalog's driver knows
         let how = err.downcast_ref::<CallError>();
@@ -309,8 +309,8 @@ impl Operation {
     }
 }
 
-fn shut(shut: Shut) -> Error {
-    let Shut {
+fn shut(shut: Open) -> Error {
+    let Open {
         left, last_failure, ..
     } = shut;
     let message = "the catalog failed a moment ago and is not asked again yet; see to it, the rest mends itself";

@@ -118,7 +118,7 @@ impl KeyRing {
     }
 
     /// Seals `secret` so that it opens only where it is bound to.
-    pub(crate) fn seal(&self, secret: &Secret, place: &Place) -> Result<Sealed, Unsealable> {
+    pub(crate) fn seal(&self, secret: &Secret, place: &Binding) -> Result<Sealed, Unsealable> {
         let key = self.newest()?;
         let mut text = secret.expose().as_bytes().to_vec();
         let nonce = key
@@ -131,7 +131,7 @@ impl KeyRing {
     }
 
     /// Opens what was sealed for that very place.
-    pub(crate) fn open(&self, sealed: &Sealed, place: &Place) -> Result<Secret, Unsealable> {
+    pub(crate) fn open(&self, sealed: &Sealed, place: &Binding) -> Result<Secret, Unsealable> {
         let key = self.0.iter().find(|key| *key.id == *sealed.key_id);
         let key = key.ok_or_else(|| Unsealable::UnknownKey(sealed.key_id.clone()))?;
         let (&format, rest) = sealed.bytes.split_first().ok_or(Unsealable::Broken)?;
@@ -157,7 +157,7 @@ impl KeyRing {
 
     /// One mark per key by which it is seen that the same secret was sealed for the same place, without opening it. Of no
     /// use without the key. The newest key's comes first.
-    pub(crate) fn marks(&self, secret: &Secret, place: &Place) -> Vec<(String, Vec<u8>)> {
+    pub(crate) fn marks(&self, secret: &Secret, place: &Binding) -> Vec<(String, Vec<u8>)> {
         let mark = |key: &Key| {
             let bytes = key.bytes.expose_secret();
             let own = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, bytes), MARKS);
@@ -198,7 +198,7 @@ impl Key {
     }
 
     /// What is authenticated besides the secret: the format, the key's id, the place.
-    fn bound(&self, place: &Place) -> Vec<u8> {
+    fn bound(&self, place: &Binding) -> Vec<u8> {
         let mut bound = vec![FORMAT];
         push(&mut bound, self.id.as_bytes());
         bound.extend_from_slice(&place.0);
@@ -217,9 +217,9 @@ impl fmt::Debug for KeyRing {
 
 /// Where a sealed secret belongs.
 #[derive(Debug, Default)]
-pub(crate) struct Place(Vec<u8>);
+pub(crate) struct Binding(Vec<u8>);
 
-impl Place {
+impl Binding {
     /// Of several words, none of which can run into the next.
     pub(crate) fn new(words: &[&str]) -> Self {
         let mut place = Vec::new();
@@ -289,7 +289,7 @@ mod tests {
 
     #[test]
     fn what_is_sealed_opens_in_its_place_and_looks_different_each_time() {
-        let (keys, here) = (ring(), Place::new(&HERE));
+        let (keys, here) = (ring(), Binding::new(&HERE));
         let (one, other) = (keys.seal(&secret(), &here), keys.seal(&secret(), &here));
         let (one, other) = (one.unwrap(), other.unwrap());
         assert_ne!(one.bytes, other.bytes);
@@ -303,7 +303,7 @@ mod tests {
     #[test]
     fn what_is_sealed_does_not_open_anywhere_else() {
         let keys = ring();
-        let sealed = keys.seal(&secret(), &Place::new(&HERE)).unwrap();
+        let sealed = keys.seal(&secret(), &Binding::new(&HERE)).unwrap();
         let elsewhere: [&[&str]; 6] = [
             &["prod", "acme", "ep-a-1.example.org"],
             &["test", "acm", "eep-a-1.example.org"],
@@ -314,7 +314,7 @@ mod tests {
         ];
         for place in elsewhere {
             assert_eq!(
-                keys.open(&sealed, &Place::new(place)),
+                keys.open(&sealed, &Binding::new(place)),
                 Err(Unsealable::Broken),
                 "{place:?}"
             );
@@ -323,7 +323,7 @@ mod tests {
 
     #[test]
     fn older_keys_open_and_the_newest_seals() {
-        let here = Place::new(&HERE);
+        let here = Binding::new(&HERE);
         let old = ring().seal(&secret(), &here).unwrap();
         let keys = KeyRing::new("newer", [8; 32]).and("new", [7; 32]);
         assert_eq!(keys.open(&old, &here), Ok(secret()));
@@ -332,7 +332,7 @@ mod tests {
 
     #[test]
     fn the_wrong_key_and_whatever_was_changed_is_refused() {
-        let here = Place::new(&HERE);
+        let here = Binding::new(&HERE);
         let sealed = ring().seal(&secret(), &here).unwrap();
         let stranger = KeyRing::new("other", [7; 32]);
         assert_eq!(
@@ -374,11 +374,11 @@ mod tests {
 
     #[test]
     fn a_mark_is_the_same_for_the_same_secret_in_the_same_place_only() {
-        let here = Place::new(&HERE);
+        let here = Binding::new(&HERE);
         let mark = ring().marks(&secret(), &here);
         assert_eq!(mark, ring().marks(&secret(), &here));
         assert_ne!(mark, ring().marks(&Secret::new("hunter3"), &here));
-        assert_ne!(mark, ring().marks(&secret(), &Place::new(&["test"])));
+        assert_ne!(mark, ring().marks(&secret(), &Binding::new(&["test"])));
         assert_ne!(mark, KeyRing::new("new", [8; 32]).marks(&secret(), &here));
         let both = KeyRing::new("newer", [8; 32])
             .and("new", [7; 32])
@@ -402,7 +402,7 @@ mod tests {
         let text = format!(" b:{},a:{}\n", digits("2"), digits("1"));
         let keys = KeyRing::parse(&text).unwrap();
         assert_eq!(keys.newest_id(), "b");
-        let here = Place::new(&HERE);
+        let here = Binding::new(&HERE);
         let old = KeyRing::new("a", [0x11; 32])
             .seal(&secret(), &here)
             .unwrap();

@@ -10,9 +10,9 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    Defect, Records,
+    Catalog, InvalidRecord,
     lookup::Lookup,
-    record::{Attempt, Changes, Lease, Leased, Record, State, Then},
+    record::{AfterWrite, Attempt, Changes, Lease, Leased, Record, State},
 };
 use crate::{
     model::{
@@ -138,8 +138,8 @@ impl Lookup for Memory {
     }
 }
 
-impl Records for Memory {
-    fn serve(&self, namespace: &Namespace, _with_passwords: bool) -> Result<(), BoxError> {
+impl Catalog for Memory {
+    fn bind(&self, namespace: &Namespace, _with_passwords: bool) -> Result<(), BoxError> {
         let mut known = lock(&self.known);
         if *known.namespace.get_or_insert_with(|| namespace.clone()) != *namespace {
             return Err("one Memory serves one namespace; give each router its own".into());
@@ -170,7 +170,12 @@ impl Records for Memory {
         Ok(Leased::Granted(lease, Box::new(entry.record())))
     }
 
-    async fn write(&self, lease: &Lease, record: &Record, then: Then) -> Result<bool, BoxError> {
+    async fn write(
+        &self,
+        lease: &Lease,
+        record: &Record,
+        then: AfterWrite,
+    ) -> Result<bool, BoxError> {
         let mut known = lock(&self.known);
         let version = known.version + 1;
         let held = known
@@ -182,20 +187,20 @@ impl Records for Memory {
         };
         let (old, new) = (entry.record.state, record.state);
         if record.tenant != lease.tenant {
-            return Err(Defect::of_another(lease, record).into());
+            return Err(InvalidRecord::of_another(lease, record).into());
         }
         if !old.may_become(new) {
-            return Err(Defect::not_allowed(old, new).into());
+            return Err(InvalidRecord::not_allowed(old, new).into());
         }
         if let Some(other) = known.other_at(record) {
             let message = format!("tenant {:?} has this database already", other.as_str());
-            return Err(Defect::new(message).into());
+            return Err(InvalidRecord::new(message).into());
         }
         let before = entry.record.clone();
         known.settle_owner(&before, record);
         if let Some(entry) = known.entries.get_mut(&lease.tenant) {
             entry.write(record, version);
-            if then == Then::Release {
+            if then == AfterWrite::Release {
                 entry.owner = None;
             }
         }

@@ -34,11 +34,11 @@ use schema::Schema;
 use statements::Statements;
 use tables::Tables;
 
-use super::{Defect, Records};
+use super::{Catalog, InvalidRecord};
 use super::{
     key_ring::KeyRing,
     lookup::Lookup,
-    record::{Changes, Lease, Leased, Record, State, Then},
+    record::{AfterWrite, Changes, Lease, Leased, Record, State},
 };
 use crate::model::{
     endpoint::Endpoint,
@@ -215,7 +215,7 @@ impl Lookup for Postgres {
     async fn lookup(&self, tenant: &TenantId) -> Result<Option<Endpoint>, BoxError> {
         let endpoint = self.find(tenant).await?.and_then(Record::into_served);
         match endpoint {
-            Some(endpoint) if endpoint.password.expose().is_empty() => Err(Defect::new(
+            Some(endpoint) if endpoint.password.expose().is_empty() => Err(InvalidRecord::new(
                 "the catalog does not give the tenant's password: it was not kept, or there are no keys here to open it with",
             )
             .into()),
@@ -224,8 +224,8 @@ impl Lookup for Postgres {
     }
 }
 
-impl Records for Postgres {
-    fn serve(&self, namespace: &Namespace, with_passwords: bool) -> Result<(), BoxError> {
+impl Catalog for Postgres {
+    fn bind(&self, namespace: &Namespace, with_passwords: bool) -> Result<(), BoxError> {
         if with_passwords && self.inner.keys.is_none() {
             return Err(NO_KEYS.into());
         }
@@ -271,9 +271,14 @@ impl Records for Postgres {
         ))
     }
 
-    async fn write(&self, lease: &Lease, record: &Record, then: Then) -> Result<bool, BoxError> {
+    async fn write(
+        &self,
+        lease: &Lease,
+        record: &Record,
+        then: AfterWrite,
+    ) -> Result<bool, BoxError> {
         if record.tenant != lease.tenant {
-            return Err(Defect::of_another(lease, record).into());
+            return Err(InvalidRecord::of_another(lease, record).into());
         }
         let namespace = self.namespace()?;
         let columns = Columns::of(record, namespace, self.keys())?;
@@ -287,7 +292,7 @@ impl Records for Postgres {
             lease.tenant.as_str(),
             i64::try_from(lease.token).unwrap_or(i64::MAX),
         );
-        let (release, channel) = (then == Then::Release, self.channel(namespace));
+        let (release, channel) = (then == AfterWrite::Release, self.channel(namespace));
         let namespace = namespace.as_str();
         let mut params: Vec<Param<'_>> = vec![
             (&namespace, Type::TEXT),
@@ -310,7 +315,7 @@ impl Records for Postgres {
             return Ok(true);
         }
         let old = known_state(&row::get::<String>(row, "state")?)?;
-        Err(Defect::not_allowed(old, record.state).into())
+        Err(InvalidRecord::not_allowed(old, record.state).into())
     }
 
     async fn release(&self, lease: &Lease) -> Result<(), BoxError> {
@@ -362,7 +367,7 @@ impl Records for Postgres {
         changes(&rows, since, limit)
     }
 
-    async fn nudged(&self) {
+    async fn changed(&self) {
         let Ok(namespace) = self.namespace() else {
             return std::future::pending().await;
         };

@@ -264,7 +264,7 @@ pub enum Leased {
 /// What becomes of the lease once its holder has written.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
-pub enum Then {
+pub enum AfterWrite {
     /// The holder has more to do.
     Keep,
     /// Anybody may have it.

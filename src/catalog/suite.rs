@@ -1,4 +1,4 @@
-//! How every catalog must behave, for the tests of whoever implements [`Records`] (feature `testing`).
+//! How every catalog must behave, for the tests of whoever implements [`Catalog`] (feature `testing`).
 //!
 //! ```no_run
 //! use tenantry::catalog::{Memory, suite};
@@ -17,8 +17,8 @@ use std::{fmt::Debug, future::Future, time::Duration};
 
 use tokio::time::{Instant, sleep};
 
-use super::record::{Lease, Leased, Placement, Record, State, Then};
-use super::{Defect, Records};
+use super::record::{AfterWrite, Lease, Leased, Placement, Record, State};
+use super::{Catalog, InvalidRecord};
 use crate::model::{
     endpoint::Endpoint,
     error::BoxError,
@@ -47,7 +47,7 @@ type Outcome<T = ()> = Result<T, BoxError>;
 /// Dropping it leaves the catalog of the case under way as it is.
 pub async fn run<R, Fut>(with_passwords: bool, mut make: impl FnMut() -> Fut)
 where
-    R: Records,
+    R: Catalog,
     Fut: Future<Output = R>,
 {
     let mut stage = async || Stage::new(make().await, with_passwords);
@@ -55,7 +55,7 @@ where
     of_records(&mut stage).await;
 }
 
-async fn of_leases<R: Records>(stage: &mut impl AsyncFnMut() -> Stage<R>) {
+async fn of_leases<R: Catalog>(stage: &mut impl AsyncFnMut() -> Stage<R>) {
     let it = stage().await;
     named("serves one namespace", async { ids::one_namespace(&it) }).await;
     let it = stage().await;
@@ -74,7 +74,7 @@ async fn of_leases<R: Records>(stage: &mut impl AsyncFnMut() -> Stage<R>) {
     named("writes under the present lease only", leases::fencing(&it)).await;
 }
 
-async fn of_records<R: Records>(stage: &mut impl AsyncFnMut() -> Stage<R>) {
+async fn of_records<R: Catalog>(stage: &mut impl AsyncFnMut() -> Stage<R>) {
     let it = stage().await;
     named("keeps what is written", written::whole(&it)).await;
     let it = stage().await;
@@ -126,10 +126,10 @@ struct Stage<R> {
     with_passwords: bool,
 }
 
-impl<R: Records> Stage<R> {
+impl<R: Catalog> Stage<R> {
     fn new(records: R, with_passwords: bool) -> Self {
         let namespace = Namespace::parse("suite").expect("a namespace");
-        if let Err(why) = records.serve(&namespace, with_passwords) {
+        if let Err(why) = records.bind(&namespace, with_passwords) {
             panic!("a catalog serves whoever asks first: {why}");
         }
         Self {
@@ -173,16 +173,16 @@ impl<R: Records> Stage<R> {
         found.ok_or_else(|| format!("there is no record of {tenant}").into())
     }
 
-    async fn wrote(&self, lease: &Lease, record: &Record, then: Then) -> Outcome {
+    async fn wrote(&self, lease: &Lease, record: &Record, then: AfterWrite) -> Outcome {
         let wrote = self.records.write(lease, record, then).await?;
         holds(wrote, "a write under a good lease was not taken")
     }
 
     /// A write that must be taken for a fault of the record.
     async fn refused(&self, lease: &Lease, record: &Record, why: &str) -> Outcome {
-        match self.records.write(lease, record, Then::Keep).await {
+        match self.records.write(lease, record, AfterWrite::Keep).await {
             Ok(wrote) => Err(format!("{why}: no error, but {wrote}").into()),
-            Err(err) if err.is::<Defect>() => Ok(()),
+            Err(err) if err.is::<InvalidRecord>() => Ok(()),
             Err(err) => Err(format!("{why}: an error that is no Defect: {err}").into()),
         }
     }
@@ -211,7 +211,7 @@ impl<R: Records> Stage<R> {
                 record.placement = Some(Placement::new(project));
                 record.endpoint = Some(self.endpoint(project));
             }
-            self.wrote(&lease, &record, Then::Keep).await?;
+            self.wrote(&lease, &record, AfterWrite::Keep).await?;
         }
         Ok((lease, record))
     }

@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use crate::{
-    connection::status::Watch,
+    connection::status::ConnectionStatus,
     model::{
         endpoint::{Endpoint, Route},
         error::{Error, ErrorKind, Stage},
@@ -22,7 +22,7 @@ pub struct CancelToken {
     token: tokio_postgres::CancelToken,
     endpoint: Arc<Endpoint>,
     route: Route,
-    watch: Arc<Watch>,
+    watch: Arc<ConnectionStatus>,
     loan: u64,
     shared: Arc<Shared>,
 }
@@ -32,7 +32,7 @@ impl CancelToken {
         client: &tokio_postgres::Client,
         endpoint: &Arc<Endpoint>,
         route: Route,
-        watch: &Arc<Watch>,
+        watch: &Arc<ConnectionStatus>,
         shared: &Arc<Shared>,
     ) -> Self {
         Self {

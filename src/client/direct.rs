@@ -15,7 +15,7 @@ use tracing::Instrument;
 
 use super::cancel::CancelToken;
 use crate::{
-    connection::{dial::Dialed, driver::Notifications, status::Watch},
+    connection::{dial::Dialed, driver::Notifications, status::ConnectionStatus},
     model::{
         endpoint::{Endpoint, Route},
         error::{Error, Stage},
@@ -24,8 +24,8 @@ use crate::{
     pool::{
         Pool, Unserved,
         connect::{
-            deadpool::mint,
-            task::{Ending, tend},
+            deadpool::into_pooled_client,
+            task::{OnClose, drive_connection},
         },
     },
     sync::progress::timed_out,
@@ -40,7 +40,7 @@ use crate::{
 pub struct DirectClient {
     client: deadpool_postgres::Client,
     notifications: Notifications,
-    watch: Arc<Watch>,
+    watch: Arc<ConnectionStatus>,
     endpoint: Arc<Endpoint>,
     pool: Arc<Pool>,
 }
@@ -109,7 +109,7 @@ impl DirectClient {
     ) -> Result<Self, Unserved> {
         let dialed = tokio::select! {
             biased;
-            () = pool.shared.life.ended() => Err(Error::closed().into()),
+            () = pool.shared.life.terminated() => Err(Error::closed().into()),
             () = pool.until_forbidden() => Err(Unserved::relocate()),
             dialed = pool.open_direct(until) => dialed,
         };
@@ -127,14 +127,14 @@ impl DirectClient {
             ..
         } = dialed;
         count(&pool.shared.stats.opened);
-        let ending = Ending::new(pool, &watch);
+        let ending = OnClose::new(pool, &watch);
         let tended = async move {
-            tend(task, ending).await;
+            drive_connection(task, ending).await;
             drop(permit);
         };
         let runtime = &pool.shared.runtime;
         pool.shared.connections.spawn_on(tended, runtime);
-        let client = mint(client, runtime.spawn(std::future::ready(())));
+        let client = into_pooled_client(client, runtime.spawn(std::future::ready(())));
         let (Some(client), Some(notifications)) = (client, notifications) else {
             watch.mark_closing();
             return Err(Error::closed());

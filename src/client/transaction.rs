@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tokio_postgres::error::{Severity, SqlState};
 
 use crate::{
-    connection::verdict::{self, Farewell, Loss},
+    connection::verdict::{self, Loss, ServerClose},
     model::{
         current_tenant,
         error::{Error, ErrorKind, Stage},
@@ -134,7 +134,7 @@ impl<'a> Transaction<'a> {
             Some(Err(of_tenant))
         };
         let begun = self.begin(&lease).await;
-        let watch = &lease.connection().watch;
+        let watch = &lease.connection().status;
         let (idles, ends) = (watch.idles(), watch.ends());
         match begun {
             End::Committed | End::Undone => {}
@@ -154,13 +154,13 @@ impl<'a> Transaction<'a> {
             (Ok(done), Some(lease)) => (done, lease),
             (Ok(_), None) => return ours(kept()),
             (Err(_), lease) => {
-                let is_lost = |it: &Lease| is_dead(it) && it.connection().watch.ends() == ends;
+                let is_lost = |it: &Lease| is_dead(it) && it.connection().status.ends() == ends;
                 let lost = lease.filter(is_lost).map(|lease| loss(&lease));
                 self.last_failure = lost.or(self.last_failure.take());
                 return ours(self.out_of_time(Stage::Query));
             }
         };
-        let watch = &lease.connection().watch;
+        let watch = &lease.connection().status;
         let is_outdated = watch.has_failed() && watch.is_outdated() && watch.ends() == ends;
         let end = match done {
             _ if watch.idles() != idles => End::Failed(ended_inside()),
@@ -182,7 +182,7 @@ impl<'a> Transaction<'a> {
 
     async fn begin(&self, lease: &Lease) -> End {
         let asked = Instant::now();
-        let is_proven = lease.connection().watch.silent_at(asked) <= PROVEN;
+        let is_proven = lease.connection().status.silent_at(asked) <= PROVEN;
         let limit = match (is_proven, self.is_patient) {
             (true, true) => self.remaining(),
             (true, false) => BEGIN_TIMEOUT,
@@ -219,7 +219,7 @@ impl<'a> Transaction<'a> {
 
     /// Commits what the closure did. `ends`: how much had been written before it that may end a transaction.
     async fn send_commit(&self, lease: &Lease, ends: u64) -> End {
-        let (client, watch) = (&lease.connection().client, &lease.connection().watch);
+        let (client, watch) = (&lease.connection().client, &lease.connection().status);
         if is_dead(lease) {
             return lost_inside(lease, ends);
         }
@@ -246,7 +246,7 @@ impl<'a> Transaction<'a> {
 
     /// Rolls back what the closure did before it failed. `ends` as for [`commit`](Self::commit).
     async fn undo(&self, lease: &Lease, ends: u64) -> End {
-        let (client, watch) = (&lease.connection().client, &lease.connection().watch);
+        let (client, watch) = (&lease.connection().client, &lease.connection().status);
         if is_dead(lease) {
             return lost_inside(lease, ends);
         }
@@ -281,22 +281,22 @@ impl<'a> Transaction<'a> {
         match why {
             Why::Lost => {
                 // Its siblings have died with it, and may not know it yet. What was opened since lives.
-                if let Some(died) = lease.connection().watch.died() {
+                if let Some(died) = lease.connection().status.died() {
                     pool.condemn(died);
                 }
-                lease.end();
+                lease.close();
             }
             Why::Silent => {
                 self.is_patient = true;
-                lease.end();
+                lease.close();
             }
             Why::Crowded => {
-                lease.end();
+                lease.close();
                 sleep(CROWDED_WAIT.min(self.remaining())).await;
             }
             Why::Outdated => {
                 // Within its transaction, so that the pooler closes the server connection behind it too.
-                lease.end();
+                lease.close();
                 pool.note_outdated_plan();
             }
             Why::Conflict => {
@@ -348,24 +348,24 @@ fn is_answer(err: &tokio_postgres::Error) -> bool {
 /// Whether the connection has ended, or was told that it will.
 fn is_dead(lease: &Lease) -> bool {
     let connection = lease.connection();
-    connection.client.is_closed() || connection.watch.farewell().is_some()
+    connection.client.is_closed() || connection.status.farewell().is_some()
 }
 
 /// The end of a run whose connection was lost before it could be committed.
 fn lost(lease: &Lease) -> End {
-    let farewell = lease.connection().watch.farewell();
+    let farewell = lease.connection().status.farewell();
     let err = loss(lease);
     match verdict::on_loss(farewell.as_ref()) {
         Loss::Again => End::Again(err, Why::Lost),
         Loss::AgainSlowly => End::Again(err, Why::Crowded),
-        Loss::SameAgain => End::Failed(err.with_retry_after(None)),
+        Loss::Permanent => End::Failed(err.with_retry_after(None)),
     }
 }
 
 /// The error for a connection that was lost before its transaction could be committed.
 fn loss(lease: &Lease) -> Error {
-    let said = match lease.connection().watch.farewell() {
-        Some(Farewell { sqlstate, text }) => format!("SQLSTATE {sqlstate}: {text}"),
+    let said = match lease.connection().status.farewell() {
+        Some(ServerClose { sqlstate, text }) => format!("SQLSTATE {sqlstate}: {text}"),
         None => "without a word".to_owned(),
     };
     let message =
@@ -377,7 +377,7 @@ fn loss(lease: &Lease) -> Error {
 
 /// The same for a connection that was lost under the closure, which may have ended the transaction itself.
 fn lost_inside(lease: &Lease, ends: u64) -> End {
-    if lease.connection().watch.ends() == ends {
+    if lease.connection().status.ends() == ends {
         return lost(lease);
     }
     let message = "the connection was lost after the closure sent what may have ended the transaction; look for what it \
@@ -399,7 +399,11 @@ fn outdated() -> End {
 }
 
 fn rolled_back(lease: &Lease) -> Error {
-    let code = lease.connection().watch.last_sqlstate().unwrap_or_default();
+    let code = lease
+        .connection()
+        .status
+        .last_sqlstate()
+        .unwrap_or_default();
     let message = format!(
         "postgres rolled the transaction back: a statement had failed in it (SQLSTATE {code}); return that error from \
          the closure, or use a savepoint around what may fail"

@@ -29,13 +29,13 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use self::hosts::Hosts;
 use super::{
     driver::{Drive, Notifications},
-    status::{Settling, Watch},
+    status::{ConnectionStatus, TrackedTask},
     stream::{Pipes, Socket, Stream},
     tap::{Tap, Tapped},
     verdict::{self, DialFailure},
 };
 use crate::{
-    limits::budget::{Budget, Holder, Permit, Seat},
+    limits::budget::{Budget, Owner, Permit, PermitId},
     model::{
         endpoint::{Encryption, Endpoint, Route},
         error::{Error, ErrorKind},
@@ -64,9 +64,9 @@ pub(crate) struct Dialer {
 /// A connection that has logged in.
 pub(crate) struct Dialed {
     pub(crate) client: Client,
-    pub(crate) watch: Arc<Watch>,
+    pub(crate) watch: Arc<ConnectionStatus>,
     /// By which the budget knows it.
-    pub(crate) seat: Seat,
+    pub(crate) seat: PermitId,
     /// Where it was opened.
     pub(crate) endpoint: Arc<Endpoint>,
     /// Moves the bytes; must run for the client to work, and ends with the connection.
@@ -103,7 +103,7 @@ impl Dialer {
     /// Dropping it gives up the turn.
     pub(crate) async fn permit(
         &self,
-        holder: Option<&Weak<dyn Holder>>,
+        holder: Option<&Weak<dyn Owner>>,
         progress: &Progress,
     ) -> Result<Permit, Error> {
         let mut taken = pin!(self.budget.take(holder));
@@ -225,11 +225,11 @@ impl Dialer {
         endpoint: &Arc<Endpoint>,
         route: Route,
         stream: Stream,
-        seat: Seat,
+        seat: PermitId,
     ) -> Result<Dialed, DialFailure> {
         let host = endpoint.host(route);
         let config = endpoint.pg_config();
-        let watch = Watch::with_reset(endpoint.session_reset_at(route));
+        let watch = ConnectionStatus::with_reset(endpoint.session_reset_at(route));
         let (client, (task, notifications)) = match endpoint.encryption {
             Encryption::None => {
                 let tapped = Tap::new(stream, Arc::clone(&watch));
@@ -287,7 +287,7 @@ fn place(host: &str, port: u16) -> String {
 /// The task that drives `connection`, and where its notifications come out: where a pooler stands there are none.
 fn driven<S, T>(
     connection: Connection<S, T>,
-    watch: &Arc<Watch>,
+    watch: &Arc<ConnectionStatus>,
     route: Route,
 ) -> (ConnectionTask, Option<Notifications>)
 where
@@ -302,7 +302,7 @@ where
         }
     };
     (
-        Box::pin(Settling::new(drive, Arc::clone(watch))),
+        Box::pin(TrackedTask::new(drive, Arc::clone(watch))),
         notifications,
     )
 }

@@ -1,7 +1,7 @@
 //! What is known of a connection, and when that can be trusted.
 //!
 //! The tap writes it as bytes pass. A request that has been sent but not yet written is invisible to the tap: it waits
-//! in a channel until the connection's task runs. [`Settling`] closes that gap. It stands between the channel and the
+//! in a channel until the connection's task runs. [`TrackedTask`] closes that gap. It stands between the channel and the
 //! task's waker, and notes that something is about to be written before the task knows.
 
 mod doubt;
@@ -27,19 +27,19 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use self::held::Held;
-use super::verdict::Farewell;
+use self::held::LoanAge;
+use super::verdict::ServerClose;
 use crate::{model::endpoint::SessionReset, sync::lock};
 
 pub(crate) use session::{Residue, SessionFlags};
-pub(crate) use settling::Settling;
+pub(crate) use settling::TrackedTask;
 
 /// What is known of one connection. Shared by its stream, its task and its user.
 ///
 /// In this order in memory: what every `get` and every give-back looks at comes first, side by side.
 #[derive(Debug)]
 #[repr(C)]
-pub(crate) struct Watch {
+pub(crate) struct ConnectionStatus {
     /// Requests written, or begun, whose ReadyForQuery has not come. Mere closing of statements is not counted.
     /// Ordered with `parked`: whoever parks looks here afterwards, whoever writes looks there afterwards.
     pub(crate) outstanding: AtomicU32,
@@ -68,7 +68,7 @@ pub(crate) struct Watch {
     suspected: AtomicBool,
     opened: Instant,
     /// Milliseconds from `opened` to the last bytes that came from the server.
-    heard: AtomicU64,
+    last_read: AtomicU64,
     /// Whether anybody has used it: had an answer on it, or given it back in order.
     served: AtomicBool,
     /// Whether we close it, so that its end says nothing about the server.
@@ -98,16 +98,16 @@ pub(crate) struct Watch {
     /// When the server was first known to end it, or its stream ended.
     died: OnceLock<Instant>,
     /// What the server said when it ended the connection. Written once or twice in its life; never held across an await.
-    farewell: Mutex<Option<Farewell>>,
+    farewell: Mutex<Option<ServerClose>>,
     /// The last loan that was looked at by the sweep. Held for a few instructions.
-    seen_held: Mutex<Held>,
+    seen_held: Mutex<LoanAge>,
     /// Rung when we begin to close it.
     leave: Notify,
     /// Rung after every turn of the task.
     turned: Notify,
 }
 
-impl Watch {
+impl ConnectionStatus {
     #[cfg(test)]
     pub(crate) fn new() -> Arc<Self> {
         Self::with_reset(SessionReset::Never)
@@ -129,7 +129,7 @@ impl Watch {
             session: SessionFlags::new(reset),
             suspected: AtomicBool::new(false),
             opened: Instant::now(),
-            heard: AtomicU64::new(0),
+            last_read: AtomicU64::new(0),
             served: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             blocked: AtomicBool::new(false),
@@ -145,7 +145,7 @@ impl Watch {
             hinted_at: Mutex::default(),
             died: OnceLock::new(),
             farewell: Mutex::default(),
-            seen_held: Mutex::new(Held::new()),
+            seen_held: Mutex::new(LoanAge::new()),
             leave: Notify::new(),
             turned: Notify::new(),
         })
@@ -254,7 +254,7 @@ impl Watch {
     }
 
     /// Waits until we have been closing it for `patience`.
-    pub(crate) async fn overdue(&self, patience: Duration) {
+    pub(crate) async fn close_timed_out(&self, patience: Duration) {
         self.leave.notified().await;
         tokio::time::sleep(patience).await;
     }
@@ -394,13 +394,13 @@ impl Watch {
         self.rolled_back.load(Acquire)
     }
 
-    pub(crate) fn note_farewell(&self, farewell: Farewell) {
+    pub(crate) fn note_farewell(&self, farewell: ServerClose) {
         self.mark_dead();
         *lock(&self.farewell) = Some(farewell);
     }
 
     /// What the server said when it ended the connection, or is about to.
-    pub(crate) fn farewell(&self) -> Option<Farewell> {
+    pub(crate) fn farewell(&self) -> Option<ServerClose> {
         lock(&self.farewell).clone()
     }
 

@@ -26,7 +26,7 @@ use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 use frames::{Frames, Part};
 
 use self::statements::Statements;
-use super::{session_state::SessionState, status::Watch, verdict::Farewell};
+use super::{session_state::SessionState, status::ConnectionStatus, verdict::ServerClose};
 
 /// What a batch of requests does to the connection, in the order in which their ReadyForQuery will come.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -43,7 +43,7 @@ enum Batch {
 #[derive(Debug)]
 pub(crate) struct Tap<S> {
     stream: S,
-    watch: Arc<Watch>,
+    watch: Arc<ConnectionStatus>,
     sent: Frames,
     received: Frames,
     batches: VecDeque<Batch>,
@@ -59,7 +59,7 @@ pub(crate) struct Tap<S> {
 }
 
 impl<S> Tap<S> {
-    pub(crate) fn new(stream: S, watch: Arc<Watch>) -> Self {
+    pub(crate) fn new(stream: S, watch: Arc<ConnectionStatus>) -> Self {
         let batches = VecDeque::from([Batch::Startup]);
         let session = SessionState::of(&watch.session);
         Self {
@@ -190,7 +190,7 @@ impl<S> Tap<S> {
 }
 
 /// Takes note of what may end a transaction: at once if it is a simple query, else when it is run.
-fn note_end(watch: &Watch, prepared: &mut bool, tag: u8, ends: bool) {
+fn note_end(watch: &ConnectionStatus, prepared: &mut bool, tag: u8, ends: bool) {
     match tag {
         b'Q' if ends => watch.note_end(),
         b'P' => *prepared |= ends,
@@ -214,14 +214,14 @@ fn packed_sqlstate(body: &[u8]) -> u64 {
 }
 
 /// What the start of an error's or a notice's body says, if its severity is one of `severities`.
-fn farewell(body: &[u8], severities: &[&[u8]]) -> Option<Farewell> {
+fn farewell(body: &[u8], severities: &[&[u8]]) -> Option<ServerClose> {
     let field = |tag: u8| {
         let mut fields = body.split(|&b| b == 0);
         fields.find_map(|field| field.strip_prefix(&[tag]))
     };
     let severity = field(b'V').or_else(|| field(b'S'))?;
     let text = |tag| String::from_utf8_lossy(field(tag).unwrap_or_default()).into_owned();
-    severities.contains(&severity).then(|| Farewell {
+    severities.contains(&severity).then(|| ServerClose {
         sqlstate: text(b'C'),
         text: text(b'M'),
     })
@@ -288,7 +288,7 @@ impl<S: TlsStream + Unpin> TlsStream for Tap<S> {
 /// A TLS connector whose streams are watched.
 pub(crate) struct Tapped<T> {
     pub(crate) connector: T,
-    pub(crate) watch: Arc<Watch>,
+    pub(crate) watch: Arc<ConnectionStatus>,
 }
 
 impl<S, T> TlsConnect<S> for Tapped<T>
@@ -318,8 +318,8 @@ mod tests {
     }
 
     /// A tap after its login, and what it says.
-    fn logged_in() -> (Tap<()>, Arc<Watch>) {
-        let watch = Watch::new();
+    fn logged_in() -> (Tap<()>, Arc<ConnectionStatus>) {
+        let watch = ConnectionStatus::new();
         let mut tap = Tap::new((), Arc::clone(&watch));
         tap.note_sent(&message(0, b"\0\x03\0\0user\0u\0\0")[1..]);
         tap.note_sent(&message(b'p', b"secret"));
@@ -327,7 +327,7 @@ mod tests {
         (tap, watch)
     }
 
-    fn outstanding(watch: &Watch) -> u32 {
+    fn outstanding(watch: &ConnectionStatus) -> u32 {
         watch.outstanding.load(Acquire)
     }
 

@@ -13,7 +13,7 @@ use rustls::{AlertDescription, pki_types::InvalidDnsNameError};
 use crate::model::{
     chain,
     error::{Error, ErrorKind},
-    tls::{distrust, sources},
+    tls::{sources, untrusted_reason},
 };
 use answers::Row;
 
@@ -33,29 +33,31 @@ pub(crate) enum DialFailure {
 
 /// What to do after a failed attempt to connect.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Next {
+pub(crate) enum RetryDecision {
     /// Try again soon: the compute is about to come up, or the fault passes.
-    Again,
+    Retry,
     /// Try again slowly: the control plane failed, and the proxy may only be repeating what it said before.
-    AgainSlowly,
+    RetrySlowly,
     /// The tenant may have moved: ask the catalog once, then try again soon.
-    AskThenAgain,
+    RelocateThenRetry,
     /// The tenant may have moved or its credential changed: ask the catalog once, then try once more.
-    AskThenOnce,
+    RelocateThenRetryOnce,
     /// Give up, and remember why.
-    Refuse,
+    GiveUp,
 }
 
 /// What to do after a failed attempt of that kind.
-pub(crate) const fn next(kind: ErrorKind) -> Next {
+pub(crate) const fn next(kind: ErrorKind) -> RetryDecision {
     match kind {
         ErrorKind::ActiveComputeLimit
         | ErrorKind::Connect
         | ErrorKind::Locked
-        | ErrorKind::RateLimited => Next::Again,
-        ErrorKind::ControlPlane => Next::AgainSlowly,
-        ErrorKind::StaleCredential | ErrorKind::Unreachable => Next::AskThenAgain,
-        ErrorKind::BadCredential | ErrorKind::EndpointNotFound => Next::AskThenOnce,
+        | ErrorKind::RateLimited => RetryDecision::Retry,
+        ErrorKind::ControlPlane => RetryDecision::RetrySlowly,
+        ErrorKind::StaleCredential | ErrorKind::Unreachable => RetryDecision::RelocateThenRetry,
+        ErrorKind::BadCredential | ErrorKind::EndpointNotFound => {
+            RetryDecision::RelocateThenRetryOnce
+        }
         ErrorKind::BadRecord
         | ErrorKind::Catalog
         | ErrorKind::Closed
@@ -76,7 +78,7 @@ pub(crate) const fn next(kind: ErrorKind) -> Next {
         | ErrorKind::Refused
         | ErrorKind::RolledBack
         | ErrorKind::Timeout(_)
-        | ErrorKind::UnknownTenant => Next::Refuse,
+        | ErrorKind::UnknownTenant => RetryDecision::GiveUp,
     }
 }
 
@@ -123,7 +125,7 @@ fn on_login(err: tokio_postgres::Error, host: &str, lags: bool) -> Error {
 
 /// What to do about a failure of TLS or of the driver, and how it is told: nobody has looked at the login yet.
 fn before_login(err: &tokio_postgres::Error, host: &str) -> (Row, String) {
-    if let Some(why) = distrust(err) {
+    if let Some(why) = untrusted_reason(err) {
         let (kind, _, retry_after) = answers::CERTIFICATE;
         let message = format!("the certificate that {host} shows is not trusted: {why}");
         return ((kind, why, retry_after), message);
@@ -187,7 +189,7 @@ fn on_tls(err: &rustls::Error) -> Option<Row> {
 
 /// What the server said when it ended a connection.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub(crate) struct Farewell {
+pub(crate) struct ServerClose {
     /// Its SQLSTATE.
     pub(crate) sqlstate: String,
     /// The start of its text.
@@ -202,13 +204,13 @@ pub(crate) enum Loss {
     /// It can run again, but not at once: too many others want the same.
     AgainSlowly,
     /// It would end the same way: the server ended it for what its user did.
-    SameAgain,
+    Permanent,
 }
 
 /// What a lost connection tells us to do: by SQLSTATE, and by text where PgBouncer has one code for everything.
 /// `None` is a connection that ended without a word, as Neon's pooler does when the compute is suspended.
-pub(crate) fn on_loss(farewell: Option<&Farewell>) -> Loss {
-    let Some(Farewell { sqlstate, text }) = farewell else {
+pub(crate) fn on_loss(farewell: Option<&ServerClose>) -> Loss {
+    let Some(ServerClose { sqlstate, text }) = farewell else {
         return Loss::Again;
     };
     LOSSES
@@ -219,16 +221,16 @@ pub(crate) fn on_loss(farewell: Option<&Farewell>) -> Loss {
 
 /// SQLSTATE, part of the text, and what to do. Everything else (57P01 to 57P03, class 08, crashes) can run again.
 const LOSSES: &[(&str, &str, Loss)] = &[
-    ("25P03", "", Loss::SameAgain), // idle in transaction for too long: 5 minutes at Neon
-    ("25P04", "", Loss::SameAgain), // transaction_timeout
-    ("57P04", "", Loss::SameAgain), // the database was dropped
-    ("57P05", "", Loss::SameAgain), // idle_session_timeout
+    ("25P03", "", Loss::Permanent), // idle in transaction for too long: 5 minutes at Neon
+    ("25P04", "", Loss::Permanent), // transaction_timeout
+    ("57P04", "", Loss::Permanent), // the database was dropped
+    ("57P05", "", Loss::Permanent), // idle_session_timeout
     ("08P01", "query_wait_timeout", Loss::AgainSlowly),
     ("08P01", "server login has been failing", Loss::AgainSlowly),
-    ("08P01", "query_timeout", Loss::SameAgain),
-    ("08P01", "query timeout", Loss::SameAgain),
-    ("08P01", "transaction timeout", Loss::SameAgain),
-    ("08P01", "transaction_timeout", Loss::SameAgain),
+    ("08P01", "query_timeout", Loss::Permanent),
+    ("08P01", "query timeout", Loss::Permanent),
+    ("08P01", "transaction timeout", Loss::Permanent),
+    ("08P01", "transaction_timeout", Loss::Permanent),
 ];
 
 #[cfg(test)]
@@ -259,24 +261,24 @@ mod tests {
                 "server login has been failing, cached error: connect failed",
                 Loss::AgainSlowly,
             ),
-            ("08P01", "query_timeout", Loss::SameAgain),
-            ("08P01", "idle transaction timeout", Loss::SameAgain),
+            ("08P01", "query_timeout", Loss::Permanent),
+            ("08P01", "idle transaction timeout", Loss::Permanent),
             (
                 "25P03",
                 "terminating connection due to idle-in-transaction timeout",
-                Loss::SameAgain,
+                Loss::Permanent,
             ),
             (
                 "57P05",
                 "terminating connection due to idle-session timeout",
-                Loss::SameAgain,
+                Loss::Permanent,
             ),
-            ("57P04", "database \"d\" was dropped", Loss::SameAgain),
+            ("57P04", "database \"d\" was dropped", Loss::Permanent),
             // The code decides, whatever the text says.
             ("57P01", "query_timeout", Loss::Again),
         ];
         for (sqlstate, text, loss) in rows {
-            let farewell = Farewell {
+            let farewell = ServerClose {
                 sqlstate: sqlstate.into(),
                 text: text.into(),
             };

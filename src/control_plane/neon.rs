@@ -97,7 +97,7 @@ impl ControlPlane for Neon {
             None => Ok(()),
             Some(failed) => {
                 let why = failed.error.as_deref().unwrap_or("no reason given");
-                let why = neon::repeatable(why);
+                let why = neon::excerpt(why);
                 let message = format!(
                     "neon failed to create project {id}: {} failed: {why}",
                     failed.action

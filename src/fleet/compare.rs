@@ -16,7 +16,7 @@ use crate::{
         error::{Error, Stage},
         tenant::TenantId,
     },
-    provision::{Compared, Settled, ownership},
+    provision::{Compared, Resumed, ownership},
     sync::progress::{LONGEST, Progress},
 };
 
@@ -57,7 +57,9 @@ impl Fleet {
                 None => comparison.unrecorded(found).await,
                 Some(known) if known.state == State::Deleted => {
                     let tenant = Some(known.tenant.as_str());
-                    comparison.surplus(Trouble::Undead, tenant, found).await;
+                    comparison
+                        .surplus(Trouble::DeletedButPresent, tenant, found)
+                        .await;
                 }
                 Some(_) => {}
             }
@@ -105,7 +107,7 @@ impl Comparison<'_> {
             Ok(job) => {
                 job.run(|job| async move {
                     let on = job.fleet.provisioning();
-                    let settled = on.settle(&job.tenant, &job.progress, job.stats()).await?;
+                    let settled = on.resume(&job.tenant, &job.progress, job.stats()).await?;
                     job.forget();
                     Ok(settled)
                 })
@@ -114,8 +116,8 @@ impl Comparison<'_> {
             Err(err) => Err(err),
         };
         match settled {
-            Ok(Settled::Published | Settled::Deleted | Settled::Cleared) => Outcome::Mended,
-            Ok(Settled::InDoubt | Settled::LeftAlone) => Outcome::Left,
+            Ok(Resumed::Published | Resumed::Deleted | Resumed::Cleared) => Outcome::Repaired,
+            Ok(Resumed::InDoubt | Resumed::LeftAlone) => Outcome::Left,
             Err(err) => Outcome::Failed(err),
         }
     }
@@ -188,7 +190,7 @@ impl Comparison<'_> {
             Outcome::Left
         } else {
             match self.remove(tenant, found).await {
-                Ok(true) => Outcome::Mended,
+                Ok(true) => Outcome::Repaired,
                 Ok(false) => Outcome::Left,
                 Err(err) => Outcome::Failed(err),
             }
@@ -254,7 +256,7 @@ impl Comparison<'_> {
         let compared = on.compare(tenant, self.how.mend, &progress).await;
         let outcome = match compared {
             Ok(Compared::Same) => return,
-            Ok(Compared::Mended) => Outcome::Mended,
+            Ok(Compared::Mended) => Outcome::Repaired,
             Ok(Compared::Different) if self.how.mend => Outcome::Left,
             Ok(Compared::Different) => Outcome::Reported,
             Err(err) => Outcome::Failed(err),

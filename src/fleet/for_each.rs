@@ -255,7 +255,7 @@ impl Fleet {
         let waits = backoff(FIRST_WAIT, LONGEST_WAIT);
         tokio::select! {
             biased;
-            () = shared.life.ended() => Err(Error::closed()),
+            () = shared.life.terminated() => Err(Error::closed()),
             page = retry(&progress, waits, || catalog.list(after, PAGE)) => page,
         }
     }

@@ -43,7 +43,7 @@ impl Reconcile {
 
     /// Mends what can be mended without losing anything that was ever served: finishes what was begun, and deletes databases
     /// that a known attempt has created beside the one that is served.
-    pub fn mend() -> Self {
+    pub fn repair() -> Self {
         Self {
             mend: true,
             ..Self::dry_run()
@@ -64,10 +64,10 @@ impl Reconcile {
         self
     }
 
-    /// Deletes databases of deleted tenants that are there all the same ([`Trouble::Undead`]). Defaults to no: somebody may
+    /// Deletes databases of deleted tenants that are there all the same ([`Trouble::DeletedButPresent`]). Defaults to no: somebody may
     /// have recovered one on purpose, and a catalog that was restored from a backup has forgotten what was undeleted.
-    pub fn remove_undead(mut self) -> Self {
-        self.removed.push(Trouble::Undead);
+    pub fn remove_deleted(mut self) -> Self {
+        self.removed.push(Trouble::DeletedButPresent);
         self
     }
 
@@ -91,13 +91,13 @@ impl Fleet {
     /// # Cancel safety
     /// May be dropped at any moment and run again; a deletion that was sent is not taken back.
     pub async fn reconcile(&self, how: &Reconcile) -> Result<Report, Error> {
-        if self.inner.shared.life.is_shut() {
+        if self.inner.shared.life.is_stopping() {
             return Err(Error::closed());
         }
         let _under_way = self.inner.shared.jobs.token();
         tokio::select! {
             biased;
-            () = self.inner.shared.life.ended() => Err(Error::closed()),
+            () = self.inner.shared.life.terminated() => Err(Error::closed()),
             report = self.compare(how) => report,
         }
     }

@@ -35,7 +35,7 @@ impl Finding {
     pub fn needs_attention(&self) -> bool {
         match self.outcome {
             Outcome::Reported | Outcome::Failed(_) => true,
-            Outcome::Mended | Outcome::Left => false,
+            Outcome::Repaired | Outcome::Left => false,
         }
     }
 }
@@ -59,7 +59,7 @@ pub enum Trouble {
     Orphan,
     /// The tenant is deleted, and its database is there, as after somebody has recovered it by hand. Mended, by deleting it,
     /// only if [asked for](crate::Reconcile::remove_undead).
-    Undead,
+    DeletedButPresent,
     /// Somebody began to create or to delete the database and has not finished. Mended by finishing it; nothing is
     /// created for that.
     Unfinished,
@@ -72,7 +72,7 @@ pub enum Outcome {
     /// Nothing: it was only looked for, or is for a person to decide.
     Reported,
     /// It is as it should be now.
-    Mended,
+    Repaired,
     /// Nothing yet: it is too young, or somebody is at it. The next comparison will tell.
     Left,
     /// It could not be mended.
@@ -83,7 +83,7 @@ impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Reported => f.write_str("reported"),
-            Self::Mended => f.write_str("mended"),
+            Self::Repaired => f.write_str("mended"),
             Self::Left => f.write_str("left for now"),
             Self::Failed(err) => write!(f, "failed: {err}"),
         }

@@ -30,17 +30,17 @@ use self::{
     room::Idle,
     turns::{Key, Turns},
 };
-use super::wait_estimate::Flow;
+use super::wait_estimate::WaitEstimate;
 use crate::sync::lock;
 
 /// How long somebody's only connection serves them while others have none, and how long those wait for it.
 const TURN: Duration = Duration::from_millis(500);
 /// Who holds connections: one tenant.
-pub(crate) trait Holder: Send + Sync {
+pub(crate) trait Owner: Send + Sync {
     /// When the connection was last used that has been idle for longest. Of tenants that were used lately this is the
     /// surplus: what is idle is taken last in, first out.
     fn idle_since(&self) -> Option<Instant>;
-    /// Closes that connection, after [`Budget::vacate`], if it was not used after `unused_since`; says whether there was one.
+    /// Closes that connection, after [`Budget::mark_closing`], if it was not used after `unused_since`; says whether there was one.
     fn close_idle(&self, unused_since: Instant) -> bool;
     /// Gives up its requests if nobody needs them any more.
     fn reconsider(&self);
@@ -68,7 +68,7 @@ struct State {
     leaving: usize,
     /// The idle connections that were closed since something is missing.
     looked_for: Idle,
-    flow: Flow,
+    flow: WaitEstimate,
 }
 
 impl State {
@@ -87,7 +87,7 @@ impl Budget {
             turns: Turns::default(),
             leaving: 0,
             looked_for: Idle::None,
-            flow: Flow::new(),
+            flow: WaitEstimate::new(),
         };
         Arc::new(Self {
             limit,
@@ -104,15 +104,15 @@ impl Budget {
     ///
     /// # Cancel safety
     /// Dropping it gives up the turn.
-    pub(crate) async fn take(self: &Arc<Self>, holder: Option<&Weak<dyn Holder>>) -> Permit {
+    pub(crate) async fn take(self: &Arc<Self>, holder: Option<&Weak<dyn Owner>>) -> Permit {
         let (turn, mine) = oneshot::channel();
         let _place = {
             let mut state = self.state();
             if state.turns.waiting() == 0 {
-                state.flow = Flow::new();
+                state.flow = WaitEstimate::new();
             }
             let (key, number) = state.turns.wait(holder, turn);
-            Place {
+            DialSlot {
                 budget: Arc::clone(self),
                 key,
                 number,
@@ -134,9 +134,9 @@ impl Budget {
                 return self.note_missing(&mut state);
             };
             state.used += 1;
-            state.flow.depart();
+            state.flow.record();
             drop(state);
-            let seat = Seat {
+            let seat = PermitId {
                 key,
                 state: Arc::new(AtomicU8::new(TAKEN)),
             };
@@ -149,13 +149,13 @@ impl Budget {
     }
 
     /// Whether connections should be closed for those who wait. Cheap.
-    pub(crate) fn is_short(&self) -> bool {
+    pub(crate) fn is_contended(&self) -> bool {
         self.missing.load(SeqCst) > 0
     }
 
     /// Whether the connection of `seat`, which was opened at `opened` and has just come back, should rather be another's.
     /// `wanted`: whether its holder has use for it now. If so, it has to be closed.
-    pub(crate) fn ask_to_leave(&self, seat: &Seat, opened: Instant, wanted: bool) -> bool {
+    pub(crate) fn should_yield(&self, seat: &PermitId, opened: Instant, wanted: bool) -> bool {
         let mut state = self.state();
         if self.missing.load(SeqCst) == 0 {
             return false;
@@ -174,11 +174,11 @@ impl Budget {
     }
 
     /// Marks a connection as being closed for others; `false` if it is on its way already.
-    pub(crate) fn vacate(&self, seat: &Seat) -> bool {
+    pub(crate) fn mark_closing(&self, seat: &PermitId) -> bool {
         self.vacate_in(&mut self.state(), seat)
     }
 
-    fn vacate_in(&self, state: &mut State, seat: &Seat) -> bool {
+    fn vacate_in(&self, state: &mut State, seat: &PermitId) -> bool {
         let taken = seat.state.compare_exchange(TAKEN, LEAVING, AcqRel, Acquire);
         if taken.is_ok() {
             state.leaving += 1;
@@ -189,7 +189,7 @@ impl Budget {
     }
 
     /// Whether only those may open a connection who have none, or nobody may.
-    pub(crate) fn is_tight(&self) -> bool {
+    pub(crate) fn only_reserve_left(&self) -> bool {
         self.state().used >= self.usual_limit
     }
 
@@ -250,7 +250,7 @@ impl Budget {
         state.looked_for = state.looked_for.min(self.wanted(state));
     }
 
-    fn release(self: &Arc<Self>, seat: &Seat) {
+    fn release(self: &Arc<Self>, seat: &PermitId) {
         let mut state = self.state();
         let was_leaving = seat.state.swap(FREE, AcqRel) == LEAVING;
         state.used -= 1;
@@ -272,12 +272,12 @@ impl Budget {
 #[must_use]
 pub(crate) struct Permit {
     budget: Arc<Budget>,
-    seat: Seat,
+    seat: PermitId,
 }
 
 /// By which the budget knows a connection.
 #[derive(Clone)]
-pub(crate) struct Seat {
+pub(crate) struct PermitId {
     key: Key,
     /// Written under the budget's lock.
     state: Arc<AtomicU8>,
@@ -288,7 +288,7 @@ const LEAVING: u8 = 1;
 const FREE: u8 = 2;
 
 impl Permit {
-    pub(crate) fn seat(&self) -> Seat {
+    pub(crate) fn seat(&self) -> PermitId {
         self.seat.clone()
     }
 }
@@ -306,13 +306,13 @@ impl fmt::Debug for Permit {
 }
 
 /// A request that waits. Its drop takes it back, if it was not served.
-struct Place {
+struct DialSlot {
     budget: Arc<Budget>,
     key: Key,
     number: u64,
 }
 
-impl Drop for Place {
+impl Drop for DialSlot {
     fn drop(&mut self) {
         let mut state = self.budget.state();
         let given_up = state.turns.give_up(self.key, self.number);
@@ -347,7 +347,7 @@ mod tests {
             Arc::new(Self { budget, idle })
         }
 
-        fn holder(self: &Arc<Self>) -> Weak<dyn Holder> {
+        fn holder(self: &Arc<Self>) -> Weak<dyn Owner> {
             let tenant: Weak<Self> = Arc::downgrade(self);
             tenant
         }
@@ -365,7 +365,7 @@ mod tests {
         }
     }
 
-    impl Holder for Tenant {
+    impl Owner for Tenant {
         fn idle_since(&self) -> Option<Instant> {
             lock(&self.idle).first().map(|(since, _)| *since)
         }
@@ -377,7 +377,7 @@ mod tests {
             }
             let (_, permit) = idle.remove(0);
             drop(idle);
-            self.budget.vacate(&permit.seat)
+            self.budget.mark_closing(&permit.seat)
         }
 
         fn reconsider(&self) {}
@@ -450,13 +450,13 @@ mod tests {
         let opened = Instant::now();
         let [h1, h2] = [hot.take_now().unwrap(), hot.take_now().unwrap()];
         let c = calm.take_now().unwrap();
-        assert!(!budget.ask_to_leave(&h1.seat, opened, true), "nobody waits");
+        assert!(!budget.should_yield(&h1.seat, opened, true), "nobody waits");
         let mut waits = Box::pin(late.take());
         assert!(futures_util::poll!(&mut waits).is_pending());
-        assert!(!budget.ask_to_leave(&c.seat, opened, true), "its only one");
-        assert!(budget.ask_to_leave(&h1.seat, opened, true));
+        assert!(!budget.should_yield(&c.seat, opened, true), "its only one");
+        assert!(budget.should_yield(&h1.seat, opened, true));
         assert!(
-            !budget.ask_to_leave(&h2.seat, opened, true),
+            !budget.should_yield(&h2.seat, opened, true),
             "one is enough"
         );
         drop(h1);
@@ -464,15 +464,15 @@ mod tests {
         let mut waits = Box::pin(hot.take());
         assert!(futures_util::poll!(&mut waits).is_pending());
         advance(2 * TURN).await;
-        assert!(!budget.ask_to_leave(&l.seat, opened, true), "both have one");
+        assert!(!budget.should_yield(&l.seat, opened, true), "both have one");
         drop(h2);
         let _h = waits.await;
         let fourth = Tenant::new(&budget);
         let mut waits = Box::pin(fourth.take());
         assert!(futures_util::poll!(&mut waits).is_pending());
-        assert!(!budget.ask_to_leave(&c.seat, opened, true), "not yet");
+        assert!(!budget.should_yield(&c.seat, opened, true), "not yet");
         advance(TURN).await;
-        assert!(budget.ask_to_leave(&c.seat, opened, true));
+        assert!(budget.should_yield(&c.seat, opened, true));
     }
 
     #[tokio::test(start_paused = true)]
@@ -484,13 +484,13 @@ mod tests {
         let mut waits = Box::pin(b.take());
         assert!(futures_util::poll!(&mut gone).is_pending());
         assert!(futures_util::poll!(&mut waits).is_pending());
-        assert!(budget.is_short());
+        assert!(budget.is_contended());
         drop(held); // granted, but not yet noticed
         drop(gone);
         assert!(futures_util::poll!(&mut waits).is_ready());
         drop(waits);
         assert_eq!((budget.used(), budget.waiting()), (0, 0));
-        assert!(!budget.is_short());
+        assert!(!budget.is_contended());
         assert!(budget.state().turns.holders().is_empty());
         budget.emptied().await;
     }

@@ -15,11 +15,11 @@ use std::{
 
 use tokio::sync::Notify;
 
-use super::wait_estimate::Flow;
+use super::wait_estimate::WaitEstimate;
 use crate::sync::lock;
 
 /// All who wait.
-pub(crate) struct Waiting<K> {
+pub(crate) struct CallerLimit<K> {
     most_of_one: usize,
     most: usize,
     count: AtomicUsize,
@@ -30,18 +30,18 @@ pub(crate) struct Waiting<K> {
 }
 
 struct Lines<K> {
-    all: Flow,
+    all: WaitEstimate,
     of: HashMap<K, Line>,
 }
 
 struct Line {
     waiting: usize,
-    flow: Flow,
+    flow: WaitEstimate,
 }
 
 /// There is no place to wait.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) struct Full {
+pub(crate) struct QueueFull {
     /// Whether too many wait for this key, and not just in all.
     pub(crate) of_one: bool,
     /// How many may.
@@ -50,11 +50,11 @@ pub(crate) struct Full {
     pub(crate) wait: Duration,
 }
 
-impl<K: Clone + Eq + Hash> Waiting<K> {
+impl<K: Clone + Eq + Hash> CallerLimit<K> {
     /// For `most_of_one` callers per key and `most` in all.
     pub(crate) fn new(most_of_one: usize, most: usize) -> Arc<Self> {
         let lines = Lines {
-            all: Flow::new(),
+            all: WaitEstimate::new(),
             of: HashMap::new(),
         };
         Arc::new(Self {
@@ -67,35 +67,35 @@ impl<K: Clone + Eq + Hash> Waiting<K> {
     }
 
     /// Begins to wait for `key`, if there is a place.
-    pub(crate) fn enter(self: &Arc<Self>, key: &K) -> Result<Place<K>, Full> {
+    pub(crate) fn try_enter(self: &Arc<Self>, key: &K) -> Result<CallerSlot<K>, QueueFull> {
         let mut lines = lock(&self.lines);
         let count = self.count.load(Relaxed);
         if let Some(line) = lines.of.get_mut(key)
             && line.waiting >= self.most_of_one
         {
-            return Err(Full {
+            return Err(QueueFull {
                 of_one: true,
                 most: self.most_of_one,
-                wait: line.flow.come_back(line.waiting),
+                wait: line.flow.retry_after(line.waiting),
             });
         }
         if count >= self.most {
-            return Err(Full {
+            return Err(QueueFull {
                 of_one: false,
                 most: self.most,
-                wait: lines.all.come_back(count),
+                wait: lines.all.retry_after(count),
             });
         }
         if count == 0 {
-            lines.all = Flow::new();
+            lines.all = WaitEstimate::new();
         }
         self.count.store(count + 1, Relaxed);
         let line = lines.of.entry(key.clone()).or_insert_with(|| Line {
             waiting: 0,
-            flow: Flow::new(),
+            flow: WaitEstimate::new(),
         });
         line.waiting += 1;
-        Ok(Place {
+        Ok(CallerSlot {
             waiting: Arc::clone(self),
             key: key.clone(),
             served: false,
@@ -121,34 +121,34 @@ impl<K: Clone + Eq + Hash> Waiting<K> {
 
 /// A place among those who wait. Its drop gives it up.
 #[must_use]
-pub(crate) struct Place<K: Clone + Eq + Hash> {
-    waiting: Arc<Waiting<K>>,
+pub(crate) struct CallerSlot<K: Clone + Eq + Hash> {
+    waiting: Arc<CallerLimit<K>>,
     key: K,
     served: bool,
 }
 
-impl<K: Clone + Eq + Hash> Place<K> {
+impl<K: Clone + Eq + Hash> CallerSlot<K> {
     /// Leaves it, served. Whoever leaves otherwise says nothing about how fast the line moves.
-    pub(crate) fn leave_served(mut self) {
+    pub(crate) fn served(mut self) {
         self.served = true;
     }
 }
 
-impl<K: Clone + Eq + Hash> Drop for Place<K> {
+impl<K: Clone + Eq + Hash> Drop for CallerSlot<K> {
     fn drop(&mut self) {
         let mut lines = lock(&self.waiting.lines);
         if self.waiting.count.fetch_sub(1, Relaxed) == 1 {
             self.waiting.emptied.notify_waiters();
         }
         if self.served {
-            lines.all.depart();
+            lines.all.record();
         }
         let Some(line) = lines.of.get_mut(&self.key) else {
             return;
         };
         line.waiting -= 1;
         if self.served {
-            line.flow.depart();
+            line.flow.record();
         }
         if line.waiting == 0 {
             lines.of.remove(&self.key);
@@ -162,17 +162,17 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn so_many_for_one_and_so_many_in_all() {
-        let waiting = Waiting::new(2, 3);
-        let first = waiting.enter(&"a").unwrap();
-        let _second = waiting.enter(&"a").unwrap();
-        let full = waiting.enter(&"a").err().unwrap();
+        let waiting = CallerLimit::new(2, 3);
+        let first = waiting.try_enter(&"a").unwrap();
+        let _second = waiting.try_enter(&"a").unwrap();
+        let full = waiting.try_enter(&"a").err().unwrap();
         assert!(full.of_one && full.most == 2 && !full.wait.is_zero());
-        let _third = waiting.enter(&"b").unwrap();
-        let full = waiting.enter(&"b").err().unwrap();
+        let _third = waiting.try_enter(&"b").unwrap();
+        let full = waiting.try_enter(&"b").err().unwrap();
         assert!(!full.of_one && full.most == 3);
         assert_eq!(waiting.len(), 3);
         drop(first);
-        assert!(waiting.enter(&"a").is_ok(), "and left again at once");
+        assert!(waiting.try_enter(&"a").is_ok(), "and left again at once");
         assert_eq!(waiting.len(), 2);
     }
 }

@@ -13,7 +13,7 @@ use crate::{
 ///
 /// Each piece of work gets the next free moment; that moment moves on by a fixed step, so there is no queue to keep.
 #[derive(Debug)]
-pub(crate) struct Admission {
+pub(crate) struct RateLimiter {
     step: Duration,
     burst: Duration,
     longest_wait: Duration,
@@ -21,7 +21,7 @@ pub(crate) struct Admission {
     next: Mutex<Option<Instant>>,
 }
 
-impl Admission {
+impl RateLimiter {
     /// `per_minute` on average, a tenth of that at once, and `waiting` pieces of work that wait at the most.
     pub(crate) fn new(per_minute: u32, waiting: u32) -> Self {
         let step = Duration::from_secs(60) / per_minute.max(1);
@@ -37,7 +37,7 @@ impl Admission {
     ///
     /// # Cancel safety
     /// Dropping it gives the turn up.
-    pub(crate) async fn pass(&self, deadline: Instant) -> Result<(), Error> {
+    pub(crate) async fn acquire(&self, deadline: Instant) -> Result<(), Error> {
         let turn = self.turn(deadline)?;
         sleep_until(turn).await;
         Ok(())
@@ -72,7 +72,7 @@ mod tests {
     const MINUTE: Duration = Duration::from_secs(60);
 
     /// How many of `count` that come at once are in within a minute, and how many were turned away.
-    fn flood(admission: &Admission, count: u32) -> (usize, usize) {
+    fn flood(admission: &RateLimiter, count: u32) -> (usize, usize) {
         let deadline = Instant::now() + MINUTE;
         let turns: Vec<_> = (0..count).map(|_| admission.turn(deadline)).collect();
         let refused = turns.iter().filter(|turn| turn.is_err()).count();
@@ -81,24 +81,27 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_flood_is_let_in_at_its_rate_and_the_rest_is_told_when_to_come_back() {
-        let admission = Admission::new(60, 20);
+        let admission = RateLimiter::new(60, 20);
         assert_eq!(flood(&admission, 1000), (6 + 20, 974));
-        let err = admission.pass(Instant::now() + MINUTE).await.unwrap_err();
+        let err = admission
+            .acquire(Instant::now() + MINUTE)
+            .await
+            .unwrap_err();
         assert_eq!(err.kind(), ErrorKind::Overloaded);
         tokio::time::advance(err.retry_after().unwrap()).await;
         let start = Instant::now();
-        admission.pass(start + MINUTE).await.unwrap();
+        admission.acquire(start + MINUTE).await.unwrap();
         assert_eq!(start.elapsed(), Duration::from_secs(20));
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_cannot_wait_for_its_turn_is_told_at_once() {
-        let admission = Admission::new(60, 1000);
+        let admission = RateLimiter::new(60, 1000);
         let (soon, _) = flood(&admission, 26);
         assert_eq!(soon, 26);
         let start = Instant::now();
         let err = admission
-            .pass(start + Duration::from_secs(5))
+            .acquire(start + Duration::from_secs(5))
             .await
             .unwrap_err();
         assert!(start.elapsed().is_zero());
@@ -110,7 +113,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_little_at_once_does_not_wait() {
-        let admission = Admission::new(60, 0);
+        let admission = RateLimiter::new(60, 0);
         assert_eq!(flood(&admission, 7), (6, 1));
         tokio::time::advance(MINUTE).await;
         assert_eq!(flood(&admission, 7), (6, 1));

@@ -20,7 +20,7 @@ pub(crate) fn certificate(der: impl AsRef<[u8]>) -> CertificateDer<'static> {
 }
 
 /// Why the other side's certificate was not accepted and what to do, if that is what `err` comes from.
-pub(crate) fn distrust(err: &(dyn StdError + 'static)) -> Option<&'static str> {
+pub(crate) fn untrusted_reason(err: &(dyn StdError + 'static)) -> Option<&'static str> {
     sources(err).find_map(|cause| match cause.downcast_ref() {
         Some(rustls::Error::InvalidCertificate(why)) => Some(advice(why)),
         _ => None,

@@ -15,7 +15,7 @@ use url::Url;
 use super::{
     builder::NeonBuilder,
     limiter::Limiter,
-    redact::repeatable,
+    redact::excerpt,
     refusal::{Refusal, request_id},
     request::{Call, Route},
 };
@@ -195,7 +195,7 @@ impl Neon {
         let response = sent.map_err(Refusal::transport)?;
         let (status, headers) = (response.status(), response.headers().clone());
         span.record("status", status.as_u16());
-        span.record("request_id", request_id(&headers).map(repeatable));
+        span.record("request_id", request_id(&headers).map(excerpt));
         tracing::debug!("neon api");
         if !status.is_success() {
             let refusal = Refusal::answer(response).await;

@@ -17,7 +17,7 @@ use std::{
 use tokio::time::{Instant, sleep_until};
 use url::Url;
 
-use self::line::{Line, Ticket};
+use self::line::{Line, QueueEntry};
 use crate::{
     model::{
         error::{Error, ErrorKind},
@@ -67,7 +67,7 @@ impl Limiter {
         class: Class,
         progress: &Progress,
     ) -> Result<(), Error> {
-        let place = Place {
+        let place = QueueSlot {
             line: &self.line,
             ticket: lock(&self.line).join(route, class),
         };
@@ -92,12 +92,12 @@ impl Drop for Limiter {
 }
 
 /// A request's place in the line. Its drop leaves it.
-struct Place<'a> {
+struct QueueSlot<'a> {
     line: &'a Mutex<Line>,
-    ticket: Ticket,
+    ticket: QueueEntry,
 }
 
-impl Place<'_> {
+impl QueueSlot<'_> {
     /// Passes, if it is its turn; otherwise says when to look again. An error if its turn does not come before `deadline`.
     fn look(&self, deadline: Instant) -> Result<Option<Instant>, Error> {
         let (mut line, now) = (lock(self.line), Instant::now());
@@ -116,7 +116,7 @@ impl Place<'_> {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for QueueSlot<'_> {
     fn drop(&mut self) {
         lock(self.line).leave(&self.ticket);
     }

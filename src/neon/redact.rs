@@ -13,7 +13,7 @@ const SECRETIVE: [&str; 6] = [
 ];
 
 /// What an error may repeat of what somebody else said: the beginning, on one line, or nothing if it may hold a secret.
-pub(crate) fn repeatable(said: &str) -> String {
+pub(crate) fn excerpt(said: &str) -> String {
     let lower = said.to_lowercase();
     if SECRETIVE.iter().any(|mark| lower.contains(mark)) {
         return "words that are not repeated, as they may hold a secret".to_owned();
@@ -28,8 +28,8 @@ mod tests {
 
     #[test]
     fn foreign_words_are_repeated_in_short_and_secrets_are_not() {
-        assert_eq!(repeatable("no\nsuch\u{1b}[31m"), "nosuch[31m");
-        assert_eq!(repeatable(&"é".repeat(9999)).chars().count(), LONGEST);
+        assert_eq!(excerpt("no\nsuch\u{1b}[31m"), "nosuch[31m");
+        assert_eq!(excerpt(&"é".repeat(9999)).chars().count(), LONGEST);
         for secret in [
             "cannot parse postgresql://r:hunter2@h/d",
             "header Authorization: Bearer hunter2",
@@ -37,7 +37,7 @@ mod tests {
             "role app has npg_hunter2",
             "Password=hunter2",
         ] {
-            assert!(!repeatable(secret).contains("hunter2"), "{secret}");
+            assert!(!excerpt(secret).contains("hunter2"), "{secret}");
         }
     }
 }

@@ -12,10 +12,10 @@ use reqwest::{
 use url::Url;
 
 use self::cause::Cause;
-use super::{redact::repeatable, wire::RefusedBody};
+use super::{redact::excerpt, wire::RefusedBody};
 use crate::model::{
     error::{Error, ErrorKind},
-    tls::distrust,
+    tls::untrusted_reason,
 };
 
 /// No wait is believed that is longer than this.
@@ -52,7 +52,7 @@ impl Refusal {
     /// A failure below HTTP, before an answer.
     pub(super) fn transport(err: reqwest::Error) -> Self {
         let host = err.url().and_then(Url::host_str).unwrap_or_default();
-        let (kind, outcome, message) = if let Some(why) = distrust(&err) {
+        let (kind, outcome, message) = if let Some(why) = untrusted_reason(&err) {
             let message =
                 format!("the certificate that neon's api at {host} shows is not trusted: {why}");
             (ErrorKind::Misconfigured, Outcome::NotDone, message)
@@ -154,7 +154,7 @@ pub(super) fn request_id(headers: &HeaderMap) -> Option<&str> {
 }
 
 fn bracketed(request_id: Option<&str>) -> String {
-    request_id.map_or_else(String::new, |id| format!(" [request {}]", repeatable(id)))
+    request_id.map_or_else(String::new, |id| format!(" [request {}]", excerpt(id)))
 }
 
 /// What a body is that was not written by the API, if that can be seen.
@@ -184,7 +184,7 @@ fn words(told: &RefusedBody) -> Option<String> {
     if words.is_empty() {
         return None;
     }
-    Some(format!(": {}", repeatable(&words.join("; "))))
+    Some(format!(": {}", excerpt(&words.join("; "))))
 }
 
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {

@@ -5,17 +5,17 @@ use std::sync::{Arc, Weak};
 use tokio::time::Instant;
 
 use super::{Pool, State};
-use crate::{connection::Connection, limits::budget::Holder, telemetry::stats::count};
+use crate::{connection::Connection, limits::budget::Owner, telemetry::stats::count};
 
 impl Pool {
     /// Whether others have more need of the place that `connection` has. If so it must be closed.
     pub(super) fn gives_way(self: &Arc<Self>, state: &State, connection: &Connection) -> bool {
         let budget = &self.shared.dialer.budget;
-        if !budget.is_short() {
+        if !budget.is_contended() {
             return false;
         }
-        let opened = connection.watch.opened();
-        let gives_way = budget.ask_to_leave(&connection.seat, opened, state.is_wanted());
+        let opened = connection.status.opened();
+        let gives_way = budget.should_yield(&connection.permit_id, opened, state.is_wanted());
         if gives_way {
             count(&self.shared.stats.closed_for_others);
         }
@@ -23,13 +23,13 @@ impl Pool {
     }
 
     /// As the budget knows it.
-    pub(crate) fn as_holder(self: &Arc<Self>) -> Weak<dyn Holder> {
+    pub(crate) fn as_holder(self: &Arc<Self>) -> Weak<dyn Owner> {
         let pool: Weak<Self> = Arc::downgrade(self);
         pool
     }
 }
 
-impl Holder for Pool {
+impl Owner for Pool {
     fn idle_since(&self) -> Option<Instant> {
         self.state().idle_since()
     }
@@ -39,7 +39,10 @@ impl Holder for Pool {
         let Some(connection) = oldest else {
             return false;
         };
-        self.shared.dialer.budget.vacate(&connection.seat);
+        self.shared
+            .dialer
+            .budget
+            .mark_closing(&connection.permit_id);
         count(&self.shared.stats.closed_for_others);
         connection.close();
         true

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use self::index::{Entry, Index};
 use super::{Pool, Unserved, lease::Lease, shared::Shared};
 use crate::{
-    connection::Fitness,
+    connection::Health,
     model::{endpoint::Endpoint, tenant::TenantId},
     provision::source::Located,
     sync::lock,
@@ -27,15 +27,15 @@ use crate::{
 };
 
 /// Part of the cache that may change before the cache hears of a pool's use once more.
-const PARTS: u64 = 8;
+const EPOCH_FRACTION: u64 = 8;
 /// Pools up to which the cache hears of each use that changes their order: of so few it matters who leaves.
-const FEW: u64 = 32;
+const EXACT_LRU_MAX: u64 = 32;
 
-pub(crate) struct Pools {
+pub(crate) struct PoolCache {
     /// In front of the cache; answers who wants a pool.
     index: Arc<Index>,
     /// How many times a part of the cache has changed.
-    turns: AtomicU64,
+    epochs: AtomicU64,
     /// Where the pool is of which the cache heard last.
     last: AtomicUsize,
     cached: Cache<TenantId, Entry>,
@@ -43,11 +43,11 @@ pub(crate) struct Pools {
     insertions: Mutex<u64>,
     // Every pool that is still used by anybody, also after it left the cache: a tenant that comes back finds its own
     // connections, and its own wake if one is under way. Held for a look-up, never across an await.
-    alive: Mutex<HashMap<TenantId, Weak<Pool>>>,
+    live: Mutex<HashMap<TenantId, Weak<Pool>>>,
     shared: Arc<Shared>,
 }
 
-impl Pools {
+impl PoolCache {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
         let index = Arc::new(Index::new());
         let (entered, counts) = (Arc::clone(&index), Arc::clone(&shared));
@@ -63,11 +63,11 @@ impl Pools {
             .build();
         Self {
             index,
-            turns: AtomicU64::new(0),
+            epochs: AtomicU64::new(0),
             last: AtomicUsize::new(0),
             cached,
             insertions: Mutex::new(0),
-            alive: Mutex::default(),
+            live: Mutex::default(),
             shared,
         }
     }
@@ -75,7 +75,7 @@ impl Pools {
     /// The pool of `tenant`, if it is in the cache. Whoever looks for it uses it.
     pub(crate) fn find(&self, tenant: &str) -> Option<Arc<Pool>> {
         let pool = self.index.find(tenant)?;
-        let is_news = pool.state().note_use(Instant::now(), self.turn());
+        let is_news = pool.state().note_use(Instant::now(), self.epoch());
         self.note_use(&pool, is_news);
         Some(pool)
     }
@@ -91,7 +91,7 @@ impl Pools {
     pub(crate) fn get_now_from(&self, pool: Arc<Pool>) -> Result<Lease, Arc<Pool>> {
         let now = Instant::now();
         let mut state = pool.state();
-        let is_news = state.note_use(now, self.turn());
+        let is_news = state.note_use(now, self.epoch());
         // A runtime that was not driven has to look first which sockets have ended.
         let is_overdue = self.shared.pace.is_overdue(now);
         let connection = if is_overdue { None } else { state.reuse() };
@@ -101,7 +101,7 @@ impl Pools {
             return Err(pool);
         };
         let lease = Lease::new(connection, pool);
-        if lease.connection().fitness_at(now, &self.shared.config) == Fitness::Fit {
+        if lease.connection().health_at(now, &self.shared.config) == Health::Healthy {
             return Ok(lease);
         }
         let pool = Arc::clone(lease.pool());
@@ -111,13 +111,13 @@ impl Pools {
     }
 
     /// How many times a part of the cache has changed.
-    fn turn(&self) -> u64 {
-        self.turns.load(Relaxed)
+    fn epoch(&self) -> u64 {
+        self.epochs.load(Relaxed)
     }
 
     /// Tells the cache that `pool` is used, if that `is_news` or changes the order of a few.
     fn note_use(&self, pool: &Arc<Pool>, is_news: bool) {
-        let is_one_of_few = self.shared.config.max_pools <= FEW;
+        let is_one_of_few = self.shared.config.max_pools <= EXACT_LRU_MAX;
         if is_news || is_one_of_few && self.last.load(Relaxed) != address(pool) {
             self.last.store(address(pool), Relaxed);
             // It may report evictions here, so no lock is held.
@@ -128,17 +128,17 @@ impl Pools {
     /// Puts the pool of `tenant` into the cache, the one that is still in use or a new one, and tells it where the
     /// tenant lives.
     pub(crate) fn insert(&self, tenant: &TenantId, located: Located) -> Arc<Pool> {
-        let pool = self.alive_or_new(tenant, Arc::clone(&located.endpoint));
-        pool.move_to(located.endpoint, located.fresh);
+        let pool = self.live_or_new(tenant, Arc::clone(&located.endpoint));
+        pool.set_endpoint(located.endpoint, located.fresh);
         if located.created {
             pool.notify_changed();
         }
         pool.allow();
         let mut insertions = lock(&self.insertions);
         *insertions += 1;
-        let part = (self.shared.config.max_pools / PARTS).max(1);
+        let part = (self.shared.config.max_pools / EPOCH_FRACTION).max(1);
         let turn = *insertions / part;
-        self.turns.store(turn, Relaxed);
+        self.epochs.store(turn, Relaxed);
         let entry = Entry {
             pool: Arc::clone(&pool),
             stay: pool.revive(turn),
@@ -153,8 +153,8 @@ impl Pools {
     }
 
     /// The pool of `tenant` that somebody still uses, or a new one at `endpoint`.
-    fn alive_or_new(&self, tenant: &TenantId, endpoint: Arc<Endpoint>) -> Arc<Pool> {
-        let mut alive = lock(&self.alive);
+    fn live_or_new(&self, tenant: &TenantId, endpoint: Arc<Endpoint>) -> Arc<Pool> {
+        let mut alive = lock(&self.live);
         let known = alive.get(tenant).and_then(Weak::upgrade);
         if let Some(pool) = known {
             return pool;
@@ -171,7 +171,7 @@ impl Pools {
     pub(crate) fn evict(&self, tenant: &str) -> bool {
         let found = self.remove(tenant);
         self.shared.refusals.clear(tenant);
-        if let Some(pool) = self.alive(tenant) {
+        if let Some(pool) = self.live(tenant) {
             pool.condemn(Instant::now()); // also if it comes back before they do
             pool.notify_changed(); // a wake of its may be waiting for what was refused to pass
         }
@@ -191,7 +191,7 @@ impl Pools {
     /// Puts the pool of `tenant` out of use until the tenant is looked up again: all who wait are answered with `why`. Returns
     /// whether that is news.
     pub(crate) fn forbid(&self, tenant: &TenantId, why: &Unserved) -> bool {
-        let Some(pool) = self.alive(tenant.as_str()) else {
+        let Some(pool) = self.live(tenant.as_str()) else {
             return false;
         };
         let is_news = pool.check_allowed().is_ok();
@@ -201,8 +201,8 @@ impl Pools {
     }
 
     /// The pool of `tenant` that somebody still uses, in the cache or not.
-    pub(crate) fn alive(&self, tenant: &str) -> Option<Arc<Pool>> {
-        lock(&self.alive).get(tenant).and_then(Weak::upgrade)
+    pub(crate) fn live(&self, tenant: &str) -> Option<Arc<Pool>> {
+        lock(&self.live).get(tenant).and_then(Weak::upgrade)
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
@@ -216,7 +216,7 @@ impl Pools {
 
     /// Calls of `get` answered with a connection that was idle, and how many are idle now.
     pub(crate) fn reused_and_idle(&self) -> (u64, usize) {
-        let alive = lock(&self.alive);
+        let alive = lock(&self.live);
         let pools: Vec<_> = alive.values().filter_map(Weak::upgrade).collect();
         drop(alive); // before the pools: this may be the last use of one
         let before = self.shared.stats.reused.load(Relaxed);
@@ -274,7 +274,7 @@ mod tests {
     }
 
     /// Does `STEPS` things with tenants, by chance.
-    fn wander(pools: &Pools, mut chance: u64) {
+    fn wander(pools: &PoolCache, mut chance: u64) {
         for _ in 0..STEPS {
             chance ^= chance << 13;
             chance ^= chance >> 7;
@@ -290,7 +290,7 @@ mod tests {
     }
 
     /// The pools that each holds, by tenant and stay.
-    fn held(pools: &Pools) -> [BTreeMap<String, (u64, usize)>; 2] {
+    fn held(pools: &PoolCache) -> [BTreeMap<String, (u64, usize)>; 2] {
         let it = |tenant: &TenantId, entry: &Entry| {
             let is_retired = entry.pool.state().retired;
             assert!(!is_retired, "{tenant} is held, and out of use");
@@ -322,7 +322,7 @@ mod tests {
                 }
             });
             let alive: Vec<_> = (0..TENANTS)
-                .filter_map(|n| pools.alive(&n.to_string()))
+                .filter_map(|n| pools.live(&n.to_string()))
                 .collect();
             assert!(pools.len() <= TENANTS / 4);
             let [cached, found] = held(pools);

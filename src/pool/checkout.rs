@@ -10,7 +10,7 @@ use tokio::{
 
 use super::{Pool, Unserved, lease::Lease, refusals::Refusal, state::Waiter};
 use crate::{
-    connection::Fitness,
+    connection::Health,
     model::{endpoint::Route, error::Error},
 };
 
@@ -35,7 +35,7 @@ impl Pool {
             loop {
                 let lease = self.next(until, has_waited, &mut slept).await?;
                 has_waited = true; // if the connection is dead, the turn is still this caller's
-                let Some(lease) = self.vet(lease).await else {
+                let Some(lease) = self.validate(lease).await else {
                     continue;
                 };
                 if let Some(lease) = self.with_fresh_plans(lease, until).await? {
@@ -47,14 +47,14 @@ impl Pool {
         if let Ok(found) = timeout_at(until.min(started + LONG_WAIT), &mut found).await {
             return found;
         }
-        self.look_who_holds();
+        self.note_loans();
         timeout_at(until, found)
             .await
             .unwrap_or_else(|_| Err(self.out_of_time(started).into()))
     }
 
     /// Takes note of who holds the connections, so that it can be told for how long if that lasts.
-    fn look_who_holds(&self) {
+    fn note_loans(&self) {
         for watch in &self.state().open {
             watch.held_for();
         }
@@ -94,31 +94,31 @@ impl Pool {
             state.enqueue(waiter, has_waited);
             mine
         };
-        self.pump();
+        self.start_due_dials();
         turn.await.unwrap_or_else(|_| Err(Error::closed().into()))
     }
 
     /// The lease, if its connection can be used; asks the server where that is in doubt.
-    async fn vet(self: &Arc<Self>, lease: Lease) -> Option<Lease> {
-        let watch = &lease.connection().watch;
-        let mut fitness = lease.connection().fitness(&self.shared.config);
-        if fitness == Fitness::Unsettled {
+    async fn validate(self: &Arc<Self>, lease: Lease) -> Option<Lease> {
+        let watch = &lease.connection().status;
+        let mut fitness = lease.connection().health(&self.shared.config);
+        if fitness == Health::Pending {
             watch.settle_within(TURN_TIMEOUT).await;
-            fitness = lease.connection().fitness(&self.shared.config);
+            fitness = lease.connection().health(&self.shared.config);
         }
         match fitness {
-            Fitness::Fit => Some(lease),
-            Fitness::Unverified => self.verify(lease).await,
-            Fitness::Unsettled => {
+            Health::Healthy => Some(lease),
+            Health::NeedsPing => self.ping(lease).await,
+            Health::Pending => {
                 // Not given back: what cannot be used by this caller cannot be used by the next.
                 lease.discard();
                 None
             }
-            Fitness::Tainted => {
-                lease.end();
+            Health::CancelPending => {
+                lease.close();
                 None
             }
-            Fitness::Closed => None,
+            Health::Closed => None,
         }
     }
 }

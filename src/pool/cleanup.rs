@@ -4,7 +4,7 @@ use std::{mem, sync::Arc, time::Duration};
 
 use super::{Pool, VERIFY_TIMEOUT, session_reset::reset};
 use crate::{
-    connection::{Connection, Parts},
+    connection::{Connection, ConnectionInner},
     model::endpoint::Route,
     telemetry::stats::count,
 };
@@ -16,13 +16,13 @@ const SETTLE_TIMEOUT: Duration = Duration::from_millis(10);
 const ROLLBACK_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// A connection that came back with a query running, a transaction open, or a session to reset. Its drop closes it.
-pub(crate) struct Parting {
+pub(crate) struct Cleanup {
     connection: Option<Connection>,
     settling: bool,
     pool: Arc<Pool>,
 }
 
-impl Parting {
+impl Cleanup {
     pub(crate) fn new(connection: Connection, pool: &Arc<Pool>) -> Self {
         pool.state().settling += 1;
         Self {
@@ -40,19 +40,19 @@ impl Parting {
         self.settled();
         if reset {
             if let Some(connection) = self.connection.take() {
-                self.pool.park(connection);
+                self.pool.release(connection);
             }
             return;
         }
-        self.pool.pump(); // whoever waited for this one needs another
+        self.pool.start_due_dials(); // whoever waited for this one needs another
         self.give_up(clean).await;
     }
 
     /// Has the connection cancelled before it is closed. `clean`: whether only its session was in the way.
     async fn give_up(&self, clean: bool) {
-        let Some(Parts {
+        let Some(ConnectionInner {
             client,
-            watch,
+            status: watch,
             endpoint,
             ..
         }) = self.connection.as_deref()
@@ -84,7 +84,7 @@ impl Parting {
     }
 
     async fn settle(&self) -> bool {
-        let Some(Parts { watch, .. }) = self.connection.as_deref() else {
+        let Some(ConnectionInner { status: watch, .. }) = self.connection.as_deref() else {
             return false;
         };
         if watch.is_idle() && watch.session.needs_reset() {
@@ -102,7 +102,11 @@ impl Parting {
     async fn reset(&self) -> bool {
         let longest_silence = self.pool.shared.config.verify_after;
         match self.connection.as_deref() {
-            Some(Parts { client, watch, .. }) => reset(client, watch, longest_silence).await,
+            Some(ConnectionInner {
+                client,
+                status: watch,
+                ..
+            }) => reset(client, watch, longest_silence).await,
             None => false,
         }
     }
@@ -114,7 +118,7 @@ impl Parting {
     }
 }
 
-impl Drop for Parting {
+impl Drop for Cleanup {
     fn drop(&mut self) {
         self.settled();
         if let Some(connection) = self.connection.take() {

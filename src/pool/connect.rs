@@ -39,13 +39,13 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Opens one connection of a tenant at one of its hosts.
-pub(crate) struct Opening<'a> {
+pub(crate) struct Connector<'a> {
     pub(crate) pool: &'a Arc<Pool>,
     pub(crate) route: Route,
     pub(crate) progress: &'a Progress,
 }
 
-impl Opening<'_> {
+impl Connector<'_> {
     /// Tries until the compute is up, says no, or the time is over; the first time with `permit`. In between it holds
     /// none, so that those who can be served are.
     pub(crate) async fn try_until_up(&self, permit: Permit) -> Result<Dialed, Error> {
@@ -57,7 +57,7 @@ impl Opening<'_> {
                 biased;
                 dialed = self.log_in(&endpoint, permit.take(), &mut silent) => dialed,
                 () = self.moved_from(&endpoint) => { silent = None; continue },
-                () = self.outstay() => { silent = None; continue },
+                () = self.preempted() => { silent = None; continue },
             };
             let err = match dialed {
                 Ok(Some(dialed)) => return Ok(dialed),
@@ -69,7 +69,7 @@ impl Opening<'_> {
                 silent = None; // it is where the tenant lived before
                 continue;
             };
-            if let Some(dialed) = self.rest(wait, err, &mut silent).await? {
+            if let Some(dialed) = self.backoff_wait(wait, err, &mut silent).await? {
                 return Ok(dialed);
             }
         }
@@ -111,7 +111,7 @@ impl Opening<'_> {
             return Ok(Some((FIRST_WAIT, err))); // it may be about what has been mended
         }
         let next = verdict::next(err.kind());
-        if plan.asks(next) && self.has_moved(endpoint, changes).await? {
+        if plan.should_relocate(next) && self.has_moved(endpoint, changes).await? {
             return Ok(None);
         }
         match plan.wait(next, &err) {
@@ -192,7 +192,7 @@ impl Opening<'_> {
         };
         let err = Error::new(ErrorKind::Connect, message).with_retry_after(wait);
         self.progress.note(&err);
-        self.pool.note(self.route, err);
+        self.pool.record_failure(self.route, err);
     }
 
     /// The right to one more connection; none if nobody waits for one of this tenant any more.
@@ -204,7 +204,7 @@ impl Opening<'_> {
             return taken.map(Some);
         }
         // For callers whose time is over before the turn comes.
-        self.pool.note(self.route, dialer.all_in_use());
+        self.pool.record_failure(self.route, dialer.all_in_use());
         loop {
             tokio::select! {
                 biased;
@@ -230,7 +230,7 @@ impl Opening<'_> {
 
     /// Waits until a login has gone unanswered for long while others have no connection and wait for one. Whoever does
     /// not get an answer must not keep all others from asking.
-    pub(crate) async fn outstay(&self) {
+    pub(crate) async fn preempted(&self) {
         sleep(OUTSTAYED).await;
         while !self.pool.shared.dialer.budget.some_have_none() {
             sleep(LOOK_AGAIN).await;
@@ -268,7 +268,7 @@ impl Opening<'_> {
 
     /// Waits before the next attempt, and for a login that is `silent`, which may be answered. An error if the attempt would
     /// come too late, or if nobody is left who waits for it.
-    async fn rest(
+    async fn backoff_wait(
         &self,
         wait: Duration,
         err: Error,
@@ -279,7 +279,7 @@ impl Opening<'_> {
             if refusal.until() >= self.progress.deadline() {
                 return Err(refusal.error());
             }
-            return match self.beside(silent, self.outwait()).await {
+            return match self.beside(silent, self.wait_out_refusal()).await {
                 Either::Left(dialed) => Ok(Some(dialed)),
                 Either::Right(waited) => waited.map(|()| None),
             };
@@ -301,7 +301,7 @@ impl Opening<'_> {
 
     /// Waits until no refusal holds any more, because its time is over or somebody has changed what it was about. An
     /// error if nobody is left who waits for it.
-    pub(crate) async fn outwait(&self) -> Result<(), Error> {
+    pub(crate) async fn wait_out_refusal(&self) -> Result<(), Error> {
         let Pool { tenant, shared, .. } = &**self.pool;
         loop {
             let changed = self.pool.changed.notified();
@@ -309,7 +309,7 @@ impl Opening<'_> {
                 return Ok(());
             };
             let wanted = match self.route {
-                Route::Pooled => self.pool.turn_away(&refusal),
+                Route::Pooled => self.pool.reject_waiters(&refusal),
                 Route::Direct => !refusal.answers(self.progress.deadline()),
             };
             if !wanted {
@@ -349,7 +349,7 @@ impl Opening<'_> {
             }
             Err(err) => {
                 let err = err.with_stage(self.progress.stage());
-                let err = self.pool.note(self.route, err);
+                let err = self.pool.record_failure(self.route, err);
                 tracing::debug!(tenant, ?elapsed, code = err.kind().code(), %err, "connect");
                 Err(err)
             }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::{Pool, Unserved, connect::Opening, refusals::Refusal};
+use super::{Pool, Unserved, connect::Connector, refusals::Refusal};
 use crate::{
     connection::dial::Dialed,
     limits::budget::Permit,
@@ -35,7 +35,7 @@ impl Drop for DirectWake {
         state.dialing -= 1;
         state.logging_in -= 1;
         drop(state);
-        self.0.pump(); // callers who want a pooled one may have come
+        self.0.start_due_dials(); // callers who want a pooled one may have come
     }
 }
 
@@ -45,14 +45,14 @@ impl Pool {
     pub(crate) async fn open_direct(self: &Arc<Self>, until: Instant) -> Result<Dialed, Unserved> {
         let left = until.saturating_duration_since(Instant::now());
         let progress = Progress::new(Stage::Checkout, left);
-        let opening = Opening {
+        let opening = Connector {
             pool: self,
             route: Route::Direct,
             progress: &progress,
         };
         let mut has_waited = false;
         loop {
-            opening.outwait().await?;
+            opening.wait_out_refusal().await?;
             let permit = opening.permit().await?;
             let permit = permit.ok_or_else(|| progress.timed_out())?;
             self.check_allowed()?;
@@ -96,7 +96,7 @@ impl Pool {
     /// The wake belongs to the tenant: it has its own time, whatever the caller has left.
     async fn wake_directly(self: &Arc<Self>, permit: Permit) -> Result<Dialed, Error> {
         let progress = Progress::new(Stage::Wake, self.shared.config.wake_timeout);
-        let opening = Opening {
+        let opening = Connector {
             pool: self,
             route: Route::Direct,
             progress: &progress,

@@ -14,7 +14,7 @@ impl Pool {
     /// Returns the lease if the server answers on its connection.
     ///
     /// It asks in a task of its own: a caller that leaves must not put a silent connection back.
-    pub(super) async fn verify(self: &Arc<Self>, lease: Lease) -> Option<Lease> {
+    pub(super) async fn ping(self: &Arc<Self>, lease: Lease) -> Option<Lease> {
         let pool = Arc::clone(self);
         let verified = self.shared.runtime.spawn(async move {
             let asked = Instant::now();
@@ -22,8 +22,8 @@ impl Pool {
             if matches!(answer.await, Ok(Ok(()))) {
                 return Some(lease);
             }
-            let suspected = lease.connection().watch.is_suspect();
-            lease.end();
+            let suspected = lease.connection().status.is_suspect();
+            lease.close();
             if suspected {
                 pool.close_suspects(asked);
             } else {
@@ -49,7 +49,7 @@ impl Pool {
     fn close_suspects(&self, asked: Instant) {
         let mut state = self.state();
         state.note_loss(asked);
-        let suspects = state.take_idle(|it| it.watch.is_suspect());
+        let suspects = state.take_idle(|it| it.status.is_suspect());
         drop(state);
         suspects.into_iter().for_each(Connection::close);
     }

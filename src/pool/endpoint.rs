@@ -13,9 +13,9 @@ impl Pool {
 
     /// Takes note of where the tenant lives; says whether that is news. Connections of the earlier generation are
     /// closed when nobody uses them any more. Another number of connections is no other place.
-    pub(crate) fn move_to(self: &Arc<Self>, endpoint: Arc<Endpoint>, fresh: bool) -> bool {
+    pub(crate) fn set_endpoint(self: &Arc<Self>, endpoint: Arc<Endpoint>, fresh: bool) -> bool {
         let news = self.move_from(None, endpoint, fresh);
-        self.pump(); // there may be room for more connections now
+        self.start_due_dials(); // there may be room for more connections now
         news
     }
 
@@ -31,14 +31,14 @@ impl Pool {
             return true;
         }
         let config = &self.shared.config;
-        let surplus = state.allow(endpoint.max_connections, config);
+        let surplus = state.set_max_connections(endpoint.max_connections, config);
         if state.endpoint.is_same_place(&endpoint) {
             state.fresh |= fresh;
             drop(state);
             surplus.into_iter().for_each(Connection::close);
             return false;
         }
-        self.shared.pace.keep_up_with(&endpoint, config);
+        self.shared.pace.shorten_to(&endpoint, config);
         state.endpoint = endpoint;
         state.fresh = fresh;
         state.note_asleep();

@@ -4,9 +4,9 @@ use std::error::Error as _;
 
 use tokio::time::Instant;
 
-use super::{Pool, Unserved, refusals::Refusal, wake_waiters::fail_wakers};
+use super::{Pool, Unserved, refusals::Refusal, wake_waiters::fail_wake_waiters};
 use crate::{
-    connection::verdict::{self, Next},
+    connection::verdict::{self, RetryDecision},
     model::{
         endpoint::Route,
         error::{Error, Stage},
@@ -19,23 +19,26 @@ impl Pool {
     /// Fails the longest waiter with `err`, and those who want no connection.
     pub(crate) fn fail_one(&self, err: &Error) {
         let mut state = self.state();
-        let (waiter, wakers) = (state.next_waiter(), state.take_wakers(|_| true));
+        let (waiter, wakers) = (state.next_waiter(), state.take_wake_waiters(|_| true));
         drop(state);
         if let Some(waiter) = waiter {
             drop(waiter.turn.send(Err(err.clone().into())));
         }
-        fail_wakers(wakers, &err.clone().into());
+        fail_wake_waiters(wakers, &err.clone().into());
     }
 
     /// Fails every waiter with `err`.
     pub(crate) fn fail_all(&self, err: &Error) {
         let mut state = self.state();
-        let (failed, wakers) = (state.take_waiters(|_| true), state.take_wakers(|_| true));
+        let (failed, wakers) = (
+            state.take_waiters(|_| true),
+            state.take_wake_waiters(|_| true),
+        );
         drop(state);
         for waiter in failed {
             drop(waiter.turn.send(Err(err.clone().into())));
         }
-        fail_wakers(wakers, &err.clone().into());
+        fail_wake_waiters(wakers, &err.clone().into());
     }
 
     /// Remembers `refusal`, returns it as it is remembered, and answers those with it for whom waiting does not help.
@@ -49,38 +52,38 @@ impl Pool {
             refusals.keep(&self.tenant, route, refusal.clone())
         };
         if route == Route::Pooled {
-            self.turn_away(&refusal);
+            self.reject_waiters(&refusal);
         }
         refusal
     }
 
     /// Answers those with `refusal` for whom waiting does not help; says whether anybody still waits.
-    pub(crate) fn turn_away(&self, refusal: &Refusal) -> bool {
+    pub(crate) fn reject_waiters(&self, refusal: &Refusal) -> bool {
         let mut state = self.state();
         if !state.open.is_empty() {
             return state.is_wanted(); // those who wait may still be served by a connection that is open
         }
         let failed = state.take_waiters(|waiter| refusal.answers(waiter.until));
-        let wakers = state.take_wakers(|waker| refusal.answers(waker.until));
+        let wakers = state.take_wake_waiters(|waker| refusal.answers(waker.until));
         let wanted = state.is_wanted();
         drop(state);
         let why = refusal.error().into();
         for waiter in failed {
             drop(waiter.turn.send(Err(Unserved::clone(&why))));
         }
-        fail_wakers(wakers, &why);
+        fail_wake_waiters(wakers, &why);
         wanted
     }
 
     /// Remembers why the last attempt failed, for callers that run out of time. Returns it with what is known here
     /// about coming back.
-    pub(crate) fn note(&self, route: Route, failure: Error) -> Error {
+    pub(crate) fn record_failure(&self, route: Route, failure: Error) -> Error {
         let mut state = self.state();
         if route == Route::Direct && !state.believes_asleep() {
             return failure; // it is no wake, for which others wait too
         }
         let failure = match verdict::next(failure.kind()) {
-            Next::AgainSlowly => failure.with_retry_after(state.rest_of_repetition()),
+            RetryDecision::RetrySlowly => failure.with_retry_after(state.rest_of_repetition()),
             _ => failure,
         };
         state.last_failure = Some(Noted::new(failure.clone()));

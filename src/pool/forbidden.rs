@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use super::{Pool, wake_waiters::fail_wakers};
+use super::{Pool, wake_waiters::fail_wake_waiters};
 use crate::{
     connection::Connection,
     model::error::{Error, ErrorKind},
@@ -51,13 +51,16 @@ impl Pool {
         state.forbidden = Some(why.clone());
         state.condemn_all(Instant::now());
         let idle = state.take_idle(|_| true);
-        let (waiters, wakers) = (state.take_waiters(|_| true), state.take_wakers(|_| true));
+        let (waiters, wakers) = (
+            state.take_waiters(|_| true),
+            state.take_wake_waiters(|_| true),
+        );
         drop(state);
         idle.into_iter().for_each(Connection::close);
         for waiter in waiters {
             drop(waiter.turn.send(Err(why.clone())));
         }
-        fail_wakers(wakers, why);
+        fail_wake_waiters(wakers, why);
         self.changed.notify_waiters();
     }
 

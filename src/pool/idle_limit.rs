@@ -82,7 +82,7 @@ impl Pace {
     }
 
     /// Takes note that connections to `endpoint` will be closed in time.
-    pub(crate) fn keep_up_with(&self, endpoint: &Endpoint, config: &Config) {
+    pub(crate) fn shorten_to(&self, endpoint: &Endpoint, config: &Config) {
         let limit = idle_limit(endpoint, config);
         let mut shortest = lock(&self.shortest);
         shortest.seen = shortest.seen.min(limit);

@@ -13,7 +13,7 @@ pub(crate) struct Lease {
 
 impl Lease {
     pub(crate) fn new(connection: Connection, pool: Arc<Pool>) -> Self {
-        connection.watch.lend();
+        connection.status.lend();
         Self {
             connection: Some(connection),
             pool,
@@ -41,7 +41,7 @@ impl Lease {
     }
 
     /// Has it closed instead of given back.
-    pub(crate) fn end(mut self) {
+    pub(crate) fn close(mut self) {
         if let Some(connection) = self.connection.take() {
             connection.close();
         }
@@ -50,7 +50,7 @@ impl Lease {
     /// Has it cancelled and closed instead of given back.
     pub(crate) fn discard(mut self) {
         if let Some(connection) = self.connection.take() {
-            self.pool.part(connection);
+            self.pool.clean_up(connection);
         }
     }
 }
@@ -58,7 +58,7 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         if let Some(connection) = self.connection.take() {
-            self.pool.take_back(connection);
+            self.pool.check_in(connection);
         }
     }
 }

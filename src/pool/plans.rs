@@ -178,10 +178,10 @@ impl Pool {
             first = first.or_else(|| Some(server.time.clone()));
             last = Some(server.time);
             closed += 1;
-            lease.end();
+            lease.close();
             lease = self.next(until, true, &mut false).await?;
         }
-        lease.end();
+        lease.close();
         Ok(None)
     }
 }

@@ -17,30 +17,30 @@ use std::{
 use tokio::time::sleep;
 
 use self::clocks::Clocks;
-use super::{Pool, cache::Pools, idle_limit::idle_limit, shared::Shared};
+use super::{Pool, cache::PoolCache, idle_limit::idle_limit, shared::Shared};
 use crate::{connection::Connection, sync::supervise::supervise, telemetry::stats::count};
 
 /// Shortest suspension of the machine that makes its connections suspect.
 const SUSPENDED: Duration = Duration::from_secs(3);
 
 /// Sweeps, and makes room in the budget, until the router is gone.
-pub(crate) async fn start(pools: Weak<Pools>) {
+pub(crate) async fn start(pools: Weak<PoolCache>) {
     supervise("sweep", || run(Weak::clone(&pools))).await;
 }
 
-async fn run(pools: Weak<Pools>) {
+async fn run(pools: Weak<PoolCache>) {
     let Some(shared) = pools.upgrade().map(|pools| Arc::clone(pools.shared())) else {
         return;
     };
     tokio::select! {
         biased;
-        () = shared.life.ended() => {}
+        () = shared.life.terminated() => {}
         () = sweep(pools, &shared) => {}
         never = shared.dialer.budget.keep_room() => match never {},
     }
 }
 
-async fn sweep(pools: Weak<Pools>, shared: &Shared) {
+async fn sweep(pools: Weak<PoolCache>, shared: &Shared) {
     let mut clocks = Clocks::read();
     loop {
         let tick = shared.pace.tick();
@@ -88,14 +88,15 @@ impl Pool {
         for watch in &state.open {
             watch.expire_after(config.max_lifetime.saturating_sub(tick));
         }
-        let is_due = |it: &Connection| it.watch.silent_for() >= idle_limit || it.watch.is_expired();
+        let is_due =
+            |it: &Connection| it.status.silent_for() >= idle_limit || it.status.is_expired();
         let due = state.take_idle(is_due);
         let held: Vec<_> = state
             .open
             .iter()
             .filter_map(|watch| watch.held_beyond(config.warn_held_after))
             .collect();
-        let news = state.news_of_use();
+        let news = state.take_use_delta();
         drop(state);
         if news > 0 {
             self.shared.stats.busiest.add(&self.tenant, f64::from(news));

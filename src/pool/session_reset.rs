@@ -5,7 +5,7 @@ use std::time::Duration;
 use deadpool_postgres::Client;
 use tokio::time::timeout;
 
-use crate::connection::status::Watch;
+use crate::connection::status::ConnectionStatus;
 
 /// Longest wait for the server to reset a session.
 const RESET_TIMEOUT: Duration = Duration::from_secs(2);
@@ -21,7 +21,11 @@ const RESET: &str = "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; CLOSE A
 ///
 /// One that has been silent for longer than `longest_silence` is not asked: it may be dead, and a database is not to be
 /// kept awake by a caller that has long been done with it.
-pub(crate) async fn reset(client: &Client, watch: &Watch, longest_silence: Duration) -> bool {
+pub(crate) async fn reset(
+    client: &Client,
+    watch: &ConnectionStatus,
+    longest_silence: Duration,
+) -> bool {
     let session = &watch.session;
     if !session.needs_reset() || watch.is_expired() || watch.was_cancelled() {
         return true; // the pool closes the latter two

@@ -8,10 +8,10 @@ use tokio_util::task::TaskTracker;
 use super::{idle_limit::Pace, refusals::Refusals};
 use crate::{
     connection::dial::Dialer,
-    limits::{callers::Waiting, hints::HintBudget},
+    limits::{callers::CallerLimit, hints::HintBudget},
     model::{config::Config, tenant::TenantId},
     provision::source::Source,
-    sync::shutdown::Life,
+    sync::shutdown::Shutdown,
     telemetry::{stats::Stats, top::Shown},
 };
 
@@ -25,13 +25,13 @@ pub(crate) struct Shared {
     pub(crate) dialer: Arc<Dialer>,
     pub(crate) refusals: Refusals,
     pub(crate) hints: Arc<HintBudget>,
-    pub(crate) waiting: Arc<Waiting<TenantId>>,
+    pub(crate) waiting: Arc<CallerLimit<TenantId>>,
     pub(crate) pace: Pace,
     #[cfg_attr(not(feature = "metrics"), allow(dead_code, reason = "for metrics"))]
     // Which tenants metrics show by name. Held while they are told.
     pub(crate) shown: Mutex<Shown<TenantId>>,
     pub(crate) stats: Stats,
-    pub(crate) life: Arc<Life>,
+    pub(crate) life: Arc<Shutdown>,
     pub(crate) runtime: Handle,
     /// The task of every open connection.
     pub(crate) connections: TaskTracker,
@@ -51,7 +51,7 @@ impl Shared {
         Arc::new(Self {
             refusals: Refusals::new(config.max_pools.saturating_mul(REFUSALS_PER_POOL)),
             hints: HintBudget::new(config.hints_per_minute),
-            waiting: Waiting::new(config.waiting_per_tenant, config.waiting_callers),
+            waiting: CallerLimit::new(config.waiting_per_tenant, config.waiting_callers),
             pace: Pace::new(&config),
             shown: Mutex::new(Shown::new(config.tenants_in_metrics)),
             source,

@@ -6,7 +6,7 @@ use tokio::{sync::oneshot, time::Instant};
 
 use super::{Unserved, lease::Lease};
 use crate::{
-    connection::{Connection, status::Watch, verdict::REPEATED},
+    connection::{Connection, status::ConnectionStatus, verdict::REPEATED},
     model::{config::Config, endpoint::Endpoint, error::ErrorKind},
     sync::progress::Noted,
     telemetry::labels::Reason,
@@ -35,9 +35,9 @@ pub(crate) struct State {
     /// First come, first served. Empty while anything is idle.
     waiters: VecDeque<Waiter>,
     /// Who only wants the database awake, and no connection.
-    wakers: Vec<Waker>,
+    wakers: Vec<WakeWaiter>,
     /// Length of the queue at which it is looked through for waiters who left.
-    look_through_at: usize,
+    prune_waiters_at: usize,
     /// Attempts under way.
     pub(crate) dialing: usize,
     /// How many of them have begun to log in.
@@ -45,9 +45,9 @@ pub(crate) struct State {
     /// Connections that will probably be free in a moment: what their last user left is about to end.
     pub(crate) settling: usize,
     /// Connections whose tasks have not ended, idle or not.
-    pub(crate) open: Vec<Arc<Watch>>,
+    pub(crate) open: Vec<Arc<ConnectionStatus>>,
     /// Direct connections whose tasks have not ended. They prove that the compute is awake, and are not counted else.
-    pub(crate) direct: Vec<Arc<Watch>>,
+    pub(crate) direct: Vec<Arc<ConnectionStatus>>,
     /// When a connection was lost, so that the compute may be asleep; none if it was proved awake since.
     pub(crate) lost: Option<Instant>,
     /// Why no caller gets a connection, if none does.
@@ -64,17 +64,17 @@ pub(crate) struct State {
     /// Whether the pool is out of the cache: what comes back is closed.
     pub(crate) retired: bool,
     /// How often it has entered the cache.
-    pub(crate) stay: u64,
+    pub(crate) cache_epoch: u64,
     /// When the cache last heard that it is used.
-    told_at: Instant,
+    touched_at: Instant,
     /// How many times a part of the cache had changed by then.
-    told_in: u64,
+    touched_epoch: u64,
     /// Calls of `get` answered with a connection that was idle.
     pub(crate) reused: u64,
     /// Those answered with one that was waited for.
     pub(crate) lent: u64,
     /// How many of both were told to whoever asks which tenants are busiest.
-    told: u64,
+    reported_uses: u64,
     /// The last few wakes, oldest first.
     pub(crate) wakes: Vec<Wake>,
 }
@@ -90,7 +90,7 @@ pub(crate) struct Wake {
 }
 
 /// Somebody who wants the database awake.
-pub(crate) struct Waker {
+pub(crate) struct WakeWaiter {
     pub(crate) done: oneshot::Sender<Result<(), Unserved>>,
     pub(crate) reason: Reason,
     /// When its own time is over.
@@ -115,7 +115,7 @@ impl State {
             idle: Vec::new(),
             waiters: VecDeque::new(),
             wakers: Vec::new(),
-            look_through_at: SHORT_QUEUE,
+            prune_waiters_at: SHORT_QUEUE,
             dialing: 0,
             logging_in: 0,
             settling: 0,
@@ -129,12 +129,12 @@ impl State {
             change_count: 0,
             repeated_since: None,
             retired: false,
-            stay: 0,
-            told_at: Instant::now(),
-            told_in: 0,
+            cache_epoch: 0,
+            touched_at: Instant::now(),
+            touched_epoch: 0,
             reused: 0,
             lent: 0,
-            told: 0,
+            reported_uses: 0,
             wakes: Vec::new(),
         }
     }
@@ -146,9 +146,10 @@ impl State {
     /// whoever is used all the time would leave it; and again after a while, or else those used most, being the first
     /// after a change, would seem to be used least when it changes next.
     pub(crate) fn note_use(&mut self, now: Instant, turn: u64) -> bool {
-        let is_news = self.told_in != turn || now.duration_since(self.told_at) >= NEWS_AFTER;
+        let is_news =
+            self.touched_epoch != turn || now.duration_since(self.touched_at) >= NEWS_AFTER;
         if is_news {
-            (self.told_at, self.told_in) = (now, turn);
+            (self.touched_at, self.touched_epoch) = (now, turn);
         }
         is_news
     }
@@ -170,13 +171,17 @@ impl State {
     }
 
     /// Takes note of how many connections there may be; returns the idle ones that are too many.
-    pub(crate) fn allow(&mut self, most: Option<usize>, config: &Config) -> Vec<Connection> {
+    pub(crate) fn set_max_connections(
+        &mut self,
+        most: Option<usize>,
+        config: &Config,
+    ) -> Vec<Connection> {
         self.max_connections = most;
         let surplus = self.surplus(config).min(self.idle.len());
         let taken: Vec<_> = self.idle.drain(..surplus).collect(); // those unused for longest
         for connection in &taken {
-            connection.watch.unpark();
-            connection.watch.mark_closing(); // now, so that nobody else takes it for one that stays
+            connection.status.unpark();
+            connection.status.mark_closing(); // now, so that nobody else takes it for one that stays
         }
         taken
     }
@@ -243,27 +248,30 @@ impl State {
         if has_waited {
             return self.waiters.push_front(waiter);
         }
-        if self.waiters.len() >= self.look_through_at {
+        if self.waiters.len() >= self.prune_waiters_at {
             // Those who left are looked for now and then only: each look goes through all.
             self.waiters.retain(|waiter| !waiter.turn.is_closed());
-            self.look_through_at = (2 * self.waiters.len()).max(SHORT_QUEUE);
+            self.prune_waiters_at = (2 * self.waiters.len()).max(SHORT_QUEUE);
         }
         self.waiters.push_back(waiter);
     }
 
     /// To be answered when a login has succeeded: sooner than whoever wants a connection.
-    pub(crate) fn await_wake(&mut self, waker: Waker) {
+    pub(crate) fn await_wake(&mut self, waker: WakeWaiter) {
         self.wakers.retain(|waker| !waker.done.is_closed());
         self.wakers.push(waker);
     }
 
     #[inline]
-    pub(crate) fn has_wakers(&self) -> bool {
+    pub(crate) fn has_wake_waiters(&self) -> bool {
         !self.wakers.is_empty()
     }
 
     /// Takes those out who only want the database awake, and for whom `is_one` holds.
-    pub(crate) fn take_wakers(&mut self, is_one: impl Fn(&Waker) -> bool) -> Vec<Waker> {
+    pub(crate) fn take_wake_waiters(
+        &mut self,
+        is_one: impl Fn(&WakeWaiter) -> bool,
+    ) -> Vec<WakeWaiter> {
         self.wakers.extract_if(.., |it| is_one(it)).collect()
     }
 
@@ -295,9 +303,9 @@ impl State {
 
     /// Keeps a connection. Returns it if its task wrote something just before it could see that it is kept.
     pub(crate) fn push_idle(&mut self, connection: Connection) -> Result<(), Connection> {
-        connection.watch.park();
-        if connection.watch.is_stray() {
-            connection.watch.unpark();
+        connection.status.park();
+        if connection.status.is_stray() {
+            connection.status.unpark();
             return Err(connection);
         }
         if self.idle.len() == self.idle.capacity() {
@@ -309,10 +317,10 @@ impl State {
     }
 
     /// How often a connection was handed out since this was last asked.
-    pub(crate) fn news_of_use(&mut self) -> u32 {
+    pub(crate) fn take_use_delta(&mut self) -> u32 {
         let all = self.reused + self.lent;
-        let news = all.saturating_sub(self.told);
-        self.told = all;
+        let news = all.saturating_sub(self.reported_uses);
+        self.reported_uses = all;
         u32::try_from(news).unwrap_or(u32::MAX)
     }
 
@@ -342,21 +350,21 @@ impl State {
 
     pub(crate) fn pop_idle(&mut self) -> Option<Connection> {
         let connection = self.idle.pop()?;
-        connection.watch.unpark();
+        connection.status.unpark();
         Some(connection)
     }
 
     /// When the connection was last used that has been idle for longest.
     pub(crate) fn idle_since(&self) -> Option<Instant> {
         let oldest = self.idle.first()?;
-        Some(oldest.watch.last_heard())
+        Some(oldest.status.last_heard())
     }
 
     /// Takes that connection out, if it was not used after `instant`.
     pub(crate) fn take_oldest_idle(&mut self, instant: Instant) -> Option<Connection> {
         self.idle_since().filter(|since| *since <= instant)?;
         let connection = self.idle.remove(0);
-        connection.watch.unpark();
+        connection.status.unpark();
         Some(connection)
     }
 
@@ -364,13 +372,13 @@ impl State {
     pub(crate) fn take_idle(&mut self, is_one: impl Fn(&Connection) -> bool) -> Vec<Connection> {
         let taken: Vec<_> = self.idle.extract_if(.., |it| is_one(it)).collect();
         for connection in &taken {
-            connection.watch.unpark();
+            connection.status.unpark();
         }
         taken
     }
 
     /// Notes that a connection's task has ended.
-    pub(crate) fn remove_open(&mut self, watch: &Arc<Watch>) {
+    pub(crate) fn remove_open(&mut self, watch: &Arc<ConnectionStatus>) {
         self.direct.retain(|open| !Arc::ptr_eq(open, watch));
         self.open.retain(|open| !Arc::ptr_eq(open, watch));
         if self.open.is_empty() {
@@ -396,7 +404,7 @@ impl State {
     }
 
     /// Notes that a connection is in order: the compute is awake, if the server was heard on it after the last loss.
-    pub(crate) fn note_alive(&mut self, watch: &Watch) {
+    pub(crate) fn note_alive(&mut self, watch: &ConnectionStatus) {
         if self.lost.is_some_and(|lost| watch.last_heard() > lost) {
             self.lost = None;
         }
@@ -413,7 +421,7 @@ impl State {
         let condemned = self.condemned.max(Some(instant));
         self.condemned = condemned;
         self.note_loss(instant);
-        self.take_idle(|it| condemned.is_some_and(|instant| it.watch.opened() < instant))
+        self.take_idle(|it| condemned.is_some_and(|instant| it.status.opened() < instant))
     }
 
     /// Whether `connection` must not be used any more: it is not trusted, or of an earlier generation.
@@ -422,6 +430,6 @@ impl State {
             || !Arc::ptr_eq(&self.endpoint, &connection.endpoint)
             || self
                 .condemned
-                .is_some_and(|instant| connection.watch.opened() < instant)
+                .is_some_and(|instant| connection.status.opened() < instant)
     }
 }

@@ -7,8 +7,8 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{Pool, State, Unserved, state::Waker};
-use crate::{connection::status::Watch, model::error::Error, telemetry::labels::Reason};
+use super::{Pool, State, Unserved, state::WakeWaiter};
+use crate::{connection::status::ConnectionStatus, model::error::Error, telemetry::labels::Reason};
 
 /// What somebody waits for who wants the database awake.
 enum Wait {
@@ -44,7 +44,7 @@ impl Pool {
             Wait::ForWake(awake) => awake,
             Wait::ForConnection => return self.get(until).await.map(|(_, slept)| slept),
         };
-        self.pump();
+        self.start_due_dials();
         match timeout_at(until, awake).await {
             Ok(Ok(answer)) => answer.map(|()| true),
             Ok(Err(_)) => Err(Error::closed().into()),
@@ -75,7 +75,7 @@ impl Pool {
             return Err(refusal.error().into());
         }
         let (done, awake) = oneshot::channel();
-        state.await_wake(Waker {
+        state.await_wake(WakeWaiter {
             done,
             reason,
             until,
@@ -86,9 +86,9 @@ impl Pool {
 
     /// Tells those who want the database awake that it is, as the connection shows that `watch` is of: it has come back in
     /// order, or is new.
-    pub(super) fn tell_awake(&self, state: &mut State, watch: &Watch) {
+    pub(super) fn tell_awake(&self, state: &mut State, watch: &ConnectionStatus) {
         let mut marked = false;
-        for waker in state.take_wakers(|_| true) {
+        for waker in state.take_wake_waiters(|_| true) {
             match waker.hinted {
                 Some(at) if marked => self.shared.hints.give_back(at), // one wake for two hints
                 Some(at) => {
@@ -103,7 +103,7 @@ impl Pool {
 }
 
 /// Tells them why not.
-pub(super) fn fail_wakers(wakers: Vec<Waker>, why: &Unserved) {
+pub(super) fn fail_wake_waiters(wakers: Vec<WakeWaiter>, why: &Unserved) {
     for waker in wakers {
         drop(waker.done.send(Err(why.clone())));
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::{Halt, Provisioning, failpoint::Step, job::Work};
+use super::{LeaseError, ProvisionEngine, failpoint::Failpoint, job::ProvisionJob};
 use crate::{
     catalog::{Record, State},
     model::{
@@ -19,7 +19,7 @@ use crate::{
     telemetry::stats::Stats,
 };
 
-impl Provisioning {
+impl ProvisionEngine {
     /// Deletes `tenant`: tombstone, `buried` is told, `drain` passes, database, proof that it is gone. May be repeated.
     pub(crate) async fn delete(
         &self,
@@ -32,8 +32,8 @@ impl Provisioning {
         loop {
             let (claim, record) = self.take(tenant, progress).await?;
             let work = self.work(&claim, tenant, progress, stats);
-            let deletion = claim.hold(work.delete(record, drain, &buried)).await;
-            if let Some(()) = Halt::unless_lost(deletion)? {
+            let deletion = claim.run(work.delete(record, drain, &buried)).await;
+            if let Some(()) = LeaseError::unless_lost(deletion)? {
                 return Ok(());
             }
         }
@@ -49,8 +49,8 @@ impl Provisioning {
         loop {
             let (claim, record) = self.take(tenant, progress).await?;
             let work = self.work(&claim, tenant, progress, stats);
-            let recovery = claim.hold(work.undelete(record)).await;
-            if let Some(()) = Halt::unless_lost(recovery)? {
+            let recovery = claim.run(work.undelete(record)).await;
+            if let Some(()) = LeaseError::unless_lost(recovery)? {
                 return Ok(());
             }
         }
@@ -71,21 +71,21 @@ impl Provisioning {
                 return Ok(false);
             }
             let work = self.work(&claim, tenant, progress, stats);
-            let removal = claim.hold(work.remove(record, project)).await;
-            if let Some(()) = Halt::unless_lost(removal)? {
+            let removal = claim.run(work.remove(record, project)).await;
+            if let Some(()) = LeaseError::unless_lost(removal)? {
                 return Ok(true);
             }
         }
     }
 }
 
-impl Work<'_> {
+impl ProvisionJob<'_> {
     async fn delete(
         &self,
         mut record: Record,
         drain: Duration,
         buried: &(impl Fn() + Send + Sync),
-    ) -> Result<(), Halt> {
+    ) -> Result<(), LeaseError> {
         match record.state {
             State::Deleted => return Ok(()),
             State::Deleting => buried(),
@@ -95,7 +95,7 @@ impl Work<'_> {
                 }
                 record.state = State::Deleting;
                 self.write(&record).await?;
-                self.reach(Step::Buried).await;
+                self.reach(Failpoint::Buried).await;
                 buried();
                 sleep(drain).await;
             }
@@ -108,7 +108,7 @@ impl Work<'_> {
 
     /// Deletes the database of a record with a tombstone: also one whose creation got no answer, once it must have
     /// turned up.
-    async fn destroy(&self, record: &mut Record) -> Result<(), Halt> {
+    async fn destroy(&self, record: &mut Record) -> Result<(), LeaseError> {
         if record.placement.is_none() {
             let found = self.search(record).await?;
             record.placement = found.map(|database| database.placement);
@@ -116,16 +116,16 @@ impl Work<'_> {
             self.write(record).await?;
         }
         if let Some(project) = record.project() {
-            self.claim.freshen().await?;
+            self.claim.ensure_fresh().await?;
             // Nothing is sent once the lease may be somebody else's: the deletion may be taken back by then.
-            let in_time = self.progress.by(self.claim.sure_until());
+            let in_time = self.progress.by(self.claim.valid_until());
             self.on.control_plane.delete(project, &in_time).await?;
         }
-        self.reach(Step::Destroyed).await;
+        self.reach(Failpoint::Destroyed).await;
         Ok(())
     }
 
-    async fn undelete(&self, mut record: Record) -> Result<(), Halt> {
+    async fn undelete(&self, mut record: Record) -> Result<(), LeaseError> {
         let Self { on, progress, .. } = self;
         match record.state {
             State::Ready => return Ok(()),
@@ -143,13 +143,13 @@ impl Work<'_> {
             }
         }
         let project = record.project().ok_or_else(nothing_to_recover)?.to_owned();
-        let in_time = progress.by(self.claim.sure_until());
+        let in_time = progress.by(self.claim.valid_until());
         let recovered = on.control_plane.recover(&project, &in_time).await;
         recovered.map_err(|err| match err.kind() {
             ErrorKind::NotFound => nothing_to_recover().with_source(err),
             _ => err,
         })?;
-        self.reach(Step::Recovered).await;
+        self.reach(Failpoint::Recovered).await;
         on.control_plane.ready(&project, progress).await?;
         let login = record.endpoint.as_ref().map(Endpoint::login);
         let found = on
@@ -169,14 +169,14 @@ impl Work<'_> {
         self.write_last(&record).await
     }
 
-    async fn remove(&self, mut record: Record, project: &str) -> Result<(), Halt> {
+    async fn remove(&self, mut record: Record, project: &str) -> Result<(), LeaseError> {
         // First that nobody may take it for the tenant's any more, then the deletion.
         if !record.condemned.iter().any(|it| it == project) {
             record.condemned.push(project.to_owned());
             self.write(&record).await?;
         }
-        self.reach(Step::Condemned).await;
-        let in_time = self.progress.by(self.claim.sure_until());
+        self.reach(Failpoint::Condemned).await;
+        let in_time = self.progress.by(self.claim.valid_until());
         Ok(self.on.control_plane.delete(project, &in_time).await?)
     }
 }

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::{Claim, Halt, Policy, Provisioned, Provisioning, job::Work, ownership};
+use super::{
+    LeaseError, LeaseGuard, Policy, ProvisionEngine, Provisioned, job::ProvisionJob, ownership,
+};
 use crate::{
     catalog::{
         Placement, Record, State,
@@ -30,7 +32,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// On whose account a database is created.
 #[derive(Clone, Debug)]
-pub(crate) enum Demand {
+pub(crate) enum CreateReason {
     /// A call wants a connection. The policy decides.
     Access,
     /// A call wants a connection, and may only finish what was begun.
@@ -38,7 +40,7 @@ pub(crate) enum Demand {
     /// The application says so.
     Order(Plan),
     /// The application says so, also in place of a deleted one.
-    Anew(Plan),
+    Recreate(Plan),
 }
 
 /// A database that may be used.
@@ -60,7 +62,7 @@ enum Turn {
     Again,
 }
 
-impl Provisioning {
+impl ProvisionEngine {
     /// Whether an access may create a database.
     pub(crate) fn creates_on_access(&self) -> bool {
         !matches!(self.settings.policy, Policy::Explicit)
@@ -73,7 +75,7 @@ impl Provisioning {
     pub(crate) async fn provision(
         &self,
         tenant: &TenantId,
-        demand: &Demand,
+        demand: &CreateReason,
         progress: &Progress,
         stats: &Stats,
     ) -> Result<Published, Error> {
@@ -99,7 +101,7 @@ impl Provisioning {
     async fn look(
         &self,
         tenant: &TenantId,
-        demand: &Demand,
+        demand: &CreateReason,
         plan: &mut Option<Plan>,
         progress: &Progress,
         stats: &Stats,
@@ -108,7 +110,7 @@ impl Provisioning {
         let known = self.record(tenant, progress).await?;
         if let Some(record) = &known {
             if record.state == State::Ready {
-                let endpoint = self.reach(tenant, record, progress).await?;
+                let endpoint = self.endpoint_of(tenant, record, progress).await?;
                 let plan = record.plan.clone();
                 return Ok(Turn::Done(Published {
                     endpoint,
@@ -131,14 +133,14 @@ impl Provisioning {
         };
         check(&record, demand)?;
         let work = self.work(&claim, tenant, progress, stats);
-        match claim.hold(work.finish(record, plan)).await {
+        match claim.run(work.finish(record, plan)).await {
             Ok((endpoint, outcome)) => Ok(Turn::Done(Published {
                 endpoint,
                 known_at: claim.known_at(),
                 outcome,
             })),
-            Err(Halt::Failed(err)) => Err(err),
-            Err(Halt::Lost) => Ok(Turn::Again),
+            Err(LeaseError::Failed(err)) => Err(err),
+            Err(LeaseError::Lost) => Ok(Turn::Again),
         }
     }
 
@@ -157,12 +159,12 @@ impl Provisioning {
         &self,
         tenant: &TenantId,
         progress: &Progress,
-    ) -> Result<Result<(Claim, Record), Duration>, Error> {
+    ) -> Result<Result<(LeaseGuard, Record), Duration>, Error> {
         let waits = backoff(FIRST_WAIT, LONGEST_WAIT);
         let time = self.settings.lease_time;
         // The same owner every time: an answer that got lost may have granted it.
         let owner = uuid::Uuid::new_v4().to_string();
-        let take = || Claim::take(&self.catalog, tenant, &owner, time);
+        let take = || LeaseGuard::take(&self.catalog, tenant, &owner, time);
         retry(progress, waits, take).await
     }
 
@@ -171,7 +173,7 @@ impl Provisioning {
         &self,
         tenant: &TenantId,
         progress: &Progress,
-    ) -> Result<(Claim, Record), Error> {
+    ) -> Result<(LeaseGuard, Record), Error> {
         progress.enter(Stage::Provision);
         let mut waits = backoff(FIRST_WAIT, LONGEST_WAIT);
         loop {
@@ -189,12 +191,12 @@ impl Provisioning {
 
     pub(crate) fn work<'a>(
         &'a self,
-        claim: &'a Claim,
+        claim: &'a LeaseGuard,
         tenant: &'a TenantId,
         progress: &'a Progress,
         stats: &'a Stats,
-    ) -> Work<'a> {
-        Work {
+    ) -> ProvisionJob<'a> {
+        ProvisionJob {
             on: self,
             claim,
             tenant,
@@ -204,7 +206,7 @@ impl Provisioning {
     }
 
     /// Where the database of a record is reached, password included.
-    pub(crate) async fn reach(
+    pub(crate) async fn endpoint_of(
         &self,
         tenant: &TenantId,
         record: &Record,
@@ -274,16 +276,16 @@ impl Provisioning {
         &self,
         tenant: &TenantId,
         known: Option<&Record>,
-        demand: &Demand,
+        demand: &CreateReason,
         progress: &Progress,
     ) -> Result<Plan, Error> {
         let plan = match demand {
-            Demand::Order(plan) | Demand::Anew(plan) => plan.clone(),
-            Demand::Access | Demand::Finish => {
+            CreateReason::Order(plan) | CreateReason::Recreate(plan) => plan.clone(),
+            CreateReason::Access | CreateReason::Finish => {
                 // It was allowed before.
                 let begun =
                     known.is_some_and(|it| it.state == State::Preparing || !it.attempts.is_empty());
-                if !begun && matches!(demand, Demand::Finish) {
+                if !begun && matches!(demand, CreateReason::Finish) {
                     let message = "no such tenant, and nothing of its database was begun";
                     return Err(Error::new(ErrorKind::UnknownTenant, message));
                 }
@@ -291,7 +293,7 @@ impl Provisioning {
                 let policy = &self.settings.policy;
                 let plan = policy.plan(tenant, usual, begun).await?;
                 if !begun {
-                    self.admission.pass(progress.deadline()).await?;
+                    self.admission.acquire(progress.deadline()).await?;
                 }
                 plan
             }
@@ -320,10 +322,10 @@ async fn rest(
 }
 
 /// Whether a record without a database may get one.
-fn check(record: &Record, demand: &Demand) -> Result<(), Error> {
+fn check(record: &Record, demand: &CreateReason) -> Result<(), Error> {
     match (record.state, demand) {
         (State::Claimed | State::Creating | State::Preparing | State::Ready, _)
-        | (State::Deleted, Demand::Anew(_)) => Ok(()),
+        | (State::Deleted, CreateReason::Recreate(_)) => Ok(()),
         (State::Held, _) => Err(held()),
         (State::Deleting | State::Deleted, _) => Err(deleted()),
     }

@@ -8,7 +8,7 @@ use crate::model::tenant::TenantId;
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[non_exhaustive]
-pub enum Step {
+pub enum Failpoint {
     /// The lease is held; nothing is written.
     Claimed,
     /// The catalog says that a creation may be sent, and it is about to be.
@@ -35,7 +35,7 @@ pub enum Step {
     Recovered,
 }
 
-impl Step {
+impl Failpoint {
     /// All of them.
     pub const ALL: [Self; 12] = [
         Self::Claimed,
@@ -57,10 +57,12 @@ impl Step {
 #[derive(Clone, Default)]
 pub(crate) struct Steps(Option<Arc<Reach>>);
 
-type Reach = dyn Fn(Step, TenantId) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync;
+type Reach = dyn Fn(Failpoint, TenantId) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync;
 
 impl Steps {
-    pub(crate) fn new<Fut>(reach: impl Fn(Step, TenantId) -> Fut + Send + Sync + 'static) -> Self
+    pub(crate) fn new<Fut>(
+        reach: impl Fn(Failpoint, TenantId) -> Fut + Send + Sync + 'static,
+    ) -> Self
     where
         Fut: Future<Output = ()> + Send + 'static,
     {
@@ -69,7 +71,7 @@ impl Steps {
         })))
     }
 
-    pub(crate) async fn reach(&self, step: Step, tenant: &TenantId) {
+    pub(crate) async fn hit(&self, step: Failpoint, tenant: &TenantId) {
         if let Some(reach) = &self.0 {
             reach(step, tenant.clone()).await;
         }

@@ -1,6 +1,6 @@
 //! A database that exists already becomes a tenant's.
 
-use super::{Halt, Provisioning, failpoint::Step, job::Work, ownership};
+use super::{LeaseError, ProvisionEngine, failpoint::Failpoint, job::ProvisionJob, ownership};
 use crate::{
     catalog::{Record, State},
     control_plane::Database,
@@ -13,7 +13,7 @@ use crate::{
     telemetry::stats::Stats,
 };
 
-impl Provisioning {
+impl ProvisionEngine {
     /// Makes `project` the database of `tenant`, who must have none.
     pub(crate) async fn import(
         &self,
@@ -49,8 +49,8 @@ impl Provisioning {
         loop {
             let (claim, record) = self.take(tenant, progress).await?;
             let work = self.work(&claim, tenant, progress, stats);
-            let import = claim.hold(work.import(record, database.clone())).await;
-            if let Some(()) = Halt::unless_lost(import)? {
+            let import = claim.run(work.import(record, database.clone())).await;
+            if let Some(()) = LeaseError::unless_lost(import)? {
                 return Ok(());
             }
         }
@@ -69,8 +69,8 @@ impl Provisioning {
     }
 }
 
-impl Work<'_> {
-    async fn import(&self, mut record: Record, database: Database) -> Result<(), Halt> {
+impl ProvisionJob<'_> {
+    async fn import(&self, mut record: Record, database: Database) -> Result<(), LeaseError> {
         let same = record.project() == Some(database.placement.project.as_str());
         match record.state {
             State::Ready if same => return Ok(()),
@@ -91,7 +91,7 @@ impl Work<'_> {
         record.max_connections = self.on.settings.plan.max_connections;
         record.attempt = None;
         self.write_last(&record).await?;
-        self.reach(Step::Published).await;
+        self.reach(Failpoint::Published).await;
         Ok(())
     }
 }

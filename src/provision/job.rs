@@ -7,7 +7,9 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep};
 
-use super::{Claim, Halt, Provisioned, Provisioning, failpoint::Step, ownership};
+use super::{
+    LeaseError, LeaseGuard, ProvisionEngine, Provisioned, failpoint::Failpoint, ownership,
+};
 use crate::{
     catalog::{Attempt, Record, State, cached},
     control_plane::{Database, Found, Order},
@@ -29,9 +31,9 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 const MOST_ATTEMPTS: usize = 100;
 
 /// One tenant's database being worked on.
-pub(crate) struct Work<'a> {
-    pub(crate) on: &'a Provisioning,
-    pub(crate) claim: &'a Claim,
+pub(crate) struct ProvisionJob<'a> {
+    pub(crate) on: &'a ProvisionEngine,
+    pub(crate) claim: &'a LeaseGuard,
     pub(crate) tenant: &'a TenantId,
     pub(crate) progress: &'a Progress,
     pub(crate) stats: &'a Stats,
@@ -55,16 +57,16 @@ impl Origin {
     }
 }
 
-impl Work<'_> {
+impl ProvisionJob<'_> {
     /// Does what is left to be done, publishes the record, and gives the lease back. Why it failed stands in the catalog.
     pub(crate) async fn finish(
         &self,
         mut record: Record,
         plan: &Plan,
-    ) -> Result<(Endpoint, Provisioned), Halt> {
-        self.reach(Step::Claimed).await;
+    ) -> Result<(Endpoint, Provisioned), LeaseError> {
+        self.reach(Failpoint::Claimed).await;
         let done = self.advance(&mut record, plan).await;
-        if let Err(Halt::Failed(err)) = &done
+        if let Err(LeaseError::Failed(err)) = &done
             && err.kind() != ErrorKind::Catalog
         {
             record.last_error = Some(err.to_string());
@@ -78,12 +80,15 @@ impl Work<'_> {
         &self,
         record: &mut Record,
         plan: &Plan,
-    ) -> Result<(Endpoint, Provisioned), Halt> {
+    ) -> Result<(Endpoint, Provisioned), LeaseError> {
         let mut origin = Origin::Found;
         loop {
             match record.state {
                 State::Ready => {
-                    let endpoint = self.on.reach(self.tenant, record, self.progress).await?;
+                    let endpoint = self
+                        .on
+                        .endpoint_of(self.tenant, record, self.progress)
+                        .await?;
                     return Ok((endpoint, origin.outcome(record)));
                 }
                 State::Held => return Err(cached::held().into()),
@@ -93,11 +98,11 @@ impl Work<'_> {
                     self.write(record).await?;
                 }
                 State::Claimed if !self.on.settings.search_first => {
-                    origin = self.order(record, plan).await?;
+                    origin = self.create(record, plan).await?;
                 }
                 State::Claimed | State::Creating => match self.search(record).await? {
                     Some(found) => self.adopt(record, found, plan).await?,
-                    None => origin = self.order(record, plan).await?,
+                    None => origin = self.create(record, plan).await?,
                 },
                 State::Preparing => {
                     if self.prepare(record).await? {
@@ -111,7 +116,7 @@ impl Work<'_> {
 
     /// The tenant's database, if one of its name is there and provably the tenant's; looked for until a creation that got
     /// no answer must have turned up.
-    pub(crate) async fn search(&self, record: &mut Record) -> Result<Option<Database>, Halt> {
+    pub(crate) async fn search(&self, record: &mut Record) -> Result<Option<Database>, LeaseError> {
         let doubt = record.attempt.as_ref().map(|attempt| attempt.doubt);
         let in_doubt_until = Instant::now() + doubt.unwrap_or_default();
         let found = self.search_until(in_doubt_until, record).await;
@@ -125,11 +130,11 @@ impl Work<'_> {
         &self,
         in_doubt_until: Instant,
         record: &Record,
-    ) -> Result<Option<Database>, Halt> {
+    ) -> Result<Option<Database>, LeaseError> {
         let mut waits = backoff(FIRST_WAIT, LONGEST_WAIT);
         loop {
             if let Some(database) = self.find(record).await? {
-                self.reach(Step::Found).await;
+                self.reach(Failpoint::Found).await;
                 return Ok(Some(database));
             }
             let now = Instant::now();
@@ -183,13 +188,13 @@ impl Work<'_> {
     }
 
     /// Creates the database, once. The catalog says so before it is sent.
-    async fn order(&self, record: &mut Record, plan: &Plan) -> Result<Origin, Halt> {
+    async fn create(&self, record: &mut Record, plan: &Plan) -> Result<Origin, LeaseError> {
         let window = self.on.settings.lost_answer_window;
         let id = uuid::Uuid::new_v4().to_string();
         let tags = ownership::tags(&self.on.namespace, self.tenant, &id);
         let name = ownership::name(&self.on.namespace, self.tenant);
         let order = Order::new(name, tags, plan.clone());
-        self.claim.freshen().await?;
+        self.claim.ensure_fresh().await?;
         let earlier = record.clone();
         record.state = State::Creating;
         record.plan.clone_from(&plan.name);
@@ -203,12 +208,12 @@ impl Work<'_> {
             *record = earlier; // nothing was sent
             return Err(halt);
         }
-        self.reach(Step::Ordering).await;
+        self.reach(Failpoint::Ordering).await;
         // Nothing is sent once the lease may be somebody else's, who would then wait for it in vain.
-        let in_time = self.progress.by(self.claim.sure_until());
+        let in_time = self.progress.by(self.claim.valid_until());
         match self.on.control_plane.create(&order, &in_time).await {
             Ok(database) => {
-                self.reach(Step::Created).await;
+                self.reach(Failpoint::Created).await;
                 self.place(record, database).await?;
                 Ok(Origin::Created)
             }
@@ -242,7 +247,7 @@ impl Work<'_> {
         record: &mut Record,
         found: Database,
         plan: &Plan,
-    ) -> Result<(), Halt> {
+    ) -> Result<(), LeaseError> {
         if record.attempts.is_empty() {
             record.max_connections = plan.max_connections;
         }
@@ -250,18 +255,22 @@ impl Work<'_> {
     }
 
     /// Writes down which database is the tenant's. It is not served yet.
-    pub(crate) async fn place(&self, record: &mut Record, database: Database) -> Result<(), Halt> {
+    pub(crate) async fn place(
+        &self,
+        record: &mut Record,
+        database: Database,
+    ) -> Result<(), LeaseError> {
         record.state = State::Preparing;
         record.placement = Some(database.placement);
         record.endpoint = Some(database.endpoint);
         record.attempt = None;
         self.write(record).await?;
-        self.reach(Step::Placed).await;
+        self.reach(Failpoint::Placed).await;
         Ok(())
     }
 
     /// Makes the database fit for use. `false` if it has vanished.
-    pub(crate) async fn prepare(&self, record: &mut Record) -> Result<bool, Halt> {
+    pub(crate) async fn prepare(&self, record: &mut Record) -> Result<bool, LeaseError> {
         let Self { on, progress, .. } = self;
         let ready = match record.project() {
             Some(project) => on.control_plane.ready(project, progress).await,
@@ -282,7 +291,7 @@ impl Work<'_> {
             }
             Err(err) => return Err(err.into()),
         }
-        self.reach(Step::Operational).await;
+        self.reach(Failpoint::Operational).await;
         if let Err(err) = self.run_hook(record).await? {
             // What was written down when the tenant was used last may have changed since.
             let may_be_old = matches!(
@@ -294,12 +303,12 @@ impl Work<'_> {
             }
             self.run_hook(record).await??;
         }
-        self.reach(Step::Prepared).await;
+        self.reach(Failpoint::Prepared).await;
         Ok(true)
     }
 
     /// Runs the prepare hook, if there is one.
-    async fn run_hook(&self, record: &mut Record) -> Result<Result<(), Error>, Halt> {
+    async fn run_hook(&self, record: &mut Record) -> Result<Result<(), Error>, LeaseError> {
         let Self { on, progress, .. } = self;
         let Some(hook) = &on.settings.hook else {
             return Ok(Ok(()));
@@ -310,7 +319,7 @@ impl Work<'_> {
     }
 
     /// Writes down where the control plane has the database now; says whether that is news.
-    async fn place_again(&self, record: &mut Record) -> Result<bool, Halt> {
+    async fn place_again(&self, record: &mut Record) -> Result<bool, LeaseError> {
         let (Some(project), Some(endpoint)) = (record.project(), &record.endpoint) else {
             return Ok(false);
         };
@@ -332,17 +341,17 @@ impl Work<'_> {
     }
 
     /// Lets everybody have a database that was found.
-    pub(crate) async fn publish_found(&self, record: &mut Record) -> Result<(), Halt> {
+    pub(crate) async fn publish_found(&self, record: &mut Record) -> Result<(), LeaseError> {
         self.publish(record, Origin::Found).await.map(drop)
     }
 
     /// Lets everybody have the database.
-    async fn publish(&self, record: &mut Record, origin: Origin) -> Result<Endpoint, Halt> {
+    async fn publish(&self, record: &mut Record, origin: Origin) -> Result<Endpoint, LeaseError> {
         let endpoint = self.endpoint(record).await?;
         record.state = State::Ready;
         record.last_error = None;
         self.write_last(record).await?;
-        self.reach(Step::Published).await;
+        self.reach(Failpoint::Published).await;
         let (outcome, counter) = match origin {
             Origin::Created => ("created", &self.stats.provisioned),
             Origin::Found => ("adopted", &self.stats.adopted),
@@ -355,26 +364,29 @@ impl Work<'_> {
     }
 
     /// Where the database is reached, password included, which is read once.
-    async fn endpoint(&self, record: &mut Record) -> Result<Endpoint, Halt> {
-        let endpoint = self.on.reach(self.tenant, record, self.progress).await?;
+    async fn endpoint(&self, record: &mut Record) -> Result<Endpoint, LeaseError> {
+        let endpoint = self
+            .on
+            .endpoint_of(self.tenant, record, self.progress)
+            .await?;
         record.endpoint = Some(endpoint.clone());
         Ok(endpoint)
     }
 
     /// Writes `record`, without the password if the catalog keeps none.
-    pub(crate) async fn write(&self, record: &Record) -> Result<(), Halt> {
+    pub(crate) async fn write(&self, record: &Record) -> Result<(), LeaseError> {
         let written = self.on.kept(record);
         self.claim.write(&written, self.progress).await
     }
 
     /// Writes `record`, and gives the lease back with it.
-    pub(crate) async fn write_last(&self, record: &Record) -> Result<(), Halt> {
+    pub(crate) async fn write_last(&self, record: &Record) -> Result<(), LeaseError> {
         let written = self.on.kept(record);
         self.claim.write_last(&written, self.progress).await
     }
 
-    pub(crate) async fn reach(&self, step: Step) {
-        self.on.settings.steps.reach(step, self.tenant).await;
+    pub(crate) async fn reach(&self, step: Failpoint) {
+        self.on.settings.steps.hit(step, self.tenant).await;
     }
 }
 

@@ -16,8 +16,8 @@ use tokio::{
 
 use crate::{
     catalog::{
-        Lease, Leased, Record, Then,
-        cached::{Catalog, Stamp},
+        AfterWrite, Lease, Leased, Record,
+        cached::{CachedCatalog, Stamp},
     },
     model::{error::Error, tenant::TenantId},
     sync::{
@@ -36,14 +36,14 @@ const RENEW_AGAIN: Duration = Duration::from_millis(250);
 
 /// Why work under a lease has stopped.
 #[derive(Debug)]
-pub(crate) enum Halt {
+pub(crate) enum LeaseError {
     /// The lease is or may be somebody else's. What is to be done has to be found out anew.
     Lost,
     /// It failed.
     Failed(Error),
 }
 
-impl Halt {
+impl LeaseError {
     /// What the work came to; `None` if it has to be begun anew.
     pub(crate) fn unless_lost<T>(done: Result<T, Self>) -> Result<Option<T>, Error> {
         match done {
@@ -54,15 +54,15 @@ impl Halt {
     }
 }
 
-impl From<Error> for Halt {
+impl From<Error> for LeaseError {
     fn from(err: Error) -> Self {
         Self::Failed(err)
     }
 }
 
 /// A lease that is held. Its drop gives it back.
-pub(crate) struct Claim {
-    catalog: Arc<Catalog>,
+pub(crate) struct LeaseGuard {
+    catalog: Arc<CachedCatalog>,
     lease: Lease,
     time: Duration,
     // Until when it is certainly ours, by this process's clock, which may stand still with it; `None` once given back.
@@ -74,11 +74,11 @@ pub(crate) struct Claim {
     runtime: Handle,
 }
 
-impl Claim {
+impl LeaseGuard {
     /// Asks for the lease on `tenant` for `time`, as `owner`, whom nobody else calls themselves. Either it and what the catalog knows, or for how much longer somebody
     /// else has it.
     pub(crate) async fn take(
-        catalog: &Arc<Catalog>,
+        catalog: &Arc<CachedCatalog>,
         tenant: &TenantId,
         owner: &str,
         time: Duration,
@@ -106,7 +106,7 @@ impl Claim {
     }
 
     /// Until when nobody else can have the lease.
-    pub(crate) fn sure_until(&self) -> Instant {
+    pub(crate) fn valid_until(&self) -> Instant {
         self.held_until().unwrap_or_else(Instant::now)
     }
 
@@ -118,30 +118,30 @@ impl Claim {
     ///
     /// # Cancel safety
     /// Dropping it drops the work.
-    pub(crate) async fn hold<T>(
+    pub(crate) async fn run<T>(
         &self,
-        work: impl Future<Output = Result<T, Halt>>,
-    ) -> Result<T, Halt> {
+        work: impl Future<Output = Result<T, LeaseError>>,
+    ) -> Result<T, LeaseError> {
         tokio::select! {
             biased; // a process that has stood still must not go on before it has looked
-            () = self.renew_until_lost() => Err(Halt::Lost),
+            () = self.renew_until_lost() => Err(LeaseError::Lost),
             done = work => done,
         }
     }
 
     /// Sees to it that most of the lease's time is left, for a call that must end within it.
-    pub(crate) async fn freshen(&self) -> Result<(), Halt> {
-        let left = self.sure_until().saturating_duration_since(Instant::now());
+    pub(crate) async fn ensure_fresh(&self) -> Result<(), LeaseError> {
+        let left = self.valid_until().saturating_duration_since(Instant::now());
         if left * 3 > self.time * 2 {
             return Ok(());
         }
         match self.renew().await {
-            Err(Halt::Failed(_)) if !left.is_zero() => Ok(()), // less time has to do
+            Err(LeaseError::Failed(_)) if !left.is_zero() => Ok(()), // less time has to do
             renewed => renewed,
         }
     }
 
-    async fn renew(&self) -> Result<(), Halt> {
+    async fn renew(&self) -> Result<(), LeaseError> {
         let asked = Instant::now();
         let Lease { tenant, owner, .. } = &self.lease;
         match self.catalog.lease(tenant, owner, self.time).await? {
@@ -152,9 +152,9 @@ impl Claim {
             Leased::Granted(another, _) => {
                 // It had run out or been given back: this is a new one, of which nobody knows.
                 self.catalog.release(&another).await?;
-                Err(Halt::Lost)
+                Err(LeaseError::Lost)
             }
-            Leased::Held(_) => Err(Halt::Lost),
+            Leased::Held(_) => Err(LeaseError::Lost),
         }
     }
 
@@ -167,8 +167,8 @@ impl Claim {
                 }
                 match timeout_at(until, self.renew()).await {
                     Ok(Ok(())) => {}
-                    Ok(Err(Halt::Failed(_))) => sleep(RENEW_AGAIN).await,
-                    Ok(Err(Halt::Lost)) | Err(_) => return,
+                    Ok(Err(LeaseError::Failed(_))) => sleep(RENEW_AGAIN).await,
+                    Ok(Err(LeaseError::Lost)) | Err(_) => return,
                 }
             }
         }
@@ -176,8 +176,12 @@ impl Claim {
     }
 
     /// Writes `record`; again while the catalog is down, as long as the lease is ours.
-    pub(crate) async fn write(&self, record: &Record, progress: &Progress) -> Result<(), Halt> {
-        self.write_then(record, Then::Keep, progress).await
+    pub(crate) async fn write(
+        &self,
+        record: &Record,
+        progress: &Progress,
+    ) -> Result<(), LeaseError> {
+        self.write_then(record, AfterWrite::Keep, progress).await
     }
 
     /// Writes `record`, and gives the lease back with it.
@@ -185,8 +189,9 @@ impl Claim {
         &self,
         record: &Record,
         progress: &Progress,
-    ) -> Result<(), Halt> {
-        self.write_then(record, Then::Release, progress).await?;
+    ) -> Result<(), LeaseError> {
+        self.write_then(record, AfterWrite::Release, progress)
+            .await?;
         *lock(&self.sure_until) = None;
         Ok(())
     }
@@ -196,18 +201,18 @@ impl Claim {
     async fn write_then(
         &self,
         record: &Record,
-        then: Then,
+        then: AfterWrite,
         progress: &Progress,
-    ) -> Result<(), Halt> {
+    ) -> Result<(), LeaseError> {
         let waits = backoff(FIRST_WAIT, LONGEST_WAIT);
         let write = || self.catalog.write(&self.lease, record, then);
         let written = retry(progress, waits, write).await?;
-        *lock(&self.known_at) = written.ok_or(Halt::Lost)?;
+        *lock(&self.known_at) = written.ok_or(LeaseError::Lost)?;
         Ok(())
     }
 }
 
-impl Drop for Claim {
+impl Drop for LeaseGuard {
     fn drop(&mut self) {
         if lock(&self.sure_until).take().is_none() {
             return;
@@ -233,10 +238,10 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    async fn claim(catalog: &Arc<Catalog>) -> Result<Claim, Duration> {
+    async fn claim(catalog: &Arc<CachedCatalog>) -> Result<LeaseGuard, Duration> {
         let acme = TenantId::parse("acme").unwrap();
         let owner = uuid::Uuid::new_v4().to_string();
-        let taken = Claim::take(catalog, &acme, &owner, 3 * SECOND)
+        let taken = LeaseGuard::take(catalog, &acme, &owner, 3 * SECOND)
             .await
             .unwrap();
         taken.map(|(claim, _)| claim)
@@ -244,7 +249,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_lease_is_renewed_for_as_long_as_the_work_takes_and_given_back_after_it() {
-        let catalog = Arc::new(Catalog::new(Arc::new(Memory::new()), &Config::default()));
+        let catalog = Arc::new(CachedCatalog::new(
+            Arc::new(Memory::new()),
+            &Config::default(),
+        ));
         let ours = claim(&catalog).await.unwrap();
         let work = async {
             for _ in 0..60 {
@@ -253,7 +261,7 @@ mod tests {
             }
             Ok(())
         };
-        assert!(ours.hold(work).await.is_ok());
+        assert!(ours.run(work).await.is_ok());
         drop(ours);
         tokio::task::yield_now().await;
         assert!(claim(&catalog).await.is_ok());
@@ -261,20 +269,26 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_process_that_stood_still_for_longer_than_its_lease_sends_nothing_more() {
-        let catalog = Arc::new(Catalog::new(Arc::new(Memory::new()), &Config::default()));
+        let catalog = Arc::new(CachedCatalog::new(
+            Arc::new(Memory::new()),
+            &Config::default(),
+        ));
         let (ours, sent) = (claim(&catalog).await.unwrap(), AtomicBool::new(false));
         let work = async {
             tokio::time::advance(4 * SECOND).await;
             sent.store(true, Relaxed);
             Ok(())
         };
-        assert!(matches!(ours.hold(work).await, Err(Halt::Lost)));
+        assert!(matches!(ours.run(work).await, Err(LeaseError::Lost)));
         assert!(!sent.load(Relaxed));
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_done_after_the_lease_was_given_back_is_not_cut_off() {
-        let catalog = Arc::new(Catalog::new(Arc::new(Memory::new()), &Config::default()));
+        let catalog = Arc::new(CachedCatalog::new(
+            Arc::new(Memory::new()),
+            &Config::default(),
+        ));
         let ours = claim(&catalog).await.unwrap();
         let progress = Progress::new(crate::model::error::Stage::Provision, 60 * SECOND);
         let found = catalog.find(&TenantId::parse("acme").unwrap()).await;
@@ -284,6 +298,6 @@ mod tests {
             sleep(30 * SECOND).await;
             Ok(())
         };
-        assert!(ours.hold(work).await.is_ok());
+        assert!(ours.run(work).await.is_ok());
     }
 }

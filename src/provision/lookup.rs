@@ -4,11 +4,11 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::timeout;
 
-use super::{Provisioning, Published};
+use super::{ProvisionEngine, Published};
 use crate::{
     catalog::{
         Record, State,
-        cached::{self, Catalog, Denial, Entry, Known, Stamp},
+        cached::{self, CachedCatalog, Denial, Entry, Known, Stamp},
     },
     model::{
         endpoint::Endpoint,
@@ -45,11 +45,11 @@ enum Told {
 /// What a record says, and whether no newer answer is there or has to be fetched.
 type Applied = (Told, bool);
 
-impl Provisioning {
+impl ProvisionEngine {
     /// Returns where `tenant` lives, if it has a database; an error if it must not be used. An entry is the answer, and
     /// is read again in the background if it is old.
     pub(crate) async fn lookup(&self, tenant: &TenantId) -> Result<Option<Arc<Endpoint>>, Error> {
-        let Catalog { entries, stats, .. } = &*self.catalog;
+        let CachedCatalog { entries, stats, .. } = &*self.catalog;
         let known = match entries.get(tenant) {
             Some(Entry::Denied(denied)) => {
                 count(&stats.hits);
@@ -86,7 +86,7 @@ impl Provisioning {
     }
 
     fn hit(&self, tenant: &TenantId, known: &Known) -> Arc<Endpoint> {
-        let Catalog { entries, stats, .. } = &*self.catalog;
+        let CachedCatalog { entries, stats, .. } = &*self.catalog;
         count(&stats.hits);
         if entries.is_expired(known) {
             count(&stats.stale);
@@ -223,7 +223,11 @@ impl Provisioning {
     ) -> (Result<LookupOutcome, Error>, bool) {
         let progress = Progress::new(Stage::Lookup, PASSWORD_TIMEOUT);
         // However long the application's own control plane would take.
-        let read = timeout(PASSWORD_TIMEOUT, self.reach(tenant, record, &progress)).await;
+        let read = timeout(
+            PASSWORD_TIMEOUT,
+            self.endpoint_of(tenant, record, &progress),
+        )
+        .await;
         match read.unwrap_or_else(|_| Err(progress.timed_out())) {
             Ok(endpoint) => {
                 let (endpoint, generation) = (Arc::new(endpoint), Some(record.generation));
@@ -271,7 +275,7 @@ impl Provisioning {
 
     /// Remembers where `tenant` lives, whose database was created or adopted.
     pub(crate) fn remember_new(&self, tenant: &TenantId, published: Published) -> Arc<Endpoint> {
-        let Catalog {
+        let CachedCatalog {
             entries, refresh, ..
         } = &*self.catalog;
         let endpoint = Arc::new(published.endpoint);

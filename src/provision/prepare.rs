@@ -36,19 +36,19 @@ const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 /// A connection straight to a database that nobody uses yet, for the [prepare hook](crate::Provisioner::prepare).
 ///
 /// It derefs to tokio-postgres's client.
-pub struct Preparing {
+pub struct PrepareClient {
     tenant: TenantId,
     client: Client,
 }
 
-impl Preparing {
+impl PrepareClient {
     /// Whose database it is.
     pub fn tenant(&self) -> &TenantId {
         &self.tenant
     }
 }
 
-impl Deref for Preparing {
+impl Deref for PrepareClient {
     type Target = Client;
 
     fn deref(&self) -> &Self::Target {
@@ -56,13 +56,13 @@ impl Deref for Preparing {
     }
 }
 
-impl DerefMut for Preparing {
+impl DerefMut for PrepareClient {
     fn deref_mut(&mut self) -> &mut Self::Target {
         &mut self.client
     }
 }
 
-impl fmt::Debug for Preparing {
+impl fmt::Debug for PrepareClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Preparing")
             .field("tenant", &self.tenant)
@@ -74,10 +74,10 @@ type Done = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;
 
 /// What the application runs on a new database.
 #[derive(Clone)]
-pub(crate) struct Hook(Arc<dyn Fn(Preparing) -> Done + Send + Sync>);
+pub(crate) struct Hook(Arc<dyn Fn(PrepareClient) -> Done + Send + Sync>);
 
 impl Hook {
-    pub(crate) fn new<Fut>(prepare: impl Fn(Preparing) -> Fut + Send + Sync + 'static) -> Self
+    pub(crate) fn new<Fut>(prepare: impl Fn(PrepareClient) -> Fut + Send + Sync + 'static) -> Self
     where
         Fut: Future<Output = Result<(), BoxError>> + Send + 'static,
     {
@@ -117,7 +117,7 @@ impl Hook {
         tracing::debug!(tenant = id, reason, ?elapsed, "awake");
         let connection = AbortOnDropHandle::new(tokio::spawn(opened.task));
         shut_others_out(&opened.client).await?;
-        let database = Preparing {
+        let database = PrepareClient {
             tenant: tenant.clone(),
             client: opened.client,
         };

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, sync::Arc};
 
-use super::{Halt, Provisioning};
+use super::{LeaseError, ProvisionEngine};
 use crate::{
     catalog::{Record, State, cached::Stamp},
     control_plane::Database,
@@ -19,7 +19,7 @@ pub(crate) enum Compared {
     Mended,
 }
 
-impl Provisioning {
+impl ProvisionEngine {
     /// Where the published database of `tenant` lives by what the control plane says now, which is written down; `None`
     /// if it is gone. It is asked for by its id, so no other one is ever taken for it.
     pub(crate) async fn refresh(
@@ -121,8 +121,8 @@ impl Provisioning {
         record.placement = Some(now.placement);
         match claim.write_last(&self.kept(&record), progress).await {
             Ok(()) => Ok(Some(claim.known_at())),
-            Err(Halt::Lost) => Ok(None),
-            Err(Halt::Failed(err)) => Err(err),
+            Err(LeaseError::Lost) => Ok(None),
+            Err(LeaseError::Failed(err)) => Err(err),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Halt, Provisioning, job::Work};
+use super::{LeaseError, ProvisionEngine, job::ProvisionJob};
 use crate::{
     catalog::{Record, State},
     model::{error::Error, tenant::TenantId},
@@ -12,7 +12,7 @@ use crate::{
 
 /// What became of a record that was left unfinished.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Settled {
+pub(crate) enum Resumed {
     /// Its database was found, and is published.
     Published,
     /// Its deletion is finished.
@@ -25,53 +25,53 @@ pub(crate) enum Settled {
     LeftAlone,
 }
 
-impl Provisioning {
+impl ProvisionEngine {
     /// Finishes what was begun on `tenant`, and creates nothing.
-    pub(crate) async fn settle(
+    pub(crate) async fn resume(
         &self,
         tenant: &TenantId,
         progress: &Progress,
         stats: &Stats,
-    ) -> Result<Settled, Error> {
+    ) -> Result<Resumed, Error> {
         let known = self.record(tenant, progress).await?;
         match known.filter(|record| record.leased_for.is_none()) {
             Some(record) if record.state == State::Deleting => {
                 let none = Duration::ZERO;
                 self.delete(tenant, none, || {}, progress, stats).await?;
-                return Ok(Settled::Deleted);
+                return Ok(Resumed::Deleted);
             }
             Some(record) if record.is_unfinished() => {}
-            Some(_) | None => return Ok(Settled::LeftAlone),
+            Some(_) | None => return Ok(Resumed::LeftAlone),
         }
         let Ok((claim, record)) = self.claim(tenant, progress).await? else {
-            return Ok(Settled::LeftAlone);
+            return Ok(Resumed::LeftAlone);
         };
         let work = self.work(&claim, tenant, progress, stats);
-        let settled = claim.hold(work.settle(record)).await;
-        Ok(Halt::unless_lost(settled)?.unwrap_or(Settled::LeftAlone))
+        let settled = claim.run(work.resume_record(record)).await;
+        Ok(LeaseError::unless_lost(settled)?.unwrap_or(Resumed::LeftAlone))
     }
 }
 
-impl Work<'_> {
-    async fn settle(&self, mut record: Record) -> Result<Settled, Halt> {
+impl ProvisionJob<'_> {
+    async fn resume_record(&self, mut record: Record) -> Result<Resumed, LeaseError> {
         if matches!(record.state, State::Claimed | State::Creating) {
             match self.find(&record).await? {
                 Some(database) => {
                     let plan = &self.on.settings.plan;
                     self.adopt(&mut record, database, plan).await?;
                 }
-                None if record.is_in_doubt() => return Ok(Settled::InDoubt),
+                None if record.is_in_doubt() => return Ok(Resumed::InDoubt),
                 None => {
                     (record.state, record.attempt) = (State::Claimed, None);
                     self.write_last(&record).await?;
-                    return Ok(Settled::Cleared);
+                    return Ok(Resumed::Cleared);
                 }
             }
         }
         if record.state == State::Preparing && self.prepare(&mut record).await? {
             self.publish_found(&mut record).await?;
-            return Ok(Settled::Published);
+            return Ok(Resumed::Published);
         }
-        Ok(Settled::LeftAlone)
+        Ok(Resumed::LeftAlone)
     }
 }

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::{Demand, LookupOutcome, Provisioning};
+use super::{CreateReason, LookupOutcome, ProvisionEngine};
 use crate::{
     catalog::{
-        cached::{Catalog, LookupLimit, Stamp},
+        cached::{CachedCatalog, LookupLimit, Stamp},
         lookup::AnyLookup,
     },
     model::{
@@ -25,7 +25,7 @@ pub(crate) enum Source {
     /// From the application's own table.
     Lookup(OwnLookup),
     /// From records that it keeps itself, creating what is missing.
-    Provisioning(Box<Provisioning>),
+    Provisioning(Box<ProvisionEngine>),
 }
 
 /// What a call may do for a tenant that has no database, from the least to the most.
@@ -117,14 +117,14 @@ impl Source {
                 if !on.is_unfinished(tenant) {
                     return Ok(None);
                 }
-                match create(on, tenant, &Demand::Finish, progress, stats).await {
+                match create(on, tenant, &CreateReason::Finish, progress, stats).await {
                     Err(err) if err.kind() == ErrorKind::UnknownTenant => Ok(None),
                     finished => finished.map(Some),
                 }
             }
             (Self::Provisioning(on), OnMissing::Create) => {
                 let asked = on.catalog.entries.stamp();
-                let created = create(on, tenant, &Demand::Access, progress, stats).await;
+                let created = create(on, tenant, &CreateReason::Access, progress, stats).await;
                 let created = created.inspect_err(|err| on.remember_refusal(tenant, asked, err));
                 created.map(Some)
             }
@@ -154,7 +154,7 @@ impl Source {
     }
 
     /// What is known of the catalog; none if the application has its own.
-    pub(crate) fn catalog(&self) -> Option<&Catalog> {
+    pub(crate) fn catalog(&self) -> Option<&CachedCatalog> {
         match self {
             Self::Lookup(_) => None,
             Self::Provisioning(provisioning) => Some(&provisioning.catalog),
@@ -181,9 +181,9 @@ impl Source {
 }
 
 async fn create(
-    on: &Provisioning,
+    on: &ProvisionEngine,
     tenant: &TenantId,
-    demand: &Demand,
+    demand: &CreateReason,
     progress: &Progress,
     stats: &Stats,
 ) -> Result<Located, Error> {

@@ -5,10 +5,10 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tracing::Instrument;
 
-use super::{Inner, locate::flown};
+use super::{Inner, locate::lookup_stage};
 use crate::{
     catalog::cached::{Entry, EntryCache},
-    limits::callers::Place,
+    limits::callers::CallerSlot,
     model::{
         error::{Error, ErrorKind, Stage},
         tenant::TenantId,
@@ -17,7 +17,7 @@ use crate::{
     provision::source::OnMissing,
     telemetry::{
         labels::{Path, Reason},
-        spans::{self, Laps},
+        spans::{self, StageTimer},
         stats::count,
     },
 };
@@ -28,18 +28,18 @@ async fn serve(
     created: bool,
     until: Instant,
     reason: Reason,
-    laps: &mut Laps<'_>,
+    laps: &mut StageTimer<'_>,
 ) -> Result<(Option<Lease>, Path), Unserved> {
     let (lease, slept) = if reason == Reason::Request {
         let served = pool.get(until).await;
-        laps.lap(served.as_ref().map_err(Unserved::error), waited);
+        laps.record(served.as_ref().map_err(Unserved::error), checkout_stage);
         served.map(|(lease, slept)| (Some(lease), slept))?
     } else {
         let awake = Box::pin(pool.wake(until, reason, None)).await;
         if !created && matches!(awake, Ok(false)) {
             return Ok((None, Path::Warm)); // nobody has waited
         }
-        laps.lap(awake.as_ref().map_err(Unserved::error), woken);
+        laps.record(awake.as_ref().map_err(Unserved::error), wake_stage);
         (None, awake?)
     };
     let path = match (created, slept) {
@@ -51,7 +51,7 @@ async fn serve(
 }
 
 /// For which stage a caller has waited in a pool's queue.
-fn waited(result: Result<&(Lease, bool), Option<Stage>>) -> Stage {
+fn checkout_stage(result: Result<&(Lease, bool), Option<Stage>>) -> Stage {
     match result {
         Ok((_, true)) => Stage::Wake,
         Ok((_, false)) => Stage::Checkout,
@@ -60,7 +60,7 @@ fn waited(result: Result<&(Lease, bool), Option<Stage>>) -> Stage {
 }
 
 /// For which stage a caller has waited who wants the database awake.
-fn woken(result: Result<&bool, Option<Stage>>) -> Stage {
+fn wake_stage(result: Result<&bool, Option<Stage>>) -> Stage {
     match result {
         Ok(true) => Stage::Wake,
         Ok(false) => Stage::Checkout,
@@ -76,8 +76,8 @@ impl Inner {
         on_missing: OnMissing,
         patience: Option<Duration>,
     ) -> Result<Lease, Error> {
-        if self.shared.life.is_shut() {
-            return Err(self.turn_away(tenant, Reason::Request));
+        if self.shared.life.is_stopping() {
+            return Err(self.reject_closed(tenant, Reason::Request));
         }
         match self.pools.get_now(tenant) {
             Ok(lease) => {
@@ -95,8 +95,8 @@ impl Inner {
 
     /// Returns when the database of `tenant` is awake.
     pub(crate) async fn wake(&self, tenant: &str, on_missing: OnMissing) -> Result<(), Error> {
-        if self.shared.life.is_shut() {
-            return Err(self.turn_away(tenant, Reason::Warm));
+        if self.shared.life.is_stopping() {
+            return Err(self.reject_closed(tenant, Reason::Warm));
         }
         let pool = self.pools.find(tenant);
         let wait = self.wait(tenant, pool, on_missing, Reason::Warm, None);
@@ -104,7 +104,7 @@ impl Inner {
     }
 
     /// The error for a call that comes when the router ends or has ended.
-    fn turn_away(&self, tenant: &str, reason: Reason) -> Error {
+    fn reject_closed(&self, tenant: &str, reason: Reason) -> Error {
         let err = Error::closed();
         spans::end(&spans::span(tenant, reason), Err(&err));
         self.shared.stats.failed(&err);
@@ -121,11 +121,11 @@ impl Inner {
         patience: Option<Duration>,
     ) -> Result<Option<Lease>, Error> {
         let Shared { life, stats, .. } = &*self.shared;
-        let (span, mut laps) = (spans::span(tenant, reason), Laps::new(stats));
+        let (span, mut laps) = (spans::span(tenant, reason), StageTimer::new(stats));
         let work = async {
             tokio::select! {
                 biased;
-                () = life.ended() => Err(Error::closed()),
+                () = life.terminated() => Err(Error::closed()),
                 result = self.wait_in_line(tenant, pool, on_missing, reason, patience, &mut laps) => result,
             }
         };
@@ -151,7 +151,7 @@ impl Inner {
         on_missing: OnMissing,
         reason: Reason,
         patience: Option<Duration>,
-        laps: &mut Laps<'_>,
+        laps: &mut StageTimer<'_>,
     ) -> Result<(Option<Lease>, Path), Error> {
         let tenant = TenantId::parse(raw)?;
         let place = self.enter(&tenant)?;
@@ -165,8 +165,8 @@ impl Inner {
                 } else {
                     // In a box, like what follows: who waits for a connection is to carry no more than that.
                     let patience = until.saturating_duration_since(Instant::now());
-                    let flight = Box::pin(self.fly(&tenant, on_missing, patience)).await;
-                    laps.lap(flight.as_ref(), flown);
+                    let flight = Box::pin(self.locate(&tenant, on_missing, patience)).await;
+                    laps.record(flight.as_ref(), lookup_stage);
                     flight.map(|it| (it.pool, it.created))?
                 };
                 match serve(&pool, created, until, reason, laps).await {
@@ -177,7 +177,7 @@ impl Inner {
         };
         let served = work.await;
         if served.is_ok() {
-            place.leave_served();
+            place.served();
         }
         served.map_err(|err: Error| err.with_tenant(&tenant))
     }
@@ -190,15 +190,15 @@ impl Inner {
         };
         let entries = self.shared.source.catalog().map(|it| &it.entries);
         let is_known = |it: &EntryCache| matches!(it.get(tenant), Some(Entry::Known(_)));
-        if entries.is_some_and(is_known) || self.pools.alive(tenant.as_str()).is_some() {
+        if entries.is_some_and(is_known) || self.pools.live(tenant.as_str()).is_some() {
             self.shared.stats.failing.add(tenant, 1.0);
         }
     }
 
     /// A place among the callers who wait.
-    pub(crate) fn enter(&self, tenant: &TenantId) -> Result<Place<TenantId>, Error> {
+    pub(crate) fn enter(&self, tenant: &TenantId) -> Result<CallerSlot<TenantId>, Error> {
         let Shared { waiting, stats, .. } = &*self.shared;
-        waiting.enter(tenant).map_err(|full| {
+        waiting.try_enter(tenant).map_err(|full| {
             count(&stats.overloaded);
             let most = full.most;
             let message = if full.of_one {

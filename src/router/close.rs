@@ -17,7 +17,7 @@ impl TenantRouter {
     /// A catalog or a Neon that is down does not change it. Tenants that are known are served all the same, and an
     /// orchestrator that took every replica out for it would make one fault another.
     pub fn is_ready(&self) -> bool {
-        !self.inner.shared.life.is_shut()
+        !self.inner.shared.life.is_stopping()
     }
 
     /// Ends the router: calls that wait and all later ones answer `ErrorKind::Closed`, idle connections are closed
@@ -46,7 +46,7 @@ impl TenantRouter {
     pub async fn close_within(&self, patience: Duration) -> bool {
         let Inner { pools, shared, .. } = &*self.inner;
         let until = Instant::now() + patience.min(LONGEST);
-        shared.life.shut();
+        shared.life.stop_accepting();
         pools.evict_all(); // who waits for one of their connections still gets it
         shared.jobs.close();
         let done = async {
@@ -62,7 +62,7 @@ impl Inner {
     /// Closes everything, and waits for that; says whether it was over by `until`.
     async fn end(&self, until: Instant) -> bool {
         let Self { pools, shared, .. } = self;
-        shared.life.finish();
+        shared.life.terminate();
         pools.evict_all();
         shared.jobs.close();
         shared.connections.close();

@@ -43,7 +43,7 @@ impl Inner {
         let until = Instant::now() + patience;
         let span = spans::direct(tenant.as_str());
         let open = async {
-            if shared.life.is_shut() {
+            if shared.life.is_stopping() {
                 return Err(Error::closed());
             }
             let place = self.enter(&tenant)?;
@@ -53,19 +53,19 @@ impl Inner {
                     pool
                 } else {
                     let left = until.saturating_duration_since(Instant::now());
-                    self.fly(&tenant, on_missing, left).await?.pool
+                    self.locate(&tenant, on_missing, left).await?.pool
                 };
                 match DirectClient::open(pool, until).await {
                     Err(Unserved::Relocate(_)) if Instant::now() < until => {}
                     opened => break opened.map_err(Unserved::into_error)?,
                 }
             };
-            place.leave_served();
+            place.served();
             Ok(opened)
         };
         let opened = tokio::select! {
             biased;
-            () = shared.life.ended() => Err(Error::closed()),
+            () = shared.life.terminated() => Err(Error::closed()),
             opened = open.instrument(span.clone()) => opened,
         };
         let opened = opened.map_err(|err| err.with_tenant(&tenant));

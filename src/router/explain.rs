@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::{Inner, TenantRouter, handle::TenantHandle};
 use crate::{
     catalog::cached::{Denial, Entry},
-    connection::Fitness,
+    connection::Health,
     model::{
         endpoint::Route,
         error::{Error, ErrorKind, Stage},
@@ -184,7 +184,7 @@ impl Inner {
         let refusal = self.shared.refusals.get(tenant, Route::Pooled);
         let flight = self.flights.stage(tenant);
         let catalog = self.remembered(tenant);
-        let pool = self.pools.alive(tenant.as_str());
+        let pool = self.pools.live(tenant.as_str());
         let state = pool.as_ref().map(|pool| pool.state());
         let until = Instant::now() + self.shared.config.get_timeout;
         let refused = refusal.as_ref().is_some_and(|it| it.answers(until));
@@ -194,7 +194,7 @@ impl Inner {
                 on_missing == OnMissing::Create && provisioning.creates_on_access()
             }
         };
-        let next = if self.shared.life.is_shut() {
+        let next = if self.shared.life.is_stopping() {
             NextGet::Closed
         } else {
             match (&pool, &state) {
@@ -248,10 +248,10 @@ impl Inner {
 /// What a caller would meet who comes to a pool in this state.
 fn next_of(pool: &Pool, state: &State, refused: bool) -> NextGet {
     if let Some(connection) = state.next_idle() {
-        return match connection.fitness(&pool.shared.config) {
-            Fitness::Fit => NextGet::Reuse,
-            Fitness::Unsettled | Fitness::Unverified => NextGet::Verify,
-            Fitness::Tainted | Fitness::Closed => NextGet::Open,
+        return match connection.health(&pool.shared.config) {
+            Health::Healthy => NextGet::Reuse,
+            Health::Pending | Health::NeedsPing => NextGet::Verify,
+            Health::CancelPending | Health::Closed => NextGet::Open,
         };
     }
     let full = state.open.len() + state.dialing >= state.limit(&pool.shared.config);

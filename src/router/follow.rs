@@ -22,8 +22,8 @@ use crate::{
         error::{Error, ErrorKind},
         tenant::TenantId,
     },
-    pool::{Unserved, cache::Pools, shared::Shared},
-    provision::{Provisioning, source::Source},
+    pool::{Unserved, cache::PoolCache, shared::Shared},
+    provision::{ProvisionEngine, source::Source},
     sync::{lock, retry::chance, supervise::supervise},
     telemetry::stats::count,
 };
@@ -36,7 +36,7 @@ const SIDE_BY_SIDE: usize = 8;
 const SHORTEST_REST: Duration = Duration::from_millis(250);
 
 /// Starts following, if there is a catalog of ours.
-pub(crate) fn start(pools: &Arc<Pools>) {
+pub(crate) fn start(pools: &Arc<PoolCache>) {
     let shared = pools.shared();
     if shared.source.catalog().is_some() {
         let follower = Follower {
@@ -50,7 +50,7 @@ pub(crate) fn start(pools: &Arc<Pools>) {
 
 struct Follower {
     // Weak, because the pools end with the router.
-    pools: Weak<Pools>,
+    pools: Weak<PoolCache>,
     shared: Arc<Shared>,
     // How far the changes were seen, also by a task that has panicked since. Held for a look.
     seen: Mutex<Seen>,
@@ -70,14 +70,14 @@ impl Follower {
         });
         tokio::select! {
             biased;
-            () = self.shared.life.ended() => {}
+            () = self.shared.life.terminated() => {}
             () = changes => {}
             () = refresh => {}
         }
     }
 
     /// Invalidates what has changed, from now on.
-    async fn follow_changes(&self, provisioning: &Provisioning) {
+    async fn follow_changes(&self, provisioning: &ProvisionEngine) {
         loop {
             let rest = match self.hear_changes(provisioning).await {
                 Ok(()) => {
@@ -94,7 +94,7 @@ impl Follower {
     }
 
     /// Waits until there may be news, or it is time to ask for some. Returns no further rest.
-    async fn news(&self, provisioning: &Provisioning) -> Duration {
+    async fn news(&self, provisioning: &ProvisionEngine) -> Duration {
         let interval = async {
             match self.shared.config.catalog_poll {
                 Some(interval) => {
@@ -105,14 +105,14 @@ impl Follower {
             }
         };
         tokio::select! {
-            () = provisioning.catalog.nudged() => {}
+            () = provisioning.catalog.changed() => {}
             () = interval => {}
         }
         Duration::ZERO
     }
 
     /// Asks for all changes since those that were seen.
-    async fn hear_changes(&self, provisioning: &Provisioning) -> Result<(), Error> {
+    async fn hear_changes(&self, provisioning: &ProvisionEngine) -> Result<(), Error> {
         let catalog = &provisioning.catalog;
         loop {
             catalog.refresh.has_room().await;
@@ -130,7 +130,7 @@ impl Follower {
     }
 
     /// Has all records read again: those of tenants with a pool now, as a pool that is busy asks for nothing.
-    fn invalidate_all(&self, provisioning: &Provisioning) {
+    fn invalidate_all(&self, provisioning: &ProvisionEngine) {
         let catalog = &provisioning.catalog;
         catalog.entries.invalidate_all();
         let Some(pools) = self.pools.upgrade() else {
@@ -142,7 +142,7 @@ impl Follower {
     }
 
     /// Invalidates the entries of one page. Those of tenants that are known here are read again.
-    fn apply_changes(&self, provisioning: &Provisioning, changes: &Changes) {
+    fn apply_changes(&self, provisioning: &ProvisionEngine, changes: &Changes) {
         let catalog = &provisioning.catalog;
         let Some(pools) = self.pools.upgrade() else {
             return;
@@ -153,7 +153,7 @@ impl Follower {
             // has brought by now is found here.
             catalog.entries.invalidate(tenant);
             let is_known = had_entry || catalog.entries.contains(tenant);
-            if is_known || pools.alive(tenant.as_str()).is_some() {
+            if is_known || pools.live(tenant.as_str()).is_some() {
                 count(&catalog.stats.changes);
                 catalog.refresh.push(tenant);
             }
@@ -161,7 +161,7 @@ impl Follower {
     }
 
     /// Reads the records of queued tenants. While the catalog is down, all of them wait.
-    async fn refresh_queued(&self, provisioning: &Provisioning) {
+    async fn refresh_queued(&self, provisioning: &ProvisionEngine) {
         let refresh = &provisioning.catalog.refresh;
         let (mut reads, mut rest_until) = (FuturesUnordered::new(), Instant::now());
         loop {
@@ -181,7 +181,7 @@ impl Follower {
 
     /// Reads the record of one tenant, unless that was done since, and brings its pool in line. Returns for how long no other
     /// is to be read.
-    async fn refresh(&self, provisioning: &Provisioning, reading: Reading<'_>) -> Duration {
+    async fn refresh(&self, provisioning: &ProvisionEngine, reading: Reading<'_>) -> Duration {
         let tenant = reading.tenant();
         let id = tenant.as_str();
         // A panic over one tenant is that tenant's.
@@ -203,7 +203,7 @@ impl Follower {
 
     async fn refresh_one(
         &self,
-        provisioning: &Provisioning,
+        provisioning: &ProvisionEngine,
         tenant: &TenantId,
     ) -> Result<(), Error> {
         if provisioning.catalog.entries.is_stale(tenant) {
@@ -241,8 +241,8 @@ impl Seen {
 }
 
 /// Brings the pool of `tenant`, if there is one, in line with the tenant's entry.
-fn sync_pool(pools: &Pools, provisioning: &Provisioning, tenant: &TenantId) {
-    let Some(pool) = pools.alive(tenant.as_str()) else {
+fn sync_pool(pools: &PoolCache, provisioning: &ProvisionEngine, tenant: &TenantId) {
+    let Some(pool) = pools.live(tenant.as_str()) else {
         return;
     };
     let entries = &provisioning.catalog.entries;
@@ -250,7 +250,7 @@ fn sync_pool(pools: &Pools, provisioning: &Provisioning, tenant: &TenantId) {
         let asked = entries.stamp();
         match entries.get(tenant) {
             Some(Entry::Known(known)) if !known.is_untrusted => {
-                pool.move_to(Arc::clone(&known.endpoint), false);
+                pool.set_endpoint(Arc::clone(&known.endpoint), false);
                 if provisioning.agrees(tenant, &known.endpoint, asked) {
                     return; // or else the entry has changed since
                 }
@@ -270,7 +270,7 @@ fn sync_pool(pools: &Pools, provisioning: &Provisioning, tenant: &TenantId) {
 }
 
 /// Closes what is open of a tenant whose database must not be used, as soon as it is not in use.
-fn close_pool(pools: &Pools, tenant: &TenantId, why: &Unserved) {
+fn close_pool(pools: &PoolCache, tenant: &TenantId, why: &Unserved) {
     let (is_news, tenant) = (pools.forbid(tenant, why), tenant.as_str());
     match why {
         _ if !is_news => {}

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use super::{TenantRouter, transactions::Whom, warm::Warm};
+use super::{TenantRouter, transactions::Target, warm::Warm};
 use crate::{
     client::{
         TenantClient,
@@ -131,7 +131,7 @@ impl TenantHandle {
         E: From<Error> + From<tokio_postgres::Error>,
     {
         let transaction = Transaction::new(options, Access::ReadOnly);
-        let whom = Whom::Handle(self);
+        let whom = Target::Handle(self);
         self.router.inner.run(whom, transaction, work).await
     }
 
@@ -168,7 +168,7 @@ impl TenantHandle {
         E: From<Error> + From<tokio_postgres::Error>,
     {
         let transaction = Transaction::new(options, Access::Default);
-        let whom = Whom::Handle(self);
+        let whom = Target::Handle(self);
         self.router.inner.run(whom, transaction, work).await
     }
 
@@ -198,7 +198,7 @@ impl TenantHandle {
     pub(crate) async fn lease(&self, patience: Option<Duration>) -> Result<Lease, Error> {
         let inner = &*self.router.inner;
         let pool = lock(&self.pool).upgrade();
-        let pool = pool.filter(|_| !inner.shared.life.is_shut());
+        let pool = pool.filter(|_| !inner.shared.life.is_stopping());
         // A pool that has left the cache, or whose tenant has moved, has nothing idle.
         match pool.map(|pool| inner.pools.get_now_from(pool)) {
             Some(Ok(lease)) => {

@@ -19,47 +19,47 @@ use crate::{
 
 /// What a flight has found.
 #[derive(Clone)]
-pub(crate) enum Flown {
-    Arrived(Arrived),
+pub(crate) enum Location {
+    Located(LocatedPool),
     /// The tenant has no database, and this is as much as the flight could do about it.
     Missing(OnMissing),
 }
 
 /// Where a flight has led.
 #[derive(Clone)]
-pub(crate) struct Arrived {
+pub(crate) struct LocatedPool {
     pub(crate) pool: Arc<Pool>,
     /// Whether it had the tenant's database created, or adopted.
     pub(super) created: bool,
 }
 
 /// For which stage a caller has waited who flew.
-pub(super) fn flown(result: Result<&Arrived, Option<Stage>>) -> Stage {
+pub(super) fn lookup_stage(result: Result<&LocatedPool, Option<Stage>>) -> Stage {
     match result {
-        Ok(Arrived { created: true, .. }) => Stage::Provision,
+        Ok(LocatedPool { created: true, .. }) => Stage::Provision,
         Ok(_) => Stage::Lookup,
         Err(stage) => stage.unwrap_or(Stage::Lookup),
     }
 }
 
-pub(crate) type Found = Pin<Box<dyn Future<Output = Result<Flown, Error>> + Send>>;
+pub(crate) type Found = Pin<Box<dyn Future<Output = Result<Location, Error>> + Send>>;
 
 impl Inner {
     /// The pool of a tenant that is not in the cache.
-    pub(crate) async fn fly(
+    pub(crate) async fn locate(
         &self,
         tenant: &TenantId,
         on_missing: OnMissing,
         patience: Duration,
-    ) -> Result<Arrived, Error> {
+    ) -> Result<LocatedPool, Error> {
         let until = Instant::now() + patience;
         loop {
             let patience = until.saturating_duration_since(Instant::now());
             let find = || self.find(tenant, on_missing);
-            match self.flights.join(tenant, patience, find).await? {
-                Flown::Arrived(arrived) => return Ok(arrived),
-                Flown::Missing(by) if by >= on_missing => return Err(source::not_created()),
-                Flown::Missing(_) => {} // the flight of a call that may do less
+            match self.flights.get_or_start(tenant, patience, find).await? {
+                Location::Located(arrived) => return Ok(arrived),
+                Location::Missing(by) if by >= on_missing => return Err(source::not_created()),
+                Location::Missing(_) => {} // the flight of a call that may do less
             }
         }
     }
@@ -85,7 +85,7 @@ impl Inner {
                     pools.evict(tenant.as_str()); // what was found before may be old
                 } else if let Some(pool) = pools.find(tenant.as_str()) {
                     // It landed between the caller's look and this one.
-                    return Ok(Flown::Arrived(Arrived {
+                    return Ok(Location::Located(LocatedPool {
                         pool,
                         created: false,
                     }));
@@ -95,7 +95,7 @@ impl Inner {
                 let locate = source.locate(&tenant, on_missing, &seen, stats);
                 let located = timeout_at(seen.deadline(), locate).await;
                 let Some(located) = located.map_err(|_| seen.timed_out())?? else {
-                    return Ok(Flown::Missing(on_missing));
+                    return Ok(Location::Missing(on_missing));
                 };
                 let endpoint = Arc::clone(&located.endpoint);
                 let created = located.created;
@@ -105,7 +105,7 @@ impl Inner {
                     pools.forbid(&tenant, &Unserved::relocate());
                     seen.mark_stale(Stale::Wrong);
                 }
-                Ok(Flown::Arrived(Arrived { pool, created }))
+                Ok(Location::Located(LocatedPool { pool, created }))
             };
             Box::pin(work.instrument(span.clone()))
         };

@@ -30,7 +30,7 @@ impl TenantRouter {
         while remembered < provisioning.catalog.most_known() {
             let page = tokio::select! {
                 biased;
-                () = shared.life.ended() => return Err(Error::closed()),
+                () = shared.life.terminated() => return Err(Error::closed()),
                 page = provisioning.preload(after.as_ref(), PAGE) => page,
             };
             let (more, last) = page?;

@@ -97,7 +97,7 @@ mod recording {
     async fn run(shared: Arc<Shared>, inner: Weak<Inner>) {
         loop {
             tokio::select! {
-                () = shared.life.ended() => return,
+                () = shared.life.terminated() => return,
                 () = sleep(INTERVAL) => {}
             }
             match inner.upgrade() {

@@ -66,7 +66,7 @@ impl TenantRouter {
         E: From<Error> + From<tokio_postgres::Error>,
     {
         let transaction = Transaction::new(options, Access::ReadOnly);
-        let whom = Whom::Id(tenant.as_ref());
+        let whom = Target::Id(tenant.as_ref());
         self.inner.run(whom, transaction, work).await
     }
 
@@ -137,14 +137,14 @@ impl TenantRouter {
         E: From<Error> + From<tokio_postgres::Error>,
     {
         let transaction = Transaction::new(options, Access::Default);
-        let whom = Whom::Id(tenant.as_ref());
+        let whom = Target::Id(tenant.as_ref());
         self.inner.run(whom, transaction, work).await
     }
 }
 
 /// Whose database it is about, and by what it is reached.
 #[derive(Clone, Copy)]
-pub(crate) enum Whom<'a> {
+pub(crate) enum Target<'a> {
     Id(&'a str),
     Handle(&'a TenantHandle),
 }
@@ -152,7 +152,7 @@ pub(crate) enum Whom<'a> {
 impl Inner {
     pub(crate) async fn run<T, E, Fut>(
         &self,
-        whom: Whom<'_>,
+        whom: Target<'_>,
         mut transaction: Transaction<'_>,
         mut work: impl FnMut(Tx) -> Fut,
     ) -> Result<T, E>
@@ -163,8 +163,8 @@ impl Inner {
         loop {
             let patience = Some(transaction.remaining());
             let lease = match whom {
-                Whom::Id(tenant) => self.get(tenant, OnMissing::Create, patience).await,
-                Whom::Handle(handle) => handle.lease(patience).await,
+                Target::Id(tenant) => self.get(tenant, OnMissing::Create, patience).await,
+                Target::Handle(handle) => handle.lease(patience).await,
             };
             let lease = lease.map_err(|err| transaction.explain(err))?;
             if let Some(result) = transaction.run(lease, &mut work).await {

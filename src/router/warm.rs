@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::{task::JoinHandle, time::Instant};
 
-use super::{Inner, TenantRouter, locate::Flown};
+use super::{Inner, TenantRouter, locate::Location};
 use crate::{
     model::{endpoint::Route, error::Error, tenant::TenantId},
     pool::{Pool, Unserved, shared::Shared},
@@ -48,11 +48,11 @@ impl TenantRouter {
         let known = self.inner.pools.find(tenant.as_str());
         let needless = known.as_ref().is_some_and(|pool| pool.is_up_or_waking())
             || refusals.get(&tenant, Route::Pooled).is_some();
-        if life.is_shut() || needless {
+        if life.is_stopping() || needless {
             return false;
         }
         // Nobody is to lose a connection to a guess.
-        let affordable = !dialer.budget.is_tight();
+        let affordable = !dialer.budget.only_reserve_left();
         let Some(taken) = affordable.then(|| hints.take()).flatten() else {
             count(&stats.hints_ignored);
             return false;
@@ -83,9 +83,13 @@ impl Inner {
                 known
             } else {
                 let find = || self.find(tenant, OnMissing::Ignore);
-                match self.flights.join(tenant, config.get_timeout, find).await? {
-                    Flown::Arrived(arrived) => Some(arrived.pool),
-                    Flown::Missing(_) => None,
+                match self
+                    .flights
+                    .get_or_start(tenant, config.get_timeout, find)
+                    .await?
+                {
+                    Location::Located(arrived) => Some(arrived.pool),
+                    Location::Missing(_) => None,
                 }
             };
             let Some(pool) = pool.filter(|pool| !pool.is_up_or_waking()) else {
@@ -97,7 +101,7 @@ impl Inner {
         };
         tokio::select! {
             biased;
-            () = life.ended() => Err(Error::closed()),
+            () = life.terminated() => Err(Error::closed()),
             done = work => done,
         }
     }
@@ -117,7 +121,7 @@ impl Warm {
     ///
     /// # Cancel safety
     /// Dropping the future lets the wake run.
-    pub async fn done(self) -> Result<(), Error> {
+    pub async fn wait(self) -> Result<(), Error> {
         self.task.await.unwrap_or_else(|_| Err(Error::closed()))
     }
 }

@@ -40,7 +40,7 @@ pub(crate) struct Breaker {
 struct Inner {
     state: State,
     /// Rises with every change of the state: a call that passed in an earlier one says nothing about the present one.
-    era: u64,
+    epoch: u64,
     /// The era in which the present outage began.
     began: u64,
     /// Failures of each kind of call since it was answered last.
@@ -87,7 +87,7 @@ impl State {
     }
 
     /// The state once one who passed in it has given up.
-    fn deserted(self, now: Instant, chance: u8) -> Self {
+    fn probe_dropped(self, now: Instant, chance: u8) -> Self {
         match self {
             Self::Probing { failures } => Self::opened(now, failures, chance),
             Self::Closed | Self::Open { .. } => self,
@@ -120,7 +120,7 @@ impl Breaker {
     ///
     /// # Cancel safety
     /// Dropping it leaves all as it is.
-    pub(crate) async fn pass(&self, kind: Kind, until: Instant) -> Result<Pass<'_>, Shut> {
+    pub(crate) async fn acquire(&self, kind: Kind, until: Instant) -> Result<Probe<'_>, Open> {
         loop {
             let changed = self.changed.notified(); // before the look, so that no change is missed
             let shut = match self.enter(kind) {
@@ -133,12 +133,12 @@ impl Breaker {
 
     /// Leave to go and ask now. A kind of call that was answered the last time may try once, at any time: what failed may
     /// be another kind only.
-    pub(crate) fn enter(&self, kind: Kind) -> Result<Pass<'_>, Shut> {
+    pub(crate) fn enter(&self, kind: Kind) -> Result<Probe<'_>, Open> {
         let mut inner = self.inner();
         let era = match inner.state.entered(Instant::now()) {
             Ok(state) => {
-                self.become_(&mut inner, state);
-                Some(inner.era)
+                self.transition(&mut inner, state);
+                Some(inner.epoch)
             }
             Err(_) if inner.streaks[kind] == 0 && !inner.tried[kind] => {
                 inner.tried[kind] = true;
@@ -146,14 +146,14 @@ impl Breaker {
             }
             Err(left) => {
                 let is_tried = inner.streaks[kind] == 0;
-                return Err(Shut {
+                return Err(Open {
                     left,
                     is_brief: is_tried || inner.state.is_first() && !inner.is_silent,
                     last_failure: inner.last_failure.clone(),
                 });
             }
         };
-        Ok(Pass {
+        Ok(Probe {
             breaker: self,
             kind,
             era,
@@ -170,13 +170,13 @@ impl Breaker {
         lock(&self.inner)
     }
 
-    fn become_(&self, inner: &mut Inner, state: State) {
+    fn transition(&self, inner: &mut Inner, state: State) {
         if inner.state == state {
             return;
         }
-        inner.era += 1;
+        inner.epoch += 1;
         if inner.state == State::Closed {
-            (inner.began, inner.tried) = (inner.era, [false; KINDS]);
+            (inner.began, inner.tried) = (inner.epoch, [false; KINDS]);
         }
         if state == State::Closed {
             inner.last_failure = None;
@@ -193,14 +193,14 @@ impl Inner {
     }
 
     /// Whether `pass` is a try in the present outage.
-    fn is_tried_by(&self, pass: &Pass<'_>) -> bool {
+    fn is_tried_by(&self, pass: &Probe<'_>) -> bool {
         pass.era.is_none() && self.state != State::Closed && self.began == pass.began
     }
 }
 
 /// No call passes for now.
 #[derive(Debug)]
-pub(crate) struct Shut {
+pub(crate) struct Open {
     /// Time until one may again.
     pub(crate) left: Duration,
     /// Why none does.
@@ -212,7 +212,7 @@ pub(crate) struct Shut {
 /// Leave to ask once. Dropping it says that the answer was not waited for.
 #[must_use]
 #[derive(Debug)]
-pub(crate) struct Pass<'a> {
+pub(crate) struct Probe<'a> {
     breaker: &'a Breaker,
     kind: Kind,
     /// The era that it speaks for; none if it is a try beside those that do.
@@ -221,14 +221,14 @@ pub(crate) struct Pass<'a> {
     began: u64,
 }
 
-impl Pass<'_> {
+impl Probe<'_> {
     /// It was answered.
     pub(crate) fn succeeded(self) {
         let mut inner = self.breaker.inner();
         inner.unanswered = None;
         inner.streaks[self.kind] = 0;
         if self.is_of(&inner) || inner.began == self.began {
-            self.breaker.become_(&mut inner, State::Closed);
+            self.breaker.transition(&mut inner, State::Closed);
         }
     }
 
@@ -252,7 +252,7 @@ impl Pass<'_> {
     }
 
     fn is_of(&self, inner: &Inner) -> bool {
-        self.era == Some(inner.era)
+        self.era == Some(inner.epoch)
     }
 
     fn fail(&self, inner: &mut Inner, is_silent: bool, err: &Error) -> (bool, Duration) {
@@ -266,7 +266,7 @@ impl Pass<'_> {
         inner.last_failure = Some(err.clone());
         if ours {
             let state = inner.state.failed(now, before, chance());
-            self.breaker.become_(inner, state);
+            self.breaker.transition(inner, state);
         }
         if ours && opens {
             (inner.is_silent, inner.unanswered) = (is_silent, None);
@@ -276,13 +276,13 @@ impl Pass<'_> {
     }
 }
 
-impl Drop for Pass<'_> {
+impl Drop for Probe<'_> {
     fn drop(&mut self) {
         let mut inner = self.breaker.inner();
         if self.is_of(&inner) {
             // After an outcome this changes nothing: only the era of a probe knows `Probing`.
-            let state = inner.state.deserted(Instant::now(), chance());
-            self.breaker.become_(&mut inner, state);
+            let state = inner.state.probe_dropped(Instant::now(), chance());
+            self.breaker.transition(&mut inner, state);
         }
     }
 }
@@ -397,12 +397,12 @@ mod tests {
         let (breaker, start) = (Breaker::default(), Instant::now());
         let until = start + 10 * SECOND;
         breaker.enter(FIND).unwrap().failed(&failure());
-        let first = breaker.pass(FIND, until).await.unwrap();
+        let first = breaker.acquire(FIND, until).await.unwrap();
         assert!(start.elapsed() <= FIRST_WAIT);
-        let impatient = breaker.pass(FIND, start + SECOND).await;
+        let impatient = breaker.acquire(FIND, start + SECOND).await;
         assert!(impatient.is_err() && start.elapsed() == SECOND);
         let waiting = async {
-            let passed = breaker.pass(FIND, until).await;
+            let passed = breaker.acquire(FIND, until).await;
             (passed.is_ok(), start.elapsed())
         };
         let probing = async {
@@ -418,7 +418,7 @@ mod tests {
 
         outage(&breaker).await;
         let now = Instant::now();
-        assert!(breaker.pass(FIND, now + SECOND).await.is_err());
+        assert!(breaker.acquire(FIND, now + SECOND).await.is_err());
         assert_eq!(Instant::now(), now);
     }
 
@@ -458,7 +458,7 @@ mod tests {
             assert_eq!(first, turn == 0);
             waits.push(left);
             let tried = breaker.enter(FIND).unwrap();
-            let other = breaker.pass(FIND, Instant::now() + SECOND);
+            let other = breaker.acquire(FIND, Instant::now() + SECOND);
             let (other, ()) = tokio::join!(other, async {
                 tokio::time::sleep(SECOND / 10).await;
                 tried.succeeded();
@@ -485,7 +485,7 @@ mod tests {
         assert!(!unanswered("globex").0, "one was answered in between");
         assert!(unanswered("acme").0);
         let now = Instant::now();
-        let shut = breaker.pass(FIND, now + SECOND).await.unwrap_err();
+        let shut = breaker.acquire(FIND, now + SECOND).await.unwrap_err();
         assert!(
             shut.left <= FIRST_WAIT && Instant::now() == now,
             "it is not waited out"

@@ -20,7 +20,7 @@ use super::{
 use crate::model::error::{Error, Stage};
 
 /// The flights under way, by key.
-pub(crate) struct Flights<K, V> {
+pub(crate) struct SingleFlight<K, V> {
     // Held for a look-up or a removal, never across an await.
     table: Arc<Table<K, V>>,
     runtime: Handle,
@@ -53,7 +53,7 @@ impl<V> Landed<V> {
     }
 }
 
-impl<K, V> Flights<K, V>
+impl<K, V> SingleFlight<K, V>
 where
     K: Clone + Eq + Hash + Send + 'static,
     V: Clone + Send + Sync + 'static,
@@ -70,7 +70,7 @@ where
     ///
     /// # Cancel safety
     /// Dropping this future leaves the flight running for everyone else.
-    pub(crate) async fn join<W, Fut>(
+    pub(crate) async fn get_or_start<W, Fut>(
         &self,
         key: &K,
         patience: Duration,
@@ -80,7 +80,7 @@ where
         W: FnMut() -> Fut + Send + 'static,
         Fut: Future<Output = Result<V, Error>> + Send + 'static,
     {
-        let mut flight = self.board(key, build);
+        let mut flight = self.start(key, build);
         let rounds = flight.rounds;
         let answered = flight.landed.wait_for(|landed| landed.answers(rounds));
         match timeout(patience, answered).await {
@@ -93,7 +93,7 @@ where
     }
 
     /// The flight under way for `key`, or a new one in a task of its own.
-    fn board<W, Fut>(&self, key: &K, build: impl FnOnce() -> (Progress, W)) -> Flight<V>
+    fn start<W, Fut>(&self, key: &K, build: impl FnOnce() -> (Progress, W)) -> Flight<V>
     where
         W: FnMut() -> Fut + Send + 'static,
         Fut: Future<Output = Result<V, Error>> + Send + 'static,
@@ -119,7 +119,7 @@ where
         };
         table.insert(key.clone(), under_way);
         drop(table); // a runtime that has ended drops the task here and now, and the landing takes the lock
-        let landing = Landing {
+        let landing = FlightGuard {
             table: Arc::clone(&self.table),
             key: key.clone(),
             announce,
@@ -158,13 +158,13 @@ where
 }
 
 /// Frees the key when a flight ends, also by panic or because its runtime is dropped.
-struct Landing<K: Eq + Hash, V> {
+struct FlightGuard<K: Eq + Hash, V> {
     table: Arc<Table<K, V>>,
     key: K,
     announce: watch::Sender<Landed<V>>,
 }
 
-impl<K: Eq + Hash, V> Landing<K, V> {
+impl<K: Eq + Hash, V> FlightGuard<K, V> {
     /// Frees the key, unless what was found is out of date: then another round begins.
     fn try_finish(&self, progress: &Progress) -> Option<Stale> {
         let mut table = lock(&self.table);
@@ -186,7 +186,7 @@ impl<K: Eq + Hash, V> Landing<K, V> {
     }
 }
 
-impl<K: Eq + Hash, V> Drop for Landing<K, V> {
+impl<K: Eq + Hash, V> Drop for FlightGuard<K, V> {
     fn drop(&mut self) {
         let is_over = |landed: &Landed<V>| landed.result.is_some() && !landed.is_stale;
         if is_over(&self.announce.borrow()) {
@@ -213,14 +213,14 @@ mod tests {
 
     /// Flights whose builds take three seconds and are counted.
     struct Airport {
-        flights: Flights<&'static str, u32>,
+        flights: SingleFlight<&'static str, u32>,
         departures: Arc<AtomicU32>,
     }
 
     impl Airport {
         fn new() -> Self {
             Self {
-                flights: Flights::new(Handle::current()),
+                flights: SingleFlight::new(Handle::current()),
                 departures: Arc::default(),
             }
         }
@@ -237,7 +237,7 @@ mod tests {
                 };
                 (Progress::new(Stage::Lookup, 60 * SECOND), work)
             };
-            self.flights.join(&"acme", patience, build).await
+            self.flights.get_or_start(&"acme", patience, build).await
         }
     }
 
@@ -285,12 +285,15 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_panic_frees_the_key_and_is_an_error_for_everyone() {
-        let flights: Flights<&str, ()> = Flights::new(Handle::current());
+        let flights: SingleFlight<&str, ()> = SingleFlight::new(Handle::current());
         let crash = || {
             let work = || async { panic!("oh") };
             (Progress::new(Stage::Lookup, SECOND), work)
         };
-        let err = flights.join(&"acme", SECOND, crash).await.unwrap_err();
+        let err = flights
+            .get_or_start(&"acme", SECOND, crash)
+            .await
+            .unwrap_err();
         assert_eq!(err.kind(), ErrorKind::Internal);
         assert_eq!(flights.len(), 0);
     }

@@ -69,13 +69,13 @@ pub(crate) fn end(span: &Span, result: Result<Path, &Error>) {
 }
 
 /// For how long a call has waited, stage by stage.
-pub(crate) struct Laps<'a> {
+pub(crate) struct StageTimer<'a> {
     stats: &'a Stats,
     pub(crate) began: Instant,
     last: Instant,
 }
 
-impl<'a> Laps<'a> {
+impl<'a> StageTimer<'a> {
     pub(crate) fn new(stats: &'a Stats) -> Self {
         let began = Instant::now();
         Self {
@@ -86,7 +86,7 @@ impl<'a> Laps<'a> {
     }
 
     /// A stage has ended, with `result`, by which `stage_of` or an error itself says which it was.
-    pub(crate) fn lap<T>(
+    pub(crate) fn record<T>(
         &mut self,
         result: Result<&T, &Error>,
         stage_of: impl FnOnce(Result<&T, Option<Stage>>) -> Stage,

@@ -20,7 +20,7 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 
 type ByHead = dyn Fn(&Parts) -> Result<Option<String>, Error> + Send + Sync;
 type Asked = Pin<Box<dyn Future<Output = Result<Option<String>, BoxError>> + Send>>;
-type ByAsking = dyn Fn(Named) -> Asked + Send + Sync;
+type ByAsking = dyn Fn(RequestHead) -> Asked + Send + Sync;
 
 /// How a request names its tenant: by host, path, header, what a middleware has verified, or a question of your own. Ways
 /// are tried in the order in which they are joined with [`or`](Self::or).
@@ -57,7 +57,7 @@ struct Undecided;
 /// What of a request names its tenant, for [`Identify::asking`].
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct Named {
+pub struct RequestHead {
     /// The host name without its port, in lower case; empty if there is none.
     pub host: String,
     /// The path, as it was sent.
@@ -166,9 +166,9 @@ impl Identify {
 
     /// Takes what has to be asked for: a table of custom domains. Asked for each request, so let it remember. It has 5
     /// seconds. A layer that warms does not ask. A request whose host cannot be read is refused before.
-    pub fn asking<F, Fut>(tenant: F) -> Self
+    pub fn resolve_with<F, Fut>(tenant: F) -> Self
     where
-        F: Fn(Named) -> Fut + Send + Sync + 'static,
+        F: Fn(RequestHead) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Option<String>, BoxError>> + Send + 'static,
     {
         Self(vec![Way::Asking(Arc::new(move |named| {
@@ -266,7 +266,7 @@ fn agreed(this: Option<String>, other: Option<String>) -> Result<Option<String>,
 }
 
 async fn ask(tenant: &ByAsking, head: &Parts) -> Result<Option<String>, Error> {
-    let named = Named {
+    let named = RequestHead {
         host: host::of(head)?.unwrap_or_default(),
         path: original_path(head).to_owned(),
         headers: head.headers.clone(),
@@ -431,7 +431,7 @@ mod tests {
                 Err(err) => assert_eq!(err.kind(), ErrorKind::InvalidTenant, "{path} {host}"),
             }
         }
-        let asked = Identify::asking(|_| async { Ok(Some("globex".to_owned())) });
+        let asked = Identify::resolve_with(|_| async { Ok(Some("globex".to_owned())) });
         let identify = identify.agreeing_with(asked);
         let head = head("/notes", &[("host", "acme.example.com")]);
         assert_eq!(identify.by_head(&head), None, "the head alone does not say");
@@ -443,7 +443,7 @@ mod tests {
     async fn ways_are_tried_in_their_order_and_who_is_named_nowhere_is_unknown() {
         let identify = Identify::verified(|claim: &u32| Some(format!("claim-{claim}")))
             .or(Identify::header("X-Tenant").unwrap())
-            .or(Identify::asking(|named| async move {
+            .or(Identify::resolve_with(|named| async move {
                 match named.path.as_str() {
                     "/down" => Err("the table is down".into()),
                     path => Ok((path == "/asked").then(|| "asked".to_owned())),
@@ -468,7 +468,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_question_without_an_answer_ends() {
-        let identify = Identify::asking(|_| std::future::pending());
+        let identify = Identify::resolve_with(|_| std::future::pending());
         let err = identify.identify(&head("/", &[])).await.unwrap_err();
         assert_eq!(err.kind(), ErrorKind::Timeout(Stage::Lookup));
     }

@@ -4,8 +4,8 @@ use std::{collections::BTreeSet, time::Duration};
 
 use futures_util::future::join_all;
 use tenantry::{
-    Records,
-    catalog::{Leased, Postgres, PostgresBuilder, Then},
+    Catalog,
+    catalog::{AfterWrite, Leased, Postgres, PostgresBuilder},
     emulator::CatalogServer,
     tokio_postgres::Client,
 };
@@ -21,8 +21,8 @@ const QUIET: Duration = Duration::from_millis(300);
 
 /// Listens until nothing is heard any more.
 async fn hear_all(catalog: &Postgres) {
-    timeout(LONG, catalog.nudged()).await.expect("it listens");
-    while timeout(QUIET, catalog.nudged()).await.is_ok() {}
+    timeout(LONG, catalog.changed()).await.expect("it listens");
+    while timeout(QUIET, catalog.changed()).await.is_ok() {}
 }
 
 #[tokio::test]
@@ -35,7 +35,7 @@ async fn every_clone_of_a_catalog_hears_of_a_write_also_one_that_was_not_waiting
     hear_all(&busy).await;
     publish(&writer, "acme").await;
     hear_all(&waits).await;
-    timeout(LONG, busy.nudged())
+    timeout(LONG, busy.changed())
         .await
         .expect("a ring that another clone has heard");
 }
@@ -90,7 +90,7 @@ async fn a_socket_that_is_found_closed_costs_no_call_anything() {
                 1 => assert_eq!(leased(&catalog, "acme").await.0, lease, "{fate:?}"),
                 2 => {
                     record.schema_version += 1;
-                    let wrote = catalog.write(&lease, &record, Then::Keep).await;
+                    let wrote = catalog.write(&lease, &record, AfterWrite::Keep).await;
                     assert!(wrote.unwrap(), "{fate:?}");
                 }
                 _ => assert_eq!(catalog.list(None, 10).await.unwrap().len(), 1),

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use sqlx::{Connection as _, postgres::PgConnectOptions};
-use tenantry::{Records, catalog::Postgres, emulator::CatalogServer};
+use tenantry::{Catalog, catalog::Postgres, emulator::CatalogServer};
 use url::Url;
 
 use crate::support::{chain, column, session, tenant};

@@ -10,7 +10,7 @@ use std::{
 
 use futures_util::future::join_all;
 use tenantry::{
-    Decision, ErrorKind, Fleet, Plan, Provisioner, Stage as CallStage, Step as ProvisionStep,
+    Decision, ErrorKind, Failpoint as ProvisionStep, Fleet, Plan, Provisioner, Stage as CallStage,
     TenantClient, TenantRouter, catalog::Memory, fleet::Provisioned,
 };
 use tokio::{

@@ -55,7 +55,7 @@ async fn who_is_at_it_finishes_and_nobody_new_begins() {
         router.get("idle").await.err(),
         handle.get().await.err(),
         router.direct("idle").await.err(),
-        router.warm("idle").done().await.err(),
+        router.warm("idle").wait().await.err(),
     ] {
         assert_eq!(refused.unwrap().kind(), ErrorKind::Closed);
     }

@@ -1,7 +1,7 @@
 //! Replicas of an application that die in the midst of the work on a tenant's database.
 
 use futures_util::stream::{self, StreamExt};
-use tenantry::Step;
+use tenantry::Failpoint;
 
 use crate::support::{Crew, Site, is_own, serve};
 
@@ -21,9 +21,9 @@ async fn a_replica_process_answers() {
     let refused = replica.ask("get acme").await.unwrap_err();
     assert!(refused.starts_with("Deleted: "), "{refused}");
 
-    replica.stop_at(Step::Placed, 1).await;
+    replica.stop_at(Failpoint::Placed, 1).await;
     let call = replica.ask("get globex");
-    assert_eq!(replica.stopped_at(Step::Placed).await, "globex");
+    assert_eq!(replica.stopped_at(Failpoint::Placed).await, "globex");
     replica.go_on();
     let seeded = call.await.unwrap();
     assert!(is_own("globex", &seeded), "{seeded}");
@@ -33,14 +33,14 @@ async fn a_replica_process_answers() {
 }
 
 /// The steps of a provisioning, as replicas are killed at one after another: what is found is what one has left.
-const PROVISIONING: [&[Step]; 7] = [
-    &[Step::Claimed],
-    &[Step::Ordering],
-    &[Step::Created, Step::Found],
-    &[Step::Placed],
-    &[Step::Operational],
-    &[Step::Prepared],
-    &[Step::Published],
+const PROVISIONING: [&[Failpoint]; 7] = [
+    &[Failpoint::Claimed],
+    &[Failpoint::Ordering],
+    &[Failpoint::Created, Failpoint::Found],
+    &[Failpoint::Placed],
+    &[Failpoint::Operational],
+    &[Failpoint::Prepared],
+    &[Failpoint::Published],
 ];
 
 /// 200 tenants. In each round some have a row seeded and are served; more are only published, and their computes never
@@ -65,11 +65,11 @@ async fn replicas_killed_at_every_step_leave_one_database_for_each_tenant() {
         .collect::<Vec<_>>()
         .await;
 
-    crew.through_kills(&[Step::Buried], "delete", crew.some(2, 6))
+    crew.through_kills(&[Failpoint::Buried], "delete", crew.some(2, 6))
         .await;
-    crew.through_kills(&[Step::Recovered], "undelete", crew.deleted())
+    crew.through_kills(&[Failpoint::Recovered], "undelete", crew.deleted())
         .await;
-    crew.through_kills(&[Step::Destroyed], "delete", crew.some(2, 6))
+    crew.through_kills(&[Failpoint::Destroyed], "delete", crew.some(2, 6))
         .await;
     crew.ends_in_order().await;
 }

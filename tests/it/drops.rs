@@ -110,7 +110,7 @@ async fn calls(stage: &Stage, router: &TenantRouter) -> Vec<Thing> {
         Box::pin(async move { drop(router.fleet().unwrap().delete("globex").await) }),
     );
     things.push(("a warm-up", Box::new(ours.warm("globex"))));
-    let mut warm: Pending = Box::pin(ours.warm("globex").done().map(drop));
+    let mut warm: Pending = Box::pin(ours.warm("globex").wait().map(drop));
     assert!(warm.as_mut().now_or_never().is_none());
     things.push(("a warm-up that is waited for", Box::new(warm)));
     things.push(("a handle", Box::new(ours.handle("acme").unwrap())));

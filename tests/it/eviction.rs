@@ -69,7 +69,7 @@ async fn a_tenant_that_comes_back_during_its_wake_joins_it() {
     .await;
     router.evict("acme");
     drop(router.get("acme").await.unwrap());
-    warm.done().await.unwrap();
+    warm.wait().await.unwrap();
     assert_eq!(stage.witness("acme").wakes.len(), 2);
     assert_eq!(stage.witness("acme").auth_attempts.len(), before + 1);
 }

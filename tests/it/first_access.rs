@@ -40,7 +40,7 @@ async fn call(tenant: &TenantHandle, how: &str) -> Result<(), Error> {
         "transaction" => tenant.transaction(|_| ready(Ok(()))).await,
         "direct" => tenant.direct().await.map(drop),
         "clear" => tenant.clear_cached_statements().await,
-        _ => tenant.warm().done().await,
+        _ => tenant.warm().wait().await,
     }
 }
 

@@ -47,7 +47,7 @@ fn troubles(report: &Report) -> Vec<(Trouble, &str)> {
         .map(|it| {
             let outcome = match it.outcome {
                 Outcome::Reported => "reported",
-                Outcome::Mended => "mended",
+                Outcome::Repaired => "mended",
                 Outcome::Left => "left",
                 _ => "failed",
             };
@@ -153,7 +153,7 @@ async fn a_tombstone_gives_way_only_to_an_explicit_order_and_then_to_an_empty_da
         "a loop over all tenants revives nobody"
     );
     let plan = Plan::new();
-    let done = fleet(&router).provision_anew("acme", &plan).await;
+    let done = fleet(&router).reprovision("acme", &plan).await;
     assert_eq!(done.unwrap(), Provisioned::Created);
     let client = router.get("acme").await.unwrap();
     let tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'";
@@ -201,7 +201,7 @@ async fn an_existing_project_becomes_a_tenant_and_never_two() {
         .unwrap_err();
     assert_eq!(err.kind(), ErrorKind::Conflict, "{err:?}");
     let report = fleet(&router)
-        .reconcile(&Reconcile::mend().grace(NOW))
+        .reconcile(&Reconcile::repair().grace(NOW))
         .await
         .unwrap();
     assert_eq!(
@@ -242,14 +242,17 @@ async fn reconcile_removes_a_duplicate_of_a_known_attempt_and_nothing_else() {
     };
     assert_eq!(troubles(&dry), expected("reported"));
     assert_eq!(projects(&stage).await, 5, "a dry run changes nothing");
-    let young = fleet(&router).reconcile(&Reconcile::mend()).await.unwrap();
+    let young = fleet(&router)
+        .reconcile(&Reconcile::repair())
+        .await
+        .unwrap();
     assert_eq!(
         troubles(&young),
         expected("left"),
         "it may be younger than the grace"
     );
     let mended = fleet(&router)
-        .reconcile(&Reconcile::mend().grace(NOW))
+        .reconcile(&Reconcile::repair().grace(NOW))
         .await
         .unwrap();
     assert_eq!(troubles(&mended), expected("mended"));
@@ -267,7 +270,7 @@ async fn reconcile_removes_a_duplicate_of_a_known_attempt_and_nothing_else() {
     assert!(all.iter().all(|it| left.contains(it)), "{left:?}");
     drop(router.get("acme").await.unwrap());
 
-    let last = Reconcile::mend().grace(NOW).remove_unrecorded();
+    let last = Reconcile::repair().grace(NOW).remove_unrecorded();
     fleet(&router).reconcile(&last).await.unwrap();
     assert_eq!(
         projects(&stage).await,
@@ -284,7 +287,7 @@ async fn reconcile_tells_what_is_missing_and_never_makes_an_empty_one_in_its_pla
     let project = stage.witness("acme").project_id;
     stage.neon().delete_project(&project).await.unwrap();
     let report = fleet(&router)
-        .reconcile(&Reconcile::mend().grace(NOW))
+        .reconcile(&Reconcile::repair().grace(NOW))
         .await
         .unwrap();
     assert_eq!(troubles(&report), [(Trouble::Missing, "reported")]);
@@ -297,7 +300,7 @@ async fn reconcile_tells_what_is_missing_and_never_makes_an_empty_one_in_its_pla
     assert_eq!(projects(&stage).await, 0);
     stage.neon().recover_project(&project).await.unwrap();
     let report = fleet(&router)
-        .reconcile(&Reconcile::mend().grace(NOW))
+        .reconcile(&Reconcile::repair().grace(NOW))
         .await
         .unwrap();
     assert!(
@@ -321,12 +324,12 @@ async fn a_deleted_tenants_database_that_somebody_recovered_is_found() {
         .reconcile(&Reconcile::dry_run())
         .await
         .unwrap();
-    assert_eq!(troubles(&dry), [(Trouble::Undead, "reported")]);
+    assert_eq!(troubles(&dry), [(Trouble::DeletedButPresent, "reported")]);
     let report = fleet(&router)
-        .reconcile(&Reconcile::mend().grace(NOW).remove_undead())
+        .reconcile(&Reconcile::repair().grace(NOW).remove_deleted())
         .await
         .unwrap();
-    assert_eq!(troubles(&report), [(Trouble::Undead, "mended")]);
+    assert_eq!(troubles(&report), [(Trouble::DeletedButPresent, "mended")]);
     assert_eq!(projects(&stage).await, 0);
     assert_eq!(
         router.get("acme").await.unwrap_err().kind(),
@@ -346,7 +349,7 @@ async fn who_orders_by_a_plan_is_told_that_a_tenant_keeps_the_one_it_has() {
     let done = fleet.provision_with("acme", &free).await.unwrap();
     assert_eq!(done, Provisioned::Created);
     assert_eq!(fleet.provision_with("acme", &pro).await.unwrap(), kept);
-    assert_eq!(fleet.provision_anew("acme", &pro).await.unwrap(), kept);
+    assert_eq!(fleet.reprovision("acme", &pro).await.unwrap(), kept);
     fleet.provision("acme").await.unwrap(); // any number of times
     let record = fleet.record("acme").await.unwrap().unwrap();
     assert_eq!(record.plan.as_deref(), Some("free"));

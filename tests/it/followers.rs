@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use tenantry::{ErrorKind, Step, TenantRouter, catalog::State};
+use tenantry::{ErrorKind, Failpoint, TenantRouter, catalog::State};
 use tokio::{runtime::Handle, time::sleep};
 
 use crate::support::{Backend, DOWN, Gate, Ledger, Projects, place, place_of};
@@ -205,7 +205,7 @@ async fn whoever_deletes_lets_go_at_once_though_the_catalog_fails_right_after_th
     let failing = ledger.clone();
     let provisioner = Projects::provisioner(&backend, ledger.clone());
     let provisioner = provisioner.at_each_step(move |step, _| {
-        if step == Step::Buried {
+        if step == Failpoint::Buried {
             failing.set(DOWN);
         }
         std::future::ready(())

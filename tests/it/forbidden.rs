@@ -107,7 +107,7 @@ async fn neither_a_direct_connection_nor_a_warm_up_gets_a_tenant_that_is_held() 
     let warm = router.warm("acme");
     sleep(SECOND).await;
     ledger.turn("acme", State::Held).await;
-    let told = timeout(SECOND, async { (direct.await.unwrap(), warm.done().await) });
+    let told = timeout(SECOND, async { (direct.await.unwrap(), warm.wait().await) });
     let (direct, warm) = told.await.expect("told at once");
     assert_eq!(direct.unwrap_err().kind(), ErrorKind::Held);
     assert_eq!(warm.unwrap_err().kind(), ErrorKind::Held);

@@ -47,7 +47,7 @@ async fn every_method_reaches_the_tenant() {
     assert_eq!(here.transaction_with(&options, who).await.unwrap(), "acme");
     assert_eq!(router.status().gets_warm, 4);
     assert_eq!(acme.direct().await.unwrap().tenant(), acme.tenant());
-    acme.warm().done().await.unwrap();
+    acme.warm().wait().await.unwrap();
     assert!(!acme.hint(), "it is awake");
     assert_eq!(backend.counts().opened["acme"], 2);
     let err = router.handle("").unwrap_err();

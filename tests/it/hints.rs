@@ -57,10 +57,10 @@ async fn who_only_wants_a_database_awake_has_no_connection_opened_for_others() {
     sleep(SECOND / 2).await; // all of them wait, whoever came first
     let another = router.warm("acme");
     let caller = router.get("acme").await.unwrap();
-    warm.done().await.unwrap();
+    warm.wait().await.unwrap();
     assert_eq!(run_on(&caller, WHO).await, "acme");
     drop(caller);
-    another.done().await.unwrap();
+    another.wait().await.unwrap();
     let _caller = router.get("acme").await.unwrap();
     sleep(10 * SECOND).await;
     assert_eq!(backend.counts().opened["acme"], 1);
@@ -91,7 +91,7 @@ async fn a_hint_of_a_tenant_that_is_awake_or_waking_does_nothing_and_costs_nothi
     assert!(after.queries.is_empty());
     assert_eq!((by_hint(&router), router.status().hints_ignored), (0, 0));
     backend.set(Step::Login, Gate::Open);
-    waking.done().await.unwrap();
+    waking.wait().await.unwrap();
     drop(held);
     assert!(router.hint("umbrella"), "the budget is whole");
 }
@@ -221,8 +221,8 @@ async fn each_wake_is_counted_with_its_reason_and_its_time() {
     router.read("globex", ok).await.unwrap();
     router.transaction("initech", ok).await.unwrap();
     drop(router.direct("umbrella").await.unwrap());
-    router.warm("hooli").done().await.unwrap();
-    router.warm("acme").done().await.unwrap(); // which is awake
+    router.warm("hooli").wait().await.unwrap();
+    router.warm("acme").wait().await.unwrap(); // which is awake
     router.hint("soylent");
     sleep(4 * SECOND).await;
     let status = router.status();
@@ -247,7 +247,7 @@ async fn a_warm_up_of_a_tenant_whose_connections_are_all_open_hears_by_one_of_th
     sleep(SECOND).await;
     backend.set(Step::Query, Gate::Open);
     backend.set(Step::Login, Gate::Stuck);
-    let warm = tokio::time::timeout(SECOND, router.warm("acme").done());
+    let warm = tokio::time::timeout(SECOND, router.warm("acme").wait());
     warm.await.expect("it need not wait").unwrap();
     assert!(!router.hint("acme"), "nor is there anything to guess");
     assert_eq!(router.status().gets_failed, 0);
@@ -259,7 +259,7 @@ async fn a_warm_up_of_what_is_awake_is_no_wait() {
     let router = backend.router().pool_size(1).build().unwrap();
     let _held = router.get("acme").await.unwrap();
     let before = router.status();
-    let warm = tokio::time::timeout(SECOND, router.warm("acme").done());
+    let warm = tokio::time::timeout(SECOND, router.warm("acme").wait());
     warm.await.expect("it need not wait").unwrap();
     assert_eq!(router.status().gets_reopened, before.gets_reopened);
 }

@@ -209,7 +209,7 @@ async fn a_domain_is_found_however_it_is_written() {
 #[tokio::test(start_paused = true)]
 async fn a_question_hears_the_path_that_was_sent() {
     let router = Backend::default().router().build().unwrap();
-    let asks = Identify::asking(|named| async move { Ok(Some(named.path)) });
+    let asks = Identify::resolve_with(|named| async move { Ok(Some(named.path)) });
     let inner = Router::new()
         .fallback(|Tenant(tenant): Tenant| async move { tenant.tenant().to_string() })
         .with_state(Tenants::new(router, asks));

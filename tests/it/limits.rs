@@ -30,7 +30,7 @@ async fn queueing(count: usize) -> Duration {
     }
     let took = start.elapsed();
     backend.set(Step::Login, Gate::Open);
-    wake.done().await.unwrap();
+    wake.wait().await.unwrap();
     join_all(callers.into_iter().map(async |it| drop(it.await.unwrap()))).await;
     took
 }

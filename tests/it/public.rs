@@ -8,12 +8,13 @@ use std::{
 use tenantry::{
     BoxError, CancelToken, Decision, DirectClient, Encryption, Endpoint, Error, ErrorKind,
     ExhaustedQuota, Fleet, Identify, InvalidConfig, InvalidNamespace, InvalidTenantId, KeyRing,
-    Login, Named, Namespace, Neon, Plan, Preparing, Provisioner, Quota, Reconcile, RouterBuilder,
-    Secret, Settings, Stage, Status, Suspend, SystemResolver, Tenant, TenantClient, TenantHandle,
-    TenantId, TenantRouter, Tenants, TransactionOptions, Tx, WakeCount, Warm, WarmLayer, Warming,
+    Login, Namespace, Neon, Plan, PrepareClient, Provisioner, Quota, Reconcile, RequestHead,
+    RouterBuilder, Secret, Settings, Stage, Status, Suspend, SystemResolver, Tenant, TenantClient,
+    TenantHandle, TenantId, TenantRouter, Tenants, TransactionOptions, Tx, WakeCount, Warm,
+    WarmLayer, Warming,
     catalog::{
-        Attempt, CallError, Changes, Defect, Lease, Leased, Memory, Placement, Postgres,
-        PostgresBuilder, Record, State, Then,
+        AfterWrite, Attempt, CallError, Changes, InvalidRecord, Lease, Leased, Memory, Placement,
+        Postgres, PostgresBuilder, Record, State,
     },
     control_plane::{Database, Found, Order, Progress},
     emulator::{CatalogServer, Emulator, EmulatorBuilder, EmulatorError, EmulatorResolver},
@@ -43,7 +44,7 @@ fn what_is_held_can_be_shared_between_threads_and_printed() {
     held::<TenantClient>();
     held::<DirectClient>();
     held::<Tx>();
-    held::<Preparing>();
+    held::<PrepareClient>();
     held::<Warm>();
     held::<RouterBuilder>();
     held::<Provisioner>();
@@ -62,7 +63,7 @@ fn what_is_held_can_be_shared_between_threads_and_printed() {
     copied::<EmulatorResolver>();
     copied::<SystemResolver>();
     copied::<Identify>();
-    copied::<Named>();
+    copied::<RequestHead>();
     copied::<Tenant>();
     copied::<Tenants>();
     copied::<WarmLayer>();
@@ -92,7 +93,7 @@ fn what_is_told_can_be_kept_and_compared() {
     copied::<Login>();
     copied::<Record>();
     copied::<Placement>();
-    copied::<Then>();
+    copied::<AfterWrite>();
     compared::<TenantId>();
     compared::<Namespace>();
     compared::<ErrorKind>();
@@ -108,7 +109,7 @@ fn what_fails_is_an_error_like_any_other() {
     error::<InvalidNamespace>();
     error::<InvalidTenantId>();
     error::<CallError>();
-    error::<Defect>();
+    error::<InvalidRecord>();
     error::<EmulatorError>();
     copied::<Error>();
     copied::<InvalidConfig>();
@@ -141,7 +142,7 @@ async fn what_a_router_does_can_be_spawned() {
     send(acme.read_with(&options, work));
     send(acme.transaction(work));
     send(acme.transaction_with(&options, work));
-    send(router.warm("acme").done());
+    send(router.warm("acme").wait());
     assert!(router.fleet().is_none());
     let _: [fn(_, _); 1] = [of_a_connection];
     let _: [fn(_); 1] = [of_a_fleet];
@@ -157,7 +158,7 @@ fn of_a_fleet(fleet: &Fleet) {
     let (how, plan) = (Reconcile::dry_run(), Plan::new());
     send(fleet.provision("acme"));
     send(fleet.provision_with("acme", &plan));
-    send(fleet.provision_anew("acme", &plan));
+    send(fleet.reprovision("acme", &plan));
     send(fleet.import("acme", "project", None));
     send(fleet.delete("acme"));
     send(fleet.undelete("acme"));

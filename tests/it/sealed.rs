@@ -1,8 +1,8 @@
 //! What becomes of secrets in a catalog, and of records that make no sense.
 
 use tenantry::{
-    Endpoint, KeyRing, Lookup, Namespace, Records, TenantRouter,
-    catalog::{Defect, Postgres, Then},
+    Catalog, Endpoint, KeyRing, Lookup, Namespace, TenantRouter,
+    catalog::{AfterWrite, InvalidRecord, Postgres},
     emulator::CatalogServer,
 };
 
@@ -18,15 +18,15 @@ async fn passwords_without_keys_are_refused_before_anything_is_opened() {
     let err = nowhere()
         .build()
         .unwrap()
-        .serve(&namespace, true)
+        .bind(&namespace, true)
         .unwrap_err();
     assert!(err.to_string().contains("KeyRing"), "{err}");
-    nowhere().build().unwrap().serve(&namespace, false).unwrap();
+    nowhere().build().unwrap().bind(&namespace, false).unwrap();
     nowhere()
         .keys(keys())
         .build()
         .unwrap()
-        .serve(&namespace, true)
+        .bind(&namespace, true)
         .unwrap();
     let untold = nowhere()
         .build()
@@ -66,7 +66,7 @@ async fn no_secret_is_in_the_tables_nor_in_what_is_printed() {
     let stranger = stranger.build().unwrap();
     let err = stranger.find(&tenant("acme")).await.unwrap_err();
     assert!(
-        err.is::<Defect>() && err.to_string().contains("seal is broken"),
+        err.is::<InvalidRecord>() && err.to_string().contains("seal is broken"),
         "{err}"
     );
     let printed = format!("{} {stranger:?} {catalog:#?}", chain(&err));
@@ -114,7 +114,7 @@ async fn a_row_that_was_edited_does_not_send_its_password_elsewhere() {
             "victim"
         };
         let err = reader.lookup(&tenant(id)).await.unwrap_err();
-        assert!(err.is::<Defect>(), "{edit}: {err}");
+        assert!(err.is::<InvalidRecord>(), "{edit}: {err}");
         let undo = "BEGIN; DELETE FROM tenantry.tenants; INSERT INTO tenantry.tenants TABLE before; DROP TABLE before; COMMIT";
         admin.batch_execute(undo).await.unwrap();
     }
@@ -135,13 +135,16 @@ async fn a_record_that_makes_no_sense_is_nobody_elses_problem() {
     admin.batch_execute(sql).await.unwrap();
     for (id, why) in [("b", "melted"), ("c", "lost")] {
         let err = catalog.find(&tenant(id)).await.unwrap_err();
-        assert!(err.is::<Defect>() && err.to_string().contains(why), "{err}");
+        assert!(
+            err.is::<InvalidRecord>() && err.to_string().contains(why),
+            "{err}"
+        );
         assert!(
             catalog
                 .lookup(&tenant(id))
                 .await
                 .unwrap_err()
-                .is::<Defect>()
+                .is::<InvalidRecord>()
         );
     }
     // A page is as long as ever, so that nobody takes it for the last one.
@@ -157,18 +160,26 @@ async fn what_went_wrong_is_written_whatever_its_text() {
     let catalog = replica(&server).build().unwrap();
     let (lease, mut record) = leased(&catalog, "acme").await;
     record.last_error = Some("a\0b".into());
-    assert!(catalog.write(&lease, &record, Then::Keep).await.unwrap());
+    assert!(
+        catalog
+            .write(&lease, &record, AfterWrite::Keep)
+            .await
+            .unwrap()
+    );
     let found = catalog.find(&tenant("acme")).await.unwrap().unwrap();
     assert_eq!(found.last_error.as_deref(), Some("a\u{fffd}b"));
     record.plan = Some("a\0b".into());
     let err = catalog
-        .write(&lease, &record, Then::Keep)
+        .write(&lease, &record, AfterWrite::Keep)
         .await
         .unwrap_err();
-    assert!(err.is::<Defect>(), "{err}");
+    assert!(err.is::<InvalidRecord>(), "{err}");
     record.plan = None;
     assert!(
-        catalog.write(&lease, &record, Then::Keep).await.unwrap(),
+        catalog
+            .write(&lease, &record, AfterWrite::Keep)
+            .await
+            .unwrap(),
         "the connection is fine"
     );
 }
@@ -200,7 +211,11 @@ async fn resealing_reaches_every_password_while_writers_go_on() {
         for id in ids.iter().cycle().take(60) {
             let (lease, mut record) = leased(&new, id).await;
             record.schema_version += 1;
-            assert!(new.write(&lease, &record, Then::Release).await.unwrap());
+            assert!(
+                new.write(&lease, &record, AfterWrite::Release)
+                    .await
+                    .unwrap()
+            );
         }
     };
     let (resealed, ()) = tokio::join!(new.reseal(), writers);
@@ -262,7 +277,7 @@ async fn resealing_does_all_it_can_and_says_what_it_cannot() {
     );
     let err = keyless.lookup(&tenant("a")).await.unwrap_err();
     assert!(
-        err.is::<Defect>() && err.to_string().contains("keys"),
+        err.is::<InvalidRecord>() && err.to_string().contains("keys"),
         "{err}"
     );
     assert!(

@@ -179,7 +179,7 @@ async fn what_an_applications_own_error_says_is_told_to_the_application_and_not_
         .unwrap();
     assert!(!String::from_utf8_lossy(&body).contains("hunter2"));
     let fleet = router.fleet().unwrap();
-    let report = fleet.reconcile(&Reconcile::mend()).await.unwrap();
+    let report = fleet.reconcile(&Reconcile::repair()).await.unwrap();
     let [finding] = &report.findings[..] else {
         panic!("{report:?}");
     };

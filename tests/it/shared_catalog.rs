@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use tenantry::{
-    Lookup, Namespace, Records, Secret,
-    catalog::{Defect, Leased, Placement, Postgres, State, Then},
+    Catalog, Lookup, Namespace, Secret,
+    catalog::{AfterWrite, InvalidRecord, Leased, Placement, Postgres, State},
     emulator::CatalogServer,
 };
 use tokio::time::{Instant, timeout};
@@ -69,7 +69,12 @@ async fn a_ceiling_survives_what_an_older_release_writes_beside_a_newer_one() {
     let (lease, mut record) = leased(&catalog, "acme").await;
     assert_eq!((record.state, record.max_connections), (State::Ready, None));
     record.max_connections = Some(3);
-    assert!(catalog.write(&lease, &record, Then::Keep).await.unwrap());
+    assert!(
+        catalog
+            .write(&lease, &record, AfterWrite::Keep)
+            .await
+            .unwrap()
+    );
     let written = "UPDATE tenantry.tenants SET state = 'held', plan = 'pro', pooled_host = 'there', version = version + 1,
                                                generation = generation + 1";
     older.batch_execute(written).await.unwrap();
@@ -81,8 +86,8 @@ async fn a_ceiling_survives_what_an_older_release_writes_beside_a_newer_one() {
     assert_eq!(record.plan.as_deref(), Some("pro"));
 
     record.max_connections = Some(0);
-    let err = catalog.write(&lease, &record, Then::Keep).await;
-    assert!(err.unwrap_err().is::<Defect>());
+    let err = catalog.write(&lease, &record, AfterWrite::Keep).await;
+    assert!(err.unwrap_err().is::<InvalidRecord>());
     // A backup of the older release is restored under a process that runs.
     let restored = "ALTER TABLE tenantry.tenants DROP max_connections, DROP session_reset; DELETE FROM tenantry.migrations WHERE version > 1";
     older.batch_execute(restored).await.unwrap();
@@ -142,7 +147,7 @@ async fn a_role_that_may_not_is_told_what_to_grant_and_one_that_only_reads_can_l
         .await
         .unwrap_err();
     assert!(
-        err.to_string().contains("privilege") && !err.is::<Defect>(),
+        err.to_string().contains("privilege") && !err.is::<InvalidRecord>(),
         "{err}"
     );
 }
@@ -179,17 +184,17 @@ async fn namespaces_share_a_catalog_and_no_database() {
     record.placement = Some(Placement::new("project-acme"));
     record.endpoint = Some(endpoint);
     let err = staging
-        .write(&lease, &record, Then::Keep)
+        .write(&lease, &record, AfterWrite::Keep)
         .await
         .unwrap_err();
     assert!(
-        err.is::<Defect>() && err.to_string().contains("another tenant has this database"),
+        err.is::<InvalidRecord>() && err.to_string().contains("another tenant has this database"),
         "{err}"
     );
     let other = Namespace::parse("staging").unwrap();
     assert!(
         production
-            .serve(&other, true)
+            .bind(&other, true)
             .unwrap_err()
             .to_string()
             .contains("production")
@@ -204,9 +209,9 @@ async fn another_replica_hears_of_a_write_at_once_also_after_its_listener_was_cu
         replica(&server).build().unwrap(),
     );
     let since = hearer.changes(None, 10).await.unwrap().version;
-    timeout(LONG, hearer.nudged()).await.unwrap(); // it listens
+    timeout(LONG, hearer.changed()).await.unwrap(); // it listens
     let heard = async {
-        timeout(LONG, hearer.nudged()).await.unwrap();
+        timeout(LONG, hearer.changed()).await.unwrap();
         Instant::now()
     };
     let wrote = async {
@@ -218,13 +223,13 @@ async fn another_replica_hears_of_a_write_at_once_also_after_its_listener_was_cu
     let changes = hearer.changes(Some(since), 10).await.unwrap();
     assert_eq!(changes.tenants, [tenant("acme")]);
     // A ring that comes while nobody waits is kept; both writes above may have rung.
-    while timeout(Duration::from_millis(300), hearer.nudged())
+    while timeout(Duration::from_millis(300), hearer.changed())
         .await
         .is_ok()
     {}
     publish(&writer, "other").await;
-    timeout(LONG, hearer.nudged()).await.unwrap();
-    while timeout(Duration::from_millis(300), hearer.nudged())
+    timeout(LONG, hearer.changed()).await.unwrap();
+    while timeout(Duration::from_millis(300), hearer.changed())
         .await
         .is_ok()
     {}
@@ -232,15 +237,15 @@ async fn another_replica_hears_of_a_write_at_once_also_after_its_listener_was_cu
     let admin = session(&server.url()).await;
     let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'";
     assert_eq!(column(&admin, cut).await, ["t"]);
-    timeout(LONG, hearer.nudged())
+    timeout(LONG, hearer.changed())
         .await
         .expect("a nudge after it has connected again");
-    while timeout(Duration::from_millis(300), hearer.nudged())
+    while timeout(Duration::from_millis(300), hearer.changed())
         .await
         .is_ok()
     {}
     publish(&writer, "third").await;
-    timeout(LONG, hearer.nudged())
+    timeout(LONG, hearer.changed())
         .await
         .expect("it listens again");
 }
@@ -250,7 +255,7 @@ async fn a_catalog_that_is_dropped_leaves_no_session() {
     let server = CatalogServer::start().await.unwrap();
     let catalog = replica(&server).build().unwrap();
     publish(&catalog, "acme").await;
-    timeout(LONG, catalog.nudged()).await.unwrap();
+    timeout(LONG, catalog.changed()).await.unwrap();
     let admin = session(&server.url()).await;
     let sessions = "SELECT pid FROM pg_stat_activity WHERE application_name = 'tenantry catalog'";
     assert!(column(&admin, sessions).await.len() >= 2);
@@ -270,7 +275,7 @@ async fn without_listening_nobody_is_nudged_and_changes_are_told_all_the_same() 
     let since = deaf.changes(None, 10).await.unwrap().version;
     publish(&deaf, "acme").await;
     assert!(
-        timeout(Duration::from_millis(200), deaf.nudged())
+        timeout(Duration::from_millis(200), deaf.changed())
             .await
             .is_err()
     );
@@ -290,19 +295,22 @@ async fn a_catalog_that_is_down_fails_in_time_and_comes_back_by_itself() {
         .build()
         .unwrap();
     let endpoint = publish(&catalog, "acme").await;
-    timeout(LONG, catalog.nudged()).await.unwrap();
+    timeout(LONG, catalog.changed()).await.unwrap();
     server.stop().await;
     let (began, err) = (
         Instant::now(),
         catalog.find(&tenant("acme")).await.unwrap_err(),
     );
-    assert!(!err.is::<Defect>() && began.elapsed() < 2 * limit, "{err}");
+    assert!(
+        !err.is::<InvalidRecord>() && began.elapsed() < 2 * limit,
+        "{err}"
+    );
     server.resume().await.unwrap();
     assert_eq!(
         catalog.lookup(&tenant("acme")).await.unwrap(),
         Some(endpoint.clone())
     );
-    timeout(LONG, catalog.nudged())
+    timeout(LONG, catalog.changed())
         .await
         .expect("it listens again");
     // One that takes connections and says nothing.
@@ -398,13 +406,13 @@ async fn a_project_at_neon_can_keep_the_catalog_and_its_certificate_is_verified(
         catalog.root_certificate(stage.emulator.root_certificate())
     };
     let direct = trusting(&endpoint.direct_host).build().unwrap();
-    timeout(LONG, direct.nudged()).await.unwrap();
+    timeout(LONG, direct.changed()).await.unwrap();
     let pooled = trusting(&endpoint.pooled_host)
         .listen(false)
         .build()
         .unwrap();
     let published = publish(&pooled, "acme").await;
-    timeout(LONG, direct.nudged()).await.unwrap();
+    timeout(LONG, direct.changed()).await.unwrap();
     // It sleeps, and takes every connection with it.
     assert!(stage.emulator.suspend(&project.endpoints[0].id).await);
     for catalog in [&pooled, &direct] {

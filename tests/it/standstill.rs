@@ -2,7 +2,7 @@
 //! until others have done it.
 
 use futures_util::future::join_all;
-use tenantry::{Records, Step, TenantId, catalog::Record, emulator::ApiFault};
+use tenantry::{Catalog, Failpoint, TenantId, catalog::Record, emulator::ApiFault};
 use tokio::time::sleep;
 
 use crate::support::{Answer, HeldUp, MOMENT, Replica, Site, eventually, is_own, run_on};
@@ -62,9 +62,9 @@ fn assert_all_are(answers: &[Answer], served: &str) {
 async fn a_replica_that_stood_still_before_its_creation_does_not_send_it() {
     let site = Site::new().await;
     let (mut still, other) = tokio::join!(site.replica(), site.replica());
-    still.stop_at(Step::Ordering, 1).await;
+    still.stop_at(Failpoint::Ordering, 1).await;
     let callers = callers(&still, "acme", 10);
-    still.stopped_at(Step::Ordering).await;
+    still.stopped_at(Failpoint::Ordering).await;
     still.freeze();
     still.go_on(); // which it hears together with the signal
     let served = other.ask("get acme").await.unwrap();

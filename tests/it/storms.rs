@@ -45,7 +45,7 @@ async fn provisioned_through(site: &Site, trouble: impl FnOnce(&Emulator)) -> us
 /// After one reconcile each tenant has its published project and no other.
 async fn reconciled(site: &Site) {
     let router = site.router(|it| it);
-    let how = Reconcile::mend().grace(Duration::ZERO);
+    let how = Reconcile::repair().grace(Duration::ZERO);
     let report = router.fleet().unwrap().reconcile(&how).await.unwrap();
     let troubled = report.findings.iter().any(Finding::needs_attention);
     assert!(!troubled, "{report:?}");

@@ -183,7 +183,7 @@ async fn a_drivers_error_out_of_a_handler_knows_whose_request_it_was() {
     let backend = Backend::default();
     let router = backend.router().build().unwrap();
     backend.set(Step::Query, NO_TABLE);
-    let identify = Identify::asking(|named| async move {
+    let identify = Identify::resolve_with(|named| async move {
         tokio::task::yield_now().await;
         Ok(named
             .host

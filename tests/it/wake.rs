@@ -110,7 +110,7 @@ async fn warm_wakes_without_a_caller_and_is_counted_as_such() {
     let before = router.status();
     drop(router.warm("acme")); // dropping it stops nothing
     eventually("it is awake", || stage.witness("acme").is_awake).await;
-    router.warm("acme").done().await.unwrap();
+    router.warm("acme").wait().await.unwrap();
     let after = router.status();
     assert_eq!(
         after.wakes_by_warm.started,

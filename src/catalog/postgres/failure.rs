@@ -6,8 +6,8 @@ use deadpool_postgres::PoolError;
 use tokio_postgres::error::{DbError, Severity, SqlState};
 
 use crate::{
-    catalog::{CallError, Defect},
-    model::{error::BoxError, tls::distrust},
+    catalog::{CallError, InvalidRecord},
+    model::{error::BoxError, tls::untrusted_reason},
 };
 
 /// The index that keeps two tenants from one database.
@@ -18,7 +18,7 @@ pub(super) const ONE_DATABASE: &str = "tenants_database";
 pub(super) struct Failure {
     message: Cow<'static, str>,
     /// What the record of one tenant is to blame for, if that is all.
-    defect: Option<Defect>,
+    defect: Option<InvalidRecord>,
     blame: Blame,
     is_late: bool,
     source: Option<Arc<tokio_postgres::Error>>,
@@ -102,7 +102,7 @@ pub(super) enum Blame {
 
 impl From<tokio_postgres::Error> for Failure {
     fn from(err: tokio_postgres::Error) -> Self {
-        let message = match (err.code(), distrust(&err)) {
+        let message = match (err.code(), untrusted_reason(&err)) {
             (Some(code), _) => Cow::from(advice(code)),
             (None, Some(why)) => {
                 format!("the certificate that the catalog's Postgres shows is not trusted: {why}")
@@ -198,17 +198,17 @@ fn blame(said: &DbError) -> Blame {
 }
 
 /// What is wrong with the record, if it is only about that.
-fn defect(err: &tokio_postgres::Error) -> Option<Defect> {
+fn defect(err: &tokio_postgres::Error) -> Option<InvalidRecord> {
     let said = err.as_db_error()?;
     if said.constraint() == Some(ONE_DATABASE) {
         let which = said.detail().unwrap_or_default();
         let message = format!("another tenant has this database already: {which}");
-        return Some(Defect::new(message));
+        return Some(InvalidRecord::new(message));
     }
     // Data exception, and violation of a constraint.
     let class = said.code().code().get(..2)?;
     matches!(class, "22" | "23").then(|| {
-        Defect::new(format!(
+        InvalidRecord::new(format!(
             "the catalog cannot hold the record: {}",
             said.message()
         ))

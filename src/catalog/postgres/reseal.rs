@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     catalog::{
-        Defect,
+        InvalidRecord,
         key_ring::{KeyRing, Sealed},
     },
     model::{
@@ -38,7 +38,7 @@ struct Pass {
     resealed: u64,
     /// Passwords that do not open, and why the first one does not.
     unreadable: u64,
-    why: Option<Defect>,
+    why: Option<InvalidRecord>,
     /// Passwords that somebody else has written meanwhile.
     overtaken: bool,
 }
@@ -154,12 +154,17 @@ impl Page {
         page
     }
 
-    fn push(&mut self, row: &Row, namespace: &Namespace, keys: &KeyRing) -> Result<(), Defect> {
+    fn push(
+        &mut self,
+        row: &Row,
+        namespace: &Namespace,
+        keys: &KeyRing,
+    ) -> Result<(), InvalidRecord> {
         let (Some(endpoint), Some(old)) = (endpoint(row)?, sealed(row)?) else {
-            return Err(Defect::new("there is a password and no host"));
+            return Err(InvalidRecord::new("there is a password and no host"));
         };
         let tenant = TenantId::parse(&get::<String>(row, "tenant")?);
-        let tenant = tenant.map_err(|err| Defect::new(err.to_string()))?;
+        let tenant = tenant.map_err(|err| InvalidRecord::new(err.to_string()))?;
         let place = place(namespace, &tenant, &endpoint);
         let secret = keys.open(&old, &place).map_err(|err| unsealable(&err))?;
         let Sealed { bytes, .. } = keys.seal(&secret, &place).map_err(|err| unsealable(&err))?;

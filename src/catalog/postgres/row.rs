@@ -10,8 +10,8 @@ use tokio_postgres::{
 use super::connections::Param;
 use crate::{
     catalog::{
-        Attempt, Defect, Placement, Record, State,
-        key_ring::{KeyRing, Place, Sealed, Unsealable},
+        Attempt, InvalidRecord, Placement, Record, State,
+        key_ring::{Binding, KeyRing, Sealed, Unsealable},
     },
     model::{
         endpoint::{Encryption, Endpoint, SessionReset},
@@ -89,7 +89,7 @@ impl Columns {
         record: &Record,
         namespace: &Namespace,
         keys: Option<&KeyRing>,
-    ) -> Result<Self, Defect> {
+    ) -> Result<Self, InvalidRecord> {
         let mut columns = Self {
             state: record.state.as_str().to_owned(),
             plan: record.plan.clone(),
@@ -142,15 +142,15 @@ impl Columns {
         namespace: &Namespace,
         tenant: &TenantId,
         keys: Option<&KeyRing>,
-    ) -> Result<(), Defect> {
+    ) -> Result<(), InvalidRecord> {
         if endpoint.password.expose().is_empty() {
             return Ok(());
         }
-        let keys = keys.ok_or_else(|| Defect::new(NO_KEYS))?;
+        let keys = keys.ok_or_else(|| InvalidRecord::new(NO_KEYS))?;
         let place = place(namespace, tenant, endpoint);
         let sealed = keys.seal(&endpoint.password, &place);
-        let sealed =
-            sealed.map_err(|err| Defect::new(format!("a password cannot be sealed: {err}")))?;
+        let sealed = sealed
+            .map_err(|err| InvalidRecord::new(format!("a password cannot be sealed: {err}")))?;
         (self.same_keys, self.same_marks) =
             keys.marks(&endpoint.password, &place).into_iter().unzip();
         self.mark = self.same_marks.first().cloned();
@@ -199,9 +199,9 @@ pub(super) fn record(
     row: &Row,
     namespace: &Namespace,
     keys: Option<&KeyRing>,
-) -> Result<Record, Defect> {
+) -> Result<Record, InvalidRecord> {
     let tenant: String = get(row, "tenant")?;
-    let tenant = TenantId::parse(&tenant).map_err(|err| Defect::new(err.to_string()))?;
+    let tenant = TenantId::parse(&tenant).map_err(|err| InvalidRecord::new(err.to_string()))?;
     let state: String = get(row, "state")?;
     let state = known_state(&state)?;
     let mut record = Record::new(tenant, state);
@@ -225,21 +225,21 @@ pub(super) fn record(
     Ok(record)
 }
 
-pub(super) fn known_state(name: &str) -> Result<State, Defect> {
+pub(super) fn known_state(name: &str) -> Result<State, InvalidRecord> {
     State::parse(name).ok_or_else(|| {
-        Defect::new(format!(
+        InvalidRecord::new(format!(
             "the record has the state {name:?}, which this version of tenantry does not know; upgrade"
         ))
     })
 }
 
-fn max_connections(row: &Row) -> Result<Option<usize>, Defect> {
+fn max_connections(row: &Row) -> Result<Option<usize>, InvalidRecord> {
     let most: Option<i64> = get(row, "max_connections")?;
     let most = most.map(usize::try_from).transpose();
     most.map_err(|_| broken("max_connections"))
 }
 
-fn placement(row: &Row) -> Result<Option<Placement>, Defect> {
+fn placement(row: &Row) -> Result<Option<Placement>, InvalidRecord> {
     let Some(project) = get::<Option<String>>(row, "project")? else {
         return Ok(None);
     };
@@ -252,7 +252,7 @@ fn placement(row: &Row) -> Result<Option<Placement>, Defect> {
 }
 
 /// Without its password.
-pub(super) fn endpoint(row: &Row) -> Result<Option<Endpoint>, Defect> {
+pub(super) fn endpoint(row: &Row) -> Result<Option<Endpoint>, InvalidRecord> {
     let Some(host) = get::<Option<String>>(row, "direct_host")? else {
         return Ok(None);
     };
@@ -271,7 +271,7 @@ pub(super) fn endpoint(row: &Row) -> Result<Option<Endpoint>, Defect> {
     Ok(Some(endpoint))
 }
 
-fn session_reset(row: &Row) -> Result<Option<SessionReset>, Defect> {
+fn session_reset(row: &Row) -> Result<Option<SessionReset>, InvalidRecord> {
     let Some(name) = get::<Option<String>>(row, "session_reset")? else {
         return Ok(None);
     };
@@ -284,20 +284,20 @@ fn session_reset(row: &Row) -> Result<Option<SessionReset>, Defect> {
     reset.map(Some).ok_or_else(|| broken("session_reset"))
 }
 
-fn password(row: &Row, place: &Place, keys: Option<&KeyRing>) -> Result<Secret, Defect> {
+fn password(row: &Row, place: &Binding, keys: Option<&KeyRing>) -> Result<Secret, InvalidRecord> {
     match (sealed(row)?, keys) {
         (Some(sealed), Some(keys)) => keys.open(&sealed, place).map_err(|err| unsealable(&err)),
         _ => Ok(Secret::new("")),
     }
 }
 
-pub(super) fn unsealable(err: &Unsealable) -> Defect {
-    Defect::new(format!(
+pub(super) fn unsealable(err: &Unsealable) -> InvalidRecord {
+    InvalidRecord::new(format!(
         "the tenant's password cannot be read from the catalog: {err}"
     ))
 }
 
-pub(super) fn sealed(row: &Row) -> Result<Option<Sealed>, Defect> {
+pub(super) fn sealed(row: &Row) -> Result<Option<Sealed>, InvalidRecord> {
     let Some(bytes) = get(row, "credential")? else {
         return Ok(None);
     };
@@ -305,15 +305,15 @@ pub(super) fn sealed(row: &Row) -> Result<Option<Sealed>, Defect> {
     Ok(Some(Sealed { key_id, bytes }))
 }
 
-fn attempt(row: &Row) -> Result<Option<Attempt>, Defect> {
+fn attempt(row: &Row) -> Result<Option<Attempt>, InvalidRecord> {
     let id: Option<String> = get(row, "attempt")?;
     let doubt = get_left(row, "doubt")?.unwrap_or_default();
     Ok(id.map(|id| Attempt::new(id, doubt)))
 }
 
 /// Where a tenant's password belongs: what it is sent to, and how.
-pub(super) fn place(namespace: &Namespace, tenant: &TenantId, endpoint: &Endpoint) -> Place {
-    Place::new(&[
+pub(super) fn place(namespace: &Namespace, tenant: &TenantId, endpoint: &Endpoint) -> Binding {
+    Binding::new(&[
         namespace.as_str(),
         tenant.as_str(),
         &endpoint.role,
@@ -340,17 +340,17 @@ fn reset_name(reset: SessionReset) -> &'static str {
 }
 
 /// A column of the row, whose other values are still fine if it makes no sense.
-pub(super) fn get<T: FromSqlOwned>(row: &Row, column: &'static str) -> Result<T, Defect> {
+pub(super) fn get<T: FromSqlOwned>(row: &Row, column: &'static str) -> Result<T, InvalidRecord> {
     row.try_get(column).map_err(|_| broken(column))
 }
 
-fn get_left(row: &Row, column: &'static str) -> Result<Option<Duration>, Defect> {
+fn get_left(row: &Row, column: &'static str) -> Result<Option<Duration>, InvalidRecord> {
     let micros: Option<i64> = get(row, column)?;
     Ok(micros.map(|micros| Duration::from_micros(count(micros))))
 }
 
-fn broken(column: &str) -> Defect {
-    Defect::new(format!(
+fn broken(column: &str) -> InvalidRecord {
+    InvalidRecord::new(format!(
         "the record's column {column} holds what tenantry never writes"
     ))
 }

@@ -2,15 +2,15 @@
 
 use super::{Outcome, Stage, equal, holds, tenant};
 use crate::{
-    catalog::Records,
+    catalog::Catalog,
     model::tenant::{Namespace, TenantId},
 };
 
-pub(super) fn one_namespace<R: Records>(stage: &Stage<R>) -> Outcome {
+pub(super) fn one_namespace<R: Catalog>(stage: &Stage<R>) -> Outcome {
     let (same, other) = (Namespace::parse("suite")?, Namespace::parse("suite-2")?);
-    let again = stage.records.serve(&same, stage.with_passwords);
+    let again = stage.records.bind(&same, stage.with_passwords);
     holds(again.is_ok(), "it does not serve the same namespace again")?;
-    let other = stage.records.serve(&other, stage.with_passwords);
+    let other = stage.records.bind(&other, stage.with_passwords);
     holds(other.is_err(), "it serves another namespace, too")
 }
 
@@ -74,7 +74,7 @@ fn ids() -> Vec<TenantId> {
         .collect()
 }
 
-pub(super) async fn byte_for_byte<R: Records>(stage: &Stage<R>) -> Outcome {
+pub(super) async fn byte_for_byte<R: Catalog>(stage: &Stage<R>) -> Outcome {
     let ids = ids();
     for (at, id) in ids.iter().enumerate() {
         let before = stage.records.find(id).await?;

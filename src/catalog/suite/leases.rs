@@ -5,9 +5,9 @@ use futures_util::future::join_all;
 use tokio::time::{Instant, sleep};
 
 use super::{LEASE, Outcome, SHORT, Stage, equal, holds, tenant, until};
-use crate::catalog::{Lease, Leased, Records, State, Then};
+use crate::catalog::{AfterWrite, Catalog, Lease, Leased, State};
 
-pub(super) async fn one_owner<R: Records>(stage: &Stage<R>) -> Outcome {
+pub(super) async fn one_owner<R: Catalog>(stage: &Stage<R>) -> Outcome {
     let acme = tenant("acme");
     holds(
         stage.records.find(&acme).await?.is_none(),
@@ -34,7 +34,7 @@ pub(super) async fn one_owner<R: Records>(stage: &Stage<R>) -> Outcome {
     Ok(())
 }
 
-pub(super) async fn renewal<R: Records>(stage: &Stage<R>) -> Outcome {
+pub(super) async fn renewal<R: Catalog>(stage: &Stage<R>) -> Outcome {
     let acme = tenant("acme");
     let (first, _) = stage.granted(&acme, "one", LEASE / 2).await?;
     // As after an answer that was lost, too.
@@ -54,7 +54,7 @@ pub(super) async fn renewal<R: Records>(stage: &Stage<R>) -> Outcome {
     )
 }
 
-pub(super) async fn expiry<R: Records>(stage: &Stage<R>) -> Outcome {
+pub(super) async fn expiry<R: Catalog>(stage: &Stage<R>) -> Outcome {
     let acme = tenant("acme");
     let (first, _) = stage.granted(&acme, "one", SHORT).await?;
     let began = Instant::now();
@@ -81,7 +81,7 @@ pub(super) async fn expiry<R: Records>(stage: &Stage<R>) -> Outcome {
     stage.held(&acme, "one").await.map(drop)
 }
 
-pub(super) async fn release<R: Records>(stage: &Stage<R>) -> Outcome {
+pub(super) async fn release<R: Catalog>(stage: &Stage<R>) -> Outcome {
     let (records, acme) = (&stage.records, tenant("acme"));
     let (first, record) = stage.granted(&acme, "one", LEASE).await?;
     records
@@ -105,14 +105,14 @@ pub(super) async fn release<R: Records>(stage: &Stage<R>) -> Outcome {
     records.release(&first).await?;
     stage.held(&acme, "one").await?;
     // A write may give it back, too.
-    stage.wrote(&second, &record, Then::Release).await?;
+    stage.wrote(&second, &record, AfterWrite::Release).await?;
     stage.granted(&acme, "third", LEASE).await?;
     records
         .release(&Lease::new(tenant("nobody"), "one", 1))
         .await
 }
 
-pub(super) async fn race<R: Records>(stage: &Stage<R>) -> Outcome {
+pub(super) async fn race<R: Catalog>(stage: &Stage<R>) -> Outcome {
     for round in 0..5 {
         let id = tenant(&format!("tenant-{round}"));
         let owners: Vec<_> = (0..16).map(|owner| format!("owner-{owner}")).collect();
@@ -128,16 +128,16 @@ pub(super) async fn race<R: Records>(stage: &Stage<R>) -> Outcome {
     Ok(())
 }
 
-pub(super) async fn fencing<R: Records>(stage: &Stage<R>) -> Outcome {
+pub(super) async fn fencing<R: Catalog>(stage: &Stage<R>) -> Outcome {
     let (records, acme) = (&stage.records, tenant("acme"));
     let (late, mut record) = stage.granted(&acme, "one", SHORT).await?;
     let lapsed = || async { Ok(stage.found(&acme).await?.leased_for.is_none()) };
     until("a lease never runs out", lapsed).await?;
     record.plan = Some("late".into());
-    let wrote = records.write(&late, &record, Then::Keep).await?;
+    let wrote = records.write(&late, &record, AfterWrite::Keep).await?;
     holds(!wrote, "a write was taken after its lease had run out")?;
     let (present, mut good) = stage.granted(&acme, "other", LEASE).await?;
-    let wrote = records.write(&late, &record, Then::Release).await?;
+    let wrote = records.write(&late, &record, AfterWrite::Release).await?;
     holds(
         !wrote,
         "a write was taken under a lease that somebody else has by now",
@@ -148,7 +148,7 @@ pub(super) async fn fencing<R: Records>(stage: &Stage<R>) -> Outcome {
         Lease::new(tenant("nobody"), "other", present.token),
     ] {
         record.tenant = forged.tenant.clone();
-        let wrote = records.write(&forged, &record, Then::Keep).await?;
+        let wrote = records.write(&forged, &record, AfterWrite::Keep).await?;
         holds(!wrote, "a write was taken under a lease that nobody has")?;
     }
     record.tenant = acme.clone();
@@ -159,14 +159,14 @@ pub(super) async fn fencing<R: Records>(stage: &Stage<R>) -> Outcome {
     )?;
     let mut astray = good.clone();
     astray.tenant = tenant("beta");
-    let wrote = records.write(&present, &astray, Then::Keep).await;
+    let wrote = records.write(&present, &astray, AfterWrite::Keep).await;
     holds(
         !matches!(wrote, Ok(true)),
         "a lease on one tenant's record has let another's be written",
     )?;
     good.plan = Some("good".into());
-    stage.wrote(&present, &good, Then::Release).await?;
-    let wrote = records.write(&present, &record, Then::Keep).await?;
+    stage.wrote(&present, &good, AfterWrite::Release).await?;
+    let wrote = records.write(&present, &record, AfterWrite::Keep).await?;
     holds(
         !wrote,
         "a write was taken under a lease that was given back",

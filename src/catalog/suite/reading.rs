@@ -9,11 +9,11 @@ use futures_util::future::{join, try_join_all};
 
 use super::{LEASE, Outcome, Stage, equal, holds, tenant};
 use crate::{
-    catalog::{Records, State, Then},
+    catalog::{AfterWrite, Catalog, State},
     model::tenant::TenantId,
 };
 
-pub(super) async fn list<R: Records>(stage: &Stage<R>) -> Outcome {
+pub(super) async fn list<R: Catalog>(stage: &Stage<R>) -> Outcome {
     let records = &stage.records;
     equal("an empty list", &records.list(None, 10).await?.len(), &0)?;
     let ids: Vec<_> = (0..25)
@@ -42,7 +42,7 @@ pub(super) async fn list<R: Records>(stage: &Stage<R>) -> Outcome {
     )
 }
 
-pub(super) async fn changes<R: Records>(stage: &Stage<R>) -> Outcome {
+pub(super) async fn changes<R: Catalog>(stage: &Stage<R>) -> Outcome {
     let records = &stage.records;
     let start = records.changes(None, 10).await?;
     holds(
@@ -93,7 +93,7 @@ pub(super) async fn changes<R: Records>(stage: &Stage<R>) -> Outcome {
 }
 
 /// Every change must be told after it can be read, whatever else is written at the same time.
-pub(super) async fn changes_beside_writers<R: Records>(stage: &Stage<R>) -> Outcome {
+pub(super) async fn changes_beside_writers<R: Catalog>(stage: &Stage<R>) -> Outcome {
     const TURNS: i64 = 20;
     let ids: Vec<_> = (0..8)
         .map(|number| tenant(&format!("tenant-{number}")))
@@ -111,17 +111,17 @@ pub(super) async fn changes_beside_writers<R: Records>(stage: &Stage<R>) -> Outc
     equal("what a follower has seen last", &seen?, &expected)
 }
 
-async fn write_on<R: Records>(stage: &Stage<R>, id: &TenantId, turns: i64) -> Outcome {
+async fn write_on<R: Catalog>(stage: &Stage<R>, id: &TenantId, turns: i64) -> Outcome {
     let (lease, mut record) = stage.granted(id, "one", LEASE).await?;
     for turn in 1..=turns {
         record.schema_version = turn;
-        stage.wrote(&lease, &record, Then::Keep).await?;
+        stage.wrote(&lease, &record, AfterWrite::Keep).await?;
     }
     Ok(())
 }
 
 /// Reads whatever is told to have changed, until it is told of nothing new after all is written.
-async fn follow<R: Records>(
+async fn follow<R: Catalog>(
     stage: &Stage<R>,
     mut since: u64,
     done: &Cell<bool>,
@@ -142,14 +142,14 @@ async fn follow<R: Records>(
     }
 }
 
-pub(super) async fn served<R: Records>(stage: &Stage<R>) -> Outcome {
+pub(super) async fn served<R: Catalog>(stage: &Stage<R>) -> Outcome {
     let unknown = stage.records.lookup(&tenant("nobody")).await?;
     equal("where nobody lives", &unknown, &None)?;
     for &state in State::ALL {
         let id = tenant(state.as_str());
         let (lease, mut record) = stage.brought(&id, state, &format!("p-{id}")).await?;
         record.max_connections = Some(7);
-        stage.wrote(&lease, &record, Then::Keep).await?;
+        stage.wrote(&lease, &record, AfterWrite::Keep).await?;
         if state != State::Ready {
             let looked_up = stage.records.lookup(&id).await?;
             holds(

@@ -4,11 +4,11 @@ use std::time::{Duration, SystemTime};
 
 use super::{LEASE, Outcome, Stage, equal, holds, tenant, until};
 use crate::{
-    catalog::{Attempt, Placement, Record, Records, State, Then},
+    catalog::{AfterWrite, Attempt, Catalog, Placement, Record, State},
     model::endpoint::{Encryption, Endpoint, SessionReset},
 };
 
-pub(super) async fn whole<R: Records>(stage: &Stage<R>) -> Outcome {
+pub(super) async fn whole<R: Catalog>(stage: &Stage<R>) -> Outcome {
     for (at, suspend_window) in [None, Some(Duration::ZERO), Some(Duration::from_secs(90))]
         .into_iter()
         .enumerate()
@@ -23,7 +23,7 @@ pub(super) async fn whole<R: Records>(stage: &Stage<R>) -> Outcome {
         record.generation = 1000;
         (record.created_at, record.updated_at) = (SystemTime::UNIX_EPOCH, SystemTime::UNIX_EPOCH);
         record.leased_for = None;
-        stage.wrote(&lease, &record, Then::Keep).await?;
+        stage.wrote(&lease, &record, AfterWrite::Keep).await?;
         let found = stage.found(&id).await?;
         equal(
             "when the record was made",
@@ -45,7 +45,7 @@ pub(super) async fn whole<R: Records>(stage: &Stage<R>) -> Outcome {
         Record::new(tenant("acme-0"), State::Creating),
     );
     let (lease, _) = stage.granted(&id, "one", LEASE).await?;
-    stage.wrote(&lease, &none, Then::Keep).await?;
+    stage.wrote(&lease, &none, AfterWrite::Keep).await?;
     same(
         "what is found when all is taken away",
         &stage.found(&id).await?,
@@ -54,7 +54,7 @@ pub(super) async fn whole<R: Records>(stage: &Stage<R>) -> Outcome {
 }
 
 /// A record with something in each field.
-fn full<R: Records>(stage: &Stage<R>, fresh: &Record, at: usize) -> Record {
+fn full<R: Catalog>(stage: &Stage<R>, fresh: &Record, at: usize) -> Record {
     let mut record = fresh.clone();
     record.state = State::Preparing;
     let mut placement = Placement::new(format!("project \"{at}\" é"));
@@ -88,7 +88,7 @@ fn same(what: &str, found: &Record, written: &Record) -> Outcome {
     equal(what, found, &expected)
 }
 
-pub(super) async fn passwords<R: Records>(stage: &Stage<R>) -> Outcome {
+pub(super) async fn passwords<R: Catalog>(stage: &Stage<R>) -> Outcome {
     if !stage.with_passwords {
         return Ok(());
     }
@@ -98,7 +98,7 @@ pub(super) async fn passwords<R: Records>(stage: &Stage<R>) -> Outcome {
         if let Some(endpoint) = &mut record.endpoint {
             endpoint.password = password.into();
         }
-        stage.wrote(&lease, &record, Then::Keep).await?;
+        stage.wrote(&lease, &record, AfterWrite::Keep).await?;
         let found = stage.found(&acme).await?.endpoint.map(|it| it.password);
         holds(
             found == Some(password.into()),
@@ -108,14 +108,14 @@ pub(super) async fn passwords<R: Records>(stage: &Stage<R>) -> Outcome {
     Ok(())
 }
 
-pub(super) async fn transitions<R: Records>(stage: &Stage<R>) -> Outcome {
+pub(super) async fn transitions<R: Catalog>(stage: &Stage<R>) -> Outcome {
     for &old in State::ALL {
         for &new in State::ALL {
             let id = tenant(&format!("{}-{}", old.as_str(), new.as_str()));
             let (lease, mut record) = stage.brought(&id, old, &format!("p-{id}")).await?;
             record.state = new;
             let expected = if old.may_become(new) {
-                stage.wrote(&lease, &record, Then::Keep).await?;
+                stage.wrote(&lease, &record, AfterWrite::Keep).await?;
                 new
             } else {
                 stage
@@ -155,7 +155,7 @@ const RISES: [Change; 8] = [
 
 const PASSWORD: Change = ("the password", |it| reach(it).password = "hunter3".into());
 
-pub(super) async fn generation<R: Records>(stage: &Stage<R>) -> Outcome {
+pub(super) async fn generation<R: Catalog>(stage: &Stage<R>) -> Outcome {
     let acme = tenant("acme");
     let (lease, mut record) = stage.brought(&acme, State::Ready, "p").await?;
     let mut last = stage.found(&acme).await?.generation;
@@ -167,7 +167,7 @@ pub(super) async fn generation<R: Records>(stage: &Stage<R>) -> Outcome {
         record.generation = 0;
         // The second time nothing is changed any more.
         for rises in [rises, false] {
-            stage.wrote(&lease, &record, Then::Keep).await?;
+            stage.wrote(&lease, &record, AfterWrite::Keep).await?;
             let now = stage.found(&acme).await?.generation;
             let fits = if rises { now > last } else { now == last };
             let text = format!("with a change of {what} the generation went from {last} to {now}");
@@ -185,10 +185,10 @@ fn reach(record: &mut Record) -> &mut Endpoint {
         .get_or_insert_with(|| Endpoint::postgres("h", "d", "r", ""))
 }
 
-pub(super) async fn one_database<R: Records>(stage: &Stage<R>) -> Outcome {
+pub(super) async fn one_database<R: Catalog>(stage: &Stage<R>) -> Outcome {
     let (one, other) = (tenant("one"), tenant("other"));
     let (first, mut record) = stage.brought(&one, State::Ready, "p").await?;
-    stage.wrote(&first, &record, Then::Keep).await?;
+    stage.wrote(&first, &record, AfterWrite::Keep).await?;
     let (second, mut thief) = stage.granted(&other, "suite", LEASE).await?;
     thief.state = State::Preparing;
     thief.placement = Some(Placement::new("p"));
@@ -221,10 +221,10 @@ pub(super) async fn one_database<R: Records>(stage: &Stage<R>) -> Outcome {
             )
             .await?;
         record.state = state;
-        stage.wrote(&first, &record, Then::Keep).await?;
+        stage.wrote(&first, &record, AfterWrite::Keep).await?;
     }
-    stage.wrote(&second, &thief, Then::Keep).await?;
-    stage.wrote(&first, &record, Then::Keep).await?; // the tombstone itself
+    stage.wrote(&second, &thief, AfterWrite::Keep).await?;
+    stage.wrote(&first, &record, AfterWrite::Keep).await?; // the tombstone itself
     record.state = State::Ready;
     stage
         .refused(
@@ -235,7 +235,7 @@ pub(super) async fn one_database<R: Records>(stage: &Stage<R>) -> Outcome {
         .await
 }
 
-pub(super) async fn doubt<R: Records>(stage: &Stage<R>) -> Outcome {
+pub(super) async fn doubt<R: Catalog>(stage: &Stage<R>) -> Outcome {
     let acme = tenant("acme");
     let (lease, mut record) = stage.granted(&acme, "one", LEASE).await?;
     record.state = State::Creating;
@@ -246,7 +246,7 @@ pub(super) async fn doubt<R: Records>(stage: &Stage<R>) -> Outcome {
         Ok::<_, crate::model::error::BoxError>(attempt.doubt)
     };
     record.attempt = Some(Attempt::new("attempt-1", LEASE));
-    stage.wrote(&lease, &record, Then::Keep).await?;
+    stage.wrote(&lease, &record, AfterWrite::Keep).await?;
     let first = left().await?;
     holds(
         first <= LEASE && first > LEASE / 2,
@@ -257,13 +257,13 @@ pub(super) async fn doubt<R: Records>(stage: &Stage<R>) -> Outcome {
     })
     .await?;
     record.attempt = Some(Attempt::new("attempt-1", Duration::from_millis(50)));
-    stage.wrote(&lease, &record, Then::Keep).await?;
+    stage.wrote(&lease, &record, AfterWrite::Keep).await?;
     until("a doubt is never over", || async {
         Ok(left().await?.is_zero())
     })
     .await?;
     record.attempt = None;
-    stage.wrote(&lease, &record, Then::Keep).await?;
+    stage.wrote(&lease, &record, AfterWrite::Keep).await?;
     equal(
         "an attempt whose outcome is known",
         &stage.found(&acme).await?.attempt,

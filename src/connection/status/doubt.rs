@@ -7,13 +7,13 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::Watch;
+use super::ConnectionStatus;
 
-impl Watch {
+impl ConnectionStatus {
     /// Notes that bytes came from the server, which proves that the connection is alive.
     pub(crate) fn mark_heard(&self) {
         let age = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.heard.store(age, Relaxed);
+        self.last_read.store(age, Relaxed);
         self.suspected.store(false, Relaxed);
     }
 
@@ -24,13 +24,13 @@ impl Watch {
 
     /// Returns the time from then to `now`.
     pub(crate) fn silent_at(&self, now: Instant) -> Duration {
-        let heard = Duration::from_millis(self.heard.load(Relaxed));
+        let heard = Duration::from_millis(self.last_read.load(Relaxed));
         now.duration_since(self.opened).saturating_sub(heard)
     }
 
     /// Returns the instant at which the server last sent anything.
     pub(crate) fn last_heard(&self) -> Instant {
-        self.opened + Duration::from_millis(self.heard.load(Relaxed))
+        self.opened + Duration::from_millis(self.last_read.load(Relaxed))
     }
 
     /// Returns whether a request has no answer yet.
@@ -70,7 +70,7 @@ mod tests {
 
     #[test]
     fn a_suspicion_holds_until_the_server_sends_anything() {
-        let watch = Watch::new();
+        let watch = ConnectionStatus::new();
         assert!(!watch.is_suspect());
         watch.suspect();
         assert!(watch.is_suspect());

@@ -6,13 +6,13 @@ use tokio::time::Instant;
 
 /// A loan as the sweep has seen it.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct LoanAge {
     loan: u64,
     since: Instant,
     told: bool,
 }
 
-impl Held {
+impl LoanAge {
     pub(super) fn new() -> Self {
         Self {
             loan: 0,

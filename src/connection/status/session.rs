@@ -102,11 +102,11 @@ impl SessionFlags {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::connection::status::Watch;
+    use crate::connection::status::ConnectionStatus;
 
     #[test]
     fn a_request_that_ran_on_an_idle_connection_and_left_something_is_a_stray() {
-        let watch = Watch::with_reset(SessionReset::IfNeeded);
+        let watch = ConnectionStatus::with_reset(SessionReset::IfNeeded);
         watch.note_status(b'I');
         watch.park();
         watch.session.note_difference(true);

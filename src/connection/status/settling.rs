@@ -12,19 +12,19 @@ use std::{
 
 use futures_util::task::AtomicWaker;
 
-use super::Watch;
+use super::ConnectionStatus;
 
 /// A connection's task, whose every waking is noted before it runs.
-pub(crate) struct Settling<F> {
+pub(crate) struct TrackedTask<F> {
     connection: F,
-    bell: Arc<Bell>,
+    bell: Arc<TrackingWaker>,
 }
 
-impl<F> Settling<F> {
-    pub(crate) fn new(connection: F, watch: Arc<Watch>) -> Self {
+impl<F> TrackedTask<F> {
+    pub(crate) fn new(connection: F, watch: Arc<ConnectionStatus>) -> Self {
         Self {
             connection,
-            bell: Arc::new(Bell {
+            bell: Arc::new(TrackingWaker {
                 watch,
                 task: AtomicWaker::new(),
             }),
@@ -32,7 +32,7 @@ impl<F> Settling<F> {
     }
 }
 
-impl<F: Future + Unpin> Future for Settling<F> {
+impl<F: Future + Unpin> Future for TrackedTask<F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
@@ -55,12 +55,12 @@ impl<F: Future + Unpin> Future for Settling<F> {
 }
 
 /// Wakes the connection's task, and says so to whoever wants to know whether all is written.
-struct Bell {
-    watch: Arc<Watch>,
+struct TrackingWaker {
+    watch: Arc<ConnectionStatus>,
     task: AtomicWaker,
 }
 
-impl Wake for Bell {
+impl Wake for TrackingWaker {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
@@ -77,11 +77,11 @@ mod tests {
 
     #[test]
     fn a_woken_task_that_has_not_run_is_not_clean() {
-        let watch = Watch::new();
+        let watch = ConnectionStatus::new();
         watch.status.store(b'I', Release);
         watch.drained.store(true, Release);
         let idle = std::future::poll_fn(|_| Poll::<()>::Pending);
-        let mut task = Settling::new(idle, Arc::clone(&watch));
+        let mut task = TrackedTask::new(idle, Arc::clone(&watch));
         let bell = Arc::clone(&task.bell);
         assert!(!watch.is_clean(), "it has never run");
         let mut cx = Context::from_waker(Waker::noop());

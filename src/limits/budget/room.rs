@@ -1,7 +1,7 @@
 //! Making room for requests that wait.
 //!
 //! A connection that comes back while something is missing is asked to leave before it lies idle, by
-//! [`Budget::ask_to_leave`](super::Budget::ask_to_leave). So idle connections are looked for when the first is missing, and
+//! [`Budget::should_yield`](super::Budget::ask_to_leave). So idle connections are looked for when the first is missing, and
 //! then by one task for all who wait.
 
 use std::{convert::Infallible, time::Duration};
@@ -50,7 +50,7 @@ impl Budget {
     pub(crate) async fn keep_room(&self) -> Infallible {
         loop {
             let short = self.short.notified();
-            if !self.is_short() {
+            if !self.is_contended() {
                 short.await;
                 continue;
             }
@@ -87,7 +87,7 @@ impl Budget {
     pub(super) fn wanted(&self, state: &State) -> Idle {
         if state.lacks_for_first(self.limit) {
             Idle::Any
-        } else if self.is_short() {
+        } else if self.is_contended() {
             Idle::Long
         } else {
             Idle::None

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::{sync::oneshot, time::Instant};
 
-use super::{Holder, Permit};
+use super::{Owner, Permit};
 
 /// Tells holders apart.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -43,7 +43,7 @@ pub(super) struct Turns {
 }
 
 struct Holding {
-    holder: Option<Weak<dyn Holder>>,
+    holder: Option<Weak<dyn Owner>>,
     held: usize,
     /// How many of these are being closed for others.
     leaving: usize,
@@ -81,7 +81,7 @@ impl Turns {
     }
 
     /// Adds a request; returns its key and number.
-    pub(super) fn wait(&mut self, holder: Option<&Weak<dyn Holder>>, turn: Turn) -> (Key, u64) {
+    pub(super) fn wait(&mut self, holder: Option<&Weak<dyn Owner>>, turn: Turn) -> (Key, u64) {
         let number = self.next_number();
         let key = match holder {
             Some(holder) => Key::Holder(holder.as_ptr().addr()),
@@ -195,16 +195,16 @@ impl Turns {
     }
 
     /// All holders of a connection.
-    pub(super) fn holders(&self) -> Vec<Arc<dyn Holder>> {
+    pub(super) fn holders(&self) -> Vec<Arc<dyn Owner>> {
         self.those(|it| it.keeps() > 0)
     }
 
     /// All holders that wait for a connection.
-    pub(super) fn waiting_holders(&self) -> Vec<Arc<dyn Holder>> {
+    pub(super) fn waiting_holders(&self) -> Vec<Arc<dyn Owner>> {
         self.those(|it| !it.line.is_empty())
     }
 
-    fn those(&self, are: impl Fn(&Holding) -> bool) -> Vec<Arc<dyn Holder>> {
+    fn those(&self, are: impl Fn(&Holding) -> bool) -> Vec<Arc<dyn Owner>> {
         let holdings = self.holdings.values().filter(|it| are(it));
         let holders = holdings.filter_map(|it| it.holder.as_ref());
         holders.filter_map(Weak::upgrade).collect()

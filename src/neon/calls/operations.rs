@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::neon::{
     client::Neon,
-    redact::repeatable,
+    redact::excerpt,
     request::{Call, Route},
     wire::{Operation, OperationAnswer, OperationsAnswer},
 };
@@ -57,7 +57,7 @@ impl Neon {
             let operations = neon.list_project_operations(project_id).await?;
             match operations.iter().find(|operation| operation.is_pending()) {
                 Some(pending) => {
-                    let action = repeatable(&pending.action);
+                    let action = excerpt(&pending.action);
                     let message = format!("project {project_id}: operation {action} goes on");
                     Err(Error::new(ErrorKind::Locked, message))
                 }

@@ -43,7 +43,7 @@ type Place = (Class, u64);
 
 /// One request's.
 #[derive(Debug)]
-pub(super) struct Ticket {
+pub(super) struct QueueEntry {
     route: &'static str,
     place: Place,
 }
@@ -71,14 +71,14 @@ impl Line {
     }
 
     /// Adds a request, behind all others of its class.
-    pub(super) fn join(&mut self, route: &'static str, class: Class) -> Ticket {
+    pub(super) fn join(&mut self, route: &'static str, class: Class) -> QueueEntry {
         self.arrivals += 1;
         let place = (class, self.arrivals);
-        Ticket { route, place }
+        QueueEntry { route, place }
     }
 
     /// When it is the turn of `ticket`, if nobody gives up and nobody comes before it.
-    pub(super) fn turn(&self, ticket: &Ticket, now: Instant) -> Instant {
+    pub(super) fn turn(&self, ticket: &QueueEntry, now: Instant) -> Instant {
         let rate = self.rate();
         let (mut turn, mut ahead) = (now, 0);
         let mut others = Vec::new();
@@ -104,7 +104,7 @@ impl Line {
     }
 
     /// Lets the request pass.
-    pub(super) fn pass(&mut self, ticket: &Ticket, now: Instant) {
+    pub(super) fn pass(&mut self, ticket: &QueueEntry, now: Instant) {
         self.due = Some(self.due.map_or(now, |due| due.max(now)) + self.rate().interval());
         let passed = &mut self.routes.entry(ticket.route).or_default().passed;
         passed.retain(|passed| *passed + SECOND > now);
@@ -112,7 +112,7 @@ impl Line {
     }
 
     /// Keeps the place of a request whose turn comes at `turn`; returns when it has to look again.
-    pub(super) fn wait(&mut self, ticket: &Ticket, turn: Instant, now: Instant) -> Instant {
+    pub(super) fn wait(&mut self, ticket: &QueueEntry, turn: Instant, now: Instant) -> Instant {
         let look = turn.min(now + LOOK);
         let waiting = &mut self.routes.entry(ticket.route).or_default().waiting;
         waiting.insert(ticket.place, look + GRACE);
@@ -120,7 +120,7 @@ impl Line {
     }
 
     /// Takes the request out, if it waits.
-    pub(super) fn leave(&mut self, ticket: &Ticket) {
+    pub(super) fn leave(&mut self, ticket: &QueueEntry) {
         if let Some(route) = self.routes.get_mut(ticket.route) {
             route.waiting.remove(&ticket.place);
         }

@@ -11,7 +11,7 @@ use tokio::time::sleep;
 use tracing::Instrument;
 
 use super::{
-    Opening,
+    Connector,
     retries::{FIRST_WAIT, LONGEST_WAIT},
     task::open,
 };
@@ -28,7 +28,7 @@ use crate::{
 
 impl Pool {
     /// Starts the attempts that are due. To be called after whatever may have made one due.
-    pub(crate) fn pump(self: &Arc<Self>) {
+    pub(crate) fn start_due_dials(self: &Arc<Self>) {
         let mut state = self.state();
         let (due, reason) = state.dials_due(&self.shared.config);
         let asleep = state.believes_asleep();
@@ -36,7 +36,7 @@ impl Pool {
         state.dialing += due;
         drop(state); // a runtime that has ended drops the task here and now, and the guard takes the lock
         for _ in 0..due {
-            let mut attempt = Attempt {
+            let mut attempt = DialAttempt {
                 pool: Arc::clone(self),
                 waking: false,
                 logging_in: false,
@@ -48,13 +48,13 @@ impl Pool {
             let task = async move {
                 let dialed = tokio::select! {
                     biased;
-                    () = life.ended() => Some(Err(Error::closed())),
+                    () = life.terminated() => Some(Err(Error::closed())),
                     () = pool.until_forbidden() => None,
-                    dialed = attempt.make(asleep, reason, early_ends) => dialed,
+                    dialed = attempt.run(asleep, reason, early_ends) => dialed,
                 };
                 match dialed {
-                    Some(dialed) => attempt.land(dialed),
-                    None => attempt.withdraw(),
+                    Some(dialed) => attempt.finish(dialed),
+                    None => attempt.abandon(),
                 }
             };
             let task = task.instrument(span);
@@ -64,7 +64,7 @@ impl Pool {
 }
 
 /// One place among the attempts under way. Its drop frees the place, also by panic or because the runtime ends.
-struct Attempt {
+struct DialAttempt {
     pool: Arc<Pool>,
     /// Whether it is the one that wakes the tenant.
     waking: bool,
@@ -73,9 +73,9 @@ struct Attempt {
     landed: bool,
 }
 
-impl Attempt {
+impl DialAttempt {
     /// A connection; none if there was no need for one any more when its turn had come.
-    async fn make(
+    async fn run(
         &mut self,
         asleep: bool,
         reason: Reason,
@@ -83,7 +83,7 @@ impl Attempt {
     ) -> Option<Result<Dialed, Error>> {
         let shared = Arc::clone(&self.pool.shared);
         let progress = Progress::new(Stage::Checkout, shared.config.wake_timeout);
-        if asleep && let Err(err) = self.rest(&progress, early_ends).await {
+        if asleep && let Err(err) = self.wait_until_useful(&progress, early_ends).await {
             self.waking = true;
             return Some(Err(err));
         }
@@ -114,21 +114,21 @@ impl Attempt {
         tokio::select! {
             biased;
             dialed = opening.dial(&endpoint, permit) => Some(dialed),
-            () = opening.outstay() => None,
+            () = opening.preempted() => None,
         }
     }
 
     /// Waits until another attempt may be of use.
-    async fn rest(&self, progress: &Progress, early_ends: u32) -> Result<(), Error> {
+    async fn wait_until_useful(&self, progress: &Progress, early_ends: u32) -> Result<(), Error> {
         if early_ends > 0 {
             // The last ones were closed as soon as they were open: trying at once would only go round.
             sleep((FIRST_WAIT * 2_u32.saturating_pow(early_ends.min(6))).min(LONGEST_WAIT)).await;
         }
-        self.opening(progress).outwait().await
+        self.opening(progress).wait_out_refusal().await
     }
 
-    fn opening<'a>(&'a self, progress: &'a Progress) -> Opening<'a> {
-        Opening {
+    fn opening<'a>(&'a self, progress: &'a Progress) -> Connector<'a> {
+        Connector {
             pool: &self.pool,
             route: Route::Pooled,
             progress,
@@ -136,17 +136,17 @@ impl Attempt {
     }
 
     /// Frees the place, for others that may be due in its stead.
-    fn withdraw(mut self) {
+    fn abandon(mut self) {
         self.landed = true;
         let mut state = self.pool.state();
         state.dialing -= 1;
         state.logging_in -= usize::from(self.logging_in);
         drop(state);
-        self.pool.pump();
+        self.pool.start_due_dials();
     }
 
     /// Frees the place, and hands on what the attempt brought.
-    fn land(mut self, dialed: Result<Dialed, Error>) {
+    fn finish(mut self, dialed: Result<Dialed, Error>) {
         self.landed = true;
         let (pool, waking) = (&self.pool, self.waking);
         let mut state = pool.state();
@@ -183,11 +183,11 @@ impl Attempt {
                 pool.refuse(Route::Pooled, &Refusal::new(err));
             }
         }
-        pool.pump();
+        pool.start_due_dials();
     }
 }
 
-impl Drop for Attempt {
+impl Drop for DialAttempt {
     fn drop(&mut self) {
         if self.landed {
             return;
@@ -200,7 +200,7 @@ impl Drop for Attempt {
             self.pool.fail_all(&Error::panicked());
         } else {
             // Only the end of the runtime drops a task of ours.
-            self.pool.shared.life.finish();
+            self.pool.shared.life.terminate();
             self.pool.fail_all(&Error::closed());
         }
     }

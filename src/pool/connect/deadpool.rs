@@ -12,13 +12,16 @@ use crate::sync::lock;
 ///
 /// Its `GenericClient` is implemented for pooled objects only, and only its own manager makes those. So a pool of one
 /// makes the one object and is dropped; the object lives on by itself, and the pooling is ours.
-pub(crate) fn mint(client: tokio_postgres::Client, stand_in: JoinHandle<()>) -> Option<Client> {
+pub(crate) fn into_pooled_client(
+    client: tokio_postgres::Client,
+    stand_in: JoinHandle<()>,
+) -> Option<Client> {
     let config = ManagerConfig {
         recycling_method: RecyclingMethod::Fast,
     };
     let manager = Manager::from_connect(
         tokio_postgres::Config::new(),
-        HandOver(Mutex::new(Some((client, stand_in)))),
+        OneShotConnect(Mutex::new(Some((client, stand_in)))),
         config,
     );
     let pool = deadpool_postgres::Pool::builder(manager)
@@ -29,7 +32,7 @@ pub(crate) fn mint(client: tokio_postgres::Client, stand_in: JoinHandle<()>) -> 
 }
 
 /// Takes what a finished dial has brought, once.
-struct HandOver(Mutex<Option<(tokio_postgres::Client, JoinHandle<()>)>>);
+struct OneShotConnect(Mutex<Option<(tokio_postgres::Client, JoinHandle<()>)>>);
 
 type Connected<'a> = Pin<
     Box<
@@ -39,7 +42,7 @@ type Connected<'a> = Pin<
     >,
 >;
 
-impl deadpool_postgres::Connect for HandOver {
+impl deadpool_postgres::Connect for OneShotConnect {
     fn connect(&self, _: &tokio_postgres::Config) -> Connected<'_> {
         // The driver's errors cannot be made by hand; a setting that it refuses gives one.
         let empty = || {

@@ -2,7 +2,7 @@
 
 use std::{iter, mem, time::Duration};
 
-use crate::{connection::verdict::Next, model::error::Error, sync::retry::backoff};
+use crate::{connection::verdict::RetryDecision, model::error::Error, sync::retry::backoff};
 
 /// First wait between two attempts to wake a compute. Most faults of a cold start pass within it.
 pub(crate) const FIRST_WAIT: Duration = Duration::from_millis(100);
@@ -49,23 +49,26 @@ impl RetryPlan {
     }
 
     /// Whether the catalog is to be asked now: once.
-    pub(super) fn asks(&mut self, next: Next) -> bool {
-        let asks = matches!(next, Next::AskThenAgain | Next::AskThenOnce);
+    pub(super) fn should_relocate(&mut self, next: RetryDecision) -> bool {
+        let asks = matches!(
+            next,
+            RetryDecision::RelocateThenRetry | RetryDecision::RelocateThenRetryOnce
+        );
         asks && mem::take(&mut self.may_ask)
     }
 
     /// The wait before the next try after `err`; `None` if there is to be none.
-    pub(super) fn wait(&mut self, next: Next, err: &Error) -> Option<Duration> {
+    pub(super) fn wait(&mut self, next: RetryDecision, err: &Error) -> Option<Duration> {
         match next {
-            Next::Again | Next::AskThenAgain => {
+            RetryDecision::Retry | RetryDecision::RelocateThenRetry => {
                 let wait = self.waits.next()?.min(LONGEST_WAIT);
                 Some(wait.max(err.retry_after().unwrap_or_default()))
             }
-            Next::AgainSlowly => Some(self.slow_waits.next()?.min(LONGEST_WAIT)),
-            Next::AskThenOnce => {
+            RetryDecision::RetrySlowly => Some(self.slow_waits.next()?.min(LONGEST_WAIT)),
+            RetryDecision::RelocateThenRetryOnce => {
                 (!mem::replace(&mut self.tried_twice, true)).then_some(SECOND_TRY_WAIT)
             }
-            Next::Refuse => None,
+            RetryDecision::GiveUp => None,
         }
     }
 }

@@ -2,12 +2,12 @@
 
 use std::{future::poll_fn, sync::Arc, time::Duration};
 
-use super::deadpool::mint;
+use super::deadpool::into_pooled_client;
 use crate::{
     connection::{
         Connection,
         dial::{ConnectionTask, Dialed},
-        status::Watch,
+        status::ConnectionStatus,
     },
     pool::Pool,
     telemetry::stats::count,
@@ -27,24 +27,24 @@ pub(super) fn open(pool: &Arc<Pool>, dialed: Dialed) {
         ..
     } = dialed;
     count(&pool.shared.stats.opened);
-    let ending = Ending::new(pool, &watch);
+    let ending = OnClose::new(pool, &watch);
     pool.shared
         .connections
-        .spawn_on(tend(task, ending), &pool.shared.runtime);
+        .spawn_on(drive_connection(task, ending), &pool.shared.runtime);
     // deadpool's client aborts this handle when it is dropped; the real task still has to say goodbye.
     let stand_in = pool.shared.runtime.spawn(std::future::ready(()));
-    match mint(client, stand_in) {
-        Some(client) => pool.park(Connection::new(client, watch, seat, endpoint)),
+    match into_pooled_client(client, stand_in) {
+        Some(client) => pool.release(Connection::new(client, watch, seat, endpoint)),
         None => watch.mark_closing(),
     }
 }
 
 /// Moves a connection's bytes until it ends, and looks after each turn whether something runs on it that should not.
-pub(crate) async fn tend(mut task: ConnectionTask, ending: Ending) {
+pub(crate) async fn drive_connection(mut task: ConnectionTask, ending: OnClose) {
     let turns = poll_fn(|cx| {
         let polled = task.as_mut().poll(cx);
         if polled.is_pending() && ending.watch.is_stray() {
-            ending.pool.pull(&ending.watch);
+            ending.pool.remove_stray(&ending.watch);
         }
         polled
     });
@@ -53,22 +53,22 @@ pub(crate) async fn tend(mut task: ConnectionTask, ending: Ending) {
         result = turns => if let Err(err) = result {
             tracing::debug!(%err, "connection ended");
         },
-        () = ending.watch.overdue(FAREWELL_TIMEOUT) => {}
+        () = ending.watch.close_timed_out(FAREWELL_TIMEOUT) => {}
     }
     drop(task); // and with it the socket: before the pool counts it as ended
     drop(ending);
 }
 
 /// Tells the pool, when it is dropped, that a connection's task has ended.
-pub(crate) struct Ending {
+pub(crate) struct OnClose {
     // A pool that has left the cache closes its idle connections, so this is no circle that lasts. And as long as one
     // has not ended, a tenant that comes back finds the pool, which counts it.
     pool: Arc<Pool>,
-    watch: Arc<Watch>,
+    watch: Arc<ConnectionStatus>,
 }
 
-impl Ending {
-    pub(crate) fn new(pool: &Arc<Pool>, watch: &Arc<Watch>) -> Self {
+impl OnClose {
+    pub(crate) fn new(pool: &Arc<Pool>, watch: &Arc<ConnectionStatus>) -> Self {
         Self {
             pool: Arc::clone(pool),
             watch: Arc::clone(watch),
@@ -76,9 +76,9 @@ impl Ending {
     }
 }
 
-impl Drop for Ending {
+impl Drop for OnClose {
     fn drop(&mut self) {
         self.watch.mark_ended(); // also where the task was dropped half-way
-        self.pool.ended(&self.watch);
+        self.pool.on_closed(&self.watch);
     }
 }

@@ -125,7 +125,7 @@ impl Call {
                 });
                 transaction.await
             }
-            Self::Warm if rng.bool() => router.warm(tenant).done().await,
+            Self::Warm if rng.bool() => router.warm(tenant).wait().await,
             Self::Warm => {
                 drop(router.warm(tenant));
                 Ok(())

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use tenantry::{
-    Fleet, Plan, Records, TenantId,
-    catalog::{Attempt, Lease, Leased, Record, State, Then},
+    Catalog, Fleet, Plan, TenantId,
+    catalog::{AfterWrite, Attempt, Lease, Leased, Record, State},
 };
 use tokio::time::{sleep, timeout};
 
@@ -99,7 +99,12 @@ impl Town<'_> {
             return false;
         }
         change(&mut record);
-        assert!(ledger.write(&lease, &record, Then::Release).await.unwrap());
+        assert!(
+            ledger
+                .write(&lease, &record, AfterWrite::Release)
+                .await
+                .unwrap()
+        );
         true
     }
 
@@ -145,7 +150,7 @@ impl Town<'_> {
         match job {
             Job::Delete => fleet.delete_after(id, drain).await,
             Job::Undelete => fleet.undelete(id).await,
-            Job::Anew => fleet.provision_anew(id, &Plan::new()).await.map(drop),
+            Job::Anew => fleet.reprovision(id, &Plan::new()).await.map(drop),
         }
     }
 
@@ -178,7 +183,11 @@ impl Town<'_> {
             for left in (0..states).rev() {
                 record.state = advance(&mut record, &self.cloud, who.namespace, forks);
                 let ends = left == 0 && keeps.is_zero();
-                let then = if ends { Then::Release } else { Then::Keep };
+                let then = if ends {
+                    AfterWrite::Release
+                } else {
+                    AfterWrite::Keep
+                };
                 assert!(ledger.write(&lease, &record, then).await.unwrap());
                 sleep(WORK).await;
             }

@@ -170,7 +170,7 @@ impl<'a> Town<'a> {
                 (fleet.delete_after(id, drain).await, Lot::Deleted)
             }
             Job::Anew => {
-                let done = fleet.provision_anew(id, &Plan::new()).await;
+                let done = fleet.reprovision(id, &Plan::new()).await;
                 (done.map(drop), Lot::Served)
             }
             Job::Undelete => (fleet.undelete(id).await, Lot::Served),

@@ -6,7 +6,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use tenantry::{Records, Step, TenantId, catalog::State};
+use tenantry::{Catalog, Failpoint, TenantId, catalog::State};
 use tokio::time::sleep;
 
 use super::{Answer, Replica, Site, WINDOW, replica::LEASE};
@@ -23,7 +23,7 @@ pub(crate) struct Crew<'a> {
 #[derive(Default)]
 struct Seen {
     /// The steps at which replicas were killed.
-    steps: HashSet<Step>,
+    steps: HashSet<Failpoint>,
     /// What is seeded in the databases that were served.
     rows: BTreeMap<String, String>,
     /// Tenants, with what was asked for last.
@@ -56,20 +56,20 @@ impl<'a> Crew<'a> {
             let attempt = &record.attempts[0];
             self.site.stage.second_project(tenant, attempt).await;
         }
-        victim.stop_at(Step::Condemned, 1).await;
+        victim.stop_at(Failpoint::Condemned, 1).await;
         let call = victim.ask("reconcile");
-        let condemned = victim.stopped_at(Step::Condemned).await;
+        let condemned = victim.stopped_at(Failpoint::Condemned).await;
         victim.kill().await;
         assert_eq!(call.await, Err("killed".to_owned()));
         assert_eq!(self.site.stage.projects(&condemned).len(), 2);
-        self.seen.lock().unwrap().steps.insert(Step::Condemned);
+        self.seen.lock().unwrap().steps.insert(Failpoint::Condemned);
     }
 
     /// Has something done to `tenants` by a replica that is killed as soon as two of them stay at the first of `steps`, by
     /// another that is killed at the next, and at last, except to one of the two, by two that live.
     pub(crate) async fn through_kills(
         &self,
-        steps: &[Step],
+        steps: &[Failpoint],
         verb: &'static str,
         tenants: Vec<String>,
     ) {
@@ -159,7 +159,7 @@ impl<'a> Crew<'a> {
             tenants,
             left,
         } = self.seen.into_inner().unwrap();
-        assert_eq!(steps, HashSet::from(Step::ALL));
+        assert_eq!(steps, HashSet::from(Failpoint::ALL));
         sleep(LEASE + WINDOW).await;
         for record in self.site.all_records().await {
             let (tenant, leased_for) = (record.tenant.as_str(), record.leased_for);

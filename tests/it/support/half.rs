@@ -7,8 +7,8 @@ use std::{
 };
 
 use tenantry::{
-    BoxError, Endpoint, Lookup, Namespace, Records, TenantId,
-    catalog::{CallError, Changes, Lease, Leased, Record, Then},
+    BoxError, Catalog, Endpoint, Lookup, Namespace, TenantId,
+    catalog::{AfterWrite, CallError, Changes, Lease, Leased, Record},
 };
 
 use super::ledger::Ledger;
@@ -76,9 +76,9 @@ impl Lookup for Half {
     }
 }
 
-impl Records for Half {
-    fn serve(&self, namespace: &Namespace, with_passwords: bool) -> Result<(), BoxError> {
-        self.ledger.serve(namespace, with_passwords)
+impl Catalog for Half {
+    fn bind(&self, namespace: &Namespace, with_passwords: bool) -> Result<(), BoxError> {
+        self.ledger.bind(namespace, with_passwords)
     }
 
     async fn find(&self, tenant: &TenantId) -> Result<Option<Record>, BoxError> {
@@ -96,7 +96,12 @@ impl Records for Half {
         self.ledger.lease(tenant, owner, time).await
     }
 
-    async fn write(&self, lease: &Lease, record: &Record, then: Then) -> Result<bool, BoxError> {
+    async fn write(
+        &self,
+        lease: &Lease,
+        record: &Record,
+        then: AfterWrite,
+    ) -> Result<bool, BoxError> {
         self.come_to("write", lease.tenant.as_str()).await?;
         self.ledger.write(lease, record, then).await
     }
@@ -116,7 +121,7 @@ impl Records for Half {
         self.ledger.changes(since, limit).await
     }
 
-    async fn nudged(&self) {
-        self.ledger.nudged().await;
+    async fn changed(&self) {
+        self.ledger.changed().await;
     }
 }

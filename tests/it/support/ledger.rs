@@ -10,8 +10,10 @@ use std::{
 };
 
 use tenantry::{
-    BoxError, Endpoint, Lookup, Namespace, Records, TenantClient, TenantId, TenantRouter,
-    catalog::{Changes, Defect, Lease, Leased, Memory, Placement, Record, State, Then},
+    BoxError, Catalog, Endpoint, Lookup, Namespace, TenantClient, TenantId, TenantRouter,
+    catalog::{
+        AfterWrite, Changes, InvalidRecord, Lease, Leased, Memory, Placement, Record, State,
+    },
 };
 use tokio::{sync::watch, time::sleep};
 
@@ -193,7 +195,12 @@ impl Ledger {
         let Leased::Granted(lease, _) = leased.unwrap() else {
             panic!("somebody else has the lease");
         };
-        assert!(memory.write(&lease, record, Then::Release).await.unwrap());
+        assert!(
+            memory
+                .write(&lease, record, AfterWrite::Release)
+                .await
+                .unwrap()
+        );
         self.shared.written.send_modify(|version| *version += 1);
     }
 
@@ -222,9 +229,9 @@ impl Lookup for Ledger {
     }
 }
 
-impl Records for Ledger {
-    fn serve(&self, namespace: &Namespace, with_passwords: bool) -> Result<(), BoxError> {
-        self.shared.memory.serve(namespace, with_passwords)
+impl Catalog for Ledger {
+    fn bind(&self, namespace: &Namespace, with_passwords: bool) -> Result<(), BoxError> {
+        self.shared.memory.bind(namespace, with_passwords)
     }
 
     async fn find(&self, tenant: &TenantId) -> Result<Option<Record>, BoxError> {
@@ -232,7 +239,7 @@ impl Records for Ledger {
         self.pass().await?;
         let is_in = |set: &Mutex<HashSet<String>>| set.lock().unwrap().contains(tenant.as_str());
         if is_in(&self.shared.broken) {
-            return Err(Defect::new("not to be read").into());
+            return Err(InvalidRecord::new("not to be read").into());
         }
         if is_in(&self.shared.lost) {
             return Ok(None);
@@ -256,7 +263,12 @@ impl Records for Ledger {
         self.shared.memory.lease(tenant, owner, time).await
     }
 
-    async fn write(&self, lease: &Lease, record: &Record, then: Then) -> Result<bool, BoxError> {
+    async fn write(
+        &self,
+        lease: &Lease,
+        record: &Record,
+        then: AfterWrite,
+    ) -> Result<bool, BoxError> {
         self.pass().await?;
         let written = self.shared.memory.write(lease, record, then).await?;
         if written {
@@ -300,7 +312,7 @@ impl Records for Ledger {
         Ok(changes)
     }
 
-    async fn nudged(&self) {
+    async fn changed(&self) {
         if !self.nudges {
             std::future::pending::<()>().await;
         }

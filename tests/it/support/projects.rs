@@ -10,7 +10,7 @@ use std::{
 };
 
 use tenantry::{
-    ControlPlane, Error, ErrorKind, Login, Provisioner, Records, RouterBuilder, TenantRouter,
+    Catalog, ControlPlane, Error, ErrorKind, Login, Provisioner, RouterBuilder, TenantRouter,
     catalog::{Memory, Placement},
     control_plane::{Database, Found, Order, Progress},
 };
@@ -54,7 +54,7 @@ impl Projects {
     }
 
     /// A provisioner that creates on `backend` and records in `records`.
-    pub(crate) fn provisioner(backend: &Backend, records: impl Records) -> Provisioner {
+    pub(crate) fn provisioner(backend: &Backend, records: impl Catalog) -> Provisioner {
         Provisioner::new(records, Self::counting(backend, Arc::default()), "test").on_first_access()
     }
 

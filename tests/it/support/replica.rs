@@ -16,7 +16,7 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 use tenantry::{
-    KeyRing, Provisioner, Records, Step, TenantRouter,
+    Catalog, Failpoint, KeyRing, Provisioner, TenantRouter,
     catalog::{Postgres, Record},
     emulator::{CatalogServer, EmulatorBuilder},
 };
@@ -223,14 +223,14 @@ impl Replica {
     }
 
     /// The next `times` tenants that come to `step` stay there.
-    pub(crate) async fn stop_at(&self, step: Step, times: usize) {
+    pub(crate) async fn stop_at(&self, step: Failpoint, times: usize) {
         self.ask(&format!("stop {step:?} {times}"))
             .await
             .expect("stop");
     }
 
     /// Waits until a tenant stays at `step`, and says which.
-    pub(crate) async fn stopped_at(&mut self, step: Step) -> String {
+    pub(crate) async fn stopped_at(&mut self, step: Failpoint) -> String {
         self.stopped(&format!("{step:?}")).await
     }
 

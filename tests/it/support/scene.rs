@@ -260,7 +260,7 @@ async fn call(case: Case, router: TenantRouter) -> Result<(), Error> {
         Call::Get => drop(asks(&*router.get("acme").await?).await?),
         Call::Read => router.read("acme", work).await?,
         Call::Transaction => router.transaction("acme", work).await?,
-        Call::Warm => router.warm("acme").done().await?,
+        Call::Warm => router.warm("acme").wait().await?,
         Call::Direct | Call::DirectAwake => {
             drop(asks(&*router.direct("acme").await?).await?);
         }

@@ -3,8 +3,8 @@
 use std::{path::Path, time::Duration};
 
 use tenantry::{
-    BoxError, Endpoint, KeyRing, Records, TenantId,
-    catalog::{Lease, Leased, Placement, Postgres, PostgresBuilder, Record, State, Then},
+    BoxError, Catalog, Endpoint, KeyRing, TenantId,
+    catalog::{AfterWrite, Lease, Leased, Placement, Postgres, PostgresBuilder, Record, State},
     emulator::CatalogServer,
     tokio_postgres::{self, Client, Config, NoTls, SimpleQueryMessage},
 };
@@ -80,9 +80,19 @@ pub(crate) async fn publish(catalog: &Postgres, id: &str) -> Endpoint {
     record.state = State::Preparing;
     record.placement = Some(Placement::new(format!("project-{id}")));
     record.endpoint = Some(endpoint.clone());
-    assert!(catalog.write(&lease, &record, Then::Keep).await.unwrap());
+    assert!(
+        catalog
+            .write(&lease, &record, AfterWrite::Keep)
+            .await
+            .unwrap()
+    );
     record.state = State::Ready;
-    assert!(catalog.write(&lease, &record, Then::Release).await.unwrap());
+    assert!(
+        catalog
+            .write(&lease, &record, AfterWrite::Release)
+            .await
+            .unwrap()
+    );
     endpoint
 }
 

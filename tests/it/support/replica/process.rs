@@ -8,7 +8,7 @@ use std::{
 
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use tenantry::{
-    BoxError, Error, Fleet, Neon, Preparing, Provisioner, Reconcile, Step, TenantRouter,
+    BoxError, Error, Failpoint, Fleet, Neon, PrepareClient, Provisioner, Reconcile, TenantRouter,
 };
 use tokio::{
     io::{AsyncBufReadExt, BufReader, stdin},
@@ -103,7 +103,7 @@ impl Process {
             "delete" => self.fleet().delete_after(rest, Duration::ZERO).await?,
             "undelete" => self.fleet().undelete(rest).await?,
             "reconcile" => {
-                let how = Reconcile::mend().grace(Duration::ZERO).remove_undead();
+                let how = Reconcile::repair().grace(Duration::ZERO).remove_deleted();
                 let report = self.fleet().reconcile(&how).await?;
                 return Ok(format!("{:?}", report.findings));
             }
@@ -134,7 +134,7 @@ impl Process {
 }
 
 /// Seeds the database, or runs what was ordered in place of that and tells when that is under way.
-async fn prepare(database: Preparing, ordered: Option<String>) -> Result<(), BoxError> {
+async fn prepare(database: PrepareClient, ordered: Option<String>) -> Result<(), BoxError> {
     if let Some(ordered) = ordered {
         let told = async {
             sleep(MOMENT).await;
@@ -155,7 +155,7 @@ async fn prepare(database: Preparing, ordered: Option<String>) -> Result<(), Box
 #[derive(Default)]
 struct Stops {
     // The step, and how many more; held for a look.
-    armed: Mutex<Option<(Step, usize)>>,
+    armed: Mutex<Option<(Failpoint, usize)>>,
     go: Notify,
 }
 
@@ -163,11 +163,13 @@ impl Stops {
     /// `STEP TIMES`.
     fn arm(&self, at: &str) {
         let (step, times) = at.split_once(' ').expect("a step, then a number");
-        let step = Step::ALL.into_iter().find(|it| format!("{it:?}") == step);
+        let step = Failpoint::ALL
+            .into_iter()
+            .find(|it| format!("{it:?}") == step);
         *self.armed.lock().unwrap() = Some((step.expect("a step"), times.parse().unwrap()));
     }
 
-    async fn reach(&self, step: Step, tenant: &str) {
+    async fn reach(&self, step: Failpoint, tenant: &str) {
         let go = self.go.notified();
         if self.takes(step) {
             say(&format!("at {step:?} {tenant}"));
@@ -175,7 +177,7 @@ impl Stops {
         }
     }
 
-    fn takes(&self, step: Step) -> bool {
+    fn takes(&self, step: Failpoint) -> bool {
         match &mut *self.armed.lock().unwrap() {
             Some((armed, left)) if *armed == step && *left > 0 => {
                 *left -= 1;

@@ -40,7 +40,7 @@ use crate::model::{
 ///
 /// | error | it says | calls after it |
 /// |---|---|---|
-/// | [`Defect`] | something is wrong with the record of the one tenant | are made |
+/// | [`InvalidRecord`] | something is wrong with the record of the one tenant | are made |
 /// | [`CallError::rejected`] | the catalog is up and refuses this call | are made |
 /// | [`CallError::timed_out`] | no answer came in time | are made, unless a call about another tenant got no answer either |
 /// | any other | the catalog is down | wait for up to 250 ms; then one at a time probes the catalog, every 5 seconds at the longest, and all others fail at once |
@@ -74,7 +74,7 @@ pub trait Catalog: Lookup {
     /// Replaces the record of the tenant under `lease`. `false` if the lease has run out or is somebody else's: then
     /// nothing is written.
     ///
-    /// Must be a [`Defect`] if the [state may not become](crate::catalog::State::may_become) that one, and if another
+    /// Must be a [`InvalidRecord`] if the [state may not become](crate::catalog::State::may_become) that one, and if another
     /// tenant, of whatever namespace, has the same project and is not deleted: who deletes a tenant deletes its project.
     fn write(
         &self,
@@ -111,7 +111,7 @@ pub trait Catalog: Lookup {
 
 /// Something is wrong with the record of one tenant, and the catalog itself is up.
 ///
-/// For implementors: what other errors mean is said at [`Catalog`](Records#errors).
+/// For implementors: what other errors mean is said at [`Catalog`](Catalog#errors).
 #[derive(Clone, Eq, PartialEq)]
 pub struct InvalidRecord(String);
 
@@ -148,7 +148,7 @@ impl fmt::Debug for InvalidRecord {
         if !f.alternate() {
             return chain::write(f, self);
         }
-        f.debug_tuple("Defect").field(&self.0).finish()
+        f.debug_tuple("InvalidRecord").field(&self.0).finish()
     }
 }
 
@@ -156,7 +156,7 @@ impl std::error::Error for InvalidRecord {}
 
 /// A call failed, and the catalog itself may be up.
 ///
-/// For implementors: what other errors mean is said at [`Catalog`](Records#errors).
+/// For implementors: what other errors mean is said at [`Catalog`](Catalog#errors).
 #[derive(Clone)]
 pub struct CallError {
     reason: Reason,

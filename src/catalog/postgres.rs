@@ -84,7 +84,7 @@ use crate::model::{
 ///
 /// # Failures
 /// A record that makes no sense (it was sealed with a key that is not in the ring, or written by a later release) is a
-/// [`Defect`] of that tenant; [`list`](Records::list) leaves it out with a warning. Everything else is an outage: the
+/// [`InvalidRecord`](crate::catalog::InvalidRecord) of that tenant; [`list`](crate::Catalog::list) leaves it out with a warning. Everything else is an outage: the
 /// text says what to change.
 pub struct Postgres {
     inner: Arc<Inner>,

@@ -38,7 +38,7 @@ type Outcome<T = ()> = Result<T, BoxError>;
 /// Puts a catalog through everything that is asked of it. Takes some seconds of real time.
 ///
 /// `make` is called for each case, and gives a catalog that is empty and was not told yet which namespace to
-/// [`serve`](Records::serve). `with_passwords` says whether the catalog is to keep passwords.
+/// [`bind`](super::Catalog::bind). `with_passwords` says whether the catalog is to keep passwords.
 ///
 /// # Panics
 /// If the catalog does not behave. The text names what was expected of it.
@@ -183,7 +183,7 @@ impl<R: Catalog> Stage<R> {
         match self.records.write(lease, record, AfterWrite::Keep).await {
             Ok(wrote) => Err(format!("{why}: no error, but {wrote}").into()),
             Err(err) if err.is::<InvalidRecord>() => Ok(()),
-            Err(err) => Err(format!("{why}: an error that is no Defect: {err}").into()),
+            Err(err) => Err(format!("{why}: an error that is no InvalidRecord: {err}").into()),
         }
     }
 

@@ -58,7 +58,7 @@ pub enum Trouble {
     /// for](crate::Reconcile::remove_unrecorded).
     Orphan,
     /// The tenant is deleted, and its database is there, as after somebody has recovered it by hand. Mended, by deleting it,
-    /// only if [asked for](crate::Reconcile::remove_undead).
+    /// only if [asked for](crate::Reconcile::remove_deleted).
     DeletedButPresent,
     /// Somebody began to create or to delete the database and has not finished. Mended by finishing it; nothing is
     /// created for that.

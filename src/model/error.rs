@@ -46,7 +46,7 @@ pub enum ErrorKind {
     BadCredential,
     /// The catalog's record of the tenant cannot be read, or may not be changed as it was asked for.
     BadRecord,
-    /// The catalog (`Lookup` or `Records`) failed or gave an answer that makes no sense.
+    /// The catalog (`Lookup` or `Catalog`) failed or gave an answer that makes no sense.
     Catalog,
     /// The router was closed, or the runtime it was built on is gone.
     Closed,

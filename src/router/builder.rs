@@ -191,7 +191,7 @@ impl RouterBuilder {
         self
     }
 
-    /// Longest time for one call of the catalog ([`Records`](crate::Records)); beyond it, it counts as down. Defaults to 5
+    /// Longest time for one call of the catalog ([`Catalog`](crate::Catalog)); beyond it, it counts as down. Defaults to 5
     /// seconds. Shorten it to tell those sooner whose tenant is not known yet.
     pub fn catalog_timeout(mut self, limit: Duration) -> Self {
         self.config.catalog_timeout = limit;

@@ -20,7 +20,7 @@ impl TenantRouter {
     ///
     /// # Errors
     /// As for [`get`](Self::get). Without a place within `get_timeout`: `ErrorKind::Timeout` at
-    /// [`Stage::Checkout`].
+    /// [`Stage::Checkout`](crate::Stage::Checkout).
     ///
     /// # Cancel safety
     /// Dropping the future closes what was opened; a look-up, a creation or a wake under way goes on.

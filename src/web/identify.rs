@@ -54,7 +54,7 @@ enum Way {
 /// The head alone does not say which tenant is meant: it has to be asked for, or the request is to be refused.
 struct Undecided;
 
-/// What of a request names its tenant, for [`Identify::asking`].
+/// What of a request names its tenant, for [`Identify::resolve_with`].
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct RequestHead {

@@ -242,19 +242,15 @@ async fn reconcile_removes_a_duplicate_of_a_known_attempt_and_nothing_else() {
     };
     assert_eq!(troubles(&dry), expected("reported"));
     assert_eq!(projects(&stage).await, 5, "a dry run changes nothing");
-    let young = fleet(&router)
-        .reconcile(&Reconcile::repair())
-        .await
-        .unwrap();
+    let young = fleet(&router).reconcile(&Reconcile::repair()).await;
+    let young = young.unwrap();
     assert_eq!(
         troubles(&young),
         expected("left"),
         "it may be younger than the grace"
     );
-    let mended = fleet(&router)
-        .reconcile(&Reconcile::repair().grace(NOW))
-        .await
-        .unwrap();
+    let repair = Reconcile::repair().grace(NOW);
+    let mended = fleet(&router).reconcile(&repair).await.unwrap();
     assert_eq!(troubles(&mended), expected("mended"));
 
     let left = stage

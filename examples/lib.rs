@@ -1,2 +1,2 @@
-//! Examples that need little more than tenantry, so that the first command compiles little more. Those that are whole
-//! services are in `services`.
+//! Examples that need few crates besides tenantry, so that the first command compiles fast. Complete services are in
+//! `services`.

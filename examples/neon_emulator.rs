@@ -1,7 +1,7 @@
-//! Neon on this machine, until Ctrl-C: point any Postgres client and any client of Neon's API at it.
+//! An emulator of Neon on this machine, until Ctrl-C. Any Postgres client and any client of Neon's API can use it.
 //!
-//! Run it with `tests/with-postgres cargo run --example neon_emulator`, or give it ports to stay at:
-//! `cargo run --example neon_emulator -- 8080 5433`.
+//! Run it with `tests/with-postgres cargo run --example neon_emulator`, or with fixed ports: `cargo run --example
+//! neon_emulator -- 8080 5433`.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ async fn main() -> Result<(), BoxError> {
         .start()
         .await?;
 
-    // One project to begin with, so that there is something to connect to.
+    // One project, so that there is a database to connect to.
     let neon = Neon::builder(emulator.api_key())
         .base_url(emulator.api_url())
         .build()?;

@@ -1,4 +1,4 @@
-//! Three tenants that nobody has ever seen, each with a database of its own, on an emulator of Neon.
+//! Three tenants that the router has never seen: each gets a database of its own, on an emulator of Neon.
 //!
 //! Run it with `tests/with-postgres cargo run --example quickstart`.
 
@@ -6,76 +6,87 @@ use std::time::Duration;
 use tenantry::{BoxError, Neon, Provisioner, TenantRouter, catalog::Memory, emulator::Emulator};
 use tokio::time::Instant;
 
+const TENANTS: [&str; 3] = ["acme", "globex", "initech"];
+
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
-    // Neon on this machine, as slow to wake as the real one.
-    let delay = Duration::from_millis(350);
+    println!(
+        "This runs on an emulator of Neon: real Postgres and TLS, and a compute starts in 350 ms.\n"
+    );
+    let delay = Duration::from_millis(350); // as long as at Neon
     let emulator = Emulator::builder().wake_delay(delay).start().await?;
     let neon = Neon::builder(emulator.api_key())
         .base_url(emulator.api_url())
         .build()?;
     let provisioner = Provisioner::new(Memory::new(), neon, "quickstart");
-    let provisioner = provisioner.on_first_access(); // for ids that no client can make up
+    let provisioner = provisioner.on_first_access(); // only for ids that clients cannot make up
     let router = TenantRouter::provisioning(provisioner)
         .resolve(emulator.resolver())
         .root_certificate(emulator.root_certificate())
         .build()?;
 
     println!(
-        "tenant   access                    get     of it wake         query  rows of its own"
+        "1. The first get of an unknown tenant creates its database, by one call of Neon's API."
     );
-    for access in ["first: created", "second: reused", "asleep: woken"] {
-        for tenant in ["acme", "globex", "initech"] {
-            visit(&router, &emulator, tenant, access).await?;
-        }
-        if access.starts_with("second") {
-            emulator.suspend_all().await; // Neon does this by itself after five idle minutes
-        }
-    }
+    let created = visit_all(&router).await?;
+    println!("2. The next get takes a connection from the tenant's pool.");
+    let warm = visit_all(&router).await?;
+    println!(
+        "3. The databases fall asleep, and all sockets die. The next get wakes the tenant's database."
+    );
+    emulator.suspend_all().await; // Neon does this by itself after five idle minutes
+    let woken = visit_all(&router).await?;
 
-    println!("\ntenant   wakes  sessions  host");
-    for it in emulator.witnesses() {
-        let (tenant, wakes) = (&it.annotations["tenantry-tenant"], it.wakes.len());
+    println!("\ntenant       created        warm       woken   rows in its own database");
+    for (at, tenant) in TENANTS.into_iter().enumerate() {
+        let times = [&created[at], &warm[at], &woken[at]];
+        let times = times.map(|visit| format!("{:>9.3} ms", visit.took.as_secs_f64() * 1e3));
         println!(
-            "{tenant:<8} {wakes:>5}  {:>8}  {}",
-            it.sessions.len(),
-            it.host
+            "{tenant:<8} {}   {}",
+            times.join(""),
+            woken[at].rows.join(", ")
         );
     }
+    let wakes: usize = emulator.witnesses().iter().map(|it| it.wakes.len()).sum();
+    println!(
+        "\nThe three databases were started {wakes} times: once when created, once when woken."
+    );
+    println!(
+        "Next: tests/with-postgres cargo run --example saas, a notes service to try with curl."
+    );
     router.close().await;
     Ok(())
 }
 
-/// Gets the tenant's connection, adds a row to its own table, and reads back all that is there.
-async fn visit(
-    router: &TenantRouter,
-    emulator: &Emulator,
-    tenant: &str,
-    access: &str,
-) -> Result<(), BoxError> {
+/// One access to a tenant's database.
+struct Visit {
+    /// The time that `get` took.
+    took: Duration,
+    /// All rows that the database has.
+    rows: Vec<String>,
+}
+
+/// Visits each tenant, one after the other.
+async fn visit_all(router: &TenantRouter) -> Result<Vec<Visit>, BoxError> {
+    let mut visits = Vec::new();
+    for tenant in TENANTS {
+        visits.push(visit(router, tenant).await?);
+    }
+    Ok(visits)
+}
+
+/// Gets a connection to the tenant's database, adds a row, and reads all rows back.
+async fn visit(router: &TenantRouter, tenant: &str) -> Result<Visit, BoxError> {
     let start = Instant::now();
     let client = router.get(tenant).await?;
-    let got = start.elapsed();
-    client
-        .batch_execute("CREATE TABLE IF NOT EXISTS visits (visitor text)")
-        .await?;
-    client
-        .execute("INSERT INTO visits VALUES ($1)", &[&tenant])
-        .await?;
-
-    let begin = Instant::now();
-    let rows = client
-        .query_typed("SELECT visitor FROM visits", &[])
-        .await?;
-    let queried = begin.elapsed();
-
-    let all = emulator.witnesses().into_iter().flat_map(|it| it.wakes);
-    let woken: Duration = all
-        .filter(|wake| wake.at >= start)
-        .map(|wake| wake.took)
-        .sum();
-    let times = [got, woken, queried].map(|time| format!("{:>10.3} ms", time.as_secs_f64() * 1e3));
-    let visitors: Vec<&str> = rows.iter().map(|row| row.get(0)).collect();
-    println!("{tenant:<8} {access:<15} {}  {visitors:?}", times.join(" "));
-    Ok(())
+    let took = start.elapsed();
+    let table =
+        "CREATE TABLE IF NOT EXISTS visits (number int GENERATED ALWAYS AS IDENTITY, visitor text)";
+    client.batch_execute(table).await?;
+    let insert = "INSERT INTO visits (visitor) VALUES ($1)";
+    client.execute(insert, &[&tenant]).await?;
+    let select = "SELECT visitor || ' ' || number FROM visits ORDER BY number";
+    let rows = client.query_typed(select, &[]).await?;
+    let rows = rows.iter().map(|row| row.get(0)).collect();
+    Ok(Visit { took, rows })
 }

@@ -1,9 +1,9 @@
-//! Three processes of one app, with one catalog in Postgres: a tenant that one of them has created is served by all, a
-//! herd on all three creates one database, a deletion reaches everybody, and what a killed process left is finished by
-//! another.
+//! Three processes of one app that share one catalog in Postgres. A tenant that one process creates is served by all.
+//! Fifty callers in each process at once create one database. A deletion reaches all processes. If a process is killed,
+//! another one finishes its work.
 //!
 //! Run it with `tests/with-postgres cargo run --example replicas`. It starts an emulator of Neon, a Postgres for the
-//! catalog, and three copies of itself; a few seconds later all of it is gone.
+//! catalog, and three copies of itself. All of them end after a few seconds.
 
 use std::{env, io, net::SocketAddr, process::Stdio, time::Duration};
 
@@ -28,7 +28,7 @@ async fn main() -> Result<(), BoxError> {
     }
 }
 
-/// The router of each process. A real app has no use for the last two settings.
+/// Builds the router of each process. A real app does not need the last two settings.
 fn router() -> Result<TenantRouter, BoxError> {
     let catalog = Postgres::builder(env::var("CATALOG_URL")?)
         .keys(KeyRing::parse(&env::var("CATALOG_KEYS")?)?)
@@ -39,7 +39,7 @@ fn router() -> Result<TenantRouter, BoxError> {
         .build()?;
     let provisioner = Provisioner::new(catalog, neon, "example")
         .on_first_access()
-        .lease_time(Duration::from_secs(2)); // nobody likes to wait for an example; 30 by default
+        .lease_time(Duration::from_secs(2)); // short, for an example; 30 seconds by default
     let root = CertificateDer::from_pem_file(env::var("NEON_ROOT")?)?;
     let router = TenantRouter::provisioning(provisioner)
         .resolve(Proxy(env::var("NEON_PROXY")?.parse()?))
@@ -47,7 +47,7 @@ fn router() -> Result<TenantRouter, BoxError> {
     Ok(router.build()?)
 }
 
-/// All hosts of the emulator are at one address.
+/// Resolves all hosts of the emulator to its one address.
 struct Proxy(SocketAddr);
 
 impl Resolve for Proxy {
@@ -56,7 +56,7 @@ impl Resolve for Proxy {
     }
 }
 
-/// One process of the app. It does what it is told, line by line.
+/// Runs one process of the app, which carries out orders from stdin, line by line.
 async fn replica(name: &str) -> Result<(), BoxError> {
     let router = router()?;
     let mut orders = BufReader::new(stdin()).lines();
@@ -74,7 +74,7 @@ async fn replica(name: &str) -> Result<(), BoxError> {
 async fn obey(router: &TenantRouter, name: &str, order: &str) -> Result<String, BoxError> {
     let (verb, tenant) = order.split_once(' ').ok_or("no order")?;
     match verb {
-        // Adds a row to the tenant's own table, and reads all that is there.
+        // Adds a row to the tenant's table, and reads all rows.
         "visit" => {
             let client = router.get(tenant).await?;
             let create = "CREATE TABLE IF NOT EXISTS visits (id serial, visitor text)";
@@ -99,7 +99,7 @@ async fn obey(router: &TenantRouter, name: &str, order: &str) -> Result<String, 
             fleet.delete_after(tenant, Duration::from_secs(1)).await?;
             Ok("deleted, and gone at Neon".to_owned())
         }
-        // Asks for a connection again and again until it is refused.
+        // Gets a connection again and again, until the tenant is refused.
         "watch" => loop {
             if let Err(err) = router.get(tenant).await {
                 return Ok(format!("refused: {:?}", err.kind()));
@@ -110,7 +110,7 @@ async fn obey(router: &TenantRouter, name: &str, order: &str) -> Result<String, 
     }
 }
 
-/// What is played, by whoever started it.
+/// Runs the demonstration in the first process.
 async fn play() -> Result<(), BoxError> {
     let (emulator, catalog) = (Emulator::start().await?, CatalogServer::start().await?);
     let start = |name| Replica::start(name, &emulator, &catalog);
@@ -164,7 +164,7 @@ fn projects(emulator: &Emulator, tenant: &str) -> usize {
         .count()
 }
 
-/// A copy of this program, as seen by whoever started it.
+/// A copy of this program, started by the first process.
 struct Replica {
     name: &'static str,
     process: Child,
@@ -191,14 +191,14 @@ impl Replica {
         Ok(Self { name, process })
     }
 
-    /// Gives an order, waits until it is done, and says what came of it.
+    /// Sends an order, waits for its answer, and prints it.
     async fn order(&mut self, order: &str) -> Result<(), BoxError> {
         let (stdin, stdout) = (&mut self.process.stdin, &mut self.process.stdout);
         let (stdin, stdout) = stdin.as_mut().zip(stdout.as_mut()).ok_or("not started")?;
         let start = Instant::now();
         stdin.write_all(format!("{order}\n").as_bytes()).await?;
         let mut answer = String::new();
-        BufReader::new(stdout).read_line(&mut answer).await?; // one line is all there is
+        BufReader::new(stdout).read_line(&mut answer).await?; // an answer is one line
         let took = start.elapsed().as_millis();
         print!("   {}: {order:<13} {took:>5} ms  {answer}", self.name);
         Ok(())

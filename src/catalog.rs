@@ -1,4 +1,4 @@
-//! The catalog that tenantry keeps itself: tenant → endpoint, and who may create or change it.
+//! The catalog: a record of each tenant's database, and the leases under which records are changed.
 
 pub(crate) mod cached;
 pub(crate) mod key_ring;
@@ -27,43 +27,43 @@ use crate::model::{
 /// [`Postgres`] is shared by all replicas of an app. [`Memory`] needs no set-up and serves one process: after a restart
 /// it is empty, and each tenant's project is found again by its name.
 ///
-/// A value serves one namespace. As a [`Lookup`] it answers where tenants live whose record is
-/// [`Ready`](crate::catalog::State::Ready), which is enough for an app that creates nothing.
+/// A value serves one namespace. As a [`Lookup`] it returns the endpoints of tenants with a
+/// [`Ready`](crate::catalog::State::Ready) record, which is enough for an app that creates nothing.
 ///
-/// Whatever is written is guarded by a lease. An `Err` means that the catalog failed, so that nobody knows whether it did
-/// as it was asked; every call may be repeated then. How an implementation has to behave is held by a suite of tests that
-/// it can be run through: `catalog::suite`, with the feature `testing`.
+/// Every write needs a lease. After an `Err` the caller does not know the outcome of the call, and may repeat it. The
+/// test suite `catalog::suite` (feature `testing`) checks that an implementation behaves as described here.
 ///
 /// # Errors
-/// Reading (`find`, `list`, `changes`) and writing (`lease`, `write`, `release`) fail apart: while writing fails, tenants that
-/// have a database are still looked up.
+/// Reads (`find`, `list`, `changes`) and writes (`lease`, `write`, `release`) fail independently: while writes fail,
+/// tenants that have a database are still looked up.
 ///
-/// | error | it says | calls after it |
+/// | error | meaning | later calls |
 /// |---|---|---|
 /// | [`InvalidRecord`] | something is wrong with the record of the one tenant | are made |
 /// | [`CallError::rejected`] | the catalog is up and refuses this call | are made |
-/// | [`CallError::timed_out`] | no answer came in time | are made, unless a call about another tenant got no answer either |
-/// | any other | the catalog is down | wait for up to 250 ms; then one at a time probes the catalog, every 5 seconds at the longest, and all others fail at once |
+/// | [`CallError::timed_out`] | no answer came in time | are made, unless a call about another tenant got none either |
+/// | any other | the catalog is down | wait up to 250 ms, then fail; one at a time probes, at least every 5 seconds |
 ///
 /// # Cancel safety
-/// A call may be dropped at any moment: when [`catalog_timeout`](crate::RouterBuilder::catalog_timeout) is over, or by
-/// whoever made it. As after an error, nobody knows then whether it did as it was asked; half of it must not be done.
+/// A call may be dropped at any moment: by its caller, or when
+/// [`catalog_timeout`](crate::RouterBuilder::catalog_timeout) is over. Its outcome is then unknown, as after an error.
+/// A dropped call must take effect completely or not at all.
 pub trait Catalog: Lookup {
-    /// Says which namespace this value serves, before anything else is asked, and whether passwords will be written.
-    /// Must fail if it was told another namespace before, or if it cannot keep passwords safe that it is going to get.
+    /// Sets the namespace that this value serves, and says whether passwords will be written. Called before any other
+    /// method. Must fail if another namespace was set before, or if the catalog cannot keep those passwords safe.
     fn bind(&self, namespace: &Namespace, with_passwords: bool) -> Result<(), BoxError>;
 
-    /// What is known of `tenant`, as it is now.
+    /// Returns the present record of `tenant`.
     fn find(
         &self,
         tenant: &TenantId,
     ) -> impl Future<Output = Result<Option<Record>, BoxError>> + Send;
 
-    /// Asks for the lease on `tenant` for `time`, counted by the catalog's clock. A tenant without a record gets one:
-    /// [`Claimed`](crate::catalog::State::Claimed), or [`Creating`](crate::catalog::State::Creating) without an attempt if
-    /// the catalog cannot know whether its database was created before.
+    /// Requests the lease on `tenant` for `time`, measured by the catalog's clock. A tenant without a record gets one:
+    /// [`Claimed`](crate::catalog::State::Claimed), or [`Creating`](crate::catalog::State::Creating) without an attempt
+    /// if the catalog cannot know whether the tenant's database was created before.
     ///
-    /// Granted if nobody holds it, or if `owner` does: then it is a renewal, and the token stays.
+    /// The lease is granted if it is free. If `owner` holds it already, it is renewed and keeps its token.
     fn lease(
         &self,
         tenant: &TenantId,
@@ -71,11 +71,12 @@ pub trait Catalog: Lookup {
         time: Duration,
     ) -> impl Future<Output = Result<Leased, BoxError>> + Send;
 
-    /// Replaces the record of the tenant under `lease`. `false` if the lease has run out or is somebody else's: then
-    /// nothing is written.
+    /// Replaces the record of the tenant under `lease`. Returns `false`, and writes nothing, if the lease has expired
+    /// or belongs to another owner.
     ///
-    /// Must be a [`InvalidRecord`] if the [state may not become](crate::catalog::State::may_become) that one, and if another
-    /// tenant, of whatever namespace, has the same project and is not deleted: who deletes a tenant deletes its project.
+    /// Must fail with [`InvalidRecord`] if the old [state may not become](crate::catalog::State::may_become) the new
+    /// one. Must fail with it, too, if a tenant of any namespace has the same project and is not deleted: deleting a
+    /// tenant deletes its project.
     fn write(
         &self,
         lease: &Lease,
@@ -83,18 +84,18 @@ pub trait Catalog: Lookup {
         then: AfterWrite,
     ) -> impl Future<Output = Result<bool, BoxError>> + Send;
 
-    /// Gives `lease` back. Does nothing if it is somebody else's.
+    /// Releases `lease`. Does nothing if it belongs to another owner.
     fn release(&self, lease: &Lease) -> impl Future<Output = Result<(), BoxError>> + Send;
 
-    /// At most `limit` records of tenants that come after `after`, byte by byte, in that order.
+    /// Returns at most `limit` records of tenants after `after`, ordered by the bytes of the tenant's id.
     fn list(
         &self,
         after: Option<&TenantId>,
         limit: usize,
     ) -> impl Future<Output = Result<Vec<Record>, BoxError>> + Send;
 
-    /// Whose records were written since `version` was answered, at most `limit` of them; for `None`, none and the present
-    /// version. Must miss nothing, also what was written side by side. Its
+    /// Returns at most `limit` of the tenants whose records were written after version `since`. For `None`, returns no
+    /// tenants and the present version. Must miss no write, concurrent ones included. The
     /// [incarnation](crate::catalog::Changes::incarnation) stays the same as long as no write can have got lost.
     fn changes(
         &self,
@@ -102,26 +103,26 @@ pub trait Catalog: Lookup {
         limit: usize,
     ) -> impl Future<Output = Result<Changes, BoxError>> + Send;
 
-    /// Waits until [`changes`](Self::changes) may have something to say; for ever if nobody would know. It may be wrong
-    /// either way: changes are asked for from time to time anyhow.
+    /// Waits until [`changes`](Self::changes) may have news, or forever if the catalog cannot tell. It may return
+    /// without news, and may miss some: the router also calls `changes` at intervals.
     fn changed(&self) -> impl Future<Output = ()> + Send {
         std::future::pending()
     }
 }
 
-/// Something is wrong with the record of one tenant, and the catalog itself is up.
+/// An error in the record of one tenant; the catalog itself is up.
 ///
-/// For implementors: what other errors mean is said at [`Catalog`](Catalog#errors).
+/// For implementors: [`Catalog`](Catalog#errors) describes the meaning of other errors.
 #[derive(Clone, Eq, PartialEq)]
 pub struct InvalidRecord(String);
 
 impl InvalidRecord {
-    /// Says what is wrong. The text must hold no secret.
+    /// Creates an error from a text that says what is wrong. The text must hold no secret.
     pub fn new(message: impl Into<String>) -> Self {
         Self(message.into())
     }
 
-    /// Says that the lease is on another record.
+    /// Creates the error for a record of another tenant than the lease's.
     pub(crate) fn of_another(lease: &Lease, record: &Record) -> Self {
         let (leased, written) = (lease.tenant.as_str(), record.tenant.as_str());
         Self(format!(
@@ -129,7 +130,7 @@ impl InvalidRecord {
         ))
     }
 
-    /// Says that a record may not be written with that state.
+    /// Creates the error for a change of state that is not allowed.
     pub(crate) fn not_allowed(old: State, new: State) -> Self {
         let (old, new) = (old.as_str(), new.as_str());
         Self(format!("a record that is {old} cannot become {new}"))
@@ -142,7 +143,7 @@ impl fmt::Display for InvalidRecord {
     }
 }
 
-/// Its text, as `main` prints an error that it returns.
+/// Prints the text, as `main` prints a returned error by its `Debug`; `{:#?}` prints the fields.
 impl fmt::Debug for InvalidRecord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !f.alternate() {
@@ -154,9 +155,9 @@ impl fmt::Debug for InvalidRecord {
 
 impl std::error::Error for InvalidRecord {}
 
-/// A call failed, and the catalog itself may be up.
+/// A failure of one call; the catalog itself may be up.
 ///
-/// For implementors: what other errors mean is said at [`Catalog`](Catalog#errors).
+/// For implementors: [`Catalog`](Catalog#errors) describes the meaning of other errors.
 #[derive(Clone)]
 pub struct CallError {
     reason: Reason,
@@ -173,16 +174,16 @@ enum Reason {
 }
 
 impl CallError {
-    /// The catalog answered, and did not do what it was asked: a privilege is missing, a disk is full, a server takes no
-    /// writes. Other calls may succeed, so none is turned away for it. The text must hold no secret.
+    /// Creates the error of a call that the catalog has refused: a privilege is missing, a disk is full, a server takes
+    /// no writes. Other calls may succeed, so the router keeps making them. The text must hold no secret.
     pub fn rejected(message: impl Into<String>) -> Self {
         Self::new(Reason::Rejected, message.into())
     }
 
-    /// The catalog did not answer in time, as a call that is stopped by
-    /// [`catalog_timeout`](crate::RouterBuilder::catalog_timeout). It may have waited for something that is only its own,
-    /// such as a lock on one tenant's row: it counts as an outage once a call about another tenant got no answer either,
-    /// and none was answered in between. The text must hold no secret.
+    /// Creates the error of a call without an answer in time, such as one that
+    /// [`catalog_timeout`](crate::RouterBuilder::catalog_timeout) has stopped. The call may have waited for something
+    /// of its own, such as a lock on one tenant's row. It counts as an outage once a call about another tenant gets no
+    /// answer either, with no answered call in between. The text must hold no secret.
     pub fn timed_out(message: impl Into<String>) -> Self {
         Self::new(Reason::TimedOut, message.into())
     }
@@ -195,7 +196,7 @@ impl CallError {
         }
     }
 
-    /// Adds what led to it.
+    /// Sets the cause of the error.
     #[must_use]
     pub fn with_source(self, source: impl Into<BoxError>) -> Self {
         self.with_shared_source(source.into().into())
@@ -221,7 +222,7 @@ impl fmt::Display for CallError {
     }
 }
 
-/// What happened and its causes, in one line; the fields if it is `{:#?}`.
+/// Prints the message and its causes in one line; `{:#?}` prints the fields.
 impl fmt::Debug for CallError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !f.alternate() {

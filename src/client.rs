@@ -16,25 +16,25 @@ use crate::{
     pool::lease::Lease,
 };
 
-/// A live connection to one tenant's database. Dropping it gives it back.
+/// A live connection to one tenant's database. Dropping it returns it to the pool.
 ///
-/// It derefs to deadpool-postgres's client, so `query_typed`, `prepare_cached`, `transaction` and everything that takes
+/// It derefs to deadpool-postgres's client. So `query_typed`, `prepare_cached`, `transaction` and everything that takes
 /// its `GenericClient` work as they do there.
 ///
-/// What it cannot promise: the server may close the socket at any moment, and a query that meets this fails with
-/// tokio-postgres's own error. A query waits as long as you let it, so put a timeout around those that matter.
-/// [`read`](crate::TenantRouter::read) and [`transaction`](crate::TenantRouter::transaction) have neither weakness. It
-/// is safe to drop a query half-way: the connection is then cancelled and closed instead of given to the next caller.
+/// The server may close the socket at any moment, and a query that meets this fails with tokio-postgres's own error. A
+/// query has no time limit, so set a timeout where one matters. [`read`](crate::TenantRouter::read) and
+/// [`transaction`](crate::TenantRouter::transaction) have neither weakness. Dropping a query half-way is safe: it is
+/// cancelled, and the connection is closed instead of going to the next caller.
 ///
-/// Prefer `query_typed`: one round trip, and no named statement that the connection has to remember.
+/// Prefer `query_typed`: it takes one round trip and leaves no named statement on the connection.
 ///
-/// Do not swap the driver's client inside it with another's: a connection carries its tenant, and code that reaches
-/// through two `DerefMut`s can take it away.
+/// Do not swap the driver's client inside it with that of another tenant. Code that reaches through two `DerefMut`s can
+/// do so, and then queries the wrong database.
 ///
 /// At Neon it goes through a pooler in transaction mode: two statements outside a transaction may run in two sessions.
-/// So `SET`, `LISTEN`, session advisory locks, temporary tables and SQL-level `PREPARE` do not hold, and a `SET` may
-/// reach somebody else. What needs a session of its own gets one from [`direct`](crate::TenantRouter::direct). On a server
-/// without a pooler they hold until the connection is dropped, which resets its session
+/// So `SET`, `LISTEN`, session advisory locks, temporary tables and SQL-level `PREPARE` do not last, and a `SET` may
+/// affect other clients. Use [`direct`](crate::TenantRouter::direct) for work that needs a session of its own. On a
+/// server without a pooler they last until the connection is dropped, which resets its session
 /// ([`SessionReset`](crate::SessionReset)).
 #[must_use = "it goes back unused if it is dropped at once; to wake a database, `warm` it"]
 pub struct TenantClient {
@@ -46,18 +46,18 @@ impl TenantClient {
         Self { lease }
     }
 
-    /// Whose database this is.
+    /// Returns the tenant whose database this is.
     pub fn tenant(&self) -> &TenantId {
         self.lease.tenant()
     }
 
-    /// A token that stops what runs on the connection, from another task.
+    /// Returns a token that cancels the running query from another task.
     pub fn cancel_token(&self) -> CancelToken {
         token_of(&self.lease)
     }
 }
 
-/// A token that stops what runs on a pooled connection.
+/// Returns a token that cancels the running query of a pooled connection.
 pub(crate) fn token_of(lease: &Lease) -> CancelToken {
     let ConnectionInner {
         client,

@@ -1,4 +1,4 @@
-//! One connection to one server: opened, driven, watched, and judged where it fails.
+//! One connection to one server: its dialing, its driver, its status, and the verdict on its failures.
 
 pub(crate) mod dial;
 pub(crate) mod driver;
@@ -22,20 +22,20 @@ use crate::{
     model::{config::Config, endpoint::Endpoint},
 };
 
-/// A connection and what is known of it.
+/// A connection and its [status](ConnectionStatus).
 ///
-/// In a box: it goes from hand to hand on its way to a caller and back, and half of this under the pool's lock.
+/// It is boxed because it moves several times between pool and caller, half of the times under the pool's lock.
 pub(crate) struct Connection(Box<ConnectionInner>);
 
-/// What a connection is made of.
+/// The fields of a [`Connection`].
 pub(crate) struct ConnectionInner {
     pub(crate) client: Client,
     pub(crate) status: Arc<ConnectionStatus>,
-    /// By which the budget knows it.
+    /// The id of its permit in the budget.
     pub(crate) permit_id: PermitId,
-    /// Where it was opened.
+    /// The endpoint at which it was opened.
     pub(crate) endpoint: Arc<Endpoint>,
-    /// The client's own, by which it is known again: users get at the client by `&mut`, and may swap two of them.
+    /// The cache of the original client, which detects a swap: users get the client by `&mut` and may swap two clients.
     statements: Arc<StatementCache>,
 }
 
@@ -60,7 +60,7 @@ impl Connection {
         Arc::ptr_eq(&self.statements, &self.client.statement_cache)
     }
 
-    /// Ends it. Its task says goodbye to the server.
+    /// Closes it. Its task then sends Terminate to the server.
     pub(crate) fn close(self) {
         self.status.mark_closing();
     }
@@ -70,7 +70,7 @@ impl Connection {
     }
 
     pub(crate) fn health_at(&self, now: Instant, config: &Config) -> Health {
-        // The driver's own word, `is_closed`, is given at that same moment, and lies further away in memory.
+        // The driver's own `is_closed` changes at the same moment, but lies further away in memory.
         if self.status.has_ended() {
             Health::Closed
         } else if self.status.may_be_cancelled() {
@@ -99,16 +99,16 @@ impl DerefMut for Connection {
     }
 }
 
-/// What can be said of a connection without asking the server.
+/// The state of a connection, as far as it is known without asking the server.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Health {
-    /// Can be used as it is.
+    /// It can be used as it is.
     Healthy,
-    /// Something may be about to be written on it, or an earlier user's request was written after it came back.
+    /// A request may be about to be written on it, or an earlier user's request was written after it came back.
     Pending,
-    /// Has lain so long that it may be dead without knowing, or is suspect for another reason.
+    /// It was silent for so long that it may be dead unnoticed, or it is suspect for another reason.
     NeedsPing,
-    /// An earlier user's request to cancel may still be under way, and would hit the next one.
+    /// An earlier user's cancel request may still be under way, and would hit the next user's query.
     CancelPending,
     /// Its task has ended.
     Closed,

@@ -1,7 +1,7 @@
-//! What tenantry asks of whoever creates databases.
+//! The interface to the service that creates databases.
 //!
-//! A seam, so that something else than Neon can be put there. The trait knows no project and no branch: those are
-//! Neon's own nouns, and only the implementation for [`Neon`](crate::Neon) turns them into ours.
+//! Services other than Neon can implement it. The trait knows no project and no branch: those are Neon's terms, and
+//! only the implementation for [`Neon`](crate::Neon) translates them.
 
 mod neon;
 
@@ -20,15 +20,16 @@ use crate::{
 
 /// Creates databases, finds them again, and deletes them.
 ///
-/// Every method works until `progress.deadline()` at the longest, repeats by itself what can safely be repeated, and
-/// notes failures that it retries with [`Progress::note`]. A failure that may pass is one of a
+/// Every method returns by `progress.deadline()`, repeats requests that are safe to repeat, and reports each failure
+/// that it retries with [`Progress::note`]. A failure that may pass has a
 /// [transient](crate::ErrorKind::is_transient) kind.
 ///
 /// # Cancel safety
-/// A call may be dropped at any moment: at the deadline, or by whoever made it. What it has asked for may be done all the
-/// same. A [`create`](Self::create) that was dropped counts as one whose outcome is unknown.
+/// A call may be dropped at any moment, by its caller or at the deadline. Its request may take effect after that. The
+/// outcome of a dropped [`create`](Self::create) counts as unknown.
 pub trait ControlPlane: Send + Sync + 'static {
-    /// Whether `plan` can be ordered at all; an error says what of it cannot. Defaults to yes: the creation will tell.
+    /// Checks whether `plan` can be ordered; the error says which part of it cannot. The default accepts every plan, so
+    /// that a bad one fails at its creation.
     fn check(
         &self,
         plan: &Plan,
@@ -38,22 +39,22 @@ pub trait ControlPlane: Send + Sync + 'static {
         std::future::ready(Ok(()))
     }
 
-    /// All databases whose name is exactly `name`, oldest first. An error if it is not certain that they are all. It may
-    /// miss the newest for a while.
+    /// Returns all databases whose name is exactly `name`, oldest first. Fails if the list may be incomplete, except
+    /// that it may miss the newest database for a while.
     fn find(
         &self,
         name: &str,
         progress: &Progress,
     ) -> impl Future<Output = Result<Vec<Found>, Error>> + Send;
 
-    /// All databases whose name begins with `prefix`, in any order. An error if it is not certain that they are all.
+    /// Returns all databases whose name begins with `prefix`, in any order. Fails if the list may be incomplete.
     fn list(
         &self,
         prefix: &str,
         progress: &Progress,
     ) -> impl Future<Output = Result<Vec<Found>, Error>> + Send;
 
-    /// What is written on a database; `None` if there is none of that id.
+    /// Returns the tags of a database; `None` if no database has this id.
     fn tags(
         &self,
         id: &str,
@@ -62,10 +63,11 @@ pub trait ControlPlane: Send + Sync + 'static {
 
     /// Creates a database, and never two for one call.
     ///
-    /// An error of a [transient](crate::ErrorKind::is_transient) kind means that it is unknown whether one was created:
-    /// it is then looked for, and none is created again until it must have turned up. An error of any other kind means
-    /// that none was, so that the next access orders one again. [`ErrorKind::Timeout`](crate::ErrorKind::Timeout) is such
-    /// a kind: it is for time that ran out before anything could be ordered, or after nothing but refusals.
+    /// An error of a [transient](crate::ErrorKind::is_transient) kind means that a database may have been created. The
+    /// caller then looks for it, and creates no other until it must have turned up. An error of any other kind means
+    /// that none was created, so that the next access orders one again.
+    /// [`ErrorKind::Timeout`](crate::ErrorKind::Timeout) is such a kind: the time ran out before anything could be
+    /// ordered, or every attempt was refused.
     fn create(
         &self,
         order: &Order,
@@ -79,8 +81,8 @@ pub trait ControlPlane: Send + Sync + 'static {
         progress: &Progress,
     ) -> impl Future<Output = Result<(), Error>> + Send;
 
-    /// Where the database lives, credential included; `None` if there is none of that id. `login` says as whom, and into
-    /// what; without it, as a database is created.
+    /// Returns the placement of a database, and its endpoint with the credential; `None` if no database has this id.
+    /// `login` selects the role and the database to connect to; without it, they are those of a new database.
     fn database(
         &self,
         id: &str,
@@ -88,8 +90,8 @@ pub trait ControlPlane: Send + Sync + 'static {
         progress: &Progress,
     ) -> impl Future<Output = Result<Option<Database>, Error>> + Send;
 
-    /// The password of a role, for a catalog that keeps none; `None` if there is no such database. By default it is taken
-    /// from [`database`](Self::database).
+    /// Returns the password of a role, for a catalog that keeps none; `None` if there is no such database. The default
+    /// takes it from [`database`](Self::database).
     fn password(
         &self,
         placement: &Placement,
@@ -102,15 +104,15 @@ pub trait ControlPlane: Send + Sync + 'static {
         }
     }
 
-    /// Deletes a database, and makes sure that it is gone. It may be gone already.
+    /// Deletes a database, and verifies that it is gone. Succeeds if it is gone already.
     fn delete(
         &self,
         id: &str,
         progress: &Progress,
     ) -> impl Future<Output = Result<(), Error>> + Send;
 
-    /// Takes the deletion of a database back. An error of kind [`NotFound`](crate::ErrorKind::NotFound) if that cannot be
-    /// done any more. It may be back already.
+    /// Undoes the deletion of a database. Succeeds if the database is back already. Fails with the kind
+    /// [`NotFound`](crate::ErrorKind::NotFound) if the deletion can no longer be undone.
     fn recover(
         &self,
         id: &str,
@@ -122,16 +124,16 @@ pub trait ControlPlane: Send + Sync + 'static {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Order {
-    /// Its name, which nobody else uses.
+    /// Name of the database, used for no other.
     pub name: String,
-    /// What to write on it, so that it is known again.
+    /// Tags to write on the database, by which it is recognized later.
     pub tags: BTreeMap<String, String>,
-    /// What it gets.
+    /// Plan of the database.
     pub plan: Plan,
 }
 
 impl Order {
-    /// For the tests of implementors.
+    /// Creates an order, for the tests of implementors.
     pub fn new(name: impl Into<String>, tags: BTreeMap<String, String>, plan: Plan) -> Self {
         Self {
             name: name.into(),
@@ -141,18 +143,18 @@ impl Order {
     }
 }
 
-/// A database and where it lives.
+/// A database, with its placement and its endpoint.
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct Database {
-    /// What the control plane calls it.
+    /// The control plane's ids of the database.
     pub placement: Placement,
-    /// Where it lives.
+    /// Address and credential of the database.
     pub endpoint: Endpoint,
 }
 
 impl Database {
-    /// For implementors.
+    /// Creates the value, for implementors.
     pub fn new(placement: Placement, endpoint: Endpoint) -> Self {
         Self {
             placement,
@@ -165,16 +167,16 @@ impl Database {
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct Found {
-    /// The control plane's own id of it.
+    /// The control plane's id of the database.
     pub id: String,
-    /// Its name.
+    /// Name of the database.
     pub name: String,
-    /// When it was created, if that is known.
+    /// Time of the creation, if known.
     pub created_at: Option<SystemTime>,
 }
 
 impl Found {
-    /// For implementors.
+    /// Creates the value, for implementors.
     pub fn new(
         id: impl Into<String>,
         name: impl Into<String>,

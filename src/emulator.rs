@@ -41,9 +41,9 @@ use world::World;
 
 use crate::model::{resolve::Resolve, secret::Secret};
 
-/// A running emulator. Dropping it ends everything it started and removes its folder.
+/// A running emulator. Dropping it stops every process that it started and removes its folder.
 ///
-/// It has threads of its own, so it works under a runtime whose clock is paused, and outlives any runtime.
+/// It runs on its own threads, so it works under a runtime with a paused clock, and outlives any runtime.
 #[must_use = "it ends if it is dropped at once"]
 pub struct Emulator {
     world: Arc<World>,
@@ -54,7 +54,7 @@ pub struct Emulator {
     root: CertificateDer<'static>,
     root_pem: PathBuf,
     runtime: Option<Runtime>,
-    // Declared after everything that uses the folder.
+    // Declared last, so that it is dropped after everything that uses the folder.
     scratch: Option<Scratch>,
 }
 
@@ -62,59 +62,60 @@ impl Emulator {
     /// Starts an emulator with the default settings.
     ///
     /// # Errors
-    /// As for [`EmulatorBuilder::start`].
+    /// The same as for [`EmulatorBuilder::start`].
     ///
     /// # Cancel safety
-    /// Dropping it ends what was started.
+    /// Dropping the future stops everything that was started.
     pub async fn start() -> Result<Self, EmulatorError> {
         Self::builder().start().await
     }
 
-    /// Settings for an emulator.
+    /// Returns a builder with the default settings.
     pub fn builder() -> EmulatorBuilder {
         EmulatorBuilder::new()
     }
 
-    /// Where the API answers, for [`NeonBuilder::base_url`](crate::neon::NeonBuilder::base_url).
+    /// Returns the base URL of the API, for [`NeonBuilder::base_url`](crate::neon::NeonBuilder::base_url).
     pub fn api_url(&self) -> String {
         format!("http://{}{}", self.api, api::BASE)
     }
 
-    /// The key that the API takes.
+    /// Returns the key that the API accepts.
     pub fn api_key(&self) -> Secret {
         self.key.clone()
     }
 
-    /// Where the proxy takes Postgres clients, whatever the host.
+    /// Returns the address at which the proxy accepts Postgres clients, for every host name.
     pub fn proxy_address(&self) -> SocketAddr {
         self.proxy_address
     }
 
-    /// Turns the emulator's host names into the proxy's address, for
-    /// [`RouterBuilder::resolve`](crate::RouterBuilder::resolve). Knows no other names.
+    /// Returns a resolver that maps the emulator's host names to the proxy's address, for
+    /// [`RouterBuilder::resolve`](crate::RouterBuilder::resolve). It knows no other names.
     pub fn resolver(&self) -> EmulatorResolver {
         EmulatorResolver {
             proxy: self.proxy_address,
         }
     }
 
-    /// The root of the proxy's certificate (DER), for
+    /// Returns the root of the proxy's certificate (DER), for
     /// [`RouterBuilder::root_certificate`](crate::RouterBuilder::root_certificate).
     pub fn root_certificate(&self) -> CertificateDer<'static> {
         self.root.clone()
     }
 
-    /// The same as a PEM file, for other clients. It goes with the emulator.
+    /// Returns the path of the root certificate as a PEM file, for other clients. The file is removed with the
+    /// emulator.
     pub fn root_certificate_file(&self) -> PathBuf {
         self.root_pem.clone()
     }
 
-    /// The folder that everything is in. It goes with the emulator.
+    /// Returns the folder that holds all of the emulator's files. It is removed with the emulator.
     pub fn folder(&self) -> PathBuf {
         self.world.folder().clone()
     }
 
-    /// Sets the time before each start of a compute, from now on.
+    /// Sets the delay before each start of a compute, from now on.
     pub fn set_wake_delay(&self, delay: Duration) {
         *self
             .world
@@ -124,56 +125,56 @@ impl Emulator {
             .unwrap_or_else(PoisonError::into_inner) = delay;
     }
 
-    /// Sets the time before each start of one endpoint's compute, from now on. Says whether there is such an endpoint.
+    /// Sets the delay before each start of one endpoint's compute, from now on. Returns whether the endpoint exists.
     pub fn set_wake_delay_of(&self, endpoint_id: &str, delay: Duration) -> bool {
         self.at(endpoint_id, |compute| compute.set_wake_delay(delay))
     }
 
-    /// Makes something go wrong at an endpoint, for whoever connects, until it is cleared with `None`. Says whether
-    /// there is such an endpoint.
+    /// Sets the fault that every client of an endpoint meets, until it is cleared with `None` or has happened as often
+    /// as it says. Returns whether the endpoint exists.
     ///
-    /// The proxy repeats a refusal of the control plane for 30 seconds, also after the fault was cleared, unless it is
-    /// [restarted](Self::restart_proxy); and a router remembers it, unless the tenant is
+    /// The proxy repeats a refusal of the control plane for 30 seconds, even after the fault was cleared, unless the
+    /// proxy is [restarted](Self::restart_proxy). A router remembers the refusal too, unless the tenant is
     /// [evicted](crate::TenantRouter::evict).
     pub fn set_fault(&self, endpoint_id: &str, fault: impl Into<Option<Fault>>) -> bool {
         self.at(endpoint_id, |compute| compute.faults.set(fault.into()))
     }
 
-    /// Makes the next `times` requests to the API that begin with `route`, such as `POST /projects`, meet `fault`.
+    /// Makes the next `times` API requests that begin with `route`, such as `POST /projects`, meet `fault`.
     pub fn fail_api(&self, route: &str, fault: ApiFault, times: u32) {
         self.world.api_faults.add(route.to_owned(), fault, times);
     }
 
-    /// How many requests to the API there were on routes that begin with `route`, such as `POST /projects` or
-    /// `GET /projects/{id}/operations`, refused ones too.
+    /// Returns the number of API requests on routes that begin with `route`, such as `POST /projects` or
+    /// `GET /projects/{id}/operations`. Refused requests count too.
     pub fn requests(&self, route: &str) -> u64 {
         self.world.requests.of(route)
     }
 
-    /// How many requests were refused because of [`EmulatorBuilder::api_limits`].
+    /// Returns the number of API requests that were refused because of [`EmulatorBuilder::api_limits`].
     pub fn refused_requests(&self) -> u64 {
         let limit = self.world.api_limit.as_ref();
         limit.map_or(0, api::limit::ApiLimit::refused)
     }
 
-    /// Makes the API's search miss a project for so long after its creation. Neon promises nothing about that.
+    /// Sets the time for which the API's search misses a new project. Neon promises nothing about that time.
     pub fn set_search_lag(&self, lag: Duration) {
         self.world.set_search_lag(lag);
     }
 
-    /// Stops all processes of a compute in their tracks: whoever waits for them waits on. Says whether there is such an
-    /// endpoint.
+    /// Freezes all processes of a compute (SIGSTOP). Clients that wait for them keep waiting. Returns whether the
+    /// endpoint exists.
     pub fn freeze(&self, endpoint_id: &str) -> bool {
         self.at(endpoint_id, Compute::freeze)
     }
 
-    /// Lets a frozen compute go on. Says whether there is such an endpoint.
+    /// Resumes a frozen compute. Returns whether the endpoint exists.
     pub fn thaw(&self, endpoint_id: &str) -> bool {
         self.at(endpoint_id, Compute::thaw)
     }
 
-    /// Kills all processes of a compute: no goodbye to anybody, and recovery at the next start. Says whether there is
-    /// such an endpoint.
+    /// Kills all processes of a compute. Clients get no last message, and Postgres recovers at its next start. Returns
+    /// whether the endpoint exists.
     pub fn crash(&self, endpoint_id: &str) -> bool {
         self.at(endpoint_id, Compute::crash)
     }
@@ -185,34 +186,36 @@ impl Emulator {
             .is_some()
     }
 
-    /// What happened at each endpoint, oldest first. Deleted ones are gone from it.
+    /// Returns what happened at each endpoint, oldest endpoint first. Deleted endpoints are left out.
     pub fn witnesses(&self) -> Vec<Witness> {
         self.world.witnesses()
     }
 
-    /// Sessions open now at all computes together, those of deleted ones too.
+    /// Returns the number of sessions open now at all computes together, including deleted ones.
     ///
-    /// One counts from before its client hears that it is let in, on either host, until Postgres or the pooler in front of
-    /// it has ended its side, and no longer when the client hears of that. If the client's side breaks off, or the proxy is
-    /// restarted, it counts until the proxy has hung up on Postgres, as it does at once. Logins that are refused or wait for the compute, requests to
-    /// cancel, and what the emulator or the pooler itself opens at Postgres are no sessions.
+    /// A session counts from just before its client learns that it is let in, on either host, until Postgres or the
+    /// pooler in front of it has closed its side. It no longer counts once the client sees that close. If the client
+    /// disconnects or the proxy is restarted, the proxy disconnects from Postgres at once, and the session counts until
+    /// then. The count excludes logins that are refused or wait for the compute, cancel requests, and connections that
+    /// the emulator or the pooler itself opens to Postgres.
     pub fn open_sessions(&self) -> usize {
         self.world.sessions.open()
     }
 
-    /// Most sessions that were open at the same time, each counted as for [`open_sessions`](Self::open_sessions).
+    /// Returns the largest number of sessions that were open at the same time, counted as for
+    /// [`open_sessions`](Self::open_sessions).
     pub fn most_open_sessions(&self) -> usize {
         self.world.sessions.most_open()
     }
 
-    /// Cuts all clients off without a word, and makes the proxy forget which errors it repeats: as when Neon restarts
-    /// a proxy. New clients are let in at once.
+    /// Restarts the proxy as Neon does: it drops all client connections without a message, and forgets which errors it
+    /// repeats. It accepts new clients at once.
     pub fn restart_proxy(&self) {
         self.proxy.restart();
     }
 
-    /// Counts `usage` besides what the project really uses, so that a quota is reached without waiting for it. Says
-    /// whether there is such a project. A compute that is awake is suspended within a second, if a quota is reached.
+    /// Adds `usage` to what the project really uses, so that a quota is reached without waiting for it. Returns whether
+    /// the project exists. If a quota is reached, an awake compute is suspended within a second.
     pub fn add_usage(&self, project_id: &str, usage: Usage) -> bool {
         let project = self.world.project(project_id);
         project
@@ -220,11 +223,11 @@ impl Emulator {
             .is_some()
     }
 
-    /// Gives an endpoint's compute another endpoint in place of this one, which is gone: whoever knows only the old
-    /// host is told that the password is wrong. Returns the new id, or `None` if there is no such endpoint.
+    /// Moves an endpoint's compute to a new endpoint and suspends it. The old endpoint is gone: a client that connects
+    /// to its host is told that the password is wrong. Returns the new id, or `None` if the endpoint does not exist.
     ///
     /// # Cancel safety
-    /// Dropping it leaves the compute awake at worst.
+    /// Dropping the future leaves the compute awake at worst.
     pub async fn move_endpoint(&self, endpoint_id: &str) -> Option<String> {
         let (compute, moved) = self.world.move_endpoint(endpoint_id)?;
         self.run(async move { compute.suspend(Stop::Neon).await })
@@ -232,31 +235,30 @@ impl Emulator {
         Some(moved)
     }
 
-    /// Gives an endpoint's role another password, at once, and ends its sessions; wakes it for that. Returns the
-    /// password, or `None` if there is no such endpoint or it does not start.
+    /// Changes the password of an endpoint's role at once, and ends its sessions. Wakes the compute for that. Returns
+    /// the new password, or `None` if the endpoint does not exist or does not start.
     ///
     /// # Cancel safety
-    /// Dropping it lets the change be made.
+    /// Dropping the future does not stop the change.
     pub async fn rotate_password(&self, endpoint_id: &str) -> Option<Secret> {
         let (world, endpoint_id) = (Arc::clone(&self.world), endpoint_id.to_owned());
         self.run(async move { world.rotate_password(&endpoint_id).await })
             .await?
     }
 
-    /// Suspends an endpoint as Neon does after its window: pooled clients see a bare close, direct ones `57P01`. Says
-    /// whether it was awake. Returns when its Postgres has ended.
+    /// Suspends an endpoint as Neon does after its suspend window: pooled clients see a bare close, direct ones
+    /// `57P01`. Returns whether it was awake, once its Postgres has ended.
     ///
     /// # Cancel safety
-    /// Dropping it lets the suspend run.
+    /// Dropping the future does not stop the suspend.
     pub async fn suspend(&self, endpoint_id: &str) -> bool {
         self.stop(endpoint_id, Stop::Neon).await
     }
 
-    /// Suspends an endpoint in another of the ways that computes stop. Says whether it was awake. Returns when its
-    /// Postgres has ended.
+    /// Stops an endpoint's compute in the given way. Returns whether it was awake, once its Postgres has ended.
     ///
     /// # Cancel safety
-    /// Dropping it lets the suspend run.
+    /// Dropping the future does not stop the suspend.
     pub async fn stop(&self, endpoint_id: &str, how: Stop) -> bool {
         let Some(compute) = self.world.compute(endpoint_id) else {
             return false;
@@ -265,7 +267,7 @@ impl Emulator {
         stopped.await.unwrap_or(false)
     }
 
-    /// Runs `work` on the emulator's own threads; `None` if they are gone.
+    /// Runs `work` on the emulator's own threads. Returns `None` if they are gone.
     async fn run<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,
@@ -276,7 +278,7 @@ impl Emulator {
     /// Suspends every endpoint that is awake.
     ///
     /// # Cancel safety
-    /// Dropping it leaves those asleep that were reached.
+    /// Dropping the future leaves some endpoints awake. The others stay suspended.
     pub async fn suspend_all(&self) {
         for witness in self.witnesses() {
             self.suspend(&witness.endpoint_id).await;
@@ -287,12 +289,13 @@ impl Emulator {
 impl Drop for Emulator {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
-            // No new starts from here on. In a thread of its own, because a runtime may not end inside another one.
+            // From here on no compute starts. The runtime ends on its own thread, because it must not end inside
+            // another runtime.
             let ending =
                 std::thread::spawn(move || runtime.shutdown_timeout(Duration::from_secs(5)));
             drop(ending.join());
         }
-        drop(self.scratch.take()); // the watchdog stops what runs
+        drop(self.scratch.take()); // the watchdog stops all processes
         self.world.reap();
     }
 }
@@ -306,7 +309,7 @@ impl fmt::Debug for Emulator {
     }
 }
 
-/// Knows the emulator's host names, and no others.
+/// A resolver of the emulator's host names, and of no others.
 #[derive(Clone, Copy, Debug)]
 pub struct EmulatorResolver {
     proxy: SocketAddr,

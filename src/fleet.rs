@@ -1,6 +1,7 @@
-//! What an operator does to tenants: create, import, list, delete, take back, and compare with what is really there.
+//! An operator's calls: create, import, list, delete and undelete tenants, and compare the catalog with the databases
+//! that exist.
 //!
-//! None of it wakes a database but a prepare hook. (Neon itself starts the compute of a new project.)
+//! Only a prepare hook wakes a database. (Neon itself starts the compute of a new project.)
 
 pub(crate) mod compare;
 mod for_each;
@@ -31,16 +32,16 @@ pub use report::{Finding, Outcome, Report, Trouble};
 
 pub use crate::provision::Provisioned;
 
-/// Time between a tombstone and the deletion of the database, in which other processes let go of it.
+/// Time between a tombstone and the deletion of the database, in which other processes close their connections to it.
 const DRAIN: Duration = Duration::from_secs(5);
 
-/// The tenants of a router that provisions, as a whole. From [`TenantRouter::fleet`].
+/// The tenants of a router that provisions, as a whole. Returned by [`TenantRouter::fleet`].
 ///
-/// Cheap to clone. Every call that changes a tenant works under that tenant's lease, so calls for different tenants may run
-/// side by side, in as many processes as there are; and each can be repeated: it goes on where an earlier one has stopped.
+/// Cheap to clone. A call that changes a tenant holds that tenant's lease, so calls for different tenants may run side
+/// by side, in any number of processes. Each call can be repeated, and continues where an earlier one stopped.
 ///
 /// # Cancel safety
-/// Dropping a call that changes a tenant lets the work on it run to its end, or to its deadline
+/// Dropping a call that changes a tenant does not stop its work, which runs to its end or to its deadline
 /// ([`provision_timeout`](crate::RouterBuilder::provision_timeout)).
 #[derive(Clone)]
 pub struct Fleet {
@@ -48,7 +49,7 @@ pub struct Fleet {
 }
 
 impl TenantRouter {
-    /// What can be done to the tenants as a whole; `None` if this router only looks tenants up.
+    /// Returns the tenants as a whole; `None` if this router only looks tenants up.
     pub fn fleet(&self) -> Option<Fleet> {
         let inner = Arc::clone(&self.inner);
         match &inner.shared.source {
@@ -61,13 +62,13 @@ impl TenantRouter {
 impl Fleet {
     /// Creates the database of `tenant` by the provisioner's [plan](crate::Provisioner::plan), unless it has one.
     ///
-    /// Nobody is asked: neither the [policy](crate::Provisioner::decide) nor
-    /// [`creations_per_minute`](crate::Provisioner::creations_per_minute) holds here. May be called for any number of
+    /// Neither the [policy](crate::Provisioner::decide) nor
+    /// [`creations_per_minute`](crate::Provisioner::creations_per_minute) applies. May be called for any number of
     /// tenants, and again for the same ones.
     ///
     /// # Errors
-    /// `ErrorKind::Deleted` and `ErrorKind::Held`, those of the catalog and of the control plane, and
-    /// `ErrorKind::Timeout`: the call may be repeated.
+    /// `ErrorKind::Deleted` and `ErrorKind::Held`, errors of the catalog and of the control plane, and
+    /// `ErrorKind::Timeout`. The call may be repeated.
     pub async fn provision<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> Result<(), Error> {
         let plan = self.provisioning().settings.plan.clone();
         let (Provisioned::Created | Provisioned::Existing { .. }) =
@@ -75,11 +76,12 @@ impl Fleet {
         Ok(())
     }
 
-    /// [`provision`](Self::provision) by another plan. A tenant that has a database keeps the plan that it has: the answer says
-    /// so. [`Neon`](crate::Neon) has calls that change a project's limits and computes.
+    /// Creates the database of `tenant` by `plan`, unless it has one. A tenant that has a database keeps its plan, and
+    /// the returned [`Provisioned`] says so. [`Neon`](crate::Neon) has calls that change a project's limits and
+    /// computes.
     ///
     /// # Errors
-    /// Those of [`provision`](Self::provision), and `ErrorKind::Refused` if nobody could be served by `plan`.
+    /// Those of [`provision`](Self::provision), and `ErrorKind::Refused` if no tenant could be served by `plan`.
     pub async fn provision_with<T: AsRef<str> + ?Sized>(
         &self,
         tenant: &T,
@@ -89,11 +91,11 @@ impl Fleet {
             .await
     }
 
-    /// [`provision`](Self::provision) for a tenant who may be deleted: then it gets a new and empty database, and the old
-    /// one cannot be taken back by [`undelete`](Self::undelete) any more.
+    /// Creates the database of `tenant` by `plan`, also if the tenant is deleted. A deleted tenant gets a new and empty
+    /// database, and [`undelete`](Self::undelete) can no longer recover the old one.
     ///
     /// # Errors
-    /// Those of [`provision_with`](Self::provision_with); `ErrorKind::Deleted` only while the deletion goes on.
+    /// Those of [`provision_with`](Self::provision_with). `ErrorKind::Deleted` only while the deletion is in progress.
     pub async fn reprovision<T: AsRef<str> + ?Sized>(
         &self,
         tenant: &T,
@@ -115,16 +117,16 @@ impl Fleet {
         .await
     }
 
-    /// Makes an existing project the database of `tenant`, who must have none. `login` says as whom, and into which
-    /// database of it; without it, as tenantry creates them (`neondb_owner`, `neondb`). The prepare hook is not run, and of
-    /// the provisioner's [plan](crate::Provisioner::plan) only `max_connections` holds.
+    /// Makes an existing project the database of `tenant`, which must have none. `login` names the role and the
+    /// database in the project. Without it they are those that tenantry creates (`neondb_owner`, `neondb`). The prepare
+    /// hook does not run, and of the provisioner's [plan](crate::Provisioner::plan) only `max_connections` applies.
     ///
-    /// [`Memory`](crate::catalog::Memory) forgets this when the process ends: with it, import again at each start. If a policy
-    /// lets accesses create, one that comes before creates an empty database.
+    /// [`Memory`](crate::catalog::Memory) forgets the import when the process ends, so import again at each start. If a
+    /// policy lets an access create databases, an access before the import creates an empty one.
     ///
     /// # Errors
     /// `ErrorKind::Conflict` if the tenant has a record already, or the project is annotated as another tenant's;
-    /// `ErrorKind::BadRecord` if another tenant has it; `ErrorKind::NotFound` if there is no such project.
+    /// `ErrorKind::BadRecord` if another tenant has the project; `ErrorKind::NotFound` if there is no such project.
     pub async fn import<T: AsRef<str> + ?Sized>(
         &self,
         tenant: &T,
@@ -144,21 +146,21 @@ impl Fleet {
         .await
     }
 
-    /// Deletes `tenant`. From now on it is refused to everybody, and its connections are closed as soon as nobody uses
-    /// them: here at once, in other processes when they hear of it. After 5 seconds its database is deleted, and that is
-    /// verified. The record stays as a tombstone, so that no access creates the tenant again. [`undelete`](Self::undelete)
-    /// takes it back, at Neon for 7 days.
+    /// Deletes `tenant`. From now on the tenant is refused to every caller, and its connections are closed as soon as
+    /// they are idle: here at once, in other processes as soon as they learn of it. After 5 seconds its database is
+    /// deleted, and the deletion is verified. The record stays as a tombstone, so that no access creates the tenant
+    /// again. [`undelete`](Self::undelete) reverses the deletion, at Neon for 7 days.
     ///
     /// # Errors
-    /// `ErrorKind::UnknownTenant` if the catalog has never known it; those of the catalog and of the control plane, and
-    /// `ErrorKind::Timeout`: the call may be repeated, and goes on where it stopped.
+    /// `ErrorKind::UnknownTenant` if the catalog has no record of the tenant; errors of the catalog and of the control
+    /// plane, and `ErrorKind::Timeout`. The call may be repeated, and continues where it stopped.
     pub async fn delete<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> Result<(), Error> {
         self.delete_after(tenant, DRAIN).await
     }
 
-    /// [`delete`](Self::delete) with another time (5 seconds) between the tombstone and the deletion of the database, in
-    /// which queries under way may end. It is added to the time that the call has, which is a day at
-    /// most.
+    /// Deletes `tenant` like [`delete`](Self::delete), but waits for `drain` instead of 5 seconds between the tombstone
+    /// and the deletion of the database. Running queries may end in that time. It is added to the time limit of the
+    /// call, which is a day at most.
     ///
     /// # Errors
     /// Those of [`delete`](Self::delete).
@@ -180,11 +182,11 @@ impl Fleet {
         .await
     }
 
-    /// Takes the deletion of `tenant` back, with all its data as it was.
+    /// Reverses the deletion of `tenant`, with all its data as it was.
     ///
     /// # Errors
-    /// `ErrorKind::NotFound` if the database cannot be recovered any more; `ErrorKind::Conflict` if the tenant is not
-    /// deleted, or not yet.
+    /// `ErrorKind::NotFound` if the database cannot be recovered any more; `ErrorKind::Conflict` if the tenant is
+    /// neither deleted nor ready, also while its deletion is in progress.
     pub async fn undelete<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> Result<(), Error> {
         let job = self.job(tenant.as_ref(), Duration::ZERO)?;
         job.run(|job| async move {
@@ -196,13 +198,13 @@ impl Fleet {
         .await
     }
 
-    /// What the catalog knows of `tenant`, as it is now; `None` if it has no record.
+    /// Reads the present record of `tenant` from the catalog. Returns `None` if it has none.
     ///
     /// # Errors
-    /// Those of the catalog; `ErrorKind::Closed`.
+    /// Those of the catalog, and `ErrorKind::Closed`.
     ///
     /// # Cancel safety
-    /// It only reads.
+    /// The call only reads.
     pub async fn record<T: AsRef<str> + ?Sized>(
         &self,
         tenant: &T,
@@ -246,12 +248,12 @@ impl Job {
         &self.fleet.inner.shared.stats
     }
 
-    /// Forgets what this router knew of the tenant.
+    /// Removes the tenant from this router's caches.
     fn forget(&self) {
         self.fleet.inner.evict(&self.tenant);
     }
 
-    /// Runs `work`, also if nobody waits for it any more.
+    /// Runs `work` in a task, so that it continues if the caller drops the future.
     async fn run<T, Fut>(self, work: impl FnOnce(Self) -> Fut) -> Result<T, Error>
     where
         T: Send + 'static,

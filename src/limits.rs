@@ -1,4 +1,4 @@
-//! Limits on what runs at once and what begins in a time.
+//! Limits on how much runs at once, and on how much begins per minute.
 
 pub(crate) mod budget;
 pub(crate) mod callers;

@@ -1,31 +1,31 @@
-//! The manual: what is worth knowing beyond each item's own page.
+//! The manual: guides that go beyond the documentation of single items.
 
-/// For people who change the code: the source folders in order, where a new feature goes, and how a test looks.
+/// A guide for contributors: the source folders in order, the place for a new feature, and the shape of a test.
 pub mod architecture {
     #![doc = include_str!("manual/architecture.md")]
 }
 
-/// What is bounded, by how much, and who gets what is left.
+/// Every bound, its size, and the order in which waiting callers are served.
 pub mod bounds {
     #![doc = include_str!("manual/bounds.md")]
 }
 
-/// A cold start, what can happen to it and to a database that runs, and what each call makes of it.
+/// The steps of a cold start, the failures of a wake or of a running database, and the outcome of each call.
 pub mod cold_start {
     #![doc = include_str!("manual/cold_start.md")]
 }
 
-/// Every kind of error: why it comes, whether to try again, and what to change.
+/// Every kind of error: its cause, whether a retry helps, and the change that helps.
 pub mod errors {
     #![doc = include_str!("manual/errors.md")]
 }
 
-/// Short answers: why it is as it is, and what it is not.
+/// Short answers to questions about the design and its limits.
 pub mod faq {
     #![doc = include_str!("manual/faq.md")]
 }
 
-/// What was measured, on what, and by which command.
+/// The measurements, with the machine and the command of each.
 pub mod figures {
     #![cfg_attr(
         not(feature = "emulator"),
@@ -34,47 +34,48 @@ pub mod figures {
     #![doc = include_str!("manual/figures.md")]
 }
 
-/// Coming from pools in a hand-written map: what goes wrong there, and how to move.
+/// The move from a hand-written map of pools: its problems, and the steps.
 pub mod from_a_map {
     #![doc = include_str!("manual/from_a_map.md")]
 }
 
-/// From an empty crate to an axum server with a database for each tenant: on the emulator, on Neon, in many replicas.
+/// A tutorial from an empty crate to an axum server with one database per tenant: on the emulator, on Neon, in many
+/// replicas.
 pub mod getting_started {
     #![doc = include_str!("manual/getting_started.md")]
 }
 
-/// What `get` costs when a connection is at hand, and what stands in front of the cache.
+/// The cost of `get` if a connection is idle, and the index in front of the cache.
 pub mod hot_path {
     #![doc = include_str!("manual/hot_path.md")]
 }
 
-/// Many processes of an app on one catalog.
+/// Several processes of one app on one catalog.
 pub mod many_replicas {
     #![doc = include_str!("manual/many_replicas.md")]
 }
 
-/// What is promised, and the tests that fail when a promise is broken.
+/// The promises, and the tests that fail if a promise is broken.
 pub mod promises {
     #![doc = include_str!("manual/promises.md")]
 }
 
-/// From nothing to a tenant's database: what is written, what is sent, and what is left when it stops in between.
+/// The creation of a tenant's database: the records, the API calls, and what an interruption leaves.
 pub mod provisioning {
     #![doc = include_str!("manual/provisioning.md")]
 }
 
-/// From the id to the connection and back: each step with its deadline, its task and its file.
+/// The path of a call from tenant id to connection and back: each step with its deadline, its task and its file.
 pub mod request {
     #![doc = include_str!("manual/request.md")]
 }
 
-/// What keeps tenants apart, where the secrets are, and what is left for you to see to.
+/// The isolation of tenants, the places of the secrets, and the tasks that are left for you.
 pub mod security {
     #![doc = include_str!("manual/security.md")]
 }
 
-/// Metrics, spans, events and log lines, by name: a contract.
+/// The metrics, spans, events and log lines, by name. The names are a stable contract.
 pub mod telemetry {
     #![doc = include_str!("manual/telemetry.md")]
 }
@@ -88,7 +89,7 @@ pub mod testing {
     #![doc = include_str!("manual/testing.md")]
 }
 
-/// Every setting: its default, why it is that, and when to change it.
+/// Every setting: its default, the reason for it, and when to change it.
 pub mod tuning {
     #![doc = include_str!("manual/tuning.md")]
 }

@@ -1,4 +1,4 @@
-//! Words that every floor shares: tenants, endpoints, plans, secrets, settings and errors.
+//! Types that every layer shares: tenants, endpoints, plans, secrets, settings and errors.
 
 pub(crate) mod chain;
 pub(crate) mod config;

@@ -1,8 +1,8 @@
 //! Neon's management API.
 //!
-//! Everything here speaks Neon's own nouns (project, branch, endpoint, operation) and nothing outside does. Facts are
-//! from Neon's OpenAPI description (v2) and from recorded answers; unknown fields and values are let through, because
-//! the live service is ahead of its description.
+//! This module uses Neon's own nouns (project, branch, endpoint, operation), and no other module does. Its facts are
+//! from Neon's OpenAPI description (v2) and from recorded answers. Unknown fields and values are accepted, because the
+//! live service is ahead of its description.
 
 mod builder;
 mod calls;

@@ -1,7 +1,7 @@
-//! One tenant's connections: the idle ones, and the callers who wait for one.
+//! One tenant's connections: the idle ones, and the callers that wait for one.
 //!
-//! A connection is in one of four places: idle here, leased to a caller, being opened (`wake`), or parting. Whatever
-//! becomes free goes to the longest waiter first; nobody overtakes the queue.
+//! A connection is in one of four places: idle in the pool, leased to a caller, being opened (`connect`), or in
+//! cleanup. A connection that becomes free goes to the longest waiter first; no caller overtakes the queue.
 
 pub(crate) mod budget_holder;
 pub(crate) mod cache;
@@ -46,15 +46,15 @@ pub(crate) use forbidden::Unserved;
 
 pub(crate) use state::{State, Wake};
 
-/// One tenant's connections.
+/// The connections of one tenant.
 pub(crate) struct Pool {
     pub(crate) tenant: TenantId,
     pub(crate) shared: Arc<Shared>,
     // Guards everything that changes. Never held across an await, nor while a connection is dropped.
     state: Mutex<State>,
-    /// Rung when something was changed that a wake may be waiting for.
+    /// Notified when something changes that a wake may be waiting for.
     pub(crate) changed: Notify,
-    /// How many more connections past the pooler may be open.
+    /// Permits for direct connections, which bypass the pooler.
     pub(crate) direct: Arc<Semaphore>,
     plans: Plans,
 }
@@ -72,21 +72,21 @@ impl Pool {
         })
     }
 
-    /// Trusts no connection opened before `instant` any more.
+    /// Stops trusting connections opened before `instant`: idle ones close now, leased ones when they come back.
     pub(crate) fn condemn(&self, instant: Instant) {
         let doomed = self.state().condemn(instant);
         doomed.into_iter().for_each(Connection::close);
     }
 
-    /// Puts the pool out of use: idle connections close now, leased ones when they come back. Callers in the queue are
-    /// still served. Does nothing if the pool has come back since its stay number `stay`.
+    /// Takes the pool out of use: idle connections close now, leased ones when they come back. Callers in the queue are
+    /// still served. Does nothing if the pool has come back to the cache since its stay number `stay`.
     pub(crate) fn retire(&self, stay: u64) {
         let mut state = self.state();
         if state.cache_epoch != stay {
             return;
         }
         state.retired = true;
-        let news = state.take_use_delta(); // no sweep comes here any more
+        let news = state.take_use_delta(); // no later sweep reports these uses
         let idle = state.take_idle(|_| true);
         drop(state);
         if news > 0 {
@@ -95,8 +95,8 @@ impl Pool {
         idle.into_iter().for_each(Connection::close);
     }
 
-    /// Puts the pool into use, for the first time or again, when a part of the cache has changed `turn` times; returns the
-    /// number of this stay.
+    /// Puts the pool into use in cache epoch `turn`, for the first time or again. Returns the number of this stay in
+    /// the cache.
     pub(crate) fn revive(&self, turn: u64) -> u64 {
         let mut state = self.state();
         state.note_use(Instant::now(), turn);
@@ -113,7 +113,7 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         let reused = self.state().reused;
-        self.shared.stats.reused.fetch_add(reused, Relaxed); // whoever counts has no pool to ask any more
+        self.shared.stats.reused.fetch_add(reused, Relaxed); // keeps the router's total, which no longer finds the pool
     }
 }
 

@@ -1,8 +1,9 @@
-//! Creating the database that a tenant lacks, once: the settings.
+//! Creation of the database that a tenant lacks, once for each tenant, and the settings for it.
 //!
 //! Neon has neither unique project names nor an idempotency key, so a name alone proves nothing: the project must also
-//! carry, in its own annotations, the namespace and the raw id of the tenant. Between processes the catalog's lease says
-//! who works on a tenant; a creation whose answer got lost is looked up, never repeated before it must have turned up.
+//! carry the tenant's namespace and raw id in its own annotations. The catalog's lease lets one process at a time work
+//! on a tenant. If the answer to a creation got lost, the project is looked for, and the creation is repeated only
+//! after the time in which the project may still turn up.
 
 pub(crate) mod delete;
 pub(crate) mod ensure;
@@ -49,11 +50,12 @@ use failpoint::Steps;
 use policy::Policy;
 use prepare::Hook;
 
-/// Creates the databases of tenants: by [`Fleet::provision`](crate::Fleet::provision), and on access only by a policy that
-/// was named ([`decide`](Self::decide), [`on_first_access`](Self::on_first_access)).
+/// Creates the databases of tenants.
 ///
-/// What is sent and written in which order, and what is left when a process dies in between, is a page of the
-/// [manual](crate::manual::provisioning).
+/// [`Fleet::provision`](crate::Fleet::provision) creates one on request. An access creates one only if a policy allows
+/// it ([`decide`](Self::decide), [`on_first_access`](Self::on_first_access)).
+///
+/// The [manual](crate::manual::provisioning) lists each step, and the state that an interruption leaves after it.
 ///
 /// ```no_run
 /// use tenantry::{Neon, Plan, Provisioner, TenantRouter, catalog::Memory};
@@ -81,7 +83,7 @@ pub struct Provisioner {
     settings: Settings,
 }
 
-/// How databases are created.
+/// The settings of a [`Provisioner`].
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     pub(crate) plan: Plan,
@@ -114,10 +116,10 @@ impl Default for Settings {
 }
 
 impl Provisioner {
-    /// A provisioner that records in `records` what it creates through `control_plane`.
+    /// Creates a provisioner that orders databases from `control_plane` and keeps their records in `records`.
     ///
-    /// `namespace` keeps environments apart: the same tenant id in `staging` and in `production` is two databases. It
-    /// has 1 to 32 bytes of `a-z`, `0-9` and `-`, and must stay the same for ever; `build` checks it.
+    /// `namespace` keeps environments apart: the same tenant id in `staging` and in `production` has two databases. It
+    /// has 1 to 32 bytes of `a-z`, `0-9` and `-`, which `build` checks. It must never change.
     pub fn new(
         records: impl Catalog,
         control_plane: impl ControlPlane,
@@ -131,37 +133,39 @@ impl Provisioner {
         }
     }
 
-    /// Sets what a new tenant's database gets. Defaults to the account's own settings; set at least a region near the
-    /// app server.
+    /// Sets the plan for new databases. Defaults to the account's own settings. Set at least a region near the app
+    /// server.
     pub fn plan(mut self, plan: Plan) -> Self {
         self.settings.plan = plan;
         self
     }
 
-    /// Creates no database on access, only by [`Fleet::provision`](crate::Fleet::provision); an access only finishes what
-    /// was begun. This is the default, and takes the place of a policy that was set before. With a catalog in
-    /// [`Memory`](crate::catalog::Memory) no access finds a project again after a restart, either; `provision` does.
+    /// Creates a database only by [`Fleet::provision`](crate::Fleet::provision), and never on access. This is the
+    /// default, and replaces a policy that was set before. An access still finishes a creation that was begun. With a
+    /// catalog in [`Memory`](crate::catalog::Memory), no access finds a project again after a restart; `provision`
+    /// does.
     pub fn explicit(mut self) -> Self {
         self.settings.policy = Policy::Explicit;
         self
     }
 
-    /// Creates a database for any id that is accessed and has none, by [`plan`](Self::plan). By default no access does. Set
-    /// it only where the ids are checked before they reach the router, as in a job or a test: each id that a client could
-    /// make up would be a project that you pay for.
+    /// Creates a database by [`plan`](Self::plan) for each accessed id that has none. By default no access creates one.
+    /// Set this only if the ids are checked before they reach the router, as in a job or a test. Otherwise clients can
+    /// make up ids, and you pay for a project for each.
     ///
-    /// A request that axum's extractor `Tenant` identifies creates nothing even so, unless `Tenants::on_first_access` is
+    /// A request that axum's extractor `Tenant` identifies still creates nothing unless `Tenants::on_first_access` is
     /// set as well.
     pub fn on_first_access(mut self) -> Self {
         self.settings.policy = Policy::OnFirstAccess;
         self
     }
 
-    /// Asks the application whether a tenant that is accessed and has no database gets one, and by which plan. By default
-    /// none does. For axum's extractor `Tenant` as for [`on_first_access`](Self::on_first_access).
+    /// Sets a function that decides whether an accessed tenant without a database gets one, and by which plan. By
+    /// default no such tenant does. Axum's extractor `Tenant` needs the same additional setting as for
+    /// [`on_first_access`](Self::on_first_access).
     ///
-    /// A refusal is remembered for a few seconds. It may be asked again for one tenant, also by another process, as long
-    /// as the database is not ordered.
+    /// A refusal is remembered for a few seconds. The function may run again for the same tenant, also in another
+    /// process, until the database is ready.
     ///
     /// ```no_run
     /// # use tenantry::{Decision, Plan, Provisioner};
@@ -183,12 +187,12 @@ impl Provisioner {
         self
     }
 
-    /// Runs `prepare` on each new database before anybody is given a connection to it: extensions, roles, tables, seed
-    /// rows. Defaults to nothing; then no compute is started.
+    /// Runs `prepare` on each new database before a pool hands out a connection to it, for extensions, roles, tables
+    /// and seed rows. By default nothing runs, and the router starts no compute.
     ///
-    /// It has a connection straight to Postgres, past the pooler. It may run again on the same database, after it failed
-    /// or the process died in the midst of it, so write it to be repeated (`IF NOT EXISTS`, `ON CONFLICT DO NOTHING`).
-    /// Nobody else runs it on that database at the same time. What it does must fit into
+    /// The hook gets a connection straight to Postgres, past the pooler. It may run again on the same database if it
+    /// failed or the process died while it ran, so write it to be repeated (`IF NOT EXISTS`, `ON CONFLICT DO NOTHING`).
+    /// It never runs twice on one database at the same time. It must finish within
     /// [`provision_timeout`](crate::RouterBuilder::provision_timeout).
     pub fn prepare<Fut>(
         mut self,
@@ -201,49 +205,51 @@ impl Provisioner {
         self
     }
 
-    /// Keeps no password in the catalog. They are read from the control plane, which takes one call of Neon's API for a
-    /// tenant that this process does not know yet. By default they are in the catalog, sealed if it is
-    /// [`Postgres`](crate::catalog::Postgres).
+    /// Keeps no password in the catalog. The router reads passwords from the control plane instead, with one call of
+    /// Neon's API for each tenant that this process does not know yet. By default passwords are in the catalog, sealed
+    /// if it is [`Postgres`](crate::catalog::Postgres).
     pub fn passwords_from_control_plane(mut self) -> Self {
         self.settings.with_passwords = false;
         self
     }
 
-    /// Whether a tenant's database is looked for by its name before one is created, also where the catalog says that
-    /// nobody has tried before. Defaults to no, which saves a call; turn it on after the catalog was restored from a
-    /// backup, which may know less than has happened.
+    /// Sets whether a tenant's database is looked for by its name before one is created, even if the catalog knows of
+    /// no earlier attempt. Defaults to `false`, which saves a call. Turn it on after the catalog was restored from a
+    /// backup, which may lack attempts that were made since.
     pub fn search_first(mut self, search: bool) -> Self {
         self.settings.search_first = search;
         self
     }
 
-    /// Sets how many tenants without a record may get one on access per minute. Defaults to 300 in each process, a tenth of
-    /// that at once. Beyond it callers wait, for a minute at most; who would have to wait longer gets
-    /// `ErrorKind::Overloaded` with the time to come back, and nothing is created for them. A creation takes two requests,
-    /// and Neon takes 700 a minute (its API reference, 2026) from all replicas together: with several, lower it.
+    /// Sets how many creations may begin on access per minute. Defaults to 300 in each process, with a tenth of that at
+    /// once. Beyond it, a caller waits for a minute at most. A caller that would have to wait longer gets
+    /// `ErrorKind::Overloaded` with a `retry_after`, and nothing is created for it. A creation takes two requests, and
+    /// Neon takes 700 a minute (its API reference, 2026) from all replicas together, so lower the number if you run
+    /// several.
     pub fn creations_per_minute(mut self, count: u32) -> Self {
         self.settings.creations_per_minute = count;
         self.settings.waiting_creations = count;
         self
     }
 
-    /// Sets the time after which another process may go on with a tenant whose process has died. Defaults to 30 seconds. A
-    /// call that creates or deletes must end within it, and has two thirds of it at least: with less than a call takes,
-    /// creations are given up that arrive all the same, and leave duplicates for [`reconcile`](crate::Fleet::reconcile).
+    /// Sets the lifetime of a lease, after which another process may continue for a tenant whose process has died.
+    /// Defaults to 30 seconds. A call that creates or deletes must end within the lease, and has at least two thirds of
+    /// it. If that is less than a call takes, the process gives up creations that still arrive, and these leave
+    /// duplicates for [`reconcile`](crate::Fleet::reconcile).
     pub fn lease_time(mut self, time: Duration) -> Self {
         self.settings.lease_time = time;
         self
     }
 
-    /// Sets for how long after a creation that got no answer its database may turn up; until then none is created again
-    /// for the tenant. Defaults to 60 seconds. Neon's description of its API says neither how long a creation may take
-    /// nor how soon the search finds it; a second project is what too short a time costs.
+    /// Sets the time in which the database may still turn up after a creation that got no answer. Until then no other
+    /// one is created for the tenant. Defaults to 60 seconds. Neon's description of its API says neither how long a
+    /// creation may take nor how soon the search finds it. A time that is too short costs a second project.
     pub fn lost_answer_window(mut self, time: Duration) -> Self {
         self.settings.lost_answer_window = time;
         self
     }
 
-    /// Calls `reach` at each step, and waits for it. For tests that stop a process there.
+    /// Calls `reach` at each step and waits for it, for tests that stop a process there.
     #[doc(hidden)]
     pub fn at_each_step<Fut>(
         mut self,
@@ -256,7 +262,7 @@ impl Provisioner {
         self
     }
 
-    /// Checks the settings, once, when the router is built.
+    /// Checks the settings when the router is built.
     pub(crate) fn check(
         self,
         dialer: Arc<Dialer>,
@@ -301,7 +307,7 @@ impl fmt::Debug for Provisioner {
     }
 }
 
-/// A [`Provisioner`] whose settings have been checked.
+/// A [`Provisioner`] with checked settings.
 pub(crate) struct ProvisionEngine {
     pub(crate) catalog: Arc<CachedCatalog>,
     pub(crate) control_plane: Arc<dyn AnyControlPlane>,

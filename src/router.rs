@@ -1,4 +1,4 @@
-//! From a tenant to a connection.
+//! The router: from a tenant id to a connection.
 
 pub(crate) mod builder;
 mod cached_statements;
@@ -29,8 +29,8 @@ use crate::{
 
 /// Turns a tenant's id into a live connection to that tenant's own database.
 ///
-/// Cheap to clone; all clones share the same pools. Its tasks run on the runtime that `build` was called on, and no
-/// matter on which runtime callers are; when that runtime ends, every call answers `ErrorKind::Closed`.
+/// Cheap to clone; all clones share the same pools. Its tasks run on the runtime on which `build` was called, whatever
+/// runtime the callers use. After that runtime has ended, every call returns `ErrorKind::Closed`.
 #[derive(Clone)]
 pub struct TenantRouter {
     pub(crate) inner: Arc<Inner>,
@@ -43,14 +43,16 @@ pub(crate) struct Inner {
 }
 
 impl TenantRouter {
-    /// A router that asks `lookup` where a tenant lives. A tenant it does not know is an error.
+    /// Returns the builder of a router that asks `lookup` where a tenant lives. A tenant that `lookup` does not know is
+    /// an error.
     pub fn builder(lookup: impl Lookup) -> RouterBuilder {
         RouterBuilder::with_lookup(lookup)
     }
 
-    /// A router that keeps its own catalog of tenants, and creates their databases: by
-    /// [`Fleet::provision`](crate::Fleet::provision), and on access by a policy that the provisioner names
-    /// ([`Provisioner::decide`], [`Provisioner::on_first_access`]). By default an access to an unknown tenant is an error.
+    /// Returns the builder of a router that keeps its own catalog of tenants and creates their databases.
+    /// [`Fleet::provision`](crate::Fleet::provision) creates a database, and so does an access, if a policy of the
+    /// provisioner says so ([`Provisioner::decide`], [`Provisioner::on_first_access`]). By default an access to an
+    /// unknown tenant is an error.
     pub fn provisioning(provisioner: Provisioner) -> RouterBuilder {
         RouterBuilder::with_provisioner(provisioner)
     }
@@ -70,19 +72,19 @@ impl TenantRouter {
         Self { inner }
     }
 
-    /// A connection to the database of `tenant`.
+    /// Returns a connection to the database of `tenant`.
     ///
-    /// With an idle connection at hand this does no I/O. Otherwise it looks the tenant up, creates its database if the
-    /// provisioner's policy says so, wakes it if it sleeps, and opens a connection, all within `get_timeout`. What it started
-    /// goes on when the time is over, so calling again later can succeed at once.
+    /// If a connection is idle, this does no I/O. Otherwise it looks the tenant up, creates its database if the
+    /// provisioner's policy says so, wakes it if it sleeps, and opens a connection, all within `get_timeout`. Work that
+    /// it started goes on after a timeout, so a later call can succeed at once.
     ///
     /// # Errors
-    /// The [kind](Error::kind) says what happened. `ErrorKind::Timeout` names the stage, has the last failure as its
-    /// source, and says by [`retry_after`](Error::retry_after) when to come back.
+    /// The [kind](Error::kind) says what happened. `ErrorKind::Timeout` names the stage and has the last failure as its
+    /// source; its [`retry_after`](Error::retry_after) says when to try again.
     ///
     /// # Cancel safety
     /// Dropping the future gives up this caller's place and nothing else: a look-up, a creation or a wake under way
-    /// goes on for whoever comes next.
+    /// goes on for the next caller.
     pub async fn get<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> Result<TenantClient, Error> {
         self.inner
             .get(tenant.as_ref(), OnMissing::Create, None)
@@ -90,19 +92,20 @@ impl TenantRouter {
             .map(TenantClient::new)
     }
 
-    /// Forgets where `tenant` lives and what was refused of it, and closes its idle connections; says whether anything
-    /// was known. Connections in use go on, and are closed when they come back. The next `get` looks the tenant up
-    /// again. To be called when something was mended that a refusal is about: a plan, a password, a disabled endpoint. Neon's
-    /// proxy itself repeats a refusal for 30 seconds (observed), so that the next `get` may meet it once more until then.
+    /// Forgets where `tenant` lives and its refusals, and closes its idle connections. Returns whether its pool was
+    /// cached. Connections in use are closed when they come back. The next `get` looks the tenant up again.
+    ///
+    /// Call this after the cause of a refusal was fixed: a plan, a password, a disabled endpoint. Neon's proxy itself
+    /// repeats a refusal for 30 seconds (observed), so until then the next `get` may get it once more.
     pub fn evict<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> bool {
         TenantId::parse(tenant.as_ref()).is_ok_and(|tenant| self.inner.evict(&tenant))
     }
 }
 
 impl Inner {
-    /// Forgets what is known of `tenant`; says whether anything was.
+    /// Forgets what is known of `tenant`. Returns whether its pool was cached.
     pub(crate) fn evict(&self, tenant: &TenantId) -> bool {
-        // In this order: a flight that lands in between finds the mark after it has put its pool into the cache.
+        // In this order: a flight that ends in between has put its pool into the cache when it finds the mark.
         if let Some(catalog) = self.shared.source.catalog() {
             catalog.entries.mark_untrusted(tenant);
         }

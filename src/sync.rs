@@ -1,4 +1,4 @@
-//! Waiting, repeating and sharing work. Knows neither tenants nor Neon.
+//! Waiting, retrying and sharing of work. Knows neither tenants nor Neon.
 
 pub(crate) mod circuit_breaker;
 pub(crate) mod progress;
@@ -9,7 +9,7 @@ pub(crate) mod supervise;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Locks; what a panicking holder left behind is still whole, as no holder runs foreign code.
+/// Locks `mutex`, also after a panic: no holder runs foreign code, so the value is whole.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

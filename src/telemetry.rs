@@ -1,4 +1,4 @@
-//! What a router counts, measures and tells.
+//! The router's counters, metrics and spans.
 
 pub(crate) mod labels;
 pub(crate) mod metrics;

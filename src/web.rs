@@ -1,4 +1,4 @@
-//! Requests of axum and tower: the tenant of a request, and errors as answers.
+//! Support for axum and tower: the tenant of a request, and errors as answers.
 
 #[cfg(feature = "axum")]
 pub(crate) mod extract;

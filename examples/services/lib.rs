@@ -1,1 +1,1 @@
-//! Examples that are whole services, with what such services need besides tenantry.
+//! Complete services, and the crates that they need besides tenantry.

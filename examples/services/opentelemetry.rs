@@ -1,7 +1,8 @@
-//! Traces to OpenTelemetry: calls of a tenant that is created, one that is awake and one that sleeps, as spans at a collector.
+//! Export of traces to OpenTelemetry: calls to a tenant that is created, awake or asleep arrive as spans at a
+//! collector.
 //!
-//! `tests/with-postgres cargo run --example opentelemetry` brings a small collector of its own, which prints what arrives.
-//! With `OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318` the spans go to yours, by OTLP over HTTP.
+//! `tests/with-postgres cargo run --example opentelemetry` starts a small collector that prints the spans. With
+//! `OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318` the spans go to your own collector, by OTLP over HTTP.
 
 use std::{env, sync::Mutex, time::Duration};
 
@@ -15,7 +16,7 @@ use tokio::net::TcpListener;
 use tracing::{Instrument, info_span};
 use tracing_subscriber::{EnvFilter, prelude::*};
 
-/// What the collector has seen of the calls: how each came to its connection.
+/// The outcomes of the calls that the collector has received.
 static ARRIVED: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 #[tokio::main]
@@ -39,7 +40,7 @@ async fn main() -> Result<(), BoxError> {
         .resolve(emulator.resolver())
         .root_certificate(emulator.root_certificate())
         .build()?;
-    // A span of yours around each request: the calls are its children.
+    // The application's own span around each request is the parent of the calls' spans.
     for request in ["first", "second", "after a suspend"] {
         if request == "after a suspend" {
             emulator.suspend_all().await;
@@ -48,7 +49,7 @@ async fn main() -> Result<(), BoxError> {
         call.instrument(info_span!("request", request)).await?;
     }
     router.close().await;
-    tokio::task::spawn_blocking(move || provider.shutdown()).await??; // what is left is sent
+    tokio::task::spawn_blocking(move || provider.shutdown()).await??; // sends the remaining spans
     let arrived = ARRIVED.lock().map_err(|err| err.to_string())?;
     if yours.is_none() && *arrived != ["provisioned", "warm", "cold"] {
         return Err(format!("not what should have arrived: {arrived:?}").into());
@@ -58,7 +59,7 @@ async fn main() -> Result<(), BoxError> {
 
 /// Sends all spans of tenantry, and of this file, to `collector`.
 fn export_to(collector: &str) -> Result<SdkTracerProvider, BoxError> {
-    // Where several providers of cryptography are linked, the exporter's client takes the process's own.
+    // If several providers of cryptography are linked, the exporter's client uses the process's default.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let exporter = SpanExporter::builder()
         .with_http()
@@ -75,7 +76,7 @@ fn export_to(collector: &str) -> Result<SdkTracerProvider, BoxError> {
     Ok(provider)
 }
 
-/// A collector that prints each span it gets: when it began since the first one, how long it took, and its fields.
+/// Starts a collector that prints each span: its start since the first one, its duration, and its fields.
 async fn collect() -> Result<String, BoxError> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;

@@ -1,7 +1,8 @@
 //! A notes service for many customers, each with a database of its own.
 //!
-//! `tests/with-postgres cargo run --example saas` runs it on an emulator of Neon, on this machine. With `NEON_API_KEY` and
-//! `TENANTRY_NAMESPACE` set it runs on Neon itself; with `CATALOG_URL` and `CATALOG_KEYS` besides, as one of many. Then:
+//! `tests/with-postgres cargo run --example saas` runs it on an emulator of Neon, on this machine. With `NEON_API_KEY`
+//! and `TENANTRY_NAMESPACE` set, it runs on Neon itself. With `CATALOG_URL` and `CATALOG_KEYS` set too, it runs as one
+//! of several replicas. Then:
 //!
 //! ```sh
 //! curl -X POST localhost:3000/signup/acme
@@ -12,11 +13,11 @@
 //! curl localhost:3000/metrics
 //! ```
 //!
-//! There is no login here: a service of yours has one in front of everything, and keeps the last three for its operators.
-//! A database is created by sign-up alone: a request for a tenant that has not signed up is a 404.
+//! There is no login here. A real service has one in front of all routes, and keeps the last three for its operators.
+//! Only a sign-up creates a database: a request for a tenant that has not signed up gets a 404.
 //!
-//! Ctrl-C and SIGTERM end it within 10 seconds, also if a request is stuck; the second Ctrl-C ends it at once. Warnings are
-//! in the log by default; `RUST_LOG=tenantry=debug` shows more.
+//! Ctrl-C and SIGTERM end the service within 10 seconds, also if a request is stuck. A second Ctrl-C ends it at once.
+//! Warnings are logged by default; `RUST_LOG=tenantry=debug` logs more.
 
 use std::{
     env::{self, VarError},
@@ -29,7 +30,7 @@ use std::{
 use axum::{
     Json, Router,
     extract::{FromRef, Path, State},
-    http::{StatusCode, Uri},
+    http::{HeaderMap, StatusCode, Uri, header::HOST},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -51,20 +52,20 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 /// Longest note, in bytes.
 const LONGEST_NOTE: usize = 10_000;
-/// Time that requests have to end once the service is told to stop.
+/// Longest time for running requests to end after the service is told to stop.
 const GRACE: Duration = Duration::from_secs(5);
-/// Time for what is left after that: the router's calls and goodbyes to databases.
+/// Longest time after that for the router's calls to end and its connections to close.
 const GOODBYE: Duration = Duration::from_secs(3);
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
     log()?;
-    let metrics = metrics().install_recorder()?; // before the router, which keeps its handles
+    let metrics = metrics().install_recorder()?; // before the router, which keeps handles of the recorder
     let upkeep = metrics.clone();
     tokio::spawn(async move {
         loop {
             sleep(Duration::from_secs(5)).await;
-            upkeep.run_upkeep(); // or what was recorded piles up between two scrapes
+            upkeep.run_upkeep(); // or records pile up between two scrapes
         }
     });
     let address = variable("LISTEN")?.unwrap_or_else(|| "127.0.0.1:3000".into());
@@ -81,7 +82,7 @@ pub(crate) fn log() -> Result<(), BoxError> {
     Ok(())
 }
 
-/// A variable of the environment. One that cannot be read is an error, and does not count as absent.
+/// Reads a variable of the environment. One that is not UTF-8 is an error, and does not count as absent.
 fn variable(name: &str) -> Result<Option<String>, BoxError> {
     match env::var(name) {
         Ok(value) => Ok(Some(value)),
@@ -90,17 +91,17 @@ fn variable(name: &str) -> Result<Option<String>, BoxError> {
     }
 }
 
-/// The same of one that must be there.
+/// Reads a variable of the environment that must be set.
 fn required(name: &str) -> Result<String, BoxError> {
     variable(name)?.ok_or_else(|| unusable(format!("the variable {name} is missing")))
 }
 
-/// An error that `main` prints as a sentence.
+/// Returns an error that `main` prints as a sentence.
 fn unusable(message: String) -> BoxError {
     Error::new(ErrorKind::Misconfigured, message).into()
 }
 
-/// Serves until the process is told to stop, and then for [`GRACE`] and [`GOODBYE`] at most.
+/// Serves until the process is told to stop, then takes [`GRACE`] and [`GOODBYE`] at most.
 pub(crate) async fn serve(
     listener: TcpListener,
     router: &TenantRouter,
@@ -109,7 +110,7 @@ pub(crate) async fn serve(
     let mut signals = Signals::new()?;
     let address = listener.local_addr()?;
     println!("listening on http://{address}");
-    println!("next: curl -X POST http://{address}/signup/acme");
+    println!("Try it:\n{}", commands(&format!("http://{address}")));
     let (stop, stopped) = oneshot::channel::<()>();
     let server = axum::serve(listener, app(router, metrics)?).with_graceful_shutdown(async {
         let _ = stopped.await;
@@ -135,7 +136,7 @@ pub(crate) async fn serve(
     Ok(())
 }
 
-/// The signals that stop the process: of Ctrl-C, and of a supervisor.
+/// The signals that stop the process: from Ctrl-C, and from a supervisor.
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
@@ -157,7 +158,7 @@ impl Signals {
     }
 }
 
-/// Metrics for Prometheus, with histograms that can be added up over replicas.
+/// Returns metrics for Prometheus, with histograms that can be summed over replicas.
 pub(crate) fn metrics() -> PrometheusBuilder {
     let seconds = [
         0.001, 0.005, 0.02, 0.05, 0.1, 0.3, 0.5, 1.0, 2.0, 5.0, 20.0, 60.0,
@@ -166,7 +167,7 @@ pub(crate) fn metrics() -> PrometheusBuilder {
     builder.set_buckets(&seconds).expect("there are some")
 }
 
-/// The router: on Neon if there is a key, else on an emulator, which lives as long as what is returned.
+/// Builds the router: on Neon if there is a key, otherwise on the returned emulator, which stops when it is dropped.
 async fn router() -> Result<(TenantRouter, Option<Emulator>), BoxError> {
     if let Some(key) = variable("NEON_API_KEY")? {
         let neon = Neon::builder(key).build()?;
@@ -176,7 +177,7 @@ async fn router() -> Result<(TenantRouter, Option<Emulator>), BoxError> {
                 let keys = KeyRing::parse(&required("CATALOG_KEYS")?)?;
                 Provisioner::new(Postgres::builder(url).keys(keys).build()?, neon, namespace)
             }
-            // After a restart it has forgotten who signed up, and finds what they wrote when they sign up again.
+            // After a restart the catalog is empty. A tenant that signs up again gets its database and notes back.
             None => Provisioner::new(Memory::new(), neon, namespace),
         };
         let router = TenantRouter::provisioning(with_tables(provisioner));
@@ -190,7 +191,7 @@ async fn router() -> Result<(TenantRouter, Option<Emulator>), BoxError> {
     Ok((on(&emulator)?, Some(emulator)))
 }
 
-/// A router on `emulator`.
+/// Builds a router on `emulator`.
 pub(crate) fn on(emulator: &Emulator) -> Result<TenantRouter, BoxError> {
     let neon = Neon::builder(emulator.api_key())
         .base_url(emulator.api_url())
@@ -202,7 +203,7 @@ pub(crate) fn on(emulator: &Emulator) -> Result<TenantRouter, BoxError> {
     Ok(router.build()?)
 }
 
-/// Tenants get a database when they sign up, which is the default, and never one without its tables.
+/// Creates the notes table in each new database before its first use. By default only a sign-up creates a database.
 fn with_tables(provisioner: Provisioner) -> Provisioner {
     provisioner.prepare(|database| async move {
         database
@@ -215,7 +216,7 @@ fn with_tables(provisioner: Provisioner) -> Provisioner {
     })
 }
 
-/// What the handlers share.
+/// The state that the handlers share.
 #[derive(Clone)]
 struct App {
     tenants: Tenants,
@@ -228,7 +229,7 @@ impl FromRef<App> for Tenants {
     }
 }
 
-/// The service.
+/// Builds the service.
 pub(crate) fn app(
     router: &TenantRouter,
     metrics: PrometheusHandle,
@@ -241,7 +242,7 @@ pub(crate) fn app(
         .route("/", get(overview))
         .route("/notes", notes.clone())
         .route("/t/{tenant}/notes", notes)
-        // Only for what was said so far: nothing else is to wake a tenant, nor is what no route matches.
+        // This layer is only for the routes above: no other route, and no unknown path, wakes a tenant.
         .route_layer(WarmLayer::new(router.clone(), identify.clone()))
         .route("/signup/{tenant}", post(sign_up))
         .route("/status", get(status))
@@ -257,16 +258,24 @@ pub(crate) fn app(
     Ok(app)
 }
 
-/// The routes, as a text.
-async fn overview() -> &'static str {
-    "A notes service for many customers, each with a database of its own.\n\n\
-     POST /signup/{tenant}    creates the tenant's database\n\
-     POST /t/{tenant}/notes   writes a note\n\
-     GET  /t/{tenant}/notes   reads the latest notes\n\
-     GET  /status/{tenant}    tells why the tenant is where it is\n\
-     GET  /status             tells what the router holds and has done\n\
-     GET  /metrics            tells the same to Prometheus\n\n\
-     A tenant's notes are at http://{tenant}.localhost:{port}/notes, too.\n"
+/// Returns the commands that try the service at `base`.
+fn commands(base: &str) -> String {
+    format!(
+        "curl -X POST {base}/signup/acme                 # creates the tenant's database\n\
+         curl --data 'buy milk' {base}/t/acme/notes      # writes a note\n\
+         curl {base}/t/acme/notes                        # reads the latest notes\n\
+         curl {base}/status/acme                         # tells in which state the tenant is\n\
+         curl {base}/status                              # tells what the router holds and has done\n\
+         curl {base}/metrics                             # tells the same to Prometheus\n"
+    )
+}
+
+/// Answers with the commands that try the service.
+async fn overview(headers: HeaderMap) -> String {
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok());
+    let host = host.unwrap_or("localhost");
+    let commands = commands(&format!("http://{host}"));
+    format!("A notes service for many customers, each with a database of its own.\n\n{commands}")
 }
 
 async fn nowhere(uri: Uri) -> (StatusCode, String) {
@@ -282,7 +291,7 @@ async fn not_so() -> (StatusCode, &'static str) {
     (StatusCode::METHOD_NOT_ALLOWED, text)
 }
 
-/// Creates the tenant's database. Safe to be sent again: a tenant that is there stays as it is.
+/// Creates the tenant's database. May be sent again: an existing tenant stays as it is.
 async fn sign_up(State(app): State<App>, Path(tenant): Path<String>) -> Result<StatusCode, Failed> {
     let is_known = |it: u8| it.is_ascii_lowercase() || it.is_ascii_digit() || it == b'-';
     let is_label = (1..=63).contains(&tenant.len()) && tenant.bytes().all(is_known);
@@ -302,7 +311,7 @@ struct Note {
     text: String,
 }
 
-/// The tenant's latest notes. Run again by itself if the connection dies under it.
+/// Returns the tenant's latest notes. `read` runs again by itself if the connection dies.
 async fn list(Tenant(tenant): Tenant) -> Result<Json<Vec<Note>>, Failed> {
     let rows = tenant
         .read(|tx| async move {
@@ -317,7 +326,7 @@ async fn list(Tenant(tenant): Tenant) -> Result<Json<Vec<Note>>, Failed> {
     Ok(Json(notes.collect()))
 }
 
-/// Writes a note. Never twice: what may have been committed is an error of its own.
+/// Writes a note, and never twice: an unknown outcome of the COMMIT is an error of its own.
 async fn add(Tenant(tenant): Tenant, text: String) -> Result<(StatusCode, Json<Note>), Failed> {
     if text.is_empty() || text.len() > LONGEST_NOTE {
         return Err(Failed::Length);
@@ -332,7 +341,7 @@ async fn add(Tenant(tenant): Tenant, text: String) -> Result<(StatusCode, Json<N
     Ok((StatusCode::CREATED, Json(Note { id, text })))
 }
 
-/// Why a request was not served.
+/// The reason why a request was not served.
 enum Failed {
     Length,
     Name,
@@ -363,12 +372,12 @@ impl IntoResponse for Failed {
     }
 }
 
-/// What the router holds and has done.
+/// Returns the router's status.
 async fn status(State(app): State<App>) -> Json<Status> {
     Json(app.tenants.router().status())
 }
 
-/// What it knows of one tenant, and what the next request would meet.
+/// Returns the router's knowledge of one tenant, and what the next request would meet.
 async fn explain(
     State(app): State<App>,
     Path(tenant): Path<String>,
@@ -376,13 +385,13 @@ async fn explain(
     app.tenants.router().explain(&tenant).map(Json)
 }
 
-/// The same and more for Prometheus.
+/// Returns the metrics for Prometheus.
 async fn scrape(State(app): State<App>) -> String {
     app.tenants.router().record_metrics();
     app.metrics.render()
 }
 
-/// Whether requests should be sent here. Asks no tenant.
+/// Returns 200 if requests should be sent here, otherwise 503. Uses no tenant.
 async fn ready(State(app): State<App>) -> StatusCode {
     if app.tenants.router().is_ready() {
         StatusCode::OK

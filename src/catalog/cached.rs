@@ -1,7 +1,7 @@
-//! The catalog as the router uses it: the application's [`Catalog`](crate::Catalog), and what was read from them.
+//! The catalog as the router uses it: the application's [`Catalog`](crate::Catalog), with a cache.
 //!
-//! Every call goes through a breaker and has a time limit, and its failure is an error of ours. What was read of a tenant
-//! is remembered, so that it goes on when the catalog is down.
+//! Every call goes through a breaker, has a time limit, and fails with an [`Error`]. The cache keeps known tenants
+//! served while the catalog is down.
 
 mod entries;
 mod lookup_limit;
@@ -41,22 +41,22 @@ use crate::{
 
 use refresh_queue::RefreshQueue;
 
-/// Time after which to come back after a call that the catalog rejected: an operator has to do something first.
+/// Suggested wait after a call that the catalog rejected: an operator has to act first.
 const REJECTED_FOR: Duration = Duration::from_secs(1);
-/// The subject of a call that is about no tenant of its own, and no tenant's id.
+/// Subject of a call that is about no particular tenant. It is no valid id of a tenant.
 const NO_ONE: &str = "";
 
-/// The catalog, and what is known of it.
+/// The application's catalog, and the cache of its records.
 pub(crate) struct CachedCatalog {
     records: Arc<dyn AnyCatalog>,
-    /// Reading and writing are apart: a table that cannot be written to must not keep known tenants from being found.
+    /// Breaker of reads. Writes have their own, so that a table that cannot be written to does not stop look-ups.
     reading: Breaker,
     writing: Breaker,
-    /// The operations that the catalog rejected when it was asked last, a bit for each.
+    /// The operations whose last call the catalog rejected, a bit for each.
     rejected: AtomicU32,
     limit: Duration,
     most_known: u64,
-    /// The entries that were read of each tenant.
+    /// The cached entries of tenants.
     pub(crate) entries: EntryCache,
     /// The tenants whose records are read again in the background.
     pub(crate) refresh: RefreshQueue,
@@ -82,12 +82,12 @@ impl CachedCatalog {
         }
     }
 
-    /// How many tenants can be remembered.
+    /// Returns the largest number of tenants that the cache holds.
     pub(crate) fn most_known(&self) -> u64 {
         self.most_known
     }
 
-    /// What the catalog says of `tenant` now.
+    /// Reads the present record of `tenant`.
     pub(crate) async fn find(&self, tenant: &TenantId) -> Result<Option<Record>, Error> {
         self.call(Operation::Find, tenant.as_str(), |records| {
             records.find(tenant)
@@ -107,7 +107,8 @@ impl CachedCatalog {
         .await
     }
 
-    /// Replaces a record under its lease. Returns the stamp of what the writer knows by then; `None` if the lease is lost.
+    /// Replaces a record under its lease. Returns the stamp up to which the writer knows all changes; `None` if the
+    /// lease is lost.
     pub(crate) async fn write(
         &self,
         lease: &Lease,
@@ -150,7 +151,7 @@ impl CachedCatalog {
         .await
     }
 
-    /// At most `limit` records of tenants after `after`.
+    /// Reads at most `limit` records of tenants after `after`.
     pub(crate) async fn list(
         &self,
         after: Option<&TenantId>,
@@ -162,7 +163,7 @@ impl CachedCatalog {
         .await
     }
 
-    /// Whose records were written since version `since`, at most `limit` of them.
+    /// Reads at most `limit` of the tenants whose records were written after version `since`.
     pub(crate) async fn changes(&self, since: Option<u64>, limit: usize) -> Result<Changes, Error> {
         self.call(Operation::Changes, NO_ONE, |records| {
             records.changes(since, limit)
@@ -170,21 +171,21 @@ impl CachedCatalog {
         .await
     }
 
-    /// Waits until there may be changes; for ever if nobody would know.
+    /// Waits until there may be changes, or forever if the catalog cannot tell.
     pub(crate) async fn changed(&self) {
         if self.records.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
     }
 
-    /// Has the record of `tenant` read again in the background, if its entry is old.
+    /// Queues the record of `tenant` to be read again in the background, if its entry is stale and the catalog is up.
     pub(crate) fn refresh_if_stale(&self, tenant: &TenantId) {
         if self.entries.is_stale(tenant) && !self.reading.is_shut() {
             self.refresh.push_if_room(tenant);
         }
     }
 
-    /// Makes a call about `subject`, within its time. If the catalog has failed just now, it is made a moment later.
+    /// Makes a call about `subject` within the time limit. During the first wait of an outage, the call waits as well.
     async fn call<'a, T>(
         &'a self,
         operation: Operation,
@@ -221,7 +222,7 @@ impl CachedCatalog {
                 Ok(answer)
             }
             Err(err) if is_good => {
-                pass.succeeded(); // it is up
+                pass.succeeded(); // the catalog is up
                 let message = "the catalog's record of the tenant cannot be used as it is";
                 Err(Error::new(ErrorKind::BadRecord, message).with_source(err))
             }
@@ -231,14 +232,14 @@ impl CachedCatalog {
 
     fn failed(&self, operation: Operation, subject: &str, pass: Probe<'_>, err: BoxError) -> Error {
         count(&self.stats.failures);
-        let cause = err.to_string(); // not `Debug`, which has all that the catalog's driver knows
+        let cause = err.to_string(); // not `Debug`, which shows everything that the driver knows
         let how = err.downcast_ref::<CallError>();
         let (is_rejected, is_late) = (
             how.is_some_and(CallError::is_rejected),
             how.is_some_and(CallError::is_timed_out),
         );
         if is_rejected {
-            pass.succeeded(); // it is up
+            pass.succeeded(); // the catalog is up
             let rejected = self.rejected.fetch_or(operation.bit(), Relaxed);
             if rejected & operation.bit() == 0 {
                 let operation = operation.name();
@@ -321,14 +322,14 @@ fn shut(shut: Open) -> Error {
     }
 }
 
-/// The error for a tenant whose record says that the platform works on it.
+/// Returns the error for a tenant with a held record.
 pub(crate) fn held() -> Error {
     let message = "the tenant is kept from use for maintenance by the platform, which set its record to held and sets it \
                    to ready again";
     Error::new(ErrorKind::Held, message)
 }
 
-/// The error for a tenant whose record is a tombstone.
+/// Returns the error for a tenant whose record is a tombstone.
 pub(crate) fn deleted() -> Error {
     let message = "the tenant was deleted; take that back with undelete, or provision it anew";
     Error::new(ErrorKind::Deleted, message)

@@ -1,7 +1,7 @@
-//! Keeping a secret where others can read: sealed with a key that only the application has.
+//! Secrets sealed with a key that only the application has, so that they can be stored in a catalog that others read.
 //!
-//! What is sealed is bound to where it belongs. Whoever can write to the catalog and moves a sealed password to another
-//! tenant, or has it point to another host, gets an error and not a login that sends the password there.
+//! A sealed secret is bound to its place. An attacker who can write to the catalog may move a sealed password to
+//! another tenant, or change its host. The password then fails to open, and is not sent there.
 
 use std::{fmt, sync::Arc};
 
@@ -14,20 +14,21 @@ use secrecy::{ExposeSecret, SecretBox};
 
 use crate::model::{config::InvalidConfig, secret::Secret};
 
-/// First byte of everything sealed, so that another way of sealing can come later.
+/// First byte of every sealed secret, so that a later release can add another format.
 const FORMAT: u8 = 1;
-/// Bytes of a nonce of AES-GCM. A random one may be used for 2³² values of one key.
+/// Length of an AES-GCM nonce in bytes. With random nonces, one key may seal 2³² values.
 const NONCE: usize = 12;
-/// Bytes that are kept of a mark.
+/// Length of a mark in bytes.
 const MARK: usize = 16;
-/// What a mark's key is made from, besides the key of the ring.
+/// Label from which the key of the marks is derived, together with the key of the ring.
 const MARKS: &[u8] = b"tenantry: marks of sealed values, 1";
 
-/// The keys with which a catalog seals passwords: the newest seals, all of them open.
+/// The keys with which a catalog seals passwords. The newest key seals; every key opens.
 ///
-/// Each key is 32 random bytes (`openssl rand -hex 32`) with an id that is kept in the clear beside what it sealed. The
-/// cipher is AES-256-GCM. To change keys, give every replica the new key as the second one, then as the first with the
-/// old one behind it, then call [`Postgres::reseal`](crate::catalog::Postgres::reseal), then leave the old one away.
+/// Each key is 32 random bytes (`openssl rand -hex 32`), with an id that is stored in the clear beside each sealed
+/// password. The cipher is AES-256-GCM. To change keys, give every replica the new key as the second one, then as the
+/// first with the old one behind it. Then call [`Postgres::reseal`](crate::catalog::Postgres::reseal), and after that
+/// remove the old key.
 ///
 /// ```
 /// use tenantry::KeyRing;
@@ -46,11 +47,11 @@ struct Key {
 }
 
 impl KeyRing {
-    /// The longest id of a key, in bytes.
+    /// Longest id of a key, in bytes.
     pub const MAX_ID_LEN: usize = 64;
 
-    /// A ring of one key, which seals and opens. Ids are checked where the ring is used: they have 1 to 64 bytes, without
-    /// white space, colons, commas and control characters, and each is there once.
+    /// Creates a ring of one key, which seals and opens. Ids are checked at the use of the ring: each is unique, and
+    /// has 1 to 64 bytes without white space, colons, commas and control characters.
     pub fn new(id: impl Into<String>, key: [u8; 32]) -> Self {
         Self(vec![Key::new(id.into(), key)])
     }
@@ -62,8 +63,8 @@ impl KeyRing {
         self
     }
 
-    /// Reads `id:key` pairs from text, such as an environment variable, the newest first: keys are 64 hexadecimal digits,
-    /// pairs are parted by white space or commas.
+    /// Reads `id:key` pairs from text, such as an environment variable, with the newest key first. A key is 64
+    /// hexadecimal digits; pairs are separated by white space or commas.
     pub fn parse(text: &str) -> Result<Self, InvalidConfig> {
         let pairs = text.split(|c: char| c.is_whitespace() || c == ',');
         let keys = pairs
@@ -108,7 +109,7 @@ impl KeyRing {
         Ok(())
     }
 
-    /// The key that seals.
+    /// Returns the key that seals.
     fn newest(&self) -> Result<&Key, Unsealable> {
         self.0.first().ok_or(Unsealable::Broken)
     }
@@ -117,7 +118,7 @@ impl KeyRing {
         self.0.first().map_or("", |key| &*key.id)
     }
 
-    /// Seals `secret` so that it opens only where it is bound to.
+    /// Seals `secret` so that it opens only in `place`.
     pub(crate) fn seal(&self, secret: &Secret, place: &Binding) -> Result<Sealed, Unsealable> {
         let key = self.newest()?;
         let mut text = secret.expose().as_bytes().to_vec();
@@ -130,7 +131,7 @@ impl KeyRing {
         Ok(Sealed { key_id, bytes })
     }
 
-    /// Opens what was sealed for that very place.
+    /// Opens a secret that was sealed for `place`.
     pub(crate) fn open(&self, sealed: &Sealed, place: &Binding) -> Result<Secret, Unsealable> {
         let key = self.0.iter().find(|key| *key.id == *sealed.key_id);
         let key = key.ok_or_else(|| Unsealable::UnknownKey(sealed.key_id.clone()))?;
@@ -155,8 +156,8 @@ impl KeyRing {
             .map_err(|_| Unsealable::Broken)
     }
 
-    /// One mark per key by which it is seen that the same secret was sealed for the same place, without opening it. Of no
-    /// use without the key. The newest key's comes first.
+    /// Returns one mark per key, the newest key's first. Equal marks mean that the same secret was sealed for the same
+    /// place, which shows without opening it. A mark is useless without the key.
     pub(crate) fn marks(&self, secret: &Secret, place: &Binding) -> Vec<(String, Vec<u8>)> {
         let mark = |key: &Key| {
             let bytes = key.bytes.expose_secret();
@@ -197,7 +198,7 @@ impl Key {
         RandomizedNonceKey::new(&AES_256_GCM, self.bytes.expose_secret())
     }
 
-    /// What is authenticated besides the secret: the format, the key's id, the place.
+    /// Returns the data that is authenticated besides the secret: the format, the key's id, the place.
     fn bound(&self, place: &Binding) -> Vec<u8> {
         let mut bound = vec![FORMAT];
         push(&mut bound, self.id.as_bytes());
@@ -215,12 +216,12 @@ impl fmt::Debug for KeyRing {
     }
 }
 
-/// Where a sealed secret belongs.
+/// The place that a sealed secret is bound to.
 #[derive(Debug, Default)]
 pub(crate) struct Binding(Vec<u8>);
 
 impl Binding {
-    /// Of several words, none of which can run into the next.
+    /// Creates a place from several words; the length of each is kept, so that no two lists of words look the same.
     pub(crate) fn new(words: &[&str]) -> Self {
         let mut place = Vec::new();
         for word in words {
@@ -235,21 +236,21 @@ fn push(to: &mut Vec<u8>, word: &[u8]) {
     to.extend_from_slice(word);
 }
 
-/// A secret that is sealed, and the id of the key.
+/// A sealed secret, and the id of its key.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Sealed {
     pub(crate) key_id: String,
     pub(crate) bytes: Vec<u8>,
 }
 
-/// Why something sealed does not open.
+/// The reason for which a sealed secret does not open.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Unsealable {
-    /// The ring has no key of that id.
+    /// The ring has no key with this id.
     UnknownKey(String),
-    /// It was sealed by a later version of the crate.
+    /// A later version of the crate sealed the secret.
     UnknownFormat(u8),
-    /// It was changed, or sealed for another place, or with another key of the same id.
+    /// The sealed secret was changed, or belongs to another place or to another key with the same id.
     Broken,
 }
 

@@ -1,12 +1,12 @@
-//! From a tenant to its endpoint: the seam for an app that has its own tenant table.
+//! The look-up of a tenant's endpoint, for an app that has its own tenant table.
 
 use std::{future::Future, pin::Pin};
 
 use crate::model::{endpoint::Endpoint, error::BoxError, tenant::TenantId};
 
-/// Finds the endpoint at which a tenant lives. `None` means that there is no such tenant.
+/// Finds the endpoint of a tenant. `None` means that the tenant does not exist.
 ///
-/// A closure will do:
+/// A closure is enough:
 ///
 /// ```no_run
 /// use tenantry::{BoxError, Endpoint, TenantId, TenantRouter};
@@ -20,14 +20,14 @@ use crate::model::{endpoint::Endpoint, error::BoxError, tenant::TenantId};
 /// # let _ = router; Ok(()) }
 /// ```
 pub trait Lookup: Send + Sync + 'static {
-    /// The endpoint of `tenant`.
+    /// Returns the endpoint of `tenant`.
     ///
     /// # Errors
-    /// Whatever failed. Callers get it as the source of an `ErrorKind::Catalog`, so its text must hold no secret.
+    /// Any failure. Callers get it as the source of an `ErrorKind::Catalog`, so its text must hold no secret.
     ///
     /// # Cancel safety
-    /// Called in a task of the router's own, which no caller can cancel. It is dropped when its time is over
-    /// ([`provision_timeout`](crate::RouterBuilder::provision_timeout) at the longest), and ends with the router's runtime.
+    /// Called in a task of the router, which no caller can cancel. The call is dropped when its time is over
+    /// ([`provision_timeout`](crate::RouterBuilder::provision_timeout) at the longest), or with the router's runtime.
     fn lookup(
         &self,
         tenant: &TenantId,
@@ -47,7 +47,7 @@ where
     }
 }
 
-/// What a look-up answers, with the future's type erased.
+/// The future of a catalog's answer, with its type erased.
 pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send + 'a>>;
 
 /// [`Lookup`] with its type erased.

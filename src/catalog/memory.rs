@@ -1,4 +1,4 @@
-//! The embedded catalog: no set-up, one process.
+//! The catalog in memory, for one process.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -23,13 +23,15 @@ use crate::{
     sync::lock,
 };
 
-/// A catalog in memory, for one process. After a restart it is empty, and the router finds each tenant's project again
-/// by its name instead of creating another: when [`provision`](crate::Fleet::provision) is called again, or at the next access
-/// if a policy lets accesses create. It forgets who was deleted, too: such an access after a restart creates the tenant anew
-/// unless the policy says no.
+/// A catalog in memory, for one process.
+///
+/// After a restart it is empty. The router then finds each tenant's project by its name instead of creating
+/// another: when [`provision`](crate::Fleet::provision) is called again, or at the next access if a policy lets
+/// accesses create. Deletions are forgotten, too: after a restart such an access creates a deleted tenant anew, unless
+/// the policy forbids it.
 #[derive(Debug, Default)]
 pub struct Memory {
-    // Guards all of it; held for a few instructions, or for a walk through the records that are listed.
+    // Held for a few instructions, or for a walk through the records.
     known: Mutex<Known>,
 }
 
@@ -37,25 +39,25 @@ pub struct Memory {
 struct Known {
     namespace: Option<Namespace>,
     entries: BTreeMap<TenantId, Entry>,
-    /// Who has which project, of all who are not deleted.
+    /// Tenant of each project, without deleted tenants.
     owners: HashMap<String, TenantId>,
-    /// Of the last write.
+    /// Version of the last write.
     version: u64,
 }
 
 #[derive(Debug)]
 struct Entry {
     record: Record,
-    /// Until when the database of the record's attempt may turn up.
+    /// End of the time in which the database of the record's attempt may turn up.
     doubt_until: Option<Instant>,
     token: u64,
     owner: Option<(String, Instant)>,
-    /// Of the last write to this record.
+    /// Version of the last write to this record.
     version: u64,
 }
 
 impl Entry {
-    /// Never `Claimed`: an earlier run of the process may have created the database.
+    /// Creates an entry in `Creating`, not in `Claimed`: an earlier run of the process may have created the database.
     fn new(tenant: &TenantId) -> Self {
         Self {
             record: Record::new(tenant.clone(), State::Creating),
@@ -77,7 +79,7 @@ impl Entry {
         holder == Some(lease.owner.as_str()) && self.token == lease.token
     }
 
-    /// The record, with what is left of its times.
+    /// Returns the record, with the remaining times filled in.
     fn record(&self) -> Record {
         let mut record = self.record.clone();
         record.leased_for = self.holder().map(|(_, left)| left);
@@ -103,20 +105,20 @@ impl Entry {
 }
 
 impl Memory {
-    /// An empty catalog.
+    /// Creates an empty catalog.
     pub fn new() -> Self {
         Self::default()
     }
 }
 
 impl Known {
-    /// Another tenant who has the project that `record` is about to name, and is not deleted.
+    /// Returns another tenant that has the project of `record` and is not deleted.
     fn other_at(&self, record: &Record) -> Option<&TenantId> {
         let owner = self.owners.get(record.project()?)?;
         (record.state != State::Deleted && *owner != record.tenant).then_some(owner)
     }
 
-    /// Takes note of whose project is whose, when `old` is replaced by `new`.
+    /// Updates the owners of projects for the replacement of `old` by `new`.
     fn settle_owner(&mut self, old: &Record, new: &Record) {
         let owned = |record: &Record| {
             let project = record.project().map(str::to_owned);

@@ -1,4 +1,4 @@
-//! The catalog that replicas share: a few tables in any Postgres.
+//! The catalog that replicas share: a few tables in a Postgres database.
 
 mod builder;
 mod connection_string;
@@ -47,11 +47,11 @@ use crate::model::{
     tenant::{Namespace, TenantId},
 };
 
-/// A catalog in a Postgres database, shared by all replicas of an application: any Postgres of version 14 or later, a Neon
-/// project too.
+/// A catalog in a Postgres database, shared by all replicas of an application. Any Postgres of version 14 or later can
+/// hold it, a Neon project included.
 ///
-/// It creates its tables at first use, in a schema of their own, and upgrades them when a later release needs more; any
-/// number of replicas may start at once, also of different releases. All times are the database's. Passwords are kept
+/// It creates its tables at first use, in a schema of their own, and upgrades them when a later release needs more. Any
+/// number of replicas may start at once, also of different releases. All times are the database's. Passwords are stored
 /// only sealed, with the application's own [`KeyRing`].
 ///
 /// ```no_run
@@ -67,29 +67,32 @@ use crate::model::{
 /// ```
 ///
 /// # Connections
-/// A small pool of its own, and one connection that listens. Each call is one statement without a name, so a pooler in
-/// transaction mode may be in between; then nothing is heard by listening, and changes are noticed when they are asked
-/// for. Encryption is as the connection string's `sslmode` says, except that `prefer`, the default, is `require` for a
-/// host elsewhere and `disable` for this machine. Certificates are always verified, and so is the host's name, so that
-/// `require` and `verify-ca` are what libpq calls `verify-full`.
+/// The catalog has a small pool of its own, and one connection that listens. Each call is one statement without a name,
+/// so it works through a pooler in transaction mode. Listening does not work there: changes are then noticed when the
+/// router next asks for them. The connection string's `sslmode` selects the encryption, except that `prefer`, the
+/// default, means `require` for another machine and `disable` for this one. The certificate and the host's name are
+/// always verified, so that `require` and `verify-ca` mean libpq's `verify-full`.
 ///
-/// A connection is replaced after [30 minutes](PostgresBuilder::max_lifetime). One that breaks off, that answers nothing
-/// within a call's time, or that is older than a second and takes no statement (as one that was opened while the server
-/// took no writes) is closed together with all that were not heard of since, so that a fail-over costs one call at most;
-/// where an answer has come, or none will, the statement is run once more on a new one.
+/// A connection is replaced after [30 minutes](PostgresBuilder::max_lifetime). It is closed earlier if it breaks off,
+/// if it does not answer within a call's time, or if it is older than a second and refuses a statement, as one does
+/// that was opened while the server took no writes. All connections that have not answered since are closed with it, so
+/// that a fail-over costs one call at most. If the statement was refused or its connection has ended, it is run once
+/// more on a new one.
 ///
 /// # Privileges
-/// The role needs `CREATE` on the database, or to own the schema; where the tables are there, `USAGE` on the schema and
-/// `SELECT`, `INSERT` and `UPDATE` on its tables. An application that only looks tenants up needs `USAGE` and `SELECT`.
+/// The role needs `CREATE` on the database, or must own the schema. Once the tables exist, `USAGE` on the schema and
+/// `SELECT`, `INSERT` and `UPDATE` on its tables are enough. An application that only looks tenants up needs `USAGE`
+/// and `SELECT`.
 ///
 /// # Failures
-/// A record that makes no sense (it was sealed with a key that is not in the ring, or written by a later release) is a
-/// [`InvalidRecord`](crate::catalog::InvalidRecord) of that tenant; [`list`](crate::Catalog::list) leaves it out with a warning. Everything else is an outage: the
-/// text says what to change.
+/// A record that cannot be read (sealed with a key that is not in the ring, or written by a later release) is an
+/// [`InvalidRecord`](crate::catalog::InvalidRecord) of that tenant; [`list`](crate::Catalog::list) leaves it out with a
+/// warning. A call that a running server refuses or does not answer in time is a
+/// [`CallError`](crate::catalog::CallError). Everything else is an outage. The text says what to change.
 pub struct Postgres {
     inner: Arc<Inner>,
-    /// How many rings of the listener this clone has heard. Each clone may be another router's, which has to hear of
-    /// every write.
+    /// Number of the listener's rings that this clone has returned. Each clone may belong to another router, which must
+    /// learn of every write.
     heard: AtomicU64,
 }
 
@@ -98,21 +101,21 @@ struct Inner {
     statements: Statements,
     namespace: OnceLock<Namespace>,
     keys: Option<KeyRing>,
-    /// Made when the namespace is known.
+    /// Created once the namespace is known.
     listener: OnceLock<Listener>,
     listens: bool,
 }
 
 impl Postgres {
-    /// Settings of a catalog in the database that `url` leads to: a connection string as libpq has them, a URL or a list of
-    /// settings. White space around it does not count. An option of libpq's that is not supported is ignored if it would
-    /// change nothing; otherwise [`build`](PostgresBuilder::build) fails, and says what to do instead. No file is read:
-    /// root certificates are for [`root_certificate`](PostgresBuilder::root_certificate).
+    /// Returns the settings of a catalog in the database at `url`: a connection string in libpq's format, either a URL
+    /// or a list of settings. White space around it is ignored. A libpq option that is not supported is ignored if it
+    /// would change nothing. Otherwise [`build`](PostgresBuilder::build) fails, and says what to do instead. No file is
+    /// read: set root certificates with [`root_certificate`](PostgresBuilder::root_certificate).
     pub fn builder(url: impl Into<Secret>) -> PostgresBuilder {
         PostgresBuilder::new(Server::Text(url.into()))
     }
 
-    /// The same, with the connection string taken apart.
+    /// Returns the settings of a catalog in the database that `config` describes.
     pub fn with_config(config: Config) -> PostgresBuilder {
         PostgresBuilder::new(Server::Settings(Box::new(config)))
     }
@@ -138,23 +141,24 @@ impl Postgres {
         }
     }
 
-    /// Creates or upgrades the tables, as the first call would. For a program that has more rights than the application.
+    /// Creates or upgrades the tables, as the first call would. For a program with more privileges than the
+    /// application.
     ///
     /// # Cancel safety
-    /// Dropping it lets the work go on.
+    /// Dropping the future does not stop the work.
     pub async fn migrate(&self) -> Result<(), BoxError> {
         let work = self.inner.tables.migrate();
         work.await.map_err(Failure::into_error)
     }
 
-    /// The same up to a version, for tests of upgrades.
+    /// Upgrades the tables only to `version`, for tests of upgrades.
     #[doc(hidden)]
     pub async fn migrate_to(&self, version: usize) -> Result<(), BoxError> {
         let work = self.inner.tables.migrate_to(version);
         work.await.map_err(Failure::into_error)
     }
 
-    /// The version of the tables that this release works with.
+    /// Returns the version of the tables that this release works with.
     #[doc(hidden)]
     pub fn latest_version() -> usize {
         Schema::latest()
@@ -175,7 +179,8 @@ impl Postgres {
         })
     }
 
-    /// Where writes to the namespace are announced: a name of its own for each schema and namespace of the database.
+    /// Returns the channel that announces writes to the namespace. Each schema and namespace of the database has its
+    /// own.
     fn channel(&self, namespace: &Namespace) -> String {
         let digest = Sha256::digest(format!("{}\0{namespace}", self.inner.statements.schema));
         let mut channel = "tenantry_".to_owned();
@@ -188,7 +193,7 @@ impl Postgres {
         channel
     }
 
-    /// Runs a statement within the time limit, after the tables are there.
+    /// Runs a statement within the time limit, after it has made sure that the tables exist.
     async fn ask(&self, statement: &str, params: &[Param<'_>]) -> Result<Vec<Row>, BoxError> {
         let rows = self.inner.tables.ask(statement, params).await;
         rows.map_err(Failure::into_error)
@@ -198,7 +203,7 @@ impl Postgres {
         Ok(row::record(row, self.namespace()?, self.keys())?)
     }
 
-    /// A page of rows that come after `after`.
+    /// Returns a page of rows that come after `after`.
     async fn page(&self, after: &str, limit: usize) -> Result<Vec<Row>, BoxError> {
         let namespace = self.namespace()?.as_str();
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
@@ -342,7 +347,7 @@ impl Catalog for Postgres {
                 after = row::get(row, "tenant")?;
                 match self.record(row) {
                     Ok(record) => listed.push(record),
-                    // One broken record must not keep all others from being listed.
+                    // One broken record must not hide all others.
                     Err(err) => tracing::warn!(tenant = after, %err, "a record is left out"),
                 }
             }
@@ -356,7 +361,7 @@ impl Catalog for Postgres {
     async fn changes(&self, since: Option<u64>, limit: usize) -> Result<Changes, BoxError> {
         let namespace = self.namespace()?.as_str();
         let from = since.map_or(i64::MAX, |since| i64::try_from(since).unwrap_or(i64::MAX));
-        // One more, to see whether there are more.
+        // One row more than the limit shows whether there are more.
         let most = i64::try_from(limit).unwrap_or(i64::MAX).saturating_add(1);
         let params: [Param<'_>; 3] = [
             (&namespace, Type::TEXT),

@@ -1,37 +1,37 @@
-//! What the catalog knows about one tenant.
+//! The record of one tenant, and the lease under which it is changed.
 
 use std::time::{Duration, SystemTime};
 
 use crate::model::{endpoint::Endpoint, tenant::TenantId};
 
-/// How far a tenant's database has come.
+/// The state of a tenant's database.
 ///
-/// Only the holder of the tenant's lease changes it, and only as [`may_become`](Self::may_become) says.
+/// Only the holder of the tenant's lease changes it, and only as [`may_become`](Self::may_become) allows.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[non_exhaustive]
 pub enum State {
-    /// Somebody is about to create a database; nothing was ever sent. Becomes `Creating`, `Preparing` or `Ready` if the
+    /// A database is about to be created; no creation was ever sent. Becomes `Creating`, `Preparing` or `Ready` if the
     /// database exists already, or `Deleting`.
     Claimed,
-    /// A creation may have been sent. Becomes `Preparing` when the database is known, `Ready` if one is imported,
-    /// `Claimed` when it is certain that none was created, or `Deleting`.
+    /// A creation may have been sent. Becomes `Preparing` once the database is known, `Ready` if one is imported,
+    /// `Claimed` once it is certain that none was created, or `Deleting`.
     Creating,
-    /// The database exists and is not yet fit for use. Becomes `Ready`, `Creating` if it has vanished again, or
+    /// The database exists and is not ready for use yet. Becomes `Ready`, `Creating` if the database has vanished, or
     /// `Deleting`.
     Preparing,
     /// In use. Becomes `Held` or `Deleting`.
     Ready,
-    /// Kept from use for the platform's own maintenance. Becomes `Ready` or `Deleting`.
+    /// Blocked during the platform's own maintenance. Becomes `Ready` or `Deleting`.
     Held,
     /// Being deleted, and no longer served. Becomes `Deleted`.
     Deleting,
-    /// Deleted. A tombstone: becomes `Ready` (`Preparing`, if it never was ready) if the deletion is taken back, or
-    /// `Claimed` if another database is asked for in so many words, never by an access.
+    /// Deleted: the record is a tombstone. Becomes `Ready` (`Preparing`, if it never was ready) if the deletion is
+    /// undone, or `Claimed` if another database is explicitly requested. An access never requests one.
     Deleted,
 }
 
 impl State {
-    /// Every state, in the order in which they come.
+    /// All states, in the order in which a tenant passes through them.
     pub const ALL: &'static [Self] = &[
         Self::Claimed,
         Self::Creating,
@@ -42,7 +42,7 @@ impl State {
         Self::Deleted,
     ];
 
-    /// Whether a record of this state may be written with that one. It may always stay as it is.
+    /// Returns whether a record in this state may be written with the state `next`. A state may always stay the same.
     pub const fn may_become(self, next: Self) -> bool {
         match self {
             Self::Claimed | Self::Creating => matches!(
@@ -64,7 +64,7 @@ impl State {
         }
     }
 
-    /// Its name, as catalogs write it.
+    /// Returns the name of the state, as catalogs write it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Claimed => "claimed",
@@ -77,31 +77,31 @@ impl State {
         }
     }
 
-    /// The state of that name.
+    /// Returns the state with this name.
     pub fn parse(name: &str) -> Option<Self> {
         let named = Self::ALL.iter().find(|state| state.as_str() == name);
         named.copied()
     }
 }
 
-/// What whoever runs a tenant's database calls it. At Neon, these are its ids.
+/// The control plane's ids of a tenant's database. For Neon, these are Neon's own ids.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct Placement {
     /// The organization that pays for it.
     pub org: Option<String>,
-    /// The project. The id by which a control plane is asked about the database.
+    /// The project: the id by which a control plane finds the database.
     pub project: String,
     /// The branch.
     pub branch: Option<String>,
     /// The compute.
     pub endpoint: Option<String>,
-    /// Where it runs, such as `aws-us-east-2`.
+    /// The region, such as `aws-us-east-2`.
     pub region: Option<String>,
 }
 
 impl Placement {
-    /// In that project; all else is not known.
+    /// Creates a placement of which only the project is known.
     pub fn new(project: impl Into<String>) -> Self {
         Self {
             project: project.into(),
@@ -114,14 +114,14 @@ impl Placement {
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct Attempt {
-    /// What tells it from all others. Written on the database.
+    /// Unique id of the attempt, written on the database.
     pub id: String,
-    /// For how much longer its database may still turn up. By the catalog's clock.
+    /// Remaining time for which its database may still turn up, measured by the catalog's clock.
     pub doubt: Duration,
 }
 
 impl Attempt {
-    /// For implementors.
+    /// Creates an attempt, for implementors.
     pub fn new(id: impl Into<String>, doubt: Duration) -> Self {
         Self {
             id: id.into(),
@@ -130,47 +130,47 @@ impl Attempt {
     }
 }
 
-/// What the catalog knows about one tenant.
+/// The catalog's record of one tenant.
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct Record {
-    /// Whose record it is.
+    /// Tenant of the record.
     pub tenant: TenantId,
-    /// How far the database has come.
+    /// State of the database.
     pub state: State,
-    /// What the database is called; known from `Preparing` on.
+    /// Ids of the database; known from `Preparing` on.
     pub placement: Option<Placement>,
-    /// Where it is reached; known from `Preparing` on. Its password is empty if the catalog keeps none, and its
-    /// `max_connections` means nothing: the record has its own.
+    /// Address and credential of the database; known from `Preparing` on. The password is empty if the catalog keeps
+    /// none. The endpoint's own `max_connections` is ignored in favour of the record's.
     pub endpoint: Option<Endpoint>,
-    /// Name of the plan that it was created with.
+    /// Name of the plan that the database was created with.
     pub plan: Option<String>,
-    /// The most pooled connections that one router has to it, by its plan; `None` for the router's own
-    /// [`pool_size`](crate::RouterBuilder::pool_size). Known before the database is, and the same wherever that is.
+    /// Most pooled connections of one router to the database, from the plan; `None` for the router's own
+    /// [`pool_size`](crate::RouterBuilder::pool_size). Known before the database is created, and kept if it moves.
     pub max_connections: Option<usize>,
-    /// Version of the application's schema in it; 0 until something else is recorded.
+    /// Version of the application's schema in the database; 0 until another one is recorded.
     pub schema_version: i64,
-    /// Rises with every change of the placement or the endpoint. Kept by the catalog, whatever is written.
+    /// Number that rises with every change of the placement or the endpoint. Set by the catalog alone.
     pub generation: u64,
-    /// The creation that was sent last and whose outcome is not known.
+    /// The last creation that was sent, as long as its outcome is unknown.
     pub attempt: Option<Attempt>,
-    /// Ids of all attempts that may have created a database. A database of the tenant's name that carries none of them
-    /// was created by somebody whom this catalog knows nothing of, and is never deleted.
+    /// Ids of all attempts that may have created a database. A database that has the tenant's name and none of these
+    /// ids was not created through this catalog, and is never deleted.
     pub attempts: Vec<String>,
-    /// Projects that were or are about to be deleted, and are never taken for the tenant's database again.
+    /// Projects that were deleted or will be, and are never taken for the tenant's database again.
     pub condemned: Vec<String>,
-    /// Why the last attempt at something failed.
+    /// Text of the last failure.
     pub last_error: Option<String>,
-    /// For how much longer somebody holds the lease; `None` if nobody does. Kept by the catalog, whatever is written.
+    /// Remaining time of the lease; `None` if the lease is free. Set by the catalog alone.
     pub leased_for: Option<Duration>,
-    /// When the record was made. Kept by the catalog, whatever is written.
+    /// Time at which the record was made. Set by the catalog alone.
     pub created_at: SystemTime,
-    /// When it was changed last. Kept by the catalog, whatever is written.
+    /// Time of the last change. Set by the catalog alone.
     pub updated_at: SystemTime,
 }
 
 impl Record {
-    /// A record of which nothing is known but its state, made now. For implementors.
+    /// Creates a record of which only the state is known, made now. For implementors.
     pub fn new(tenant: TenantId, state: State) -> Self {
         let now = SystemTime::now();
         Self {
@@ -192,12 +192,12 @@ impl Record {
         }
     }
 
-    /// The id by which a control plane is asked about the database.
+    /// Returns the id by which a control plane finds the database.
     pub fn project(&self) -> Option<&str> {
         Some(self.placement.as_ref()?.project.as_str())
     }
 
-    /// Whether something was begun that nobody has brought to an end.
+    /// Returns whether a creation, preparation or deletion was begun and not finished.
     pub(crate) fn is_unfinished(&self) -> bool {
         match self.state {
             State::Creating | State::Preparing | State::Deleting => true,
@@ -205,13 +205,13 @@ impl Record {
         }
     }
 
-    /// Whether a database may still turn up.
+    /// Returns whether the database of an attempt may still turn up.
     pub(crate) fn is_in_doubt(&self) -> bool {
         let attempt = self.attempt.as_ref();
         attempt.is_some_and(|attempt| !attempt.doubt.is_zero())
     }
 
-    /// Where the tenant lives, if its database may be used.
+    /// Returns the endpoint of the tenant if its database may be used.
     pub fn into_served(self) -> Option<Endpoint> {
         match self.state {
             State::Ready => self.endpoint.map(|endpoint| Endpoint {
@@ -228,20 +228,20 @@ impl Record {
     }
 }
 
-/// The right to change one tenant's record, for a time.
+/// The right to change one tenant's record, for a limited time.
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct Lease {
-    /// Whose record it is.
+    /// Tenant whose record may be changed.
     pub tenant: TenantId,
-    /// Who holds it. Different for every piece of work, also within one process.
+    /// Name of the holder. Different for every piece of work, also within one process.
     pub owner: String,
-    /// Rises whenever the lease goes to another owner, so that a late writer is told from the present one.
+    /// Number that rises whenever the lease passes to another owner, so that late writes of the old owner are refused.
     pub token: u64,
 }
 
 impl Lease {
-    /// For implementors.
+    /// Creates a lease, for implementors.
     pub fn new(tenant: TenantId, owner: impl Into<String>, token: u64) -> Self {
         Self {
             tenant,
@@ -251,41 +251,41 @@ impl Lease {
     }
 }
 
-/// What became of asking for a lease.
+/// The answer to a request for a lease.
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum Leased {
-    /// It is granted, and this is what the catalog knows.
+    /// The lease is granted. With the present record.
     Granted(Lease, Box<Record>),
-    /// Somebody else has it, for this much longer unless they renew it.
+    /// Another owner has the lease, for this much longer unless it is renewed.
     Held(Duration),
 }
 
-/// What becomes of the lease once its holder has written.
+/// The treatment of the lease after a write.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum AfterWrite {
-    /// The holder has more to do.
+    /// The holder keeps the lease, as it has more to do.
     Keep,
-    /// Anybody may have it.
+    /// The lease is released.
     Release,
 }
 
-/// Which records have changed.
+/// The tenants whose records have changed.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct Changes {
-    /// Whose records they are; one tenant may come twice.
+    /// The tenants; one may be listed twice.
     pub tenants: Vec<TenantId>,
-    /// From where to ask the next time.
+    /// Version to pass to the next call.
     pub version: u64,
-    /// Whether the catalog is older than it was, as after a restore from a backup: everything may have changed.
+    /// `true` if the catalog is older than before, as after a restore from a backup: every record may have changed.
     pub reset: bool,
-    /// Whether there are more.
+    /// `true` if there are more changes.
     pub more: bool,
-    /// The server that answered, as a number that changes with a restart, a fail-over and a restore. After each of them
-    /// writes may be missing that were there before, and later ones may have got the same versions: everything may have
-    /// changed, as after a [`reset`](Self::reset). Defaults to 0, for an implementation that does not know.
+    /// Number of the server that answered. It changes with a restart, a fail-over and a restore. After each of them,
+    /// earlier writes may be missing and later ones may have the same versions, so every record may have changed, as
+    /// after a [`reset`](Self::reset). Defaults to 0, for an implementation that does not know it.
     pub incarnation: u64,
 }
 

@@ -1,4 +1,4 @@
-//! How every catalog must behave, for the tests of whoever implements [`Catalog`] (feature `testing`).
+//! Tests of the behaviour that every [`Catalog`] must have, for its implementors (feature `testing`).
 //!
 //! ```no_run
 //! use tenantry::catalog::{Memory, suite};
@@ -25,26 +25,26 @@ use crate::model::{
     tenant::{Namespace, TenantId},
 };
 
-/// Longer than anything here takes.
+/// A time longer than any wait of a case.
 const LONG: Duration = Duration::from_secs(30);
-/// A lease that does not run out while a case runs.
+/// Time of a lease that does not expire during a case.
 const LEASE: Duration = Duration::from_secs(3600);
-/// A lease that runs out while a case runs.
+/// Time of a lease that expires during a case.
 const SHORT: Duration = Duration::from_millis(300);
 
-/// What became of a case.
+/// The result of a case.
 type Outcome<T = ()> = Result<T, BoxError>;
 
-/// Puts a catalog through everything that is asked of it. Takes some seconds of real time.
+/// Tests that a catalog behaves as [`Catalog`](super::Catalog) requires. Takes some seconds of real time.
 ///
-/// `make` is called for each case, and gives a catalog that is empty and was not told yet which namespace to
-/// [`bind`](super::Catalog::bind). `with_passwords` says whether the catalog is to keep passwords.
+/// `make` is called for each case, and returns an empty catalog that is not [bound](super::Catalog::bind) to a
+/// namespace yet. `with_passwords` says whether the catalog is to keep passwords.
 ///
 /// # Panics
-/// If the catalog does not behave. The text names what was expected of it.
+/// If the catalog does not behave as required. The text names the expected behaviour.
 ///
 /// # Cancel safety
-/// Dropping it leaves the catalog of the case under way as it is.
+/// Dropping the future leaves the catalog of the running case as it is.
 pub async fn run<R, Fut>(with_passwords: bool, mut make: impl FnMut() -> Fut)
 where
     R: Catalog,
@@ -120,7 +120,7 @@ async fn named(name: &str, case: impl Future<Output = Outcome>) {
     }
 }
 
-/// A catalog of a case.
+/// The catalog under test in one case.
 struct Stage<R> {
     records: R,
     with_passwords: bool,
@@ -138,7 +138,7 @@ impl<R: Catalog> Stage<R> {
         }
     }
 
-    /// The lease, which nobody else has.
+    /// Returns the lease and the record; the lease must be granted.
     async fn granted(
         &self,
         tenant: &TenantId,
@@ -158,7 +158,7 @@ impl<R: Catalog> Stage<R> {
         }
     }
 
-    /// For how long somebody else has the lease.
+    /// Returns the remaining time of the lease, which another owner must hold.
     async fn held(&self, tenant: &TenantId, owner: &str) -> Outcome<Duration> {
         match self.records.lease(tenant, owner, LEASE).await? {
             Leased::Granted(..) => {
@@ -178,7 +178,7 @@ impl<R: Catalog> Stage<R> {
         holds(wrote, "a write under a good lease was not taken")
     }
 
-    /// A write that must be taken for a fault of the record.
+    /// Makes a write that must fail with [`InvalidRecord`].
     async fn refused(&self, lease: &Lease, record: &Record, why: &str) -> Outcome {
         match self.records.write(lease, record, AfterWrite::Keep).await {
             Ok(wrote) => Err(format!("{why}: no error, but {wrote}").into()),
@@ -187,7 +187,7 @@ impl<R: Catalog> Stage<R> {
         }
     }
 
-    /// A database of that project.
+    /// Returns the endpoint of a database in `project`.
     fn endpoint(&self, project: &str) -> Endpoint {
         let password = if self.with_passwords { "hunter2" } else { "" };
         let (direct, pooled) = (
@@ -197,7 +197,7 @@ impl<R: Catalog> Stage<R> {
         Endpoint::neon(direct, pooled, "app", "owner", password)
     }
 
-    /// Brings the tenant's record to that state. It has a database from `Preparing` on. The lease is kept.
+    /// Brings the tenant's record to `state`, with a database from `Preparing` on. The lease is kept.
     async fn brought(
         &self,
         tenant: &TenantId,
@@ -216,7 +216,7 @@ impl<R: Catalog> Stage<R> {
         Ok((lease, record))
     }
 
-    /// The same, with the lease given back.
+    /// Brings the tenant's record to `Ready`, and releases the lease.
     async fn ready(&self, tenant: &TenantId, project: &str) -> Outcome<Record> {
         let (lease, _) = self.brought(tenant, State::Ready, project).await?;
         self.records.release(&lease).await?;
@@ -224,7 +224,7 @@ impl<R: Catalog> Stage<R> {
     }
 }
 
-/// How a new record comes to a state.
+/// Returns the states through which a new record reaches `state`.
 fn path(state: State) -> &'static [State] {
     match state {
         State::Claimed => &[State::Claimed],
@@ -256,7 +256,7 @@ fn equal<T: Debug + PartialEq>(what: &str, is: &T, should: &T) -> Outcome {
     Err(format!("{what} is {is:?} and should be {should:?}").into())
 }
 
-/// Asks again and again until `condition` is met.
+/// Polls `condition` until it holds, for at most [`LONG`].
 async fn until<Fut: Future<Output = Outcome<bool>>>(
     what: &str,
     mut condition: impl FnMut() -> Fut,

@@ -1,4 +1,4 @@
-//! Stopping what runs on a connection, from elsewhere.
+//! Cancelling a query from another task.
 
 use std::{fmt, sync::Arc};
 
@@ -11,11 +11,12 @@ use crate::{
     pool::shared::Shared,
 };
 
-/// Stops the query that runs on a connection, from another task. Of
-/// [`TenantClient::cancel_token`](crate::TenantClient::cancel_token) and its like.
+/// Cancels the query that runs on a connection, from another task. Returned by
+/// [`TenantClient::cancel_token`](crate::TenantClient::cancel_token) and the methods of the same name of
+/// [`Tx`](crate::Tx) and [`DirectClient`](crate::DirectClient).
 ///
-/// tokio-postgres's own `cancel_query` cannot work here: it would look for the server's address in settings that do not
-/// have one, because the router opens the sockets itself.
+/// tokio-postgres's own `cancel_query` cannot work here. It reads the server's address from the driver's settings,
+/// which have none, because the router opens the sockets itself.
 #[derive(Clone)]
 #[must_use = "it stops nothing until `cancel` is called"]
 pub struct CancelToken {
@@ -45,9 +46,9 @@ impl CancelToken {
         }
     }
 
-    /// Asks the server to stop what runs on the connection now, at the address at which the connection was opened. The
-    /// query then fails with SQLSTATE 57014, if it was not done already; nobody tells whether it was. Does nothing once the
-    /// connection was given back.
+    /// Asks the server to cancel the running query, at the address where the connection was opened. The query then
+    /// fails with SQLSTATE 57014 unless it had already finished; the server does not say which. Does nothing once the
+    /// connection was returned to the pool.
     ///
     /// # Errors
     /// [`ErrorKind::Connect`] if the request did not reach the server within 2 seconds.
@@ -55,14 +56,14 @@ impl CancelToken {
     /// # Cancel safety
     /// Dropping the future may leave the request unsent.
     pub async fn cancel(&self) -> Result<(), Error> {
-        // A connection that is given back after this goes to nobody else: the request may still be under way.
+        // A connection that comes back after this is closed and not reused: the request may still be under way.
         if self.watch.is_closing() || !self.watch.mark_cancelled(self.loan) {
             return Ok(());
         }
         self.cancel_now().await
     }
 
-    /// The same without a look at whose the connection is now.
+    /// Sends the request without checking that the connection is still on the same loan.
     pub(crate) async fn cancel_now(&self) -> Result<(), Error> {
         let Self {
             token,

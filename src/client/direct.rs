@@ -32,10 +32,11 @@ use crate::{
     telemetry::{spans, stats::count},
 };
 
-/// A connection of its own to one tenant's database, past the pooler: for migrations, `LISTEN`, `COPY`, session state
-/// and advisory locks. Dropping it closes it; it is never given to anybody else.
+/// A dedicated connection to one tenant's database that bypasses the pooler: for migrations, `LISTEN`, `COPY`, session
+/// state and advisory locks. Dropping it closes it; no other caller ever gets it.
 ///
-/// It derefs to deadpool-postgres's client. It does not keep the database awake, and ends when that falls asleep.
+/// It derefs to deadpool-postgres's client. It does not keep the database awake, and it ends when the database falls
+/// asleep.
 #[must_use = "it is closed if it is dropped at once"]
 pub struct DirectClient {
     client: deadpool_postgres::Client,
@@ -46,12 +47,12 @@ pub struct DirectClient {
 }
 
 impl DirectClient {
-    /// Whose database this is.
+    /// Returns the tenant whose database this is.
     pub fn tenant(&self) -> &TenantId {
         &self.pool.tenant
     }
 
-    /// A token that stops what runs on the connection, from another task.
+    /// Returns a token that cancels the running query from another task.
     pub fn cancel_token(&self) -> CancelToken {
         let Self {
             client,
@@ -63,9 +64,9 @@ impl DirectClient {
         CancelToken::new(client, endpoint, Route::Direct, watch, &pool.shared)
     }
 
-    /// The next notification on a channel that was listened to; `None` when the connection has ended. Up to 1024 wait
-    /// here; later ones are lost, with a warning in the log. Those sent while the database slept were never kept. Waits
-    /// as long as you let it.
+    /// Waits for the next notification on a channel that the connection listens to. Returns `None` once the connection
+    /// has ended. Up to 1024 notifications are queued; later ones are lost, with a warning in the log. Notifications
+    /// that were sent while the database slept were never kept. The wait has no time limit.
     ///
     /// # Cancel safety
     /// Dropping the future loses no notification.
@@ -73,10 +74,10 @@ impl DirectClient {
         self.notifications.recv().await
     }
 
-    /// Opens one for the tenant of `pool`, by `until`.
+    /// Opens a direct connection for the tenant of `pool`, by `until`.
     ///
     /// # Cancel safety
-    /// Dropping it gives up; what was dialed meanwhile is closed.
+    /// Dropping the future gives up. A connection that is opened afterwards is closed.
     pub(crate) async fn open(pool: Arc<Pool>, until: Instant) -> Result<Self, Unserved> {
         let began = Instant::now();
         let permits = Arc::clone(&pool.direct);
@@ -113,7 +114,7 @@ impl DirectClient {
             () = pool.until_forbidden() => Err(Unserved::relocate()),
             dialed = pool.open_direct(until) => dialed,
         };
-        pool.check_allowed()?; // also if it was forbidden since the login
+        pool.check_allowed()?; // it may have been forbidden since the login
         Ok(Self::new(&pool, dialed?, permit)?)
     }
 
@@ -166,7 +167,7 @@ impl DerefMut for DirectClient {
 impl Drop for DirectClient {
     fn drop(&mut self) {
         if !self.watch.is_clean() && !self.client.is_closed() {
-            // Postgres notices a client that is gone only when it next writes to it.
+            // Postgres notices that a client is gone only when it next writes to it.
             let token = self.cancel_token();
             let runtime = &self.pool.shared.runtime;
             runtime.spawn(async move { token.cancel_now().await });

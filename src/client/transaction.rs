@@ -1,7 +1,7 @@
 //! Transactions that survive the loss of their connection, as long as nothing can have been committed.
 //!
-//! What happened to the connection is decided by what passed on it, never by looking into the error of the closure: the
-//! closure may have swallowed it, or have failed for a reason of its own on a connection that is well.
+//! The bytes that passed on the connection decide what happened to it, never the closure's error. The closure may have
+//! swallowed a database error, or may have failed for its own reason on a healthy connection.
 
 mod options;
 mod tx;
@@ -35,41 +35,44 @@ pub(crate) use options::Access;
 pub use options::TransactionOptions;
 pub use tx::Tx;
 
-/// Longest wait for the answer to the first BEGIN, which does nothing yet: a connection that says nothing is given up.
+/// Longest wait for the answer to the first BEGIN. A connection that stays silent is given up, because BEGIN has no
+/// effect yet.
 const BEGIN_TIMEOUT: Duration = Duration::from_secs(5);
-/// A connection that was heard of within this time is alive: its silence means that the pooler has no room.
+/// Time since the server's last bytes within which a connection counts as alive. Its silence then means that the pooler
+/// has no room.
 const PROVEN: Duration = Duration::from_secs(1);
-/// Longest wait for the answer to ROLLBACK; after that the connection is closed instead, which does the same.
+/// Longest wait for the answer to ROLLBACK. After it the connection is closed, which also rolls back.
 const ROLLBACK_TIMEOUT: Duration = Duration::from_secs(1);
-/// Wait before running again what the pooler had no room for.
+/// Wait before another run of a transaction for which the pooler had no room.
 const CROWDED_WAIT: Duration = Duration::from_secs(1);
-/// Shortest wait before running again what met another transaction; twice as long at most.
+/// Shortest wait before another run after a conflict. The longest is twice as long.
 const CONFLICT_WAIT: Duration = Duration::from_millis(5);
 
-/// How one run ended, as far as the connection tells.
+/// The outcome of one run, as far as the connection shows it.
 enum End {
-    /// It is committed; for a read, it is over.
+    /// The transaction is committed, or the read is over.
     Committed,
-    /// It is rolled back, as the closure's failure asked for.
+    /// The transaction is rolled back because the closure failed.
     Undone,
-    /// Nothing was committed, and it may be run again.
+    /// Nothing was committed, and the transaction may be run again.
     Again(Error, Why),
-    /// It failed for a reason of ours.
+    /// The run failed with an error of the router's.
     Failed(Error),
-    /// Postgres refused to begin or to commit it.
+    /// Postgres refused to begin or to commit the transaction.
     Refused(tokio_postgres::Error),
 }
 
-/// Why a transaction is run again.
+/// The reason for another run of a transaction.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Why {
     /// The connection was lost.
     Lost,
-    /// The pooler had no connection to the database for it.
+    /// The pooler had no free connection to the database.
     Crowded,
-    /// BEGIN had no answer for a while: the connection may be dead, or the pooler has no connection to the database.
+    /// BEGIN got no answer for a while: the connection may be dead, or the pooler has no free connection to the
+    /// database.
     Silent,
-    /// It met another transaction.
+    /// The transaction conflicted with another one.
     Conflict,
     /// A statement was prepared before a schema change.
     Outdated,
@@ -81,11 +84,11 @@ pub(crate) struct Transaction<'a> {
     access: Access,
     began: Instant,
     until: Instant,
-    /// How often it may still be run again.
+    /// Number of further runs that are allowed.
     left: u32,
-    /// Whether BEGIN gets all the time there is, on a connection that is alive, because it had no answer once.
+    /// Set after a BEGIN without an answer: on a connection that is alive, the next BEGIN may take all the time left.
     is_patient: bool,
-    /// Why the last run came to nothing.
+    /// The error that ended the last run.
     last_failure: Option<Error>,
 }
 
@@ -103,15 +106,16 @@ impl<'a> Transaction<'a> {
         }
     }
 
-    /// Time left.
+    /// Returns the time left.
     pub(crate) fn remaining(&self) -> Duration {
         self.until.saturating_duration_since(Instant::now())
     }
 
-    /// Runs it once on `lease`. `None` if it is to be run again, on another connection.
+    /// Runs the transaction once on `lease`. Returns `None` if it has to be run again, on another connection.
     ///
     /// # Cancel safety
-    /// Dropping it closes the connection, which rolls the transaction back; if COMMIT was sent, it may be committed.
+    /// Dropping the future closes the connection, which rolls the transaction back. If COMMIT was already sent, the
+    /// transaction may be committed.
     pub(crate) async fn run<T, E, Fut>(
         &mut self,
         lease: Lease,
@@ -143,7 +147,8 @@ impl<'a> Transaction<'a> {
             End::Refused(err) => return theirs(err),
         }
         let (home, worked) = (Arc::new(Mutex::new(None)), Instant::now());
-        // Called within it, too: a closure may do something before its first await, and even before its future is made.
+        // The scope also covers the call itself: a closure may do work before its first await, and even before it
+        // returns its future.
         let working = current_tenant::sync_scope(&pool.tenant, || work(Tx::new(lease, &home)));
         let done = timeout_at(self.until, current_tenant::scope(&pool.tenant, working)).await;
         let lease = lock(&home).take();
@@ -192,7 +197,7 @@ impl<'a> Transaction<'a> {
         let begin = self.options.begin(self.access);
         let answer = timeout_at(limit, lease.connection().client.batch_execute(&begin)).await;
         if answer.is_err() {
-            // Its siblings may have died with it.
+            // The tenant's other connections may have died with this one.
             lease.pool().suspect_silent_for(asked.elapsed());
         }
         match answer {
@@ -204,7 +209,7 @@ impl<'a> Transaction<'a> {
         }
     }
 
-    /// Commits, and measures for how long.
+    /// Commits the transaction and records how long that took.
     async fn commit(&self, lease: &Lease, ends: u64) -> End {
         let began = Instant::now();
         let end = self.send_commit(lease, ends).await;
@@ -217,7 +222,8 @@ impl<'a> Transaction<'a> {
         end
     }
 
-    /// Commits what the closure did. `ends`: how much had been written before it that may end a transaction.
+    /// Sends COMMIT and interprets the answer. `ends` is the connection's `ConnectionStatus::ends` from before the
+    /// closure ran.
     async fn send_commit(&self, lease: &Lease, ends: u64) -> End {
         let (client, watch) = (&lease.connection().client, &lease.connection().status);
         if is_dead(lease) {
@@ -236,7 +242,8 @@ impl<'a> Transaction<'a> {
                 conflict()
             }
             Ok(Err(err)) if is_answer(&err) => End::Refused(err),
-            // What was never written cannot have been done, and a read has nothing to do twice.
+            // A COMMIT that was never written has not been executed, and a read has no effect that a second run could
+            // repeat.
             Ok(Err(_)) if watch.ends() <= ends + u64::from(read_only) => lost(lease),
             Ok(Err(err)) => End::Failed(commit_unknown().with_source(err)),
             Err(_) if read_only => End::Failed(self.out_of_time(Stage::Commit)),
@@ -244,7 +251,7 @@ impl<'a> Transaction<'a> {
         }
     }
 
-    /// Rolls back what the closure did before it failed. `ends` as for [`commit`](Self::commit).
+    /// Rolls back after the closure failed. `ends` as for [`send_commit`](Self::send_commit).
     async fn undo(&self, lease: &Lease, ends: u64) -> End {
         let (client, watch) = (&lease.connection().client, &lease.connection().status);
         if is_dead(lease) {
@@ -255,7 +262,7 @@ impl<'a> Transaction<'a> {
         let code = code.map(|code| SqlState::from_code(&code));
         if !watch.is_idle() {
             let limit = self.until.min(Instant::now() + ROLLBACK_TIMEOUT);
-            // Without an answer the connection is closed when it is given back, which rolls back as well.
+            // Without an answer the connection is closed when it comes back, which also rolls back.
             drop(timeout_at(limit, client.batch_execute("ROLLBACK")).await);
         }
         if is_whole && self.may_meet_again(code.as_ref()) {
@@ -264,7 +271,7 @@ impl<'a> Transaction<'a> {
         End::Undone
     }
 
-    /// Whether it is to be run again for that SQLSTATE.
+    /// Returns whether the transaction is to be run again after an error with that SQLSTATE.
     fn may_meet_again(&self, code: Option<&SqlState>) -> bool {
         let conflicts = [
             SqlState::T_R_SERIALIZATION_FAILURE,
@@ -274,13 +281,14 @@ impl<'a> Transaction<'a> {
         is_one && self.options.retry_conflicts && self.left > 0
     }
 
-    /// Prepares another run; the error if there is no time for one.
+    /// Prepares another run. Returns the error if there is no time for one.
     async fn again(&mut self, lease: Lease, err: Error, why: Why) -> Option<Error> {
         let pool = Arc::clone(lease.pool());
         tracing::debug!(tenant = pool.tenant.as_str(), ?why, %err, "running the transaction again");
         match why {
             Why::Lost => {
-                // Its siblings have died with it, and may not know it yet. What was opened since lives.
+                // The tenant's other connections died with this one, although that may not show yet. Those opened since
+                // are alive.
                 if let Some(died) = lease.connection().status.died() {
                     pool.condemn(died);
                 }
@@ -295,13 +303,13 @@ impl<'a> Transaction<'a> {
                 sleep(CROWDED_WAIT.min(self.remaining())).await;
             }
             Why::Outdated => {
-                // Within its transaction, so that the pooler closes the server connection behind it too.
+                // Closed within its transaction, so that the pooler closes the server connection too.
                 lease.close();
                 pool.note_outdated_plan();
             }
             Why::Conflict => {
                 drop(lease);
-                // Those who met go on at different times.
+                // The random wait keeps the same transactions from conflicting again.
                 let pause = backoff(CONFLICT_WAIT, CONFLICT_WAIT)
                     .next()
                     .unwrap_or_default();
@@ -326,7 +334,8 @@ impl<'a> Transaction<'a> {
         )
     }
 
-    /// `err`, for which there was no connection. If it is about time, what that was spent on before is its source.
+    /// Returns the error of a transaction that got no connection. A timeout without a source gets the last run's error
+    /// as its source.
     pub(crate) fn explain(&self, err: Error) -> Error {
         match (&self.last_failure, err.kind()) {
             (Some(failure), ErrorKind::Timeout(_)) if err.source().is_none() => {
@@ -337,7 +346,7 @@ impl<'a> Transaction<'a> {
     }
 }
 
-/// Whether Postgres answered, so that it is certain that what was asked was not done, and the connection lives on.
+/// Returns whether Postgres answered. Then the request certainly had no effect, and the connection is still alive.
 fn is_answer(err: &tokio_postgres::Error) -> bool {
     let severity = err
         .as_db_error()
@@ -345,13 +354,13 @@ fn is_answer(err: &tokio_postgres::Error) -> bool {
     matches!(severity, Some((Some(Severity::Error), _) | (None, "ERROR")))
 }
 
-/// Whether the connection has ended, or was told that it will.
+/// Returns whether the connection has ended, or the server has announced its end.
 fn is_dead(lease: &Lease) -> bool {
     let connection = lease.connection();
     connection.client.is_closed() || connection.status.farewell().is_some()
 }
 
-/// The end of a run whose connection was lost before it could be committed.
+/// Returns the outcome of a run whose connection was lost before the commit.
 fn lost(lease: &Lease) -> End {
     let farewell = lease.connection().status.farewell();
     let err = loss(lease);
@@ -362,7 +371,7 @@ fn lost(lease: &Lease) -> End {
     }
 }
 
-/// The error for a connection that was lost before its transaction could be committed.
+/// Returns the error for a connection that was lost before its transaction was committed.
 fn loss(lease: &Lease) -> Error {
     let said = match lease.connection().status.farewell() {
         Some(ServerClose { sqlstate, text }) => format!("SQLSTATE {sqlstate}: {text}"),
@@ -375,7 +384,7 @@ fn loss(lease: &Lease) -> Error {
         .with_retry_after(Duration::from_secs(1))
 }
 
-/// The same for a connection that was lost under the closure, which may have ended the transaction itself.
+/// Returns the outcome of a run whose connection was lost in the closure, which may have ended the transaction itself.
 fn lost_inside(lease: &Lease, ends: u64) -> End {
     if lease.connection().status.ends() == ends {
         return lost(lease);

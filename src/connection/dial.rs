@@ -1,7 +1,7 @@
-//! One connection, opened once, watched from its first byte.
+//! Opens a connection with exactly one login, and taps it from its first byte.
 //!
-//! tokio-postgres's own `connect` repeats a refused login at every address of the host, and its `connect_timeout` ends
-//! with TCP. Here the addresses race only for the socket; the login is sent once; one deadline stands over all of it.
+//! tokio-postgres's own `connect` repeats a refused login at every address of the host, and its `connect_timeout`
+//! covers only TCP. Here the addresses race only for the socket, the login is sent once, and one deadline covers both.
 
 mod hosts;
 mod race;
@@ -44,18 +44,18 @@ use crate::{
     sync::progress::Progress,
 };
 
-/// A peer that vanished without a word is noticed after about this long.
+/// Approximate time after which a vanished peer is noticed.
 const PEER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest time for a cancel request.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
 
 type Connector = <MakeRustlsConnect as MakeTlsConnect<Stream>>::TlsConnect;
 
-/// Opens connections, as many as there may be. One for all tenants.
+/// Opens connections within the budget. All tenants share one dialer.
 pub(crate) struct Dialer {
     pub(crate) budget: Arc<Budget>,
     resolve: Arc<dyn AnyResolve>,
-    /// Opened instead of sockets, if there.
+    /// The source of pipes, which replace sockets if it is set.
     pipes: Option<Pipes>,
     tls: MakeRustlsConnect,
     hosts: Hosts,
@@ -65,13 +65,13 @@ pub(crate) struct Dialer {
 pub(crate) struct Dialed {
     pub(crate) client: Client,
     pub(crate) watch: Arc<ConnectionStatus>,
-    /// By which the budget knows it.
+    /// The id of its permit in the budget.
     pub(crate) seat: PermitId,
-    /// Where it was opened.
+    /// The endpoint at which it was opened.
     pub(crate) endpoint: Arc<Endpoint>,
-    /// Moves the bytes; must run for the client to work, and ends with the connection.
+    /// The task that moves the bytes. It must run for the client to work, and ends with the connection.
     pub(crate) task: ConnectionTask,
-    /// What the server says unasked, on a direct connection.
+    /// The server's notifications, on a direct connection.
     pub(crate) notifications: Option<Notifications>,
 }
 
@@ -94,13 +94,13 @@ impl Dialer {
         }
     }
 
-    /// The right to open one more connection, when it is the turn of `holder`, or of a connection that is nobody's.
+    /// Waits for the permit to open one more connection for `holder`. `None` is for a connection of no pool.
     ///
     /// # Errors
-    /// What `progress` says if its time is over.
+    /// The timeout of `progress` if its deadline passes first.
     ///
     /// # Cancel safety
-    /// Dropping it gives up the turn.
+    /// Dropping the future gives up the turn.
     pub(crate) async fn permit(
         &self,
         holder: Option<&Weak<dyn Owner>>,
@@ -115,7 +115,7 @@ impl Dialer {
         taken.map_err(|_| progress.timed_out())
     }
 
-    /// The error for whoever waits for a connection that nobody has to spare.
+    /// Returns the error for a caller that waits while all connections are in use.
     pub(crate) fn all_in_use(&self) -> Error {
         let limit = self.budget.limit();
         let message = format!(
@@ -127,7 +127,7 @@ impl Dialer {
     /// Logs in at `endpoint`, once, by `deadline`. The permit lasts until the other side has ended the connection.
     ///
     /// # Cancel safety
-    /// Dropping it closes the socket; at Neon the wake it may have started goes on.
+    /// Dropping the future closes the socket. A wake that it has started at Neon goes on.
     pub(crate) async fn dial(
         &self,
         endpoint: &Arc<Endpoint>,
@@ -150,7 +150,7 @@ impl Dialer {
         self.learn(endpoint, route, dialed)
     }
 
-    /// Tries once, and says in `reached` which address has taken the socket.
+    /// Tries once, and stores in `reached` the address that accepted the socket.
     async fn attempt(
         &self,
         endpoint: &Arc<Endpoint>,
@@ -166,7 +166,7 @@ impl Dialer {
         self.log_in(endpoint, route, stream, seat).await
     }
 
-    /// Remembers what the end of a login says of the host's password, and tells its failure in the light of that.
+    /// Updates the memory of the host's outdated password by the result of a login, and judges a failed login by it.
     fn learn(
         &self,
         endpoint: &Endpoint,
@@ -190,8 +190,8 @@ impl Dialer {
         Err(err)
     }
 
-    /// Asks the server at `peer`, which is that of the connection that `token` belongs to, to stop what runs on it. Nobody
-    /// learns whether it did, only whether the request got through.
+    /// Asks the server at `peer`, the address of `token`'s connection, to stop what runs on it. The result says whether
+    /// the request was sent, not whether a query was stopped.
     pub(crate) async fn cancel(
         &self,
         token: CancelToken,
@@ -205,7 +205,7 @@ impl Dialer {
                 Some(peer) => tuned(TcpStream::connect(peer).await?).map(Socket::Tcp)?,
                 None => self.open(host, endpoint.port).await?.0,
             };
-            let stream = Stream::new(socket, None); // no session, so nothing to count
+            let stream = Stream::new(socket, None); // no session, so no permit
             let sent = match endpoint.encryption {
                 Encryption::None => token.cancel_query_raw(stream, NoTls).await,
                 Encryption::Tls => token.cancel_query_raw(stream, self.connector(host)?).await,
@@ -264,7 +264,7 @@ impl Dialer {
             .map_err(io::Error::other)
     }
 
-    /// Opens a socket to the address of `host` that answers first, and says which that is; a pipe has none.
+    /// Opens a socket to the address of `host` that answers first, and returns that address too. A pipe has no address.
     async fn open(&self, host: &str, port: u16) -> io::Result<(Socket, Option<SocketAddr>)> {
         if let Some(pipes) = &self.pipes {
             return Ok((pipes.open(host, port).await?, None));
@@ -279,12 +279,12 @@ impl Dialer {
     }
 }
 
-/// Key by which a host is remembered.
+/// Returns the key under which a host is remembered.
 fn place(host: &str, port: u16) -> String {
     format!("{host}:{port}")
 }
 
-/// The task that drives `connection`, and where its notifications come out: where a pooler stands there are none.
+/// Returns the task that drives `connection`, and the receiver of its notifications, which a pooler does not send.
 fn driven<S, T>(
     connection: Connection<S, T>,
     watch: &Arc<ConnectionStatus>,
@@ -307,9 +307,9 @@ where
     )
 }
 
-/// Sets what notices a peer that vanished: keepalive when idle, a limit on unacknowledged data when not.
+/// Sets the options that detect a vanished peer: keepalive on an idle socket, a limit on unacknowledged data otherwise.
 ///
-/// Neither reaches Postgres: Neon's proxy answers both, so a sleeping compute sleeps on.
+/// Neither reaches Postgres: Neon's proxy answers both, so a sleeping compute stays asleep.
 fn tuned(stream: TcpStream) -> io::Result<TcpStream> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(&stream);

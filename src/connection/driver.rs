@@ -1,4 +1,4 @@
-//! What moves a connection's bytes, and hands on what the server says unasked.
+//! The driver of a connection: it moves the bytes, and forwards the server's notifications.
 
 use std::{
     future::Future,
@@ -12,10 +12,10 @@ use tokio::{
 };
 use tokio_postgres::{AsyncMessage, Connection, Notification};
 
-/// Notifications that may wait for their reader; what comes beyond is dropped, so that queries go on.
+/// Most notifications that wait for their reader. Further ones are dropped, so that queries go on.
 const WAITING: usize = 1024;
 
-/// Where notifications come out.
+/// The receiver of a connection's notifications.
 pub(crate) type Notifications = mpsc::Receiver<Notification>;
 
 /// Drives a connection until it ends.
@@ -25,13 +25,13 @@ pub(crate) struct Drive<S, T> {
 }
 
 impl<S, T> Drive<S, T> {
-    /// Drives `connection`; notifications on it are of no use.
+    /// Creates a driver of `connection` that drops its notifications.
     pub(crate) fn new(connection: Connection<S, T>) -> Self {
         let told = None;
         Self { connection, told }
     }
 
-    /// Drives `connection`, and hands on its notifications.
+    /// Creates a driver of `connection` that forwards its notifications.
     pub(crate) fn telling(connection: Connection<S, T>) -> (Self, Notifications) {
         let (told, notifications) = mpsc::channel(WAITING);
         let told = Some(told);

@@ -1,8 +1,8 @@
-//! Whether the session of a connection may keep something of its user's: settings, a role, locks, temporary tables.
+//! Detects whether a connection's session may keep state of its user: settings, a role, locks, temporary tables.
 //!
-//! Only for servers without a pooler in transaction mode in front. The texts of statements are read as they pass, and
-//! what the server reports unasked. A function of the user's own that leaves something is not seen, unless the server
-//! reports it.
+//! This is only for servers without a pooler in transaction mode in front. The reader looks at the texts of statements
+//! as they pass, and at the changes that the server reports on its own. A user's own function that leaves state is not
+//! seen, unless the server reports the change.
 
 mod call;
 mod scan;
@@ -17,26 +17,26 @@ use crate::model::endpoint::SessionReset;
 
 use scan::Scan;
 
-/// Most prepared statements that are remembered one by one, of those that may leave something.
+/// Most prepared statements that may leave state and are remembered one by one.
 const REMEMBERED: usize = 64;
 
-/// Reads what passes on one connection.
+/// Reads the messages of one connection.
 #[derive(Debug)]
 pub(crate) struct SessionState {
     scan: Scan,
-    /// The name of the statement that is being prepared. None for one that is run at once.
+    /// The hash of the name of the statement that is being prepared; `None` for a simple query or an unnamed statement.
     preparing: Option<u64>,
-    /// Prepared statements that leave something each time they are run.
+    /// Prepared statements that leave state each time they run.
     leaving: Vec<(u64, Residue)>,
-    /// What may be left by those that were too many to remember.
+    /// The residue of the prepared statements that were too many to remember.
     others: Residue,
-    /// How many statements with a name the driver has prepared and not closed.
+    /// Number of named statements that the driver has prepared and not closed.
     named: u32,
     reported: Vec<Reported>,
     logged_in: bool,
 }
 
-/// A setting that the server reports, by hashes.
+/// A setting that the server reports. Its name and values are hashes.
 #[derive(Debug)]
 struct Reported {
     name: u64,
@@ -45,7 +45,7 @@ struct Reported {
 }
 
 impl SessionState {
-    /// A reader for a session with those flags. None if it is never reset.
+    /// Creates a reader for a session with those flags, or returns `None` if the session is never reset.
     pub(crate) fn of(flags: &SessionFlags) -> Option<Box<Self>> {
         (flags.reset != SessionReset::Never).then(|| {
             Box::new(Self {
@@ -60,7 +60,7 @@ impl SessionState {
         })
     }
 
-    /// Notes a message of the client's, by the start of its body.
+    /// Notes a message from the client, by the start of its body.
     pub(crate) fn note_sent(&mut self, tag: u8, body: &[u8], flags: &SessionFlags) {
         self.scan.skip();
         if flags.reset == SessionReset::Always && matches!(tag, b'Q' | b'P' | b'B' | b'F') {
@@ -75,12 +75,12 @@ impl SessionState {
             b'P' => self.note_parse(body, flags),
             b'B' => self.note_bind(body, flags),
             b'C' => self.note_close(body),
-            b'F' => flags.mark(Residue::RESETTABLE), // a call of a function by its number
+            b'F' => flags.mark(Residue::RESETTABLE), // FunctionCall, which names the function by its OID
             _ => {}
         }
     }
 
-    /// Notes the next part of that message's body.
+    /// Notes the next part of the same message's body.
     pub(crate) fn note_more(&mut self, body: &[u8], flags: &SessionFlags) {
         let residue = self.scan.read(body);
         if residue == Residue::NONE {
@@ -94,7 +94,7 @@ impl SessionState {
 
     fn note_parse(&mut self, body: &[u8], flags: &SessionFlags) {
         let Some((name, text)) = cut(body) else {
-            return flags.mark(Residue::LASTING); // the driver's names are short
+            return flags.mark(Residue::LASTING); // not a name of the driver, whose names are short
         };
         self.preparing = (!name.is_empty()).then(|| hash(name));
         self.named = self.named.saturating_add(u32::from(!name.is_empty()));
@@ -102,7 +102,7 @@ impl SessionState {
         self.note_more(text, flags);
     }
 
-    /// A statement is about to be run. One without a name was judged when it was prepared.
+    /// Notes that a statement is about to run. A statement without a name was judged when it was prepared.
     fn note_bind(&mut self, body: &[u8], flags: &SessionFlags) {
         let name = cut(body).and_then(|(_portal, rest)| cut(rest));
         let Some((name, _)) = name else {
@@ -148,7 +148,7 @@ impl SessionState {
         });
     }
 
-    /// Notes a message of the server's, by the start of its body.
+    /// Notes a message from the server, by the start of its body.
     pub(crate) fn note_received(&mut self, tag: u8, body: &[u8], flags: &SessionFlags) {
         match tag {
             b'Z' => self.logged_in = true,
@@ -158,7 +158,7 @@ impl SessionState {
         }
     }
 
-    /// The server reports the value of a setting: all of them at the login, later those that change.
+    /// Notes the value of a setting. The server reports all of them at the login, and later those that change.
     fn note_parameter(&mut self, body: &[u8], flags: &SessionFlags) {
         let Some((name, value)) = cut(body) else {
             return;
@@ -174,14 +174,14 @@ impl SessionState {
                 at_login: value,
                 now: value,
             }),
-            None => return, // nothing is known of its value before
+            None => return, // its value at the login is unknown
         }
         let differs = self.reported.iter().any(|it| it.at_login != it.now);
         flags.note_difference(differs);
     }
 }
 
-/// What stands before and behind the first NUL.
+/// Splits `body` at its first NUL.
 fn cut(body: &[u8]) -> Option<(&[u8], &[u8])> {
     let end = body.iter().position(|&byte| byte == 0)?;
     Some((&body[..end], &body[end + 1..]))

@@ -1,8 +1,8 @@
-//! What is known of a connection, and when that can be trusted.
+//! The status of a connection, and the test for whether it is up to date.
 //!
 //! The tap writes it as bytes pass. A request that has been sent but not yet written is invisible to the tap: it waits
-//! in a channel until the connection's task runs. [`TrackedTask`] closes that gap. It stands between the channel and the
-//! task's waker, and notes that something is about to be written before the task knows.
+//! in a channel until the connection's task runs. [`TrackedTask`] closes that gap. It stands between the channel and
+//! the task's waker, and notes that a request is about to be written before it wakes the task.
 
 mod doubt;
 mod held;
@@ -34,76 +34,78 @@ use crate::{model::endpoint::SessionReset, sync::lock};
 pub(crate) use session::{Residue, SessionFlags};
 pub(crate) use settling::TrackedTask;
 
-/// What is known of one connection. Shared by its stream, its task and its user.
+/// The status of one connection, shared by its stream, its task and its user.
 ///
-/// In this order in memory: what every `get` and every give-back looks at comes first, side by side.
+/// The order is the order in memory: the fields that every `get` and every check-in reads come first, side by side.
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct ConnectionStatus {
-    /// Requests written, or begun, whose ReadyForQuery has not come. Mere closing of statements is not counted.
-    /// Ordered with `parked`: whoever parks looks here afterwards, whoever writes looks there afterwards.
+    /// Number of requests written, or begun, whose ReadyForQuery has not come. Closing of statements is not counted.
+    /// Ordered with `parked`: parking is followed by a read of this field, and writing by a read of `parked`.
     pub(crate) outstanding: AtomicU32,
     /// Transaction status of the last ReadyForQuery: `I` idle, `T` in a transaction, `E` in a failed one.
     pub(crate) status: AtomicU8,
-    /// Whether it lies in the pool, where nobody uses it.
+    /// `true` while it is idle in the pool.
     parked: AtomicBool,
-    /// Whether its task has ended.
+    /// `true` once its task has ended.
     ended: AtomicBool,
-    /// Whether it has reached its largest age, so that it is closed when it comes back.
+    /// `true` once it must be closed when it comes back, for example because of its age.
     expired: AtomicBool,
-    /// How often the task has been woken.
+    /// Number of times that the task was woken.
     woken: AtomicU64,
-    /// The value of `woken` at the start of the last turn in which the task did all it could. Where it is less than
+    /// The value of `woken` at the start of the last poll in which the task did all it could. If it is less than
     /// `woken`, a request may be waiting to be written.
     settled: AtomicU64,
-    /// How often it was taken from the pool.
+    /// Number of times that it was taken from the pool.
     leases: AtomicU64,
-    /// The last loan on which somebody asked for its query to be cancelled; 0 for none.
+    /// The last loan whose query a caller asked to cancel; 0 for none.
     cancelled: AtomicU64,
-    /// Whether a hint opened it, and nobody has used it yet.
+    /// `true` if a hint opened it and no caller has used it yet.
     hinted: AtomicBool,
-    /// Whether its session has to be reset before the next user gets it.
+    /// The flags of its session, which tell whether a reset is needed before the next user gets it.
     pub(crate) session: SessionFlags,
-    /// Whether it is possibly dead, so that the server is asked on it before it is used.
+    /// `true` if it is possibly dead, so that the server is pinged on it before it is used.
     suspected: AtomicBool,
     opened: Instant,
-    /// Milliseconds from `opened` to the last bytes that came from the server.
+    /// Milliseconds from `opened` to the last bytes from the server.
     last_read: AtomicU64,
-    /// Whether anybody has used it: had an answer on it, or given it back in order.
+    /// `true` once a caller has used it: received an answer on it, or given it back in order.
     served: AtomicBool,
-    /// Whether we close it, so that its end says nothing about the server.
+    /// `true` once tenantry closes it, so that its end says nothing about the server.
     closing: AtomicBool,
-    /// Whether the stream has bytes that it could not write.
+    /// `true` if the stream has bytes that it could not write.
     pub(crate) blocked: AtomicBool,
-    /// Whether the task has read all there is, and so has handed on all that it read.
+    /// `true` if the task has read all that has arrived, and so has handed on all that it read.
     pub(crate) drained: AtomicBool,
-    /// Whether the last command that the server completed was a rollback.
+    /// `true` if the last command that the server completed was a rollback.
     rolled_back: AtomicBool,
-    /// Whether Postgres refused a statement on it that was prepared before a schema change.
+    /// `true` once Postgres has refused a statement on it that was prepared before a schema change.
     outdated: AtomicBool,
-    /// A number of its own, by chance.
+    /// `true` once the pool has asked for a clearing because of that.
+    outdated_taken: AtomicBool,
+    /// A random number, so that connections opened together do not expire together.
     chance: u8,
     /// The five bytes of the last error's SQLSTATE, as a number; 0 for none.
     pub(crate) sqlstate: AtomicU64,
-    /// How often something was written, whole, that may end a transaction.
+    /// Number of completely written statements that may end a transaction.
     ends: AtomicU64,
-    /// How often the server said that it is idle, outside any transaction.
+    /// Number of times that the server reported itself idle, outside any transaction.
     idles: AtomicU64,
-    /// When the login was done.
+    /// The instant at which the login was done.
     logged_in: OnceLock<Instant>,
-    /// The address at which it was opened, if not by a pipe.
+    /// The address at which it was opened; unset for a pipe.
     pub(crate) peer: OnceLock<SocketAddr>,
-    /// When that hint was followed. Held for a look.
+    /// The instant at which that hint was followed. Locked for a few instructions.
     hinted_at: Mutex<Option<Instant>>,
-    /// When the server was first known to end it, or its stream ended.
+    /// The instant at which its end was first known, by a message of the server or by the end of its stream.
     died: OnceLock<Instant>,
-    /// What the server said when it ended the connection. Written once or twice in its life; never held across an await.
+    /// The server's message when it ended the connection. Written once or twice; never locked across an await.
     farewell: Mutex<Option<ServerClose>>,
-    /// The last loan that was looked at by the sweep. Held for a few instructions.
+    /// The last loan that the sweep has seen. Locked for a few instructions.
     seen_held: Mutex<LoanAge>,
-    /// Rung when we begin to close it.
+    /// Notified when tenantry begins to close it.
     leave: Notify,
-    /// Rung after every turn of the task.
+    /// Notified after every poll of the task.
     turned: Notify,
 }
 
@@ -113,7 +115,7 @@ impl ConnectionStatus {
         Self::with_reset(SessionReset::Never)
     }
 
-    /// A watch over a connection whose session is reset when `reset` says so.
+    /// Creates the status of a connection whose session is reset according to `reset`.
     pub(crate) fn with_reset(reset: SessionReset) -> Arc<Self> {
         Arc::new(Self {
             outstanding: AtomicU32::new(0),
@@ -136,6 +138,7 @@ impl ConnectionStatus {
             drained: AtomicBool::new(false),
             rolled_back: AtomicBool::new(false),
             outdated: AtomicBool::new(false),
+            outdated_taken: AtomicBool::new(false),
             chance: RandomState::new().hash_one(()).to_be_bytes()[0],
             sqlstate: AtomicU64::new(0),
             ends: AtomicU64::new(0),
@@ -151,25 +154,25 @@ impl ConnectionStatus {
         })
     }
 
-    /// Whether nothing is queued, running or open on it.
+    /// Returns whether nothing is queued, running or open on it.
     pub(crate) fn is_clean(&self) -> bool {
         self.is_settled() && self.is_idle()
     }
 
-    /// Whether its task has done all it could, so that the rest of what is known here is true.
+    /// Returns whether its task has done all it could, so that the rest of the status is up to date.
     fn is_settled(&self) -> bool {
         self.settled.load(Acquire) == self.woken.load(Acquire)
     }
 
-    /// Whether nothing that was written is running or open.
+    /// Returns whether no written request is running, and no transaction is open.
     pub(crate) fn is_idle(&self) -> bool {
         self.outstanding.load(SeqCst) == 0 && self.status.load(Acquire) == b'I'
     }
 
-    /// Waits until it is clean, for `patience` at most; says whether it is.
+    /// Waits until it is clean, for `patience` at most, and returns whether it is.
     ///
     /// # Cancel safety
-    /// Nothing is lost by dropping it.
+    /// Dropping the future loses nothing.
     pub(crate) async fn clean_within(&self, patience: Duration) -> bool {
         self.within(patience, Self::is_clean).await
     }
@@ -177,7 +180,7 @@ impl ConnectionStatus {
     /// Waits until its task has done all it could, or has ended, for `patience` at most.
     ///
     /// # Cancel safety
-    /// Nothing is lost by dropping it.
+    /// Dropping the future loses nothing.
     pub(crate) async fn settle_within(&self, patience: Duration) {
         self.within(patience, Self::is_settled).await;
     }
@@ -195,12 +198,12 @@ impl ConnectionStatus {
         timeout(patience, holds).await.is_ok() && !self.has_ended()
     }
 
-    /// When the login was done.
+    /// Returns the instant at which the login was done; before that, the instant at which it began.
     pub(crate) fn opened(&self) -> Instant {
         self.logged_in.get().copied().unwrap_or(self.opened)
     }
 
-    /// Whether its task has ended, so that nothing more will happen on it.
+    /// Returns whether its task has ended, so that nothing more will happen on it.
     pub(crate) fn has_ended(&self) -> bool {
         self.ended.load(Acquire)
     }
@@ -211,34 +214,34 @@ impl ConnectionStatus {
         self.turned.notify_waiters();
     }
 
-    /// Whether a transaction is open, as of the last answer.
+    /// Returns whether a transaction is open, as of the last answer.
     pub(crate) fn in_transaction(&self) -> bool {
         matches!(self.status.load(Acquire), b'T' | b'E')
     }
 
-    /// Whether a statement of the open transaction has failed, as of the last answer.
+    /// Returns whether a statement of the open transaction has failed, as of the last answer.
     pub(crate) fn has_failed(&self) -> bool {
         self.status.load(Acquire) == b'E'
     }
 
-    /// Notes that it lies in the pool from now on.
+    /// Marks it as idle in the pool.
     pub(crate) fn park(&self) {
         self.parked.store(true, SeqCst);
     }
 
-    /// Notes that it does not any more. Whoever takes it for parked a moment longer looks for it in the pool in vain, or
-    /// does not cancel what an earlier user had it do.
+    /// Marks it as taken out of the pool. Code that still reads the old value searches the pool for it in vain, or does
+    /// not cancel the query of an earlier user.
     pub(crate) fn unpark(&self) {
         self.parked.store(false, Release);
     }
 
-    /// Whether something runs on it although it lies in the pool, or has left something: a request that its last user
-    /// abandoned.
+    /// Returns whether it is idle in the pool although a request that its last user abandoned runs on it, or has left
+    /// state in its session.
     pub(crate) fn is_stray(&self) -> bool {
         self.parked.load(SeqCst) && (!self.is_idle() || self.session.is_marked())
     }
 
-    /// Notes that somebody has used it.
+    /// Notes that a caller has used it.
     pub(crate) fn mark_served(&self) {
         self.served.store(true, Release);
     }
@@ -247,13 +250,13 @@ impl ConnectionStatus {
         self.served.load(Acquire)
     }
 
-    /// Notes that we close it.
+    /// Notes that tenantry closes it.
     pub(crate) fn mark_closing(&self) {
         self.closing.store(true, Release);
         self.leave.notify_one();
     }
 
-    /// Waits until we have been closing it for `patience`.
+    /// Waits until `patience` has passed since tenantry began to close it.
     pub(crate) async fn close_timed_out(&self, patience: Duration) {
         self.leave.notified().await;
         tokio::time::sleep(patience).await;
@@ -268,7 +271,7 @@ impl ConnectionStatus {
         self.leases.fetch_add(1, SeqCst) + 1
     }
 
-    /// The number of the last loan.
+    /// Returns the number of the last loan.
     pub(crate) fn loan(&self) -> u64 {
         self.leases.load(Relaxed)
     }
@@ -277,8 +280,8 @@ impl ConnectionStatus {
         self.parked.load(SeqCst)
     }
 
-    /// Notes that it has reached its largest age, if it is older than `lifetime` or, by chance, up to a tenth younger:
-    /// connections that were opened together do not end together.
+    /// Marks it as expired if it is older than `lifetime`, or than a random age that is up to a tenth less: connections
+    /// that were opened together do not expire together.
     pub(crate) fn expire_after(&self, lifetime: Duration) {
         let earlier = lifetime / 10 * u32::from(self.chance) / u32::from(u8::MAX);
         if self.opened.elapsed() >= lifetime.saturating_sub(earlier) {
@@ -286,8 +289,8 @@ impl ConnectionStatus {
         }
     }
 
-    /// For how long it has been on loan, and whether in a transaction, if that is longer than `limit` and was not told
-    /// before. As seen by whoever asks this from time to time.
+    /// Returns the time for which it has been on loan, and whether a transaction is open, if that time exceeds `limit`
+    /// and was not reported before. The time counts from the first call that saw the loan.
     pub(crate) fn held_beyond(&self, limit: Duration) -> Option<(Duration, bool)> {
         if self.is_parked() {
             return None;
@@ -296,7 +299,8 @@ impl ConnectionStatus {
         held.map(|held| (held, self.in_transaction()))
     }
 
-    /// For how long it has been on loan, as far as that was seen: no longer than it really is.
+    /// Returns the time since its loan was first seen, which is no longer than the real loan. Zero if it is in the
+    /// pool.
     pub(crate) fn held_for(&self) -> Duration {
         if self.is_parked() {
             return Duration::ZERO;
@@ -304,35 +308,36 @@ impl ConnectionStatus {
         lock(&self.seen_held).seen(self.loan())
     }
 
-    /// Notes that a hint opened it, which was followed at `at`.
+    /// Notes that it was opened for a hint, which was followed at `at`.
     pub(crate) fn mark_hinted(&self, at: Instant) {
         *lock(&self.hinted_at) = Some(at);
         self.hinted.store(true, Relaxed);
     }
 
-    /// When the hint was followed that opened it, now that somebody has used it. Says so once.
+    /// Returns the instant at which the hint that opened it was followed, now that a caller has used it. Only the first
+    /// call returns the instant.
     pub(crate) fn take_hint_used(&self) -> Option<Instant> {
         let hinted = self.hinted.load(Relaxed) && self.hinted.swap(false, Relaxed);
         hinted.then(|| lock(&self.hinted_at).take()).flatten()
     }
 
-    /// Notes that the query on `loan` is about to be cancelled; says whether it is still that loan's turn. Ordered
-    /// with [`lend`](Self::lend): whoever borrows looks here afterwards.
+    /// Notes that the query on `loan` is about to be cancelled, and returns whether that loan still lasts. Ordered with
+    /// [`lend`](Self::lend): lending is followed by a read of this mark.
     pub(crate) fn mark_cancelled(&self, loan: u64) -> bool {
         let is_its_turn = || self.leases.load(SeqCst) == loan && !self.is_parked();
         if !is_its_turn() {
-            return false; // nobody is to lose a connection by it
+            return false; // the next user must not lose the connection
         }
         self.cancelled.fetch_max(loan, SeqCst);
         is_its_turn()
     }
 
-    /// Whether somebody asked for a query on it to be cancelled, so that nobody else is to have it.
+    /// Returns whether a caller asked to cancel a query on it, so that no other caller may get it.
     pub(crate) fn was_cancelled(&self) -> bool {
         self.cancelled.load(SeqCst) != 0
     }
 
-    /// Whether a request to cancel an earlier loan's query may still be under way.
+    /// Returns whether a request to cancel an earlier loan's query may still be under way.
     pub(crate) fn may_be_cancelled(&self) -> bool {
         let cancelled = self.cancelled.load(SeqCst);
         cancelled != 0 && cancelled != self.leases.load(SeqCst)
@@ -343,17 +348,17 @@ impl ConnectionStatus {
         let _ = self.logged_in.set(Instant::now());
     }
 
-    /// Notes that it is dead, or about to be.
+    /// Notes that it has died, or is about to.
     pub(crate) fn mark_dead(&self) {
         let _ = self.died.set(Instant::now());
     }
 
-    /// Since when it is known to be dead.
+    /// Returns the instant since which it is known to be dead.
     pub(crate) fn died(&self) -> Option<Instant> {
         self.died.get().copied()
     }
 
-    /// Notes what a ReadyForQuery says.
+    /// Notes the transaction status that a ReadyForQuery reports.
     pub(crate) fn note_status(&self, status: u8) {
         self.status.store(status, Release);
         if status == b'I' {
@@ -361,12 +366,12 @@ impl ConnectionStatus {
         }
     }
 
-    /// Notes an error, which fails the transaction if one is open. The status that says so may come later.
+    /// Notes an error, which fails the transaction if one is open. The server may report that status later.
     pub(crate) fn note_error(&self) {
         let _ = self.status.compare_exchange(b'T', b'E', AcqRel, Acquire);
     }
 
-    /// How often the server said that it is idle, outside any transaction.
+    /// Returns the number of times that the server reported itself idle, outside any transaction.
     pub(crate) fn idles(&self) -> u64 {
         self.idles.load(Acquire)
     }
@@ -375,12 +380,12 @@ impl ConnectionStatus {
         self.expired.load(Acquire)
     }
 
-    /// Notes that something was written that may end a transaction.
+    /// Notes that a statement was written that may end a transaction.
     pub(crate) fn note_end(&self) {
         self.ends.fetch_add(1, Release);
     }
 
-    /// How often that was so.
+    /// Returns the number of written statements that may end a transaction.
     pub(crate) fn ends(&self) -> u64 {
         self.ends.load(Acquire)
     }
@@ -394,17 +399,19 @@ impl ConnectionStatus {
         self.rolled_back.load(Acquire)
     }
 
+    /// Notes the server's message when it ends the connection. The first one stays: it is Postgres's reason, and
+    /// PgBouncer may send one of its own after it ("server conn crashed?").
     pub(crate) fn note_farewell(&self, farewell: ServerClose) {
         self.mark_dead();
-        *lock(&self.farewell) = Some(farewell);
+        lock(&self.farewell).get_or_insert(farewell);
     }
 
-    /// What the server said when it ended the connection, or is about to.
+    /// Returns the server's message when it ended the connection, or is about to end it.
     pub(crate) fn farewell(&self) -> Option<ServerClose> {
         lock(&self.farewell).clone()
     }
 
-    /// SQLSTATE of the last error the server sent on it.
+    /// Returns the SQLSTATE of the last error that the server sent on it.
     pub(crate) fn last_sqlstate(&self) -> Option<String> {
         let packed = self.sqlstate.load(Acquire);
         (packed != 0).then(|| String::from_utf8_lossy(&packed.to_be_bytes()[3..]).into_owned())

@@ -1,9 +1,10 @@
 //! The stream under a connection: a socket, or a pipe inside the process.
 //!
-//! It carries the permit for its connection, so that this is given back when the other side has ended, not before.
+//! It carries the permit of its connection, so that the permit is not given back before the other side has ended.
 //!
-//! Pipes are for tests and benches: paused time races real sockets, and tens of thousands of sockets exceed the limit
-//! on open files. An enum and not a boxed trait, so that the compiler still sees that a dial can be sent.
+//! Pipes are for tests and benches: paused time runs ahead of real sockets, and tens of thousands of sockets exceed the
+//! limit on open files. [`Socket`] is an enum and not a boxed trait, so that the compiler still sees that a dial is
+//! `Send`.
 
 use std::{
     future::Future,
@@ -24,16 +25,16 @@ use tokio::{
 
 use crate::limits::budget::Permit;
 
-/// Longest wait for the other side to end a connection that was given up half-way.
+/// Longest wait for the other side to end a connection that was dropped half-way.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// What the bytes of one connection travel on.
+/// The transport of one connection's bytes.
 #[derive(Debug)]
 pub(crate) struct Stream {
     socket: Socket,
-    /// None on a stream that opens no session.
+    /// The permit; `None` on a stream that opens no session.
     permit: Option<Permit>,
-    /// Whether the other side has ended it.
+    /// `true` once the other side has ended it.
     ended: bool,
 }
 
@@ -41,7 +42,7 @@ pub(crate) struct Stream {
 pub(crate) enum Socket {
     Tcp(TcpStream),
     Pipe(DuplexStream),
-    /// It was taken out of its stream, which nobody uses any more.
+    /// The place of a socket that was taken out of a dropped stream.
     Gone,
 }
 
@@ -62,7 +63,7 @@ impl Drop for Stream {
             return;
         };
         let socket = mem::replace(&mut self.socket, Socket::Gone);
-        // A server still counts a connection that was closed under its nose until it notices.
+        // The server counts a dropped connection until it notices the end.
         if !self.ended
             && let Ok(runtime) = Handle::try_current()
         {
@@ -71,7 +72,7 @@ impl Drop for Stream {
     }
 }
 
-/// Waits until the other side has ended, and only then gives the permit back.
+/// Waits until the other side has ended the connection, for [`LINGER`] at most, and then gives the permit back.
 async fn linger(mut socket: Socket, permit: Permit) {
     let farewell = async {
         let mut rest = [0; 256];
@@ -127,7 +128,7 @@ impl AsyncWrite for Stream {
         Pin::new(&mut self.socket).poll_write(cx, bytes)
     }
 
-    // The TLS layer writes several records at once where the stream can.
+    // The TLS layer writes several records at once if the stream supports it.
     fn poll_write_vectored(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

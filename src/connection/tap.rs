@@ -1,8 +1,8 @@
-//! What passes on a connection, seen by its message headers.
+//! Observes the messages that pass on a connection.
 //!
-//! tokio-postgres says neither whether a transaction is open nor whether a query that nobody waits for any more is
-//! still running. Both decide whether a connection may go to the next user, so the decrypted stream is watched as it
-//! passes. Only headers are read, and of bodies one status byte and the start of an error.
+//! tokio-postgres reports neither whether a transaction is open nor whether an abandoned query is still running. Both
+//! decide whether a connection may go to the next user, so the decrypted stream is observed as it passes. The tap reads
+//! headers, SQL text, and the start of other bodies, such as the status byte or the fields of an error.
 
 mod frames;
 mod outdated;
@@ -28,18 +28,18 @@ use frames::{Frames, Part};
 use self::statements::Statements;
 use super::{session_state::SessionState, status::ConnectionStatus, verdict::ServerClose};
 
-/// What a batch of requests does to the connection, in the order in which their ReadyForQuery will come.
+/// The kind of a batch of requests. Batches are queued in the order in which their ReadyForQuery will come.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Batch {
     /// The login.
     Startup,
-    /// Something somebody may be waiting for.
+    /// Requests whose answer a caller may be waiting for.
     Work,
-    /// Closing of statements, which disturbs nobody.
+    /// Closing of prepared statements, which disturbs no caller.
     Housekeeping,
 }
 
-/// A stream that is watched as it passes.
+/// A stream whose messages are observed as they pass.
 #[derive(Debug)]
 pub(crate) struct Tap<S> {
     stream: S,
@@ -47,14 +47,14 @@ pub(crate) struct Tap<S> {
     sent: Frames,
     received: Frames,
     batches: VecDeque<Batch>,
-    /// Whether the batch being written has done more than close statements.
+    /// `true` if the batch being written has done more than close statements.
     working: bool,
     statements: Statements,
-    /// Whether a statement was prepared here that may end a transaction whenever it is run.
+    /// `true` once a statement was prepared here that may end a transaction whenever it runs.
     prepared: bool,
-    /// Whether a statement with a name was prepared here.
+    /// `true` once a statement with a name was prepared here.
     has_named: bool,
-    /// Watches over what is left in the session. None where that is never undone.
+    /// The reader of what statements leave in the session; `None` if the session is never reset.
     session: Option<Box<SessionState>>,
 }
 
@@ -136,7 +136,7 @@ impl<S> Tap<S> {
             session,
             ..
         } = self;
-        // Where the session is watched, it knows what may be kept.
+        // A reader of the session, if there is one, judges these commands itself.
         let forgets = *has_named && session.is_none();
         let mut note_session = |tag, body: &[u8]| {
             if let Some(session) = session.as_deref_mut() {
@@ -144,7 +144,7 @@ impl<S> Tap<S> {
             }
         };
         received.pass(bytes, |part| match part {
-            // The server now takes data and ignores the Sync sent with the COPY; the one after the data ends the batch.
+            // The server now takes data and ignores the Sync sent with the COPY. The one after the data ends the batch.
             Part::Start(b'G', _) if batches.front() == Some(&Batch::Work) => {
                 batches.pop_front();
                 *working = true;
@@ -161,7 +161,7 @@ impl<S> Tap<S> {
             Part::Start(b'C', body) => {
                 watch.note_done(body.starts_with(b"ROLLBACK\0"));
                 if forgets && matches!(body, b"DISCARD ALL\0" | b"DEALLOCATE ALL\0") {
-                    watch.expire(); // the driver goes on to use what the server has forgotten
+                    watch.expire(); // the driver still uses statements that the server has forgotten
                 }
             }
             Part::Start(b'E', body) => {
@@ -177,7 +177,7 @@ impl<S> Tap<S> {
                     watch.note_farewell(farewell);
                 }
             }
-            // An immediate stop and a crash elsewhere are told by a mere warning before the end.
+            // An immediate shutdown, or a crash of another process, is announced by a warning only.
             Part::Start(b'N', body) => {
                 let told = farewell(body, &[b"WARNING"]);
                 if let Some(farewell) = told.filter(|it| it.sqlstate.starts_with("57P")) {
@@ -189,7 +189,7 @@ impl<S> Tap<S> {
     }
 }
 
-/// Takes note of what may end a transaction: at once if it is a simple query, else when it is run.
+/// Notes a statement that may end a transaction: a simple query at once, a prepared one when it runs.
 fn note_end(watch: &ConnectionStatus, prepared: &mut bool, tag: u8, ends: bool) {
     match tag {
         b'Q' if ends => watch.note_end(),
@@ -199,10 +199,10 @@ fn note_end(watch: &ConnectionStatus, prepared: &mut bool, tag: u8, ends: bool) 
     }
 }
 
-/// 25P02, packed. It only says that an earlier statement has failed, and that one's code is what counts.
+/// 25P02, packed. It only says that an earlier statement has failed, and the code of that statement counts.
 const IN_FAILED_TRANSACTION: u64 = 0x0032_3550_3032;
 
-/// The SQLSTATE in the start of an ErrorResponse's body, packed into a number; 0 if it is not there.
+/// Returns the SQLSTATE in the start of an ErrorResponse's body, packed into a number; 0 if it is missing.
 fn packed_sqlstate(body: &[u8]) -> u64 {
     let code = body
         .split(|&b| b == 0)
@@ -213,7 +213,7 @@ fn packed_sqlstate(body: &[u8]) -> u64 {
     })
 }
 
-/// What the start of an error's or a notice's body says, if its severity is one of `severities`.
+/// Returns the message in the start of an error's or a notice's body, if its severity is one of `severities`.
 fn farewell(body: &[u8], severities: &[&[u8]]) -> Option<ServerClose> {
     let field = |tag: u8| {
         let mut fields = body.split(|&b| b == 0);
@@ -265,7 +265,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Tap<S> {
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
-    /// Ends when the other side has ended too: until then the server still counts the connection.
+    /// Completes when the other side has ended too: until then the server still counts the connection.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
         loop {
@@ -285,7 +285,7 @@ impl<S: TlsStream + Unpin> TlsStream for Tap<S> {
     }
 }
 
-/// A TLS connector whose streams are watched.
+/// A TLS connector whose streams are tapped.
 pub(crate) struct Tapped<T> {
     pub(crate) connector: T,
     pub(crate) watch: Arc<ConnectionStatus>,
@@ -317,7 +317,7 @@ mod tests {
         [&[tag], &length[..], body].concat()
     }
 
-    /// A tap after its login, and what it says.
+    /// Returns a tap after its login, and its status.
     fn logged_in() -> (Tap<()>, Arc<ConnectionStatus>) {
         let watch = ConnectionStatus::new();
         let mut tap = Tap::new((), Arc::clone(&watch));
@@ -414,10 +414,11 @@ mod tests {
             b'E',
             &body("FATAL", "08P01", "server conn crashed?"),
         ));
-        let last = watch.farewell().unwrap();
+        let first = watch.farewell().unwrap();
         assert_eq!(
-            (&*last.sqlstate, &*last.text),
-            ("08P01", "server conn crashed?")
+            (&*first.sqlstate, &*first.text),
+            ("57P02", "another one crashed"),
+            "the pooler's own message hides no reason"
         );
     }
 

@@ -1,8 +1,8 @@
-//! What a failed connect, or a lost connection, tells us to do.
+//! Verdicts on failed connects and lost connections.
 //!
-//! Neon's proxy sends `XX000` for nearly everything while connecting, so there the text is read first and the SQLSTATE
-//! second. After the login it passes bytes on, so there the SQLSTATE is read first. What is not known is taken for a
-//! passing fault: the deadline bounds it.
+//! Neon's proxy answers nearly every failed login with `XX000`, so the text is judged first and the SQLSTATE second.
+//! After the login the proxy only forwards bytes, so the SQLSTATE is judged first. An unknown failure counts as
+//! transient: the deadline bounds its retries.
 
 mod answers;
 
@@ -17,36 +17,36 @@ use crate::model::{
 };
 use answers::Row;
 
-/// For how long Neon's proxy repeats an answer of the control plane without asking again, and a little more.
+/// Time for which Neon's proxy repeats an answer of the control plane without asking again, and a little more.
 pub(crate) const REPEATED: Duration = Duration::from_millis(30_500);
 
-/// How an attempt to connect failed.
+/// The failure of an attempt to connect.
 #[derive(Debug)]
 pub(crate) enum DialFailure {
-    /// The host has no address, or none of them took the connection.
+    /// The host has no address, or none of its addresses accepted the connection.
     Unreachable(io::Error),
     /// The server, the TLS layer or the driver refused the login.
     Login(tokio_postgres::Error),
-    /// Nothing came back within the time for one attempt.
+    /// No answer came within the time for one attempt.
     Silent,
 }
 
-/// What to do after a failed attempt to connect.
+/// The next step after a failed attempt to connect.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum RetryDecision {
-    /// Try again soon: the compute is about to come up, or the fault passes.
+    /// Try again soon: the compute is about to come up, or the fault is transient.
     Retry,
-    /// Try again slowly: the control plane failed, and the proxy may only be repeating what it said before.
+    /// Try again slowly: the control plane failed, and the proxy may only be repeating its earlier answer.
     RetrySlowly,
     /// The tenant may have moved: ask the catalog once, then try again soon.
     RelocateThenRetry,
     /// The tenant may have moved or its credential changed: ask the catalog once, then try once more.
     RelocateThenRetryOnce,
-    /// Give up, and remember why.
+    /// Give up, and remember the error.
     GiveUp,
 }
 
-/// What to do after a failed attempt of that kind.
+/// Returns the next step after an attempt that failed with that kind.
 pub(crate) const fn next(kind: ErrorKind) -> RetryDecision {
     match kind {
         ErrorKind::ActiveComputeLimit
@@ -82,8 +82,8 @@ pub(crate) const fn next(kind: ErrorKind) -> RetryDecision {
     }
 }
 
-/// The error that a failed connect is for its callers. Its kind says [what to do next](next). `lags`: whether a proxy may
-/// refuse the password only because it does not know it yet.
+/// Turns a failed connect into the error for its callers, whose kind decides [the next step](next). `lags` is set if a
+/// proxy may refuse the password only because it does not know it yet.
 pub(crate) fn on_connect(failure: DialFailure, host: &str, port: u16, lags: bool) -> Error {
     match failure {
         DialFailure::Unreachable(err) => {
@@ -123,7 +123,7 @@ fn on_login(err: tokio_postgres::Error, host: &str, lags: bool) -> Error {
         .with_source(err)
 }
 
-/// What to do about a failure of TLS or of the driver, and how it is told: nobody has looked at the login yet.
+/// Returns the verdict on a failure of TLS or of the driver, and its message. The server has not judged the login yet.
 fn before_login(err: &tokio_postgres::Error, host: &str) -> (Row, String) {
     if let Some(why) = untrusted_reason(err) {
         let (kind, _, retry_after) = answers::CERTIFICATE;
@@ -139,9 +139,9 @@ fn before_login(err: &tokio_postgres::Error, host: &str) -> (Row, String) {
     (row, format!("{host} {what}: {}", row.1))
 }
 
-/// What the names of an emulator's hosts end in, which no other resolver knows.
+/// Suffix of an emulator's host names, which no other resolver knows.
 const EMULATORS: &str = ".neon.test";
-/// Failures of TLS and of the driver, which tell themselves apart by their text and source only.
+/// Returns the verdict on a failure of TLS or of the driver. Only text and source tell such failures apart.
 fn without_code(err: &tokio_postgres::Error) -> Row {
     for cause in sources(err) {
         if cause.is::<InvalidDnsNameError>() {
@@ -169,7 +169,7 @@ fn without_code(err: &tokio_postgres::Error) -> Row {
     }
 }
 
-/// Failures of TLS that the same two sides would meet again.
+/// Returns the verdict on a failure of TLS, if the same two sides would meet it again.
 fn on_tls(err: &rustls::Error) -> Option<Row> {
     match err {
         rustls::Error::PeerIncompatible(_)
@@ -187,7 +187,7 @@ fn on_tls(err: &rustls::Error) -> Option<Row> {
     }
 }
 
-/// What the server said when it ended a connection.
+/// The server's message when it ended a connection.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct ServerClose {
     /// Its SQLSTATE.
@@ -196,19 +196,19 @@ pub(crate) struct ServerClose {
     pub(crate) text: String,
 }
 
-/// What the loss of a connection in use says about running the same again, where nothing was committed.
+/// The verdict on a connection lost in use: whether the same work can run again, if nothing was committed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Loss {
-    /// It can run again: the compute or something in front of it went away.
+    /// The work can run again: the compute or something in front of it went away.
     Again,
-    /// It can run again, but not at once: too many others want the same.
+    /// The work can run again, but not at once: the pooler has no server connection free.
     AgainSlowly,
-    /// It would end the same way: the server ended it for what its user did.
+    /// The work would end the same way: the server ended the connection for what its user did.
     Permanent,
 }
 
-/// What a lost connection tells us to do: by SQLSTATE, and by text where PgBouncer has one code for everything.
-/// `None` is a connection that ended without a word, as Neon's pooler does when the compute is suspended.
+/// Judges a lost connection by SQLSTATE, and by text too, as PgBouncer has one code for everything. `None` is a
+/// connection that ended without a message, as Neon's pooler does when the compute is suspended.
 pub(crate) fn on_loss(farewell: Option<&ServerClose>) -> Loss {
     let Some(ServerClose { sqlstate, text }) = farewell else {
         return Loss::Again;
@@ -219,7 +219,7 @@ pub(crate) fn on_loss(farewell: Option<&ServerClose>) -> Loss {
         .map_or(Loss::Again, |(_, _, loss)| *loss)
 }
 
-/// SQLSTATE, part of the text, and what to do. Everything else (57P01 to 57P03, class 08, crashes) can run again.
+/// SQLSTATE, part of the text, and verdict. Any other loss (57P01 to 57P03, class 08, crashes) lets the work run again.
 const LOSSES: &[(&str, &str, Loss)] = &[
     ("25P03", "", Loss::Permanent), // idle in transaction for too long: 5 minutes at Neon
     ("25P04", "", Loss::Permanent), // transaction_timeout

@@ -1,4 +1,4 @@
-//! Neon as a control plane: a tenant's database is a project of its own.
+//! Neon as a control plane: each tenant's database is a project of its own.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -20,7 +20,7 @@ use crate::{
     },
 };
 
-/// Longest time for asking which regions there are. Without an answer any is let through: the creation will tell.
+/// Longest wait for the list of regions. Without an answer every region passes, and a wrong one fails at creation.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl ControlPlane for Neon {
@@ -50,7 +50,7 @@ impl ControlPlane for Neon {
     ) -> Result<Option<BTreeMap<String, String>>, Error> {
         let branches = self.within(progress).list_project_branches(id).await;
         let branches = unless_gone(branches)?;
-        // Of all branches: the default one may have changed since.
+        // All branches are read: another one may have become the default since the tags were written.
         Ok(branches.map(|all| all.into_iter().flat_map(|it| it.annotations).collect()))
     }
 
@@ -87,7 +87,7 @@ impl ControlPlane for Neon {
 
     async fn ready(&self, id: &str, progress: &Progress) -> Result<(), Error> {
         let operations = self.within(progress).wait_for_operations(id).await?;
-        // The project's own: a branch that somebody made of it later has `create_branch`.
+        // Only the creation of the project counts: a branch that was added later has the action `create_branch`.
         let essential = |operation: &&neon::Operation| operation.action == "create_timeline";
         match operations
             .iter()
@@ -160,7 +160,7 @@ impl ControlPlane for Neon {
     async fn delete(&self, id: &str, progress: &Progress) -> Result<(), Error> {
         let neon = self.within(progress);
         let waits = backoff(Duration::from_millis(250), Duration::from_secs(5));
-        // A deletion may be repeated: the project that it is about does not come back under this id by itself.
+        // A deletion is safe to repeat: a deleted project does not come back under its id by itself.
         retry(progress, waits, || async {
             if unless_gone(neon.delete_project(id).await)?.is_none() {
                 return Ok(());
@@ -182,7 +182,7 @@ impl ControlPlane for Neon {
         match neon.recover_project(id).await {
             Err(err) if err.kind() == ErrorKind::ControlPlane => {
                 progress.note(&err);
-                // It may have been done all the same.
+                // The recovery may have taken effect in spite of the error.
                 let there = unless_gone(neon.get_project(id).await)?;
                 there.map(drop).ok_or(err)
             }
@@ -204,7 +204,7 @@ fn placement(project: &neon::Project) -> Placement {
     }
 }
 
-/// What was asked for; `None` if Neon knows nothing of that id.
+/// Returns the answer, with `None` in place of a `NotFound` error.
 fn unless_gone<T>(answer: Result<T, Error>) -> Result<Option<T>, Error> {
     match answer {
         Err(err) if err.kind() == ErrorKind::NotFound => Ok(None),

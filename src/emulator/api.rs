@@ -31,10 +31,10 @@ use super::world::{
 };
 use crate::model::secret::Secret;
 
-/// The path below which everything is.
+/// The path prefix of the whole API.
 pub(super) const BASE: &str = "/api/v2";
 
-/// The header with the id that Neon gives a request.
+/// The header that carries Neon's id of a request.
 const REQUEST_ID: &str = "x-neon-ret-request-id";
 
 #[derive(Clone)]
@@ -43,7 +43,7 @@ struct Api {
     key: Secret,
 }
 
-/// The API of `world` for bearers of `key`, and the emulator's own paths.
+/// Returns the API of `world` for requests that carry `key`, and the emulator's own paths.
 pub(super) fn router(world: Arc<World>, key: Secret, proxy: Arc<super::proxy::Proxy>) -> Router {
     let control = control::router(Arc::clone(&world), proxy);
     let api = Api { world, key };
@@ -62,7 +62,7 @@ pub(super) fn router(world: Arc<World>, key: Secret, proxy: Arc<super::proxy::Pr
         .layer(middleware::from_fn_with_state(api, authorized))
 }
 
-/// Every path, and what may be done there.
+/// Returns every path with its methods.
 fn paths() -> impl IntoIterator<Item = (&'static str, MethodRouter<Api>)> {
     let project = get(projects::get_one)
         .patch(projects::update)
@@ -136,7 +136,7 @@ async fn authorized(
     identified(answer)
 }
 
-/// Every answer of Neon's has an id.
+/// Adds a request id, which every answer of Neon's has.
 fn identified(mut answer: Response) -> Response {
     let id = uuid::Uuid::new_v4().to_string();
     if let (false, Ok(id)) = (answer.headers().contains_key(REQUEST_ID), id.parse()) {
@@ -145,7 +145,7 @@ fn identified(mut answer: Response) -> Response {
     answer
 }
 
-/// Counts the request, holds it to the rate limits, if there are any, and lets it meet the fault that waits for it.
+/// Counts the request, applies the rate limits if there are any, and then the fault that waits for it.
 async fn faulty(State(api): State<Api>, request: Request, next: Next) -> Response {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let route = route(&method, &path);
@@ -163,7 +163,8 @@ async fn faulty(State(api): State<Api>, request: Request, next: Next) -> Respons
     }
 }
 
-/// `GET /projects/{id}/endpoints` for any project: every other part of a path is an id.
+/// Returns the route of a request, such as `GET /projects/{id}/endpoints` for any project. Every other part of a path
+/// is an id.
 fn route(method: &Method, path: &str) -> String {
     let parts = path.split('/').enumerate();
     let named: Vec<_> = parts
@@ -178,7 +179,7 @@ fn route(method: &Method, path: &str) -> String {
     format!("{method} {}", named.join("/"))
 }
 
-/// Anything but a success: status, code and text.
+/// An error answer: status, code and text.
 pub(super) struct Refused(StatusCode, &'static str, String);
 
 impl Refused {
@@ -240,13 +241,13 @@ impl Api {
     }
 }
 
-/// The body of a request.
+/// Decodes the body of a request.
 fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refused> {
     serde_json::from_slice(body)
         .map_err(|err| Refused::invalid(&format!("decode application/json: {err}")))
 }
 
-/// Those after the one that `cursor` names, or all.
+/// Returns the items after the one that `cursor` names, or all items if there is none.
 fn after<T>(all: Vec<T>, cursor: Option<&str>, id: impl Fn(&T) -> &str) -> Vec<T> {
     let place = cursor.and_then(|cursor| all.iter().position(|it| id(it) == cursor));
     all.into_iter()

@@ -47,70 +47,72 @@ impl EmulatorBuilder {
         }
     }
 
-    /// Time before each start of a compute. Defaults to none, so that tests are quick; a cold start at Neon takes some
-    /// 350 milliseconds.
+    /// Sets the delay before each start of a compute. Defaults to none, so that tests are fast. A cold start at Neon
+    /// takes some 350 milliseconds.
     pub fn wake_delay(mut self, delay: Duration) -> Self {
         self.wake_delay = delay;
         self
     }
 
-    /// Time without activity after which a compute sleeps, for endpoints that ask for the default. Defaults to Neon's
-    /// five minutes, and may be shorter than the minute that Neon's API takes.
+    /// Sets the suspend window of endpoints that ask for the default, which is the time without activity after which a
+    /// compute is suspended. Defaults to Neon's five minutes, and may be shorter than the minute that Neon's API
+    /// accepts.
     pub fn suspend_after(mut self, window: Duration) -> Self {
         self.settings.suspend_after = window;
         self
     }
 
-    /// How long each operation takes, besides the start of a compute. Defaults to 50 milliseconds. As long as one goes
-    /// on, the project is locked.
+    /// Sets the duration of each operation, besides the start of a compute. Defaults to 50 milliseconds. The project is
+    /// locked while an operation is in progress.
     pub fn operation_time(mut self, time: Duration) -> Self {
         self.settings.operation_time = time;
         self
     }
 
-    /// Whether a new project's compute starts at once, as at Neon. Defaults to yes; turn it off for thousands of
-    /// projects.
+    /// Sets whether a new project's compute starts at once, as at Neon. Defaults to `true`; set it to `false` for
+    /// thousands of projects.
     pub fn start_on_create(mut self, start: bool) -> Self {
         self.settings.start_on_create = start;
         self
     }
 
-    /// Whether errors before a session exists carry the SQLSTATEs that Neon's live service has begun to send (2026) in
-    /// place of `XX000` for all of them. Defaults to no.
+    /// Sets whether errors before a session exists carry the SQLSTATEs that Neon's live service has begun to send
+    /// (2026), instead of `XX000` for all of them. Defaults to `false`.
     pub fn live_codes(mut self, live: bool) -> Self {
         self.settings.live_codes = live;
         self
     }
 
-    /// Holds requests to the API to so many in a minute, and so many in a second on one route; more are answered with
-    /// 429. Neon's are 700 and 40. Defaults to no limit.
+    /// Limits API requests per minute, and per second on one route. Requests above a limit are answered with 429.
+    /// Neon's limits are 700 and 40. Defaults to no limit.
     pub fn api_limits(mut self, per_minute: u32, per_second_and_route: u32) -> Self {
         self.settings.api_limit = Some((per_minute, per_second_and_route));
         self
     }
 
-    /// Ports of the API and of the proxy on 127.0.0.1. Default to whatever is free.
+    /// Sets the ports of the API and of the proxy on 127.0.0.1. Both default to a free port.
     pub fn ports(mut self, api: u16, proxy: u16) -> Self {
         (self.api_port, self.proxy_port) = (api, proxy);
         self
     }
 
-    /// The API key that is taken. Defaults to a random one.
+    /// Sets the API key that is accepted. Defaults to a random one.
     pub fn api_key(mut self, key: impl Into<Secret>) -> Self {
         self.api_key = Some(key.into());
         self
     }
 
-    /// Starts the emulator. Takes about half a second, the first time in a process.
+    /// Starts the emulator. The first start in a process takes about half a second.
     ///
     /// # Errors
-    /// If there is no Postgres server, no unprivileged account, or a port is taken. The text says what to change.
+    /// Returns an error if there is no Postgres server, no PgBouncer or no unprivileged account, or if a port is taken.
+    /// The text says what to change.
     ///
     /// # Cancel safety
-    /// Dropping it ends what was started.
+    /// Dropping the future stops everything that was started.
     pub async fn start(self) -> Result<Emulator, EmulatorError> {
         let (done, started) = tokio::sync::oneshot::channel();
-        // A thread of its own: this blocks, and a runtime cannot be made or dropped inside another one.
+        // The start has its own thread: it blocks, and a runtime must not block or be dropped inside another one.
         std::thread::spawn(move || drop(done.send(self.start_blocking())));
         started.await.unwrap_or_else(|_| {
             Err(EmulatorError::new(

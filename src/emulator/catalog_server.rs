@@ -1,4 +1,4 @@
-//! A Postgres of its own for a catalog.
+//! A standalone Postgres server for a catalog.
 
 use std::{
     fmt,
@@ -20,16 +20,16 @@ use super::{
     },
 };
 
-/// A Postgres server that keeps a catalog, for [`catalog::Postgres`](crate::catalog::Postgres): a real one, which never
-/// sleeps, and has nothing to do with the computes of an [`Emulator`](super::Emulator). Dropping it ends it and removes
-/// its folder, also when the process is killed.
+/// A Postgres server that holds a catalog, for [`catalog::Postgres`](crate::catalog::Postgres). It is a real server
+/// that never sleeps, and is independent of the computes of an [`Emulator`](super::Emulator). Dropping it stops the
+/// server and removes its folder. That also happens if the process is killed.
 ///
-/// It is reached through a socket in its folder, by whoever runs it: `neondb` is the database, and `neondb_owner` its
-/// owner, who needs no password.
+/// Clients reach it through a socket in its folder, as the user that runs it. The database is `neondb`. Its owner is
+/// the role `neondb_owner`, which needs no password.
 #[must_use = "it ends if it is dropped at once"]
 pub struct CatalogServer {
     running: Arc<Running>,
-    // Declared after what uses the folder.
+    // Declared last, so that it is dropped after everything that uses the folder.
     scratch: Option<Scratch>,
 }
 
@@ -41,13 +41,14 @@ struct Running {
 }
 
 impl CatalogServer {
-    /// Starts a server with an empty database. Takes about half a second, the first time in a process.
+    /// Starts a server with an empty database. The first start in a process takes about half a second.
     ///
     /// # Errors
-    /// If there is no Postgres server, or no unprivileged account. The text says what to change.
+    /// Returns an error if there is no Postgres server, no PgBouncer or no unprivileged account. The text says what to
+    /// change.
     ///
     /// # Cancel safety
-    /// Dropping it ends what was started.
+    /// Dropping the future stops everything that was started.
     pub async fn start() -> Result<Self, EmulatorError> {
         apart(async {
             let server = blocking(Self::prepare).await?;
@@ -84,15 +85,16 @@ impl CatalogServer {
         })
     }
 
-    /// The connection string, a URL. It stays the same over [`stop`](Self::stop) and [`resume`](Self::resume).
+    /// Returns the connection string, a URL. It stays the same over [`stop`](Self::stop) and [`resume`](Self::resume).
     pub fn url(&self) -> String {
         self.url_at(5432)
     }
 
-    /// The URL through a PgBouncer in transaction mode, which is started now if it does not run.
+    /// Returns the URL of a PgBouncer in transaction mode in front of the server. Starts the PgBouncer if it does not
+    /// run.
     ///
     /// # Cancel safety
-    /// Dropping it lets it start.
+    /// Dropping the future does not stop the start.
     pub async fn pooled_url(&self) -> Result<String, EmulatorError> {
         let running = Arc::clone(&self.running);
         apart(async move {
@@ -105,8 +107,8 @@ impl CatalogServer {
         Ok(self.url_at(6432))
     }
 
-    /// The same through a PgBouncer with other settings than Neon's: `[databases]` and all that is not about its socket.
-    /// For tests.
+    /// Returns the URL of a PgBouncer with settings other than Neon's: `[databases]` and all settings except the
+    /// socket's. For tests.
     #[doc(hidden)]
     pub async fn pooled_url_with(&self, settings: &str) -> Result<String, EmulatorError> {
         let running = Arc::clone(&self.running);
@@ -121,18 +123,19 @@ impl CatalogServer {
         format!("postgres://neondb_owner@{host}:{port}/neondb")
     }
 
-    /// Shuts it down as an operator would: sessions are ended with `57P01`. Returns when it has ended.
+    /// Shuts the server down as an operator would: sessions end with `57P01`. Returns when the server has ended.
     ///
     /// # Cancel safety
-    /// Dropping it lets it stop.
+    /// Dropping the future does not stop the shutdown.
     pub async fn stop(&self) {
         self.end(Signal::INT).await;
     }
 
-    /// Makes it end at once, as when the machine fails: it recovers when it is resumed. Returns when it has ended.
+    /// Ends the server at once, as a failure of the machine would. It recovers when it is resumed. Returns when it has
+    /// ended.
     ///
     /// # Cancel safety
-    /// Dropping it lets it stop.
+    /// Dropping the future does not stop the shutdown.
     pub async fn crash(&self) {
         self.end(Signal::QUIT).await;
     }
@@ -142,30 +145,30 @@ impl CatalogServer {
         let _ = apart(async move { running.postgres.stop(signal).await }).await;
     }
 
-    /// Starts it again, with everything that was committed.
+    /// Starts the server again, with everything that was committed.
     ///
     /// # Errors
-    /// If it does not start.
+    /// Returns an error if the server does not start.
     ///
     /// # Cancel safety
-    /// Dropping it lets it start.
+    /// Dropping the future does not stop the start.
     pub async fn resume(&self) -> Result<(), EmulatorError> {
         let running = Arc::clone(&self.running);
         apart(async move { running.postgres.start().await }).await?
     }
 
-    /// Stops all its processes in their tracks: whoever waits for them waits on.
+    /// Freezes all processes of the server (SIGSTOP). Clients that wait for them keep waiting.
     pub fn freeze(&self) {
         signal_all(&self.running.folder, Signal::STOP);
     }
 
-    /// Lets it go on.
+    /// Resumes a frozen server.
     pub fn thaw(&self) {
         signal_all(&self.running.folder, Signal::CONT);
     }
 }
 
-/// Runs work to its end in a thread of its own, with a clock that nobody pauses.
+/// Runs `work` to its end on its own thread, with a clock that the caller cannot pause.
 async fn apart<T: Send + 'static>(
     work: impl Future<Output = T> + Send + 'static,
 ) -> Result<T, EmulatorError> {
@@ -183,7 +186,7 @@ async fn apart<T: Send + 'static>(
 
 impl Drop for CatalogServer {
     fn drop(&mut self) {
-        drop(self.scratch.take()); // the watchdog stops what runs
+        drop(self.scratch.take()); // the watchdog stops all processes
         self.running.postgres.reap();
         self.running.pooler.reap();
     }

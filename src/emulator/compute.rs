@@ -1,4 +1,4 @@
-//! One branch's compute: a real Postgres that starts when somebody comes and stops when nobody does.
+//! One branch's compute: a real Postgres that starts on demand and stops when it is idle.
 
 pub(in crate::emulator) mod activity;
 mod changes;
@@ -45,28 +45,28 @@ use super::{
     world::usage::{Ledger, Meter},
 };
 
-/// How long the pooler has to pass on what Postgres said last, where it is stopped after it.
+/// Time for the pooler to pass on Postgres's last messages, in stops that end the pooler after Postgres.
 const POOLER_OUTLIVES: Duration = Duration::from_millis(50);
 
-/// What all computes of an emulator share.
+/// The resources that all computes of an emulator share.
 #[derive(Debug)]
 pub(super) struct Machine {
     pub(super) binaries: Binaries,
     pub(super) account: Account,
     pub(super) template: Arc<Template>,
     pub(super) folder: PathBuf,
-    /// Time before each start, to be as slow as a real cold start.
+    /// Delay before each start, to imitate a real cold start.
     pub(super) wake_delay: StdMutex<Duration>,
 }
 
-/// What the owner of a compute may change while it lives.
+/// The settings of a compute that its owner may change while it exists.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Terms {
-    /// Time without activity until it is stopped; `None` for never.
+    /// Time without activity after which the compute is suspended; `None` for never.
     pub(super) suspend_window: Option<Duration>,
-    /// Compute units at least.
+    /// Smallest number of compute units.
     pub(super) units: f64,
-    /// Whether nobody may wake it.
+    /// `true` if the compute may not be woken.
     pub(super) disabled: bool,
 }
 
@@ -75,18 +75,18 @@ pub(super) struct Terms {
 pub(super) struct Compute {
     machine: Arc<Machine>,
     folder: PathBuf,
-    // These three are held for a look or a change.
+    // These three are held only for short reads and writes.
     contents: StdMutex<Contents>,
     terms: StdMutex<Terms>,
-    /// Time before each start, in place of the machine's.
+    /// Delay before each start, in place of the machine's.
     wake_delay: StdMutex<Option<Duration>>,
     pub(super) log: Log,
     pub(super) faults: Faults,
     pub(super) meter: Arc<Meter>,
     ledger: Arc<Ledger>,
-    // Held during a start or a stop, so that they never overlap.
+    // Held during a start or a stop, so that starts and stops never overlap.
     state: Arc<Mutex<State>>,
-    /// Whether its branch or its project is deleted.
+    /// `true` if its branch or its project is deleted.
     gone: AtomicBool,
     frozen: AtomicBool,
     pub(super) postgres: Postgres,
@@ -96,20 +96,20 @@ pub(super) struct Compute {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The present run, until it is suspended.
+    /// The current run, until it is suspended.
     run: Option<CancellationToken>,
-    /// Whether role, password and database are there.
+    /// `true` once the role, its password and the database exist.
     filled: bool,
 }
 
-/// Where a session connects to, and the run it belongs to.
+/// The sockets that a session may connect to, and the run that it belongs to.
 #[derive(Clone, Debug)]
 pub(super) struct Reached {
     /// Postgres's own socket.
     pub(super) direct: PathBuf,
-    /// PgBouncer's.
+    /// PgBouncer's socket.
     pub(super) pooled: PathBuf,
-    /// Cancelled before either is stopped.
+    /// Cancelled before Postgres or PgBouncer is stopped.
     pub(super) run: CancellationToken,
 }
 
@@ -159,13 +159,13 @@ impl Compute {
         *lock(&self.terms) = terms;
     }
 
-    /// Why the control plane does not wake it; `None` if it does.
+    /// Returns the reason for which the control plane does not wake it; `None` if it does.
     pub(super) fn refusal(&self) -> Option<Reason> {
         let disabled = self.terms().disabled.then_some(Reason::EndpointDisabled);
         disabled.or_else(|| self.ledger.exceeded())
     }
 
-    /// Starts Postgres if it does not run, and says where it is. Goes on if the caller leaves.
+    /// Starts Postgres if it does not run, and returns its sockets. The start continues if the caller is dropped.
     pub(super) async fn wake(self: &Arc<Self>) -> Result<Reached, EmulatorError> {
         let compute = Arc::clone(self);
         detached(async move {
@@ -214,7 +214,7 @@ impl Compute {
         Ok(self.reached(run))
     }
 
-    /// What a run that ended by itself has left.
+    /// Cleans up after a run that ended by itself.
     async fn clear_away(&self, crashed: &CancellationToken) {
         crashed.cancel();
         self.awake.store(false, Release);
@@ -223,7 +223,7 @@ impl Compute {
         self.postgres.stop(Signal::KILL).await;
     }
 
-    /// Starts both processes; how long that took.
+    /// Starts both processes. Returns the time that this took.
     async fn start(&self, state: &mut State) -> Result<Duration, EmulatorError> {
         let began = Instant::now();
         let recovering = self.faults.recovery().filter(|_| state.filled);
@@ -237,7 +237,7 @@ impl Compute {
         pooler.and(postgres)?;
         let start = began.elapsed();
         if !state.filled {
-            // Gives the role its password, and makes what the template does not have.
+            // Sets the role's password, and creates what the template does not have.
             let statements = self.contents().statements();
             self.postgres.execute("postgres", &statements).await?;
             state.filled = true;
@@ -253,7 +253,7 @@ impl Compute {
         }
     }
 
-    /// Stops it in one of the ways that there are. Says whether it ran. Goes on if the caller leaves.
+    /// Stops it in the given way. Returns whether it ran. The stop continues if the caller is dropped.
     pub(super) async fn suspend(self: &Arc<Self>, how: Stop) -> bool {
         let compute = Arc::clone(self);
         let stopped = detached(async move {
@@ -263,7 +263,7 @@ impl Compute {
         stopped.await.unwrap_or(false)
     }
 
-    /// As Neon does, unless the run has ended already and another one may have begun.
+    /// Suspends `run` as Neon does. Does nothing if that run has already ended, because another one may have begun.
     pub(super) async fn suspend_run(self: &Arc<Self>, run: &CancellationToken) -> bool {
         let mut state = self.state.lock().await;
         !run.is_cancelled() && self.end_run(&mut state, Stop::Neon).await
@@ -282,7 +282,7 @@ impl Compute {
     }
 
     async fn halt(&self, how: Stop) {
-        self.thaw(); // a frozen process hears no signal
+        self.thaw(); // a frozen process handles no signal
         match how {
             Stop::Neon => {
                 self.pooler.kill().await;
@@ -315,25 +315,25 @@ impl Compute {
         }
     }
 
-    /// Sets the time before each start of this compute, from now on.
+    /// Sets the delay before each start of this compute, from now on.
     pub(super) fn set_wake_delay(&self, delay: Duration) {
         *lock(&self.wake_delay) = Some(delay);
     }
 
-    /// Stops all its processes in their tracks: whoever waits for them waits on.
+    /// Freezes all its processes (SIGSTOP). Clients that wait for them keep waiting.
     pub(super) fn freeze(&self) {
         self.frozen.store(true, Release);
         signal_all(&self.folder, Signal::STOP);
     }
 
-    /// Lets them go on.
+    /// Resumes its frozen processes.
     pub(super) fn thaw(&self) {
         if self.frozen.swap(false, AcqRel) {
             signal_all(&self.folder, Signal::CONT);
         }
     }
 
-    /// Kills all its processes: no goodbye to anybody, and recovery at the next start.
+    /// Kills all its processes. Clients get no last message, and Postgres recovers at its next start.
     pub(super) fn crash(&self) {
         self.awake.store(false, Release);
         self.meter.suspended();
@@ -341,17 +341,17 @@ impl Compute {
     }
 
     fn kill_all(&self) {
-        self.freeze(); // so that none of them can tell of the others' end
+        self.freeze(); // so that no process can report the end of another
         signal_all(&self.folder, Signal::KILL);
         self.frozen.store(false, Release);
     }
 
-    /// Kills the pooler only; it is started again for the next client.
+    /// Kills only the pooler, which is started again for the next client.
     pub(super) async fn kill_pooler(&self) {
         self.pooler.kill().await;
     }
 
-    /// Reaps what the watchdog has stopped. Blocks the thread.
+    /// Reaps the processes that the watchdog has stopped. Blocks the thread.
     pub(super) fn reap(&self) {
         self.pooler.reap();
         self.postgres.reap();

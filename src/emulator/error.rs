@@ -1,10 +1,10 @@
-//! What can keep the emulator from working.
+//! The error of the emulator.
 
 use std::{borrow::Cow, error::Error, fmt};
 
 use crate::model::chain;
 
-/// The emulator cannot do what it should. The text says what to change.
+/// An error of the emulator. The text says what to change.
 pub struct EmulatorError {
     message: Cow<'static, str>,
     source: Option<Box<dyn Error + Send + Sync>>,
@@ -30,7 +30,7 @@ impl fmt::Display for EmulatorError {
     }
 }
 
-/// What happened and its causes, in one line; the fields if it is `{:#?}`.
+/// Writes the error and its causes in one line; writes the fields for `{:#?}`.
 impl fmt::Debug for EmulatorError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !f.alternate() {

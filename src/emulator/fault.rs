@@ -1,4 +1,4 @@
-//! What can go wrong at an endpoint, on command.
+//! Faults that a test can set at an endpoint.
 //!
 //! Texts and times are those that Neon's own proxy was observed to give.
 
@@ -13,63 +13,64 @@ use tokio::time::{Instant, sleep};
 
 use super::reason::Reason;
 
-/// Something that goes wrong at an endpoint, for whoever connects, until it is cleared or has happened as often as it
+/// A fault at an endpoint. Every client that connects meets it, until it is cleared or has happened as often as it
 /// says.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Fault {
-    /// The control plane does not wake the compute. What the proxy makes of it depends on the [`Reason`].
+    /// The control plane does not wake the compute. The proxy's reaction depends on the [`Reason`].
     WakeRefused {
-        /// Why.
+        /// Reason of the control plane.
         reason: Reason,
-        /// What the client is told in place of the reason's own text, word for word.
+        /// Text that the client gets in place of the reason's own, word for word.
         #[serde(default)]
         text: Option<String>,
-        /// How often it does not; `None` for always.
+        /// Number of refused wakes; `None` for all.
         #[serde(default)]
         times: Option<u32>,
     },
-    /// The control plane cannot be reached. The proxy tells so at once, and asks again for the next client.
+    /// The control plane cannot be reached. The proxy tells the client at once, and asks again for the next client.
     ControlPlaneDown,
-    /// The client's address is not on the endpoint's list. It is told before it has logged in.
+    /// The client's address is not on the endpoint's list. The client is told before it logs in.
     AddressNotAllowed,
-    /// More connections are tried than the endpoint may have, so many times. Told before the login.
+    /// Clients try more connections than the endpoint may have. The client is told before it logs in.
     TooManyConnections {
-        /// How often it is told.
+        /// Number of times that a client is told.
         times: u32,
     },
-    /// More wakes are asked for than the proxy passes on, so many times. Told after the login.
+    /// Clients request more wakes than the proxy passes on. The client is told after it has logged in.
     TooManyWakes {
-        /// How often it is told.
+        /// Number of times that a client is told.
         times: u32,
     },
-    /// More connections are being opened than the proxy allows at once, so many times. Told after the wake.
+    /// More connections are being opened than the proxy allows at once. The client is told after the wake.
     NoPermit {
-        /// How often it is told.
+        /// Number of times that a client is told.
         times: u32,
     },
-    /// The compute is up and takes no TCP connection. The client is told after 3.1 seconds.
+    /// The compute is up but accepts no TCP connection. The client is told after 3.1 seconds.
     ComputeRefuses,
     /// Packets to the compute get lost. The client is told after 15 seconds.
     ComputeUnreachable,
-    /// The compute takes the connection and closes it.
+    /// The compute accepts the connection and closes it.
     ComputeCloses,
-    /// The compute takes the connection and says nothing. The client hears nothing, as long as it waits.
+    /// The compute accepts the connection and sends nothing. The client gets nothing, however long it waits.
     ComputeSilent,
-    /// The compute's next start is a recovery that takes so long; set it on a compute that is asleep and has run
-    /// before. Direct clients are told that the database system is starting up. PgBouncer takes clients, tries once,
-    /// and tries again 15 seconds later. Happens once.
+    /// The compute's next start is a recovery of this duration. Set it on a compute that is asleep and has run before.
+    /// Direct clients are told that the database system is starting up. PgBouncer accepts clients, tries once, and
+    /// tries again 15 seconds later. Happens once.
     ComputeRecovers {
-        /// How long.
+        /// Duration of the recovery, in milliseconds.
         milliseconds: u64,
     },
-    /// The next COMMIT is done, and everything is killed before its answer reaches the client. Happens once.
+    /// The next COMMIT is done, but all processes are killed before its answer reaches the client. Happens once.
     CommitAnswerLost,
 }
 
 impl Fault {
-    /// The control plane refuses wakes for `reason`, in its own words, so many times or (`None`) always.
+    /// Creates a fault in which the control plane refuses wakes for `reason`, with the reason's own text. It refuses
+    /// `times` wakes, or all of them for `None`.
     pub fn wake_refused(reason: Reason, times: impl Into<Option<u32>>) -> Self {
         Self::WakeRefused {
             reason,
@@ -79,15 +80,15 @@ impl Fault {
     }
 }
 
-/// How long the proxy repeats an error of the control plane.
+/// Time for which the proxy repeats an error of the control plane.
 const REPEATED: Duration = Duration::from_secs(30);
-/// First wait of the proxy before it asks a busy control plane again; each is 1.6 times as long as the one before.
+/// First wait of the proxy before it asks a busy control plane again. Each wait is 1.6 times as long as the one before.
 const BUSY_WAIT: Duration = Duration::from_micros(62_500);
-/// How often it asks.
+/// Number of times that the proxy asks.
 const BUSY_ASKED: u32 = 9;
-/// How long it tries to reach a compute that refuses.
+/// Time for which the proxy tries to reach a compute that refuses.
 const REFUSED: Duration = Duration::from_millis(3100);
-/// How long it tries to reach a compute whose packets get lost.
+/// Time for which the proxy tries to reach a compute when packets get lost.
 const UNREACHABLE: Duration = Duration::from_secs(15);
 
 const NO_COMPUTE: &str = "Couldn't connect to compute node";
@@ -101,40 +102,40 @@ const NO_PERMIT: &str = "Failed to acquire permit to connect to the database. To
 /// The faults of one endpoint.
 #[derive(Debug, Default)]
 pub(super) struct Faults {
-    // Guards both; held for a look or a change.
+    // Guards both fields. Held only for short reads and writes.
     seen: Mutex<Seen>,
 }
 
 #[derive(Debug, Default)]
 struct Seen {
     fault: Option<Fault>,
-    /// Errors of the control plane that the proxy repeats, by whether the host is the pooled one.
+    /// Errors of the control plane that the proxy repeats. The key is `true` for the pooled host.
     repeated: HashMap<bool, (Instant, String)>,
 }
 
-/// What happens to a client that wants to connect.
+/// The outcome for a client that tries to connect.
 #[derive(Debug, Eq, PartialEq)]
 pub(super) enum Fate {
-    /// Nothing out of the ordinary.
+    /// The client connects as usual.
     Connects,
-    /// It is told this.
+    /// The client gets this error text.
     Told(String),
-    /// It hears nothing.
+    /// The client gets no answer.
     Silence,
 }
 
 impl Faults {
-    /// Puts a fault in place of the present one, or clears it.
+    /// Replaces the present fault, or clears it.
     pub(super) fn set(&self, fault: Option<Fault>) {
         self.seen().fault = fault;
     }
 
-    /// Forgets what the proxy repeats, as a new proxy does.
+    /// Forgets the errors that the proxy repeats, as a new proxy does.
     pub(super) fn forget(&self) {
         self.seen().repeated.clear();
     }
 
-    /// What the client is told before it may log in; `None` if nothing.
+    /// Returns the error text for a client that has not logged in yet; `None` if there is no such error.
     pub(super) fn on_access(&self) -> Option<&'static str> {
         let mut seen = self.seen();
         match &mut seen.fault {
@@ -146,15 +147,15 @@ impl Faults {
         }
     }
 
-    /// The error of an earlier wake that the proxy repeats on that host, whether or not the compute is awake by now.
+    /// Returns the error of an earlier wake that the proxy repeats on that host, even if the compute is awake by now.
     pub(super) fn repeated(&self, pooled: bool) -> Option<String> {
         let seen = self.seen();
         let (since, text) = seen.repeated.get(&pooled)?;
         (since.elapsed() < REPEATED).then(|| text.clone())
     }
 
-    /// What becomes of the wish to wake the compute, which the control plane may refuse for a reason of its own
-    /// (`standing`).
+    /// Returns the outcome of a request to wake the compute. The control plane may also refuse it for a reason of its
+    /// own (`standing`).
     pub(super) async fn on_wake(
         &self,
         pooled: bool,
@@ -179,7 +180,7 @@ impl Faults {
         }
     }
 
-    /// One question to the control plane.
+    /// Asks the control plane once.
     fn ask(&self, standing: impl Fn() -> Option<Reason>) -> Answer {
         let standing = || match standing() {
             Some(reason) => Answer::Lasting(reason.text().to_owned()),
@@ -213,7 +214,7 @@ impl Faults {
         }
     }
 
-    /// What the compute does when the proxy connects to it.
+    /// Returns the outcome of the proxy's connection to the compute.
     pub(super) async fn on_connect(&self) -> Fate {
         let (met, spent) = match &mut self.seen().fault {
             Some(Fault::NoPermit { times }) => (Some(Fault::NoPermit { times: 0 }), !spend(times)),
@@ -231,7 +232,7 @@ impl Faults {
         Fate::Told(text.to_owned())
     }
 
-    /// How long the next start recovers; `None` if it need not. Asked once.
+    /// Takes the duration of the next start's recovery; `None` if it need not recover. Clears the fault.
     pub(super) fn recovery(&self) -> Option<Duration> {
         let mut seen = self.seen();
         match seen.fault {
@@ -243,7 +244,7 @@ impl Faults {
         }
     }
 
-    /// Whether the answer to a COMMIT gets lost. It is the last one that does.
+    /// Returns whether the answer to a COMMIT gets lost. Clears the fault, so only one answer is lost.
     pub(super) fn loses_commit(&self) -> bool {
         let mut seen = self.seen();
         let loses = seen.fault == Some(Fault::CommitAnswerLost);
@@ -258,18 +259,18 @@ impl Faults {
     }
 }
 
-/// What the control plane says when it is asked for a wake.
+/// The control plane's answer to a request for a wake.
 enum Answer {
     Wakes,
-    /// Nothing, or it is not even asked.
+    /// The control plane gives no answer, or is not asked. The proxy does not repeat this error.
     Once(&'static str),
-    /// Not now. The proxy asks again.
+    /// A transient refusal. The proxy asks again.
     Busy(String),
-    /// Not at all. The proxy repeats it for a while without asking.
+    /// A lasting refusal. The proxy repeats it for a while without asking.
     Lasting(String),
 }
 
-/// Takes one off, if there is one.
+/// Decrements `times` if it is above zero. Returns whether it was.
 fn spend(times: &mut u32) -> bool {
     let left = *times > 0;
     *times = times.saturating_sub(1);

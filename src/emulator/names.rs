@@ -1,10 +1,10 @@
-//! Names that the emulator gives: hosts, ids, passwords.
+//! Names that the emulator generates: hosts, ids and passwords.
 
 use crate::model::secret::Secret;
 
-/// The domain of all hosts. Reserved for tests, so no name server knows it.
+/// The domain of all hosts. It is reserved for tests, so no name server knows it.
 const DOMAIN: &str = "aws.neon.test";
-/// The regions that there are.
+/// All regions of the emulator.
 pub(super) const REGIONS: &[&str] = &[
     "aws-us-east-1",
     "aws-us-east-2",
@@ -16,17 +16,17 @@ pub(super) const REGIONS: &[&str] = &[
 /// The region of a project that names none.
 pub(super) const DEFAULT_REGION: &str = "aws-us-east-2";
 
-/// `us-east-2.aws.neon.test` for `aws-us-east-2`.
+/// Returns the domain of a region's hosts: `us-east-2.aws.neon.test` for `aws-us-east-2`.
 pub(super) fn domain_of(region: &str) -> String {
     format!("{}.{DOMAIN}", region.trim_start_matches("aws-"))
 }
 
-/// Whether a host name is one of the emulator's.
+/// Returns whether a host name is one of the emulator's.
 pub(super) fn is_own_host(host: &str) -> bool {
     host.ends_with(DOMAIN)
 }
 
-/// An id like Neon's: two words and a number.
+/// Returns an id like Neon's: two words and a number.
 pub(super) fn new_id() -> String {
     const FIRST: &[&str] = &[
         "cool", "dry", "calm", "dark", "late", "odd", "shy", "still", "wild", "young",
@@ -45,7 +45,7 @@ pub(super) fn new_id() -> String {
     )
 }
 
-/// A password like Neon's.
+/// Returns a password like Neon's.
 pub(super) fn new_password() -> Secret {
     Secret::new(format!("npg_{}", uuid::Uuid::new_v4().simple()))
 }

@@ -1,7 +1,7 @@
-//! The proxy in front of all computes: takes the client's hello, finds its endpoint, lets it in.
+//! The proxy in front of all computes: it reads the client's first packets, finds its endpoint, and lets it in.
 //!
-//! In Neon's order: TLS, startup packet, password; only then is the compute woken, and the client hears nothing until
-//! it is up.
+//! The order is Neon's: TLS, startup packet, password. The proxy wakes the compute after that, and the client receives
+//! nothing until the compute is up.
 
 pub(in crate::emulator) mod certificate;
 pub(in crate::emulator) mod login;
@@ -37,7 +37,7 @@ use self::{
 use super::{compute::Compute, world::World};
 use crate::model::secret::Secret;
 
-/// Neon's limit for TLS and the startup packet.
+/// Neon's time limit for TLS and the startup packet.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
 /// First byte of a TLS handshake.
 const TLS_HANDSHAKE: u8 = 0x16;
@@ -47,7 +47,7 @@ const ADMIN: &str = "cloud_admin";
 const NO_TLS: &str = "connection is insecure (try using `sslmode=require`)";
 const NO_ENDPOINT: &str = "Endpoint ID is not specified. Either please upgrade the postgres client library (libpq) for SNI support or pass the endpoint ID (first part of the domain name) as a parameter: '?options=endpoint%3D<endpoint-id>'. See more at https://neon.tech/sni";
 
-/// What every client passes first.
+/// The TLS settings that every client meets first.
 pub(super) struct Gate {
     tls: TlsAcceptor,
     /// Hash of the certificate, for channel binding.
@@ -61,16 +61,16 @@ impl Gate {
     }
 }
 
-/// What the proxy needs to serve a client.
+/// The state that the proxy needs to serve its clients.
 pub(super) struct Proxy {
     world: Arc<World>,
     gate: Gate,
     sessions: Sessions,
-    // Cancelled and replaced at a restart; held for a look or a change.
+    // Cancelled and replaced at a restart. Held only for short reads and writes.
     life: Mutex<CancellationToken>,
 }
 
-/// A client that has said what it wants.
+/// A client that has sent its startup packet.
 struct Client {
     stream: TlsStream<TcpStream>,
     parameters: BTreeMap<String, String>,
@@ -87,8 +87,8 @@ impl Proxy {
         })
     }
 
-    /// Cuts all clients off without a word, not even TLS's, and forgets what control planes said: as a proxy that is
-    /// killed and started again.
+    /// Drops all client connections without a message, not even TLS's, and forgets the errors that it repeats, like a
+    /// proxy that is killed and started again.
     pub(super) fn restart(&self) {
         let mut life = self.life.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::take(&mut *life).cancel();
@@ -100,7 +100,7 @@ impl Proxy {
         life.clone()
     }
 
-    /// Serves clients until it is dropped.
+    /// Serves clients until the future is dropped.
     pub(super) async fn serve(self: Arc<Self>, listener: TcpListener) {
         loop {
             match listener.accept().await {
@@ -131,7 +131,8 @@ impl Proxy {
         }
     }
 
-    /// TLS with or without the request for it, then the startup packet. `None` if that was all.
+    /// Starts TLS, with or without a request for it, then reads the startup packet. Returns `None` if the connection is
+    /// done.
     async fn greet(&self, mut stream: TcpStream) -> io::Result<Option<Client>> {
         let mut first = [0];
         while stream.peek(&mut first).await? > 0 && first[0] != TLS_HANDSHAKE {
@@ -141,7 +142,7 @@ impl Proxy {
                     break;
                 }
                 Hello::Gss => stream.write_all(b"N").await?,
-                // libpq sends these without TLS.
+                // libpq sends cancel requests without TLS.
                 Hello::Cancel(key) => return self.sessions.cancel(key).await.map(|()| None),
                 Hello::Startup(..) => {
                     return refuse(&mut stream, "XX000", NO_TLS).await.map(|()| None);
@@ -179,7 +180,8 @@ impl Proxy {
         }
     }
 
-    /// The client's compute, whether it wants the pooler, and the message that completes its login.
+    /// Checks the login. Returns the client's compute, whether it wants the pooler, and the message that completes the
+    /// login.
     async fn check(&self, client: &mut Client) -> Result<(Arc<Compute>, bool, Message), Refusal> {
         let Client { stream, parameters } = client;
         let sni = stream.get_ref().1.server_name().map(str::to_owned);
@@ -195,7 +197,7 @@ impl Proxy {
             return Ok((compute, pooled, Message::authentication(0, &[])));
         };
         let (compute, pooled) = self.find(&named, &user)?;
-        // Whoever names an endpoint or a role that does not exist is asked for its password all the same.
+        // A client that names an endpoint or a role that does not exist is still asked for its password.
         let verifier = compute
             .as_ref()
             .map_or_else(Verifier::mock, |compute| compute.contents().verifier(&user));
@@ -204,7 +206,7 @@ impl Proxy {
         Ok((compute, pooled, proved))
     }
 
-    /// The compute that `named` is, and whether the host with the pooler was named. Counts the attempt.
+    /// Returns the compute that `named` names, and whether it names the pooler's host. Counts the attempt.
     fn find(&self, named: &str, user: &str) -> Result<(Option<Arc<Compute>>, bool), Refusal> {
         let (id, pooled) = match named.strip_suffix("-pooler") {
             Some(id) => (id, true),
@@ -221,7 +223,7 @@ impl Proxy {
     }
 }
 
-/// The endpoint that SNI or the option names; both must agree. `None` if neither does.
+/// Returns the endpoint that SNI or the option names. Both must agree. Returns `None` if neither names one.
 fn endpoint_named(sni: Option<&str>, option: Option<&str>) -> Result<Option<String>, Refusal> {
     let from_sni = sni
         .and_then(|name| name.split('.').next())
@@ -234,7 +236,8 @@ fn endpoint_named(sni: Option<&str>, option: Option<&str>) -> Result<Option<Stri
     }
 }
 
-/// The SQLSTATE of an error before a session exists: `XX000` for everything, or what the live service sends by now.
+/// Returns the SQLSTATE of an error before a session exists: `XX000` for everything, or the code that the live service
+/// sends by now.
 pub(super) fn code_of(live: bool, text: &str) -> &'static str {
     if !live {
         "XX000"

@@ -1,54 +1,54 @@
-//! Why Neon's control plane does not wake a compute.
+//! The reasons for which Neon's control plane does not wake a compute.
 
 use serde::Deserialize;
 
-/// Why the control plane does not wake a compute: Neon's own reasons, with the texts it gives for the user where they
-/// are known.
+/// A reason for which the control plane does not wake a compute. These are Neon's own reasons, with the texts that it
+/// gives for the user where they are known.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Reason {
-    /// `RUNNING_OPERATIONS`. Passes: the proxy asks up to nine times within 4.4 seconds before it tells the client.
+    /// `RUNNING_OPERATIONS`. Transient: the proxy asks up to nine times within 4.4 seconds before it tells the client.
     RunningOperations,
-    /// `CONCURRENCY_LIMIT_REACHED`. Passes; its text is not known.
+    /// `CONCURRENCY_LIMIT_REACHED`. Transient; its text is not known.
     ConcurrencyLimitReached,
-    /// `LOCK_ALREADY_TAKEN`. Passes; its text is not known.
+    /// `LOCK_ALREADY_TAKEN`. Transient; its text is not known.
     LockAlreadyTaken,
-    /// `ENDPOINT_IDLE`. Passes; its text is not known.
+    /// `ENDPOINT_IDLE`. Transient; its text is not known.
     EndpointIdle,
-    /// `PROJECT_UNDER_MAINTENANCE`. Passes; its text is not known.
+    /// `PROJECT_UNDER_MAINTENANCE`. Transient; its text is not known.
     ProjectUnderMaintenance,
-    /// The active time of the project is used up. From here on a refusal lasts: the proxy tells it at once, and
-    /// repeats it for 30 seconds on that host without asking again.
+    /// The active time of the project is used up. This reason and all following ones last: the proxy tells the client
+    /// at once, and repeats the error for 30 seconds on that host without asking again.
     ActiveTimeQuota,
     /// The compute time of the account or the project is used up.
     ComputeTimeQuota,
-    /// The project has written as much as it may.
+    /// The project has reached its limit of written data.
     WrittenDataQuota,
-    /// The project has sent as much as it may.
+    /// The project has reached its limit of transferred data.
     DataTransferQuota,
-    /// The project stores as much as it may.
+    /// The project has reached its limit of stored data.
     LogicalSizeQuota,
     /// The compute time of a branch that is not the default one is used up.
     BranchComputeTimeQuota,
-    /// As many computes are active as may be at once.
+    /// The largest allowed number of computes is active.
     ActiveEndpointsLimit,
-    /// The control plane is asked too often.
+    /// The control plane gets too many requests.
     RateLimitExceeded,
     /// The endpoint is disabled.
     EndpointDisabled,
-    /// The endpoint is gone since the client's password was looked up.
+    /// The endpoint disappeared after the client's password was looked up.
     EndpointNotFound,
-    /// 423 or 422 without a text: maintenance, a state between two others, or a quota.
+    /// Status 423 or 422 without a text: maintenance, a state between two others, or a quota.
     Unavailable,
-    /// 404 without a text.
+    /// Status 404 without a text.
     NotFound,
-    /// 500, 502, 503, or 429 without a text.
+    /// Status 500, 502, 503 or 429 without a text.
     Failed,
 }
 
 impl Reason {
-    /// Whether the proxy asks again by itself.
+    /// Returns whether the proxy asks again by itself.
     pub(super) const fn passes(self) -> bool {
         match self {
             Self::RunningOperations
@@ -72,7 +72,7 @@ impl Reason {
         }
     }
 
-    /// What the client is told.
+    /// Returns the text that the client gets.
     pub(super) const fn text(self) -> &'static str {
         match self {
             Self::RunningOperations => {

@@ -1,6 +1,6 @@
-//! What really happened at an endpoint, seen from the outside.
+//! The events at each endpoint, as the emulator observed them.
 //!
-//! Proofs about the router are made with these, not with the router's own counters.
+//! Tests of the router rely on these, not on the router's own counters.
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +13,7 @@ use std::{
 
 use tokio::time::Instant;
 
-/// What happened at one endpoint so far. A copy: take a new one to see what came since.
+/// The events at one endpoint so far. It is a copy: take a new one to see later events.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Witness {
@@ -29,19 +29,19 @@ pub struct Witness {
     pub branch_id: String,
     /// Annotations of its branch.
     pub annotations: BTreeMap<String, String>,
-    /// Whether its Postgres runs now.
+    /// `true` if its Postgres runs now.
     pub is_awake: bool,
     /// Starts of its Postgres.
     pub wakes: Vec<Wake>,
-    /// Times its Postgres was stopped.
+    /// Instants at which its Postgres was stopped.
     pub suspends: Vec<Instant>,
-    /// Times a client began to log in, successfully or not.
+    /// Instants at which a client began to log in, successfully or not.
     pub auth_attempts: Vec<Instant>,
-    /// Times a client was let in.
+    /// Instants at which a client was let in.
     pub sessions: Vec<Instant>,
-    /// Sessions open now, each counted as for [`Emulator::open_sessions`](super::Emulator::open_sessions).
+    /// Number of sessions open now, counted as for [`Emulator::open_sessions`](super::Emulator::open_sessions).
     pub open_sessions: usize,
-    /// Most sessions open at the same time.
+    /// Largest number of sessions open at the same time.
     pub most_open_sessions: usize,
 }
 
@@ -49,15 +49,15 @@ pub struct Witness {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct Wake {
-    /// When it was asked for.
+    /// Instant at which the start was requested.
     pub at: Instant,
-    /// How long it took, with the delay that was set.
+    /// Duration of the whole wake, including the delay that was set.
     pub took: Duration,
-    /// How long Postgres itself took to start.
+    /// Duration of the start of Postgres itself.
     pub start: Duration,
 }
 
-/// The sessions of all computes together.
+/// The session counts of all computes together.
 #[derive(Debug, Default)]
 pub(super) struct Total {
     open: AtomicUsize,
@@ -83,7 +83,7 @@ impl Total {
     }
 }
 
-/// Where the emulator writes down what happens at one endpoint.
+/// The event log of one endpoint.
 #[derive(Clone, Debug)]
 pub(super) struct Log {
     entries: Arc<Mutex<Entries>>,
@@ -101,7 +101,7 @@ pub(super) struct Entries {
 }
 
 impl Log {
-    /// One that counts its sessions in `total` too.
+    /// Creates a log that also counts its sessions in `total`.
     pub(super) fn new(total: &Arc<Total>) -> Self {
         Self {
             entries: Arc::default(),
@@ -129,7 +129,7 @@ impl Log {
         self.entries().auth_attempts.push(Instant::now());
     }
 
-    /// Notes a session; it lasts as long as the value returned.
+    /// Records a session, which stays open until the returned value is dropped.
     pub(super) fn session(&self) -> OpenSession {
         let mut entries = self.entries();
         entries.sessions.push(Instant::now());
@@ -140,7 +140,7 @@ impl Log {
     }
 }
 
-/// A session, until this is dropped.
+/// A session that counts as open until this value is dropped.
 #[must_use]
 pub(super) struct OpenSession(Log);
 

@@ -1,4 +1,4 @@
-//! The projects that exist, and what changes them.
+//! The projects that exist, and every change to them.
 
 pub(in crate::emulator) mod operation;
 pub(in crate::emulator) mod project;
@@ -31,44 +31,44 @@ use super::{
 };
 use crate::model::secret::Secret;
 
-/// Everything the emulator knows.
+/// The state of an emulator.
 #[derive(Debug)]
 pub(super) struct World {
     pub(super) machine: Arc<Machine>,
     pub(super) settings: Settings,
-    // Guards all projects; held for a look or a change, never across an await.
+    // Guards all projects. Held only for short reads and writes, never across an await.
     projects: Mutex<Vec<Project>>,
     pub(super) api_faults: ApiFaults,
     pub(super) api_limit: Option<ApiLimit>,
     pub(super) requests: Requests,
     pub(super) sessions: Arc<Total>,
-    /// For how long the search misses a new project, in milliseconds.
+    /// Time for which the search misses a new project, in milliseconds.
     search_lag: AtomicU64,
-    // Every compute that ever was, so that each is reaped at the end.
+    // Every compute ever created, so that each is reaped at the end.
     computes: Mutex<Vec<Arc<Compute>>>,
 }
 
-/// How this emulator differs from Neon.
+/// The settings in which this emulator differs from Neon.
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
-    /// How long each operation takes, besides the start of a compute.
+    /// Duration of each operation, besides the start of a compute.
     pub(super) operation_time: Duration,
     /// Suspend window of endpoints that ask for the default.
     pub(super) suspend_after: Duration,
-    /// Whether a new project's compute starts at once, as at Neon.
+    /// `true` if a new project's compute starts at once, as at Neon.
     pub(super) start_on_create: bool,
-    /// Whether errors before a session exists carry a code of their own.
+    /// `true` if errors before a session exists carry SQLSTATEs of their own.
     pub(super) live_codes: bool,
-    /// Most requests to the API in a minute, and in a second on one route.
+    /// Most API requests in a minute, and in a second on one route.
     pub(super) api_limit: Option<(u32, u32)>,
 }
 
-/// Why a change was not made.
+/// The reason for which a change was not made.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Hindrance {
-    /// There is no such thing.
+    /// The object does not exist.
     Missing,
-    /// Operations go on.
+    /// Operations are in progress.
     Locked,
 }
 
@@ -88,18 +88,18 @@ impl World {
         })
     }
 
-    /// All projects, deleted ones too.
+    /// Locks all projects, including deleted ones.
     pub(super) fn projects(&self) -> MutexGuard<'_, Vec<Project>> {
         self.projects.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sets for how long the search misses a new project.
+    /// Sets the time for which the search misses a new project.
     pub(super) fn set_search_lag(&self, lag: Duration) {
         let milliseconds = u64::try_from(lag.as_millis()).unwrap_or(u64::MAX);
         self.search_lag.store(milliseconds, Relaxed);
     }
 
-    /// Whether the search sees it by now.
+    /// Returns whether the search finds the project by now.
     pub(super) fn is_listed(&self, project: &Project) -> bool {
         let lag = Duration::from_millis(self.search_lag.load(Relaxed));
         project.created_at.elapsed().unwrap_or_default() >= lag
@@ -109,19 +109,19 @@ impl World {
         self.computes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reaps what the watchdog has stopped. Blocks the thread.
+    /// Reaps the processes that the watchdog has stopped. Blocks the thread.
     pub(super) fn reap(&self) {
         self.computes().iter().for_each(|compute| compute.reap());
     }
 
-    /// A copy of a project that is not deleted.
+    /// Returns a copy of a project that is not deleted.
     pub(super) fn project(&self, id: &str) -> Option<Project> {
         let projects = self.projects();
         let found = projects.iter().find(|project| project.id == id);
         found.filter(|it| it.deleted_at.is_none()).cloned()
     }
 
-    /// The compute of an endpoint.
+    /// Returns the compute of an endpoint.
     pub(super) fn compute(&self, endpoint_id: &str) -> Option<Arc<Compute>> {
         let projects = self.projects();
         let mut endpoints = projects
@@ -132,7 +132,7 @@ impl World {
         Some(Arc::clone(&found.compute))
     }
 
-    /// Forgets what a proxy repeats.
+    /// Forgets the errors that the proxy repeats.
     pub(super) fn forget(&self) {
         let computes = self.computes();
         computes.iter().for_each(|compute| compute.faults.forget());
@@ -147,7 +147,7 @@ impl World {
         Some(change(project))
     }
 
-    /// Creates a project; its operations go on after this returns.
+    /// Creates a project. Its operations continue after this returns.
     pub(super) fn create(self: &Arc<Self>, wanted: NewProject) -> Project {
         let id = new_id();
         let ledger = Ledger::new(wanted.quota);
@@ -180,7 +180,7 @@ impl World {
         self.project(&project.id).unwrap_or(project)
     }
 
-    /// Creates a branch with a copy of `parent`'s data; its operations go on after this returns.
+    /// Creates a branch with a copy of `parent`'s data. Its operations continue after this returns.
     pub(super) fn create_branch(
         self: &Arc<Self>,
         project: &Project,
@@ -191,7 +191,7 @@ impl World {
         let contents = parent.compute.contents();
         let branch = self.new_branch(wanted, Some(&parent.id), contents, &project.ledger, size);
         let endpoint = wanted.endpoint.map(|size| new_endpoint(&branch, size));
-        // Whoever connects before it has its data waits.
+        // A client that connects before the branch has its data waits.
         let unborn = branch.compute.unborn().ok_or(Hindrance::Locked)?;
         let copy = Work::Copy(unborn, Arc::clone(&parent.compute));
         let mut steps = vec![Step::on_branch("create_branch", &branch.id, copy)];
@@ -232,7 +232,7 @@ impl World {
         }
     }
 
-    /// What a compute of that size keeps to.
+    /// Returns the terms for a compute of that size.
     pub(super) fn terms(&self, size: Size, disabled: bool) -> Terms {
         let suspend_window = match size.suspend_timeout_seconds {
             0 => Some(self.settings.suspend_after),
@@ -245,7 +245,7 @@ impl World {
         }
     }
 
-    /// Begins operations, one after the other. Returns the new ones.
+    /// Begins operations, which run one after the other. Returns them.
     pub(super) fn operate(
         self: &Arc<Self>,
         project_id: &str,
@@ -254,7 +254,7 @@ impl World {
         self.operate_with(project_id, steps, |_| {})
     }
 
-    /// The same, with a change of the project that goes with it.
+    /// Begins operations, and applies `change` to the project in the same step.
     pub(super) fn operate_with(
         self: &Arc<Self>,
         project_id: &str,
@@ -307,7 +307,7 @@ impl World {
         }
     }
 
-    /// Deletes a project so that it can be recovered; its computes stop after this returns.
+    /// Deletes a project so that it can be recovered. Its computes stop after this returns.
     pub(super) fn delete(&self, id: &str) -> Option<Project> {
         let project = self.change(id, |project| {
             project.deleted_at = Some(SystemTime::now());
@@ -322,7 +322,7 @@ impl World {
         Some(project)
     }
 
-    /// Brings a deleted project back.
+    /// Recovers a deleted project.
     pub(super) fn recover(&self, id: &str) -> Option<Project> {
         let mut projects = self.projects();
         let found = projects.iter_mut().find(|project| project.id == id);
@@ -334,7 +334,7 @@ impl World {
         Some(project.clone())
     }
 
-    /// Gives a branch's compute another endpoint, under which nobody knows it. The old one is gone.
+    /// Gives an endpoint's compute a new endpoint id, which no client knows. The old id is gone.
     pub(super) fn move_endpoint(&self, endpoint_id: &str) -> Option<(Arc<Compute>, String)> {
         let mut projects = self.projects();
         let present = projects.iter_mut().filter(|it| it.deleted_at.is_none());
@@ -345,7 +345,7 @@ impl World {
         Some((Arc::clone(&endpoint.compute), endpoint.id.clone()))
     }
 
-    /// Gives an endpoint's role another password.
+    /// Changes the password of an endpoint's role.
     pub(super) async fn rotate_password(&self, endpoint_id: &str) -> Option<Secret> {
         let compute = self.compute(endpoint_id)?;
         let password = new_password();
@@ -356,7 +356,7 @@ impl World {
         Some(password)
     }
 
-    /// What was seen of each endpoint that is not deleted, oldest first.
+    /// Returns the witness of each endpoint that is not deleted, oldest first.
     pub(super) fn witnesses(&self) -> Vec<Witness> {
         let projects = self.projects();
         let present = projects.iter().filter(|it| it.deleted_at.is_none());
@@ -365,7 +365,7 @@ impl World {
             .collect()
     }
 
-    /// Every name that the proxy's certificate must be valid for.
+    /// Returns every name that the proxy's certificate must be valid for.
     pub(super) fn host_names() -> impl Iterator<Item = String> {
         REGIONS
             .iter()
@@ -390,13 +390,13 @@ fn new_endpoint(branch: &Branch, size: Size) -> Endpoint {
     }
 }
 
-/// The operation that starts an endpoint's compute.
+/// Returns the operation that starts an endpoint's compute.
 pub(super) fn start(endpoint: &Endpoint) -> Step {
     let work = Work::Start(Arc::clone(&endpoint.compute));
     Step::on_endpoint("start_compute", &endpoint.branch_id, &endpoint.id, work)
 }
 
-/// The operation that suspends an endpoint's compute.
+/// Returns the operation that suspends an endpoint's compute.
 pub(super) fn suspend(endpoint: &Endpoint) -> Step {
     let work = Work::Suspend(Arc::clone(&endpoint.compute));
     Step::on_endpoint("suspend_compute", &endpoint.branch_id, &endpoint.id, work)

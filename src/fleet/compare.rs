@@ -1,7 +1,7 @@
-//! Comparing the catalog with the databases that are really there.
+//! Comparison of the catalog with the databases that exist.
 //!
-//! Nothing is deleted on the strength of this comparison alone: each database is looked at again under its tenant's
-//! lease, its tags and its record read anew, and only one whose creation the record knows goes.
+//! The comparison alone never leads to a deletion. The tags are read again, the record is read again under its tenant's
+//! lease, and only a database with an attempt in the record is deleted, unless [`Reconcile`] allows more.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -20,24 +20,24 @@ use crate::{
     sync::progress::{LONGEST, Progress},
 };
 
-/// Records that are read at once.
+/// Records per read.
 const PAGE: usize = 1000;
 
-/// One comparison under way.
+/// One comparison in progress.
 struct Comparison<'a> {
     fleet: &'a Fleet,
     how: &'a Reconcile,
     report: Report,
 }
 
-/// What is kept in mind of a record.
+/// The part of a record that the comparison keeps.
 struct Known {
     tenant: TenantId,
     state: State,
 }
 
 impl Fleet {
-    /// Compares, and mends as far as is asked for.
+    /// Compares, and repairs as far as `how` allows.
     pub(super) async fn compare(&self, how: &Reconcile) -> Result<Report, Error> {
         let mut comparison = Comparison {
             fleet: self,
@@ -45,7 +45,9 @@ impl Fleet {
             report: Report::default(),
         };
         comparison.finish_unfinished().await?;
-        // The databases first: a record that is written meanwhile then has one more than was listed, never one less.
+        // Databases are listed before records. A record that is written between the two lists then names a database
+        // that was not listed, and is checked again. In the other order a listed database could seem to lack its
+        // record.
         let on = self.provisioning();
         let progress = Progress::new(Stage::Provision, LONGEST);
         let prefix = ownership::prefix(&on.namespace);
@@ -76,8 +78,8 @@ impl Fleet {
 }
 
 impl Comparison<'_> {
-    /// Finishes what was begun and not finished. First, so that a database that is about to be adopted is nobody's
-    /// duplicate.
+    /// Finishes the work that was begun and not finished. This runs first, so that a database that is about to be
+    /// adopted does not count as a duplicate.
     async fn finish_unfinished(&mut self) -> Result<(), Error> {
         let mut after = None;
         loop {
@@ -122,7 +124,7 @@ impl Comparison<'_> {
         }
     }
 
-    /// Every record that names a project, by that project.
+    /// Returns every record that names a project, by that project.
     async fn records(&mut self) -> Result<HashMap<String, Known>, Error> {
         let mut known = HashMap::new();
         let mut after = None;
@@ -150,27 +152,27 @@ impl Comparison<'_> {
         self.fleet.provisioning().catalog.list(after, PAGE).await
     }
 
-    /// A database that no record names: somebody's second one, or nobody's.
+    /// Handles a database that no record names: a duplicate, an orphan or a foreign one.
     async fn unrecorded(&mut self, found: &Found) {
         let on = self.fleet.provisioning();
         let progress = self.progress();
         let tags = match on.control_plane.tags(&found.id, &progress).await {
             Ok(Some(tags)) => tags,
-            Ok(None) => return, // deleted meanwhile
+            Ok(None) => return, // deleted since it was listed
             Err(err) => return self.about(Trouble::Orphan, None, found, Outcome::Failed(err)),
         };
         let Some((namespace, tenant)) = ownership::owner(&tags) else {
             return self.about(Trouble::Foreign, None, found, Outcome::Reported);
         };
         if namespace != on.namespace.as_str() {
-            return; // of a namespace whose name begins like ours
+            return; // of a namespace that begins with this one's name
         }
         let record = match TenantId::parse(tenant) {
             Ok(tenant) => on.catalog.find(&tenant).await,
             Err(err) => Err(err.into()),
         };
         let trouble = match record {
-            Ok(Some(record)) if names(&record, &found.id) => return, // written meanwhile
+            Ok(Some(record)) if names(&record, &found.id) => return, // written since the list
             Ok(Some(record)) if is_known(&record, &tags) => Trouble::Duplicate,
             Ok(_) => Trouble::Orphan,
             Err(err) => {
@@ -181,7 +183,8 @@ impl Comparison<'_> {
         self.surplus(trouble, Some(tenant), found).await;
     }
 
-    /// A database that is not wanted, unless its tenant's record says otherwise when it is looked at again.
+    /// Handles a database that is not needed. Deletes it if `how` allows that and the tenant's record, read again, does
+    /// not need it.
     async fn surplus(&mut self, trouble: Trouble, tenant: Option<&str>, found: &Found) {
         let may_go = self.how.removed.contains(&trouble);
         let outcome = if !self.how.mend || !may_go {
@@ -221,7 +224,7 @@ impl Comparison<'_> {
         .await
     }
 
-    /// Records that name a database which is not there.
+    /// Reports records whose database is gone, and compares the endpoints of the others if `how` says so.
     async fn missing(&mut self, records: &HashMap<String, Known>, databases: &[Found]) {
         let there: HashSet<_> = databases.iter().map(|it| &it.id).collect();
         for (project, known) in records {
@@ -230,7 +233,7 @@ impl Comparison<'_> {
             }
             let tenant = Some(known.tenant.as_str());
             if !there.contains(project) {
-                // It may have been created or renamed meanwhile, or be imported and have a name of its own.
+                // The project may have been created or renamed since, or have been imported under a name of its own.
                 let on = self.fleet.provisioning();
                 let outcome = match on.control_plane.tags(project, &self.progress()).await {
                     Ok(Some(_)) => None,
@@ -249,7 +252,7 @@ impl Comparison<'_> {
         }
     }
 
-    /// Whether the record has the endpoint that the control plane has.
+    /// Reports a record whose endpoint differs from the control plane's.
     async fn endpoint(&mut self, tenant: &TenantId, project: &str) {
         let on = self.fleet.provisioning();
         let progress = self.progress();
@@ -286,7 +289,7 @@ impl Comparison<'_> {
         project: Option<String>,
         outcome: Outcome,
     ) {
-        // Not `Debug`, which has the sources: what the application's own errors say is not ours to log.
+        // Not `Debug`, which includes the sources: texts of the application's own errors must not be logged here.
         tracing::warn!(?trouble, tenant, project, %outcome, "reconcile");
         self.report.findings.push(Finding {
             trouble,
@@ -301,15 +304,15 @@ fn names(record: &Record, project: &str) -> bool {
     record.state != State::Deleted && record.project() == Some(project)
 }
 
-/// Whether the record knows of the attempt that created a database with these tags.
+/// Returns whether the record has the attempt that created a database with these tags.
 fn is_known(record: &Record, tags: &ownership::Tags) -> bool {
     ownership::attempt(tags).is_some_and(|id| record.attempts.iter().any(|it| it == id))
 }
 
-/// Whether a database of the tenant can go, by its record: another one is published, or none is wanted.
+/// Returns whether a database of the tenant can be deleted, by its record: another one is published, or none is needed.
 fn is_surplus(record: &Record, project: &str, tags: &ownership::Tags, unrecorded: bool) -> bool {
     match record.state {
-        // It may be adopted yet.
+        // The database may still be adopted.
         State::Creating | State::Preparing | State::Deleting => false,
         State::Claimed => unrecorded && record.attempts.is_empty(),
         State::Ready | State::Held => {

@@ -1,4 +1,4 @@
-//! All tenants, one after another or some side by side.
+//! Iteration over all tenants, one by one or several at a time.
 
 use std::{fmt, future::Future, pin::pin, sync::Arc, time::Duration, vec};
 
@@ -18,14 +18,14 @@ use crate::{
     },
 };
 
-/// Records that are read at once.
+/// Records per read.
 const PAGE: usize = 1000;
 /// First wait before a catalog that has failed is asked again.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
-/// Longest wait before that.
+/// Longest such wait.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
-/// The tenants of a fleet, page by page from the catalog. From [`Fleet::list`].
+/// The tenants of a fleet, read page by page from the catalog. Returned by [`Fleet::list`].
 #[must_use = "it reads nothing until it is asked for the next tenant"]
 pub struct Listing {
     fleet: Fleet,
@@ -35,12 +35,13 @@ pub struct Listing {
 }
 
 impl Listing {
-    /// The next tenant, in the order of the ids' bytes; `None` after the last one. Reads 1000 at once.
+    /// Returns the record of the next tenant, in the order of the ids' bytes; `None` after the last one. Reads 1000 at
+    /// once.
     ///
     /// # Errors
     /// `ErrorKind::Timeout` if the catalog fails for as long as
-    /// [`provision_timeout`](crate::RouterBuilder::provision_timeout), and its other errors; `ErrorKind::Closed`. It may
-    /// be asked again, and goes on where it was.
+    /// [`provision_timeout`](crate::RouterBuilder::provision_timeout), other errors of the catalog, and
+    /// `ErrorKind::Closed`. The call may be repeated, and continues where it stopped.
     ///
     /// # Cancel safety
     /// Dropping the future loses no tenant.
@@ -62,10 +63,10 @@ impl Listing {
     }
 }
 
-/// Hears of each visit.
+/// The callback after each visit.
 type Tell = dyn Fn(&Visit<'_>) + Send + Sync;
 
-/// How [`Fleet::for_each`] goes about it.
+/// Options of [`Fleet::for_each`].
 ///
 /// ```
 /// use tenantry::fleet::ForEach;
@@ -94,25 +95,25 @@ impl Default for ForEach {
 }
 
 impl ForEach {
-    /// The defaults.
+    /// Creates the default options.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Sets how many tenants are visited side by side. Defaults to 10; 0 counts as 1. With a call of `get` for each, that many
-    /// connections are taken from [`max_connections`](crate::RouterBuilder::max_connections).
+    /// Sets how many tenants are visited at the same time. Defaults to 10; 0 counts as 1. If each visit calls `get`,
+    /// that many connections count towards [`max_connections`](crate::RouterBuilder::max_connections).
     pub fn concurrency(mut self, count: usize) -> Self {
         self.concurrency = count.max(1);
         self
     }
 
-    /// Begins with the tenant that comes after `tenant`, byte by byte. Defaults to the first one.
+    /// Starts with the tenant that comes after `tenant`, byte by byte. Defaults to the first one.
     pub fn after(mut self, tenant: TenantId) -> Self {
         self.after = Some(tenant);
         self
     }
 
-    /// Calls `tell` after each tenant that was visited. Defaults to nothing.
+    /// Calls `tell` after each visit. By default nothing is called.
     pub fn on_progress(mut self, tell: impl Fn(&Visit<'_>) + Send + Sync + 'static) -> Self {
         self.on_progress = Some(Arc::new(tell));
         self
@@ -128,37 +129,37 @@ impl fmt::Debug for ForEach {
     }
 }
 
-/// A tenant that was just visited, and how far all are.
+/// A tenant that was just visited, and the counts so far.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Visit<'a> {
-    /// Whose turn it was.
+    /// The tenant.
     pub tenant: &'a TenantId,
     /// Tenants visited so far for which the work succeeded, this one included.
     pub succeeded: u64,
-    /// Those for which it failed.
+    /// Tenants visited so far for which the work failed, this one included.
     pub failed: u64,
 }
 
-/// What became of the tenants that [`Fleet::for_each`] has visited.
+/// The result of [`Fleet::for_each`].
 #[derive(Clone, Debug)]
 #[must_use = "it has the tenants for which the work failed"]
 #[non_exhaustive]
 pub struct Visits<E> {
     /// Tenants for which the work succeeded.
     pub succeeded: u64,
-    /// Tenants that are in no state to be used, and were not visited: unfinished, held or deleted.
+    /// Tenants that were not visited because they cannot be used: unfinished, held or deleted.
     pub skipped: u64,
-    /// Tenants for which it failed, and why.
+    /// Tenants for which the work failed, and the errors.
     pub failed: Vec<(TenantId, E)>,
 }
 
 impl Fleet {
-    /// The tenants that the catalog has, each with its state: tombstones of deleted ones too. Reads the catalog only, page
-    /// by page, so what changes during it may be listed as it was. A record that cannot be read is left out, with a warning
-    /// in the log.
+    /// Lists all tenants in the catalog, each with its state, tombstones of deleted ones included. Reads only the
+    /// catalog, page by page, so a record that changes during the listing may appear as it was before. A record that
+    /// cannot be read is left out, with a warning in the log.
     ///
-    /// [`Memory`](crate::catalog::Memory) knows only the tenants that were used since the process began.
+    /// [`Memory`](crate::catalog::Memory) knows only the tenants that were used since the process started.
     ///
     /// ```no_run
     /// # async fn f(fleet: &tenantry::Fleet) -> Result<(), tenantry::Error> {
@@ -181,11 +182,11 @@ impl Fleet {
         }
     }
 
-    /// Does `work` for each tenant that can be used ([`Ready`](crate::catalog::State::Ready)), some side by side. One that
-    /// fails stops no other: failures are collected.
+    /// Runs `work` for each tenant that can be used ([`Ready`](crate::catalog::State::Ready)), several at the same
+    /// time. A failure does not stop the others: failures are collected.
     ///
-    /// It wakes no database by itself, and neither opens nor keeps a connection: `work` gets the record, and what it then does
-    /// with the tenant, by [`get`](crate::TenantRouter::get) for example, is woken and billed as always.
+    /// The call itself wakes no database, and neither opens nor keeps a connection. `work` gets the record. If it uses
+    /// the tenant, by [`get`](crate::TenantRouter::get) for example, the database wakes and is billed as always.
     ///
     /// ```no_run
     /// # use tenantry::{Error, TenantRouter, fleet::ForEach};
@@ -204,10 +205,11 @@ impl Fleet {
     /// ```
     ///
     /// # Errors
-    /// Those of [`Listing::next`], if the catalog cannot be read any further; what was begun by then is brought to its end.
+    /// Those of [`Listing::next`], if the catalog cannot be read any further. Visits that have begun by then are
+    /// finished first.
     ///
     /// # Cancel safety
-    /// Dropping the future drops the work under way.
+    /// Dropping the future drops the work in progress.
     pub async fn for_each<E, Fut>(
         &self,
         how: &ForEach,
@@ -246,7 +248,7 @@ impl Fleet {
         ended.map(|()| visits)
     }
 
-    /// The records after `after`, asked for again while the catalog is down.
+    /// Reads the records after `after`, and repeats that while the catalog is down.
     async fn page(&self, after: Option<&TenantId>) -> Result<Vec<Record>, Error> {
         let shared = &self.inner.shared;
         let limit = shared.config.provision_timeout;
@@ -276,7 +278,7 @@ impl<E> Visits<E> {
     }
 }
 
-/// What is listed next; nothing after the last tenant, nor after an error.
+/// Returns the next listed record; `None` after the last one, and after an error.
 async fn next(tenants: Option<Listing>) -> Option<(Result<Record, Error>, Option<Listing>)> {
     let mut tenants = tenants?;
     match tenants.next().await {
@@ -286,14 +288,14 @@ async fn next(tenants: Option<Listing>) -> Option<(Result<Record, Error>, Option
     }
 }
 
-/// What is to be done about what was listed.
+/// The action for a listed record.
 enum Turn<Fut> {
     Visit(TenantId, Fut),
     Skip,
     End(Error),
 }
 
-/// The same once it is done.
+/// The result of a [`Turn`].
 enum Took<E> {
     Visit(TenantId, Result<(), E>),
     Skip,

@@ -1,11 +1,11 @@
-//! How the catalog is compared with the databases that are really there.
+//! Options for the comparison of the catalog with the databases that exist.
 
 use std::time::Duration;
 
 use super::{Fleet, Report, Trouble};
 use crate::model::error::Error;
 
-/// How [`Fleet::reconcile`] goes about it. By default it changes nothing.
+/// Options of [`Fleet::reconcile`]. Only [`repair`](Self::repair) lets it change anything.
 ///
 /// ```no_run
 /// # use tenantry::{Error, Reconcile, TenantRouter};
@@ -13,7 +13,7 @@ use crate::model::error::Error;
 /// if let Some(fleet) = router.fleet() {
 ///     let report = fleet.reconcile(&Reconcile::dry_run()).await?;
 ///     println!("{} findings", report.findings.len());
-///     let report = fleet.reconcile(&Reconcile::mend()).await?;
+///     let report = fleet.reconcile(&Reconcile::repair()).await?;
 ///     for finding in report.findings.iter().filter(|it| it.needs_attention()) {
 ///         eprintln!("{finding:?}");
 ///     }
@@ -26,12 +26,12 @@ pub struct Reconcile {
     pub(super) mend: bool,
     pub(super) grace: Duration,
     pub(super) endpoints: bool,
-    /// What is removed that is only reported otherwise.
+    /// Troubles for which the surplus database is deleted; otherwise it is only reported.
     pub(super) removed: Vec<Trouble>,
 }
 
 impl Reconcile {
-    /// Looks, and changes nothing.
+    /// Reports findings, and changes nothing.
     pub fn dry_run() -> Self {
         Self {
             mend: false,
@@ -41,8 +41,8 @@ impl Reconcile {
         }
     }
 
-    /// Mends what can be mended without losing anything that was ever served: finishes what was begun, and deletes databases
-    /// that a known attempt has created beside the one that is served.
+    /// Repairs what can be repaired without losing anything that was ever served: finishes what was begun, and deletes
+    /// databases that a known attempt created beside the served one.
     pub fn repair() -> Self {
         Self {
             mend: true,
@@ -50,29 +50,31 @@ impl Reconcile {
         }
     }
 
-    /// Leaves databases alone that are younger. Defaults to an hour, which is more than any creation takes and any two
-    /// clocks differ.
+    /// Sets the age below which no database is deleted. Defaults to an hour, which is more than any creation takes and
+    /// more than any two clocks differ.
     pub fn grace(mut self, age: Duration) -> Self {
         self.grace = age;
         self
     }
 
-    /// Also compares where each tenant lives ([`Trouble::Drift`]). Defaults to no: that takes three calls of Neon's API for
-    /// each, where all else takes one for 400, and a router that meets a moved endpoint mends the record by itself.
+    /// Also compares each tenant's endpoint with the control plane's ([`Trouble::Drift`]). By default it does not: that
+    /// takes three calls of Neon's API for each tenant, while the rest takes one for 400. A router that meets a moved
+    /// endpoint repairs the record by itself.
     pub fn endpoints(mut self) -> Self {
         self.endpoints = true;
         self
     }
 
-    /// Deletes databases of deleted tenants that are there all the same ([`Trouble::DeletedButPresent`]). Defaults to no: somebody may
-    /// have recovered one on purpose, and a catalog that was restored from a backup has forgotten what was undeleted.
+    /// Also deletes databases of deleted tenants that still exist ([`Trouble::DeletedButPresent`]). By default it does
+    /// not: an operator may have recovered one on purpose, and a catalog that was restored from a backup does not know
+    /// later undeletes.
     pub fn remove_deleted(mut self) -> Self {
         self.removed.push(Trouble::DeletedButPresent);
         self
     }
 
-    /// Also deletes databases that carry our tags and that the catalog knows nothing of ([`Trouble::Orphan`]). Defaults to
-    /// no: a catalog that was restored from a backup has forgotten databases that are in use.
+    /// Also deletes databases that carry tenantry's tags and are unknown to the catalog ([`Trouble::Orphan`]). By
+    /// default it does not: a catalog that was restored from a backup does not know all databases that are in use.
     pub fn remove_unrecorded(mut self) -> Self {
         self.removed.push(Trouble::Orphan);
         self
@@ -80,16 +82,16 @@ impl Reconcile {
 }
 
 impl Fleet {
-    /// Compares the catalog with the databases that are there: duplicates, orphans, what is missing, what was left
-    /// unfinished. What fails for one tenant stands in the report and stops nothing.
+    /// Compares the catalog with the databases that exist, and reports duplicates, orphans, missing databases and
+    /// unfinished work. An error for one tenant is in the report, and the comparison continues.
     ///
     /// Takes one call of the control plane for 400 databases and a few for each finding, one after another.
     ///
     /// # Errors
-    /// If the catalog or the control plane cannot list what there is.
+    /// Those of the catalog and of the control plane, if one of them cannot list its records or databases.
     ///
     /// # Cancel safety
-    /// May be dropped at any moment and run again; a deletion that was sent is not taken back.
+    /// The call may be dropped at any moment and run again. A deletion that was sent is not reversed.
     pub async fn reconcile(&self, how: &Reconcile) -> Result<Report, Error> {
         if self.inner.shared.life.is_stopping() {
             return Err(Error::closed());

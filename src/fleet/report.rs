@@ -1,37 +1,38 @@
-//! What a comparison of the catalog with what is really there has found.
+//! The report of a comparison of the catalog with the databases that exist.
 
 use std::fmt;
 
 use crate::model::error::Error;
 
-/// What a [comparison](crate::Fleet::reconcile) has found.
+/// The report of a [comparison](crate::Fleet::reconcile).
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Report {
     /// Records in the catalog, tombstones included.
     pub records: u64,
-    /// Databases whose name begins as those of this namespace do.
+    /// Databases whose names have the prefix of this namespace.
     pub databases: u64,
-    /// What is not as it should be.
+    /// The problems that were found.
     pub findings: Vec<Finding>,
 }
 
-/// One thing that is not as it should be.
+/// One problem that was found.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Finding {
-    /// What it is.
+    /// The kind of problem.
     pub trouble: Trouble,
-    /// Whose it is, if that is known: the id as the record or the database's tag has it.
+    /// The tenant, if it is known: the id as the record or the database's tag has it.
     pub tenant: Option<String>,
     /// The database concerned, if there is one.
     pub project: Option<String>,
-    /// What was done about it.
+    /// The action taken.
     pub outcome: Outcome,
 }
 
 impl Finding {
-    /// Whether a person has to look at it: it was not mended, and the next comparison will not mend it by itself.
+    /// Returns whether a person has to look at it: it was not repaired, and the next comparison will not repair it by
+    /// itself.
     pub fn needs_attention(&self) -> bool {
         match self.outcome {
             Outcome::Reported | Outcome::Failed(_) => true,
@@ -40,42 +41,42 @@ impl Finding {
     }
 }
 
-/// What is not as it should be.
+/// The kind of problem.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum Trouble {
-    /// The tenant lives elsewhere than the record says. Mended in the record.
+    /// The tenant lives at another endpoint than the record says. Repaired in the record.
     Drift,
-    /// A second database of a tenant, created by an attempt that the record knows. Mended by deleting it.
+    /// A second database of a tenant, created by an attempt that the record knows. Repaired by deleting it.
     Duplicate,
-    /// A database whose name begins as ours do, without our tags. Never touched.
+    /// A database whose name has the prefix of this namespace, without tenantry's tags. Never touched.
     Foreign,
-    /// The tenant's database is gone. Never mended: a new one would be empty. Recover it at the control plane, or delete
-    /// the tenant.
+    /// The tenant's database is gone. Never repaired: a new one would be empty. Recover it at the control plane, or
+    /// delete the tenant.
     Missing,
-    /// A database with a tenant's tags whose creation the catalog knows nothing of, as after its restore from a backup.
-    /// [Import](crate::Fleet::import) it if the tenant has no other. Mended, by deleting it, only if [asked
-    /// for](crate::Reconcile::remove_unrecorded).
+    /// A database with a tenant's tags whose creation the catalog does not know, for example after a restore of the
+    /// catalog from a backup. [Import](crate::Fleet::import) it if the tenant has no other. Repaired, by deleting it,
+    /// only if [allowed](crate::Reconcile::remove_unrecorded).
     Orphan,
-    /// The tenant is deleted, and its database is there, as after somebody has recovered it by hand. Mended, by deleting it,
-    /// only if [asked for](crate::Reconcile::remove_deleted).
+    /// The tenant is deleted, but its database exists, for example after an operator recovered it by hand. Repaired, by
+    /// deleting it, only if [allowed](crate::Reconcile::remove_deleted).
     DeletedButPresent,
-    /// Somebody began to create or to delete the database and has not finished. Mended by finishing it; nothing is
+    /// A creation or a deletion of the database was begun and not finished. Repaired by finishing it; nothing is
     /// created for that.
     Unfinished,
 }
 
-/// What was done about a finding.
+/// The action taken on a finding.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Outcome {
-    /// Nothing: it was only looked for, or is for a person to decide.
+    /// None: the comparison was a dry run, or a person has to decide.
     Reported,
-    /// It is as it should be now.
+    /// The problem is repaired.
     Repaired,
-    /// Nothing yet: it is too young, or somebody is at it. The next comparison will tell.
+    /// None yet: the database is too young, or another process works on the tenant. The next comparison will tell.
     Left,
-    /// It could not be mended.
+    /// The check or the repair failed.
     Failed(Error),
 }
 

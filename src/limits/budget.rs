@@ -1,10 +1,10 @@
-//! How many connections there may be at once, and whose turn it is when there may be no more.
+//! The budget of connections, and the order of turns when it is used up.
 //!
-//! Nothing can be dialed without a [`Permit`], which lasts from before the dial until the other side has ended the
-//! connection. At the bound, idle connections are closed, those of the least recently used tenants first. Where none is
-//! idle, those who want one take turns. Who has none comes first, and a part of the budget is kept for them.
+//! Every dial needs a [`Permit`], which is held from before the dial until the server has ended the connection. At the
+//! limit, idle connections are closed, those of the least recently used tenants first. If no connection is idle,
+//! tenants take turns. A tenant without a connection comes first, and a reserve of the budget is kept for such tenants.
 //!
-//! Its lock is the last to be taken: holders are asked, and permits dropped, without it.
+//! The budget's lock is the last to be taken: it is not held while an owner is called or a permit is dropped.
 
 mod room;
 mod turns;
@@ -33,46 +33,49 @@ use self::{
 use super::wait_estimate::WaitEstimate;
 use crate::sync::lock;
 
-/// How long somebody's only connection serves them while others have none, and how long those wait for it.
+/// Shortest life of a tenant's only connection, and shortest wait of another tenant without one, before the first
+/// tenant has to give its connection up.
 const TURN: Duration = Duration::from_millis(500);
-/// Who holds connections: one tenant.
+/// An owner of connections: one tenant.
 pub(crate) trait Owner: Send + Sync {
-    /// When the connection was last used that has been idle for longest. Of tenants that were used lately this is the
-    /// surplus: what is idle is taken last in, first out.
+    /// Returns the last use of the connection that has been idle for longest. A recently used tenant has one only as
+    /// surplus, because idle connections are taken last in, first out.
     fn idle_since(&self) -> Option<Instant>;
-    /// Closes that connection, after [`Budget::mark_closing`], if it was not used after `unused_since`; says whether there was one.
+    /// Closes that connection, after [`Budget::mark_closing`], if it was not used after `unused_since`. Returns whether
+    /// there was one.
     fn close_idle(&self, unused_since: Instant) -> bool;
-    /// Gives up its requests if nobody needs them any more.
+    /// Withdraws the owner's requests if no caller needs them any more.
     fn reconsider(&self);
 }
 
-/// The connections of one router, counted.
+/// The budget of one router's connections.
 pub(crate) struct Budget {
     limit: usize,
-    /// Up to where those may go who have a connection already.
+    /// Limit for owners that already have a connection.
     usual_limit: usize,
     state: Mutex<State>,
-    /// How many connections should be closed that nobody has been asked to close yet. Written under the lock, before
-    /// anybody is asked; read by whoever is about to let a connection lie idle, under the lock by which it is asked.
+    /// Number of connections that should be closed and are not marked yet. Written under the budget's lock, before an
+    /// owner is called. Read by an owner that is about to keep a connection idle, under the lock that
+    /// `Owner::close_idle` takes.
     missing: AtomicUsize,
-    /// Rung when the first is missing.
+    /// Notified when the first connection is missing.
     short: Notify,
-    /// Rung when nothing is used any more.
+    /// Notified when no permit is held any more.
     emptied: Notify,
 }
 
 struct State {
     used: usize,
     turns: Turns,
-    /// How many of those used are being closed because others want them.
+    /// Number of used connections that are being closed for other owners.
     leaving: usize,
-    /// The idle connections that were closed since something is missing.
+    /// Idle connections that were searched and closed since connections are missing.
     looked_for: Idle,
     flow: WaitEstimate,
 }
 
 impl State {
-    /// Whether more should be closed for those who have none, who may go up to `limit`.
+    /// Returns whether more connections should be closed for owners without one, which may use all of `limit`.
     fn lacks_for_first(&self, limit: usize) -> bool {
         let (first, _) = self.turns.wanted();
         first > 0 && self.used + first > limit + self.leaving
@@ -80,7 +83,7 @@ impl State {
 }
 
 impl Budget {
-    /// For `limit` connections, of which `reserve` are for those who have none.
+    /// Creates a budget of `limit` connections, of which `reserve` are for owners without one.
     pub(crate) fn new(limit: usize, reserve: usize) -> Arc<Self> {
         let state = State {
             used: 0,
@@ -99,11 +102,11 @@ impl Budget {
         })
     }
 
-    /// The right to open one connection for `holder`; for nobody in particular, and never from the reserve, if there is
-    /// none. Waits as long as it takes.
+    /// Waits for a permit to open one connection for `holder`, as long as it takes. Without a holder, the permit never
+    /// comes from the reserve.
     ///
     /// # Cancel safety
-    /// Dropping it gives up the turn.
+    /// Dropping the future gives up the turn.
     pub(crate) async fn take(self: &Arc<Self>, holder: Option<&Weak<dyn Owner>>) -> Permit {
         let (turn, mine) = oneshot::channel();
         let _place = {
@@ -120,11 +123,11 @@ impl Budget {
         };
         self.grant();
         self.make_room_once_more();
-        // The sender is dropped only with the place, which is here.
+        // The sender lives as long as `_place`.
         mine.await.expect("a turn that is not given up comes")
     }
 
-    /// Gives what is free to those whose turn it is.
+    /// Gives the free permits to the requests whose turn it is.
     fn grant(self: &Arc<Self>) {
         loop {
             let mut state = self.state();
@@ -144,17 +147,17 @@ impl Budget {
                 budget: Arc::clone(self),
                 seat,
             };
-            drop(turn.send(permit)); // who has left meanwhile drops it, which gives it to the next
+            drop(turn.send(permit)); // if the request is gone, this drops the permit, and the next request gets it
         }
     }
 
-    /// Whether connections should be closed for those who wait. Cheap.
+    /// Returns whether connections should be closed for waiting requests. Cheap.
     pub(crate) fn is_contended(&self) -> bool {
         self.missing.load(SeqCst) > 0
     }
 
-    /// Whether the connection of `seat`, which was opened at `opened` and has just come back, should rather be another's.
-    /// `wanted`: whether its holder has use for it now. If so, it has to be closed.
+    /// Returns whether a connection that was opened at `opened` and has just come back should go to another owner. If
+    /// so, it is marked, and the caller must close it. `wanted`: its owner has a use for it now.
     pub(crate) fn should_yield(&self, seat: &PermitId, opened: Instant, wanted: bool) -> bool {
         let mut state = self.state();
         if self.missing.load(SeqCst) == 0 {
@@ -173,7 +176,7 @@ impl Budget {
         leaves && self.vacate_in(&mut state, seat)
     }
 
-    /// Marks a connection as being closed for others; `false` if it is on its way already.
+    /// Marks a connection as being closed for other owners. Returns `false` if it was marked before.
     pub(crate) fn mark_closing(&self, seat: &PermitId) -> bool {
         self.vacate_in(&mut self.state(), seat)
     }
@@ -188,12 +191,12 @@ impl Budget {
         taken.is_ok()
     }
 
-    /// Whether only those may open a connection who have none, or nobody may.
+    /// Returns whether only the reserve is left, or nothing.
     pub(crate) fn only_reserve_left(&self) -> bool {
         self.state().used >= self.usual_limit
     }
 
-    /// Whether somebody waits who has no connection at all.
+    /// Returns whether an owner that has no connection at all waits for one.
     pub(crate) fn some_have_none(&self) -> bool {
         self.state().turns.some_have_none()
     }
@@ -202,26 +205,26 @@ impl Budget {
         self.limit
     }
 
-    /// Connections that are open, being opened or being closed.
+    /// Returns the number of connections that are open, being opened or being closed.
     pub(crate) fn used(&self) -> usize {
         self.state().used
     }
 
-    /// How many wait for their turn.
+    /// Returns the number of requests that wait for their turn.
     pub(crate) fn waiting(&self) -> usize {
         self.state().turns.waiting()
     }
 
-    /// How long those will take who wait now.
+    /// Returns the estimated time until the requests that wait now are served.
     pub(crate) fn wait(&self) -> Duration {
         let state = self.state();
         state.flow.estimate(state.turns.waiting())
     }
 
-    /// Waits until nothing is used.
+    /// Waits until no permit is held.
     ///
     /// # Cancel safety
-    /// Nothing is lost by dropping it.
+    /// Dropping the future changes nothing.
     pub(crate) async fn emptied(&self) {
         loop {
             let emptied = self.emptied.notified();
@@ -268,14 +271,14 @@ impl Budget {
     }
 }
 
-/// The right to one connection. Its drop gives it back.
+/// The right to one connection. Dropping it returns it to the budget.
 #[must_use]
 pub(crate) struct Permit {
     budget: Arc<Budget>,
     seat: PermitId,
 }
 
-/// By which the budget knows a connection.
+/// The budget's id of a connection.
 #[derive(Clone)]
 pub(crate) struct PermitId {
     key: Key,
@@ -305,7 +308,7 @@ impl fmt::Debug for Permit {
     }
 }
 
-/// A request that waits. Its drop takes it back, if it was not served.
+/// A request that waits. Dropping it withdraws the request if it was not served.
 struct DialSlot {
     budget: Arc<Budget>,
     key: Key,

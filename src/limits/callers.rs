@@ -1,7 +1,6 @@
-//! Callers who cannot be served at once: so many for one key, so many in all.
+//! Limits on waiting callers, per key and in total.
 //!
-//! It counts, and lets nobody wait who would come after too many. In which order they are served is for those who serve
-//! them.
+//! The limit only counts callers, and refuses those beyond it. The order in which they are served is not decided here.
 
 use std::{
     collections::HashMap,
@@ -18,14 +17,14 @@ use tokio::sync::Notify;
 use super::wait_estimate::WaitEstimate;
 use crate::sync::lock;
 
-/// All who wait.
+/// The waiting callers of all keys.
 pub(crate) struct CallerLimit<K> {
     most_of_one: usize,
     most: usize,
     count: AtomicUsize,
-    /// Rung when nobody waits any more.
+    /// Notified when no caller waits any more.
     emptied: Notify,
-    // Held for a few instructions whenever a caller begins to wait, or ends.
+    // Locked for a few instructions when a caller begins or ends its wait.
     lines: Mutex<Lines<K>>,
 }
 
@@ -39,19 +38,19 @@ struct Line {
     flow: WaitEstimate,
 }
 
-/// There is no place to wait.
+/// The refusal of a caller beyond a limit.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct QueueFull {
-    /// Whether too many wait for this key, and not just in all.
+    /// `true` for the limit per key, `false` for the limit in total.
     pub(crate) of_one: bool,
-    /// How many may.
+    /// Number of callers that may wait.
     pub(crate) most: usize,
-    /// When to come back.
+    /// Time after which the caller should try again.
     pub(crate) wait: Duration,
 }
 
 impl<K: Clone + Eq + Hash> CallerLimit<K> {
-    /// For `most_of_one` callers per key and `most` in all.
+    /// Creates a limit of `most_of_one` callers per key and `most` in total.
     pub(crate) fn new(most_of_one: usize, most: usize) -> Arc<Self> {
         let lines = Lines {
             all: WaitEstimate::new(),
@@ -66,7 +65,7 @@ impl<K: Clone + Eq + Hash> CallerLimit<K> {
         })
     }
 
-    /// Begins to wait for `key`, if there is a place.
+    /// Takes a slot among the callers that wait for `key`.
     pub(crate) fn try_enter(self: &Arc<Self>, key: &K) -> Result<CallerSlot<K>, QueueFull> {
         let mut lines = lock(&self.lines);
         let count = self.count.load(Relaxed);
@@ -102,12 +101,12 @@ impl<K: Clone + Eq + Hash> CallerLimit<K> {
         })
     }
 
-    /// How many wait now.
+    /// Returns the number of waiting callers.
     pub(crate) fn len(&self) -> usize {
         self.count.load(Relaxed)
     }
 
-    /// Returns when nobody waits.
+    /// Waits until no caller waits.
     pub(crate) async fn emptied(&self) {
         loop {
             let emptied = self.emptied.notified();
@@ -119,7 +118,7 @@ impl<K: Clone + Eq + Hash> CallerLimit<K> {
     }
 }
 
-/// A place among those who wait. Its drop gives it up.
+/// A slot among the waiting callers. Dropping it frees the slot.
 #[must_use]
 pub(crate) struct CallerSlot<K: Clone + Eq + Hash> {
     waiting: Arc<CallerLimit<K>>,
@@ -128,7 +127,7 @@ pub(crate) struct CallerSlot<K: Clone + Eq + Hash> {
 }
 
 impl<K: Clone + Eq + Hash> CallerSlot<K> {
-    /// Leaves it, served. Whoever leaves otherwise says nothing about how fast the line moves.
+    /// Frees the slot of a caller that was served. Only such callers count for the speed of the queue.
     pub(crate) fn served(mut self) {
         self.served = true;
     }

@@ -1,4 +1,4 @@
-//! How many guesses may be wrong.
+//! The budget for hints that turn out wrong.
 
 use std::{
     collections::VecDeque,
@@ -10,15 +10,15 @@ use tokio::time::Instant;
 
 use crate::sync::lock;
 
-/// The time over which needless wakes are counted.
+/// Period over which needless wakes are counted.
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// A budget for wakes that turn out needless: each hint that is followed takes one, and gets it back when somebody
-/// uses the connection that it opened.
+/// A budget for wakes that turn out needless. Each hint that is followed takes a unit, which is given back when a
+/// caller uses the connection that the hint opened.
 #[derive(Debug)]
 pub(crate) struct HintBudget {
     per_minute: usize,
-    // When the hints of the last minute were followed. Held for a few instructions.
+    // The times at which hints of the last minute were followed. Locked for a few instructions.
     spent: Mutex<VecDeque<Instant>>,
 }
 
@@ -28,7 +28,7 @@ impl HintBudget {
         Arc::new(Self { per_minute, spent })
     }
 
-    /// Takes one, and says when; `None` if there was none left.
+    /// Takes a unit and returns the time, or `None` if no unit is left.
     pub(crate) fn take(&self) -> Option<Instant> {
         let now = Instant::now();
         let mut spent = lock(&self.spent);
@@ -42,7 +42,7 @@ impl HintBudget {
         })
     }
 
-    /// Gives the one back that was taken then: the wake was needed, or there was none.
+    /// Gives back the unit that was taken at that time: the wake was needed, or there was none.
     pub(crate) fn give_back(&self, taken: Instant) {
         let mut spent = lock(&self.spent);
         let place = spent.iter().position(|at| *at == taken);
@@ -66,7 +66,7 @@ mod tests {
         assert!(budget.take().is_none());
         tokio::time::advance(Duration::from_secs(1)).await;
         assert!(budget.take().is_some());
-        budget.give_back(taken); // long over: it is nobody else's
+        budget.give_back(taken); // long expired: no other unit is given back in its stead
         assert!(budget.take().is_some() && budget.take().is_none());
     }
 }

@@ -1,9 +1,9 @@
-//! Whether the process may open as many files as it may have connections.
+//! The check of the limit on open files against the limit on connections.
 
-/// Files that a process has open besides: its log, its own listener and clients, the catalog, Neon's API.
+/// Files that a process has open besides connections: its log, its own listener and clients, the catalog, Neon's API.
 const OTHERS: u64 = 100;
 
-/// Warns if `connections` and what else a process has open exceed what it may.
+/// Warns if `connections` and the other files of a process exceed the limit on open files.
 pub(crate) fn check(connections: usize) {
     let needed = connections as u64 + OTHERS;
     if let Some(limit) = limit().filter(|limit| *limit < needed) {
@@ -16,7 +16,7 @@ pub(crate) fn check(connections: usize) {
     }
 }
 
-/// The limit that holds now; none if there is none, or nobody to tell.
+/// Returns the limit in force, or `None` if there is none or the platform has no such call.
 #[cfg(unix)]
 fn limit() -> Option<u64> {
     use rustix::process::{Resource, getrlimit};

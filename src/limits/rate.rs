@@ -1,4 +1,4 @@
-//! How fast new work is let in, and how much of it may wait.
+//! The rate limiter for new work, with a bound on how much may wait.
 
 use std::{sync::Mutex, time::Duration};
 
@@ -9,20 +9,21 @@ use crate::{
     sync::lock,
 };
 
-/// Lets so much work in per minute, a little of it at once, and turns away what would wait for too long.
+/// A limit on the work that begins per minute, with a small burst. Work that would wait for too long is refused.
 ///
-/// Each piece of work gets the next free moment; that moment moves on by a fixed step, so there is no queue to keep.
+/// Each piece of work gets the next free instant, which then moves on by a fixed step, so there is no queue to keep.
 #[derive(Debug)]
 pub(crate) struct RateLimiter {
     step: Duration,
     burst: Duration,
     longest_wait: Duration,
-    // When the next piece of work is due that comes after all let in so far. Held for a few instructions.
+    // The instant at which the next piece of work is due at the average rate. Locked for a few instructions.
     next: Mutex<Option<Instant>>,
 }
 
 impl RateLimiter {
-    /// `per_minute` on average, a tenth of that at once, and `waiting` pieces of work that wait at the most.
+    /// Creates a limiter for `per_minute` pieces of work on average, a tenth of that at once, and at most `waiting`
+    /// pieces that wait.
     pub(crate) fn new(per_minute: u32, waiting: u32) -> Self {
         let step = Duration::from_secs(60) / per_minute.max(1);
         Self {
@@ -33,10 +34,10 @@ impl RateLimiter {
         }
     }
 
-    /// Waits for its turn, unless that comes too late: then it is turned away at once.
+    /// Waits for its turn, or returns an error at once if the turn would come too late.
     ///
     /// # Cancel safety
-    /// Dropping it gives the turn up.
+    /// Dropping the future gives up the turn.
     pub(crate) async fn acquire(&self, deadline: Instant) -> Result<(), Error> {
         let turn = self.turn(deadline)?;
         sleep_until(turn).await;
@@ -71,7 +72,7 @@ mod tests {
 
     const MINUTE: Duration = Duration::from_secs(60);
 
-    /// How many of `count` that come at once are in within a minute, and how many were turned away.
+    /// Returns how many of `count` simultaneous pieces of work are let in within a minute, and how many are refused.
     fn flood(admission: &RateLimiter, count: u32) -> (usize, usize) {
         let deadline = Instant::now() + MINUTE;
         let turns: Vec<_> = (0..count).map(|_| admission.turn(deadline)).collect();

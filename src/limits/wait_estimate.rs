@@ -1,25 +1,25 @@
-//! How fast a line moves, and so when to come back to it.
+//! Estimates of the wait in a queue, from the speed at which the queue moves.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Nobody is told to come back sooner, or later, than this.
+/// Shortest wait that is estimated; `LATEST` is the longest.
 const SOONEST: Duration = Duration::from_millis(10);
 const LATEST: Duration = Duration::from_secs(300);
-/// When to come back to a line that has not moved yet.
+/// Estimate for a queue that has not moved yet.
 const UNKNOWN: Duration = Duration::from_millis(100);
-/// How much of the measured interval each departure renews: an eighth.
+/// Weight of the last departure in the measured interval: an eighth.
 const RENEWED: u32 = 8;
 
-/// How fast a line moves. Kept while somebody stands in it.
+/// The speed of a queue. Kept while a caller waits in it.
 #[derive(Debug)]
 pub(crate) struct WaitEstimate {
-    /// From one departure to the next; none before the first.
+    /// Time from one departure to the next; `None` before the first.
     interval: Option<Duration>,
-    /// The last departure, or the line's beginning.
+    /// Time of the last departure, or of the queue's beginning.
     moved: Instant,
-    /// Whoever is turned away is sent behind those who were turned away before: until then.
+    /// Time at which the last refused caller should come back. The next refused caller gets a later one.
     booked: Instant,
 }
 
@@ -33,7 +33,7 @@ impl WaitEstimate {
         }
     }
 
-    /// Takes note that somebody has left the line, served or not.
+    /// Notes that a request was served and has left the queue.
     pub(crate) fn record(&mut self) {
         let now = Instant::now();
         let measured = now - self.moved;
@@ -44,7 +44,7 @@ impl WaitEstimate {
         self.moved = now;
     }
 
-    /// How long those take who stand in the line now.
+    /// Returns the estimated time until the `ahead` requests in the queue are served.
     pub(crate) fn estimate(&self, ahead: usize) -> Duration {
         let ahead = u32::try_from(ahead).unwrap_or(u32::MAX);
         let interval = self.interval.unwrap_or_default();
@@ -52,21 +52,21 @@ impl WaitEstimate {
         wait.clamp(SOONEST, LATEST)
     }
 
-    /// When to come back to the line for whom there is no place behind the `ahead` who stand in it: when all of them
-    /// have gone, and those who were sent away before. If it stands still, as long again as it has done so already.
+    /// Returns the time after which a refused caller should try again: when the `ahead` callers in the queue and those
+    /// refused before have been served. If the queue is stalled, it is at least as long as the stall so far.
     pub(crate) fn retry_after(&mut self, ahead: usize) -> Duration {
         let now = Instant::now();
         let interval = self.interval.unwrap_or_default();
         let ahead = u32::try_from(ahead).unwrap_or(u32::MAX);
         let gone = now + interval.saturating_mul(ahead).min(LATEST);
-        // A little later than it is measured: those who come unasked want a place too.
+        // A little later than measured, because new callers take places too.
         let at = gone.max(self.booked.min(now + LATEST)) + interval + interval / 4;
         self.booked = at;
         let wait = (at - now).max(self.stalled_for());
         wait.clamp(SOONEST, LATEST)
     }
 
-    /// For how long the line has stood still, if it has.
+    /// Returns for how long the queue has been stalled, or zero if it moves.
     fn stalled_for(&self) -> Duration {
         let stalled = self.moved.elapsed();
         match self.interval {

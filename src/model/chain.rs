@@ -1,13 +1,13 @@
-//! An error as a person reads it: what happened and what led to it, in one line.
+//! Formats an error for people: what happened and its causes, in one line.
 
 use std::{error::Error as StdError, fmt, iter::successors};
 
 use tokio_postgres::error::{DbError, Severity};
 
-/// As much as is repeated of what Postgres said.
+/// Most characters of a Postgres message that are repeated.
 const LONGEST_WORDS: usize = 400;
 
-/// Writes `err` and its causes, none of them twice.
+/// Writes `err` and its causes, each of them once.
 pub(crate) fn write(f: &mut fmt::Formatter<'_>, err: &(dyn StdError + 'static)) -> fmt::Result {
     let mut written = err.to_string();
     f.write_str(&written)?;
@@ -22,7 +22,7 @@ pub(crate) fn write(f: &mut fmt::Formatter<'_>, err: &(dyn StdError + 'static)) 
     Ok(())
 }
 
-/// Text of one cause, without those behind it.
+/// Returns the text of one cause, without its own causes.
 fn text_of(cause: &(dyn StdError + 'static)) -> String {
     let driver = cause.downcast_ref::<tokio_postgres::Error>();
     let said = driver.and_then(tokio_postgres::Error::as_db_error);
@@ -32,13 +32,13 @@ fn text_of(cause: &(dyn StdError + 'static)) -> String {
     }
 }
 
-/// Postgres's own words: severity, message and SQLSTATE, and its advice where that is about the statement's text.
+/// Returns Postgres's own words: severity, message, SQLSTATE, and its hint if that is about the statement's text.
 ///
-/// DETAIL and CONTEXT are left out, as they hold rows; and so are the values that messages about data quote.
+/// DETAIL and CONTEXT are left out, because they hold rows. Values that messages about data quote are left out too.
 pub(crate) fn words(said: &DbError) -> String {
     let (code, message) = (said.code().code(), said.message());
     let (class, _) = code.split_at_checked(2).unwrap_or_default();
-    // What ends a session is about settings and never about rows.
+    // An error that ends a session is about settings and never about rows.
     let is_fatal = said.severity() == "FATAL" || said.parsed_severity() == Some(Severity::Fatal);
     let quotes_data = !is_fatal && (class == "22" || message.starts_with("unterminated"));
     let message = if quotes_data {
@@ -53,7 +53,7 @@ pub(crate) fn words(said: &DbError) -> String {
     words.chars().filter(|it| !it.is_control()).collect()
 }
 
-/// `text` without what stands between quotes in it.
+/// Returns `text` with `…` in place of what is between its first and last quotes.
 fn without_quotes(text: &str) -> String {
     let (Some(first), Some(last)) = (text.find('"'), text.rfind('"')) else {
         return text.to_owned();

@@ -9,13 +9,13 @@ use super::{
     resolve::{AnyResolve, SystemResolver},
 };
 
-/// One in so many connections is kept for tenants that have none, unless set otherwise.
+/// Divisor of the default reserve: one in this many connections is kept for tenants that have none.
 const USUAL_RESERVE: usize = 10;
 
-/// Tenants that metrics may show by name.
+/// Most tenants that metrics may show by name.
 const MOST_NAMED: usize = 100;
 
-/// Every setting of a router. The builder writes it, [`Config::check`] judges it, nothing changes it later.
+/// All settings of a router. The builder writes them, [`Config::check`] checks them, and nothing changes them later.
 #[derive(Clone)]
 pub(crate) struct Config {
     pub(crate) name: Arc<str>,
@@ -76,13 +76,13 @@ impl Default for Config {
 }
 
 impl Config {
-    /// How many connections are kept for tenants that have none.
+    /// Returns the number of connections that are kept for tenants that have none.
     pub(crate) fn wake_reserve(&self) -> usize {
         let usual = self.max_connections / USUAL_RESERVE;
         self.wake_reserve.unwrap_or(usual)
     }
 
-    /// Checks every setting; no setter panics.
+    /// Checks every setting. The setters accept any value and never panic.
     pub(crate) fn check(&self) -> Result<(), InvalidConfig> {
         let counts = [
             ("max_pools", self.max_pools),
@@ -120,7 +120,7 @@ impl Config {
     }
 }
 
-/// Refuses a time limit that nobody can mean: none at all, or more than a day.
+/// Refuses a time limit that makes no sense: zero, or more than a day.
 pub(crate) fn check_limit(name: &str, limit: Duration) -> Result<(), InvalidConfig> {
     if limit.is_zero() || limit > Duration::from_secs(24 * 3600) {
         return Err(InvalidConfig::new(format!(
@@ -130,7 +130,7 @@ pub(crate) fn check_limit(name: &str, limit: Duration) -> Result<(), InvalidConf
     Ok(())
 }
 
-/// A setting cannot work. The text names it and says what would.
+/// The error for a setting that cannot work. The text names the setting, and says what would work.
 #[derive(Clone, Eq, PartialEq)]
 pub struct InvalidConfig(String);
 
@@ -146,7 +146,7 @@ impl fmt::Display for InvalidConfig {
     }
 }
 
-/// Its text, as `main` prints an error that it returns.
+/// Writes the text of `Display`, because `main` prints a returned error through `Debug`.
 impl fmt::Debug for InvalidConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !f.alternate() {

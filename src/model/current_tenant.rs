@@ -1,7 +1,7 @@
 //! The tenant that the running code works for, for errors that do not name it themselves.
 //!
-//! A driver's error knows no tenant, and `?` turns it into ours in a place where none is at hand. So a caller of the
-//! application's code sets the tenant around it.
+//! A driver's error has no tenant, and `?` converts it to tenantry's error in code that has none at hand. So tenantry
+//! sets the tenant around its calls of the application's code.
 
 use std::{future::Future, sync::OnceLock};
 
@@ -10,7 +10,7 @@ use tokio::task::futures::TaskLocalFuture;
 use super::tenant::TenantId;
 
 tokio::task_local! {
-    /// Unset at first where a request is served: an argument of its handler sets it.
+    /// The tenant of the scope. For a request it is unset at first, and an argument of the handler sets it.
     static TENANT: OnceLock<TenantId>;
 }
 

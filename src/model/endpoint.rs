@@ -1,4 +1,4 @@
-//! Where a tenant lives: host, database, role and credential.
+//! The endpoint of a tenant: host, database, role and credential.
 
 mod host;
 
@@ -11,10 +11,10 @@ use super::{
     secret::Secret,
 };
 
-/// Neon suspends an idle compute after this long unless told otherwise (`suspend_timeout_seconds: 0` in its API).
+/// Time after which Neon suspends an idle compute by default (`suspend_timeout_seconds: 0` in its API).
 pub const DEFAULT_SUSPEND_WINDOW: Duration = Duration::from_secs(300);
 
-/// The host, database, role and credential at which a tenant lives. What [`Lookup`](crate::Lookup) answers.
+/// The host, database, role and credential of a tenant, as [`Lookup`](crate::Lookup) returns them.
 ///
 /// ```
 /// use tenantry::{Endpoint, Secret};
@@ -31,10 +31,11 @@ pub const DEFAULT_SUSPEND_WINDOW: Duration = Duration::from_secs(300);
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct Endpoint {
-    /// The host whose connections go straight to Postgres: migrations, `LISTEN`, `COPY`, session state. A name or an address
-    /// by itself: with a port, a URL or the path of a socket, calls for the tenant fail with `ErrorKind::Misconfigured`.
+    /// The host whose connections go straight to Postgres, for migrations, `LISTEN`, `COPY` and session state. It is a
+    /// name or an address only: if it has a port, or is a URL or the path of a socket, calls for the tenant fail with
+    /// `ErrorKind::Misconfigured`.
     pub direct_host: String,
-    /// The host in front of which a pooler stands: everything else. The same as `direct_host` where there is none.
+    /// The host of the pooler, for everything else. The same as `direct_host` if there is no pooler.
     pub pooled_host: String,
     /// TCP port. 5432 unless changed.
     pub port: u16,
@@ -46,41 +47,45 @@ pub struct Endpoint {
     pub password: Secret,
     /// Time without activity after which the compute sleeps; `None` if it never does, zero for Neon's default.
     pub suspend_window: Option<Duration>,
-    /// Whether Neon's proxy answers there. It takes TLS without the request for it, which saves a round trip.
+    /// `true` if Neon's proxy answers there. The proxy accepts TLS without a request for it, which saves a round trip.
     pub is_neon: bool,
-    /// How the connection is encrypted.
+    /// The encryption of connections.
     pub encryption: Encryption,
-    /// The most pooled connections to the tenant that one router has at a time, those in opening included; `None` for the
-    /// router's own [`pool_size`](crate::RouterBuilder::pool_size). Never zero.
+    /// The most pooled connections to the tenant that one router has at a time, including those that are being opened;
+    /// `None` for the router's own [`pool_size`](crate::RouterBuilder::pool_size). Never zero.
     pub max_connections: Option<usize>,
-    /// When the session of a pooled connection is reset before another caller gets it. `None` for
-    /// [`IfNeeded`](SessionReset::IfNeeded) where there is no pooler, and for [`Never`](SessionReset::Never) behind one.
+    /// The condition for a reset of a pooled connection's session before another caller gets it. `None` stands for
+    /// [`IfNeeded`](SessionReset::IfNeeded) without a pooler, and for [`Never`](SessionReset::Never) behind one.
     pub session_reset: Option<SessionReset>,
 }
 
-/// When the session of a pooled connection is reset before another caller gets it: settings, role, advisory locks,
-/// temporary tables, open cursors and `LISTEN`.
+/// The condition for a reset of a pooled connection's session before another caller gets it. A reset clears settings,
+/// role, advisory locks, temporary tables, open cursors and `LISTEN`.
 ///
-/// A reset undoes what `DISCARD ALL` does, but prepared statements stay. It is one round trip beside the caller that
-/// returned the connection, which nobody gets until then. The connection is closed instead if the reset fails or takes
-/// longer than 2 seconds; if only the end of the session undoes what it holds (SQL-level `PREPARE`, `LOAD`, and
-/// `DISCARD ALL` or `DEALLOCATE` on a connection that has prepared statements); or if the server has said nothing for
-/// longer than [`verify_after`](crate::RouterBuilder::verify_after).
+/// A reset does what `DISCARD ALL` does, except that prepared statements stay. It takes one round trip. The caller that
+/// returned the connection does not wait for it, and no other caller gets the connection before it is done. The
+/// connection is closed instead if:
+///
+/// - the reset fails or takes longer than 2 seconds;
+/// - only the end of the session undoes what it holds: SQL-level `PREPARE`, `LOAD`, and `DISCARD ALL` or `DEALLOCATE`
+///   on a connection that has prepared statements;
+/// - the server has been silent for longer than [`verify_after`](crate::RouterBuilder::verify_after).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum SessionReset {
-    /// Never: what one caller sets reaches the next one. For a pooler in transaction mode, where a reset would reach the
-    /// session of another client.
+    /// No reset: the next caller gets the session as the last one left it. This is for a pooler in transaction mode,
+    /// where a reset would reach the session of another client.
     Never,
-    /// After a statement that can leave something in the session, as far as its text and the server's own reports tell.
-    /// Queries, writes and transactions with `SET LOCAL` do not count. A function of your own that calls `set_config`
-    /// or takes a lock is not seen in the text of its call: take [`Always`](Self::Always) if you have such functions.
+    /// A reset after a statement that can leave state in the session, judged by its text and by the server's own
+    /// reports. Queries, writes and transactions with `SET LOCAL` do not count. A function of your own that calls
+    /// `set_config` or takes a lock is not seen in the text of its call: use [`Always`](Self::Always) if you have such
+    /// functions.
     IfNeeded,
-    /// After every use in which a statement was sent.
+    /// A reset after every use in which a statement was sent.
     Always,
 }
 
-/// As whom, and into which database.
+/// The role and the database of a login.
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct Login {
@@ -91,7 +96,7 @@ pub struct Login {
 }
 
 impl Login {
-    /// As `role`, into `database`.
+    /// Creates a login as `role` into `database`.
     pub fn new(database: impl Into<String>, role: impl Into<String>) -> Self {
         Self {
             database: database.into(),
@@ -100,35 +105,35 @@ impl Login {
     }
 }
 
-/// How a connection is encrypted.
+/// The encryption of a connection.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum Encryption {
     /// TLS, with the server's certificate verified against the host name.
     #[default]
     Tls,
-    /// None at all: for a Postgres on the same machine.
+    /// No encryption, for a Postgres on the same machine.
     None,
 }
 
-/// Whether it is the name of a pooler at Neon: `ep-…-pooler.…`.
+/// Returns whether `host` is the name of a pooler at Neon: `ep-…-pooler.…`.
 fn is_pooled(host: &str) -> bool {
     host.split('.')
         .next()
         .is_some_and(|it| it.ends_with("-pooler"))
 }
 
-/// Which of a tenant's two hosts. Neon's proxy keeps them apart, and so does what is remembered of them.
+/// One of a tenant's two hosts. Neon's proxy treats the two separately, and so does the memory of refusals.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Route {
-    /// The host in front of which the pooler stands.
+    /// The host of the pooler.
     Pooled,
     /// The host that leads straight to Postgres.
     Direct,
 }
 
 impl Endpoint {
-    /// An endpoint at Neon, by its direct and its pooled (`…-pooler…`) host.
+    /// Creates an endpoint at Neon from its direct and its pooled (`…-pooler…`) host.
     pub fn neon(
         direct_host: impl Into<String>,
         pooled_host: impl Into<String>,
@@ -144,8 +149,8 @@ impl Endpoint {
         }
     }
 
-    /// A Postgres server that is not Neon's: one host, never asleep. The host is a name or an address, an IPv6 address with
-    /// or without brackets.
+    /// Creates the endpoint of a Postgres server outside Neon, with one host that never sleeps. The host is a name or
+    /// an address; an IPv6 address may have brackets.
     pub fn postgres(
         host: impl Into<String>,
         database: impl Into<String>,
@@ -175,9 +180,9 @@ impl Endpoint {
         self
     }
 
-    /// Sets the time after which an idle compute sleeps, `None` for never, zero for Neon's default. Defaults to 5 minutes at
-    /// Neon, and to never elsewhere. Connections are closed before it is over
-    /// ([`idle_after`](crate::RouterBuilder::idle_after)), so it must not be longer than what Neon has.
+    /// Sets the time after which an idle compute sleeps: `None` for never, zero for Neon's default. Defaults to 5
+    /// minutes at Neon, and to never elsewhere. Connections are closed before that time is over
+    /// ([`idle_after`](crate::RouterBuilder::idle_after)), so it must not be longer than the time that is set at Neon.
     #[must_use]
     pub fn suspend_window(mut self, window: impl Into<Option<Duration>>) -> Self {
         self.suspend_window = window.into();
@@ -191,45 +196,46 @@ impl Endpoint {
         self
     }
 
-    /// Sets the most pooled connections to the tenant that one router has at a time, also while the tenant moves. Defaults
-    /// to the router's own [`pool_size`](crate::RouterBuilder::pool_size); lower it for tenants who get less, raise it for
-    /// those with many queries side by side. Must be more than zero: otherwise every call for the tenant fails with
-    /// `ErrorKind::BadRecord`.
+    /// Sets the most pooled connections to the tenant that one router has at a time, also while the tenant moves.
+    /// Defaults to the router's own [`pool_size`](crate::RouterBuilder::pool_size); lower it for tenants that get less,
+    /// raise it for tenants with many parallel queries. It must be more than zero: otherwise every call for the tenant
+    /// fails with `ErrorKind::BadRecord`.
     ///
-    /// It is counted in each router by itself: ten processes have ten times as many. Connections past the pooler have a
-    /// limit of their own ([`direct_connections`](crate::RouterBuilder::direct_connections)) and are not counted here.
-    /// Where it changes, no connection is closed but what is then too many: idle ones at once, others when they come back.
+    /// Each router counts its own connections: ten processes have ten times as many. Direct connections have a limit of
+    /// their own ([`direct_connections`](crate::RouterBuilder::direct_connections)) and are not counted here. A change
+    /// closes only the connections that are then too many: idle ones at once, others when they come back.
     #[must_use]
     pub fn max_connections(mut self, count: usize) -> Self {
         self.max_connections = Some(count);
         self
     }
 
-    /// Sets when the session of a pooled connection is reset before another caller gets it. Defaults to
-    /// [`IfNeeded`](SessionReset::IfNeeded) where there is no pooler, which is where the pooled host is the direct one, and
-    /// to [`Never`](SessionReset::Never) elsewhere, as at Neon. A change closes the tenant's connections, those in use when
-    /// they come back. [`catalog::Postgres`](crate::catalog::Postgres) does not keep it.
+    /// Sets the condition for a reset of a pooled connection's session before another caller gets it. Defaults to
+    /// [`IfNeeded`](SessionReset::IfNeeded) if there is no pooler, so that the pooled host is the direct one, and to
+    /// [`Never`](SessionReset::Never) otherwise, as at Neon. A change closes the tenant's connections; those in use are
+    /// closed when they come back. [`catalog::Postgres`](crate::catalog::Postgres) does not store this setting.
     #[must_use]
     pub fn session_reset(mut self, reset: SessionReset) -> Self {
         self.session_reset = Some(reset);
         self
     }
 
-    /// When the session of a connection by that route is reset.
+    /// Returns the condition for a reset of the session of a connection by that route.
     pub(crate) fn session_reset_at(&self, route: Route) -> SessionReset {
         let is_behind_pooler =
             self.pooled_host != self.direct_host || self.is_neon && is_pooled(&self.pooled_host);
         match (route, self.session_reset) {
-            (Route::Direct, _) => SessionReset::Never, // goes to nobody else
+            (Route::Direct, _) => SessionReset::Never, // goes to no other caller
             (Route::Pooled, Some(reset)) => reset,
             (Route::Pooled, None) if is_behind_pooler => SessionReset::Never,
             (Route::Pooled, None) => SessionReset::IfNeeded,
         }
     }
 
-    /// Whether connections to `other` are as good as those to this: all but how many there may be is the same.
+    /// Returns whether connections to `other` can serve for this endpoint: all but the number of connections is the
+    /// same.
     pub(crate) fn is_same_place(&self, other: &Self) -> bool {
-        // By name, so that whoever adds a field has to say here what a change of it means.
+        // Destructured, so that a new field does not compile before this function handles it.
         let Self {
             direct_host,
             pooled_host,
@@ -241,7 +247,7 @@ impl Endpoint {
             is_neon,
             encryption,
             max_connections: _,
-            session_reset: _, // what follows from it is compared
+            session_reset: _, // compared below by its effect
         } = self;
         *direct_host == other.direct_host
             && *pooled_host == other.pooled_host
@@ -255,7 +261,7 @@ impl Endpoint {
             && self.session_reset_at(Route::Pooled) == other.session_reset_at(Route::Pooled)
     }
 
-    /// Refuses what nobody can be served at, and says what to change.
+    /// Refuses an endpoint that cannot serve any call. The error says what to change.
     pub(crate) fn check(&self) -> Result<(), Error> {
         let refuse =
             |message| Err(Error::new(ErrorKind::BadRecord, message).with_stage(Stage::Lookup));
@@ -276,7 +282,7 @@ impl Endpoint {
         })
     }
 
-    /// Which of the fields no connection can be opened with, and what to change.
+    /// Returns the first field with which no connection can be opened, and what to change.
     fn fault(&self) -> Option<String> {
         let with_tls = self.encryption == Encryption::Tls;
         let hosts = [
@@ -299,12 +305,12 @@ impl Endpoint {
         (self.port == 0).then(|| "its port is 0; Postgres has 5432 by default".to_owned())
     }
 
-    /// As whom, and into which database.
+    /// Returns the role and the database of the endpoint.
     pub(crate) fn login(&self) -> Login {
         Login::new(&self.database, &self.role)
     }
 
-    /// The host to connect to, as a resolver and a certificate have it.
+    /// Returns the host to connect to, in the form that resolvers and certificates use.
     pub(crate) fn host(&self, route: Route) -> &str {
         host::bare(match route {
             Route::Pooled => &self.pooled_host,
@@ -312,7 +318,7 @@ impl Endpoint {
         })
     }
 
-    /// The login as tokio-postgres wants it. Hosts are left out: the dialer opens the socket itself.
+    /// Returns the login as tokio-postgres expects it. Hosts are left out: the dialer opens the socket itself.
     pub(crate) fn pg_config(&self) -> tokio_postgres::Config {
         let mut config = tokio_postgres::Config::new();
         config

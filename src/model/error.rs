@@ -1,7 +1,7 @@
-//! What went wrong, at which stage, and whether another attempt can help.
+//! The error type: what went wrong, at which stage, and whether another attempt can help.
 //!
-//! One opaque type with a `Copy` kind: adding a cause is never a breaking change, and the kind alone answers "may
-//! another attempt help?" in one exhaustive match. Cloning is cheap, because one failed wake has many waiters.
+//! It is one opaque type with a `Copy` kind. A new cause is never a breaking change, and one exhaustive match on the
+//! kind decides whether another attempt may help. Cloning is cheap, because one failed wake has many waiters.
 
 mod kind;
 
@@ -14,14 +14,14 @@ use super::{
     tenant::{InvalidTenantId, TenantId},
 };
 
-/// Any error, as implementors of the traits return it.
+/// Any error, as implementors of tenantry's traits return it.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
-/// Why a call of tenantry failed.
+/// An error that a call of tenantry returns.
 ///
-/// `Display` says what happened and, where somebody can act, what to change. What led to it is its
-/// [`source`](StdError::source): `{:?}` writes both, cause after cause in one line, as `main` prints an error that it
-/// returns. The fields are in `{:#?}`.
+/// `Display` says what happened and, if a change can help, what to change. The cause is the
+/// [`source`](StdError::source). `{:?}` writes the error and all its causes in one line, which is also how `main`
+/// prints an error that it returns. `{:#?}` writes the fields.
 #[derive(Clone)]
 pub struct Error(Arc<Inner>);
 
@@ -35,38 +35,37 @@ struct Inner {
     source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
-/// What happened, in our words. What each of them comes from and what helps is a page of the
-/// [manual](crate::manual::errors).
+/// The kind of an error. The [manual](crate::manual::errors) has the causes of each kind, and what to do about it.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[non_exhaustive]
 pub enum ErrorKind {
     /// Too many computes of the account are awake (20 at Neon unless raised; default branches do not count).
     ActiveComputeLimit,
-    /// Role and password were not accepted. Neon says the same of an endpoint or role that is gone.
+    /// Role and password were not accepted. Neon gives the same answer for an endpoint or role that is gone.
     BadCredential,
-    /// The catalog's record of the tenant cannot be read, or may not be changed as it was asked for.
+    /// The catalog's record of the tenant cannot be read, or may not be changed as requested.
     BadRecord,
     /// The catalog (`Lookup` or `Catalog`) failed or gave an answer that makes no sense.
     Catalog,
     /// The router was closed, or the runtime it was built on is gone.
     Closed,
-    /// The connection was lost between COMMIT and its answer: the transaction is committed, or it is not. Look for
+    /// The connection was lost between COMMIT and its answer: the transaction may or may not be committed. Look for
     /// what it wrote before you repeat it.
     CommitUnknown,
-    /// Something of that name exists already and is not provably this tenant's.
+    /// Something of that name exists already, and nothing proves that it is this tenant's.
     Conflict,
-    /// The database could not be reached, or broke off while connecting.
+    /// The database could not be reached, or the connection broke off during the login.
     Connect,
-    /// The control plane could not be reached, or its answer made no sense. What it was asked to do may have happened.
-    /// Neon's proxy says so too while connecting; then nothing happened.
+    /// The control plane could not be reached, or its answer made no sense. The requested operation may have happened.
+    /// If Neon's proxy gave this answer to a login, nothing happened.
     ControlPlane,
     /// The tenant was deleted, or is being deleted. No access creates it again.
     Deleted,
-    /// The endpoint is disabled. Neither a connection nor Neon's console enables it again, only its API.
+    /// The endpoint is disabled. Only Neon's API enables it again, neither a connection nor Neon's console.
     Disabled,
-    /// The control plane knows no such endpoint, or no such database server is there.
+    /// The control plane knows no such endpoint, or there is no such database server.
     EndpointNotFound,
-    /// The tenant is kept from use for the platform's own maintenance.
+    /// The platform keeps the tenant from use for its own maintenance.
     Held,
     /// A bug in tenantry: a task of its own panicked.
     Internal,
@@ -74,15 +73,16 @@ pub enum ErrorKind {
     InvalidTenant,
     /// Another operation holds the tenant's project.
     Locked,
-    /// The server does not take the connection as it is set up: database, startup options, TLS, certificate.
+    /// The server refuses the connection because of its settings: database, startup options, TLS, certificate.
     Misconfigured,
     /// A call was used in a way that cannot be made safe; the message says how.
     Misused,
-    /// The control plane knows nothing of that id, or the API key may not see it.
+    /// The control plane has nothing with that id, or the API key may not see it.
     NotFound,
-    /// Too much of it at once; nothing was done.
+    /// Too many operations at once; nothing was done.
     Overloaded,
-    /// The tenant's database is being created, and the time for this call is over. That goes on: come back.
+    /// The tenant's database is being created, and the time for this call is over. The creation goes on: call again
+    /// later.
     Provisioning,
     /// A query failed; the source is the database's own error.
     Query,
@@ -90,21 +90,21 @@ pub enum ErrorKind {
     QuotaExhausted(ExhaustedQuota),
     /// Too many requests to the control plane or to the endpoint.
     RateLimited,
-    /// Refused for a reason that no further attempt will change: permission, address, or what the API was asked for.
+    /// Refused for a reason that no further attempt will change: permission, address, or the request to the API.
     Refused,
-    /// Postgres rolled the transaction back although a commit was asked for: one of its statements had failed.
+    /// Postgres rolled the transaction back although a commit was requested: one of its statements had failed.
     RolledBack,
     /// Neon's proxy and the database behind it do not agree about the role's password, which is being changed.
     StaleCredential,
     /// The time for this call is over; the source is the last failure met, if any.
     Timeout(Stage),
-    /// No such tenant, and this access may not create it.
+    /// The tenant does not exist, and this access may not create it.
     UnknownTenant,
-    /// The host has no address, or nobody there takes connections.
+    /// The host has no address, or no server accepts connections there.
     Unreachable,
 }
 
-/// Which quota is used up.
+/// The quota that is used up.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[non_exhaustive]
 pub enum ExhaustedQuota {
@@ -118,11 +118,11 @@ pub enum ExhaustedQuota {
     LogicalSize,
     /// Data written.
     WrittenData,
-    /// A limit of the plan (projects, branches, …), or one that was not named.
+    /// A limit of the plan (projects, branches, …), or a quota that the answer did not name.
     Other,
 }
 
-/// Which part of a call was running, in the order in which they happen.
+/// The part of a call that was running. The variants are in the order in which the stages happen.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 #[non_exhaustive]
 pub enum Stage {
@@ -141,7 +141,8 @@ pub enum Stage {
 }
 
 impl Error {
-    /// An error of that kind. For implementors of the traits; the text must hold no secret, and should say what to change.
+    /// Creates an error of that kind, for implementors of tenantry's traits. The message must hold no secret, and
+    /// should say what to change.
     pub fn new(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
         let message = message.into();
         Self(Arc::new(Inner {
@@ -154,17 +155,17 @@ impl Error {
         }))
     }
 
-    /// What happened.
+    /// Returns the kind of the error.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }
 
-    /// The tenant concerned, if one was named.
+    /// Returns the tenant concerned, if one was named.
     pub fn tenant(&self) -> Option<&TenantId> {
         self.0.tenant.as_ref()
     }
 
-    /// Which part of the call was running, if that is known.
+    /// Returns the part of the call that was running, if that is known.
     pub fn stage(&self) -> Option<Stage> {
         match self.0.kind {
             ErrorKind::Timeout(stage) => Some(stage),
@@ -172,7 +173,7 @@ impl Error {
         }
     }
 
-    /// When another attempt may help, counted from now; `None` if unknown or never.
+    /// Returns the time after which another attempt may help, counted from now; `None` if unknown or never.
     pub fn retry_after(&self) -> Option<Duration> {
         self.0.retry_after
     }
@@ -192,7 +193,7 @@ impl Error {
         )
     }
 
-    /// With its cause. For implementors of the traits.
+    /// Sets the cause, for implementors of tenantry's traits.
     #[must_use]
     pub fn with_source(self, source: impl Into<BoxError>) -> Self {
         self.map(|inner| inner.source = Some(Arc::from(source.into())))
@@ -205,7 +206,7 @@ impl Error {
         self.map(|inner| inner.tenant = Some(tenant.clone()))
     }
 
-    /// With more of what happened, behind what its message says.
+    /// Appends `more` to the message.
     pub(crate) fn with_more(self, more: &str) -> Self {
         self.map(|inner| inner.message = format!("{}: {more}", inner.message).into())
     }
@@ -214,7 +215,7 @@ impl Error {
         self.map(|inner| inner.stage = Some(stage))
     }
 
-    /// With when another attempt may help, counted from now. For implementors of the traits.
+    /// Sets the time after which another attempt may help, counted from now, for implementors of tenantry's traits.
     #[must_use]
     pub fn with_retry_after(self, wait: impl Into<Option<Duration>>) -> Self {
         self.map(|inner| inner.retry_after = wait.into())
@@ -227,7 +228,7 @@ impl Error {
 }
 
 impl Stage {
-    /// In the order in which they happen.
+    /// All stages, in the order in which they happen.
     #[cfg_attr(not(feature = "metrics"), allow(dead_code, reason = "for metrics"))]
     pub(crate) const ALL: [Self; 6] = [
         Self::Lookup,
@@ -238,7 +239,7 @@ impl Stage {
         Self::Commit,
     ];
 
-    /// A name that stays the same in every version: for logs, metrics and traces.
+    /// Returns a name that stays the same in every version, for logs, metrics and traces.
     pub const fn code(self) -> &'static str {
         match self {
             Self::Lookup => "lookup",
@@ -260,7 +261,7 @@ impl fmt::Display for Error {
     }
 }
 
-/// What happened and its causes, in one line; the fields if it is `{:#?}`.
+/// Writes what happened and its causes in one line, or the fields for `{:#?}`.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !f.alternate() {
@@ -306,8 +307,8 @@ impl From<InvalidTenantId> for Error {
 }
 
 impl From<tokio_postgres::Error> for Error {
-    /// With Postgres's own words, but for what may quote a row; and with the tenant, in a closure that a router runs and in a
-    /// request's handler.
+    /// Repeats Postgres's own words, except for what may quote a row. In a closure that a router runs, and in a
+    /// request's handler, the error also names the tenant.
     fn from(err: tokio_postgres::Error) -> Self {
         let failed = Self::new(ErrorKind::Query, failed_query(&err)).with_stage(Stage::Query);
         let failed = failed.with_source(err);
@@ -328,7 +329,7 @@ fn failed_query(err: &tokio_postgres::Error) -> String {
             "the query failed: {err}; it may have been done. `read` and `transaction` run again what was not"
         );
     }
-    // Of others' causes, only those that quote no value.
+    // Other causes are repeated only if they quote no value.
     let types = cause.filter(|it| it.is::<WrongType>() || it.is::<WasNull>());
     let types = types.map(|it| format!(": {it}")).unwrap_or_default();
     format!("the query failed: {err}{types}")

@@ -1,4 +1,4 @@
-//! What a tenant's database gets when it is created.
+//! The settings that a tenant's database gets when it is created.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use super::config::InvalidConfig;
 
 /// The size, sleep and limits of a tenant's database, applied when it is created.
 ///
-/// Whatever is left out keeps Neon's own default for the account.
+/// A setting that is left out keeps Neon's own default for the account.
 ///
 /// ```
 /// use std::time::Duration;
@@ -21,7 +21,7 @@ use super::config::InvalidConfig;
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Plan {
-    /// What the application calls it. Kept in the catalog, and not sent anywhere.
+    /// The application's name for the plan. Kept in the catalog, and not sent anywhere.
     pub name: Option<String>,
     /// Region of the database, such as `aws-us-east-2`. It cannot be changed later.
     pub region: Option<String>,
@@ -38,16 +38,16 @@ pub struct Plan {
     pub max_connections: Option<usize>,
 }
 
-/// When an idle compute goes to sleep.
+/// The time after which an idle compute goes to sleep.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum Suspend {
-    /// As the account has it (Neon's own default is 5 minutes).
+    /// The account's setting (Neon's own default is 5 minutes).
     #[default]
     Default,
-    /// After this long; Neon takes 60 seconds to 7 days.
+    /// Sleep after this time; Neon accepts 60 seconds to 7 days.
     After(Duration),
-    /// Never: the compute is billed around the clock.
+    /// No sleep: the compute is billed around the clock.
     Never,
 }
 
@@ -61,14 +61,14 @@ pub struct Quota {
     pub compute_time: Option<Duration>,
     /// Bytes that may be written.
     pub written_bytes: Option<u64>,
-    /// Bytes that may leave through the network.
+    /// Bytes that may be sent out over the network.
     pub transfer_bytes: Option<u64>,
     /// Logical size of the database in bytes; beyond it writes fail.
     pub logical_size_bytes: Option<u64>,
 }
 
 impl Plan {
-    /// A plan with Neon's own defaults.
+    /// Creates a plan with Neon's own defaults.
     pub fn new() -> Self {
         Self::default()
     }
@@ -80,7 +80,7 @@ impl Plan {
         self
     }
 
-    /// Sets the region. Defaults to the one Neon picks for the account; change it to be near the app server.
+    /// Sets the region. Defaults to the one Neon picks for the account; choose one near the app server.
     #[must_use]
     pub fn region(mut self, region: impl Into<String>) -> Self {
         self.region = Some(region.into());
@@ -94,16 +94,16 @@ impl Plan {
         self
     }
 
-    /// Sets the least and the most compute units. Defaults to the account's; raise the maximum for heavy tenants. A least
-    /// that is more than the most is refused, when the router is built or a tenant is to be created by the plan.
+    /// Sets the least and the most compute units. Defaults to the account's; raise the maximum for heavy tenants. A
+    /// minimum above the maximum is refused when the router is built, or when a tenant is to be created with the plan.
     #[must_use]
     pub fn compute_units(mut self, min: f64, max: f64) -> Self {
         self.compute_units = Some((min, max));
         self
     }
 
-    /// Sets the time without activity after which the compute sleeps (Neon takes 60 seconds to 7 days). Defaults to
-    /// the account's, normally 5 minutes; shorter costs less and wakes more often.
+    /// Sets the time without activity after which the compute sleeps (Neon accepts 60 seconds to 7 days). Defaults to
+    /// the account's, normally 5 minutes; a shorter time costs less and causes more wakes.
     #[must_use]
     pub fn suspend_after(mut self, window: Duration) -> Self {
         self.suspend = Suspend::After(window);
@@ -133,15 +133,16 @@ impl Plan {
 
     /// Sets the most pooled connections to the tenant that each router has at a time: its
     /// [`Endpoint::max_connections`](crate::Endpoint::max_connections). Defaults to the router's
-    /// [`pool_size`](crate::RouterBuilder::pool_size); lower it where a small plan must not take what others pay for, raise
-    /// it for a plan with many queries side by side. Zero is refused when a tenant is to be created by it.
+    /// [`pool_size`](crate::RouterBuilder::pool_size); lower it for a small plan that must not take what others pay
+    /// for, raise it for a plan with many parallel queries. Zero is refused when a tenant is to be created with the
+    /// plan.
     #[must_use]
     pub fn max_connections(mut self, count: usize) -> Self {
         self.max_connections = Some(count);
         self
     }
 
-    /// Whether a tenant created by it could ever be served; what Neon makes of the rest, Neon says.
+    /// Checks that a tenant created with the plan could ever be served. Neon itself judges the other values.
     pub(crate) fn check(&self) -> Result<(), InvalidConfig> {
         let wrong = |message: String| Err(InvalidConfig::new(message));
         if self.max_connections == Some(0) {

@@ -1,7 +1,7 @@
-//! From a host name to addresses.
+//! The resolution of host names to addresses.
 //!
-//! A seam, because a host's addresses are not always the system's to say: service meshes, private endpoints, and the
-//! emulator, whose hosts exist nowhere.
+//! It can be replaced, because the system cannot resolve every host: service meshes and private endpoints have their
+//! own resolution, and the emulator's hosts exist nowhere.
 
 use std::{future::Future, io, net::SocketAddr, pin::Pin};
 
@@ -21,19 +21,20 @@ use std::{future::Future, io, net::SocketAddr, pin::Pin};
 /// }
 /// ```
 pub trait Resolve: Send + Sync + 'static {
-    /// Returns the addresses of `host`, in the order in which to try them. An address may name another port than `port`.
+    /// Returns the addresses of `host`, in the order in which to try them. An address may have another port than
+    /// `port`.
     ///
-    /// The two families take turns, beginning with that of the first address. The next one is tried as soon as one fails,
-    /// and beside it when it has been silent for 250 ms; at most 4 are tried at a time, each for 3 seconds, and the first
-    /// to answer gets the one login (RFC 8305). An address that was overtaken, or did not answer the login, comes after
-    /// the others for the next 5 minutes, for every host that has it, or until it answers.
+    /// The two address families alternate, beginning with the family of the first address. The next address is tried as
+    /// soon as one fails, or in parallel once one has been silent for 250 ms. At most 4 are tried at a time, each for 3
+    /// seconds, and the first to answer gets the one login (RFC 8305). An address that was overtaken, or did not answer
+    /// the login, is tried after the others for the next 5 minutes or until it answers, for every host that has it.
     ///
     /// # Errors
-    /// If there is none. The host then counts as one that cannot be reached, and is asked for again by the next attempt to
-    /// connect.
+    /// Fails if there is no address. The host then counts as unreachable, and the next attempt to connect resolves it
+    /// again.
     ///
     /// # Cancel safety
-    /// Dropped when the time for the attempt to connect is over.
+    /// The future is dropped when the time for the attempt to connect is over.
     fn resolve(
         &self,
         host: &str,

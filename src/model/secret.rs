@@ -1,6 +1,6 @@
 //! A string that must not be printed.
 //!
-//! Every password and API key lives in one of these, so that no `Debug`, log line or error can show it.
+//! Every password and API key is stored in one, so that no `Debug`, log line or error can show it.
 
 use std::fmt;
 
@@ -17,7 +17,7 @@ impl Secret {
         Self(SecretString::from(value.into()))
     }
 
-    /// The secret itself, for the one place that sends it.
+    /// Returns the secret itself, for the one place that sends it.
     pub fn expose(&self) -> &str {
         self.0.expose_secret()
     }

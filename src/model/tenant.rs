@@ -1,6 +1,6 @@
-//! Whose data: tenant ids, and the namespace that keeps environments apart.
+//! Tenant ids, and the namespace that keeps environments apart.
 //!
-//! Both are parsed once, at the edge; past that every function trusts the type.
+//! Both are parsed once, at the edge. After that every function trusts the type.
 
 use std::{borrow::Borrow, fmt, sync::Arc};
 
@@ -23,7 +23,7 @@ use super::chain;
 pub struct TenantId(Arc<str>);
 
 impl TenantId {
-    /// The longest id, in bytes.
+    /// Length of the longest id, in bytes.
     pub const MAX_LEN: usize = 256;
 
     /// Parses an id of 1 to 256 bytes without NUL.
@@ -34,7 +34,7 @@ impl TenantId {
         Ok(Self(raw.into()))
     }
 
-    /// The id as it was given.
+    /// Returns the id as it was given.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -60,14 +60,14 @@ impl AsRef<str> for TenantId {
     }
 }
 
-/// Lets the cache be asked with a borrowed `&str`, without an allocation.
+/// Allows cache lookups by a borrowed `&str`, without an allocation.
 impl Borrow<str> for TenantId {
     fn borrow(&self) -> &str {
         &self.0
     }
 }
 
-/// The text is not a tenant id: ids have 1 to 256 bytes and no NUL.
+/// The error for text that is not a tenant id: ids have 1 to 256 bytes and no NUL.
 #[derive(Clone, Copy, Eq, PartialEq)]
 pub struct InvalidTenantId(());
 
@@ -81,7 +81,7 @@ impl fmt::Display for InvalidTenantId {
     }
 }
 
-/// Its text, as `main` prints an error that it returns.
+/// Writes the text of `Display`, because `main` prints a returned error through `Debug`.
 impl fmt::Debug for InvalidTenantId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         chain::write(f, self)
@@ -90,14 +90,15 @@ impl fmt::Debug for InvalidTenantId {
 
 impl std::error::Error for InvalidTenantId {}
 
-/// What keeps environments apart: `staging` and `production` may know the same tenant ids and never share a database.
+/// A namespace of tenant ids. It keeps environments apart: `staging` and `production` may have the same tenant ids, and
+/// never share a database.
 ///
-/// 1 to 32 bytes of `a-z`, `0-9` and `-`.
+/// A namespace has 1 to 32 bytes of `a-z`, `0-9` and `-`.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct Namespace(Arc<str>);
 
 impl Namespace {
-    /// The longest namespace, in bytes.
+    /// Length of the longest namespace, in bytes.
     pub const MAX_LEN: usize = 32;
 
     /// Parses a namespace of 1 to 32 bytes of `a-z`, `0-9` and `-`.
@@ -109,7 +110,7 @@ impl Namespace {
         Ok(Self(raw.into()))
     }
 
-    /// The namespace as it was given.
+    /// Returns the namespace as it was given.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -135,7 +136,7 @@ impl fmt::Display for Namespace {
     }
 }
 
-/// The text is not a namespace: it has 1 to 32 bytes of `a-z`, `0-9` and `-`.
+/// The error for text that is not a namespace: namespaces have 1 to 32 bytes of `a-z`, `0-9` and `-`.
 #[derive(Clone, Copy, Eq, PartialEq)]
 pub struct InvalidNamespace(());
 
@@ -149,7 +150,7 @@ impl fmt::Display for InvalidNamespace {
     }
 }
 
-/// Its text, as `main` prints an error that it returns.
+/// Writes the text of `Display`, because `main` prints a returned error through `Debug`.
 impl fmt::Debug for InvalidNamespace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         chain::write(f, self)

@@ -1,7 +1,7 @@
-//! Which certificates are trusted, and by which crypto provider they are checked.
+//! The trusted certificates, and the crypto provider that checks them.
 //!
 //! Certificates are always verified. The provider is named here and never installed for the process: a library that
-//! does so breaks the application that wants another.
+//! installs one breaks an application that wants another.
 
 use std::{error::Error as StdError, io, iter::successors, sync::Arc};
 
@@ -14,12 +14,12 @@ use super::config::InvalidConfig;
 /// The protocol name that Postgres servers expect when TLS begins without the request for it.
 const ALPN: &[u8] = b"postgresql";
 
-/// A root certificate that the application trusts besides. Whether it is one is seen when it is used.
+/// Wraps a further root certificate that the application trusts. An invalid one is detected when it is used.
 pub(crate) fn certificate(der: impl AsRef<[u8]>) -> CertificateDer<'static> {
     CertificateDer::from(der.as_ref().to_vec())
 }
 
-/// Why the other side's certificate was not accepted and what to do, if that is what `err` comes from.
+/// Returns why the other side's certificate was refused and what to do, if that is the cause of `err`.
 pub(crate) fn untrusted_reason(err: &(dyn StdError + 'static)) -> Option<&'static str> {
     sources(err).find_map(|cause| match cause.downcast_ref() {
         Some(rustls::Error::InvalidCertificate(why)) => Some(advice(why)),
@@ -46,7 +46,7 @@ const fn advice(why: &CertificateError) -> &'static str {
     }
 }
 
-/// The chain of causes, also those that an `io::Error` carries inside.
+/// Returns the chain of causes, including those that an `io::Error` carries inside.
 pub(crate) fn sources<'a>(
     err: &'a (dyn StdError + 'static),
 ) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
@@ -59,7 +59,7 @@ pub(crate) fn sources<'a>(
     })
 }
 
-/// Settings of a TLS client of Postgres: the trusted roots, and the protocol name for direct negotiation.
+/// Returns the settings of a TLS client of Postgres: trusted roots, and the protocol name for direct negotiation.
 pub(crate) fn for_postgres(
     extra: &[CertificateDer<'static>],
 ) -> Result<ClientConfig, InvalidConfig> {
@@ -68,7 +68,7 @@ pub(crate) fn for_postgres(
     Ok(config)
 }
 
-/// Settings of a TLS client that trusts Mozilla's roots and `extra` ones.
+/// Returns the settings of a TLS client that trusts Mozilla's roots and the `extra` ones.
 pub(crate) fn client_config(
     extra: &[CertificateDer<'static>],
 ) -> Result<ClientConfig, InvalidConfig> {

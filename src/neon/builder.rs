@@ -16,12 +16,12 @@ use crate::model::{
     tls,
 };
 
-/// Where Neon's API answers.
+/// Address of Neon's API.
 const BASE_URL: &str = "https://console.neon.tech/api/v2";
 /// Longest wait for a connection to the API.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long a connection is kept that is not used. Gateways close one after a minute or so, and a request that is sent
-/// at that moment is lost.
+/// Longest time for which an unused connection is kept. Gateways close one after about a minute, and a request that is
+/// sent at that moment is lost.
 const KEEP_IDLE: Duration = Duration::from_secs(30);
 
 /// Settings of a [`Neon`] client.
@@ -52,7 +52,7 @@ impl NeonBuilder {
         }
     }
 
-    /// Sets where the API answers. Defaults to Neon's; change it for an emulator or a gateway.
+    /// Sets the address of the API. Defaults to Neon's; change it for an emulator or a gateway.
     pub fn base_url(mut self, url: impl Into<String>) -> Self {
         self.base_url = url.into();
         self
@@ -65,40 +65,41 @@ impl NeonBuilder {
         self
     }
 
-    /// Longest wait for one answer. Defaults to 15 seconds: a creation takes about one.
+    /// Sets the longest wait for one answer. Defaults to 15 seconds; a creation takes about one second.
     pub fn request_timeout(mut self, limit: Duration) -> Self {
         self.request_timeout = limit;
         self
     }
 
-    /// Longest time for one call with all its repetitions, where no other work sets a deadline. Defaults to 60 seconds.
+    /// Sets the longest time for one call with all its repetitions, unless larger work sets the deadline
+    /// ([`Neon::within`]). Defaults to 60 seconds.
     pub fn call_timeout(mut self, limit: Duration) -> Self {
         self.call_timeout = limit;
         self
     }
 
-    /// Most requests in a minute, over all clients of this key in the process. Defaults to 700, Neon's limit; raise it
-    /// with a higher limit of your own. Of several clients the smallest number holds for all while it lives.
+    /// Sets the most requests in a minute, over all clients of this key in the process. Defaults to 700, Neon's limit;
+    /// raise it if your account has a higher one. The smallest number among the living clients applies to all of them.
     pub fn requests_per_minute(mut self, count: u32) -> Self {
         self.requests_per_minute = count;
         self
     }
 
-    /// Sets the part of Neon's limits that this process uses, more than 0 and at most 1: of the requests in a minute,
-    /// and of the 40 in a second that Neon takes on one route. Defaults to 1; with n replicas of an app give each 1/n,
-    /// since Neon counts them together.
+    /// Sets the share of Neon's limits that this process uses, more than 0 and at most 1. The share applies to the
+    /// requests in a minute and to the 40 in a second that Neon takes on one route. Defaults to 1. With n replicas of
+    /// an app, give each 1/n, because Neon counts their requests together.
     pub fn rate_share(mut self, share: f64) -> Self {
         self.rate_share = share;
         self
     }
 
-    /// Trusts one more root certificate (DER), besides Mozilla's. For a gateway with a certificate of its own.
+    /// Trusts one more root certificate (DER) besides Mozilla's, such as that of a gateway.
     pub fn root_certificate(mut self, der: impl AsRef<[u8]>) -> Self {
         self.root_certificates.push(tls::certificate(der));
         self
     }
 
-    /// Checks the settings. Sends nothing.
+    /// Builds the client after checking the settings. Sends nothing.
     pub fn build(self) -> Result<Neon, InvalidConfig> {
         let base = self.checked_base()?;
         self.check()?;
@@ -172,7 +173,7 @@ impl NeonBuilder {
     }
 }
 
-// A base url may carry credentials, so it is not shown.
+// The base url may contain credentials, so it is not shown.
 impl fmt::Debug for NeonBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("NeonBuilder")

@@ -1,4 +1,4 @@
-//! The API's calls, by the resource that they are about.
+//! The API's calls, one module for each kind of resource.
 
 pub(crate) mod branches;
 pub(crate) mod consumption;

@@ -1,4 +1,4 @@
-//! The client: how a call is sent, repeated, and given up.
+//! The client: sending calls, repeating them, and giving them up.
 
 use std::{
     borrow::Cow,
@@ -34,22 +34,22 @@ use crate::{
 
 /// A client of Neon's management API.
 ///
-/// There is a method for each operation, of the name that Neon's description gives it (`operationId`).
+/// Each operation has a method, named after the `operationId` in Neon's description.
 ///
-/// Every call ends by its deadline. A call that was refused for now (423, 429, 503) is repeated until then, and so is a
-/// call that changes nothing after any fault of the transport; a call that changes something and whose outcome is
-/// unknown is never repeated. Calls wait for their turn under Neon's rate limit, all clients of one key together.
+/// Every call ends by its deadline. Until then, the client repeats a call that Neon refused for now (423, 429, 503). It
+/// also repeats a call that changes nothing after any transport fault. It never repeats a call that changes something
+/// and whose outcome is unknown. Calls wait for their turn under Neon's rate limit, which all clients of one key share.
 ///
 /// # Errors
-/// [`ErrorKind::ControlPlane`](crate::ErrorKind::ControlPlane) of a call that changes something means that it is
-/// unknown whether it did; [`Refused`](crate::ErrorKind::Refused), [`Conflict`](crate::ErrorKind::Conflict) and
-/// [`QuotaExhausted`](crate::ErrorKind::QuotaExhausted) mean that it did not. [`Timeout`](crate::ErrorKind::Timeout) is
-/// the end of every call that was refused for now until its time was over, or whose turn would have come after that: a
-/// call that changes something was not done then, and the source says why. The text has Neon's own words and the id of
-/// the request.
+/// For a call that changes something, [`ErrorKind::ControlPlane`](crate::ErrorKind::ControlPlane) means that the
+/// outcome is unknown. [`Refused`](crate::ErrorKind::Refused), [`Conflict`](crate::ErrorKind::Conflict) and
+/// [`QuotaExhausted`](crate::ErrorKind::QuotaExhausted) mean that it changed nothing.
+/// [`Timeout`](crate::ErrorKind::Timeout) ends a call that was refused for now until its deadline, or whose turn would
+/// have come after the deadline. Such a call changed nothing, and the error's source gives the reason. The error's text
+/// has Neon's own message and the id of the request.
 ///
 /// # Cancel safety
-/// Dropping a call that has been sent does not take it back.
+/// Dropping the future does not undo a call that has been sent.
 ///
 /// ```no_run
 /// use tenantry::Neon;
@@ -64,7 +64,7 @@ use crate::{
 #[derive(Clone)]
 pub struct Neon {
     inner: Arc<Inner>,
-    /// The work that calls belong to, if they do not stand for themselves.
+    /// The larger work that calls belong to; `None` if each call has a deadline of its own.
     progress: Option<Progress>,
     class: Class,
 }
@@ -77,7 +77,7 @@ pub(super) struct Inner {
     pub(super) request_timeout: Duration,
     pub(super) call_timeout: Duration,
     pub(super) limiter: Limiter,
-    // The regions that Neon named when it was asked last. Held for a look.
+    // The regions in Neon's latest answer. The lock is held only for a lookup.
     pub(super) regions: Mutex<Vec<String>>,
 }
 
@@ -90,12 +90,12 @@ impl Neon {
         }
     }
 
-    /// A client that sends `api_key`.
+    /// Returns the settings of a client that sends `api_key`.
     pub fn builder(api_key: impl Into<Secret>) -> NeonBuilder {
         NeonBuilder::new(api_key.into())
     }
 
-    /// This client, with the deadline of a larger piece of work in place of its own.
+    /// Returns this client with the deadline of a larger piece of work in place of its own.
     #[must_use]
     pub fn within(&self, progress: &Progress) -> Self {
         Self {
@@ -104,8 +104,8 @@ impl Neon {
         }
     }
 
-    /// This client for work that nobody waits for: its calls are sent only while no other call of the same key waits
-    /// for its turn under Neon's rate limit. Without any limit in the way it is as fast.
+    /// Returns this client for work that no caller waits for. Its calls are sent only while no other call of the same
+    /// key waits for its turn under Neon's rate limit. Below the limit, its calls are as fast as others.
     #[must_use]
     pub fn background(&self) -> Self {
         Self {
@@ -114,7 +114,7 @@ impl Neon {
         }
     }
 
-    /// The organization that owns the projects, if one was named.
+    /// Returns the organization that owns the projects, if the settings name one.
     pub(crate) fn org_id(&self) -> Option<Cow<'_, str>> {
         self.inner.org_id.as_deref().map(Cow::Borrowed)
     }
@@ -127,7 +127,7 @@ impl Neon {
         *lock(&self.inner.regions) = regions;
     }
 
-    /// The work that calls belong to: the larger one, or one of their own.
+    /// Returns the work that calls belong to: the larger one, or new work with the client's own deadline.
     pub(super) fn progress(&self) -> Progress {
         self.progress.clone().unwrap_or_else(|| {
             let progress = Progress::new(Stage::Provision, self.inner.call_timeout);
@@ -135,7 +135,7 @@ impl Neon {
         })
     }
 
-    /// Sends a call until it succeeds, is refused, or must not be repeated.
+    /// Repeats a call until it succeeds, is refused, or must not be sent again.
     pub(super) async fn call<T: DeserializeOwned>(&self, call: Call<'_>) -> Result<T, Error> {
         let url = call.url(&self.inner.base)?;
         let waits = backoff(Duration::from_millis(250), Duration::from_secs(10));
@@ -147,7 +147,7 @@ impl Neon {
             async move {
                 self.wait_for_turn(call, progress).await?;
                 if progress.remaining().is_zero() {
-                    return Err(progress.timed_out()); // the process may have stood still meanwhile
+                    return Err(progress.timed_out()); // the process may have been suspended
                 }
                 let limit = self.inner.request_timeout.min(progress.remaining());
                 let span = span(call, attempt);
@@ -206,14 +206,14 @@ impl Neon {
         }
         let body = response.bytes().await;
         let body = body.map_err(|err| Refusal::broken_off(status, &headers, err))?;
-        // No body at all, as with a 204, is read as `null`.
+        // An empty body, as with a 204, is read as `null`.
         let written: &[u8] = if body.is_empty() { b"null" } else { &body };
         serde_json::from_slice(written)
             .map_err(|err| Refusal::unreadable(status, &headers, &body, &err))
     }
 }
 
-/// The span of one attempt, from the sending of the request on.
+/// Returns the span of one attempt, which begins after the wait for its turn.
 fn span(call: &Call<'_>, attempt: u32) -> Span {
     let Route {
         method,

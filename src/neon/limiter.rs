@@ -1,9 +1,10 @@
 //! Staying below Neon's rate limit.
 //!
-//! Neon takes 700 requests a minute and 40 a second on one route, and answers 429 beyond that; whether it counts by key,
-//! by organization or by account is not documented. All clients of one key at one address stand in one line, wherever
-//! in the process they were built. Requests pass in the order in which they come, those of
-//! [`Neon::background`](super::Neon::background) after all others, a few at once, then evenly.
+//! Neon takes 700 requests a minute and 40 a second on one route, and answers 429 beyond that. It is not documented
+//! whether it counts by key, by organization or by account. All clients of one key at one address share one line,
+//! regardless of the part of the process that built them. Requests pass in order of arrival, those of
+//! [`Neon::background`](super::Neon::background) after all others. A burst passes at once, and the rest at an even
+//! pace.
 
 mod account;
 mod line;
@@ -31,21 +32,21 @@ use crate::{
 
 pub(super) use rate::{PER_MINUTE, PER_SECOND, Rate};
 
-/// Longest time for which one answer holds a route: the limits are by the minute.
+/// Longest hold of a route after one answer: Neon's limits are per minute.
 const LONGEST_HOLD: Duration = Duration::from_secs(60);
 
-/// A client's place at the line of its key.
+/// A client's share in the line of its key.
 ///
-/// While clients with different rates stand there, the smallest holds for all.
+/// While clients with different rates share the line, the smallest rate applies to all of them.
 #[derive(Debug)]
 pub(super) struct Limiter {
-    // Held for a few instructions.
+    // The lock is held for a few instructions.
     line: Arc<Mutex<Line>>,
     rate: Rate,
 }
 
 impl Limiter {
-    /// The limiter of a client that sends `key` to `base`.
+    /// Creates the limiter of a client that sends `key` to `base`.
     pub(super) fn new(base: &Url, key: &Secret, rate: Rate) -> Self {
         let line = account::line_of(base, key);
         lock(&line).enter(rate, Instant::now());
@@ -56,11 +57,11 @@ impl Limiter {
     ///
     /// # Errors
     /// [`ErrorKind::RateLimited`], with the time to wait, as soon as it is known that the turn would come after the
-    /// deadline: at once, unless requests of a higher class come later and pass first.
+    /// deadline. This is known at once, unless later requests of a higher class pass first.
     ///
     /// # Cancel safety
-    /// Dropping it leaves the line; those behind move up. Not polling it lets them pass after a moment, until it is
-    /// polled again.
+    /// Dropping the future leaves the line, and the requests behind it move up. If it is not polled, they pass it after
+    /// about a second, until it is polled again.
     pub(super) async fn pass(
         &self,
         route: &'static str,
@@ -77,8 +78,8 @@ impl Limiter {
         Ok(())
     }
 
-    /// Lets no request of `route` pass for a time, as Neon asked for. Only of that route, because some, such as that of
-    /// consumption, have a limit of their own.
+    /// Lets no request of `route` pass for `wait`, as Neon asked. Other routes are not held, because some routes, such
+    /// as that of consumption, have a limit of their own.
     pub(super) fn hold(&self, route: &'static str, wait: Duration) {
         let until = Instant::now() + wait.min(LONGEST_HOLD);
         lock(&self.line).hold(route, until);
@@ -91,14 +92,15 @@ impl Drop for Limiter {
     }
 }
 
-/// A request's place in the line. Its drop leaves it.
+/// A request's place in the line. Dropping it leaves the line.
 struct QueueSlot<'a> {
     line: &'a Mutex<Line>,
     ticket: QueueEntry,
 }
 
 impl QueueSlot<'_> {
-    /// Passes, if it is its turn; otherwise says when to look again. An error if its turn does not come before `deadline`.
+    /// Passes and returns `None` if it is the request's turn; otherwise returns the time of the next look. Fails if the
+    /// turn does not come before `deadline`.
     fn look(&self, deadline: Instant) -> Result<Option<Instant>, Error> {
         let (mut line, now) = (lock(self.line), Instant::now());
         let turn = line.turn(&self.ticket, now);
@@ -134,7 +136,7 @@ mod tests {
         per_second: PER_SECOND,
     };
 
-    /// The limiter of a client with a key that no other test has.
+    /// Returns the limiter of a client whose key no other test uses.
     fn limiter(key: &str, rate: Rate) -> Arc<Limiter> {
         let base = Url::parse("https://limiter.test").unwrap();
         Arc::new(Limiter::new(&base, &Secret::from(key), rate))
@@ -144,7 +146,7 @@ mod tests {
         Progress::new(Stage::Provision, 600 * SECOND)
     }
 
-    /// When the requests that `count` callers send at once pass, in that order, since the first.
+    /// Sends `count` requests at once, and returns the time that each waited for its turn, in the order of sending.
     async fn passes(
         limiter: &Arc<Limiter>,
         routes: &[&'static str],
@@ -164,7 +166,7 @@ mod tests {
         futures_util::future::join_all(callers).await
     }
 
-    /// The most that pass in any `window`.
+    /// Returns the largest number of `times` in any `window`.
     fn most_within(times: &[Duration], window: Duration) -> usize {
         let mut times = times.to_vec();
         times.sort();
@@ -195,7 +197,7 @@ mod tests {
         let one = passes(&limiter("second", FULL), &["a"], 100).await;
         assert!((28..=40).contains(&most_within(&one, SECOND)));
 
-        // An account with a higher limit by the minute.
+        // An account with a higher limit per minute.
         let raised = Rate {
             per_minute: 100_000,
             ..FULL
@@ -243,7 +245,7 @@ mod tests {
         let alone = passes(&large, &["a"], 30).await;
         assert!(*alone.iter().max().unwrap() < 10 * SECOND);
 
-        // A client that is built anew does not begin anew.
+        // A client that is built again continues in the same line.
         drop(large);
         let again = passes(&limiter("shared", FULL), &["a"], 29).await;
         assert!(*again.iter().max().unwrap() > SECOND, "{again:?}");
@@ -252,7 +254,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_background_request_lets_interactive_ones_pass_and_then_has_its_turn() {
         let limiter = limiter("background", FULL);
-        passes(&limiter, &["a"], 28).await; // what passes at once
+        passes(&limiter, &["a"], 28).await; // the burst
         let (start, progress) = (Instant::now(), patient());
         let background = limiter.pass("a", Class::Background, &progress);
         let background = async {
@@ -301,7 +303,7 @@ mod tests {
                 ..FULL
             },
         );
-        passes(&limiter, &["a"], 2).await; // what passes at once
+        passes(&limiter, &["a"], 2).await; // the burst
         let (start, progress) = (Instant::now(), patient());
         let mut impatient: Vec<_> = (0..20)
             .map(|_| Box::pin(limiter.pass("a", Class::Interactive, &progress)))
@@ -410,7 +412,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn whoever_is_not_polled_stops_nobody_and_passes_when_it_is() {
         let limiter = limiter("not polled", ONE_A_SECOND);
-        passes(&limiter, &["a"], 2).await; // what passes at once
+        passes(&limiter, &["a"], 2).await; // the burst
         let progress = patient();
         let mut idle: Vec<_> = (0..20)
             .map(|_| Box::pin(limiter.pass("a", Class::Interactive, &progress)))

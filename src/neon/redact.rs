@@ -1,8 +1,8 @@
-//! Foreign words in our errors.
+//! Foreign text, such as Neon's, in tenantry's errors.
 
-/// Most characters of foreign words that an error repeats.
+/// Most characters of a foreign text that an error repeats.
 const LONGEST: usize = 300;
-/// What a text has that may hold a password or a key.
+/// Marks of a text that may hold a password or a key.
 const SECRETIVE: [&str; 6] = [
     "postgres://",
     "postgresql://",
@@ -12,7 +12,8 @@ const SECRETIVE: [&str; 6] = [
     "password",
 ];
 
-/// What an error may repeat of what somebody else said: the beginning, on one line, or nothing if it may hold a secret.
+/// Returns the beginning of a foreign text on one line, for an error. If the text may hold a secret, returns a fixed
+/// sentence instead.
 pub(crate) fn excerpt(said: &str) -> String {
     let lower = said.to_lowercase();
     if SECRETIVE.iter().any(|mark| lower.contains(mark)) {

@@ -1,4 +1,4 @@
-//! What an answer that is not a success means, in one place.
+//! The meaning of a failed call: the kind of error, the outcome, and the text.
 
 pub(crate) mod cause;
 
@@ -18,38 +18,38 @@ use crate::model::{
     tls::untrusted_reason,
 };
 
-/// No wait is believed that is longer than this.
+/// Longest wait that an answer can ask for; a longer one is shortened to it.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
-/// A call that failed, and whether it may have done its work all the same.
+/// A failed call, and whether it may have done its work.
 #[derive(Debug)]
 pub(super) struct Refusal {
     pub(super) error: Error,
     outcome: Outcome,
 }
 
-/// Whether a failed call did its work.
+/// The outcome of a failed call.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Outcome {
-    /// Certainly not.
+    /// The call certainly did not do its work.
     NotDone,
-    /// Nobody knows.
+    /// The call may have done its work.
     Unknown,
 }
 
 impl Refusal {
-    /// Whether the call may be sent again: it was refused for now, or it changes nothing.
+    /// Returns whether the call may be sent again: its failure is transient, and it was not done or changes nothing.
     pub(super) fn may_repeat(&self, method: &Method) -> bool {
         self.error.kind().is_transient() && (self.outcome == Outcome::NotDone || method.is_safe())
     }
 
-    /// How long Neon wants no more calls of this kind.
+    /// Returns the time for which Neon wants no more calls of this kind.
     pub(super) fn slow_down(&self) -> Option<Duration> {
         let limited = self.error.kind() == ErrorKind::RateLimited;
         limited.then(|| self.error.retry_after()).flatten()
     }
 
-    /// A failure below HTTP, before an answer.
+    /// Returns the refusal for a transport fault before an answer.
     pub(super) fn transport(err: reqwest::Error) -> Self {
         let host = err.url().and_then(Url::host_str).unwrap_or_default();
         let (kind, outcome, message) = if let Some(why) = untrusted_reason(&err) {
@@ -74,7 +74,7 @@ impl Refusal {
         }
     }
 
-    /// A success whose body did not come whole.
+    /// Returns the refusal for a success whose body did not arrive whole.
     pub(super) fn broken_off(status: StatusCode, headers: &HeaderMap, err: reqwest::Error) -> Self {
         let what = if err.is_timeout() {
             "was not done in time"
@@ -90,14 +90,14 @@ impl Refusal {
         }
     }
 
-    /// A success whose body is not what it should be: a gateway's page, or half an answer.
+    /// Returns the refusal for a success whose body is not as described, such as a gateway's page or half an answer.
     pub(super) fn unreadable(
         status: StatusCode,
         headers: &HeaderMap,
         body: &[u8],
         err: &serde_json::Error,
     ) -> Self {
-        // Only the place: serde's text may quote the body, which may hold a password.
+        // The text of serde's error may quote the body, which may hold a password, so only its position is used.
         let what = not_json(body).map_or_else(
             || {
                 let (line, column) = (err.line(), err.column());
@@ -113,7 +113,7 @@ impl Refusal {
         }
     }
 
-    /// An answer that is not a success.
+    /// Returns the refusal for an answer that is not a success.
     pub(super) async fn answer(response: Response) -> Self {
         let (status, headers) = (response.status(), response.headers().clone());
         let body = response.bytes().await.unwrap_or_default();
@@ -135,7 +135,7 @@ impl Refusal {
         let words = words.unwrap_or_default();
         let message = format!("neon's api answered {status}{words}{advice}{id}");
         let outcome = match cause {
-            // Not from the API: whoever wrote it does not know what became of the request.
+            // This 503 is not from the API: a gateway wrote it, which cannot know the outcome.
             Cause::Unavailable if told.is_none() => Outcome::Unknown,
             cause => cause.outcome(),
         };
@@ -146,7 +146,7 @@ impl Refusal {
     }
 }
 
-/// The id under which Neon's support finds the request.
+/// Returns the id under which Neon's support finds the request.
 pub(super) fn request_id(headers: &HeaderMap) -> Option<&str> {
     ["x-neon-ret-request-id", "x-request-id"]
         .iter()
@@ -157,7 +157,7 @@ fn bracketed(request_id: Option<&str>) -> String {
     request_id.map_or_else(String::new, |id| format!(" [request {}]", excerpt(id)))
 }
 
-/// What a body is that was not written by the API, if that can be seen.
+/// Describes a body that the API cannot have written. Returns `None` for any other body.
 fn not_json(body: &[u8]) -> Option<&'static str> {
     match body.trim_ascii_start().first() {
         None => Some("an empty body"),
@@ -166,7 +166,7 @@ fn not_json(body: &[u8]) -> Option<&'static str> {
     }
 }
 
-/// What Neon says itself, short and without anything that may be secret.
+/// Returns Neon's own text, shortened and without anything that may be secret.
 fn words(told: &RefusedBody) -> Option<String> {
     let mut words = vec![told.message.clone()];
     words.extend(told.limits.iter().map(|limit| {
@@ -191,7 +191,7 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     asked_wait(headers).map(|wait| wait.min(LONGEST_WAIT))
 }
 
-/// Seconds, or a date.
+/// Returns the wait in `Retry-After`, which holds seconds or a date.
 fn asked_wait(headers: &HeaderMap) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if let Ok(seconds) = value.parse() {

@@ -10,10 +10,10 @@ use crate::model::error::{Error, ErrorKind};
 
 /// Longest id: the pattern of Neon's ids is `^[a-z0-9-]{1,60}$`.
 const LONGEST_ID: usize = 60;
-/// Longest name of a role: Postgres cuts off what is longer.
+/// Longest name of a role: Postgres truncates a longer one.
 const LONGEST_NAME: usize = 63;
 
-/// One operation of the API, as its description has it.
+/// One operation of the API, as in Neon's description.
 #[derive(Debug)]
 pub(super) struct Route {
     pub(super) method: Method,
@@ -57,7 +57,7 @@ impl Route {
     }
 }
 
-/// One call: a route, what goes into its path, and what goes with it.
+/// One call: a route, the parameters of its path, its query and its body.
 #[derive(Debug)]
 pub(super) struct Call<'a> {
     pub(super) route: &'static Route,
@@ -67,7 +67,7 @@ pub(super) struct Call<'a> {
 }
 
 impl<'a> Call<'a> {
-    /// A call of `route`, whose path takes `parameters` in this order.
+    /// Creates a call of `route`, whose path takes `parameters` in this order.
     pub(super) fn new(route: &'static Route, parameters: &[&'a str]) -> Self {
         Self {
             route,
@@ -91,16 +91,16 @@ impl<'a> Call<'a> {
         self
     }
 
-    /// The project that the call is about, if its path names one.
+    /// Returns the project in the call's path, if there is one.
     pub(super) fn project(&self) -> Option<&'a str> {
         self.segments()
             .find_map(|(name, value)| (name == "{project_id}").then_some(value))
     }
 
-    /// The URL below `base`.
+    /// Returns the URL of the call below `base`.
     ///
     /// # Errors
-    /// [`ErrorKind::Refused`] if a parameter would make it the URL of something else.
+    /// [`ErrorKind::Refused`] if a parameter would make it the URL of another resource.
     pub(super) fn url(&self, base: &Url) -> Result<Url, Error> {
         for (name, value) in self.segments() {
             check(name, value)?;
@@ -114,7 +114,7 @@ impl<'a> Call<'a> {
         Ok(url)
     }
 
-    /// Each segment of the path as it stands in the template, and as it is sent.
+    /// Returns each segment of the path as it is in the template, and as it is sent.
     fn segments(&self) -> impl Iterator<Item = (&'static str, &'a str)> {
         let mut parameters = self.parameters.iter();
         let template = self.route.template.split('/').skip(1);
@@ -127,8 +127,8 @@ impl<'a> Call<'a> {
     }
 }
 
-/// An empty or strange id would call something else. A role's name may hold nearly anything, which is then escaped;
-/// what cannot be escaped in a path is refused.
+/// Checks one parameter of a path. An empty or strange id would address another resource. A role's name may hold nearly
+/// any character, because the URL escapes it; a name that a path cannot hold even so is refused.
 fn check(name: &str, value: &str) -> Result<(), Error> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
     let (fits, what) = if name == "{role_name}" {

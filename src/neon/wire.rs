@@ -1,8 +1,8 @@
-//! The bodies that go over the wire, as Neon names them.
+//! The bodies of requests and answers, with Neon's names.
 //!
-//! Answers are read tolerantly: only what is used is required, unknown fields are skipped, `null` is the same as
-//! nothing, and every enumeration is a string. Passwords are [`Secret`](crate::model::secret::Secret)s from the first byte;
-//! the connection URIs beside them, which contain one too, are not even read.
+//! Answers are read tolerantly: only the fields in use are required, unknown fields are skipped, `null` counts as
+//! missing, and every enumeration is a string. Passwords are [`Secret`](crate::model::secret::Secret)s from the first
+//! byte. The connection URIs beside them contain a password too, so they are not read at all.
 
 mod branch;
 mod connection;

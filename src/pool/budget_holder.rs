@@ -1,4 +1,4 @@
-//! A pool as one of those who share the budget.
+//! A pool as an owner of connections in the budget.
 
 use std::sync::{Arc, Weak};
 
@@ -8,7 +8,8 @@ use super::{Pool, State};
 use crate::{connection::Connection, limits::budget::Owner, telemetry::stats::count};
 
 impl Pool {
-    /// Whether others have more need of the place that `connection` has. If so it must be closed.
+    /// Returns whether another tenant needs the permit of `connection` more. If so, the caller must close the
+    /// connection.
     pub(super) fn gives_way(self: &Arc<Self>, state: &State, connection: &Connection) -> bool {
         let budget = &self.shared.dialer.budget;
         if !budget.is_contended() {
@@ -22,7 +23,7 @@ impl Pool {
         gives_way
     }
 
-    /// As the budget knows it.
+    /// Returns the pool as the budget's `Owner`.
     pub(crate) fn as_holder(self: &Arc<Self>) -> Weak<dyn Owner> {
         let pool: Weak<Self> = Arc::downgrade(self);
         pool

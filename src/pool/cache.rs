@@ -1,7 +1,7 @@
-//! Every tenant's pool, by tenant.
+//! The pools of all tenants, by tenant.
 //!
-//! moka owns which pools live: at most so many, the least recently used one leaves first. Its default policy would
-//! refuse new tenants once it is full, hence LRU.
+//! moka decides which pools stay cached: at most `max_pools`, and the least recently used one is evicted first. Its
+//! default policy would refuse new tenants once the cache is full, hence LRU.
 
 pub(crate) mod index;
 
@@ -26,23 +26,24 @@ use crate::{
     telemetry::stats::count,
 };
 
-/// Part of the cache that may change before the cache hears of a pool's use once more.
+/// Number of epochs in which the whole cache may be replaced. A pool's use is reported to the cache once per epoch.
 const EPOCH_FRACTION: u64 = 8;
-/// Pools up to which the cache hears of each use that changes their order: of so few it matters who leaves.
+/// Largest cache that gets a report of every use that changes the LRU order: in a small cache it matters which pool is
+/// evicted.
 const EXACT_LRU_MAX: u64 = 32;
 
 pub(crate) struct PoolCache {
-    /// In front of the cache; answers who wants a pool.
+    /// The index in front of the cache, which answers lookups.
     index: Arc<Index>,
-    /// How many times a part of the cache has changed.
+    /// Number of the current epoch.
     epochs: AtomicU64,
-    /// Where the pool is of which the cache heard last.
+    /// Address of the pool whose use was reported last.
     last: AtomicUsize,
     cached: Cache<TenantId, Entry>,
-    /// Insertions so far. Held during one, so that index and cache see them in the same order.
+    /// Number of insertions. Locked during each one, so that index and cache see them in the same order.
     insertions: Mutex<u64>,
-    // Every pool that is still used by anybody, also after it left the cache: a tenant that comes back finds its own
-    // connections, and its own wake if one is under way. Held for a look-up, never across an await.
+    // Every pool that is still in use, also after it left the cache: a tenant that comes back finds its own
+    // connections, and its own wake if one is in progress. Locked for a lookup, never across an await.
     live: Mutex<HashMap<TenantId, Weak<Pool>>>,
     shared: Arc<Shared>,
 }
@@ -72,7 +73,7 @@ impl PoolCache {
         }
     }
 
-    /// The pool of `tenant`, if it is in the cache. Whoever looks for it uses it.
+    /// Returns the pool of `tenant` if it is in the cache, and counts that as a use.
     pub(crate) fn find(&self, tenant: &str) -> Option<Arc<Pool>> {
         let pool = self.index.find(tenant)?;
         let is_news = pool.state().note_use(Instant::now(), self.epoch());
@@ -80,19 +81,19 @@ impl PoolCache {
         Some(pool)
     }
 
-    /// An idle connection of `tenant` that can be used as it is; if there is none, its pool, if that is in the cache. No
-    /// waiting, no I/O, no allocation.
+    /// Returns an idle connection of `tenant` that needs no check. If there is none, returns the tenant's pool, if that
+    /// is cached. Does not wait, do I/O or allocate.
     pub(crate) fn get_now(&self, tenant: &str) -> Result<Lease, Option<Arc<Pool>>> {
         let pool = self.index.find(tenant).ok_or(None)?;
         self.get_now_from(pool).map_err(Some)
     }
 
-    /// An idle connection of `pool` that can be used as it is, or else the pool.
+    /// Returns an idle connection of `pool` that needs no check, or else the pool.
     pub(crate) fn get_now_from(&self, pool: Arc<Pool>) -> Result<Lease, Arc<Pool>> {
         let now = Instant::now();
         let mut state = pool.state();
         let is_news = state.note_use(now, self.epoch());
-        // A runtime that was not driven has to look first which sockets have ended.
+        // If the runtime was not driven for a while, it must first notice which sockets have ended.
         let is_overdue = self.shared.pace.is_overdue(now);
         let connection = if is_overdue { None } else { state.reuse() };
         drop(state);
@@ -110,23 +111,24 @@ impl PoolCache {
         Err(pool)
     }
 
-    /// How many times a part of the cache has changed.
+    /// Returns the number of the current epoch.
     fn epoch(&self) -> u64 {
         self.epochs.load(Relaxed)
     }
 
-    /// Tells the cache that `pool` is used, if that `is_news` or changes the order of a few.
+    /// Reports the use of `pool` to the cache if a report is due (`is_news`), or if the cache is small and its order
+    /// changes.
     fn note_use(&self, pool: &Arc<Pool>, is_news: bool) {
         let is_one_of_few = self.shared.config.max_pools <= EXACT_LRU_MAX;
         if is_news || is_one_of_few && self.last.load(Relaxed) != address(pool) {
             self.last.store(address(pool), Relaxed);
-            // It may report evictions here, so no lock is held.
+            // This call may run the eviction listener, so no lock is held.
             self.cached.get(pool.tenant.as_str());
         }
     }
 
-    /// Puts the pool of `tenant` into the cache, the one that is still in use or a new one, and tells it where the
-    /// tenant lives.
+    /// Puts the pool of `tenant` into the cache and sets its endpoint. Takes the tenant's pool that is still in use, or
+    /// creates one.
     pub(crate) fn insert(&self, tenant: &TenantId, located: Located) -> Arc<Pool> {
         let pool = self.live_or_new(tenant, Arc::clone(&located.endpoint));
         pool.set_endpoint(located.endpoint, located.fresh);
@@ -144,15 +146,15 @@ impl PoolCache {
             stay: pool.revive(turn),
         };
         self.last.store(address(&pool), Relaxed);
-        // In this order: the cache may report at once that it has left again.
+        // The index comes first: the cache may evict the entry at once.
         self.index.insert(tenant, entry.clone());
         self.cached.insert(tenant.clone(), entry);
         drop(insertions);
-        self.cached.run_pending_tasks(); // whoever is one too many leaves now, and in order of use
+        self.cached.run_pending_tasks(); // evicts the surplus now, in LRU order
         pool
     }
 
-    /// The pool of `tenant` that somebody still uses, or a new one at `endpoint`.
+    /// Returns the pool of `tenant` that is still in use, or a new one at `endpoint`.
     fn live_or_new(&self, tenant: &TenantId, endpoint: Arc<Endpoint>) -> Arc<Pool> {
         let mut alive = lock(&self.live);
         let known = alive.get(tenant).and_then(Weak::upgrade);
@@ -167,13 +169,13 @@ impl PoolCache {
         pool
     }
 
-    /// Drops the pool of `tenant` from the cache, and what was refused of it; says whether there was one.
+    /// Evicts the pool of `tenant` and forgets the tenant's refusals. Returns whether the pool was cached.
     pub(crate) fn evict(&self, tenant: &str) -> bool {
         let found = self.remove(tenant);
         self.shared.refusals.clear(tenant);
         if let Some(pool) = self.live(tenant) {
-            pool.condemn(Instant::now()); // also if it comes back before they do
-            pool.notify_changed(); // a wake of its may be waiting for what was refused to pass
+            pool.condemn(Instant::now()); // leased connections too, also if the pool is cached again
+            pool.notify_changed(); // a wake may be waiting for a refusal to end
         }
         found
     }
@@ -181,26 +183,26 @@ impl PoolCache {
     fn remove(&self, tenant: &str) -> bool {
         let found = self.cached.remove(tenant);
         if let Some(entry) = &found {
-            self.index.remove(tenant, entry.stay); // now, whenever the cache says so
+            self.index.remove(tenant, entry.stay); // now: the eviction listener may run later
             entry.pool.retire(entry.stay);
         }
         self.cached.run_pending_tasks();
         found.is_some()
     }
 
-    /// Puts the pool of `tenant` out of use until the tenant is looked up again: all who wait are answered with `why`. Returns
-    /// whether that is news.
+    /// Takes the pool of `tenant` out of use until the tenant is looked up again. Answers all waiting callers with
+    /// `why`. Returns whether the pool was in use until now.
     pub(crate) fn forbid(&self, tenant: &TenantId, why: &Unserved) -> bool {
         let Some(pool) = self.live(tenant.as_str()) else {
             return false;
         };
         let is_news = pool.check_allowed().is_ok();
-        pool.forbid(why); // in this order: while it is still found, it serves nobody
+        pool.forbid(why); // before the removal: a caller that still finds the pool gets no connection
         self.remove(tenant.as_str());
         is_news
     }
 
-    /// The pool of `tenant` that somebody still uses, in the cache or not.
+    /// Returns the pool of `tenant` that is still in use, cached or not.
     pub(crate) fn live(&self, tenant: &str) -> Option<Arc<Pool>> {
         lock(&self.live).get(tenant).and_then(Weak::upgrade)
     }
@@ -209,16 +211,16 @@ impl PoolCache {
         &self.shared
     }
 
-    /// Every pool in the cache.
+    /// Returns every pool in the cache.
     pub(crate) fn all(&self) -> Vec<Arc<Pool>> {
         self.index.pools()
     }
 
-    /// Calls of `get` answered with a connection that was idle, and how many are idle now.
+    /// Returns how many calls of `get` were answered with an idle connection, and how many connections are idle now.
     pub(crate) fn reused_and_idle(&self) -> (u64, usize) {
         let alive = lock(&self.live);
         let pools: Vec<_> = alive.values().filter_map(Weak::upgrade).collect();
-        drop(alive); // before the pools: this may be the last use of one
+        drop(alive); // before the pools: one of them may be dropped here
         let before = self.shared.stats.reused.load(Relaxed);
         pools.iter().fold((before, 0), |(reused, idle), pool| {
             let state = pool.state();
@@ -226,9 +228,9 @@ impl PoolCache {
         })
     }
 
-    /// Drops every pool from the cache.
+    /// Evicts every pool.
     pub(crate) fn evict_all(&self) {
-        let insertions = lock(&self.insertions); // none is half-way, to be missed here
+        let insertions = lock(&self.insertions); // so that no insertion is half done, and missed here
         for (tenant, entry) in &self.cached {
             self.index.remove(tenant.as_str(), entry.stay);
             entry.pool.retire(entry.stay);
@@ -255,7 +257,7 @@ mod tests {
     use super::*;
     use crate::{catalog::lookup::Lookup, model::tenant::TenantId, router::TenantRouter};
 
-    /// Tenants, of whom the cache holds a quarter.
+    /// Number of tenants; the cache holds a quarter of them.
     const TENANTS: u64 = 64;
     const STEPS: u64 = 4_000;
     const THREADS: u64 = 4;
@@ -273,7 +275,7 @@ mod tests {
         }
     }
 
-    /// Does `STEPS` things with tenants, by chance.
+    /// Runs `STEPS` random operations on the tenants.
     fn wander(pools: &PoolCache, mut chance: u64) {
         for _ in 0..STEPS {
             chance ^= chance << 13;
@@ -289,7 +291,7 @@ mod tests {
         }
     }
 
-    /// The pools that each holds, by tenant and stay.
+    /// Returns the pools in the cache and those in the index, by tenant and stay.
     fn held(pools: &PoolCache) -> [BTreeMap<String, (u64, usize)>; 2] {
         let it = |tenant: &TenantId, entry: &Entry| {
             let is_retired = entry.pool.state().retired;

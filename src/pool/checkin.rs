@@ -1,4 +1,4 @@
-//! Taking connections back into a pool, and out of it when they end.
+//! Check-in: returning connections to their pool, and removing them when they end.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,23 +10,24 @@ use crate::{
     telemetry::stats::count,
 };
 
-/// A connection that ends sooner than this, without having served anybody, says that more of them will.
+/// Lifetime below which an unused connection counts as an early end: the next ones will probably end early too.
 const EARLY_END: Duration = Duration::from_secs(1);
 
 impl Pool {
-    /// Takes a connection back from its user.
+    /// Takes a connection back from its caller.
     pub(crate) fn check_in(self: &Arc<Self>, connection: Connection) {
         if !connection.has_original_client() {
-            // Somebody has swapped its inside with another tenant's.
+            // The caller has swapped its client with that of another tenant's connection.
             return connection.close();
         }
         if let Some(taken) = connection.status.take_hint_used() {
             self.shared.hints.give_back(taken);
         }
         if connection.status.has_ended() {
-            return; // its task sees to the rest
+            return; // its task does the rest
         }
         if !connection.status.is_idle() {
+            self.note_outdated_plan_of(&connection); // now, or the next caller could meet the same refusal
             return self.clean_up(connection);
         }
         connection.status.mark_served();
@@ -36,16 +37,16 @@ impl Pool {
         self.release(connection);
     }
 
-    /// Gives a connection to the longest waiter, or keeps it.
+    /// Hands a connection to the longest waiter, or keeps it idle; closes it if it must not be used again.
     pub(crate) fn release(self: &Arc<Self>, connection: Connection) {
         if connection.status.is_outdated() {
-            self.note_outdated_plan();
+            self.note_outdated_plan_of(&connection);
             return connection.close();
         }
         let mut state = self.state();
         if connection.status.has_ended() {
             drop(state);
-            return self.start_due_dials(); // its task saw to the rest, but for those who relied on its coming back
+            return self.start_due_dials(); // its task did the rest, except for waiters that counted on this connection
         }
         state.note_alive(&connection.status);
         if state.has_wake_waiters() && (state.lost.is_none() || state.dialing == 0) {
@@ -53,14 +54,15 @@ impl Pool {
         }
         let watch = &connection.status;
         if self.plans.are_doubtful() {
-            watch.suspect(); // so that the next caller looks whether they are cleared
+            watch.suspect(); // so that the next caller checks whether the statements are cleared
         }
-        // A request to cancel may still be under way, and must not cost the next in turn its place.
+        // A cancel request may still be in flight. The next waiter could not use the connection, and would lose its
+        // turn.
         let spent = watch.is_expired() || watch.was_cancelled() || self.shared.life.is_terminated();
         let surplus = state.surplus(&self.shared.config) > 0;
         let spent = spent || surplus || state.condemns(&connection);
         if spent || self.gives_way(&state, &connection) {
-            watch.mark_closing(); // now, so that nobody else takes it for one that stays
+            watch.mark_closing(); // now, so that `surplus` does not count it as one that stays
             drop(state);
             return connection.close();
         }
@@ -68,7 +70,7 @@ impl Pool {
             state.lent += 1;
             let lease = Lease::new(connection, Arc::clone(self));
             drop(state); // before the lease can come back, which takes the lock
-            // A waiter that has just left hands it back by dropping the lease, and the next one gets it.
+            // If the waiter has just left, the lease is dropped here, and the connection goes to the next waiter.
             drop(waiter.turn.send(Ok(lease)));
         } else if state.retired || self.shared.life.is_stopping() {
             drop(state);
@@ -79,14 +81,14 @@ impl Pool {
         }
     }
 
-    /// Takes a connection on which a request turned up although it was idle out of the pool.
+    /// Takes an idle connection out of the pool after a request turned up on it.
     pub(crate) fn remove_stray(self: &Arc<Self>, watch: &Arc<ConnectionStatus>) {
         if let Some(connection) = self.take_idle(watch) {
             self.clean_up(connection);
         }
     }
 
-    /// Sees to a connection that came back busy, or with a session to reset, in a task of its own.
+    /// Starts the cleanup of a connection that came back busy or with a session to reset, in its own task.
     pub(crate) fn clean_up(self: &Arc<Self>, connection: Connection) {
         let parting = Cleanup::new(connection, self);
         self.shared.runtime.spawn(parting.run());
@@ -111,7 +113,7 @@ impl Pool {
             state.note_loss(watch.died().unwrap_or_else(Instant::now));
         }
         drop(state);
-        self.changed.notify_waiters(); // nobody may be left who could serve those who wait
+        self.changed.notify_waiters(); // waiters may have no connection left to wait for
         self.start_due_dials();
     }
 }

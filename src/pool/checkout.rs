@@ -1,4 +1,4 @@
-//! Taking a connection out of a pool: an idle one, or whatever comes when it is the caller's turn.
+//! Check-out: taking an idle connection, or the next free one at the caller's turn.
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
@@ -14,27 +14,28 @@ use crate::{
     model::{endpoint::Route, error::Error},
 };
 
-/// Longest wait for a turn of a connection's task, which takes microseconds unless the runtime is swamped.
+/// Longest wait for a connection's task to run, which takes microseconds unless the runtime is overloaded.
 const TURN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A caller that waits for longer than this will want to know why.
+/// Wait after which the pool measures how long its connections are held, for the error of a caller that runs out of
+/// time.
 const LONG_WAIT: Duration = Duration::from_millis(100);
 
 impl Pool {
-    /// A connection, by `until`; and whether the database was believed asleep when it was waited for.
+    /// Returns a connection by `until`, and whether the caller waited for a database that was believed asleep.
     ///
     /// # Cancel safety
-    /// Dropping it gives up the place in the queue; an attempt to connect that is under way goes on.
+    /// Dropping the future gives up the place in the queue. A dial in progress goes on.
     pub(crate) async fn get(self: &Arc<Self>, until: Instant) -> Result<(Lease, bool), Unserved> {
         let started = Instant::now();
         let found = async {
             let (mut slept, mut has_waited) = (false, false);
             if self.shared.pace.is_overdue(started) {
-                yield_now().await; // the runtime looks which sockets have ended
+                yield_now().await; // lets the runtime notice which sockets have ended
             }
             loop {
                 let lease = self.next(until, has_waited, &mut slept).await?;
-                has_waited = true; // if the connection is dead, the turn is still this caller's
+                has_waited = true; // if the connection is dead, this caller keeps its turn
                 let Some(lease) = self.validate(lease).await else {
                     continue;
                 };
@@ -53,21 +54,21 @@ impl Pool {
             .unwrap_or_else(|_| Err(self.out_of_time(started).into()))
     }
 
-    /// Takes note of who holds the connections, so that it can be told for how long if that lasts.
+    /// Starts to measure for how long each connection is held, for the error of a caller that runs out of time.
     fn note_loans(&self) {
         for watch in &self.state().open {
             watch.held_for();
         }
     }
 
-    /// What holds, and is the answer for whoever waits until `until`.
+    /// Returns the active refusal that applies to a caller with deadline `until`.
     pub(super) fn refusal(&self, until: Instant) -> Option<Refusal> {
         let refusal = self.shared.refusals.get(&self.tenant, Route::Pooled);
         refusal.filter(|it| it.answers(until))
     }
 
-    /// The next connection: an idle one, or whatever comes when it is the caller's turn.
-    /// Notes in `slept` if it waits for a database believed asleep.
+    /// Returns the next connection: an idle one, or the next free one at the caller's turn. Sets `slept` if it waits
+    /// for a database believed asleep.
     pub(super) async fn next(
         self: &Arc<Self>,
         until: Instant,
@@ -98,7 +99,7 @@ impl Pool {
         turn.await.unwrap_or_else(|_| Err(Error::closed().into()))
     }
 
-    /// The lease, if its connection can be used; asks the server where that is in doubt.
+    /// Returns the lease if its connection can be used. Pings the server if that is in doubt.
     async fn validate(self: &Arc<Self>, lease: Lease) -> Option<Lease> {
         let watch = &lease.connection().status;
         let mut fitness = lease.connection().health(&self.shared.config);
@@ -110,7 +111,7 @@ impl Pool {
             Health::Healthy => Some(lease),
             Health::NeedsPing => self.ping(lease).await,
             Health::Pending => {
-                // Not given back: what cannot be used by this caller cannot be used by the next.
+                // Not given back: the next caller could not use it either.
                 lease.discard();
                 None
             }

@@ -1,4 +1,4 @@
-//! What becomes of a connection that came back busy, or with a session to reset.
+//! The cleanup of a connection that came back busy, or with a session to reset.
 
 use std::{mem, sync::Arc, time::Duration};
 
@@ -9,13 +9,14 @@ use crate::{
     telemetry::stats::count,
 };
 
-/// Longest wait for what a connection's last user left, if no transaction is open: it was probably abandoned.
+/// Longest wait for a query that the last caller left running outside a transaction: it was probably abandoned.
 const SETTLE_TIMEOUT: Duration = Duration::from_millis(10);
 
-/// Longest wait for the rollback of a transaction that was dropped: a round trip, also between regions.
+/// Longest wait for the rollback of a dropped transaction: one round trip, also between regions.
 const ROLLBACK_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// A connection that came back with a query running, a transaction open, or a session to reset. Its drop closes it.
+/// A connection that came back with a query running, a transaction open, or a session to reset. Dropping it closes the
+/// connection.
 pub(crate) struct Cleanup {
     connection: Option<Connection>,
     settling: bool,
@@ -32,8 +33,8 @@ impl Cleanup {
         }
     }
 
-    /// Waits a moment for what is over anyway (a rollback under way), and resets the session where that is due; else
-    /// cancels the query and closes.
+    /// Waits briefly for work that is about to end, such as a rollback, and resets the session if that is due. If one
+    /// of the two fails, cancels the query and closes the connection.
     pub(crate) async fn run(mut self) {
         let clean = self.settle().await;
         let reset = clean && self.reset().await;
@@ -44,11 +45,11 @@ impl Cleanup {
             }
             return;
         }
-        self.pool.start_due_dials(); // whoever waited for this one needs another
+        self.pool.start_due_dials(); // a waiter that counted on this connection needs another
         self.give_up(clean).await;
     }
 
-    /// Has the connection cancelled before it is closed. `clean`: whether only its session was in the way.
+    /// Sends a cancel request before the connection is closed. `clean`: no query is left, and only the reset failed.
     async fn give_up(&self, clean: bool) {
         let Some(ConnectionInner {
             client,
@@ -75,12 +76,12 @@ impl Cleanup {
             tracing::debug!(tenant, sqlstate, "connection came back busy; closing it");
         }
         if clean && watch.is_idle() {
-            return; // nothing runs there
+            return; // nothing to cancel
         }
         let token = client.cancel_token();
         let peer = watch.peer.get();
         let sent = shared.dialer.cancel(token, endpoint, Route::Pooled, peer);
-        let _ = sent.await; // closing it is what counts
+        let _ = sent.await; // the connection is closed in any case
     }
 
     async fn settle(&self) -> bool {
@@ -88,7 +89,7 @@ impl Cleanup {
             return false;
         };
         if watch.is_idle() && watch.session.needs_reset() {
-            return true; // what is still to be written comes before a reset
+            return true; // requests not written yet go out before the reset
         }
         let patience = if watch.in_transaction() {
             ROLLBACK_TIMEOUT
@@ -98,7 +99,7 @@ impl Cleanup {
         watch.clean_within(patience).await
     }
 
-    /// Resets the session, if it may hold anything of its user's; says whether the connection may be handed on.
+    /// Resets the session if it may hold state of the last caller. Returns whether the connection may be used again.
     async fn reset(&self) -> bool {
         let longest_silence = self.pool.shared.config.verify_after;
         match self.connection.as_deref() {

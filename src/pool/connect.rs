@@ -1,4 +1,4 @@
-//! Opening one connection: tried until the compute is up, says no, or the time is over.
+//! Opening one connection, with retries until the compute is up, the login is refused, or the deadline passes.
 
 pub(crate) mod attempt;
 pub(crate) mod deadpool;
@@ -27,18 +27,18 @@ use crate::{
     telemetry::{labels::Reason, stats::count},
 };
 
-/// How long a login may go unanswered while others wait for the connection it takes. A wake takes less than this.
+/// Longest silence of a login while other tenants need its permit. A wake takes less than this.
 const OUTSTAYED: Duration = Duration::from_secs(10);
-/// Silence of a login after which a second one goes out beside it; by chance up to half as long again, so that logins
-/// that were sent together are not repeated together. A login that Neon's proxy never answered was seen to block its tenant
-/// for 60 s, while a second one took 85 ms.
+/// Silence of a login after which a second login starts beside it. Up to half as much is added at random, so that
+/// logins sent together are not repeated together. Observed: a login that Neon's proxy never answered blocked its
+/// tenant for 60 s, while a second login took 85 ms.
 const SILENCE: Duration = Duration::from_secs(10);
-/// How often somebody who waits looks whether that is still of use.
+/// Interval between checks whether another tenant needs the permit of a silent login.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// Longest time for asking where a tenant lives now.
+/// Longest wait for a new lookup of a tenant's endpoint.
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Opens one connection of a tenant at one of its hosts.
+/// Opens one connection of a tenant at its pooled or its direct host.
 pub(crate) struct Connector<'a> {
     pub(crate) pool: &'a Arc<Pool>,
     pub(crate) route: Route,
@@ -46,8 +46,8 @@ pub(crate) struct Connector<'a> {
 }
 
 impl Connector<'_> {
-    /// Tries until the compute is up, says no, or the time is over; the first time with `permit`. In between it holds
-    /// none, so that those who can be served are.
+    /// Tries until the compute is up, the login is refused, or the deadline passes. The first try uses `permit`.
+    /// Between tries no permit is held, so that other tenants can use it.
     pub(crate) async fn try_until_up(&self, permit: Permit) -> Result<Dialed, Error> {
         let mut plan = RetryPlan::new(!self.pool.state().fresh);
         let (mut permit, mut silent) = (Some(permit), None);
@@ -61,12 +61,12 @@ impl Connector<'_> {
             };
             let err = match dialed {
                 Ok(Some(dialed)) => return Ok(dialed),
-                Ok(None) => continue, // it is silent, and gets company
+                Ok(None) => continue, // it is silent; a second one starts beside it
                 Err(err) => err,
             };
             let step = self.after(&mut plan, &endpoint, changes, err).await?;
             let Some((wait, err)) = step else {
-                silent = None; // it is where the tenant lived before
+                silent = None; // it went to the tenant's earlier endpoint
                 continue;
             };
             if let Some(dialed) = self.backoff_wait(wait, err, &mut silent).await? {
@@ -75,7 +75,7 @@ impl Connector<'_> {
         }
     }
 
-    /// Does the same as the tenant's wake, and counts it as one.
+    /// Runs [`try_until_up`](Self::try_until_up) as the tenant's wake, and counts it as one.
     pub(crate) async fn wake(&self, permit: Permit, reason: Reason) -> Result<Dialed, Error> {
         let Pool { tenant, shared, .. } = &**self.pool;
         let (id, reason_name) = (tenant.as_str(), reason.name());
@@ -97,8 +97,8 @@ impl Connector<'_> {
         dialed
     }
 
-    /// Decides what to do after `err`: wait for so long before the next try, or go on at once. An error if there is to be
-    /// none.
+    /// Decides what to do after `err`. Returns the wait before the next try, or `None` to try again at once. Returns an
+    /// error if there must be no next try.
     async fn after(
         &self,
         plan: &mut RetryPlan,
@@ -108,7 +108,7 @@ impl Connector<'_> {
     ) -> Result<Option<(Duration, Error)>, Error> {
         let is_changed = self.pool.change_count() != changes;
         if is_changed && !self.progress.remaining().is_zero() && plan.takes_change() {
-            return Ok(Some((FIRST_WAIT, err))); // it may be about what has been mended
+            return Ok(Some((FIRST_WAIT, err))); // the failure may be older than the change
         }
         let next = verdict::next(err.kind());
         if plan.should_relocate(next) && self.has_moved(endpoint, changes).await? {
@@ -120,8 +120,8 @@ impl Connector<'_> {
         }
     }
 
-    /// Logs in once more, beside the login that is `silent`, if there is one: whichever is answered first counts. Returns
-    /// `None` if this one is silent for long as well and was the first; then it is `silent`, and goes on.
+    /// Logs in, beside the `silent` login if there is one; the first success counts. If there is none and this login is
+    /// silent for about `SILENCE`, it becomes the `silent` one, goes on, and `None` is returned.
     async fn log_in<'b>(
         &'b self,
         endpoint: &Arc<Endpoint>,
@@ -159,7 +159,7 @@ impl Connector<'_> {
         }
     }
 
-    /// Awaits `work` beside a silent login. Returns what the login brings, if it is answered before.
+    /// Awaits `work` beside a silent login. Returns the login's connection if that comes first.
     async fn beside<T>(
         &self,
         silent: &mut Option<Login<'_>>,
@@ -183,7 +183,7 @@ impl Connector<'_> {
         }
     }
 
-    /// Notes for callers whose time runs out that `count` logins have had no answer, and when that may change.
+    /// Records, for callers that run out of time, that `count` logins have had no answer, and when that may change.
     fn note_silence(&self, count: usize, wait: Duration) {
         let message = if count == 1 {
             "a login has had no answer for long; a second one goes out beside it"
@@ -195,7 +195,7 @@ impl Connector<'_> {
         self.pool.record_failure(self.route, err);
     }
 
-    /// The right to one more connection; none if nobody waits for one of this tenant any more.
+    /// Returns a permit for one more connection, or `None` if no caller of this tenant waits for one any more.
     pub(crate) async fn permit(&self) -> Result<Option<Permit>, Error> {
         let dialer = &self.pool.shared.dialer;
         let holder = (self.route == Route::Pooled).then(|| self.pool.as_holder());
@@ -203,13 +203,13 @@ impl Connector<'_> {
         if let Some(taken) = taken.as_mut().now_or_never() {
             return taken.map(Some);
         }
-        // For callers whose time is over before the turn comes.
+        // For callers whose deadline passes before the permit comes.
         self.pool.record_failure(self.route, dialer.all_in_use());
         loop {
             tokio::select! {
                 biased;
                 taken = &mut taken => return taken.map(Some),
-                () = self.pool.changed.notified() => {} // also by the budget, where nobody waits any more
+                () = self.pool.changed.notified() => {} // the budget notifies too, if no caller waits any more
             }
             if holder.is_some() && !self.pool.state().is_wanted() {
                 return Ok(None);
@@ -217,7 +217,7 @@ impl Connector<'_> {
         }
     }
 
-    /// Waits until the tenant does not live at `endpoint` any more: what is dialed there is in vain.
+    /// Waits until `endpoint` is no longer the tenant's, which makes a login there useless.
     async fn moved_from(&self, endpoint: &Arc<Endpoint>) {
         loop {
             let changed = self.pool.changed.notified();
@@ -228,8 +228,8 @@ impl Connector<'_> {
         }
     }
 
-    /// Waits until a login has gone unanswered for long while others have no connection and wait for one. Whoever does
-    /// not get an answer must not keep all others from asking.
+    /// Waits until a login has been silent for long and a tenant without a connection waits for a permit. A hung login
+    /// must not hold a permit that other tenants need.
     pub(crate) async fn preempted(&self) {
         sleep(OUTSTAYED).await;
         while !self.pool.shared.dialer.budget.some_have_none() {
@@ -237,9 +237,9 @@ impl Connector<'_> {
         }
     }
 
-    /// Whether the catalog has the tenant elsewhere, or with another credential, than at `known`. An error if it does
-    /// not have it at all any more. If something was changed since `changes` were counted, that is newer than the answer,
-    /// and it may work now.
+    /// Looks the tenant up again, and returns whether its endpoint or credential differs from `known`. Also returns
+    /// `true` if something has changed since `changes` was counted: the change is newer than the answer, and a login
+    /// may work now. Returns an error if the tenant has no usable database any more.
     async fn has_moved(&self, known: &Arc<Endpoint>, changes: u64) -> Result<bool, Error> {
         let Pool { tenant, shared, .. } = &**self.pool;
         let limit = ASK_TIMEOUT.min(self.progress.remaining());
@@ -266,8 +266,8 @@ impl Connector<'_> {
         }
     }
 
-    /// Waits before the next attempt, and for a login that is `silent`, which may be answered. An error if the attempt would
-    /// come too late, or if nobody is left who waits for it.
+    /// Waits before the next try, and beside that for the answer of a `silent` login. Returns an error if the try would
+    /// come too late, or if no caller waits for it any more.
     async fn backoff_wait(
         &self,
         wait: Duration,
@@ -287,7 +287,7 @@ impl Connector<'_> {
         self.progress.note(&err);
         let in_time = Instant::now() + wait < self.progress.deadline();
         if in_time || self.route == Route::Pooled {
-            // The next wake, if one is wanted, begins at once.
+            // A pooled wake waits even past its deadline, because the next wake, if one is wanted, begins at once.
             if let Either::Left(dialed) = self.beside(silent, sleep(wait)).await {
                 return Ok(Some(dialed));
             }
@@ -299,8 +299,8 @@ impl Connector<'_> {
         }
     }
 
-    /// Waits until no refusal holds any more, because its time is over or somebody has changed what it was about. An
-    /// error if nobody is left who waits for it.
+    /// Waits until no refusal is active any more, because it has expired or something has changed. Returns the refusal
+    /// as an error if no caller waits for that.
     pub(crate) async fn wait_out_refusal(&self) -> Result<(), Error> {
         let Pool { tenant, shared, .. } = &**self.pool;
         loop {
@@ -322,7 +322,7 @@ impl Connector<'_> {
         }
     }
 
-    /// Tries once.
+    /// Tries to log in once.
     pub(crate) async fn dial(
         &self,
         endpoint: &Arc<Endpoint>,
@@ -357,7 +357,7 @@ impl Connector<'_> {
     }
 }
 
-/// Whether the catalog says that the tenant has no database that may be used.
+/// Returns whether the catalog says that the tenant has no usable database.
 fn is_gone(kind: ErrorKind) -> bool {
     matches!(
         kind,
@@ -365,5 +365,5 @@ fn is_gone(kind: ErrorKind) -> bool {
     )
 }
 
-/// A login under way.
+/// A login in progress.
 type Login<'a> = Pin<Box<dyn Future<Output = Result<Dialed, Error>> + Send + 'a>>;

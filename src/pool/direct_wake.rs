@@ -1,4 +1,4 @@
-//! A direct connection as the wake of its tenant: a sleeping database gets one login, whatever it is for.
+//! Direct connections as wakes: a sleeping database gets one login, pooled or direct.
 
 use std::sync::Arc;
 
@@ -16,17 +16,17 @@ use crate::{
     telemetry::labels::Reason,
 };
 
-/// What a direct connection is to its tenant.
+/// The role of a direct login for its tenant.
 enum Role {
     /// One more connection to a database that is awake.
     Another,
     /// The login that wakes the database.
     Waking(DirectWake),
-    /// It has to wait for a login under way.
+    /// A login that must wait for another one in progress.
     Waiting,
 }
 
-/// The place of a direct connection that wakes its tenant. Its drop frees it.
+/// The slot of a direct login that wakes its tenant. Dropping it frees the slot.
 struct DirectWake(Arc<Pool>);
 
 impl Drop for DirectWake {
@@ -35,13 +35,13 @@ impl Drop for DirectWake {
         state.dialing -= 1;
         state.logging_in -= 1;
         drop(state);
-        self.0.start_due_dials(); // callers who want a pooled one may have come
+        self.0.start_due_dials(); // callers may be waiting for a pooled connection
     }
 }
 
 impl Pool {
-    /// Opens a connection past the pooler for a caller that waits until `until`. If the database sleeps, its login is the
-    /// wake, unless one is under way.
+    /// Opens a direct connection for a caller that waits until `until`. If the database is asleep, this login is the
+    /// wake, unless another login is in progress.
     pub(crate) async fn open_direct(self: &Arc<Self>, until: Instant) -> Result<Dialed, Unserved> {
         let left = until.saturating_duration_since(Instant::now());
         let progress = Progress::new(Stage::Checkout, left);
@@ -64,12 +64,12 @@ impl Pool {
                     dialed
                 }
                 Role::Waiting if !has_waited => {
-                    drop(permit); // others need it more
+                    drop(permit); // other logins need it more
                     has_waited = true;
                     self.wake(until, Reason::Request, None).await?;
                     continue;
                 }
-                // A connection that is still open served for the wake, and then proves enough.
+                // `Waiting` for the second time: an open connection answered the wake, which proves enough.
                 Role::Another | Role::Waiting => {
                     let dialed = opening.try_until_up(permit).await;
                     self.note_direct(&dialed);
@@ -93,7 +93,7 @@ impl Pool {
         Role::Waking(DirectWake(Arc::clone(self)))
     }
 
-    /// The wake belongs to the tenant: it has its own time, whatever the caller has left.
+    /// Runs the wake with its own deadline, whatever the caller's is: the wake belongs to the tenant.
     async fn wake_directly(self: &Arc<Self>, permit: Permit) -> Result<Dialed, Error> {
         let progress = Progress::new(Stage::Wake, self.shared.config.wake_timeout);
         let opening = Connector {
@@ -104,7 +104,7 @@ impl Pool {
         opening.wake(permit, Reason::Request).await
     }
 
-    /// Notes what a direct login says of the database.
+    /// Records what a direct login proves about the database.
     fn note_direct(self: &Arc<Self>, dialed: &Result<Dialed, Error>) {
         let mut state = self.state();
         match dialed {

@@ -7,13 +7,13 @@ use tokio::time::{Instant, timeout};
 use super::{Pool, lease::Lease};
 use crate::connection::Connection;
 
-/// Longest wait for the answer of an idle connection that is asked whether it still lives.
+/// Longest wait for the answer to a ping on an idle connection.
 pub(crate) const VERIFY_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Pool {
     /// Returns the lease if the server answers on its connection.
     ///
-    /// It asks in a task of its own: a caller that leaves must not put a silent connection back.
+    /// The ping runs in its own task: a caller that leaves must not return a silent connection to the pool.
     pub(super) async fn ping(self: &Arc<Self>, lease: Lease) -> Option<Lease> {
         let pool = Arc::clone(self);
         let verified = self.shared.runtime.spawn(async move {
@@ -34,7 +34,7 @@ impl Pool {
         verified.await.ok().flatten()
     }
 
-    /// Marks every connection that has been silent for `time` as suspect: the server is asked on it before it is used again.
+    /// Marks every connection that has been silent for `time` as suspect: it is pinged before it is used again.
     pub(crate) fn suspect_silent_for(&self, time: Duration) {
         let now = Instant::now();
         for watch in &self.state().open {
@@ -44,7 +44,7 @@ impl Pool {
         }
     }
 
-    /// Closes the idle suspects, after one of them did not answer to what it was asked at `asked`. Suspects in use go on: the
+    /// Closes the idle suspects after one of them did not answer the ping sent at `asked`. Suspects in use go on: their
     /// next answer clears them.
     fn close_suspects(&self, asked: Instant) {
         let mut state = self.state();

@@ -1,4 +1,4 @@
-//! Where a pool's tenant lives, and what is done when that changes.
+//! The endpoint of a pool's tenant, and the effects of a change.
 
 use std::sync::Arc;
 
@@ -6,20 +6,21 @@ use super::Pool;
 use crate::{connection::Connection, model::endpoint::Endpoint, telemetry::stats::count};
 
 impl Pool {
-    /// Where the tenant lives, as far as is known.
+    /// Returns the last known endpoint of the tenant.
     pub(crate) fn endpoint(&self) -> Arc<Endpoint> {
         Arc::clone(&self.state().endpoint)
     }
 
-    /// Takes note of where the tenant lives; says whether that is news. Connections of the earlier generation are
-    /// closed when nobody uses them any more. Another number of connections is no other place.
+    /// Sets the tenant's endpoint and returns whether it is another one. Connections of the earlier generation are
+    /// closed when no caller uses them any more. A new connection limit alone does not make it another endpoint.
     pub(crate) fn set_endpoint(self: &Arc<Self>, endpoint: Arc<Endpoint>, fresh: bool) -> bool {
         let news = self.move_from(None, endpoint, fresh);
         self.start_due_dials(); // there may be room for more connections now
         news
     }
 
-    /// The same, unless somebody has taken note of another place than `known` meanwhile, which is news too.
+    /// Sets the endpoint like [`set_endpoint`](Self::set_endpoint), unless the present one is no longer `known`. Then
+    /// it changes nothing and returns `true`.
     pub(crate) fn move_from(
         &self,
         known: Option<&Arc<Endpoint>>,
@@ -57,12 +58,12 @@ impl Pool {
         true
     }
 
-    /// Returns how often something was changed that may have mended what failed.
+    /// Returns the number of changes so far that may have removed the cause of a failure.
     pub(crate) fn change_count(&self) -> u64 {
         self.state().change_count
     }
 
-    /// Notes that something was changed: what was refused before may work now.
+    /// Records a change: logins that were refused before may work now.
     pub(crate) fn notify_changed(&self) {
         self.state().change_count += 1;
         self.shared.refusals.clear(self.tenant.as_str());

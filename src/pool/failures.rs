@@ -1,4 +1,4 @@
-//! Telling the callers of a pool why they are not served.
+//! Failures and refusals, and their delivery to a pool's callers.
 
 use std::error::Error as _;
 
@@ -16,7 +16,7 @@ use crate::{
 };
 
 impl Pool {
-    /// Fails the longest waiter with `err`, and those who want no connection.
+    /// Fails the longest waiter and all wake waiters with `err`.
     pub(crate) fn fail_one(&self, err: &Error) {
         let mut state = self.state();
         let (waiter, wakers) = (state.next_waiter(), state.take_wake_waiters(|_| true));
@@ -27,7 +27,7 @@ impl Pool {
         fail_wake_waiters(wakers, &err.clone().into());
     }
 
-    /// Fails every waiter with `err`.
+    /// Fails every waiter and every wake waiter with `err`.
     pub(crate) fn fail_all(&self, err: &Error) {
         let mut state = self.state();
         let (failed, wakers) = (
@@ -41,7 +41,8 @@ impl Pool {
         fail_wake_waiters(wakers, &err.clone().into());
     }
 
-    /// Remembers `refusal`, returns it as it is remembered, and answers those with it for whom waiting does not help.
+    /// Stores `refusal` unless one is active, and answers with it the waiters that gain nothing by waiting. Returns the
+    /// stored one.
     pub(crate) fn refuse(&self, route: Route, refusal: &Refusal) -> Refusal {
         let refusals = &self.shared.refusals;
         let refusal = if let Some(known) = refusals.get(&self.tenant, route) {
@@ -57,11 +58,11 @@ impl Pool {
         refusal
     }
 
-    /// Answers those with `refusal` for whom waiting does not help; says whether anybody still waits.
+    /// Answers with `refusal` the waiters that gain nothing by waiting. Returns whether any caller still waits.
     pub(crate) fn reject_waiters(&self, refusal: &Refusal) -> bool {
         let mut state = self.state();
         if !state.open.is_empty() {
-            return state.is_wanted(); // those who wait may still be served by a connection that is open
+            return state.is_wanted(); // an open connection may still serve the waiters
         }
         let failed = state.take_waiters(|waiter| refusal.answers(waiter.until));
         let wakers = state.take_wake_waiters(|waker| refusal.answers(waker.until));
@@ -75,12 +76,12 @@ impl Pool {
         wanted
     }
 
-    /// Remembers why the last attempt failed, for callers that run out of time. Returns it with what is known here
-    /// about coming back.
+    /// Records why the last attempt failed, for callers that run out of time. Returns the failure with the
+    /// `retry_after` that the pool knows for it.
     pub(crate) fn record_failure(&self, route: Route, failure: Error) -> Error {
         let mut state = self.state();
         if route == Route::Direct && !state.believes_asleep() {
-            return failure; // it is no wake, for which others wait too
+            return failure; // not a wake, so no other caller waits for it
         }
         let failure = match verdict::next(failure.kind()) {
             RetryDecision::RetrySlowly => failure.with_retry_after(state.rest_of_repetition()),

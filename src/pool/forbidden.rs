@@ -1,4 +1,4 @@
-//! A pool whose tenant must not be used: no caller gets a connection of it, also none that is being opened.
+//! Taking a pool out of use: no caller gets a connection, not even one that is being opened.
 
 use tokio::time::Instant;
 
@@ -8,17 +8,17 @@ use crate::{
     model::error::{Error, ErrorKind},
 };
 
-/// Why a pool gives a caller no connection.
+/// The reason for which a pool gives a caller no connection.
 #[derive(Clone, Debug)]
 pub(crate) enum Unserved {
-    /// It failed, or was refused.
+    /// A failure or a refusal.
     Failed(Error),
-    /// The tenant has to be looked up again, and may be served by what that finds.
+    /// A tenant that must be looked up again; the result may serve the caller.
     Relocate(Error),
 }
 
 impl Unserved {
-    /// The tenant has moved, or is made anew: where it lives has to be looked up.
+    /// Returns the reason for a tenant that has moved or is being recreated: it must be looked up again.
     pub(crate) fn relocate() -> Self {
         let message = "the tenant's database has moved, or is being made anew; ask again";
         Self::Relocate(Error::new(ErrorKind::Connect, message))
@@ -44,8 +44,8 @@ impl From<Error> for Unserved {
 }
 
 impl Pool {
-    /// Takes the pool out of use until it is [allowed](Self::allow) again: answers all callers in the queue with `why`,
-    /// closes what is idle now and what is in use when it comes back, and gives up what is being opened.
+    /// Takes the pool out of use until it is [allowed](Self::allow) again. Answers all callers in the queue with `why`,
+    /// closes idle connections now and leased ones when they come back, and gives up attempts in progress.
     pub(crate) fn forbid(&self, why: &Unserved) {
         let mut state = self.state();
         state.forbidden = Some(why.clone());
@@ -64,7 +64,7 @@ impl Pool {
         self.changed.notify_waiters();
     }
 
-    /// Puts the pool into use again. Connections of before stay out of use.
+    /// Puts the pool into use again. Earlier connections stay out of use.
     pub(crate) fn allow(&self) {
         self.state().forbidden = None;
     }

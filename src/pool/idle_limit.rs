@@ -1,4 +1,4 @@
-//! How long a connection may lie idle, and how often pools are swept for it.
+//! The idle limit of connections, and the interval of the sweep that enforces it.
 
 use std::{
     sync::{
@@ -21,34 +21,34 @@ use crate::{
 /// Share of the suspend window after which an idle connection is closed, in fifths.
 const FIFTHS_OF_WINDOW: u32 = 4;
 
-/// How many sweeps there are in the shortest time after which anything is closed.
+/// Number of sweeps within the shortest limit.
 const SWEEPS: u32 = 10;
 
 const SHORTEST_TICK: Duration = Duration::from_millis(50);
 
 const LONGEST_TICK: Duration = Duration::from_secs(5);
 
-/// A sweep that is later than this means that the runtime was not driven.
+/// Delay of a sweep that shows that the runtime was not driven.
 const OVERDUE: Duration = Duration::from_secs(1);
 
-/// How often the sweep runs: often enough for the shortest suspend window of the tenants that have a pool.
+/// The interval of the sweep: short enough for the shortest suspend window of the tenants that have a pool.
 #[derive(Debug)]
 pub(crate) struct Pace {
-    /// The shortest time after which the settings have anything closed.
+    /// Shortest limit in the settings.
     usual: Duration,
-    // Held for a few instructions.
+    // Locked for a few instructions.
     shortest: Mutex<Shortest>,
     pub(super) shortened: Notify,
     began: Instant,
-    /// Whole seconds from `began` after which the next sweep counts as overdue.
+    /// Whole seconds after `began` from which the next sweep counts as overdue.
     overdue: AtomicU64,
 }
 
-/// The shortest time after which anything is closed.
+/// The shortest time after which any connection is closed.
 #[derive(Debug)]
 struct Shortest {
     now: Duration,
-    /// Of what was seen since the last sweep: its pool may not be among those that are swept yet.
+    /// Shortest limit of the endpoints seen since the last sweep, whose pools may not be swept yet.
     seen: Duration,
 }
 
@@ -70,18 +70,19 @@ impl Pace {
         }
     }
 
-    /// Whether the runtime was not driven for a while, so that sockets may have ended without their tasks knowing.
+    /// Returns whether the runtime was not driven for a while, so that sockets may have ended without their tasks
+    /// knowing.
     pub(crate) fn is_overdue(&self, now: Instant) -> bool {
         now.duration_since(self.began).as_secs() > self.overdue.load(Relaxed)
     }
 
-    /// Notes that the next sweep comes in `tick`.
+    /// Records that the next sweep is due in `tick`.
     pub(super) fn note_next(&self, tick: Duration) {
         let overdue = self.began.elapsed() + tick + OVERDUE;
         self.overdue.store(overdue.as_secs(), Relaxed);
     }
 
-    /// Takes note that connections to `endpoint` will be closed in time.
+    /// Shortens the interval if the idle limit of `endpoint` requires it.
     pub(crate) fn shorten_to(&self, endpoint: &Endpoint, config: &Config) {
         let limit = idle_limit(endpoint, config);
         let mut shortest = lock(&self.shortest);
@@ -92,7 +93,7 @@ impl Pace {
         }
     }
 
-    /// Goes by `limits`, those of all pools there are, and by what was seen since it was last set.
+    /// Sets the shortest limit from `limits`, those of all pools, and from the endpoints seen since the last call.
     pub(super) fn set(&self, limits: impl Iterator<Item = Duration>) {
         let present = limits.min().unwrap_or(self.usual);
         let mut shortest = lock(&self.shortest);
@@ -106,10 +107,11 @@ impl Pace {
     }
 }
 
-/// Idle time after which a connection to `endpoint` is closed: before its compute sleeps, never at that moment.
+/// Returns the idle time after which a connection to `endpoint` is closed: before its compute sleeps, never at that
+/// moment.
 pub(super) fn idle_limit(endpoint: &Endpoint, config: &Config) -> Duration {
     let window = match endpoint.suspend_window {
-        Some(Duration::ZERO) => DEFAULT_SUSPEND_WINDOW, // as Neon's API has it
+        Some(Duration::ZERO) => DEFAULT_SUSPEND_WINDOW, // the meaning of zero in Neon's API
         window => window.unwrap_or(Duration::MAX),
     };
     config.idle_after.min(window / 5 * FIFTHS_OF_WINDOW)

@@ -1,11 +1,11 @@
-//! A connection on loan, and what becomes of it when it comes back.
+//! A connection on loan to a caller.
 
 use std::sync::Arc;
 
 use super::Pool;
 use crate::{connection::Connection, model::tenant::TenantId};
 
-/// A connection on loan. Dropping it gives it back.
+/// A connection on loan. Dropping it returns the connection to the pool.
 pub(crate) struct Lease {
     connection: Option<Connection>,
     pool: Arc<Pool>,
@@ -40,14 +40,14 @@ impl Lease {
         &self.pool.tenant
     }
 
-    /// Has it closed instead of given back.
+    /// Closes the connection instead of returning it.
     pub(crate) fn close(mut self) {
         if let Some(connection) = self.connection.take() {
             connection.close();
         }
     }
 
-    /// Has it cancelled and closed instead of given back.
+    /// Hands the connection to the cleanup, which cancels and closes it unless it becomes clean in time.
     pub(crate) fn discard(mut self) {
         if let Some(connection) = self.connection.take() {
             self.pool.clean_up(connection);

@@ -1,10 +1,10 @@
-//! Clearing statements that were prepared before a schema change.
+//! The clearing of statements that were prepared before a schema change.
 //!
-//! PgBouncer keeps a prepared statement by its text on each of its server connections, for all its clients. After a schema
-//! change Postgres may refuse the statement on such a server connection for as long as that lasts. PgBouncer closes a
-//! server connection when its client leaves within a transaction, and it hands out the one that was used last. So clients
-//! that leave one after the other clear all server connections, up to the first one that PgBouncer had to open. Those that
-//! other clients are using are left out.
+//! PgBouncer keeps a prepared statement by its text on each of its server connections, for all its clients. After a
+//! schema change Postgres may refuse the statement on such a server connection for as long as the connection lasts.
+//! PgBouncer closes a server connection when its client disconnects within a transaction, and it hands out the one that
+//! was used last. So clients that disconnect one after the other clear all server connections, up to the first one that
+//! PgBouncer had to open. Server connections in use by other clients are left out.
 
 use std::{
     sync::{
@@ -26,16 +26,16 @@ use tokio_postgres::SimpleQueryMessage;
 use super::{Pool, Unserved, lease::Lease};
 use crate::{connection::Connection, sync::lock};
 
-/// Longest wait for an answer of the server.
+/// Longest wait for an answer from the server.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// Most server connections that are closed in one clearing. The pooler of the smallest compute at Neon has 93.
+/// Most server connections that one clearing closes. The pooler of the smallest compute at Neon has 93.
 const MOST_SERVERS: u32 = 100;
-/// New server connections in one clearing after which the older ones that are left count as in use. One that is left may
-/// also have become free just then.
+/// Number of new server connections in one clearing after which the older ones that are left count as in use. An older
+/// one may also have become free just then.
 const MOST_NEW: u32 = 4;
 /// Average time between two clearings that refused statements begin, so that an error that stays costs little.
 const CLEAR_EVERY: Duration = Duration::from_secs(10);
-/// Clearings that may begin at once within that average.
+/// Number of clearings that may begin at once within that average.
 const CLEAR_AT_ONCE: u32 = 5;
 
 /// The clearings of one pool. Most pools never have one.
@@ -44,15 +44,15 @@ pub(super) struct Plans(OnceLock<Box<Clearings>>);
 
 #[derive(Debug)]
 struct Clearings {
-    /// Number of the last clearing that was asked for.
+    /// Number of the last clearing that was requested.
     asked: AtomicU64,
     /// Number of the last one that began.
     begun: AtomicU64,
     /// Number of the last one that is done.
     done: AtomicU64,
-    /// The right to run one.
+    /// Permit to run one.
     turn: Semaphore,
-    // When the next refused statement would begin one at the average rate. Held for a few instructions.
+    // The time at which the next refused statement may begin one at the average rate. Locked for a few instructions.
     next: Mutex<Option<Instant>>,
 }
 
@@ -69,24 +69,24 @@ impl Plans {
         })
     }
 
-    /// Returns the clearings, if one was asked for and is not done.
+    /// Returns the clearings, if one was requested and is not done.
     fn due(&self) -> Option<&Clearings> {
         let clearings = self.0.get()?;
         let is_due = clearings.done.load(Acquire) < clearings.asked.load(Acquire);
         is_due.then_some(clearings)
     }
 
-    /// Returns whether a clearing was asked for and is not done.
+    /// Returns whether a clearing was requested and is not done.
     pub(super) fn are_doubtful(&self) -> bool {
         self.due().is_some()
     }
 }
 
 impl Clearings {
-    /// Returns whether one more is to be asked for because a statement was refused.
+    /// Returns whether a refused statement should request one more clearing.
     fn is_wanted(&self) -> bool {
         if self.begun.load(Acquire) < self.asked.load(Acquire) {
-            return false; // the next one is to begin yet
+            return false; // one is requested and has not begun
         }
         let now = Instant::now();
         let mut next = lock(&self.next);
@@ -99,13 +99,13 @@ impl Clearings {
     }
 }
 
-/// A server connection, as it describes itself.
+/// A server connection, as Postgres describes it.
 struct Server {
     /// The time by the server's clock.
     time: String,
-    /// Whether it was opened after the one before it was asked.
+    /// `true` if it was opened after the one before it answered.
     is_new: bool,
-    /// Whether others are open that were opened before the first one was asked.
+    /// `true` if others are open that were opened before the first one answered.
     has_older: bool,
 }
 
@@ -117,8 +117,15 @@ impl Pool {
         }
     }
 
-    /// Has all statements cleared before the next connection is handed out. The connections that are open now are closed, in
-    /// use or not, with the statements that their drivers have cached.
+    /// Notes a refused statement if Postgres refused one on `connection`, once for each connection.
+    pub(super) fn note_outdated_plan_of(&self, connection: &Connection) {
+        if connection.status.take_outdated() {
+            self.note_outdated_plan();
+        }
+    }
+
+    /// Requests that all statements are cleared before the next connection is handed out. The connections that are open
+    /// now are closed, leased ones when they come back, with the statements that their drivers have cached.
     pub(crate) fn clear_statements(&self) {
         self.plans.clearings().asked.fetch_add(1, AcqRel);
         let mut state = self.state();
@@ -128,8 +135,8 @@ impl Pool {
         idle.into_iter().for_each(Connection::close);
     }
 
-    /// Clears the statements if that is due. Returns `lease`, or another one, for which they are cleared; `None` if the
-    /// caller has to look for another one.
+    /// Clears the statements if that is due. Returns `lease`, or another one, with cleared statements, or `None` if the
+    /// caller must get another one.
     pub(super) async fn with_fresh_plans(
         self: &Arc<Self>,
         lease: Lease,
@@ -151,8 +158,8 @@ impl Pool {
         Ok(lease)
     }
 
-    /// Closes the pooler's idle server connections. Returns a lease that has a new one behind it; `None` if the server did not
-    /// answer.
+    /// Closes the pooler's idle server connections. Returns a lease with a new one behind it, or `None` if the server
+    /// did not answer.
     async fn close_servers(
         self: &Arc<Self>,
         mut lease: Lease,
@@ -186,11 +193,11 @@ impl Pool {
     }
 }
 
-/// Begins a transaction and returns the server connection that it has. `first`, `last`: when the first one and the one before
-/// were asked, by the server's clock.
+/// Begins a transaction and returns the server connection that it has. `first`, `last`: the times at which the first
+/// one and the one before answered, by the server's clock.
 async fn begin(lease: &Lease, first: Option<&str>, last: Option<&str>) -> Option<Server> {
     let [first, last] = [first, last].map(|time| time.unwrap_or("infinity"));
-    // Numbers, because sessions differ in how they write and read a timestamp.
+    // Numbers, because the format of a timestamp depends on the session.
     let sql = format!(
         "BEGIN; SELECT extract(epoch FROM clock_timestamp()), extract(epoch FROM it.backend_start) > '{last}', \
          EXISTS (SELECT FROM pg_stat_activity AS other WHERE other.pid <> it.pid \

@@ -1,7 +1,8 @@
-//! Closing what has lain idle or been open for long enough.
+//! The sweep, which closes connections that have been idle or open for long enough.
 //!
-//! The sweep sends nothing but goodbyes, so it keeps no database awake. It closes idle connections while their compute
-//! is still up: those that are left when it falls asleep all die together, and the next caller meets a dead socket.
+//! The sweep sends nothing but the end of a session, so it keeps no database awake. It closes idle connections while
+//! their compute is still up: when a compute suspends, its connections all die together, and the next caller would get
+//! a dead socket.
 
 #[allow(
     clippy::disallowed_types,
@@ -65,7 +66,7 @@ async fn sweep(pools: Weak<PoolCache>, shared: &Shared) {
     }
 }
 
-/// Asks every connection before it is used, if the machine was suspended since the last look.
+/// Marks every connection as suspect if the machine was suspended since the last sweep.
 fn look_for_a_suspend(clocks: &mut Clocks, pools: &[Arc<Pool>]) {
     let suspended = clocks.suspended_until(Clocks::read());
     if suspended >= SUSPENDED {
@@ -80,7 +81,8 @@ fn look_for_a_suspend(clocks: &mut Clocks, pools: &[Arc<Pool>]) {
 }
 
 impl Pool {
-    /// Closes what will be due before the next sweep, and warns of what is held for too long.
+    /// Closes connections that become due before the next sweep, and warns about connections that are held for too
+    /// long.
     fn sweep(&self, tick: Duration) {
         let config = &self.shared.config;
         let mut state = self.state();

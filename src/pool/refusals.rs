@@ -1,7 +1,7 @@
-//! Why a tenant's database cannot be had for now, remembered outside its pool.
+//! Refusals of tenants' databases, kept outside the pools.
 //!
-//! A pool comes and goes with its use; what Neon said about the tenant stays true meanwhile, and its proxy would only
-//! repeat it (30 s). So it is kept here, per tenant and host, and told at once to whoever asks.
+//! A refusal stays true when the tenant's pool is evicted, and Neon's proxy would only repeat it (30 s). So it is kept
+//! here, per tenant and host, and answers callers at once.
 
 use std::time::Duration;
 
@@ -17,23 +17,23 @@ use crate::{
     },
 };
 
-/// How long a refusal is remembered that does not say itself when to come back.
+/// Lifetime of a refusal that has no `retry_after`.
 const BRIEFLY: Duration = Duration::from_secs(5);
-/// Shortest time for which one is.
+/// Shortest lifetime of a refusal that the proxy may only be repeating.
 const SHORTEST: Duration = Duration::from_secs(1);
-/// Time that a login takes at the least, where the database sleeps: Neon starts a compute in a few hundred milliseconds.
+/// Shortest time of a login to a sleeping database: Neon starts a compute in a few hundred milliseconds.
 const ONE_CONNECT: Duration = Duration::from_millis(500);
-/// Nothing is remembered for longer than this.
+/// Longest lifetime of a refusal.
 const LONGEST: Duration = Duration::from_secs(120);
 
-/// What is remembered of one tenant at one host.
+/// A refusal of one tenant at one host.
 #[derive(Clone, Debug)]
 pub(crate) struct Refusal {
     error: Error,
     until: Instant,
-    /// When it was told for the first time: from then on Neon's proxy repeats it.
+    /// Time of the first such answer: from then on Neon's proxy repeats it.
     since: Instant,
-    /// Whether somebody has changed something that may have mended it: it is no answer any more.
+    /// `true` if a change may have removed the cause: the refusal answers no caller any more.
     mended: bool,
 }
 
@@ -49,8 +49,8 @@ impl Refusal {
         }
     }
 
-    /// The same, told once more after something was mended. As long as the proxy may only be repeating what it said before, it
-    /// is remembered no longer than that.
+    /// Returns the refusal as one that follows `earlier`. After a change that may have removed the cause, the proxy may
+    /// only be repeating its earlier answer. Then the refusal ends with that repetition.
     fn after(mut self, earlier: &Self) -> Self {
         let repeated = earlier.since + REPEATED;
         let is_repeated = earlier.error.kind() == self.error.kind() && self.since < repeated;
@@ -69,20 +69,20 @@ impl Refusal {
         self.error.kind()
     }
 
-    /// Whether it is the answer for a caller who waits until `patience`: at once, if waiting would not help. What is over
-    /// only just before leaves no time to connect.
+    /// Returns whether the refusal answers a caller that waits until `patience`. It does if waiting does not help, or
+    /// if the refusal ends too late to leave time for a login.
     pub(crate) fn answers(&self, patience: Instant) -> bool {
         !self.error.kind().is_transient() || patience <= self.until + ONE_CONNECT
     }
 
-    /// What the caller gets, with the time that is left.
+    /// Returns the error for a caller, with the time that is left as its `retry_after`.
     pub(crate) fn error(&self) -> Error {
         let left = self.until.saturating_duration_since(Instant::now());
         self.error.clone().with_retry_after(left)
     }
 }
 
-/// All that is remembered. Bounded; the least recently used leaves first.
+/// The stored refusals. Bounded; the least recently used one is dropped first.
 #[derive(Debug)]
 pub(crate) struct Refusals {
     pooled: Cache<TenantId, Refusal>,
@@ -90,7 +90,7 @@ pub(crate) struct Refusals {
 }
 
 impl Refusals {
-    /// Remembers nothing yet, and at most `most` tenants per host.
+    /// Creates an empty store for at most `most` tenants per host.
     pub(crate) fn new(most: u64) -> Self {
         let cache = || {
             Cache::builder()
@@ -105,7 +105,7 @@ impl Refusals {
         }
     }
 
-    /// Remembers `refusal`; returns it as it is remembered.
+    /// Stores `refusal`, and returns it as stored.
     pub(crate) fn keep(&self, tenant: &TenantId, route: Route, refusal: Refusal) -> Refusal {
         let earlier = self.of(route).get(tenant);
         let refusal = match &earlier {
@@ -116,13 +116,13 @@ impl Refusals {
         refusal
     }
 
-    /// What holds now.
+    /// Returns the active refusal, if any.
     pub(crate) fn get(&self, tenant: &TenantId, route: Route) -> Option<Refusal> {
         let refusal = self.of(route).get(tenant)?;
         (!refusal.mended && Instant::now() < refusal.until).then_some(refusal)
     }
 
-    /// Forgets what is remembered of `tenant`: something was changed that may have mended it.
+    /// Ends the refusals of `tenant`: a change may have removed their cause.
     pub(crate) fn clear(&self, tenant: &str) {
         let Ok(id) = TenantId::parse(tenant) else {
             return;
@@ -135,7 +135,7 @@ impl Refusals {
         }
     }
 
-    /// Forgets what is remembered of `tenant` at one host: it has just been reached there.
+    /// Forgets the refusal of `tenant` at one host: a login there has just succeeded.
     pub(crate) fn clear_at(&self, tenant: &TenantId, route: Route) {
         self.of(route).invalidate(tenant);
     }

@@ -1,4 +1,4 @@
-//! Resetting the session of a connection that came back, so that the next caller meets nothing of the last one's.
+//! The reset of a returned connection's session, so that the next caller finds no state of the last one.
 
 use std::time::Duration;
 
@@ -10,17 +10,18 @@ use crate::connection::status::ConnectionStatus;
 /// Longest wait for the server to reset a session.
 const RESET_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What `DISCARD ALL` undoes, except that prepared statements stay: the driver goes on using them. One round trip.
+/// The statements of `DISCARD ALL`, except that prepared statements stay, because the driver goes on using them. One
+/// round trip.
 ///
-/// The role comes first, so that the rest runs as the role that logged in; a function's name is given in full, as a
-/// search path was the last user's.
+/// The role is reset first, so that the rest runs as the role that logged in. The function's name is qualified, because
+/// the search path was the last caller's.
 const RESET: &str = "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; CLOSE ALL; UNLISTEN *; \
                      SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES";
 
-/// Resets the session of a connection that nobody uses, if it may hold anything; says whether it may be handed on.
+/// Resets the session of a returned connection if it may hold state. Returns whether the connection may be used again.
 ///
-/// One that has been silent for longer than `longest_silence` is not asked: it may be dead, and a database is not to be
-/// kept awake by a caller that has long been done with it.
+/// A connection that has been silent for longer than `longest_silence` is not reset. It may be dead, and a reset long
+/// after the last caller's queries must not keep the database awake.
 pub(crate) async fn reset(
     client: &Client,
     watch: &ConnectionStatus,
@@ -28,12 +29,12 @@ pub(crate) async fn reset(
 ) -> bool {
     let session = &watch.session;
     if !session.needs_reset() || watch.is_expired() || watch.was_cancelled() {
-        return true; // the pool closes the latter two
+        return true; // the pool closes expired and cancelled ones
     }
     if !session.can_be_reset() || watch.silent_for() > longest_silence {
         return false;
     }
     let answer = timeout(RESET_TIMEOUT, client.batch_execute(RESET)).await;
-    // What was still to be written before it may have begun a transaction.
+    // A request that was written just before the reset may have begun a transaction.
     matches!(answer, Ok(Ok(()))) && watch.is_idle() && session.note_reset()
 }

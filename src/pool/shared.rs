@@ -1,4 +1,4 @@
-//! What all pools of a router share.
+//! The state that all pools of a router share.
 
 use std::sync::{Arc, Mutex};
 
@@ -15,10 +15,10 @@ use crate::{
     telemetry::{stats::Stats, top::Shown},
 };
 
-/// Refusals outlive the pools they come from, so there is room for more of them.
+/// Room for refusals per pool: they outlive the pools that they come from.
 const REFUSALS_PER_POOL: u64 = 10;
 
-/// What all pools of a router share.
+/// The state that all pools of a router share.
 pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) source: Source,
@@ -28,16 +28,16 @@ pub(crate) struct Shared {
     pub(crate) waiting: Arc<CallerLimit<TenantId>>,
     pub(crate) pace: Pace,
     #[cfg_attr(not(feature = "metrics"), allow(dead_code, reason = "for metrics"))]
-    // Which tenants metrics show by name. Held while they are told.
+    // The tenants that metrics show by name. Locked while metrics are emitted.
     pub(crate) shown: Mutex<Shown<TenantId>>,
     pub(crate) stats: Stats,
     pub(crate) life: Arc<Shutdown>,
     pub(crate) runtime: Handle,
-    /// The task of every open connection.
+    /// Tasks of the open connections.
     pub(crate) connections: TaskTracker,
-    /// What the fleet is at.
+    /// Jobs of the fleet in progress.
     pub(crate) jobs: TaskTracker,
-    /// The task of every attempt to open one.
+    /// Tasks of the attempts to open a connection.
     pub(crate) attempts: TaskTracker,
 }
 

@@ -1,4 +1,4 @@
-//! What a pool holds at a moment, and what follows from it.
+//! The mutable state of a pool, and the decisions that follow from it.
 
 use std::{collections::VecDeque, mem, sync::Arc, time::Duration};
 
@@ -12,68 +12,69 @@ use crate::{
     telemetry::labels::Reason,
 };
 
-/// Time after which the cache hears once more that a pool is used. Its order of use is right up to this.
+/// Interval at which a pool's use is reported to the cache. The LRU order is right up to this.
 const NEWS_AFTER: Duration = Duration::from_secs(1);
 
-/// Wakes that are remembered of a tenant that has a pool.
+/// Number of past wakes that a pool keeps.
 const WAKES: usize = 4;
 
-/// A queue of this length is not looked through for waiters who left.
+/// Shortest queue that is searched for waiters that left.
 const SHORT_QUEUE: usize = 64;
 
 /// Everything that changes in a pool.
 pub(crate) struct State {
-    /// Where the tenant lives. Another one is another generation: its connections are told apart by it.
+    /// The tenant's endpoint. Another endpoint is another generation: connections are told apart by it.
     pub(crate) endpoint: Arc<Endpoint>,
-    /// The most connections, whatever their generation; none for the router's own number. It changes without a move, so
-    /// that of the endpoint above may be out of date.
+    /// Most connections, over all generations; `None` for the router's `pool_size`. It changes without a move, so the
+    /// number in `endpoint` may be out of date.
     max_connections: Option<usize>,
-    /// Whether the endpoint came from where the truth is, and nobody has tried it yet.
+    /// `true` if the endpoint came from its source, not a cache, and no login has tried it yet.
     pub(crate) fresh: bool,
-    /// Last in, first out, so that a quiet tenant's surplus grows old.
+    /// Idle connections. Last in, first out, so that a quiet tenant's surplus grows old.
     idle: Vec<Connection>,
-    /// First come, first served. Empty while anything is idle.
+    /// Callers that wait for a connection. First come, first served. Empty while a connection is idle.
     waiters: VecDeque<Waiter>,
-    /// Who only wants the database awake, and no connection.
+    /// Callers that only want the database awake, and no connection.
     wakers: Vec<WakeWaiter>,
-    /// Length of the queue at which it is looked through for waiters who left.
+    /// Length of the queue at which it is searched for waiters that left.
     prune_waiters_at: usize,
-    /// Attempts under way.
+    /// Number of attempts in progress.
     pub(crate) dialing: usize,
-    /// How many of them have begun to log in.
+    /// Number of these that have begun to log in.
     pub(crate) logging_in: usize,
-    /// Connections that will probably be free in a moment: what their last user left is about to end.
+    /// Number of connections in cleanup, which will probably be free in a moment.
     pub(crate) settling: usize,
     /// Connections whose tasks have not ended, idle or not.
     pub(crate) open: Vec<Arc<ConnectionStatus>>,
-    /// Direct connections whose tasks have not ended. They prove that the compute is awake, and are not counted else.
+    /// Direct connections whose tasks have not ended. They prove that the compute is awake, and count for nothing else.
     pub(crate) direct: Vec<Arc<ConnectionStatus>>,
-    /// When a connection was lost, so that the compute may be asleep; none if it was proved awake since.
+    /// Time of the last loss of a connection, since which the compute may be asleep. `None` if it was proved awake
+    /// since.
     pub(crate) lost: Option<Instant>,
-    /// Why no caller gets a connection, if none does.
+    /// Reason for which no caller gets a connection; `None` while the pool is in use.
     pub(crate) forbidden: Option<Unserved>,
-    /// Connections in a row that ended as soon as they were open.
+    /// Number of connections in a row that ended as soon as they were open.
     pub(crate) early_ends: u32,
-    /// Connections opened before this instant are not to be trusted.
+    /// Start of trust: connections opened before this instant are not trusted.
     condemned: Option<Instant>,
     pub(crate) last_failure: Option<Noted>,
-    /// How often something was changed that may have mended what failed.
+    /// Number of changes that may have removed the cause of a failure.
     pub(crate) change_count: u64,
-    /// Since when Neon's control plane may only be repeating that it failed.
+    /// Time since which Neon's proxy may only be repeating that the control plane failed.
     pub(crate) repeated_since: Option<Instant>,
-    /// Whether the pool is out of the cache: what comes back is closed.
+    /// `true` while the pool is out of the cache: connections that come back are closed.
     pub(crate) retired: bool,
-    /// How often it has entered the cache.
+    /// Number of times that the pool has entered the cache.
     pub(crate) cache_epoch: u64,
-    /// When the cache last heard that it is used.
+    /// Time of the last report of a use to the cache.
     touched_at: Instant,
-    /// How many times a part of the cache had changed by then.
+    /// Cache epoch of that report.
     touched_epoch: u64,
-    /// Calls of `get` answered with a connection that was idle.
+    /// Number of `get` calls answered with an idle connection at once.
     pub(crate) reused: u64,
-    /// Those answered with one that was waited for.
+    /// Number of `get` calls answered in another way.
     pub(crate) lent: u64,
-    /// How many of both were told to whoever asks which tenants are busiest.
+    /// Number of both that was reported for the list of the busiest tenants.
     reported_uses: u64,
     /// The last few wakes, oldest first.
     pub(crate) wakes: Vec<Wake>,
@@ -85,24 +86,24 @@ pub(crate) struct Wake {
     pub(crate) began: Instant,
     pub(crate) took: Duration,
     pub(crate) reason: Reason,
-    /// Why it failed, if it has.
+    /// Kind of the error of a failed wake.
     pub(crate) failure: Option<ErrorKind>,
 }
 
-/// Somebody who wants the database awake.
+/// A caller that wants the database awake.
 pub(crate) struct WakeWaiter {
     pub(crate) done: oneshot::Sender<Result<(), Unserved>>,
     pub(crate) reason: Reason,
-    /// When its own time is over.
+    /// Deadline of the caller.
     pub(crate) until: Instant,
-    /// When the hint was followed, if it is one.
+    /// Time at which the hint was taken from the hint budget; `None` if the caller is no hint.
     pub(crate) hinted: Option<Instant>,
 }
 
 /// A caller in the queue.
 pub(crate) struct Waiter {
     pub(crate) turn: oneshot::Sender<Result<Lease, Unserved>>,
-    /// When its own time is over.
+    /// Deadline of the caller.
     pub(crate) until: Instant,
 }
 
@@ -139,12 +140,10 @@ impl State {
         }
     }
 
-    /// Notes that the pool is used, and when: in time, and by how much of the cache had changed. Says whether the cache
-    /// should hear of it.
+    /// Records a use of the pool at `now`, in cache epoch `turn`. Returns whether to report the use to the cache.
     ///
-    /// Not each time, as that costs more than all the rest of a `get`. But before much of the cache has changed, or else
-    /// whoever is used all the time would leave it; and again after a while, or else those used most, being the first
-    /// after a change, would seem to be used least when it changes next.
+    /// Touching the cache on every `get` would dominate its cost, so a pool is touched once per epoch, which keeps hot
+    /// pools cached, and once per second, which keeps the LRU order roughly right.
     pub(crate) fn note_use(&mut self, now: Instant, turn: u64) -> bool {
         let is_news =
             self.touched_epoch != turn || now.duration_since(self.touched_at) >= NEWS_AFTER;
@@ -154,12 +153,13 @@ impl State {
         is_news
     }
 
-    /// Whether the compute may be asleep: nothing is open that would prove the contrary.
+    /// Returns whether the compute may be asleep: no open connection proves that it is awake.
     pub(crate) fn believes_asleep(&self) -> bool {
         self.lost.is_some() || (self.open.is_empty() && self.direct.is_empty())
     }
 
-    /// How long Neon's proxy may still be repeating that the control plane failed, counted from the first time.
+    /// Returns for how long Neon's proxy may go on repeating that the control plane failed, counted from the first
+    /// time.
     pub(crate) fn rest_of_repetition(&mut self) -> Duration {
         let now = Instant::now();
         let since = self
@@ -170,7 +170,7 @@ impl State {
         (since + REPEATED).saturating_duration_since(now)
     }
 
-    /// Takes note of how many connections there may be; returns the idle ones that are too many.
+    /// Sets the tenant's own connection limit. Returns the idle connections beyond it.
     pub(crate) fn set_max_connections(
         &mut self,
         most: Option<usize>,
@@ -178,30 +178,30 @@ impl State {
     ) -> Vec<Connection> {
         self.max_connections = most;
         let surplus = self.surplus(config).min(self.idle.len());
-        let taken: Vec<_> = self.idle.drain(..surplus).collect(); // those unused for longest
+        let taken: Vec<_> = self.idle.drain(..surplus).collect(); // those idle for longest
         for connection in &taken {
             connection.status.unpark();
-            connection.status.mark_closing(); // now, so that nobody else takes it for one that stays
+            connection.status.mark_closing(); // now, so that `surplus` does not count it as one that stays
         }
         taken
     }
 
-    /// How many connections there are beyond what there may be, not counting those that are about to end.
+    /// Returns the number of connections beyond the limit, without those that are about to end.
     pub(crate) fn surplus(&self, config: &Config) -> usize {
         let limit = self.limit(config);
         if self.open.len() <= limit {
-            return 0; // always, unless the limit was lowered
+            return 0; // the usual case: only a lowered limit leaves a surplus
         }
         let stay = self.open.iter().filter(|open| !open.is_closing());
         stay.count().saturating_sub(limit)
     }
 
-    /// The most connections of the tenant, those in opening included.
+    /// Returns the limit of the tenant's connections, those being opened included.
     pub(crate) fn limit(&self, config: &Config) -> usize {
         self.max_connections.unwrap_or(config.pool_size)
     }
 
-    /// What keeps callers waiting, if that is that all connections there may be are held.
+    /// Returns the reason for a caller's wait, if it is that all connections that the tenant may have are held.
     pub(crate) fn full(&self, config: &Config) -> Option<String> {
         let limit = self.limit(config);
         if self.open.len() < limit || !self.idle.is_empty() {
@@ -220,7 +220,7 @@ impl State {
         ))
     }
 
-    /// How many more attempts are due now, and why.
+    /// Returns the number of attempts that are due now, and their reason.
     pub(crate) fn dials_due(&mut self, config: &Config) -> (usize, Reason) {
         let at_once = if self.believes_asleep() {
             1
@@ -231,7 +231,7 @@ impl State {
         let room = self.limit(config).saturating_sub(taken);
         let room = room.min(at_once.saturating_sub(self.dialing));
         if room == 0 {
-            return (0, Reason::Request); // before the queue is looked through, which may be long
+            return (0, Reason::Request); // before the search of the queue, which may be long
         }
         self.waiters.retain(|waiter| !waiter.turn.is_closed());
         self.wakers.retain(|waker| !waker.done.is_closed());
@@ -243,20 +243,20 @@ impl State {
         (due, first.map_or(Reason::Request, |it| it.reason))
     }
 
-    /// Adds a caller to the queue: in front, if it has had its turn before.
+    /// Adds a caller to the queue, in front if it has had its turn before.
     pub(crate) fn enqueue(&mut self, waiter: Waiter, has_waited: bool) {
         if has_waited {
             return self.waiters.push_front(waiter);
         }
         if self.waiters.len() >= self.prune_waiters_at {
-            // Those who left are looked for now and then only: each look goes through all.
+            // Waiters that left are searched only now and then, because a search goes through the whole queue.
             self.waiters.retain(|waiter| !waiter.turn.is_closed());
             self.prune_waiters_at = (2 * self.waiters.len()).max(SHORT_QUEUE);
         }
         self.waiters.push_back(waiter);
     }
 
-    /// To be answered when a login has succeeded: sooner than whoever wants a connection.
+    /// Adds a wake waiter. The next login that succeeds answers it, before any caller that wants a connection.
     pub(crate) fn await_wake(&mut self, waker: WakeWaiter) {
         self.wakers.retain(|waker| !waker.done.is_closed());
         self.wakers.push(waker);
@@ -267,7 +267,7 @@ impl State {
         !self.wakers.is_empty()
     }
 
-    /// Takes those out who only want the database awake, and for whom `is_one` holds.
+    /// Removes and returns the wake waiters for which `is_one` is true.
     pub(crate) fn take_wake_waiters(
         &mut self,
         is_one: impl Fn(&WakeWaiter) -> bool,
@@ -275,12 +275,12 @@ impl State {
         self.wakers.extract_if(.., |it| is_one(it)).collect()
     }
 
-    /// The longest waiter who is still there.
+    /// Removes and returns the longest waiter that has not left.
     pub(crate) fn next_waiter(&mut self) -> Option<Waiter> {
         std::iter::from_fn(|| self.waiters.pop_front()).find(|waiter| !waiter.turn.is_closed())
     }
 
-    /// Takes the waiters out for whom `is_one` holds.
+    /// Removes and returns the waiters for which `is_one` is true.
     pub(crate) fn take_waiters(&mut self, is_one: impl Fn(&Waiter) -> bool) -> Vec<Waiter> {
         let waiters = mem::take(&mut self.waiters).into_iter();
         let (taken, kept): (Vec<_>, Vec<_>) = waiters.partition(is_one);
@@ -288,20 +288,21 @@ impl State {
         taken
     }
 
-    /// Whether anybody waits.
+    /// Returns whether any caller waits.
     pub(crate) fn is_wanted(&self) -> bool {
         self.waiters.iter().any(|waiter| !waiter.turn.is_closed())
             || self.wakers.iter().any(|waker| !waker.done.is_closed())
     }
 
-    /// An idle connection for a caller who need not wait.
+    /// Removes and returns an idle connection, and counts it as reused.
     pub(crate) fn reuse(&mut self) -> Option<Connection> {
         let connection = self.pop_idle()?;
         self.reused += 1;
         Some(connection)
     }
 
-    /// Keeps a connection. Returns it if its task wrote something just before it could see that it is kept.
+    /// Keeps a connection idle. Returns it as an error if its task wrote a request just before the task could see that
+    /// the connection is idle.
     pub(crate) fn push_idle(&mut self, connection: Connection) -> Result<(), Connection> {
         connection.status.park();
         if connection.status.is_stray() {
@@ -309,14 +310,14 @@ impl State {
             return Err(connection);
         }
         if self.idle.len() == self.idle.capacity() {
-            // Doubles from one on. By itself it would begin with four, of which most tenants need one.
+            // Doubles from one on. A `Vec` would begin with four, and most tenants need one.
             self.idle.reserve_exact(self.idle.len().max(1));
         }
         self.idle.push(connection);
         Ok(())
     }
 
-    /// How often a connection was handed out since this was last asked.
+    /// Returns the number of connections handed out since the last call.
     pub(crate) fn take_use_delta(&mut self) -> u32 {
         let all = self.reused + self.lent;
         let news = all.saturating_sub(self.reported_uses);
@@ -324,26 +325,26 @@ impl State {
         u32::try_from(news).unwrap_or(u32::MAX)
     }
 
-    /// Remembers a wake.
+    /// Records a wake.
     pub(crate) fn note_wake(&mut self, wake: Wake) {
         if self.wakes.len() == WAKES {
             self.wakes.remove(0);
         }
-        self.wakes.reserve_exact(1); // of most tenants there is one
+        self.wakes.reserve_exact(1); // most tenants have one
         self.wakes.push(wake);
     }
 
-    /// How many callers wait, some of whom may have left.
+    /// Returns the number of waiting callers, some of which may have left.
     pub(crate) fn waiting(&self) -> usize {
         self.waiters.len() + self.wakers.len()
     }
 
-    /// The connection that would be handed out next.
+    /// Returns the idle connection that would be handed out next.
     pub(crate) fn next_idle(&self) -> Option<&Connection> {
         self.idle.last()
     }
 
-    /// How many connections are idle.
+    /// Returns the number of idle connections.
     pub(crate) fn idle(&self) -> usize {
         self.idle.len()
     }
@@ -354,13 +355,13 @@ impl State {
         Some(connection)
     }
 
-    /// When the connection was last used that has been idle for longest.
+    /// Returns the last use of the connection that has been idle for longest.
     pub(crate) fn idle_since(&self) -> Option<Instant> {
         let oldest = self.idle.first()?;
         Some(oldest.status.last_heard())
     }
 
-    /// Takes that connection out, if it was not used after `instant`.
+    /// Removes and returns the connection that has been idle for longest, if it was not used after `instant`.
     pub(crate) fn take_oldest_idle(&mut self, instant: Instant) -> Option<Connection> {
         self.idle_since().filter(|since| *since <= instant)?;
         let connection = self.idle.remove(0);
@@ -368,7 +369,7 @@ impl State {
         Some(connection)
     }
 
-    /// Takes the idle connections out for which `is_one` holds.
+    /// Removes and returns the idle connections for which `is_one` is true.
     pub(crate) fn take_idle(&mut self, is_one: impl Fn(&Connection) -> bool) -> Vec<Connection> {
         let taken: Vec<_> = self.idle.extract_if(.., |it| is_one(it)).collect();
         for connection in &taken {
@@ -382,7 +383,7 @@ impl State {
         self.direct.retain(|open| !Arc::ptr_eq(open, watch));
         self.open.retain(|open| !Arc::ptr_eq(open, watch));
         if self.open.is_empty() {
-            // The pool may stay like this for long, and what there was room for was more than the rest of it.
+            // The pool may stay empty for long, and its spare capacity is larger than the rest of it.
             self.open.shrink_to_fit();
             self.idle.shrink_to_fit();
             self.waiters.shrink_to_fit();
@@ -403,20 +404,20 @@ impl State {
         self.lost = Some(Instant::now());
     }
 
-    /// Notes that a connection is in order: the compute is awake, if the server was heard on it after the last loss.
+    /// Notes that a connection works: the compute is awake if the server answered on it after the last loss.
     pub(crate) fn note_alive(&mut self, watch: &ConnectionStatus) {
         if self.lost.is_some_and(|lost| watch.last_heard() > lost) {
             self.lost = None;
         }
     }
 
-    /// Trusts no connection of now any more.
+    /// Stops trusting all connections that were opened before `now`.
     pub(crate) fn condemn_all(&mut self, now: Instant) {
         self.condemned = self.condemned.max(Some(now));
         self.lost = self.lost.max(Some(now));
     }
 
-    /// Trusts no connection opened before `instant` any more; returns the idle ones among them.
+    /// Stops trusting connections that were opened before `instant`. Returns the idle ones.
     pub(crate) fn condemn(&mut self, instant: Instant) -> Vec<Connection> {
         let condemned = self.condemned.max(Some(instant));
         self.condemned = condemned;
@@ -424,7 +425,7 @@ impl State {
         self.take_idle(|it| condemned.is_some_and(|instant| it.status.opened() < instant))
     }
 
-    /// Whether `connection` must not be used any more: it is not trusted, or of an earlier generation.
+    /// Returns whether `connection` must not be used any more: it is not trusted, or of an earlier generation.
     pub(crate) fn condemns(&self, connection: &Connection) -> bool {
         self.forbidden.is_some()
             || !Arc::ptr_eq(&self.endpoint, &connection.endpoint)

@@ -1,4 +1,4 @@
-//! Those who want a database awake, and no connection: `warm` and `hint`. They wait beside the queue.
+//! Wake waiters: callers that want a database awake, and no connection (`warm` and `hint`). They wait beside the queue.
 
 use std::sync::Arc;
 
@@ -10,9 +10,9 @@ use tokio::{
 use super::{Pool, State, Unserved, state::WakeWaiter};
 use crate::{connection::status::ConnectionStatus, model::error::Error, telemetry::labels::Reason};
 
-/// What somebody waits for who wants the database awake.
+/// The event that a wake waiter waits for.
 enum Wait {
-    /// Nothing: it is.
+    /// None: the database is awake.
     Over,
     /// The next login that succeeds.
     ForWake(oneshot::Receiver<Result<(), Unserved>>),
@@ -21,17 +21,17 @@ enum Wait {
 }
 
 impl Pool {
-    /// Whether there is no reason to wake the tenant's database.
+    /// Returns whether the database needs no wake: it is awake, or a login is in progress.
     pub(crate) fn is_up_or_waking(&self) -> bool {
         let state = self.state();
         !state.believes_asleep() || state.dialing > 0 || state.idle() > 0
     }
 
-    /// Waits until the database is awake, until `until`; says whether it had to be woken. `hinted`: when the hint was followed,
-    /// if it is one.
+    /// Waits until the database is awake, at most until `until`. Returns whether it had to be woken. `hinted`: for a
+    /// hint, the time at which it was taken from the hint budget.
     ///
     /// # Cancel safety
-    /// Dropping it lets a wake that is under way go on.
+    /// Dropping the future does not stop a wake in progress.
     pub(crate) async fn wake(
         self: &Arc<Self>,
         until: Instant,
@@ -52,7 +52,7 @@ impl Pool {
         }
     }
 
-    /// For what somebody has to wait who wants the database awake.
+    /// Returns the event to wait for. Adds a wake waiter if that event is a login.
     fn join_wake(
         &self,
         until: Instant,
@@ -68,7 +68,7 @@ impl Pool {
             return Ok(Wait::Over);
         }
         if state.idle() > 0 || state.open.len() >= state.limit(&self.shared.config) {
-            // No attempt would begin. A connection that can be used shows as much.
+            // No attempt would begin. A usable connection proves as much.
             return Ok(Wait::ForConnection);
         }
         if let Some(refusal) = refusal.filter(|_| state.open.is_empty()) {
@@ -84,15 +84,15 @@ impl Pool {
         Ok(Wait::ForWake(awake))
     }
 
-    /// Tells those who want the database awake that it is, as the connection shows that `watch` is of: it has come back in
-    /// order, or is new.
+    /// Tells all wake waiters that the database is awake. The connection with this status proves it: it is new, or came
+    /// back in order.
     pub(super) fn tell_awake(&self, state: &mut State, watch: &ConnectionStatus) {
         let mut marked = false;
         for waker in state.take_wake_waiters(|_| true) {
             match waker.hinted {
                 Some(at) if marked => self.shared.hints.give_back(at), // one wake for two hints
                 Some(at) => {
-                    watch.mark_hinted(at); // who uses it proves that the hint was right
+                    watch.mark_hinted(at); // its use proves that the hint was right
                     marked = true;
                 }
                 None => {}
@@ -102,7 +102,7 @@ impl Pool {
     }
 }
 
-/// Tells them why not.
+/// Answers all `wakers` with `why`.
 pub(super) fn fail_wake_waiters(wakers: Vec<WakeWaiter>, why: &Unserved) {
     for waker in wakers {
         drop(waker.done.send(Err(why.clone())));

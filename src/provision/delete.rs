@@ -1,7 +1,7 @@
-//! Deleting a tenant, and taking that back.
+//! Deletion of a tenant, and its reversal.
 //!
-//! The tombstone comes first: from then on nobody is given a connection, here or in another process. The database goes
-//! after it, and only by the holder of the lease.
+//! The tombstone is written first. From then on the tenant is refused: here at once, in other processes as soon as they
+//! learn of it. The holder of the lease then deletes the database.
 
 use std::time::Duration;
 
@@ -20,7 +20,8 @@ use crate::{
 };
 
 impl ProvisionEngine {
-    /// Deletes `tenant`: tombstone, `buried` is told, `drain` passes, database, proof that it is gone. May be repeated.
+    /// Deletes `tenant`: writes the tombstone, calls `buried`, waits for `drain`, deletes the database and verifies
+    /// that it is gone. May be repeated.
     pub(crate) async fn delete(
         &self,
         tenant: &TenantId,
@@ -39,7 +40,7 @@ impl ProvisionEngine {
         }
     }
 
-    /// Takes the deletion of `tenant` back.
+    /// Reverses the deletion of `tenant`.
     pub(crate) async fn undelete(
         &self,
         tenant: &TenantId,
@@ -56,7 +57,8 @@ impl ProvisionEngine {
         }
     }
 
-    /// Deletes a database of `tenant` that `is_surplus` by its record. `false` if it may be wanted after all.
+    /// Deletes `project`, a database of `tenant`, if `is_surplus` holds for the tenant's record. Otherwise returns
+    /// `false`.
     pub(crate) async fn remove(
         &self,
         tenant: &TenantId,
@@ -91,7 +93,7 @@ impl ProvisionJob<'_> {
             State::Deleting => buried(),
             State::Claimed | State::Creating | State::Preparing | State::Ready | State::Held => {
                 if record.state == State::Preparing {
-                    record.endpoint = None; // so that it is prepared if this is taken back
+                    record.endpoint = None; // so that `undelete` prepares the database
                 }
                 record.state = State::Deleting;
                 self.write(&record).await?;
@@ -106,8 +108,8 @@ impl ProvisionJob<'_> {
         self.write_last(&record).await
     }
 
-    /// Deletes the database of a record with a tombstone: also one whose creation got no answer, once it must have
-    /// turned up.
+    /// Deletes the database of a record that has a tombstone. If a creation got no answer, first searches for its
+    /// database until it cannot turn up any more.
     async fn destroy(&self, record: &mut Record) -> Result<(), LeaseError> {
         if record.placement.is_none() {
             let found = self.search(record).await?;
@@ -117,7 +119,7 @@ impl ProvisionJob<'_> {
         }
         if let Some(project) = record.project() {
             self.claim.ensure_fresh().await?;
-            // Nothing is sent once the lease may be somebody else's: the deletion may be taken back by then.
+            // The deletion must not be sent after the lease has ended: another process may have reversed it by then.
             let in_time = self.progress.by(self.claim.valid_until());
             self.on.control_plane.delete(project, &in_time).await?;
         }
@@ -158,7 +160,7 @@ impl ProvisionJob<'_> {
             .await?;
         let database = found.ok_or_else(nothing_to_recover)?;
         if login.is_none() {
-            // It was deleted before it was fit for use.
+            // The database was deleted before it was prepared.
             self.place(&mut record, database).await?;
             self.prepare(&mut record).await?;
             return self.publish_found(&mut record).await;
@@ -170,7 +172,7 @@ impl ProvisionJob<'_> {
     }
 
     async fn remove(&self, mut record: Record, project: &str) -> Result<(), LeaseError> {
-        // First that nobody may take it for the tenant's any more, then the deletion.
+        // The project is condemned before it is deleted, so that no process adopts it in between.
         if !record.condemned.iter().any(|it| it == project) {
             record.condemned.push(project.to_owned());
             self.write(&record).await?;

@@ -1,4 +1,4 @@
-//! The way to a published record: look, wait for whoever is at it, or do the work.
+//! Brings a tenant's record to `Ready`: reads it, waits for another process that holds the lease, or does the work.
 
 use std::time::Duration;
 
@@ -25,21 +25,21 @@ use crate::{
     telemetry::stats::Stats,
 };
 
-/// First wait for somebody else who works on the same tenant, or for a catalog that has failed.
+/// First wait while another process works on the same tenant, or after the catalog has failed.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
-/// Longest wait before another look.
+/// Longest such wait.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
-/// On whose account a database is created.
+/// The reason for creating a database.
 #[derive(Clone, Debug)]
 pub(crate) enum CreateReason {
-    /// A call wants a connection. The policy decides.
+    /// A caller gets a connection. The policy decides.
     Access,
-    /// A call wants a connection, and may only finish what was begun.
+    /// A caller gets a connection, and may only finish a creation that was begun.
     Finish,
-    /// The application says so.
+    /// The application orders a database.
     Order(Plan),
-    /// The application says so, also in place of a deleted one.
+    /// The application orders a database, also in place of a deleted one.
     Recreate(Plan),
 }
 
@@ -47,31 +47,32 @@ pub(crate) enum CreateReason {
 #[derive(Debug)]
 pub(crate) struct Published {
     pub(crate) endpoint: Endpoint,
-    /// The stamp of the record that says so.
+    /// Stamp of the record that says so.
     pub(crate) known_at: Stamp,
-    /// Whether it was created for this.
+    /// The database's origin, as the caller is told: created by this call or there before.
     pub(crate) outcome: Provisioned,
 }
 
-/// What one look at a tenant has led to.
+/// The outcome of one look at a tenant.
 enum Turn {
     Done(Published),
-    /// Somebody else works on it, for this much longer unless they go on.
+    /// Another process holds the lease, for this much longer unless it renews the lease.
     Busy(Duration),
-    /// The lease was lost over the work: look again.
+    /// The lease was lost during the work. Look again.
     Again,
 }
 
 impl ProvisionEngine {
-    /// Whether an access may create a database.
+    /// Returns whether an access may create a database.
     pub(crate) fn creates_on_access(&self) -> bool {
         !matches!(self.settings.policy, Policy::Explicit)
     }
 
-    /// Creates, or finds again, the database of `tenant`, and publishes it.
+    /// Creates the database of `tenant`, or finds it again, and publishes its record.
     ///
     /// # Cancel safety
-    /// Dropping it gives the lease back; what was sent is in the catalog, and whoever comes next goes on from there.
+    /// Dropping the future gives the lease back. Each creation that was sent is in the catalog, and the next call
+    /// continues from there.
     pub(crate) async fn provision(
         &self,
         tenant: &TenantId,
@@ -96,8 +97,7 @@ impl ProvisionEngine {
         }
     }
 
-    /// Looks at what is known, and does what is to be done if nobody else is at it. `plan` is what the tenant gets, once
-    /// that is decided.
+    /// Reads the record, and does the work if no other process does. `plan` is the tenant's plan, once it is decided.
     async fn look(
         &self,
         tenant: &TenantId,
@@ -144,7 +144,7 @@ impl ProvisionEngine {
         }
     }
 
-    /// What the catalog knows, asked again while it is down.
+    /// Returns the tenant's record, and repeats the read while the catalog is down.
     pub(crate) async fn record(
         &self,
         tenant: &TenantId,
@@ -154,7 +154,8 @@ impl ProvisionEngine {
         retry(progress, waits, || self.catalog.find(tenant)).await
     }
 
-    /// The lease on `tenant`, asked for again while the catalog is down; or for how long somebody else has it.
+    /// Takes the lease on `tenant`, and repeats the call while the catalog is down. Returns the remaining time if
+    /// another owner holds the lease.
     pub(crate) async fn claim(
         &self,
         tenant: &TenantId,
@@ -162,13 +163,13 @@ impl ProvisionEngine {
     ) -> Result<Result<(LeaseGuard, Record), Duration>, Error> {
         let waits = backoff(FIRST_WAIT, LONGEST_WAIT);
         let time = self.settings.lease_time;
-        // The same owner every time: an answer that got lost may have granted it.
+        // All tries use the same owner: a try whose answer got lost may have granted the lease.
         let owner = uuid::Uuid::new_v4().to_string();
         let take = || LeaseGuard::take(&self.catalog, tenant, &owner, time);
         retry(progress, waits, take).await
     }
 
-    /// The lease on a tenant who has a record, waited for if somebody else has it.
+    /// Takes the lease on a tenant that has a record, and waits while another owner holds it.
     pub(crate) async fn take(
         &self,
         tenant: &TenantId,
@@ -205,7 +206,7 @@ impl ProvisionEngine {
         }
     }
 
-    /// Where the database of a record is reached, password included.
+    /// Returns the endpoint of a record's database, password included.
     pub(crate) async fn endpoint_of(
         &self,
         tenant: &TenantId,
@@ -229,7 +230,8 @@ impl ProvisionEngine {
         };
         let login = endpoint.login();
         if self.settings.with_passwords {
-            // It was there once. Whoever took it out may have changed the rest, and is not to get what comes now.
+            // The password was removed from the record. The rest, such as the host, may have been changed too, and a
+            // changed host must not get the password. So the whole endpoint is read again.
             self.check_owner(tenant, placement, progress).await?;
             let asked = self
                 .control_plane
@@ -247,7 +249,7 @@ impl ProvisionEngine {
         })
     }
 
-    /// Refuses a database that is somebody else's by what is written on it.
+    /// Refuses a database whose tags name another tenant.
     async fn check_owner(
         &self,
         tenant: &TenantId,
@@ -271,7 +273,7 @@ impl ProvisionEngine {
         }
     }
 
-    /// The plan by which a database is created, if it may be.
+    /// Returns the plan for a new database, if one may be created.
     async fn admit(
         &self,
         tenant: &TenantId,
@@ -282,7 +284,7 @@ impl ProvisionEngine {
         let plan = match demand {
             CreateReason::Order(plan) | CreateReason::Recreate(plan) => plan.clone(),
             CreateReason::Access | CreateReason::Finish => {
-                // It was allowed before.
+                // An earlier call was allowed to create the database.
                 let begun =
                     known.is_some_and(|it| it.state == State::Preparing || !it.attempts.is_empty());
                 if !begun && matches!(demand, CreateReason::Finish) {
@@ -308,7 +310,7 @@ impl ProvisionEngine {
     }
 }
 
-/// Waits before another look. An error if that would come too late.
+/// Waits before the next look. Returns an error if that would come after the deadline.
 async fn rest(
     waits: &mut (impl Iterator<Item = Duration> + Send),
     progress: &Progress,
@@ -321,7 +323,7 @@ async fn rest(
     Ok(())
 }
 
-/// Whether a record without a database may get one.
+/// Refuses a creation for a tenant that is held, being deleted, or deleted (unless it is to be created again).
 fn check(record: &Record, demand: &CreateReason) -> Result<(), Error> {
     match (record.state, demand) {
         (State::Claimed | State::Creating | State::Preparing | State::Ready, _)
@@ -331,7 +333,7 @@ fn check(record: &Record, demand: &CreateReason) -> Result<(), Error> {
     }
 }
 
-/// Somebody else has the lease, for so much longer.
+/// Returns the error for a tenant whose lease another process holds for `left`.
 pub(crate) fn busy(left: Duration) -> Error {
     let message = "another process works on the tenant's database";
     Error::new(ErrorKind::Locked, message).with_retry_after(left.min(LONGEST_WAIT))

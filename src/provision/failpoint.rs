@@ -1,4 +1,4 @@
-//! The points between two steps, for tests that stop a process there.
+//! Points between two steps, for tests that stop a process there.
 
 use std::{fmt, future::Future, pin::Pin, sync::Arc};
 
@@ -11,32 +11,32 @@ use crate::model::tenant::TenantId;
 pub enum Failpoint {
     /// The lease is held; nothing is written.
     Claimed,
-    /// The catalog says that a creation may be sent, and it is about to be.
+    /// The attempt is in the catalog; the creation is about to be sent.
     Ordering,
-    /// A creation was answered; the catalog does not know.
+    /// A creation was answered; the catalog does not have the database yet.
     Created,
-    /// A database was found by its name; the catalog does not know.
+    /// A database was found by its name; the catalog does not have it yet.
     Found,
-    /// The catalog knows the database.
+    /// The catalog has the database.
     Placed,
     /// The database takes connections.
     Operational,
-    /// The prepare hook has run; the catalog does not know.
+    /// The prepare hook has run; the catalog does not say so yet.
     Prepared,
     /// The record is published.
     Published,
-    /// The tombstone is written; the database is there.
+    /// The tombstone is written; the database still exists.
     Buried,
-    /// The database is deleted; the catalog does not know.
+    /// The database is deleted; the catalog does not say so yet.
     Destroyed,
-    /// A duplicate is about to be deleted, as the catalog says.
+    /// The catalog condemns a duplicate, which is about to be deleted.
     Condemned,
-    /// The deletion of a database was taken back; the catalog does not know.
+    /// The deletion of a database was reversed; the catalog does not say so yet.
     Recovered,
 }
 
 impl Failpoint {
-    /// All of them.
+    /// Every point.
     pub const ALL: [Self; 12] = [
         Self::Claimed,
         Self::Ordering,
@@ -53,7 +53,7 @@ impl Failpoint {
     ];
 }
 
-/// What is done at each step: nothing, unless a test wants to.
+/// The function that a test runs at each step; by default there is none.
 #[derive(Clone, Default)]
 pub(crate) struct Steps(Option<Arc<Reach>>);
 

@@ -1,4 +1,4 @@
-//! A database that exists already becomes a tenant's.
+//! Import of an existing database as a tenant's.
 
 use super::{LeaseError, ProvisionEngine, failpoint::Failpoint, job::ProvisionJob, ownership};
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
 };
 
 impl ProvisionEngine {
-    /// Makes `project` the database of `tenant`, who must have none.
+    /// Makes `project` the database of `tenant`, which must have none.
     pub(crate) async fn import(
         &self,
         tenant: &TenantId,
@@ -56,7 +56,7 @@ impl ProvisionEngine {
         }
     }
 
-    /// Sees to it that the tenant has a record.
+    /// Creates a record for the tenant if it has none.
     pub(crate) async fn make_record(
         &self,
         tenant: &TenantId,

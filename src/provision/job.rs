@@ -1,7 +1,7 @@
-//! The work on one tenant's database under its lease: from a record in whatever state to one that is published.
+//! The work on one tenant's database under its lease: from a record in any state to a published one.
 //!
-//! Each step can be repeated. What is about to be sent is in the catalog before it is sent, so that whoever goes on after
-//! a process has died knows what may have happened.
+//! Each step can be repeated. A creation or deletion is in the catalog before it is sent, so that the process that
+//! continues after a crash knows what may have happened.
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,14 +23,14 @@ use crate::{
     telemetry::stats::{Stats, count},
 };
 
-/// First wait before a database whose creation got no answer is looked for again.
+/// First wait before the next search for a database whose creation got no answer.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
-/// Longest wait before that.
+/// Longest such wait.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
-/// Attempts that are kept in mind for one tenant. More than that have failed in a way that created nothing.
+/// Most attempts that a record keeps. If there are more, the oldest ones are taken to have created nothing.
 const MOST_ATTEMPTS: usize = 100;
 
-/// One tenant's database being worked on.
+/// The work on one tenant's database.
 pub(crate) struct ProvisionJob<'a> {
     pub(crate) on: &'a ProvisionEngine,
     pub(crate) claim: &'a LeaseGuard,
@@ -39,7 +39,7 @@ pub(crate) struct ProvisionJob<'a> {
     pub(crate) stats: &'a Stats,
 }
 
-/// Where a database comes from.
+/// The origin of a database.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Origin {
     Created,
@@ -58,7 +58,8 @@ impl Origin {
 }
 
 impl ProvisionJob<'_> {
-    /// Does what is left to be done, publishes the record, and gives the lease back. Why it failed stands in the catalog.
+    /// Does the steps that are left, publishes the record, and gives the lease back. An error is also written to the
+    /// record.
     pub(crate) async fn finish(
         &self,
         mut record: Record,
@@ -70,7 +71,7 @@ impl ProvisionJob<'_> {
             && err.kind() != ErrorKind::Catalog
         {
             record.last_error = Some(err.to_string());
-            // If this cannot be written, the lease is given back all the same, or runs out.
+            // If this write fails, the dropped guard gives the lease back, or the lease runs out.
             let _ = self.write_last(&record).await;
         }
         done
@@ -114,8 +115,8 @@ impl ProvisionJob<'_> {
         }
     }
 
-    /// The tenant's database, if one of its name is there and provably the tenant's; looked for until a creation that got
-    /// no answer must have turned up.
+    /// Returns the database that has the tenant's name and provably is the tenant's, if there is one. After a creation
+    /// that got no answer, searches until its database cannot turn up any more.
     pub(crate) async fn search(&self, record: &mut Record) -> Result<Option<Database>, LeaseError> {
         let doubt = record.attempt.as_ref().map(|attempt| attempt.doubt);
         let in_doubt_until = Instant::now() + doubt.unwrap_or_default();
@@ -153,7 +154,7 @@ impl ProvisionJob<'_> {
         }
     }
 
-    /// One look for the tenant's database. Of several the oldest is taken: it is the one that others would take.
+    /// Searches for the tenant's database once. Takes the oldest of several, as every other process does.
     pub(crate) async fn find(&self, record: &Record) -> Result<Option<Database>, Error> {
         let Self { on, progress, .. } = self;
         let name = ownership::name(&on.namespace, self.tenant);
@@ -187,7 +188,7 @@ impl ProvisionJob<'_> {
         ownership::owner(tags) == Some(it)
     }
 
-    /// Creates the database, once. The catalog says so before it is sent.
+    /// Sends one creation. The attempt is in the catalog before that.
     async fn create(&self, record: &mut Record, plan: &Plan) -> Result<Origin, LeaseError> {
         let window = self.on.settings.lost_answer_window;
         let id = uuid::Uuid::new_v4().to_string();
@@ -209,7 +210,8 @@ impl ProvisionJob<'_> {
             return Err(halt);
         }
         self.reach(Failpoint::Ordering).await;
-        // Nothing is sent once the lease may be somebody else's, who would then wait for it in vain.
+        // The creation must not be sent after the lease has ended: the next holder of the lease searches for its
+        // database only for a limited time.
         let in_time = self.progress.by(self.claim.valid_until());
         match self.on.control_plane.create(&order, &in_time).await {
             Ok(database) => {
@@ -240,8 +242,8 @@ impl ProvisionJob<'_> {
         }
     }
 
-    /// Writes down that a database that was found is the tenant's. If the catalog does not know by which plan it was
-    /// ordered, it is `plan` by which it is used.
+    /// Records a database that was found as the tenant's. If the record has no attempt, the plan of the order is
+    /// unknown, and the limit of `plan` applies.
     pub(crate) async fn adopt(
         &self,
         record: &mut Record,
@@ -254,7 +256,7 @@ impl ProvisionJob<'_> {
         self.place(record, found).await
     }
 
-    /// Writes down which database is the tenant's. It is not served yet.
+    /// Records which database is the tenant's. It is not served yet.
     pub(crate) async fn place(
         &self,
         record: &mut Record,
@@ -269,7 +271,7 @@ impl ProvisionJob<'_> {
         Ok(())
     }
 
-    /// Makes the database fit for use. `false` if it has vanished.
+    /// Makes the database fit for use. Returns `false` if it has vanished.
     pub(crate) async fn prepare(&self, record: &mut Record) -> Result<bool, LeaseError> {
         let Self { on, progress, .. } = self;
         let ready = match record.project() {
@@ -279,7 +281,7 @@ impl ProvisionJob<'_> {
         match ready {
             Ok(()) => {}
             Err(err) if err.kind() == ErrorKind::NotFound => {
-                // The creation may not have come through everywhere yet.
+                // The control plane may not show the new database everywhere yet.
                 let window = on.settings.lost_answer_window;
                 let last = record.attempts.last();
                 record.attempt = last.map(|id| Attempt::new(id, window));
@@ -293,7 +295,7 @@ impl ProvisionJob<'_> {
         }
         self.reach(Failpoint::Operational).await;
         if let Err(err) = self.run_hook(record).await? {
-            // What was written down when the tenant was used last may have changed since.
+            // The endpoint in the record may be out of date.
             let may_be_old = matches!(
                 err.kind(),
                 ErrorKind::BadCredential | ErrorKind::EndpointNotFound
@@ -318,7 +320,7 @@ impl ProvisionJob<'_> {
         Ok(prepared.await)
     }
 
-    /// Writes down where the control plane has the database now; says whether that is news.
+    /// Updates the record with the control plane's endpoint. Returns whether it had changed.
     async fn place_again(&self, record: &mut Record) -> Result<bool, LeaseError> {
         let (Some(project), Some(endpoint)) = (record.project(), &record.endpoint) else {
             return Ok(false);
@@ -340,12 +342,12 @@ impl ProvisionJob<'_> {
         Ok(true)
     }
 
-    /// Lets everybody have a database that was found.
+    /// Publishes a database that was found.
     pub(crate) async fn publish_found(&self, record: &mut Record) -> Result<(), LeaseError> {
         self.publish(record, Origin::Found).await.map(drop)
     }
 
-    /// Lets everybody have the database.
+    /// Publishes the database: writes the record as `Ready`, and gives the lease back.
     async fn publish(&self, record: &mut Record, origin: Origin) -> Result<Endpoint, LeaseError> {
         let endpoint = self.endpoint(record).await?;
         record.state = State::Ready;
@@ -363,7 +365,7 @@ impl ProvisionJob<'_> {
         Ok(endpoint)
     }
 
-    /// Where the database is reached, password included, which is read once.
+    /// Returns the endpoint, password included, and keeps it in `record`, so that the password is read once.
     async fn endpoint(&self, record: &mut Record) -> Result<Endpoint, LeaseError> {
         let endpoint = self
             .on
@@ -379,7 +381,7 @@ impl ProvisionJob<'_> {
         self.claim.write(&written, self.progress).await
     }
 
-    /// Writes `record`, and gives the lease back with it.
+    /// Writes `record`, and gives the lease back with the same write.
     pub(crate) async fn write_last(&self, record: &Record) -> Result<(), LeaseError> {
         let written = self.on.kept(record);
         self.claim.write_last(&written, self.progress).await
@@ -390,7 +392,7 @@ impl ProvisionJob<'_> {
     }
 }
 
-/// Makes room for another database in place of a deleted one, which is never taken for the tenant's again.
+/// Resets a deleted tenant's record for a new database. The old project is condemned, so it is never adopted again.
 fn give_up_old(record: &mut Record) {
     record.state = State::Claimed;
     record

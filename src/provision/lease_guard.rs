@@ -1,7 +1,7 @@
-//! The lease on a tenant while somebody works on its database.
+//! The lease that a process holds while it works on a tenant's database.
 //!
-//! It is renewed as long as the work goes on. When it may be somebody else's, the work is dropped: it must not send
-//! anything any more that another is about to send.
+//! It is renewed while the work runs. Once another process may hold it, the work is dropped, because it must not send
+//! what the other process is about to send.
 
 use std::{
     future::Future,
@@ -34,17 +34,17 @@ const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// Wait after a renewal that failed.
 const RENEW_AGAIN: Duration = Duration::from_millis(250);
 
-/// Why work under a lease has stopped.
+/// The reason why work under a lease has stopped.
 #[derive(Debug)]
 pub(crate) enum LeaseError {
-    /// The lease is or may be somebody else's. What is to be done has to be found out anew.
+    /// Another process holds the lease, or may hold it. The record has to be read again.
     Lost,
-    /// It failed.
+    /// The work failed.
     Failed(Error),
 }
 
 impl LeaseError {
-    /// What the work came to; `None` if it has to be begun anew.
+    /// Returns the result of the work; `None` if the lease was lost and the work has to start again.
     pub(crate) fn unless_lost<T>(done: Result<T, Self>) -> Result<Option<T>, Error> {
         match done {
             Ok(done) => Ok(Some(done)),
@@ -60,23 +60,23 @@ impl From<Error> for LeaseError {
     }
 }
 
-/// A lease that is held. Its drop gives it back.
+/// A lease that is held. Dropping the guard gives it back.
 pub(crate) struct LeaseGuard {
     catalog: Arc<CachedCatalog>,
     lease: Lease,
     time: Duration,
-    // Until when it is certainly ours, by this process's clock, which may stand still with it; `None` once given back.
-    // Held for a look.
+    // The end of the time in which this process certainly holds the lease, by its own clock, which may stand still with
+    // the process; `None` once the lease is given back. Locked for one read or write.
     sure_until: Mutex<Option<Instant>>,
-    // The moment that the holder's knowledge of the record is from: before the lease was asked for, and then before each
-    // write. Held for a look.
+    // The stamp of the holder's knowledge of the record: from before the lease was requested, and then from before each
+    // write. Locked for one read or write.
     known_at: Mutex<Stamp>,
     runtime: Handle,
 }
 
 impl LeaseGuard {
-    /// Asks for the lease on `tenant` for `time`, as `owner`, whom nobody else calls themselves. Either it and what the catalog knows, or for how much longer somebody
-    /// else has it.
+    /// Requests the lease on `tenant` for `time`, as `owner`, an id that no other work uses. Returns the guard and the
+    /// record, or the remaining time if another owner holds the lease.
     pub(crate) async fn take(
         catalog: &Arc<CachedCatalog>,
         tenant: &TenantId,
@@ -100,12 +100,12 @@ impl LeaseGuard {
         }
     }
 
-    /// Returns the stamp of what the holder knows of the record.
+    /// Returns the stamp of the holder's knowledge of the record.
     pub(crate) fn known_at(&self) -> Stamp {
         *lock(&self.known_at)
     }
 
-    /// Until when nobody else can have the lease.
+    /// Returns the time until which no other process can hold the lease.
     pub(crate) fn valid_until(&self) -> Instant {
         self.held_until().unwrap_or_else(Instant::now)
     }
@@ -114,29 +114,29 @@ impl LeaseGuard {
         *lock(&self.sure_until)
     }
 
-    /// Does `work` while the lease is renewed, and no longer than it is certainly ours.
+    /// Runs `work` and renews the lease. Drops `work` once another process may hold the lease.
     ///
     /// # Cancel safety
-    /// Dropping it drops the work.
+    /// Dropping the future drops the work.
     pub(crate) async fn run<T>(
         &self,
         work: impl Future<Output = Result<T, LeaseError>>,
     ) -> Result<T, LeaseError> {
         tokio::select! {
-            biased; // a process that has stood still must not go on before it has looked
+            biased; // after a standstill of the process, the lease is checked before the work continues
             () = self.renew_until_lost() => Err(LeaseError::Lost),
             done = work => done,
         }
     }
 
-    /// Sees to it that most of the lease's time is left, for a call that must end within it.
+    /// Renews the lease unless more than two thirds of its time are left, for a call that must end within it.
     pub(crate) async fn ensure_fresh(&self) -> Result<(), LeaseError> {
         let left = self.valid_until().saturating_duration_since(Instant::now());
         if left * 3 > self.time * 2 {
             return Ok(());
         }
         match self.renew().await {
-            Err(LeaseError::Failed(_)) if !left.is_zero() => Ok(()), // less time has to do
+            Err(LeaseError::Failed(_)) if !left.is_zero() => Ok(()), // the time left has to suffice
             renewed => renewed,
         }
     }
@@ -150,7 +150,7 @@ impl LeaseGuard {
                 Ok(())
             }
             Leased::Granted(another, _) => {
-                // It had run out or been given back: this is a new one, of which nobody knows.
+                // The lease had run out or been given back. This is a new one that no work uses.
                 self.catalog.release(&another).await?;
                 Err(LeaseError::Lost)
             }
@@ -172,10 +172,10 @@ impl LeaseGuard {
                 }
             }
         }
-        std::future::pending::<()>().await; // it was given back, and the work may end in peace
+        std::future::pending::<()>().await; // the lease was given back, and the rest of the work needs none
     }
 
-    /// Writes `record`; again while the catalog is down, as long as the lease is ours.
+    /// Writes `record`, and repeats the write while the catalog is down and the lease is held.
     pub(crate) async fn write(
         &self,
         record: &Record,
@@ -184,7 +184,7 @@ impl LeaseGuard {
         self.write_then(record, AfterWrite::Keep, progress).await
     }
 
-    /// Writes `record`, and gives the lease back with it.
+    /// Writes `record`, and gives the lease back with the same write.
     pub(crate) async fn write_last(
         &self,
         record: &Record,
@@ -196,8 +196,8 @@ impl LeaseGuard {
         Ok(())
     }
 
-    /// A write whose answer got lost may be repeated: the record is the same, and one that has released the lease is found
-    /// to have lost it, whereupon everybody looks again.
+    /// Writes `record`, and repeats a write whose answer got lost. This is safe: the record is the same. If the first
+    /// write released the lease, the second one fails with `Lost`, and the caller reads the record again.
     async fn write_then(
         &self,
         record: &Record,

@@ -1,4 +1,4 @@
-//! Where a tenant lives by what was read of the catalog, or by the catalog itself.
+//! Lookup of a tenant's endpoint: from the cached entries, or from the catalog itself.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,35 +19,35 @@ use crate::{
     telemetry::stats::count,
 };
 
-/// How often the catalog is asked once more because its answer was out of date when it came.
+/// Most reads of the catalog for one lookup. A read is repeated if its answer was out of date on arrival.
 const TURNS: u32 = 3;
 /// Longest time for reading one password from the control plane.
 const PASSWORD_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What the catalog says of a tenant that may be used.
+/// The catalog's answer about a tenant that may be used.
 #[derive(Clone, Debug)]
 pub(crate) enum LookupOutcome {
-    /// It lives there.
+    /// The tenant's endpoint.
     At(Arc<Endpoint>),
-    /// Its database is not finished.
+    /// The tenant's database is not finished.
     Unfinished,
     /// The catalog knows no such tenant.
     Unknown,
 }
 
-/// What a record says of a tenant, as far as the record goes.
+/// The answer that a record gives by itself.
 enum Told {
     Outcome(Result<LookupOutcome, Error>),
-    /// It may be used, and the control plane has the password.
+    /// The tenant may be used, and its password has to be read from the control plane.
     WithoutPassword(Box<Record>),
 }
 
-/// What a record says, and whether no newer answer is there or has to be fetched.
+/// The answer of a record, and whether it is the newest: no newer one is cached or has to be read.
 type Applied = (Told, bool);
 
 impl ProvisionEngine {
-    /// Returns where `tenant` lives, if it has a database; an error if it must not be used. An entry is the answer, and
-    /// is read again in the background if it is old.
+    /// Returns the endpoint of `tenant` if it has a database, or an error if it must not be used. Answers from the
+    /// cached entry if there is one. An old entry is read again in the background.
     pub(crate) async fn lookup(&self, tenant: &TenantId) -> Result<Option<Arc<Endpoint>>, Error> {
         let CachedCatalog { entries, stats, .. } = &*self.catalog;
         let known = match entries.get(tenant) {
@@ -79,7 +79,7 @@ impl ProvisionEngine {
         }
     }
 
-    /// Whether the catalog said last that the database of `tenant` is begun and not finished.
+    /// Returns whether the database of `tenant` was begun and not finished, by the catalog's last answer.
     pub(crate) fn is_unfinished(&self, tenant: &TenantId) -> bool {
         let entry = self.catalog.entries.get(tenant);
         matches!(entry, Some(Entry::Denied(denied)) if matches!(denied.denial, Denial::Unfinished))
@@ -95,8 +95,8 @@ impl ProvisionEngine {
         Arc::clone(&known.endpoint)
     }
 
-    /// Returns whether a pool at `endpoint`, which was looked up after `asked`, agrees with the entry of `tenant`. Without an
-    /// entry it does unless a change was heard since.
+    /// Returns whether a pool at `endpoint`, which was looked up after `asked`, agrees with the entry of `tenant`.
+    /// Without an entry it agrees unless a change was reported since.
     pub(crate) fn agrees(&self, tenant: &TenantId, endpoint: &Endpoint, asked: Stamp) -> bool {
         let entries = &self.catalog.entries;
         match entries.get(tenant) {
@@ -109,8 +109,8 @@ impl ProvisionEngine {
         }
     }
 
-    /// Returns where `tenant` lives by the catalog, whatever its entry says, with a password that the control plane may
-    /// have to be asked for. The entry becomes what was answered.
+    /// Reads the endpoint of `tenant` from the catalog, whatever its entry says, and stores the answer as the entry.
+    /// The password may have to be read from the control plane.
     pub(crate) async fn ask(&self, tenant: &TenantId) -> Result<LookupOutcome, Error> {
         let mut turns = 0;
         loop {
@@ -127,8 +127,8 @@ impl ProvisionEngine {
         }
     }
 
-    /// Reads the record of `tenant` again, and nothing else: what only the control plane knows is left to the next
-    /// look-up.
+    /// Reads the record of `tenant` again, and asks no control plane: the next lookup does that if a password is
+    /// missing.
     pub(crate) async fn refresh_entry(&self, tenant: &TenantId) -> Result<(), Error> {
         for _ in 0..TURNS {
             let asked = self.catalog.entries.stamp();
@@ -144,7 +144,7 @@ impl ProvisionEngine {
         Ok(())
     }
 
-    /// Reads the record of `tenant`; an error only if the catalog failed.
+    /// Reads the record of `tenant`. Returns an error only if the catalog failed.
     async fn read(&self, tenant: &TenantId, asked: Stamp) -> Result<Applied, Error> {
         match self.catalog.find(tenant).await {
             Ok(Some(record)) => Ok(self.apply_record(tenant, asked, record)),
@@ -201,7 +201,7 @@ impl ProvisionEngine {
         }
     }
 
-    /// Returns the endpoint of the entry, with a password that was read from the control plane, unless the record has
+    /// Returns the entry's endpoint, with a password that was read from the control plane, unless the record has
     /// changed since.
     fn remembered(&self, tenant: &TenantId, record: &Record) -> Option<Arc<Endpoint>> {
         let Some(Entry::Known(known)) = self.catalog.entries.get(tenant) else {
@@ -222,7 +222,7 @@ impl ProvisionEngine {
         record: &Record,
     ) -> (Result<LookupOutcome, Error>, bool) {
         let progress = Progress::new(Stage::Lookup, PASSWORD_TIMEOUT);
-        // However long the application's own control plane would take.
+        // The application's own control plane may not observe the deadline of `progress`.
         let read = timeout(
             PASSWORD_TIMEOUT,
             self.endpoint_of(tenant, record, &progress),
@@ -245,7 +245,7 @@ impl ProvisionEngine {
         }
     }
 
-    /// The catalog has no record. A cached tenant keeps being served: if its record vanished, others probably did too,
+    /// Handles a missing record. A cached tenant keeps being served: if its record vanished, others probably did too,
     /// and new databases for all of them would make the loss worse.
     fn on_missing(&self, tenant: &TenantId, asked: Stamp) -> Applied {
         let entries = &self.catalog.entries;
@@ -273,21 +273,21 @@ impl ProvisionEngine {
         (Told::Outcome(Err(err)), newest)
     }
 
-    /// Remembers where `tenant` lives, whose database was created or adopted.
+    /// Caches the endpoint of `tenant` after its database was created or adopted.
     pub(crate) fn remember_new(&self, tenant: &TenantId, published: Published) -> Arc<Endpoint> {
         let CachedCatalog {
             entries, refresh, ..
         } = &*self.catalog;
         let endpoint = Arc::new(published.endpoint);
         if !entries.insert_known(tenant, published.known_at, None, &endpoint) {
-            // A change was heard of since: most probably this process's own.
+            // A change was reported since: most probably this process's own.
             entries.insert_stale(tenant, &endpoint);
             refresh.push(tenant);
         }
         endpoint
     }
 
-    /// Remembers that `tenant` cannot be had, as was found out since `asked`.
+    /// Caches the refusal of `tenant` that was found after `asked`.
     pub(crate) fn remember_refusal(&self, tenant: &TenantId, asked: Stamp, err: &Error) {
         let entries = &self.catalog.entries;
         match err.kind() {
@@ -306,8 +306,8 @@ impl ProvisionEngine {
         }
     }
 
-    /// Reads at most `limit` records after `after`, and remembers those that may be used. Returns how many, and the last
-    /// tenant of them.
+    /// Reads at most `limit` records after `after`, and caches those that may be used. Returns the number of cached
+    /// records, and the last tenant that was read.
     pub(crate) async fn preload(
         &self,
         after: Option<&TenantId>,
@@ -323,7 +323,7 @@ impl ProvisionEngine {
             let Some(endpoint) = record.into_served() else {
                 continue;
             };
-            // Without a password it would take a call of the control plane for each.
+            // A record without a password would take a call of the control plane.
             if !endpoint.password.expose().is_empty() && endpoint.check().is_ok() {
                 let endpoint = Arc::new(endpoint);
                 let newest = entries.insert_known(&tenant, asked, Some(generation), &endpoint);
@@ -334,8 +334,8 @@ impl ProvisionEngine {
     }
 }
 
-/// Whether an error says that the record names what is not there, not the tenant's, or not to be connected to, so that
-/// asking again soon would say the same.
+/// Returns whether an error is due to the record: it names a database that is gone, that is another tenant's or that
+/// cannot be connected to. Asking again soon would give the same error.
 fn is_about_record(kind: ErrorKind) -> bool {
     matches!(
         kind,
@@ -343,7 +343,7 @@ fn is_about_record(kind: ErrorKind) -> bool {
     )
 }
 
-/// The error for a record that says that its database may be used, and not where it is.
+/// Returns the error for a record that is ready but lacks its endpoint or its project.
 pub(super) fn no_endpoint() -> Error {
     let message = "the catalog's record says neither where the tenant lives nor in which project";
     Error::new(ErrorKind::BadRecord, message)

@@ -1,4 +1,4 @@
-//! By what a tenant's database is known again: its name, and the tags written on it.
+//! Identification of a tenant's database: by its name, and by the tags written on it.
 
 use std::collections::BTreeMap;
 
@@ -10,12 +10,12 @@ use crate::model::tenant::{Namespace, TenantId};
 const NAMESPACE_TAG: &str = "tenantry-namespace";
 /// Tag that holds the tenant's id, byte for byte.
 const TENANT_TAG: &str = "tenantry-tenant";
-/// Tag that holds the id of the attempt that created it.
+/// Tag that holds the id of the attempt that created the database.
 const ATTEMPT_TAG: &str = "tenantry-attempt";
 
 pub(crate) type Tags = BTreeMap<String, String>;
 
-/// The tags of the database that an attempt creates.
+/// Returns the tags of the database that an attempt creates.
 pub(crate) fn tags(namespace: &Namespace, tenant: &TenantId, attempt: &str) -> Tags {
     [
         (NAMESPACE_TAG, namespace.as_str()),
@@ -26,22 +26,23 @@ pub(crate) fn tags(namespace: &Namespace, tenant: &TenantId, attempt: &str) -> T
     .into()
 }
 
-/// Whose database it is by its tags, if they say: namespace and tenant, byte for byte.
+/// Returns the namespace and the tenant in the tags, byte for byte.
 pub(crate) fn owner(tags: &Tags) -> Option<(&str, &str)> {
     Some((tags.get(NAMESPACE_TAG)?, tags.get(TENANT_TAG)?))
 }
 
-/// The attempt that created it, if the tags say.
+/// Returns the id of the attempt that created the database, if the tags have it.
 pub(crate) fn attempt(tags: &Tags) -> Option<&str> {
     tags.get(ATTEMPT_TAG).map(String::as_str)
 }
 
-/// What the names of all databases of a namespace begin with. So may those of a namespace with a longer name.
+/// Returns the prefix of the names of all databases of a namespace. A namespace with a longer name may share it.
 pub(crate) fn prefix(namespace: &Namespace) -> String {
     format!("{namespace}-")
 }
 
-/// The name of a tenant's database: readable first, and unique by a hash of namespace and raw id (128 bits kept).
+/// Returns the name of a tenant's database. It begins with a readable part, and a hash of namespace and raw id (128
+/// bits kept) makes it unique.
 pub(crate) fn name(namespace: &Namespace, tenant: &TenantId) -> String {
     let mut hash = Sha256::new();
     // The length keeps ("a", "bc") and ("ab", "c") apart.
@@ -95,7 +96,7 @@ mod tests {
             &format!("{long}2"),
         ];
         let mut names: HashSet<_> = ids.iter().map(|id| named("prod", id)).collect();
-        names.extend(ids.iter().map(|id| named("test", id))); // as long as the other
+        names.extend(ids.iter().map(|id| named("test", id))); // a namespace of the same length
         names.extend([named("a", "bc"), named("ab", "c"), named("prod-a", "cme")]);
         assert_eq!(names.len(), 2 * ids.len() + 3);
         let hashes: HashSet<_> = names.iter().map(|name| &name[name.len() - 32..]).collect();

@@ -1,4 +1,4 @@
-//! Who gets a database on first access.
+//! The policy that decides which tenants get a database on first access.
 
 use std::{fmt, future::Future, pin::Pin, sync::Arc};
 
@@ -8,11 +8,11 @@ use crate::model::{
     tenant::TenantId,
 };
 
-/// What a [decision](crate::Provisioner::decide) about a tenant without a database is.
+/// The [decision](crate::Provisioner::decide) about a tenant without a database.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Decision {
-    /// It gets one, by this plan.
+    /// The tenant gets a database by this plan.
     Create(Plan),
     /// There is no such tenant.
     Refuse,
@@ -20,14 +20,14 @@ pub enum Decision {
 
 type Answer = Pin<Box<dyn Future<Output = Result<Decision, BoxError>> + Send>>;
 
-/// Who gets a database on first access.
+/// The policy that decides which tenants get a database on first access.
 #[derive(Clone)]
 pub(crate) enum Policy {
-    /// Everybody.
+    /// Every tenant.
     OnFirstAccess,
-    /// Nobody: databases are made by explicit calls.
+    /// No tenant: databases are created by explicit calls.
     Explicit,
-    /// Whoever the application says.
+    /// The tenants that the application allows.
     Ask(Arc<dyn Fn(TenantId) -> Answer + Send + Sync>),
 }
 
@@ -39,8 +39,8 @@ impl Policy {
         Self::Ask(Arc::new(move |tenant| Box::pin(decide(tenant))))
     }
 
-    /// The plan of a tenant that is accessed and has no database. `usual` is what it gets if nobody says otherwise, and
-    /// `begun` whether somebody has allowed it before.
+    /// Returns the plan for an accessed tenant without a database. `usual` applies if the application names no other.
+    /// `begun` is `true` if an earlier call was allowed to create the database.
     pub(crate) async fn plan(
         &self,
         tenant: &TenantId,

@@ -1,4 +1,4 @@
-//! Making a new database fit for use: what the application runs on it before anybody is given a connection.
+//! The prepare hook, which the application runs on a new database before a pool hands out a connection to it.
 
 use std::{
     fmt,
@@ -28,12 +28,12 @@ use crate::{
     telemetry::{labels::Reason, stats::Stats},
 };
 
-/// The advisory lock that is held in the tenant's database while the hook runs there.
+/// Advisory lock that is held in the tenant's database while the hook runs there.
 const LOCK: i64 = i64::from_be_bytes(*b"tenantry");
-/// Longest wait for the connection to say goodbye.
+/// Longest wait for the connection to close.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A connection straight to a database that nobody uses yet, for the [prepare hook](crate::Provisioner::prepare).
+/// A connection straight to a database that is not served yet, for the [prepare hook](crate::Provisioner::prepare).
 ///
 /// It derefs to tokio-postgres's client.
 pub struct PrepareClient {
@@ -42,7 +42,7 @@ pub struct PrepareClient {
 }
 
 impl PrepareClient {
-    /// Whose database it is.
+    /// Returns the tenant that the database belongs to.
     pub fn tenant(&self) -> &TenantId {
         &self.tenant
     }
@@ -72,7 +72,7 @@ impl fmt::Debug for PrepareClient {
 
 type Done = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;
 
-/// What the application runs on a new database.
+/// The function that the application runs on a new database.
 #[derive(Clone)]
 pub(crate) struct Hook(Arc<dyn Fn(PrepareClient) -> Done + Send + Sync>);
 
@@ -84,11 +84,11 @@ impl Hook {
         Self(Arc::new(move |database| Box::pin(prepare(database))))
     }
 
-    /// Runs it on the database of `tenant`. Nobody else runs it there at the same time, and nobody goes on with it who
-    /// began earlier.
+    /// Runs the hook on the database of `tenant`. No other process runs it there at the same time: the session of an
+    /// earlier run is ended first.
     ///
     /// # Cancel safety
-    /// Dropping it cuts the connection.
+    /// Dropping the future cuts the connection.
     pub(crate) async fn run(
         &self,
         dialer: &Dialer,
@@ -109,7 +109,7 @@ impl Hook {
         };
         let opened = retry(progress, waits, dial).await;
         let opened = opened.map_err(|err| match err.kind() {
-            ErrorKind::Timeout(_) => err, // which names the stage itself
+            ErrorKind::Timeout(_) => err, // it names its stage itself
             _ => err.with_stage(Stage::Provision),
         })?;
         let elapsed = began.elapsed();
@@ -133,7 +133,8 @@ impl Hook {
     }
 }
 
-/// Takes the lock that shows who prepares the database. Whoever had it has lost the right to: its session is ended.
+/// Takes the lock of the process that prepares the database. An earlier holder has lost the right to prepare it, so its
+/// session is ended.
 async fn shut_others_out(client: &Client) -> Result<(), Error> {
     let key = [(
         &LOCK as &(dyn tokio_postgres::types::ToSql + Sync),

@@ -1,16 +1,17 @@
-//! What an order for a tenant's database has come to.
+//! The outcome of an order for a tenant's database.
 
-/// What an order for a tenant's database has come to. From [`Fleet::provision_with`](crate::Fleet::provision_with).
+/// The outcome of an order for a tenant's database. Returned by
+/// [`Fleet::provision_with`](crate::Fleet::provision_with).
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[must_use = "a tenant that has a database keeps the plan that it has"]
 #[non_exhaustive]
 pub enum Provisioned {
-    /// This call has created the database, by the plan that it was given.
+    /// This call created the database, by the plan that it was given.
     Created,
-    /// The tenant has a database that this call did not create: it was there, or another call has created or begun it.
-    /// It is ready for use, and of the plan that this call was given nothing holds.
+    /// The tenant has a database that this call did not create: it existed, or another call created it or began to. It
+    /// is ready for use. Nothing of the plan that this call was given applies to it.
     Existing {
-        /// Name of the plan that it was created with, as far as the catalog knows.
+        /// Name of the plan that the database was created with, as far as the catalog knows.
         plan: Option<String>,
     },
 }

@@ -1,4 +1,4 @@
-//! Where a tenant lives that is not where the catalog has it.
+//! Repair of a record whose tenant no longer lives at the endpoint in the catalog.
 
 use std::{borrow::Cow, sync::Arc};
 
@@ -10,18 +10,19 @@ use crate::{
     sync::progress::{Class, Progress},
 };
 
-/// What a comparison of a record with the control plane came to.
+/// The outcome of comparing a record with the control plane.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Compared {
     Same,
     Different,
-    /// It was different, and is the same now.
+    /// The endpoints differed, and the record is repaired.
     Mended,
 }
 
 impl ProvisionEngine {
-    /// Where the published database of `tenant` lives by what the control plane says now, which is written down; `None`
-    /// if it is gone. It is asked for by its id, so no other one is ever taken for it.
+    /// Reads the endpoint of the published database of `tenant` from the control plane, and writes it to the record.
+    /// Returns `None` if the database is gone. The request names the project's id, so no other database can be taken
+    /// for it.
     pub(crate) async fn refresh(
         &self,
         tenant: &TenantId,
@@ -58,7 +59,8 @@ impl ProvisionEngine {
         Ok(Some(endpoint))
     }
 
-    /// Whether the record of `tenant` has the endpoint that the control plane has; otherwise it is mended, if `mend`.
+    /// Compares the endpoint in the record of `tenant` with the control plane's. If they differ and `mend` is set,
+    /// repairs the record.
     pub(crate) async fn compare(
         &self,
         tenant: &TenantId,
@@ -76,7 +78,7 @@ impl ProvisionEngine {
         let login = endpoint.login();
         let asked = self.control_plane.database(project, Some(&login), progress);
         let Some(now) = asked.await? else {
-            return Ok(Compared::Same); // gone, which is another trouble
+            return Ok(Compared::Same); // gone, which `Fleet::reconcile` reports as `Missing`
         };
         if self.is_same(&record, &now.endpoint) {
             return Ok(Compared::Same);
@@ -92,7 +94,7 @@ impl ProvisionEngine {
         Ok(Compared::Different)
     }
 
-    /// Whether the record says what the control plane says.
+    /// Returns whether the record has the control plane's endpoint.
     pub(crate) fn is_same(&self, record: &Record, now: &Endpoint) -> bool {
         let endpoint = Some(now.clone());
         let written = Record {
@@ -102,8 +104,8 @@ impl ProvisionEngine {
         self.kept(&written).endpoint == record.endpoint
     }
 
-    /// Writes down where the database in `project` lives now, unless another process is at the record, which then sees it
-    /// too. Returns the stamp of what was written.
+    /// Writes the control plane's endpoint of `project` to the record, unless another process holds the lease: that
+    /// process reads the endpoint itself. Returns the stamp of the write.
     async fn write_down(
         &self,
         tenant: &TenantId,
@@ -126,7 +128,7 @@ impl ProvisionEngine {
         }
     }
 
-    /// A record as the catalog keeps it.
+    /// Returns the record as the catalog keeps it.
     pub(crate) fn kept<'a>(&self, record: &'a Record) -> Cow<'a, Record> {
         let mut record = Cow::Borrowed(record);
         if let Some(endpoint) = &record.endpoint {

@@ -1,4 +1,4 @@
-//! Bringing to an end what somebody began on a tenant's database and did not finish.
+//! Completion of work that another process began on a tenant's database and did not finish.
 
 use std::time::Duration;
 
@@ -10,23 +10,23 @@ use crate::{
     telemetry::stats::Stats,
 };
 
-/// What became of a record that was left unfinished.
+/// The outcome of resuming an unfinished record.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Resumed {
-    /// Its database was found, and is published.
+    /// The database was found, and its record is published.
     Published,
-    /// Its deletion is finished.
+    /// The deletion is finished.
     Deleted,
-    /// No database was created, and that is written down.
+    /// No database was created, and the record says so.
     Cleared,
     /// A database may still turn up.
     InDoubt,
-    /// Somebody else is at it, or has finished it.
+    /// Another process works on the tenant, or has finished the work.
     LeftAlone,
 }
 
 impl ProvisionEngine {
-    /// Finishes what was begun on `tenant`, and creates nothing.
+    /// Finishes the work that was begun on `tenant`, and creates nothing.
     pub(crate) async fn resume(
         &self,
         tenant: &TenantId,

@@ -1,4 +1,4 @@
-//! How a router learns where a tenant lives: from the application's own table, or from records that it keeps itself.
+//! The source of tenants' endpoints: the application's own table, or records that the router keeps itself.
 
 use std::sync::Arc;
 
@@ -20,39 +20,39 @@ use crate::{
     telemetry::stats::{Stats, count},
 };
 
-/// How the router learns where a tenant lives.
+/// The source of tenants' endpoints.
 pub(crate) enum Source {
-    /// From the application's own table.
+    /// The application's own table.
     Lookup(OwnLookup),
-    /// From records that it keeps itself, creating what is missing.
+    /// Records that the router keeps itself. Missing databases can be created.
     Provisioning(Box<ProvisionEngine>),
 }
 
-/// What a call may do for a tenant that has no database, from the least to the most.
+/// The actions allowed to a call for a tenant that has no database, from the least to the most.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) enum OnMissing {
-    /// Nothing: it is a hint.
+    /// Nothing: the call is a hint.
     Ignore,
     /// Finish a creation that was begun: the id comes from a request.
     #[cfg_attr(not(feature = "axum"), allow(dead_code, reason = "for the extractor"))]
     Finish,
-    /// Create, if the policy says so.
+    /// Create a database, if the policy allows it.
     Create,
 }
 
-/// The application's own table, and how many may ask it at the same time.
+/// The application's own table, and the limit on simultaneous lookups.
 pub(crate) struct OwnLookup {
     lookup: Box<dyn AnyLookup>,
     limit: LookupLimit,
 }
 
-/// Where a tenant lives, and how much that is worth.
+/// A tenant's endpoint, and how reliable it is.
 #[derive(Debug)]
 pub(crate) struct Located {
     pub(crate) endpoint: Arc<Endpoint>,
-    /// Whether it comes from where the truth is, so that asking again would say the same.
+    /// `true` if the answer comes from the authority, so that asking again would give the same one.
     pub(crate) fresh: bool,
-    /// Whether its database was created or adopted just now.
+    /// `true` if this call created or adopted the database.
     pub(crate) created: bool,
 }
 
@@ -70,7 +70,7 @@ impl OwnLookup {
 }
 
 impl Source {
-    /// Where `tenant` lives, if that is known. Creates nothing.
+    /// Returns the endpoint of `tenant`, if it is known. Creates nothing.
     pub(crate) async fn lookup(
         &self,
         tenant: &TenantId,
@@ -80,7 +80,7 @@ impl Source {
         let began = Instant::now();
         let (known, fresh) = match self {
             Self::Lookup(own) => (own.lookup(tenant).await, true),
-            // Records hold what Neon said once; the truth is there.
+            // Records hold an earlier answer of Neon, which is the authority.
             Self::Provisioning(provisioning) => (provisioning.lookup(tenant).await, false),
         };
         let known = known.map_err(|err| err.with_stage(Stage::Lookup));
@@ -97,8 +97,8 @@ impl Source {
         }))
     }
 
-    /// Returns where `tenant` lives, after creating or finishing its database if there is none and `on_missing` and the
-    /// policy allow that; `None` if `on_missing` does not.
+    /// Returns the endpoint of `tenant`. If it has no database, creates or finishes one, if `on_missing` and the policy
+    /// allow that. Returns `None` if `on_missing` does not.
     pub(crate) async fn locate(
         &self,
         tenant: &TenantId,
@@ -131,7 +131,7 @@ impl Source {
         }
     }
 
-    /// Where `tenant` lives now, asked because it cannot be reached at `known`. Creates nothing.
+    /// Looks up the present endpoint of a tenant that cannot be reached at `known`. Creates nothing.
     pub(crate) async fn relocate(
         &self,
         tenant: &TenantId,
@@ -153,7 +153,7 @@ impl Source {
         }
     }
 
-    /// What is known of the catalog; none if the application has its own.
+    /// Returns the cached catalog; `None` if the application has its own table.
     pub(crate) fn catalog(&self) -> Option<&CachedCatalog> {
         match self {
             Self::Lookup(_) => None,
@@ -161,12 +161,13 @@ impl Source {
         }
     }
 
-    /// Returns the stamp of this moment, if there is a catalog of ours.
+    /// Returns the present stamp, if the router keeps its own catalog.
     pub(crate) fn stamp(&self) -> Option<Stamp> {
         self.catalog().map(|catalog| catalog.entries.stamp())
     }
 
-    /// Returns whether a pool at `endpoint`, which was looked up after `asked`, agrees with what is known of `tenant` by now.
+    /// Returns whether a pool at `endpoint`, which was looked up after `asked`, agrees with what the router knows of
+    /// `tenant` now.
     pub(crate) fn agrees(
         &self,
         tenant: &TenantId,
@@ -200,7 +201,7 @@ async fn create(
     })
 }
 
-/// The error for a call that may not create what is missing.
+/// Returns the error for a call that may not create a missing database.
 pub(crate) fn not_created() -> Error {
     let message = "no such tenant, and a request creates none; create it with `Fleet::provision`, or let requests do \
                    it: `Tenants::on_first_access`, and a policy of the provisioner";

@@ -13,13 +13,13 @@ impl TenantRouter {
     /// pooler for all its clients. Call it after a change of types, or of tables that `SELECT *` reads.
     ///
     /// PgBouncer keeps a prepared statement by its text. After a schema change Postgres may refuse to run it
-    /// (`cached plan must not change result type`), which the router sees and mends by itself, or the driver may refuse the
-    /// new type of a parameter, which the router does not see. The manual has
-    /// [the details](crate::manual::faq#what-happens-to-prepared-statements-after-a-schema-change).
+    /// (`cached plan must not change result type`); the router detects that and clears the statements by itself. Or the
+    /// driver may refuse the new type of a parameter; the router cannot detect that. The manual has [the
+    /// details](crate::manual::faq#what-happens-to-prepared-statements-after-a-schema-change).
     ///
     /// This opens two connections or more, so it wakes a sleeping database. It closes this router's idle connections to
-    /// the tenant, and those in use when they come back. The pooler's server connections that are within a transaction keep
-    /// their statements; [`read`](Self::read) and [`transaction`](Self::transaction) run again when they meet one.
+    /// the tenant, and those in use when they come back. Server connections of the pooler that are within a transaction
+    /// keep their statements; [`read`](Self::read) and [`transaction`](Self::transaction) run again if they get one.
     ///
     /// ```no_run
     /// # async fn f(router: &tenantry::TenantRouter) -> Result<(), tenantry::BoxError> {
@@ -30,7 +30,7 @@ impl TenantRouter {
     /// ```
     ///
     /// # Errors
-    /// Those of [`get`](Self::get).
+    /// Returns the errors of [`get`](Self::get).
     ///
     /// # Cancel safety
     /// Dropping the future leaves the rest to the next `get` of the tenant.
@@ -50,7 +50,7 @@ impl TenantHandle {
     /// [`TenantRouter::clear_cached_statements`] does.
     ///
     /// # Errors
-    /// Those of [`TenantRouter::get`].
+    /// Returns the errors of [`TenantRouter::get`].
     ///
     /// # Cancel safety
     /// Dropping the future leaves the rest to the next `get` of the tenant.

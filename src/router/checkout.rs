@@ -1,4 +1,4 @@
-//! A call's way to a connection: an idle one at once, or a wait in the tenant's pool.
+//! The path of a call to a connection: an idle one at once, or a wait in the tenant's pool.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,7 +22,7 @@ use crate::{
     },
 };
 
-/// Waits in `pool` for a connection, or, for another reason than a request, until the database is awake.
+/// Waits in `pool` for a connection if `reason` is a request, otherwise until the database is awake.
 async fn serve(
     pool: &Arc<Pool>,
     created: bool,
@@ -37,7 +37,7 @@ async fn serve(
     } else {
         let awake = Box::pin(pool.wake(until, reason, None)).await;
         if !created && matches!(awake, Ok(false)) {
-            return Ok((None, Path::Warm)); // nobody has waited
+            return Ok((None, Path::Warm)); // it was awake: nothing was waited for
         }
         laps.record(awake.as_ref().map_err(Unserved::error), wake_stage);
         (None, awake?)
@@ -50,7 +50,7 @@ async fn serve(
     Ok((lease, path))
 }
 
-/// For which stage a caller has waited in a pool's queue.
+/// Returns the stage for which a caller has waited in a pool's queue.
 fn checkout_stage(result: Result<&(Lease, bool), Option<Stage>>) -> Stage {
     match result {
         Ok((_, true)) => Stage::Wake,
@@ -59,7 +59,7 @@ fn checkout_stage(result: Result<&(Lease, bool), Option<Stage>>) -> Stage {
     }
 }
 
-/// For which stage a caller has waited who wants the database awake.
+/// Returns the stage for which a caller has waited until the database was awake.
 fn wake_stage(result: Result<&bool, Option<Stage>>) -> Stage {
     match result {
         Ok(true) => Stage::Wake,
@@ -69,7 +69,7 @@ fn wake_stage(result: Result<&bool, Option<Stage>>) -> Stage {
 }
 
 impl Inner {
-    /// A connection, within `patience`, or `get_timeout` if there is none.
+    /// Returns a connection, within `patience`, or within `get_timeout` if that is `None`.
     pub(crate) async fn get(
         &self,
         tenant: &str,
@@ -84,7 +84,7 @@ impl Inner {
                 spans::warm(tenant);
                 Ok(lease)
             }
-            // In a box, so that who need not wait does not carry all that it takes to wait.
+            // Boxed, so that the future of a call that need not wait stays small.
             Err(pool) => {
                 let wait = self.wait(tenant, pool, on_missing, Reason::Request, patience);
                 let lease = Box::pin(wait).await?;
@@ -93,7 +93,7 @@ impl Inner {
         }
     }
 
-    /// Returns when the database of `tenant` is awake.
+    /// Waits until the database of `tenant` is awake.
     pub(crate) async fn wake(&self, tenant: &str, on_missing: OnMissing) -> Result<(), Error> {
         if self.shared.life.is_stopping() {
             return Err(self.reject_closed(tenant, Reason::Warm));
@@ -103,7 +103,7 @@ impl Inner {
         wait.await.map(drop)
     }
 
-    /// The error for a call that comes when the router ends or has ended.
+    /// Returns the error for a call after the router has begun to end.
     fn reject_closed(&self, tenant: &str, reason: Reason) -> Error {
         let err = Error::closed();
         spans::end(&spans::span(tenant, reason), Err(&err));
@@ -111,7 +111,8 @@ impl Inner {
         err
     }
 
-    /// Waits for a connection, or, for another reason, until the database is awake; in `pool`, if the tenant has one.
+    /// Waits for a connection if `reason` is a request, otherwise until the database is awake. Uses `pool`, if the
+    /// tenant has one.
     async fn wait(
         &self,
         tenant: &str,
@@ -163,7 +164,8 @@ impl Inner {
                 let (pool, created) = if let Some(pool) = pool.take() {
                     (pool, false)
                 } else {
-                    // In a box, like what follows: who waits for a connection is to carry no more than that.
+                    // Boxed, like the wake in `serve`, so that the future of a call that waits for a connection stays
+                    // small.
                     let patience = until.saturating_duration_since(Instant::now());
                     let flight = Box::pin(self.locate(&tenant, on_missing, patience)).await;
                     laps.record(flight.as_ref(), lookup_stage);
@@ -182,8 +184,8 @@ impl Inner {
         served.map_err(|err: Error| err.with_tenant(&tenant))
     }
 
-    /// Takes note that a call has failed of a tenant that has a database. Other ids come from outside: whoever makes them up must
-    /// not fill the list of those who fail.
+    /// Counts a failed call for a tenant that has a database. Other ids come from outside, and made-up ids must not
+    /// fill the list of failing tenants.
     pub(crate) fn note_failing(&self, err: &Error) {
         let Some(tenant) = err.tenant() else {
             return;
@@ -195,7 +197,7 @@ impl Inner {
         }
     }
 
-    /// A place among the callers who wait.
+    /// Returns a place among the waiting callers, or an error if too many wait.
     pub(crate) fn enter(&self, tenant: &TenantId) -> Result<CallerSlot<TenantId>, Error> {
         let Shared { waiting, stats, .. } = &*self.shared;
         waiting.try_enter(tenant).map_err(|full| {

@@ -1,4 +1,4 @@
-//! The end of a router, and whether it is ready for callers.
+//! The end of a router, and its readiness for callers.
 
 use std::time::Duration;
 
@@ -7,47 +7,47 @@ use tokio::time::{Instant, timeout_at};
 use super::{Inner, TenantRouter};
 use crate::sync::progress::LONGEST;
 
-/// Longest wait, in `close`, for connections to say goodbye.
+/// Longest wait in `close` for connections to end.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl TenantRouter {
-    /// Whether calls are accepted: from [`build`](crate::RouterBuilder::build) until the router is closed or begins to be.
-    /// For a readiness probe: it asks nobody, neither a tenant nor the catalog.
+    /// Returns whether calls are accepted: from [`build`](crate::RouterBuilder::build) until the router begins to
+    /// close. It is for a readiness probe: it asks neither a tenant nor the catalog.
     ///
-    /// A catalog or a Neon that is down does not change it. Tenants that are known are served all the same, and an
-    /// orchestrator that took every replica out for it would make one fault another.
+    /// An outage of the catalog or of Neon does not change it. Known tenants are still served then, and an orchestrator
+    /// that took out every replica would add a fault of its own.
     pub fn is_ready(&self) -> bool {
         !self.inner.shared.life.is_stopping()
     }
 
-    /// Ends the router: calls that wait and all later ones answer `ErrorKind::Closed`, idle connections are closed
-    /// now and those in use when they come back. Returns when all are closed, after 5 seconds at the latest.
+    /// Ends the router. Calls that wait and all later ones return `ErrorKind::Closed`. Idle connections are closed now,
+    /// and those in use when they come back. Returns when all are closed, after 5 seconds at the latest.
     ///
-    /// To let those finish who are at it, use [`close_within`](Self::close_within).
+    /// To wait for calls in progress first, use [`close_within`](Self::close_within).
     ///
     /// # Cancel safety
-    /// The router is closed by the first poll; dropping the future only ends the waiting.
+    /// The first poll closes the router. Dropping the future only ends the waiting.
     pub async fn close(&self) {
         self.inner.end(Instant::now() + CLOSE_TIMEOUT).await;
     }
 
-    /// Ends the router gently: later calls answer `ErrorKind::Closed` at once, those that wait already are still served,
-    /// the fleet's calls under way end, and connections in use stay until they are given back. What is left when `patience` is over ends as by
-    /// [`close`](Self::close), without further waiting. Says whether nothing was left: `false` if anybody was
-    /// turned away who had waited, or still has a connection.
+    /// Ends the router gently. Later calls return `ErrorKind::Closed` at once. Calls that wait already are still
+    /// served, the fleet's calls under way finish, and connections in use stay until they come back. Once `patience` is
+    /// over, the rest ends as by [`close`](Self::close), without further waiting. Returns `false` if something was
+    /// left: a waiting caller that was turned away, or a connection still in use.
     ///
-    /// To be called when the web server has stopped, because a request that calls twice would find the router
-    /// shut at its second call; with less patience than whoever stops the process has (Kubernetes: 30 seconds in
+    /// Call this after the web server has stopped, because a request that calls the router twice would fail at its
+    /// second call. Choose a shorter `patience` than the time that the process gets to stop (Kubernetes: 30 seconds in
     /// all by default).
     ///
     /// # Cancel safety
-    /// Later calls are turned away from the first poll on. Dropping the future before it returns leaves it at that: idle
-    /// connections are closed, and those in use when they come back.
+    /// From the first poll on, later calls are turned away. If the future is dropped before it returns, the router
+    /// stays in that state: idle connections are closed, and those in use when they come back.
     pub async fn close_within(&self, patience: Duration) -> bool {
         let Inner { pools, shared, .. } = &*self.inner;
         let until = Instant::now() + patience.min(LONGEST);
         shared.life.stop_accepting();
-        pools.evict_all(); // who waits for one of their connections still gets it
+        pools.evict_all(); // a caller that waits for one of their connections still gets it
         shared.jobs.close();
         let done = async {
             shared.waiting.emptied().await;
@@ -59,7 +59,7 @@ impl TenantRouter {
 }
 
 impl Inner {
-    /// Closes everything, and waits for that; says whether it was over by `until`.
+    /// Closes everything, and waits for that. Returns whether it was done by `until`.
     async fn end(&self, until: Instant) -> bool {
         let Self { pools, shared, .. } = self;
         shared.life.terminate();
@@ -77,7 +77,7 @@ impl Inner {
         };
         let ended = timeout_at(until, all).await.is_ok();
         #[cfg(feature = "metrics")]
-        self.record(); // nobody does so any more
+        self.record(); // for the last time: the recording task has ended
         ended
     }
 }

@@ -1,4 +1,4 @@
-//! Direct connections of a tenant, past the pooler.
+//! Direct connections of a tenant, which bypass the pooler.
 
 use tokio::time::Instant;
 
@@ -14,16 +14,16 @@ use crate::{
 };
 
 impl TenantRouter {
-    /// A connection past the pooler to the database of `tenant`, for what transaction pooling cannot do: migrations,
-    /// `LISTEN`, `COPY`, session state. It is opened for this caller, and closed when it is dropped; at most
-    /// [`direct_connections`](crate::RouterBuilder::direct_connections) of a tenant are open at once.
+    /// Opens a connection to the database of `tenant` that bypasses the pooler, for what transaction pooling cannot do:
+    /// migrations, `LISTEN`, `COPY`, session state. It is opened for this caller, and closed when it is dropped. At
+    /// most [`direct_connections`](crate::RouterBuilder::direct_connections) of a tenant are open at once.
     ///
     /// # Errors
-    /// As for [`get`](Self::get). Without a place within `get_timeout`: `ErrorKind::Timeout` at
-    /// [`Stage::Checkout`](crate::Stage::Checkout).
+    /// Returns the errors of [`get`](Self::get). If no place is free within `get_timeout`, returns `ErrorKind::Timeout`
+    /// at [`Stage::Checkout`](crate::Stage::Checkout).
     ///
     /// # Cancel safety
-    /// Dropping the future closes what was opened; a look-up, a creation or a wake under way goes on.
+    /// Dropping the future closes a connection that was opened; a look-up, a creation or a wake under way goes on.
     pub async fn direct<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> Result<DirectClient, Error> {
         let inner = &self.inner;
         inner.direct(tenant.as_ref(), OnMissing::Create).await

@@ -1,4 +1,4 @@
-//! Why a tenant is where it is, and what the next call would do.
+//! The state of one tenant, the reasons for it, and what the next call would do.
 
 mod text;
 
@@ -21,92 +21,94 @@ use crate::{
     telemetry::status::seconds,
 };
 
-/// What a router knows of one tenant. From [`TenantRouter::explain`]; `Display` writes it for people, serde for machines,
-/// with times in seconds.
+/// A router's knowledge of one tenant. Returned by [`TenantRouter::explain`]. `Display` writes it for people, and serde
+/// for machines, with times in seconds.
 ///
-/// It names hosts, and no role or password.
+/// It names hosts, but no role or password.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Explanation {
     /// The tenant's id.
     pub tenant: String,
-    /// What the next `get` would do, if it came now.
+    /// The outcome of a `get` that comes now.
     pub next: NextGet,
-    /// What was read of the catalog.
+    /// The cached entry of the catalog.
     pub catalog: Remembered,
-    /// Which stage a look-up or creation has come to that is under way: the [code](crate::Stage::code) of it.
+    /// The [code](crate::Stage::code) of the current stage, if a look-up or creation is under way.
     pub flight: Option<&'static str>,
-    /// What was refused, and still holds.
+    /// The refusal that still holds.
     pub refusal: Option<RefusalState>,
     /// The tenant's connections, if it has a pool.
     pub pool: Option<PoolState>,
-    /// Its last wakes, at most 4, newest first, as far as the pool remembers: it forgets when it leaves the cache and nobody
-    /// uses it any more.
+    /// The last wakes, at most 4, newest first. The pool remembers them until it has left the cache and is no longer in
+    /// use.
     pub wakes: Vec<PriorWake>,
 }
 
-/// What a `get` would do.
+/// The outcome of a `get`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum NextGet {
-    /// Hand out an idle connection, at once.
+    /// Returns an idle connection at once.
     Reuse,
-    /// Ask the server whether an idle connection still lives, and hand it out: it has not been heard of for longer than
-    /// `verify_after`, or another connection of the tenant was silent.
+    /// Asks the server whether an idle connection still lives, and returns it. It was silent for longer than
+    /// `verify_after`, or another connection of the tenant did not answer.
     Verify,
-    /// Open one more connection; the database is awake.
+    /// Opens one more connection; the database is awake.
     Open,
-    /// Wait for one of the tenant's connections: all are in use or being opened, and there may be no more.
+    /// Waits for one of the tenant's connections: all are in use or being opened, and the limit is reached.
     Wait,
-    /// Wake the database: open the first connection.
+    /// Wakes the database by opening the first connection.
     Wake,
-    /// Wait for a wake that is under way.
+    /// Waits for a wake that is under way.
     JoinWake,
-    /// Find out where the tenant lives, from memory or from the catalog, create its database if there is none and that is
-    /// allowed, and then wake it.
+    /// Looks the tenant up, in memory or in the catalog, creates its database if there is none and that is allowed, and
+    /// then wakes it.
     LookUp,
-    /// Wait for a look-up or a creation that is under way.
+    /// Waits for a look-up or a creation that is under way.
     JoinLookUp,
-    /// Answer with the error that is remembered.
+    /// Returns the error that is remembered.
     Refuse,
-    /// Answer `ErrorKind::Closed`.
+    /// Returns `ErrorKind::Closed`.
     Closed,
 }
 
-/// What is remembered of a tenant's entry in the catalog.
+/// The router's memory of a tenant's entry in the catalog.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Remembered {
-    /// Nothing: the router asks the application's own `Lookup` each time.
+    /// No entries are kept: the router asks the application's own `Lookup` each time.
     NotKept,
-    /// Nothing, yet.
+    /// Nothing was read yet.
     Nothing,
-    /// That it lives at this host.
+    /// The tenant lives at this host.
     At {
         /// The pooled host.
         host: String,
-        /// Whether it is read again at the next use: older than `catalog_ttl`, or said to have changed.
+        /// `true` if the next use reads the entry again, because it is older than `catalog_ttl` or was reported as
+        /// changed.
         stale: bool,
     },
-    /// That there is no such tenant. For some seconds.
+    /// There is no such tenant. Remembered for some seconds.
     NoSuchTenant,
-    /// That its database is being made. For some seconds.
+    /// The tenant's database is being created. Remembered for some seconds.
     Unfinished,
-    /// That it may not be used, by the [code](crate::ErrorKind::code) of why. For some seconds.
+    /// The tenant may not be used, for the reason that this [code](crate::ErrorKind::code) names. Remembered for some
+    /// seconds.
     Denied(&'static str),
 }
 
-/// Why a database cannot be had for now.
+/// A refusal of a tenant's database.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct RefusalState {
     /// The [code](crate::ErrorKind::code) of the error.
     pub code: &'static str,
-    /// The error's own words.
+    /// The message of the error.
     pub message: String,
-    /// For how much longer it is the answer, unless somebody [evicts](TenantRouter::evict) it.
+    /// Time for which the refusal still holds, unless the tenant is [evicted](TenantRouter::evict).
     #[serde(rename = "left_seconds", serialize_with = "seconds")]
     pub left: Duration,
 }
@@ -117,48 +119,48 @@ pub struct RefusalState {
 pub struct PoolState {
     /// The pooled host.
     pub host: String,
-    /// Whether it is in the cache. Otherwise its connections are closed as they come back.
+    /// `true` if the pool is in the cache. Otherwise its connections are closed when they come back.
     pub cached: bool,
     /// Connections open, idle ones included.
     pub open: usize,
-    /// Connections idle.
+    /// Idle connections.
     pub idle: usize,
     /// Connections being opened.
     pub opening: usize,
-    /// Callers that wait.
+    /// Waiting callers.
     pub waiting: usize,
-    /// The most connections there may be.
+    /// The most connections that the tenant may have.
     pub limit: usize,
-    /// Whether the database is believed asleep, so that the next connection is its wake.
+    /// `true` if the database is believed asleep, so that the next connection wakes it.
     pub asleep: bool,
-    /// Why that is believed.
+    /// The reason for `asleep`.
     pub because: &'static str,
-    /// The last failure to connect, if none has succeeded since: the [code](crate::ErrorKind::code) of it.
+    /// The [code](crate::ErrorKind::code) of the last failure to connect, if no attempt has succeeded since.
     pub last_failure: Option<&'static str>,
 }
 
-/// A wake that is over.
+/// A wake that has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct PriorWake {
-    /// How long ago it began.
+    /// Time since it began.
     #[serde(rename = "ago_seconds", serialize_with = "seconds")]
     pub ago: Duration,
-    /// How long it took.
+    /// Time that it took.
     #[serde(rename = "took_seconds", serialize_with = "seconds")]
     pub took: Duration,
-    /// On whose account: `request`, `warm` or `hint`.
+    /// The reason: `request`, `warm` or `hint`.
     pub reason: &'static str,
-    /// The [code](crate::ErrorKind::code) of why it failed, if it has.
+    /// The [code](crate::ErrorKind::code) of its error, if it failed.
     pub failure: Option<&'static str>,
 }
 
 impl TenantRouter {
-    /// What is known of `tenant`, why it is where it is, its last wakes, and what the next `get` would do. Asks nobody, and is no
-    /// use of the tenant: it wakes nothing and keeps nothing in the cache.
+    /// Returns the state of `tenant` and the reasons for it, its last wakes, and what the next `get` would do. It only
+    /// reads memory, and is no use of the tenant: it wakes nothing and keeps no pool in the cache.
     ///
     /// # Errors
-    /// `ErrorKind::InvalidTenant` if this is no tenant's id.
+    /// `ErrorKind::InvalidTenant` if this is not a tenant's id.
     ///
     /// ```no_run
     /// # fn f(router: &tenantry::TenantRouter) -> Result<(), tenantry::Error> {
@@ -172,7 +174,7 @@ impl TenantRouter {
 }
 
 impl TenantHandle {
-    /// What is known of the tenant, as by [`TenantRouter::explain`].
+    /// Returns the state of the tenant, as [`TenantRouter::explain`] does.
     pub fn explain(&self) -> Explanation {
         let inner = &self.router().inner;
         inner.explain(self.tenant(), self.on_missing())
@@ -245,7 +247,7 @@ impl Inner {
     }
 }
 
-/// What a caller would meet who comes to a pool in this state.
+/// Returns what a `get` would do with a pool in this state.
 fn next_of(pool: &Pool, state: &State, refused: bool) -> NextGet {
     if let Some(connection) = state.next_idle() {
         return match connection.health(&pool.shared.config) {

@@ -1,8 +1,8 @@
-//! Following the catalog: what other processes change reaches the entries of this one, and by them its pools.
+//! Follows the catalog: a change by another process updates the entries of this process, and then its pools.
 //!
-//! It asks the catalog and nothing else: it opens no session to a tenant, and waits for no control plane. One task hears of
-//! changes, which invalidates entries and queues their tenants. Another reads the records of queued tenants and brings
-//! their pools in line.
+//! It calls only the catalog: it opens no session to a tenant, and waits for no control plane. One task reads the
+//! changes, invalidates the entries of changed tenants and queues these tenants. Another task reads the records of
+//! queued tenants and updates their pools.
 
 use std::{
     panic::AssertUnwindSafe,
@@ -28,14 +28,14 @@ use crate::{
     telemetry::stats::count,
 };
 
-/// Changes that are asked for at once.
+/// Changes per call of the catalog.
 const PAGE: usize = 500;
-/// Records that are read side by side.
+/// Records that are read concurrently.
 const SIDE_BY_SIDE: usize = 8;
 /// Shortest wait after a failure.
 const SHORTEST_REST: Duration = Duration::from_millis(250);
 
-/// Starts following, if there is a catalog of ours.
+/// Starts the follower, if the router has a catalog of its own.
 pub(crate) fn start(pools: &Arc<PoolCache>) {
     let shared = pools.shared();
     if shared.source.catalog().is_some() {
@@ -49,15 +49,16 @@ pub(crate) fn start(pools: &Arc<PoolCache>) {
 }
 
 struct Follower {
-    // Weak, because the pools end with the router.
+    // Weak, because the pools must end with the router.
     pools: Weak<PoolCache>,
     shared: Arc<Shared>,
-    // How far the changes were seen, also by a task that has panicked since. Held for a look.
+    // The position up to which changes were applied. Kept here so that it survives a panic of the task. Held for a read
+    // or a write.
     seen: Mutex<Seen>,
 }
 
 impl Follower {
-    /// Follows until the router is gone.
+    /// Runs until the router ends.
     async fn run(self) {
         let Source::Provisioning(provisioning) = &self.shared.source else {
             return;
@@ -76,7 +77,7 @@ impl Follower {
         }
     }
 
-    /// Invalidates what has changed, from now on.
+    /// Reads and applies changes in a loop.
     async fn follow_changes(&self, provisioning: &ProvisionEngine) {
         loop {
             let rest = match self.hear_changes(provisioning).await {
@@ -93,7 +94,7 @@ impl Follower {
         }
     }
 
-    /// Waits until there may be news, or it is time to ask for some. Returns no further rest.
+    /// Waits until the catalog may have changes, or the next poll is due. Returns zero: no further rest is needed.
     async fn news(&self, provisioning: &ProvisionEngine) -> Duration {
         let interval = async {
             match self.shared.config.catalog_poll {
@@ -111,7 +112,7 @@ impl Follower {
         Duration::ZERO
     }
 
-    /// Asks for all changes since those that were seen.
+    /// Reads and applies all changes after those in `seen`.
     async fn hear_changes(&self, provisioning: &ProvisionEngine) -> Result<(), Error> {
         let catalog = &provisioning.catalog;
         loop {
@@ -129,7 +130,8 @@ impl Follower {
         }
     }
 
-    /// Has all records read again: those of tenants with a pool now, as a pool that is busy asks for nothing.
+    /// Invalidates all entries. The records of tenants with a pool are read again now, because a busy pool causes no
+    /// look-up.
     fn invalidate_all(&self, provisioning: &ProvisionEngine) {
         let catalog = &provisioning.catalog;
         catalog.entries.invalidate_all();
@@ -141,7 +143,7 @@ impl Follower {
         }
     }
 
-    /// Invalidates the entries of one page. Those of tenants that are known here are read again.
+    /// Invalidates the entries of one page of changes. The records of tenants that are known here are read again.
     fn apply_changes(&self, provisioning: &ProvisionEngine, changes: &Changes) {
         let catalog = &provisioning.catalog;
         let Some(pools) = self.pools.upgrade() else {
@@ -149,8 +151,8 @@ impl Follower {
         };
         for tenant in &changes.tenants {
             let had_entry = catalog.entries.contains(tenant);
-            // Also of unknown tenants: a look-up may be under way. What it brings from now on it finds to be old; what it
-            // has brought by now is found here.
+            // Unknown tenants too, because a look-up may be under way. An answer that it stores later is rejected as
+            // old; one that it has stored by now is found below.
             catalog.entries.invalidate(tenant);
             let is_known = had_entry || catalog.entries.contains(tenant);
             if is_known || pools.live(tenant.as_str()).is_some() {
@@ -179,12 +181,12 @@ impl Follower {
         }
     }
 
-    /// Reads the record of one tenant, unless that was done since, and brings its pool in line. Returns for how long no other
-    /// is to be read.
+    /// Reads the record of one tenant, unless its entry is fresh by now, and updates its pool. Returns the time for
+    /// which no other record is to be read.
     async fn refresh(&self, provisioning: &ProvisionEngine, reading: Reading<'_>) -> Duration {
         let tenant = reading.tenant();
         let id = tenant.as_str();
-        // A panic over one tenant is that tenant's.
+        // A panic over one tenant must not stop the others.
         let work = AssertUnwindSafe(self.refresh_one(provisioning, tenant)).catch_unwind();
         match work.await {
             Ok(Ok(())) => {}
@@ -216,11 +218,11 @@ impl Follower {
     }
 }
 
-/// How far the changes of a catalog were seen.
+/// The position in the changes of a catalog.
 #[derive(Clone, Copy, Debug, Default)]
 struct Seen {
     version: Option<u64>,
-    /// The server that has said so.
+    /// The catalog's server that gave this version.
     incarnation: u64,
 }
 
@@ -232,7 +234,7 @@ impl Seen {
         }
     }
 
-    /// Whether `changes` may leave out what has happened since: after a restore of the catalog, or a fail-over that lost
+    /// Returns whether `changes` may be incomplete: after a restore of the catalog, or after a fail-over that lost
     /// writes and has counted past them.
     fn is_of_another_catalog(&self, changes: &Changes) -> bool {
         let is_another = changes.incarnation != self.incarnation;
@@ -240,7 +242,7 @@ impl Seen {
     }
 }
 
-/// Brings the pool of `tenant`, if there is one, in line with the tenant's entry.
+/// Updates the pool of `tenant`, if there is one, from the tenant's entry.
 fn sync_pool(pools: &PoolCache, provisioning: &ProvisionEngine, tenant: &TenantId) {
     let Some(pool) = pools.live(tenant.as_str()) else {
         return;
@@ -252,14 +254,14 @@ fn sync_pool(pools: &PoolCache, provisioning: &ProvisionEngine, tenant: &TenantI
             Some(Entry::Known(known)) if !known.is_untrusted => {
                 pool.set_endpoint(Arc::clone(&known.endpoint), false);
                 if provisioning.agrees(tenant, &known.endpoint, asked) {
-                    return; // or else the entry has changed since
+                    return; // otherwise the entry has changed since
                 }
             }
             Some(Entry::Denied(denied)) => {
                 return match denied.denial {
                     Denial::Refused(err) => close_pool(pools, tenant, &err.into()),
                     Denial::Unfinished => close_pool(pools, tenant, &Unserved::relocate()),
-                    Denial::Unknown(_) | Denial::Broken(_) => {} // a pool goes on
+                    Denial::Unknown(_) | Denial::Broken(_) => {} // the pool keeps serving
                 };
             }
             Some(Entry::Known(_)) | None => {
@@ -269,7 +271,7 @@ fn sync_pool(pools: &PoolCache, provisioning: &ProvisionEngine, tenant: &TenantI
     }
 }
 
-/// Closes what is open of a tenant whose database must not be used, as soon as it is not in use.
+/// Closes the connections of a tenant whose database must not be used, those in use when they come back.
 fn close_pool(pools: &PoolCache, tenant: &TenantId, why: &Unserved) {
     let (is_news, tenant) = (pools.forbid(tenant, why), tenant.as_str());
     match why {

@@ -1,4 +1,4 @@
-//! A tenant at hand, for those who ask for it again and again.
+//! A handle to one tenant, for repeated use.
 
 use std::{
     fmt,
@@ -21,13 +21,14 @@ use crate::{
     telemetry::spans,
 };
 
-/// One tenant of a router, to be kept by whoever asks for the same tenant again and again: a session, a worker.
+/// A handle to one tenant of a router, for code that uses the same tenant again and again: a session, a worker.
 ///
-/// It does what the router's methods of the same names do, and with an idle connection at hand it does not even look
-/// for the tenant's pool. It holds no connection and keeps no pool: after an eviction, a move or a deletion the next
-/// call finds out what is true now, as the router's own would. Like a clone of the router it keeps that going.
+/// Its methods do the same as the router's methods of the same names. If a connection is idle, they do not even look
+/// for the tenant's pool. A handle holds no connection and keeps no pool: after an eviction, a move or a deletion, the
+/// next call finds the present state, as a call of the router would. Like a clone of the router, it keeps the router
+/// running.
 ///
-/// Clones are cheap, but to be shared between threads one handle does as well.
+/// Clones are cheap, but threads can also share one handle.
 ///
 /// ```no_run
 /// # async fn f(router: &tenantry::TenantRouter) -> Result<(), tenantry::Error> {
@@ -43,15 +44,15 @@ pub struct TenantHandle {
     router: TenantRouter,
     tenant: TenantId,
     on_missing: OnMissing,
-    // Where a connection was found last. Weak, so that a pool that leaves the cache can end. Held to read or replace it.
+    // The pool of the last connection. Weak, so that a pool that leaves the cache can end. Held to read or replace it.
     pool: Mutex<Weak<Pool>>,
 }
 
 impl TenantRouter {
-    /// A handle to `tenant`. Asks nobody: whether there is such a tenant turns out when the handle is used.
+    /// Returns a handle to `tenant`. It looks nothing up; the first use finds out whether the tenant exists.
     ///
     /// # Errors
-    /// `ErrorKind::InvalidTenant` if this is no tenant's id.
+    /// `ErrorKind::InvalidTenant` if this is not a tenant's id.
     pub fn handle<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> Result<TenantHandle, Error> {
         Ok(TenantHandle {
             router: self.clone(),
@@ -76,22 +77,22 @@ impl TenantHandle {
         self.on_missing
     }
 
-    /// Creates nothing by any call from now on, and only finishes what was begun.
+    /// Returns a handle whose calls create nothing, and only finish a creation that was begun.
     #[cfg(feature = "axum")]
     pub(crate) fn creating_nothing(self) -> Self {
         let on_missing = OnMissing::Finish;
         Self { on_missing, ..self }
     }
 
-    /// Whose database this is.
+    /// Returns the tenant of this handle.
     pub fn tenant(&self) -> &TenantId {
         &self.tenant
     }
 
-    /// A connection to the tenant's database, as by [`TenantRouter::get`].
+    /// Returns a connection to the tenant's database, as [`TenantRouter::get`] does.
     ///
     /// # Errors
-    /// Those of [`TenantRouter::get`].
+    /// Returns the errors of [`TenantRouter::get`].
     ///
     /// # Cancel safety
     /// Dropping the future gives up this caller's place and nothing else.
@@ -102,7 +103,7 @@ impl TenantHandle {
     /// Runs `work` in a read-only transaction, as [`TenantRouter::read`] does.
     ///
     /// # Errors
-    /// Those of [`TenantRouter::read`].
+    /// Returns the errors of [`TenantRouter::read`].
     ///
     /// # Cancel safety
     /// Dropping the future rolls back and closes the connection.
@@ -114,10 +115,10 @@ impl TenantHandle {
         self.read_with(&TransactionOptions::new(), work).await
     }
 
-    /// [`read`](Self::read) with options.
+    /// Does the same as [`read`](Self::read), with options.
     ///
     /// # Errors
-    /// Those of [`TenantRouter::read`].
+    /// Returns the errors of [`TenantRouter::read`].
     ///
     /// # Cancel safety
     /// Dropping the future rolls back and closes the connection.
@@ -138,10 +139,11 @@ impl TenantHandle {
     /// Runs `work` in a transaction and commits it, as [`TenantRouter::transaction`] does.
     ///
     /// # Errors
-    /// Those of [`TenantRouter::transaction`].
+    /// Returns the errors of [`TenantRouter::transaction`].
     ///
     /// # Cancel safety
-    /// Dropping the future rolls back and closes the connection; if COMMIT was sent already, it may be committed.
+    /// Dropping the future rolls back and closes the connection. If COMMIT was already sent, the transaction may be
+    /// committed.
     pub async fn transaction<T, E, Fut>(&self, work: impl FnMut(Tx) -> Fut) -> Result<T, E>
     where
         Fut: Future<Output = Result<T, E>> + Send,
@@ -151,13 +153,13 @@ impl TenantHandle {
             .await
     }
 
-    /// [`transaction`](Self::transaction) with options.
+    /// Does the same as [`transaction`](Self::transaction), with options.
     ///
     /// # Errors
-    /// Those of [`TenantRouter::transaction`].
+    /// Returns the errors of [`TenantRouter::transaction`].
     ///
     /// # Cancel safety
-    /// As for [`transaction`](Self::transaction).
+    /// The same as for [`transaction`](Self::transaction).
     pub async fn transaction_with<T, E, Fut>(
         &self,
         options: &TransactionOptions,
@@ -172,13 +174,13 @@ impl TenantHandle {
         self.router.inner.run(whom, transaction, work).await
     }
 
-    /// A connection past the pooler, as by [`TenantRouter::direct`].
+    /// Opens a direct connection, as [`TenantRouter::direct`] does.
     ///
     /// # Errors
-    /// Those of [`TenantRouter::direct`].
+    /// Returns the errors of [`TenantRouter::direct`].
     ///
     /// # Cancel safety
-    /// Dropping the future closes what was opened; a look-up, a creation or a wake under way goes on.
+    /// Dropping the future closes a connection that was opened; a look-up, a creation or a wake under way goes on.
     pub async fn direct(&self) -> Result<DirectClient, Error> {
         let inner = &self.router.inner;
         inner.direct(self.tenant.as_str(), self.on_missing).await
@@ -189,17 +191,17 @@ impl TenantHandle {
         self.router.warm_by(self.tenant.as_str(), self.on_missing)
     }
 
-    /// Says that the tenant may be wanted soon, as [`TenantRouter::hint`] does.
+    /// Tells the router that the tenant may be needed soon, as [`TenantRouter::hint`] does.
     pub fn hint(&self) -> bool {
         self.router.hint(&self.tenant)
     }
 
-    /// A connection, within `patience`, or `get_timeout` if there is none.
+    /// Returns a connection, within `patience`, or within `get_timeout` if that is `None`.
     pub(crate) async fn lease(&self, patience: Option<Duration>) -> Result<Lease, Error> {
         let inner = &*self.router.inner;
         let pool = lock(&self.pool).upgrade();
         let pool = pool.filter(|_| !inner.shared.life.is_stopping());
-        // A pool that has left the cache, or whose tenant has moved, has nothing idle.
+        // A pool that has left the cache, or whose tenant has moved, has no idle connection.
         match pool.map(|pool| inner.pools.get_now_from(pool)) {
             Some(Ok(lease)) => {
                 spans::warm(self.tenant.as_str());
@@ -209,7 +211,7 @@ impl TenantHandle {
         }
     }
 
-    /// The same by way of the id. What it finds is remembered.
+    /// Returns a connection by the tenant's id, and remembers the pool that it came from.
     async fn lease_by_id(&self, patience: Option<Duration>) -> Result<Lease, Error> {
         let id = self.tenant.as_str();
         let lease = self.router.inner.get(id, self.on_missing, patience).await?;

@@ -1,4 +1,4 @@
-//! The flight that finds a tenant's endpoint and makes its pool.
+//! The flight that finds a tenant's endpoint and creates its pool.
 
 use std::{future::Future, mem, pin::Pin, sync::Arc, time::Duration};
 
@@ -17,23 +17,23 @@ use crate::{
     telemetry::spans,
 };
 
-/// What a flight has found.
+/// The result of a flight.
 #[derive(Clone)]
 pub(crate) enum Location {
     Located(LocatedPool),
-    /// The tenant has no database, and this is as much as the flight could do about it.
+    /// The tenant has no database, and this is all that the flight was allowed to do about it.
     Missing(OnMissing),
 }
 
-/// Where a flight has led.
+/// The pool that a flight has led to.
 #[derive(Clone)]
 pub(crate) struct LocatedPool {
     pub(crate) pool: Arc<Pool>,
-    /// Whether it had the tenant's database created, or adopted.
+    /// `true` if the flight created or adopted the tenant's database.
     pub(super) created: bool,
 }
 
-/// For which stage a caller has waited who flew.
+/// Returns the stage for which a caller of a flight has waited.
 pub(super) fn lookup_stage(result: Result<&LocatedPool, Option<Stage>>) -> Stage {
     match result {
         Ok(LocatedPool { created: true, .. }) => Stage::Provision,
@@ -45,7 +45,7 @@ pub(super) fn lookup_stage(result: Result<&LocatedPool, Option<Stage>>) -> Stage
 pub(crate) type Found = Pin<Box<dyn Future<Output = Result<Location, Error>> + Send>>;
 
 impl Inner {
-    /// The pool of a tenant that is not in the cache.
+    /// Returns the pool of a tenant that is not in the cache.
     pub(crate) async fn locate(
         &self,
         tenant: &TenantId,
@@ -59,12 +59,12 @@ impl Inner {
             match self.flights.get_or_start(tenant, patience, find).await? {
                 Location::Located(arrived) => return Ok(arrived),
                 Location::Missing(by) if by >= on_missing => return Err(source::not_created()),
-                Location::Missing(_) => {} // the flight of a call that may do less
+                Location::Missing(_) => {} // another call's flight, which was allowed less
             }
         }
     }
 
-    /// The flight that finds a tenant's endpoint, creates it if that is allowed, and makes its pool.
+    /// Returns a flight that finds a tenant's endpoint, creates its database if that is allowed, and creates its pool.
     pub(crate) fn find(
         &self,
         tenant: &TenantId,
@@ -82,9 +82,9 @@ impl Inner {
             let (pools, shared) = (Arc::clone(&pools), Arc::clone(&shared));
             let work = async move {
                 if again {
-                    pools.evict(tenant.as_str()); // what was found before may be old
+                    pools.evict(tenant.as_str()); // the result of an earlier round may be stale
                 } else if let Some(pool) = pools.find(tenant.as_str()) {
-                    // It landed between the caller's look and this one.
+                    // Another flight ended between the caller's look and this one.
                     return Ok(Location::Located(LocatedPool {
                         pool,
                         created: false,
@@ -100,7 +100,7 @@ impl Inner {
                 let endpoint = Arc::clone(&located.endpoint);
                 let created = located.created;
                 let pool = pools.insert(&tenant, located);
-                // In this order: the follower notes a change before it looks for the pool.
+                // In this order: the follower marks a change before it looks for the pool.
                 if !source.agrees(&tenant, &endpoint, asked) {
                     pools.forbid(&tenant, &Unserved::relocate());
                     seen.mark_stale(Stale::Wrong);

@@ -1,26 +1,28 @@
-//! Reading the catalog before anybody asks.
+//! Reads the catalog ahead of the first use of its tenants.
 
 use super::TenantRouter;
 use crate::{model::error::Error, provision::source::Source};
 
-/// Records that are read at once.
+/// Records per call of the catalog.
 const PAGE: usize = 1000;
 
 impl TenantRouter {
-    /// Reads from the catalog where all tenants live, so that their first use asks nobody, and so that they are served
-    /// also if the catalog is down by then. Returns how many tenants are remembered by it, at most
-    /// [`known_tenants`](crate::RouterBuilder::known_tenants). To be called after start-up, if at all; wakes nobody.
+    /// Reads from the catalog where all tenants live. Their first use then needs no call of the catalog, and works
+    /// while the catalog is down. Returns the number of tenants remembered, at most
+    /// [`known_tenants`](crate::RouterBuilder::known_tenants). Call this after start-up, if at all. It wakes no
+    /// database.
     ///
-    /// None is remembered that changes meanwhile; its first use asks for it. Does nothing and returns 0 on a router with
-    /// an application's own `Lookup`, and where [passwords are read from the control
-    /// plane](crate::Provisioner::passwords_from_control_plane), as that would take a call for each.
+    /// A tenant that changes during the call is not remembered; its first use reads the catalog. A tenant whose
+    /// [password is read from the control plane](crate::Provisioner::passwords_from_control_plane) is not remembered
+    /// either, as that would take a call for each. On a router with an application's own `Lookup`, this does nothing
+    /// and returns 0.
     ///
     /// # Errors
-    /// `ErrorKind::Catalog` if the catalog fails, and `ErrorKind::Closed`; what was read by then is kept. Each page of
-    /// 1000 has [`catalog_timeout`](crate::RouterBuilder::catalog_timeout).
+    /// `ErrorKind::Catalog` if the catalog fails, and `ErrorKind::Closed`. Tenants that were read before the error stay
+    /// remembered. Each page of 1000 records has [`catalog_timeout`](crate::RouterBuilder::catalog_timeout).
     ///
     /// # Cancel safety
-    /// Dropping the future keeps what was read.
+    /// Dropping the future keeps the tenants that were read.
     pub async fn preload(&self) -> Result<u64, Error> {
         let shared = &self.inner.shared;
         let Source::Provisioning(provisioning) = &shared.source else {

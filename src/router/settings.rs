@@ -10,12 +10,12 @@ use super::builder::RouterBuilder;
 use crate::model::config::{Config, InvalidConfig};
 use variables::{not_text, of_variable};
 
-/// What the variables of the environment that hold [`Settings`] begin with.
+/// Prefix of the environment variables that hold [`Settings`].
 const PREFIX: &str = "TENANTRY_";
 
-/// Settings of a router as text, by the names of [`RouterBuilder`]'s methods: a part of the application's own configuration
-/// file. Times are written as `"20s"`, `"4min"` or `"1h 30min"`; what is left out keeps its default. A name that there is
-/// not, and a value that cannot be read, are errors.
+/// The settings of a router as text, by the names of [`RouterBuilder`]'s methods: a part of the application's own
+/// configuration file. Times are written as `"20s"`, `"4min"` or `"1h 30min"`. A setting that is left out keeps its
+/// default. An unknown name, or a value that cannot be read, is an error.
 ///
 /// ```toml
 /// [tenantry]
@@ -55,10 +55,11 @@ const PREFIX: &str = "TENANTRY_";
 pub struct Settings(BTreeMap<String, String>);
 
 impl Settings {
-    /// Those that variables like `TENANTRY_POOL_SIZE=8` hold.
+    /// Reads the settings from variables like `TENANTRY_POOL_SIZE=8`.
     ///
     /// # Errors
-    /// If a variable of that kind names no setting, or its value cannot be read. The text names the variable.
+    /// Returns an error if a variable of that kind names no setting, or if its value cannot be read. The text names the
+    /// variable.
     pub fn from_env() -> Result<Self, InvalidConfig> {
         Self::from_variables(std::env::vars_os())
     }
@@ -155,7 +156,7 @@ impl<'de> Deserialize<'de> for Settings {
     }
 }
 
-/// A value as configuration files have it.
+/// A value in a configuration file.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Value {
@@ -173,7 +174,7 @@ impl fmt::Display for Value {
 }
 
 impl RouterBuilder {
-    /// Sets what `settings` hold, over what was set before.
+    /// Applies `settings` over the values that were set before.
     pub fn settings(mut self, settings: &Settings) -> Self {
         let written = settings.write(self.config_mut());
         debug_assert!(written.is_ok(), "they were checked when they were read");
@@ -231,7 +232,7 @@ mod tests {
         assert_eq!(documented.0.len(), 22, "as many as there are");
         let (mut config, default) = (Config::default(), Config::default());
         documented.write(&mut config).unwrap();
-        config.wake_reserve = None; // the default is a share
+        config.wake_reserve = None; // the default is a share of max_connections
         assert_eq!(plain(&config), plain(&default));
     }
 
@@ -260,7 +261,7 @@ mod tests {
         );
     }
 
-    /// Every number and time.
+    /// Returns every number and time as text.
     fn plain(config: &Config) -> String {
         let Config {
             name,

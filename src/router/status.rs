@@ -1,23 +1,25 @@
-//! What an operator sees: the router's status, and who keeps it busy.
+//! The status of a router, and its busiest and failing tenants.
 
 use super::{Inner, TenantRouter};
 use crate::{model::tenant::TenantId, telemetry::status::Status};
 
 impl TenantRouter {
-    /// What the router holds now and has done so far. Asks no tenant anything. Costs a look at each pool, so a few
-    /// microseconds per hundred of them.
+    /// Returns what the router holds now and has done so far. It sends nothing to any tenant's database. It looks at
+    /// each pool, which takes a few microseconds per hundred pools.
     pub fn status(&self) -> Status {
         self.inner.status()
     }
 
-    /// The tenants that asked for a connection most often lately, at most `most` of them, with how often they do so in a minute;
-    /// the busiest first. Calls that got a connection are counted, by the next sweep, within 5 seconds.
+    /// Returns the tenants that asked for a connection most often lately, at most `most` of them, the busiest first,
+    /// each with its calls per minute. Only calls that got a connection count; the next sweep adds them, within 5
+    /// seconds.
     pub fn busiest(&self, most: usize) -> Vec<(TenantId, f64)> {
         self.inner.shared.stats.busiest.rates().into_most(most)
     }
 
-    /// The tenants whose calls failed most often lately, at most `most` of them, with how many do so in a minute; the worst
-    /// first. Only of tenants that have a database: other ids come from outside, and whoever makes them up must not fill the list.
+    /// Returns the tenants whose calls failed most often lately, at most `most` of them, the worst first, each with its
+    /// failures per minute. Only tenants that have a database are listed: other ids come from outside, and made-up ids
+    /// must not fill the list.
     pub fn failing(&self, most: usize) -> Vec<(TenantId, f64)> {
         self.inner.shared.stats.failing.rates().into_most(most)
     }
@@ -55,7 +57,7 @@ impl Inner {
 #[cfg(feature = "metrics")]
 pub(crate) use recording::start;
 
-/// Telling the metrics what is counted elsewhere.
+/// Copies the router's counters to the metrics.
 #[cfg(feature = "metrics")]
 mod recording {
     use std::{
@@ -71,24 +73,25 @@ mod recording {
         sync::{lock, supervise::supervise},
     };
 
-    /// How often the metrics are brought up to date by themselves.
+    /// Interval at which the metrics are updated.
     const INTERVAL: Duration = Duration::from_secs(5);
-    /// As whom all those tenants are shown that are not shown by name. No tenant of that id is shown by name.
+    /// Name under which the metrics show all tenants that have no name of their own there. A tenant with this id is not
+    /// shown by name.
     const OTHERS: &str = "_other";
 
     impl TenantRouter {
-        /// Brings the metrics up to date, which is done every 5 seconds anyway: to be called before they are read, where they
-        /// are read by request. They go to the recorder that was installed when the router was built.
+        /// Updates the metrics, which also happens every 5 seconds. Call this before they are read, if they are read on
+        /// request. They go to the recorder that was installed when the router was built.
         pub fn record_metrics(&self) {
             self.inner.record();
         }
     }
 
-    /// Brings the metrics up to date from time to time, until the router is gone.
+    /// Starts the task that updates the metrics until the router is gone.
     pub(crate) fn start(inner: &Arc<Inner>) {
         let (shared, inner) = (Arc::clone(&inner.shared), Arc::downgrade(inner));
         let runtime = shared.runtime.clone();
-        // What records is the application's.
+        // Supervised, because the recorder is the application's code and may panic.
         runtime.spawn(supervise("metrics", move || {
             run(Arc::clone(&shared), Weak::clone(&inner))
         }));
@@ -116,7 +119,7 @@ mod recording {
                 return;
             }
             let (gets, errors) = (shared.stats.busiest.rates(), shared.stats.failing.rates());
-            // In turns, so that neither list keeps out the other.
+            // In turns, so that neither list displaces the other.
             let (by_gets, by_errors) = (gets.most(most), errors.most(most));
             let mut wanted = Vec::new();
             for place in 0..most {

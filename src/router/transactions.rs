@@ -10,12 +10,12 @@ use crate::{
 };
 
 impl TenantRouter {
-    /// Runs `work` in a read-only transaction on the database of `tenant`, and again if the connection dies under it.
+    /// Runs `work` in a read-only transaction on the database of `tenant`, and runs it again if the connection is lost.
     ///
-    /// With the [defaults](TransactionOptions): three runs at most, 30 seconds for everything. `work` gets the
-    /// connection by value and must let go of it before it returns. It must not make the transaction READ WRITE: a
-    /// read is run again even if it dies at its very end. It is run again as well if a
-    /// [statement was prepared before a schema change](crate::manual::faq#what-happens-to-prepared-statements-after-a-schema-change).
+    /// The [defaults](TransactionOptions) allow three runs at most, within 30 seconds in total. `work` gets the
+    /// connection by value and must drop it before it returns. It must not make the transaction READ WRITE: a read is
+    /// run again even if the connection is lost at its very end. It is also run again if a statement was prepared
+    /// before a [schema change](crate::manual::faq#what-happens-to-prepared-statements-after-a-schema-change).
     ///
     /// ```no_run
     /// # async fn f(router: &tenantry::TenantRouter, note: &str) -> Result<(), tenantry::Error> {
@@ -29,8 +29,8 @@ impl TenantRouter {
     /// ```
     ///
     /// # Errors
-    /// Those of [`get`](Self::get); the closure's own; `ErrorKind::Connect` if the connection was lost too often;
-    /// `ErrorKind::Timeout`; `ErrorKind::RolledBack` and `ErrorKind::Misused` as for
+    /// Returns the errors of [`get`](Self::get), and the closure's own; `ErrorKind::Connect` if the connection was lost
+    /// too often; `ErrorKind::Timeout`; `ErrorKind::RolledBack` and `ErrorKind::Misused` as for
     /// [`transaction`](Self::transaction).
     ///
     /// # Cancel safety
@@ -48,10 +48,10 @@ impl TenantRouter {
             .await
     }
 
-    /// [`read`](Self::read) with options.
+    /// Does the same as [`read`](Self::read), with options.
     ///
     /// # Errors
-    /// Those of [`read`](Self::read).
+    /// Returns the errors of [`read`](Self::read).
     ///
     /// # Cancel safety
     /// Dropping the future rolls back and closes the connection.
@@ -72,17 +72,18 @@ impl TenantRouter {
 
     /// Runs `work` in a transaction on the database of `tenant` and commits it if `work` returns `Ok`.
     ///
-    /// It is run again only where nothing can have been committed: the connection died before COMMIT was written to it,
-    /// Postgres rolled it back because a
-    /// [statement was prepared before a schema change](crate::manual::faq#what-happens-to-prepared-statements-after-a-schema-change),
-    /// or, [if asked for](TransactionOptions::retry_conflicts), for a conflict. `work` may thus
-    /// be called several times, so what it does outside the database must bear that.
+    /// It is run again only if nothing can have been committed: the connection was lost before COMMIT was written to
+    /// it; or Postgres rolled the transaction back because a statement was prepared before a [schema
+    /// change](crate::manual::faq#what-happens-to-prepared-statements-after-a-schema-change); or, [if asked
+    /// for](TransactionOptions::retry_conflicts), it met a conflict. So `work` may be called several times, and its
+    /// effects outside the database must allow that.
     ///
-    /// It may do what the database lets it do. Where the operator has set `default_transaction_read_only`, a write fails
-    /// with SQLSTATE 25006; a closure that must write there sends `SET TRANSACTION READ WRITE` as its first statement.
+    /// It uses the database's default access mode. If the operator has set `default_transaction_read_only`, a write
+    /// fails with SQLSTATE 25006; a closure that must write there sends `SET TRANSACTION READ WRITE` as its first
+    /// statement.
     ///
-    /// With the [defaults](TransactionOptions): three runs at most, 30 seconds for everything. `work` gets the
-    /// connection by value and must let go of it before it returns.
+    /// The [defaults](TransactionOptions) allow three runs at most, within 30 seconds in total. `work` gets the
+    /// connection by value and must drop it before it returns.
     ///
     /// ```no_run
     /// # async fn f(router: &tenantry::TenantRouter, note: &str) -> Result<(), tenantry::Error> {
@@ -96,16 +97,18 @@ impl TenantRouter {
     /// ```
     ///
     /// # Errors
-    /// Those of [`get`](Self::get), and the closure's own, after a rollback.
-    /// `ErrorKind::CommitUnknown`: the connection was lost, or the time was over, between COMMIT and its answer.
-    /// `ErrorKind::RolledBack`: a statement had failed and the closure returned `Ok` all the same; Postgres answers
-    /// such a COMMIT with a rollback. `ErrorKind::Connect`: the connection was lost too often, or the server ended it for
-    /// what `work` did (idle for too long, over a limit of the server's); nothing was committed.
-    /// `ErrorKind::Misused`: the closure kept its [`Tx`], or ended the transaction itself.
-    /// An error with which Postgres answers COMMIT (a deferred constraint, a conflict) comes as tokio-postgres's own.
+    /// Returns the errors of [`get`](Self::get), and the closure's own, after a rollback. Other errors:
+    /// - `ErrorKind::CommitUnknown`: the connection was lost, or the time was over, between COMMIT and its answer.
+    /// - `ErrorKind::RolledBack`: a statement had failed, but the closure returned `Ok`; Postgres answers such a COMMIT
+    ///   with a rollback.
+    /// - `ErrorKind::Connect`: the connection was lost too often, or the server ended it because of what `work` did
+    ///   (idle for too long, over a limit of the server's); nothing was committed.
+    /// - `ErrorKind::Misused`: the closure kept its [`Tx`], or ended the transaction itself.
+    /// - tokio-postgres's own error: Postgres answered COMMIT with it (a deferred constraint, a conflict).
     ///
     /// # Cancel safety
-    /// Dropping the future rolls back and closes the connection; if COMMIT was sent already, it may be committed.
+    /// Dropping the future rolls back and closes the connection. If COMMIT was already sent, the transaction may be
+    /// committed.
     pub async fn transaction<T, E, Fut>(
         &self,
         tenant: &(impl AsRef<str> + ?Sized),
@@ -119,13 +122,13 @@ impl TenantRouter {
             .await
     }
 
-    /// [`transaction`](Self::transaction) with options.
+    /// Does the same as [`transaction`](Self::transaction), with options.
     ///
     /// # Errors
-    /// Those of [`transaction`](Self::transaction).
+    /// Returns the errors of [`transaction`](Self::transaction).
     ///
     /// # Cancel safety
-    /// As for [`transaction`](Self::transaction).
+    /// The same as for [`transaction`](Self::transaction).
     pub async fn transaction_with<T, E, Fut>(
         &self,
         tenant: &(impl AsRef<str> + ?Sized),
@@ -142,7 +145,7 @@ impl TenantRouter {
     }
 }
 
-/// Whose database it is about, and by what it is reached.
+/// The tenant of a transaction, by its id or by a handle.
 #[derive(Clone, Copy)]
 pub(crate) enum Target<'a> {
     Id(&'a str),

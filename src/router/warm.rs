@@ -1,4 +1,4 @@
-//! Waking a tenant's database before anybody waits for it.
+//! Wakes a tenant's database before a caller waits for it.
 
 use std::sync::Arc;
 
@@ -15,8 +15,8 @@ use crate::{
 impl TenantRouter {
     /// Starts waking the database of `tenant`, so that a later `get` need not wait for it.
     ///
-    /// Costs a wake, and so at Neon at least one suspend window of compute time, if the database sleeps and nobody
-    /// comes.
+    /// If the database sleeps and no call follows, this costs a needless wake, which at Neon is at least one suspend
+    /// window of compute time.
     pub fn warm<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> Warm {
         self.warm_by(tenant.as_ref(), OnMissing::Create)
     }
@@ -29,9 +29,9 @@ impl TenantRouter {
         }
     }
 
-    /// Says that `tenant` may be wanted soon: if its database is believed asleep, it is woken, within the budget for
-    /// needless wakes ([`hints_per_minute`](crate::RouterBuilder::hints_per_minute)). Creates nothing, and returns at once;
-    /// says whether it has started anything.
+    /// Tells the router that `tenant` may be needed soon. If its database is believed asleep, it is woken, within the
+    /// budget for needless wakes ([`hints_per_minute`](crate::RouterBuilder::hints_per_minute)). Creates nothing, and
+    /// returns at once. Returns whether it has started anything.
     pub fn hint<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> bool {
         let Ok(tenant) = TenantId::parse(tenant.as_ref()) else {
             return false;
@@ -51,7 +51,7 @@ impl TenantRouter {
         if life.is_stopping() || needless {
             return false;
         }
-        // Nobody is to lose a connection to a guess.
+        // A guess must not take a connection from a tenant that needs it.
         let affordable = !dialer.budget.only_reserve_left();
         let Some(taken) = affordable.then(|| hints.take()).flatten() else {
             count(&stats.hints_ignored);
@@ -70,7 +70,7 @@ impl TenantRouter {
 }
 
 impl Inner {
-    /// Wakes the database of `tenant`; says whether it has.
+    /// Wakes the database of `tenant`. Returns `false` if nothing had to be woken.
     async fn follow_hint(
         &self,
         tenant: &TenantId,
@@ -107,7 +107,7 @@ impl Inner {
     }
 }
 
-/// A wake under way. Dropping it lets it run.
+/// A wake under way. It goes on if this is dropped.
 #[derive(Debug)]
 pub struct Warm {
     task: JoinHandle<Result<(), Error>>,
@@ -117,10 +117,10 @@ impl Warm {
     /// Waits until the database is awake, or the wake has failed.
     ///
     /// # Errors
-    /// Those of [`TenantRouter::get`].
+    /// Returns the errors of [`TenantRouter::get`].
     ///
     /// # Cancel safety
-    /// Dropping the future lets the wake run.
+    /// If the future is dropped, the wake goes on.
     pub async fn wait(self) -> Result<(), Error> {
         self.task.await.unwrap_or_else(|_| Err(Error::closed()))
     }

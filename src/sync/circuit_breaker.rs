@@ -1,8 +1,8 @@
-//! Whether something that failed a moment ago is asked again.
+//! A circuit breaker for calls to a service that may be down.
 //!
-//! An outage must cost one probe at a time and not one call per request: a call that would only wait for another failure
-//! is told so at once. But one failure alone must not turn away calls that have time: the first wait is short, and is
-//! waited out. Nor must a kind of call that fails for reasons of its own keep the other kinds out.
+//! An outage must cost one probe at a time, not one call per request: a call that would only wait for another failure
+//! fails at once. But one failure alone must not refuse calls that have time: the first wait is short, and calls wait
+//! it out. A kind of call that fails for reasons of its own must not block the other kinds.
 
 use std::{
     sync::{Mutex, MutexGuard},
@@ -24,30 +24,32 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 /// The number of a kind of call, below [`KINDS`].
 pub(crate) type Kind = usize;
-/// Most kinds of calls.
+/// Largest number of kinds of calls.
 pub(crate) const KINDS: usize = 8;
 
-/// Lets all calls pass until one fails; from then on one at a time, further and further apart, until one succeeds.
+/// Lets all calls pass until one fails. From then on one call at a time passes, at growing intervals, until one
+/// succeeds.
 #[derive(Debug, Default)]
 pub(crate) struct Breaker {
-    // Held for a few instructions.
+    // Locked for a few instructions.
     inner: Mutex<Inner>,
-    /// Tells of every change of the state.
+    /// Notified of every change of the state.
     changed: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     state: State,
-    /// Rises with every change of the state: a call that passed in an earlier one says nothing about the present one.
+    /// Rises with every change of the state. The outcome of a call that passed in an earlier epoch does not change the
+    /// present state.
     epoch: u64,
-    /// The era in which the present outage began.
+    /// Epoch in which the present outage began.
     began: u64,
-    /// Failures of each kind of call since it was answered last.
+    /// Number of failures of each kind of call since it was answered last.
     streaks: [u32; KINDS],
-    /// Whether a kind of call that has not failed is tried in this outage.
+    /// `true` for a kind of call that has not failed and has had its try in this outage.
     tried: [bool; KINDS],
-    /// Whether the outage began without an answer: the next call would wait for one just as long.
+    /// `true` if the outage began with a call that got no answer: the next call would wait for one just as long.
     is_silent: bool,
     /// The subject of the last call without an answer, if none was answered since.
     unanswered: Option<Box<str>>,
@@ -59,14 +61,14 @@ enum State {
     /// All calls pass. Becomes `Open` with the first failure.
     #[default]
     Closed,
-    /// No call passes. Becomes `Probing` with the first one after that instant.
+    /// No call passes. Becomes `Probing` with the first call after `until`.
     Open { until: Instant, failures: u32 },
     /// One call has passed, and no other does. Becomes `Closed` if it succeeds, `Open` if it fails or gives up.
     Probing { failures: u32 },
 }
 
 impl State {
-    /// The state once somebody has come who wants to pass, and may; or for how long nobody may.
+    /// Returns the state after a call has passed, or the time for which no call may pass.
     fn entered(self, now: Instant) -> Result<Self, Duration> {
         match self {
             Self::Closed => Ok(Self::Closed),
@@ -76,8 +78,8 @@ impl State {
         }
     }
 
-    /// The state once one who passed in it has failed, whose kind has failed `before` so often without an answer since.
-    /// `chance` is between 0 and 255.
+    /// Returns the state after a call that passed in it has failed. `before` is the number of failures of its kind
+    /// since the last answer. `chance` is between 0 and 255.
     fn failed(self, now: Instant, before: u32, chance: u8) -> Self {
         match self {
             Self::Closed => Self::opened(now, before.saturating_add(1), chance),
@@ -86,7 +88,7 @@ impl State {
         }
     }
 
-    /// The state once one who passed in it has given up.
+    /// Returns the state after a call that passed in it was given up.
     fn probe_dropped(self, now: Instant, chance: u8) -> Self {
         match self {
             Self::Probing { failures } => Self::opened(now, failures, chance),
@@ -94,7 +96,8 @@ impl State {
         }
     }
 
-    /// The waits double, each shortened by chance by up to a quarter: replicas do not probe in step.
+    /// Returns the open state after `failures`. The waits double, and each is shortened at random by up to a quarter,
+    /// so that replicas do not probe in step.
     fn opened(now: Instant, failures: u32, chance: u8) -> Self {
         let doubled = FIRST_WAIT * 2_u32.saturating_pow(failures.saturating_sub(1).min(16));
         let wait = doubled.min(LONGEST_WAIT);
@@ -105,7 +108,7 @@ impl State {
 }
 
 impl State {
-    /// Whether it lasts no longer than the first wait and the probe after it.
+    /// Returns whether the state is the first wait of an outage, or the probe after it.
     fn is_first(self) -> bool {
         match self {
             Self::Closed => false,
@@ -115,14 +118,14 @@ impl State {
 }
 
 impl Breaker {
-    /// Leave to go and ask, for which a call waits until `until` as long as no more than the first wait of an outage, and
-    /// the probe after it, are in its way.
+    /// Returns a [`Probe`] for one call. Waits for it until `until`, as long as only the first wait of an outage and
+    /// the probe after it are in the way.
     ///
     /// # Cancel safety
-    /// Dropping it leaves all as it is.
+    /// Dropping the future changes nothing.
     pub(crate) async fn acquire(&self, kind: Kind, until: Instant) -> Result<Probe<'_>, Open> {
         loop {
-            let changed = self.changed.notified(); // before the look, so that no change is missed
+            let changed = self.changed.notified(); // before the check, so that no change is missed
             let shut = match self.enter(kind) {
                 Err(shut) if shut.is_brief && Instant::now() < until => shut,
                 done => return done,
@@ -131,8 +134,8 @@ impl Breaker {
         }
     }
 
-    /// Leave to go and ask now. A kind of call that was answered the last time may try once, at any time: what failed may
-    /// be another kind only.
+    /// Returns a [`Probe`] for one call now. A kind of call that was answered the last time may try once per outage, at
+    /// any time, because only another kind may be failing.
     pub(crate) fn enter(&self, kind: Kind) -> Result<Probe<'_>, Open> {
         let mut inner = self.inner();
         let era = match inner.state.entered(Instant::now()) {
@@ -161,7 +164,7 @@ impl Breaker {
         })
     }
 
-    /// Whether no call passes now.
+    /// Returns whether no call passes now.
     pub(crate) fn is_shut(&self) -> bool {
         self.inner().state.entered(Instant::now()).is_err()
     }
@@ -187,42 +190,42 @@ impl Breaker {
 }
 
 impl Inner {
-    /// Time until a call may pass.
+    /// Returns the time until a call may pass.
     fn left(&self, now: Instant) -> Duration {
         self.state.entered(now).err().unwrap_or_default()
     }
 
-    /// Whether `pass` is a try in the present outage.
+    /// Returns whether `pass` is a try in the present outage.
     fn is_tried_by(&self, pass: &Probe<'_>) -> bool {
         pass.era.is_none() && self.state != State::Closed && self.began == pass.began
     }
 }
 
-/// No call passes for now.
+/// The refusal of a call while no call passes.
 #[derive(Debug)]
 pub(crate) struct Open {
-    /// Time until one may again.
+    /// Time until a call may pass again.
     pub(crate) left: Duration,
-    /// Why none does.
+    /// The failure for which no call passes.
     pub(crate) last_failure: Option<Error>,
-    /// Whether it is only for the first wait of an outage.
+    /// `true` if a call should wait it out: only the first wait of an outage is in the way.
     is_brief: bool,
 }
 
-/// Leave to ask once. Dropping it says that the answer was not waited for.
+/// The right to make one call. Dropping it records that the answer was not waited for.
 #[must_use]
 #[derive(Debug)]
 pub(crate) struct Probe<'a> {
     breaker: &'a Breaker,
     kind: Kind,
-    /// The era that it speaks for; none if it is a try beside those that do.
+    /// Epoch for which its outcome counts; `None` if it is a try beside the probes.
     era: Option<u64>,
-    /// The outage in which it was given, or the last one before.
+    /// Outage in which it was given, or the last one before.
     began: u64,
 }
 
 impl Probe<'_> {
-    /// It was answered.
+    /// Records that the call was answered.
     pub(crate) fn succeeded(self) {
         let mut inner = self.breaker.inner();
         inner.unanswered = None;
@@ -232,14 +235,16 @@ impl Probe<'_> {
         }
     }
 
-    /// It failed with `err`. Says whether that was the first failure, and when to try again.
+    /// Records that the call failed with `err`. Returns whether that was the first failure, and the time until the next
+    /// try.
     pub(crate) fn failed(self, err: &Error) -> (bool, Duration) {
         let mut inner = self.breaker.inner();
         self.fail(&mut inner, false, err)
     }
 
-    /// It got no answer, which is `err`. Calls about one `subject` may wait for something that is only its own, such as a
-    /// lock: it is a failure if one about another got no answer either, and none was answered in between.
+    /// Records that the call got no answer, with `err` as its error. Calls about one `subject` may wait for something
+    /// of its own, such as a lock. So the first such call is a failure only if a call about another subject got no
+    /// answer either, and no call was answered in between.
     pub(crate) fn unanswered(self, subject: &str, err: &Error) -> (bool, Duration) {
         let mut inner = self.breaker.inner();
         let is_first = self.is_of(&inner) && inner.state == State::Closed;
@@ -271,7 +276,7 @@ impl Probe<'_> {
         if ours && opens {
             (inner.is_silent, inner.unanswered) = (is_silent, None);
         }
-        // What has failed before goes on failing, while other kinds are answered.
+        // A kind that failed before may go on failing while other kinds are answered: that is no new outage.
         (ours && opens && before == 0, inner.left(now))
     }
 }
@@ -280,7 +285,7 @@ impl Drop for Probe<'_> {
     fn drop(&mut self) {
         let mut inner = self.breaker.inner();
         if self.is_of(&inner) {
-            // After an outcome this changes nothing: only the era of a probe knows `Probing`.
+            // After an outcome this changes nothing: it changes only `Probing`, which the outcome has ended.
             let state = inner.state.probe_dropped(Instant::now(), chance());
             self.breaker.transition(&mut inner, state);
         }
@@ -384,7 +389,7 @@ mod tests {
         assert!(!breaker.is_shut());
     }
 
-    /// Has calls that were answered so far fail until they are told at once.
+    /// Makes a kind of call that was answered before fail until calls fail at once.
     async fn outage(breaker: &Breaker) {
         breaker.enter(FIND).unwrap().succeeded();
         breaker.enter(FIND).unwrap().failed(&failure());
@@ -465,7 +470,7 @@ mod tests {
             });
             other.unwrap().succeeded();
         }
-        // The last two may be shortened below each other.
+        // The random shortening may reverse the order of the last two.
         assert!(waits[..5].is_sorted(), "{waits:?}");
         assert!(waits[5] > 3 * SECOND, "{waits:?}");
         breaker.enter(CHANGES).unwrap().succeeded();

@@ -1,4 +1,4 @@
-//! How far slow work has come: its deadline, its stage and its last failure, for every caller that waits for it.
+//! The progress of slow work: its deadline, its stage and its last failure, for every caller that waits for it.
 
 use std::{
     fmt::Display,
@@ -11,31 +11,32 @@ use tokio::time::Instant;
 use super::lock;
 use crate::model::error::{Error, ErrorKind, Stage};
 
-/// When to come back for work that goes on, if nothing else is known.
+/// Time after which to come back for work that goes on, if no other is known.
 const COME_BACK: Duration = Duration::from_secs(1);
 
-/// No work takes longer than this.
+/// Longest time of any work.
 pub(crate) const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
-/// Who waits for a piece of work. Where calls are limited, those of the first class pass first.
+/// The class of a piece of work. Where calls are limited, those of the first class pass first.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Class {
-    /// A person, or a tenant's first access.
+    /// Work that a person or a tenant's first access waits for.
     Interactive,
-    /// Callers of a tenant that cannot be reached. There may be as many as there are tenants, and it may be in vain.
+    /// Work for callers of a tenant that cannot be reached. There may be as much as there are tenants, and it may be in
+    /// vain.
     Recovery,
-    /// Nobody.
+    /// Work that no caller waits for.
     Background,
 }
 
-/// How far one piece of slow work has come: its deadline, its stage, and the last failure it met.
+/// The progress of one piece of slow work: its deadline, its stage, and the last failure it met.
 ///
-/// The work writes it, whoever waits for the work reads it, so that a caller whose own time is over still hears why.
+/// The work writes it and its callers read it, so that a caller that runs out of time still gets the reason.
 #[derive(Clone, Debug)]
 pub struct Progress {
     started: Instant,
     deadline: Instant,
-    /// What is done, if the stage does not say it.
+    /// Name of the work, if the stage does not say it.
     doing: Option<&'static str>,
     class: Class,
     // Guards the stage and the failure, which are written together.
@@ -46,16 +47,16 @@ pub struct Progress {
 struct Seen {
     stage: Stage,
     last_failure: Option<Noted>,
-    /// Why what the work finds is not to be used, if that is known.
+    /// Reason for which the result of the work must not be used, if there is one.
     stale: Option<Stale>,
 }
 
-/// Why what a piece of work finds is not to be used.
+/// The reason for which the result of a piece of work must not be used.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Stale {
-    /// It may be out of date.
+    /// The result may be out of date.
     Old,
-    /// It is known to be different by now.
+    /// The result is known to be out of date.
     Wrong,
 }
 
@@ -77,13 +78,13 @@ impl Progress {
         }
     }
 
-    /// Says what is done, where a stage is none of it.
+    /// Names the work, where no stage does.
     pub(crate) fn doing(self, what: &'static str) -> Self {
         let doing = Some(what);
         Self { doing, ..self }
     }
 
-    /// The same work, a part of which is of `class`.
+    /// Returns the progress for a part of the same work that is of `class`.
     pub(crate) fn of(&self, class: Class) -> Self {
         Self {
             class,
@@ -95,7 +96,7 @@ impl Progress {
         self.class
     }
 
-    /// The same work, a part of which must end by `deadline`.
+    /// Returns the progress for a part of the same work that must end by `deadline`.
     pub(crate) fn by(&self, deadline: Instant) -> Self {
         let deadline = self.deadline.min(deadline);
         Self {
@@ -104,17 +105,17 @@ impl Progress {
         }
     }
 
-    /// When the work must have ended.
+    /// Returns the time by which the work must have ended.
     pub fn deadline(&self) -> Instant {
         self.deadline
     }
 
-    /// Says which stage begins.
+    /// Notes that `stage` begins.
     pub fn enter(&self, stage: Stage) {
         self.seen().stage = stage;
     }
 
-    /// The stage that was entered last.
+    /// Returns the stage that was entered last.
     pub(crate) fn stage(&self) -> Stage {
         self.seen().stage
     }
@@ -134,22 +135,23 @@ impl Progress {
         seen.stale = seen.stale.max(Some(why));
     }
 
-    /// Returns whether it was marked since this was last asked.
+    /// Removes and returns the mark that was set since the last call.
     pub(crate) fn take_stale(&self) -> Option<Stale> {
         std::mem::take(&mut self.seen().stale)
     }
 
-    /// Time since the work began.
+    /// Returns the time since the work began.
     pub fn elapsed(&self) -> Duration {
         self.started.elapsed()
     }
 
-    /// Time left; none when the deadline has passed.
+    /// Returns the time left, or zero if the deadline has passed.
     pub fn remaining(&self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now())
     }
 
-    /// The error for whoever stops waiting now: the stage, and the last failure as its source.
+    /// Returns the error for a caller that stops waiting now. It names the stage, and has the last failure as its
+    /// source.
     pub(crate) fn timed_out(&self) -> Error {
         let seen = self.seen();
         let failure = seen.last_failure.as_ref().map(Noted::error);
@@ -160,7 +162,8 @@ impl Progress {
         }
     }
 
-    /// The error for whoever stops waiting now while the work goes on: the last failure as its source.
+    /// Returns the error for a caller that stops waiting now while the work goes on. It has the last failure as its
+    /// source.
     pub(crate) fn unfinished(&self) -> Error {
         let err = self.timed_out();
         if self.stage() != Stage::Provision {
@@ -181,7 +184,7 @@ impl Progress {
     }
 }
 
-/// What is told of a creation that goes on, after `failure` was met last.
+/// Returns the message about a creation that goes on, after `failure` was met last.
 fn creating(failure: Option<&Error>) -> &'static str {
     match failure.map(Error::kind) {
         None => "the tenant's database is being created, which goes on; come back later",
@@ -195,7 +198,7 @@ fn creating(failure: Option<&Error>) -> &'static str {
     }
 }
 
-/// A failure, and when it was met: what it says about coming back is counted from then.
+/// A failure and its time, from which its `retry_after` counts.
 #[derive(Clone, Debug)]
 pub(crate) struct Noted {
     error: Error,
@@ -208,7 +211,7 @@ impl Noted {
         Self { error, at }
     }
 
-    /// The failure, as it is to be told now.
+    /// Returns the failure, with the part of its `retry_after` that is left now.
     pub(crate) fn error(&self) -> Error {
         let left = |wait: Duration| wait.saturating_sub(self.at.elapsed());
         let wait = self.error.retry_after().map(left);
@@ -216,7 +219,7 @@ impl Noted {
     }
 }
 
-/// The error for a wait of `waited` that ended at `stage`, after `last_failure`.
+/// Returns the error for a wait of `waited` that ended at `stage`, after `last_failure`.
 pub(crate) fn timed_out(stage: Stage, waited: Duration, last_failure: Option<Error>) -> Error {
     out_of_time(stage, stage, waited, last_failure)
 }

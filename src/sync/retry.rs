@@ -1,4 +1,4 @@
-//! The one retry loop, and the waits between its attempts.
+//! The retry loop, and the waits between its attempts.
 
 use std::{
     future::Future,
@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 use super::progress::Progress;
 use crate::model::error::Error;
 
-/// Waits that double from `first` up to `most`, each lengthened by chance, to twice as much at most.
+/// Returns waits that double from `first` up to `most`, each lengthened at random, to at most twice its length.
 pub(crate) fn backoff(first: Duration, most: Duration) -> impl Iterator<Item = Duration> + Send {
     ExponentialBuilder::default()
         .with_min_delay(first)
@@ -23,12 +23,12 @@ pub(crate) fn backoff(first: Duration, most: Duration) -> impl Iterator<Item = D
         .build()
 }
 
-/// Runs `attempt` until it succeeds, fails for good, or the time is over.
+/// Runs `attempt` until it succeeds, fails with an error that is not transient, or runs out of time.
 ///
-/// Waits at least as long as a failure's own `retry_after` says.
+/// Waits at least as long as a failure's own `retry_after`.
 ///
 /// # Cancel safety
-/// Dropping it drops the attempt under way.
+/// Dropping the future drops the attempt in progress.
 pub(crate) async fn retry<T, Fut>(
     progress: &Progress,
     mut waits: impl Iterator<Item = Duration>,
@@ -42,7 +42,7 @@ where
         let err = match attempt().await {
             Ok(value) => {
                 if has_failed {
-                    progress.forget_failure(); // whatever comes now, it is not that
+                    progress.forget_failure(); // it did not cause any later failure
                 }
                 return Ok(value);
             }
@@ -62,7 +62,7 @@ where
     }
 }
 
-/// A number by chance.
+/// Returns a random number.
 pub(crate) fn chance() -> u8 {
     RandomState::new().hash_one(()).to_be_bytes()[0]
 }

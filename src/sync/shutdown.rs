@@ -1,4 +1,4 @@
-//! Whether a router is still alive, and who hears when it is not.
+//! The shutdown of a router, and its signal to the router's tasks.
 
 use std::sync::atomic::{
     AtomicBool,
@@ -7,11 +7,12 @@ use std::sync::atomic::{
 
 use tokio_util::sync::CancellationToken;
 
-/// Ends when the router is closed or dropped, or when the runtime it was built on is found to have ended: it drops the
-/// tasks it has and those that are given to it, and whatever such a task leaves undone ends the life.
+/// The state of a router's shutdown. The router terminates when it is closed or dropped, or when the runtime that it
+/// was built on is found to have ended. An ended runtime drops its tasks and every new one, and the guard of such an
+/// unfinished task terminates the router.
 #[derive(Debug, Default)]
 pub(crate) struct Shutdown {
-    /// Whether new callers are turned away. Whoever came before may still be served.
+    /// `true` if new callers are refused. Earlier callers may still be served.
     shut: AtomicBool,
     over: AtomicBool,
     end: CancellationToken,
@@ -22,7 +23,7 @@ impl Shutdown {
         self.shut.load(Acquire)
     }
 
-    /// Turns new callers away.
+    /// Refuses new callers from now on.
     pub(crate) fn stop_accepting(&self) {
         self.shut.store(true, Release);
     }
@@ -37,8 +38,10 @@ impl Shutdown {
         self.end.cancel();
     }
 
+    /// Waits until the router has terminated.
+    ///
     /// # Cancel safety
-    /// Nothing is lost by dropping it.
+    /// Dropping the future changes nothing.
     pub(crate) async fn terminated(&self) {
         self.end.cancelled().await;
     }

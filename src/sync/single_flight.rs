@@ -1,7 +1,7 @@
-//! One shared in-progress build for a key.
+//! Flights: one shared in-progress operation for a key.
 //!
-//! Slow work belongs to the key, never to the caller who asked first: it runs in a task of its own, and a caller that
-//! gives up leaves it running for everyone else.
+//! Slow work belongs to the key, not to the caller that asked first. It runs in its own task, and goes on for the other
+//! callers if one gives up.
 
 use std::{
     collections::HashMap,
@@ -19,9 +19,9 @@ use super::{
 };
 use crate::model::error::{Error, Stage};
 
-/// The flights under way, by key.
+/// The flights in progress, by key.
 pub(crate) struct SingleFlight<K, V> {
-    // Held for a look-up or a removal, never across an await.
+    // Locked for a lookup or a removal, never across an await.
     table: Arc<Table<K, V>>,
     runtime: Handle,
 }
@@ -32,22 +32,22 @@ type Table<K, V> = Mutex<HashMap<K, Flight<V>>>;
 struct Flight<V> {
     landed: watch::Receiver<Landed<V>>,
     progress: Progress,
-    /// Rounds that have begun.
+    /// Number of rounds that have begun.
     rounds: u64,
 }
 
 /// The outcome of the last round that has ended.
 struct Landed<V> {
-    /// Its number, from one on.
+    /// Number of the round, from one on.
     round: u64,
-    /// Whether it is out of date, so that another round has begun.
+    /// `true` if the outcome is out of date, so that another round has begun.
     is_stale: bool,
     result: Option<Result<V, Error>>,
 }
 
 impl<V> Landed<V> {
-    /// Whether it is an answer for a caller that boarded when `rounds` had begun. Work that becomes stale is done once
-    /// more for each caller, and not for ever: the second round that began after the caller came is good enough.
+    /// Returns whether the outcome answers a caller that joined when `rounds` had begun. Stale work is repeated for
+    /// each caller, but not forever: the second round that began after the caller joined is good enough.
     fn answers(&self, rounds: u64) -> bool {
         self.result.is_some() && (!self.is_stale || self.round >= rounds + 2)
     }
@@ -58,7 +58,7 @@ where
     K: Clone + Eq + Hash + Send + 'static,
     V: Clone + Send + Sync + 'static,
 {
-    /// No flights yet; all of them will run on `runtime`.
+    /// Creates an empty table, whose flights will run on `runtime`.
     pub(crate) fn new(runtime: Handle) -> Self {
         Self {
             table: Arc::default(),
@@ -69,7 +69,7 @@ where
     /// Joins the flight for `key`, or starts one with `build`, and waits for `patience` at most.
     ///
     /// # Cancel safety
-    /// Dropping this future leaves the flight running for everyone else.
+    /// Dropping this future leaves the flight running for the other callers.
     pub(crate) async fn get_or_start<W, Fut>(
         &self,
         key: &K,
@@ -92,7 +92,7 @@ where
         }
     }
 
-    /// The flight under way for `key`, or a new one in a task of its own.
+    /// Returns the flight in progress for `key`, or a new one in its own task.
     fn start<W, Fut>(&self, key: &K, build: impl FnOnce() -> (Progress, W)) -> Flight<V>
     where
         W: FnMut() -> Fut + Send + 'static,
@@ -118,7 +118,7 @@ where
             ..flight.clone()
         };
         table.insert(key.clone(), under_way);
-        drop(table); // a runtime that has ended drops the task here and now, and the landing takes the lock
+        drop(table); // a runtime that has ended drops the task at once, and its guard takes the lock
         let landing = FlightGuard {
             table: Arc::clone(&self.table),
             key: key.clone(),
@@ -139,25 +139,25 @@ where
         flight
     }
 
-    /// How far the flight for `key` has come, if there is one.
+    /// Returns the stage of the flight for `key`, if there is one.
     pub(crate) fn stage(&self, key: &K) -> Option<Stage> {
         lock(&self.table).get(key).map(|it| it.progress.stage())
     }
 
-    /// Says that what the flight for `key` finds may be out of date: it does its work again.
+    /// Marks the result of the flight for `key` as possibly out of date: the flight does its work again.
     pub(crate) fn mark_stale(&self, key: &K) {
         if let Some(flight) = lock(&self.table).get(key) {
             flight.progress.mark_stale(Stale::Old);
         }
     }
 
-    /// How many flights are under way.
+    /// Returns the number of flights in progress.
     pub(crate) fn len(&self) -> usize {
         lock(&self.table).len()
     }
 }
 
-/// Frees the key when a flight ends, also by panic or because its runtime is dropped.
+/// Guard that frees the key when a flight ends, also after a panic or the end of its runtime.
 struct FlightGuard<K: Eq + Hash, V> {
     table: Arc<Table<K, V>>,
     key: K,
@@ -165,7 +165,7 @@ struct FlightGuard<K: Eq + Hash, V> {
 }
 
 impl<K: Eq + Hash, V> FlightGuard<K, V> {
-    /// Frees the key, unless what was found is out of date: then another round begins.
+    /// Frees the key, or begins another round if the result is out of date. Returns that mark.
     fn try_finish(&self, progress: &Progress) -> Option<Stale> {
         let mut table = lock(&self.table);
         let stale = progress.take_stale();

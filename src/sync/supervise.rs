@@ -8,7 +8,7 @@ use tokio::time::sleep;
 /// Wait before a task that panicked is started again.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Runs `work` until it ends, and starts it again if it panics. `what` it is stands in the log.
+/// Runs `work` until it ends, and starts it again if it panics. `what` names it in the log.
 ///
 /// # Cancel safety
 /// Dropping the future drops the work.

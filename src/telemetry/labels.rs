@@ -1,15 +1,15 @@
-//! The values of labels: for which reason a database is woken, and how a call came to its connection.
+//! The values of labels: the reason for a wake, and the path of a call to its connection.
 
-/// On whose account a database is woken.
+/// The reason for a wake.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Reason {
-    /// A caller wants a connection.
+    /// A caller waits for a connection.
     Request,
-    /// The application expects one to be wanted.
+    /// The application called `warm`: it expects to need a connection.
     Warm,
-    /// The application guesses that one may be wanted.
+    /// The application called `hint`: it may need a connection.
     Hint,
-    /// A database is prepared before anybody uses it.
+    /// A database is prepared before its first use.
     Fleet,
 }
 
@@ -17,7 +17,7 @@ impl Reason {
     #[cfg_attr(not(feature = "metrics"), allow(dead_code, reason = "for metrics"))]
     pub(crate) const ALL: [Self; 4] = [Self::Request, Self::Warm, Self::Hint, Self::Fleet];
 
-    /// As it is written in metrics, spans and explanations.
+    /// Returns the name in metrics, spans and explanations.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Request => "request",
@@ -28,21 +28,21 @@ impl Reason {
     }
 }
 
-/// How a call of `get` came to its connection.
+/// The path of a `get` to its connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Path {
-    /// One was idle.
+    /// A connection was idle.
     Warm,
-    /// It waited for one, of a database that was awake.
+    /// The call waited for a connection to a database that was awake.
     Reopened,
-    /// It waited for a database believed asleep.
+    /// The call waited for a database that was believed asleep.
     Cold,
-    /// It waited for the database to be created, or found again.
+    /// The call waited until the database was created or adopted.
     Provisioned,
 }
 
 impl Path {
-    /// As it is written in metrics and spans.
+    /// Returns the name in metrics and spans.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Warm => "warm",

@@ -1,7 +1,8 @@
-//! What is told to the `metrics` facade, if that feature is on; otherwise nothing is, and nothing of it costs anything.
+//! The metrics for the `metrics` facade. Without the feature `metrics` nothing is recorded, at no cost.
 //!
-//! Whatever the router counts anyway is copied from [`Status`](crate::telemetry::status::Status) every few seconds; only how long something
-//! took, and of which kind an error was, is told when it happens. A `get` that finds an idle connection tells nothing.
+//! Counters that the router keeps in any case are copied from [`Status`](crate::telemetry::status::Status) every few
+//! seconds. Only durations and the kinds of errors are recorded as they occur. A `get` that finds an idle connection
+//! records nothing.
 
 #[cfg(feature = "metrics")]
 mod facade;

@@ -1,4 +1,4 @@
-//! What a call leaves behind for whoever watches: a span, an event for each of its stages, and how long those took.
+//! The span of a call, an event for each of its stages, and the duration of each stage.
 
 use std::time::Duration;
 
@@ -14,14 +14,14 @@ use crate::model::{
     tenant::TenantId,
 };
 
-/// The span of a call that has to wait. What is too long to be a tenant's id is not written.
+/// Returns the span of a call that has to wait. An id that is too long for a tenant is left out.
 pub(crate) fn span(tenant: &str, reason: Reason) -> Span {
     let reason = reason.name();
     let tenant = (tenant.len() <= TenantId::MAX_LEN).then_some(tenant);
     tracing::debug_span!("get", tenant, reason, outcome = Empty, stage = Empty)
 }
 
-/// The span of a call that found an idle connection: it begins and ends here, since nothing happens in between.
+/// Emits the span of a call that found an idle connection. It begins and ends here, because nothing happens in between.
 #[inline]
 pub(crate) fn warm(tenant: &str) {
     let (reason, outcome) = (Reason::Request.name(), Path::Warm.name());
@@ -34,12 +34,12 @@ pub(crate) fn warm(tenant: &str) {
     ));
 }
 
-/// The span of a call for a connection past the pooler.
+/// Returns the span of a call for a direct connection.
 pub(crate) fn direct(tenant: &str) -> Span {
     tracing::debug_span!("direct", tenant, outcome = Empty, stage = Empty)
 }
 
-/// Writes into its `span` how that call ended.
+/// Records in `span` the outcome of a call for a direct connection.
 pub(crate) fn end_direct(span: &Span, err: Option<&Error>) {
     match err {
         None => {
@@ -49,13 +49,14 @@ pub(crate) fn end_direct(span: &Span, err: Option<&Error>) {
     }
 }
 
-/// The span of work that belongs to the tenant, and outlives the call that has begun it: a root, that points there.
+/// Makes `span`, which must be a root, follow from the current one. It is for work that belongs to the tenant and
+/// outlives the call that has begun it.
 pub(crate) fn detached(span: Span) -> Span {
     span.follows_from(Span::current());
     span
 }
 
-/// Writes into the call's `span` how it ended.
+/// Records the outcome of a call in its `span`.
 pub(crate) fn end(span: &Span, result: Result<Path, &Error>) {
     match result {
         Ok(path) => {
@@ -68,7 +69,7 @@ pub(crate) fn end(span: &Span, result: Result<Path, &Error>) {
     }
 }
 
-/// For how long a call has waited, stage by stage.
+/// A timer of the stages that a call waits for.
 pub(crate) struct StageTimer<'a> {
     stats: &'a Stats,
     pub(crate) began: Instant,
@@ -85,7 +86,7 @@ impl<'a> StageTimer<'a> {
         }
     }
 
-    /// A stage has ended, with `result`, by which `stage_of` or an error itself says which it was.
+    /// Records the end of a stage. `stage_of` says which stage it was, by the result or by the stage of its error.
     pub(crate) fn record<T>(
         &mut self,
         result: Result<&T, &Error>,
@@ -105,7 +106,7 @@ impl<'a> StageTimer<'a> {
         );
     }
 
-    /// From the beginning to the end of the last stage.
+    /// Returns the time from the start to the end of the last stage.
     pub(crate) fn waited(&self) -> Duration {
         self.last.duration_since(self.began)
     }

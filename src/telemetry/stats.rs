@@ -22,19 +22,20 @@ use crate::{
     sync::lock,
 };
 
-/// Counts of everything a router has done since it was built. Written with relaxed atomics, so it costs nothing.
+/// The counters of a router since it was built. They are relaxed atomics and cost next to nothing.
 pub(crate) struct Stats {
     pub(crate) meters: Meters,
-    /// Who calls `get` most often, and for whom it fails most often.
+    /// The tenants with the most calls of `get`.
     pub(crate) busiest: Top<TenantId>,
+    /// The tenants with the most failed calls.
     pub(crate) failing: Top<TenantId>,
     counts: Counts,
 }
 
-/// The plain ones.
+/// The counters that are plain numbers.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
-    /// By pools that are gone; each counts its own, where it costs nothing.
+    /// Connections reused in pools that no longer exist. A live pool counts its own, under a lock that it holds anyway.
     pub(crate) reused: AtomicU64,
     pub(crate) opened: AtomicU64,
     pub(crate) gets_failed: AtomicU64,
@@ -70,7 +71,7 @@ struct WakeCounters {
     microseconds: AtomicU64,
 }
 
-/// Counts of what a router has asked its catalog, and of what it did not have to.
+/// Counts of the calls of a router's catalog, and of the look-ups that its cache answered.
 #[derive(Debug)]
 pub(crate) struct CatalogStats {
     pub(crate) calls: AtomicU64,
@@ -79,7 +80,8 @@ pub(crate) struct CatalogStats {
     pub(crate) hits: AtomicU64,
     pub(crate) stale: AtomicU64,
     pub(crate) changes: AtomicU64,
-    // When it last said what had changed; at first, when anybody began to ask. Held for a look.
+    // The time at which the catalog last reported its changes; at first, the time at which the router was built. Held
+    // for a read or a write.
     pub(crate) heard: Mutex<Instant>,
 }
 
@@ -110,7 +112,7 @@ impl CatalogStats {
     }
 }
 
-/// Adds one.
+/// Adds one to `counter`.
 pub(crate) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Relaxed);
 }
@@ -124,7 +126,7 @@ impl Deref for Stats {
 }
 
 impl Stats {
-    /// Those of a router of that name.
+    /// Creates the counters of the router called `name`.
     pub(crate) fn new(name: &str) -> Self {
         Self {
             meters: Meters::new(name),
@@ -134,36 +136,36 @@ impl Stats {
         }
     }
 
-    /// A call of `get` has its connection, for which it waited.
+    /// Counts a `get` that got a connection on `path`, after `waited`.
     pub(crate) fn got(&self, path: Path, waited: Duration) {
         if path != Path::Warm {
             self.meters.waited(waited);
         }
         match path {
-            Path::Warm => {} // counted where it is free: by each pool
+            Path::Warm => {} // counted by each pool, under a lock that it holds anyway
             Path::Reopened => count(&self.gets_reopened),
             Path::Cold => count(&self.gets_cold),
             Path::Provisioned => count(&self.gets_provisioned),
         }
     }
 
-    /// A call of `get` has ended in `err`.
+    /// Counts a `get` that failed with `err`.
     pub(crate) fn failed(&self, err: &Error) {
         count(&self.gets_failed);
         self.meters.failed(err.kind());
     }
 
-    /// A call of another kind, or what came after its `get`, has ended in `err`.
+    /// Counts a call other than `get`, or a step after its `get`, that failed with `err`.
     pub(crate) fn broke(&self, err: &Error) {
         self.meters.failed(err.kind());
     }
 
-    /// A wake for `reason` begins.
+    /// Counts the start of a wake for `reason`.
     pub(crate) fn wake_started(&self, reason: Reason) {
         count(&self.wakes(reason).started);
     }
 
-    /// A wake for `reason` has ended with an open connection, after `took`.
+    /// Counts a wake for `reason` that opened a connection after `took`.
     pub(crate) fn wake_succeeded(&self, reason: Reason, took: Duration) {
         let counters = self.wakes(reason);
         count(&counters.succeeded);
@@ -181,7 +183,7 @@ impl Stats {
         }
     }
 
-    /// Everything counted so far; what is open now is for the caller to fill in.
+    /// Returns everything counted so far. The caller fills in the fields for what is open now.
     pub(crate) fn snapshot(&self) -> Status {
         Status {
             gets_reopened: self.gets_reopened.load(Relaxed),

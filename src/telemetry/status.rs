@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
-/// How often databases were woken for one reason, and how long that took.
+/// The wakes for one reason, and the time that they took.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct WakeCount {
@@ -12,16 +12,16 @@ pub struct WakeCount {
     pub started: u64,
     /// Wakes that ended with an open connection.
     pub succeeded: u64,
-    /// Time that the successful ones took, added up. Of one attempt or several: from the first to the open connection.
+    /// Total time of the successful wakes, each from its first attempt to the open connection.
     #[serde(rename = "total_seconds", serialize_with = "seconds")]
     pub total_time: Duration,
 }
 
-/// A snapshot of what a router holds and has done since it was built. From
-/// [`TenantRouter::status`](crate::TenantRouter::status), which asks no tenant anything.
+/// A snapshot of a router's state, and of its counters since it was built. Returned by
+/// [`TenantRouter::status`](crate::TenantRouter::status), which sends nothing to any tenant's database.
 ///
-/// As serde writes it, each field has its own name, times in seconds: for a page of the application's own, behind a login. It
-/// names no tenant and holds no secret.
+/// Serde writes each field under its own name, with times in seconds: for a page of the application's own, behind a
+/// login. It names no tenant and holds no secret.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Status {
@@ -29,9 +29,9 @@ pub struct Status {
     pub pools: u64,
     /// Connections open now, idle ones included.
     pub connections: u64,
-    /// Connections that lie idle in pools now.
+    /// Idle connections in pools now.
     pub idle: u64,
-    /// `max_connections`.
+    /// The setting `max_connections`.
     pub max_connections: u64,
     /// Look-ups and creations under way now.
     pub flights: u64,
@@ -45,74 +45,76 @@ pub struct Status {
     pub waiting: u64,
     /// Callers turned away with `ErrorKind::Overloaded` because too many waited already.
     pub overloaded: u64,
-    /// Calls of `get`, or of what begins with one, answered with a connection that was idle.
+    /// Calls of `get`, or of a method that begins with one, that got an idle connection.
     pub gets_warm: u64,
-    /// Those that waited for a connection to a database that was awake, and got one.
+    /// Calls that waited for a connection to a database that was awake, and got one.
     pub gets_reopened: u64,
-    /// Those that waited for a database believed asleep, and got a connection.
+    /// Calls that waited for a database believed asleep, and got a connection.
     pub gets_cold: u64,
-    /// Those that waited for their tenant's database to be created or adopted, and got a connection.
+    /// Calls that waited for their tenant's database to be created or adopted, and got a connection.
     pub gets_provisioned: u64,
-    /// Those that ended in an error.
+    /// Calls that ended in an error.
     pub gets_failed: u64,
-    /// Times a tenant was looked up: one without a pool, or one that could not be reached. Answered by the catalog, or
-    /// from what was read of it before.
+    /// Look-ups of a tenant that had no pool or could not be reached. The catalog answered them, or its cached entry.
     pub lookups: u64,
     /// Databases created.
     pub provisioned: u64,
     /// Databases found again by name and adopted.
     pub adopted: u64,
-    /// Tenants found at another endpoint, or with another credential, than the one that was cached.
+    /// Tenants found at another endpoint, or with another credential, than the cached one.
     pub moved: u64,
     /// Connection attempts.
     pub dials: u64,
     /// Connections opened.
     pub opened: u64,
-    /// Wakes of a database believed asleep, started by a caller's request that no hint came before.
+    /// Wakes of a database believed asleep, started by a caller's request without an earlier hint.
     pub wakes_by_request: WakeCount,
     /// Wakes of a database believed asleep, started by `warm`.
     pub wakes_by_warm: WakeCount,
-    /// Wakes of a database believed asleep, started by `hint`: also by `WarmLayer`, which hints at the tenant of each request
-    /// as soon as its head is there. Behind that layer the wake that a request waits for is counted here and not in
-    /// `wakes_by_request`; how many requests waited for one, `gets_cold` and `gets_provisioned` say.
+    /// Wakes of a database believed asleep, started by `hint`. `WarmLayer` also hints, at the tenant of each request as
+    /// soon as the request's head has arrived. Behind that layer, a wake that a request waits for is counted here and
+    /// not in `wakes_by_request`; `gets_cold` and `gets_provisioned` count the requests that waited for a wake.
     pub wakes_by_hint: WakeCount,
-    /// Wakes to prepare a database before anybody uses it, or by another operation of the fleet.
+    /// Wakes that prepare a database before its first use, or that another operation of the fleet started.
     pub wakes_by_fleet: WakeCount,
-    /// Calls of `hint` that did nothing because the budget for needless wakes was used up.
+    /// Calls of `hint` that did nothing because the budget for needless wakes was used up, or because only the
+    /// connections of `wake_reserve` were left.
     pub hints_ignored: u64,
-    /// Connections closed, for whatever reason.
+    /// Connections closed, for any reason.
     pub closed: u64,
     /// Connections that the other side closed.
     pub closed_by_peer: u64,
-    /// Connections closed because they came back with a query running, a transaction open, or a session that could not be
-    /// reset.
+    /// Connections closed because they came back with a query running, a transaction open, or a session that could not
+    /// be reset.
     pub discarded: u64,
-    /// Connections closed because they were idle, or had been open, for long enough.
+    /// Connections closed because of their idle time or their age.
     pub closed_idle: u64,
-    /// Connections closed because `max_connections` was reached and others had more need of one.
+    /// Connections closed because `max_connections` was reached and another tenant needed one more.
     pub closed_for_others: u64,
     /// Times a connection was held for longer than `warn_held_after`.
     pub held_too_long: u64,
     /// Pools dropped from the cache.
     pub evicted: u64,
-    /// Times a database could not be had, which was remembered for a while.
+    /// Refusals of a database that were remembered for a while.
     pub refused: u64,
     /// Times a `read` or `transaction` was run again.
     pub transactions_repeated: u64,
-    /// Calls of the catalog, of any kind. This and the following count a router that provisions.
+    /// Calls of the catalog, of any kind. This field and the following ones are counted only by a router that
+    /// provisions.
     pub catalog_calls: u64,
-    /// Calls of the catalog that failed or took too long. Those that were not made because it was down are not counted.
+    /// Calls of the catalog that failed or took too long. Calls that were not made because the catalog was down do not
+    /// count.
     pub catalog_failures: u64,
-    /// Times the catalog went down: calls failed, and were not made any more until one succeeded.
+    /// Times the catalog went down: calls failed, and further calls were held back until one succeeded.
     pub catalog_outages: u64,
-    /// Look-ups answered from what was read of the catalog before, also that there is no such tenant.
+    /// Look-ups answered from a cached entry, also from one that says that there is no such tenant.
     pub catalog_hits: u64,
-    /// Those among them that were answered from what was older than `catalog_ttl`, or known to have changed.
+    /// Look-ups answered from an entry that was older than `catalog_ttl`, or known to have changed.
     pub catalog_stale: u64,
-    /// Changes, heard of from the catalog, that concerned a tenant known here.
+    /// Changes that the catalog reported for a tenant known here.
     pub catalog_changes: u64,
-    /// Time since the catalog last said what had changed, or since the router was built: what others did since then is not
-    /// known here. Zero without a catalog of ours.
+    /// Time since the catalog last reported its changes, or since the router was built. Later changes by other
+    /// processes are not known here. Zero for a router that does not provision.
     #[serde(rename = "catalog_staleness_seconds", serialize_with = "seconds")]
     pub catalog_staleness: Duration,
 }

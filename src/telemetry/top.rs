@@ -1,7 +1,7 @@
-//! Who does something most often, of more than can be listed.
+//! The most frequent keys, of more keys than can be listed.
 //!
-//! Counts fade, by half in about 42 seconds, so that they read as "in a minute" and forget who has stopped. There is room for
-//! so many; those who did it once make room for those who do it again and again.
+//! Counts decay, by half in about 42 seconds. So a count reads as "per minute", and a key that stops is forgotten. The
+//! number of counted keys is limited: at the limit, keys that came once make room for keys that come again and again.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -14,22 +14,22 @@ use tokio::time::Instant;
 
 use crate::sync::lock;
 
-/// Time in which a count falls to 1/e of it: the sum of what is counted then is what comes in a minute.
+/// Time in which a count decays to 1/e of its value. As it is one minute, a steady count equals the rate per minute.
 const FADING: Duration = Duration::from_secs(60);
-/// Keys that are counted at the same time.
+/// Most keys that are counted at the same time.
 const ROOM: usize = 1000;
-/// Below this, a count is as good as none.
+/// Count below which a key is dropped.
 const LEAST: f64 = 0.05;
-/// When there is no more room, those with less than this leave. Enough to have come twice lately.
+/// Count below which a key is dropped when there is no more room. A key that came twice lately is above it.
 const ENOUGH: f64 = 1.5;
-/// Shortest time between two looks through all.
+/// Shortest time between two passes over all counts.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// Time over which keys that are shown change at most once, all of them.
+/// Time in which at most as many shown keys change as are shown at once.
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// Counts by key.
 pub(crate) struct Top<K> {
-    // Held for a look-up; for a look through all now and then.
+    // Held for a look-up, and now and then for a pass over all counts.
     counts: Mutex<Counts<K>>,
 }
 
@@ -52,11 +52,11 @@ impl<K: Clone + Eq + Hash + Ord> Top<K> {
         Self { counts }
     }
 
-    /// Counts `times` for `key`.
+    /// Adds `times` to the count of `key`.
     pub(crate) fn add(&self, key: &K, times: f64) {
         let mut counts = lock(&self.counts);
         if counts.faded.elapsed() >= LOOK_AGAIN {
-            counts.fade(); // what is old, before what is new comes to it
+            counts.fade(); // old counts decay before the new one is added
         }
         counts.total += times;
         if let Some(count) = counts.of.get_mut(key) {
@@ -66,7 +66,7 @@ impl<K: Clone + Eq + Hash + Ord> Top<K> {
         }
     }
 
-    /// What comes in a minute, now.
+    /// Returns the current rates.
     pub(crate) fn rates(&self) -> Rates<K> {
         let mut counts = lock(&self.counts);
         counts.fade();
@@ -77,18 +77,18 @@ impl<K: Clone + Eq + Hash + Ord> Top<K> {
     }
 }
 
-/// What comes in a minute, by key.
+/// Rates per minute, by key.
 pub(crate) struct Rates<K> {
     of: HashMap<K, f64>,
-    /// From all, also those for whom there was no room.
+    /// Rate of all keys together, also of keys for which there was no room.
     pub(crate) total: f64,
 }
 
 impl<K: Clone + Eq + Hash + Ord> Rates<K> {
-    /// The `most` with the greatest counts, greatest first.
+    /// Returns the `most` keys with the highest rates, highest first.
     pub(crate) fn into_most(self, most: usize) -> Vec<(K, f64)> {
         let mut all: Vec<_> = self.of.into_iter().collect();
-        // A tie is no news, so it does not change who is named.
+        // Equal rates are ordered by key, so that a tie does not change which keys are named.
         all.sort_by(|(a, m), (b, n)| n.total_cmp(m).then_with(|| a.cmp(b)));
         all.truncate(most);
         all
@@ -97,7 +97,7 @@ impl<K: Clone + Eq + Hash + Ord> Rates<K> {
 
 #[cfg_attr(not(feature = "metrics"), allow(dead_code, reason = "for metrics"))]
 impl<K: Clone + Eq + Hash + Ord> Rates<K> {
-    /// Who they are.
+    /// Returns the same keys as [`into_most`](Self::into_most), without their rates.
     pub(crate) fn most(&self, most: usize) -> Vec<K> {
         let all = Self {
             of: self.of.clone(),
@@ -109,7 +109,7 @@ impl<K: Clone + Eq + Hash + Ord> Rates<K> {
             .collect()
     }
 
-    /// How many come from `key`.
+    /// Returns the rate of `key`.
     pub(crate) fn of(&self, key: &K) -> f64 {
         self.of.get(key).copied().unwrap_or_default()
     }
@@ -128,7 +128,8 @@ impl<K> Counts<K> {
         });
     }
 
-    /// Whether there is room for one more key, after a look for some if the last one was long ago.
+    /// Returns whether there is room for one more key. At the limit it first drops rare keys, unless it tried that
+    /// recently.
     fn has_room(&mut self) -> bool {
         if self.of.len() < ROOM {
             return true;
@@ -144,13 +145,13 @@ impl<K> Counts<K> {
     }
 }
 
-/// Which keys are shown by name where each name that was ever shown costs something: so many at a time, and as many new ones a
-/// day.
+/// The keys that are shown by name. Each name that was ever shown costs memory elsewhere, so the number of names is
+/// limited at any time, and so is the number of new ones per day.
 #[derive(Debug)]
 pub(crate) struct Shown<K> {
     most: usize,
     keys: Vec<K>,
-    /// When those were taken in that came after the first.
+    /// Times of the replacements within the last day.
     changes: VecDeque<Instant>,
 }
 
@@ -164,7 +165,8 @@ impl<K: Clone + Eq + Hash> Shown<K> {
         }
     }
 
-    /// Takes note that these `wanted` would be shown, most wanted first. Returns those that are, and those that are not any more.
+    /// Brings the shown keys closer to `wanted`, which is ordered by priority. Returns the keys that are shown now, and
+    /// those that no longer are.
     pub(crate) fn choose(&mut self, wanted: &[K]) -> (&[K], Vec<K>) {
         let now = Instant::now();
         while self.changes.front().is_some_and(|at| *at + DAY <= now) {

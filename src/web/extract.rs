@@ -9,8 +9,8 @@ use crate::{
     router::{TenantRouter, handle::TenantHandle},
 };
 
-/// What [`Tenant`] is extracted by: the router, and how a request names its tenant. The application's state, or a part of
-/// it (`FromRef`).
+/// The state from which [`Tenant`] is extracted: the router, and the way in which a request names its tenant. It is the
+/// application's state, or a part of it (`FromRef`).
 ///
 /// ```
 /// use axum::{Router, routing::get};
@@ -37,7 +37,8 @@ pub struct Tenants {
 }
 
 impl Tenants {
-    /// Finds tenants by `identify`, and their connections by `router`. Creates no database, whatever the router's policy.
+    /// Creates the state that finds tenants by `identify`, and their connections by `router`. Requests create no
+    /// database, regardless of the router's policy.
     pub fn new(router: TenantRouter, identify: Identify) -> Self {
         Self {
             router,
@@ -46,29 +47,31 @@ impl Tenants {
         }
     }
 
-    /// Lets requests create the database of a tenant that has none, as far as the provisioner's policy says so
+    /// Lets requests create the database of a tenant that has none, if the provisioner's policy allows it
     /// ([`Provisioner::decide`](crate::Provisioner::decide),
-    /// [`on_first_access`](crate::Provisioner::on_first_access)). By default a request only finds, and finishes what was
-    /// begun: an id that `identify` takes from a request was typed by a client, and each would be a project that you pay for.
+    /// [`on_first_access`](crate::Provisioner::on_first_access)). By default, a request only finds a database, and
+    /// finishes a creation that was begun: clients choose the ids in requests, and each new id would be a project that
+    /// you pay for.
     pub fn on_first_access(mut self) -> Self {
         self.creates = true;
         self
     }
 
-    /// The router.
+    /// Returns the router.
     pub fn router(&self) -> &TenantRouter {
         &self.router
     }
 }
 
-/// The tenant that a request is for: an axum extractor. Costs no I/O, unless the way it is identified by has to ask.
+/// The tenant of a request: an axum extractor. It does no I/O, unless the identification needs a lookup
+/// ([`Identify::resolve_with`]).
 ///
-/// It is a handle and not a connection: that would be held through the whole handler, also while it waits for something
-/// else. A tenant that does not exist is told by the handle's first use, which is a 404 too; no call of the handle creates
-/// it, unless [`Tenants::on_first_access`] is set.
+/// It holds a handle, not a connection: the handler would hold a connection until its end, even while it waits for
+/// something else. If the tenant does not exist, the first use of the handle fails, which is a 404 too. No call of the
+/// handle creates the tenant, unless [`Tenants::on_first_access`] is set.
 ///
 /// # Errors
-/// 404 if the request names nobody; 400 if what it names is no tenant id, or cannot be read; each as problem+json.
+/// 404 if the request names no tenant; 400 if the name is not a tenant id or cannot be read. Both are problem+json.
 #[derive(Clone, Debug)]
 #[allow(clippy::exhaustive_structs, reason = "handlers take it apart")]
 pub struct Tenant(pub TenantHandle);

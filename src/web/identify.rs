@@ -1,4 +1,4 @@
-//! Which tenant a request is for, by its head.
+//! Identification of a request's tenant by its head.
 
 mod host;
 
@@ -15,21 +15,21 @@ use crate::{
     sync::progress::Progress,
 };
 
-/// Longest time for a question of the application's own.
+/// Longest time for a lookup of the application ([`Identify::resolve_with`]).
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 
 type ByHead = dyn Fn(&Parts) -> Result<Option<String>, Error> + Send + Sync;
 type Asked = Pin<Box<dyn Future<Output = Result<Option<String>, BoxError>> + Send>>;
 type ByAsking = dyn Fn(RequestHead) -> Asked + Send + Sync;
 
-/// How a request names its tenant: by host, path, header, what a middleware has verified, or a question of your own. Ways
-/// are tried in the order in which they are joined with [`or`](Self::or).
+/// The ways in which a request names its tenant: by host, path, header, a value that a middleware has verified, or a
+/// lookup of your own. Ways are tried in the order in which [`or`](Self::or) joins them.
 ///
-/// A way that the request does not use leaves it to the next one. A way that it uses, and that cannot be read, does not: the
-/// request is refused (`ErrorKind::InvalidTenant`, 400), or another way would name another tenant.
+/// If the request does not use a way, the next one is tried. If the request uses a way but cannot be read, it is
+/// refused (`ErrorKind::InvalidTenant`, 400), because the next way could name another tenant.
 ///
-/// This identifies the tenant; authorization is up to you. Any client can send any host, path and header: let the middleware
-/// that authenticates compare.
+/// This identifies the tenant; authorization is up to you. Any client can send any host, path and header: let the
+/// middleware that authenticates the client check that it belongs to this tenant.
 ///
 /// ```
 /// use tenantry::Identify;
@@ -47,14 +47,14 @@ pub struct Identify(Vec<Way>);
 enum Way {
     Head(Arc<ByHead>),
     Asking(Arc<ByAsking>),
-    /// By either; by both only if they say the same.
+    /// Either of two ways; both only if they name the same tenant.
     Agreeing(Arc<[Identify; 2]>),
 }
 
-/// The head alone does not say which tenant is meant: it has to be asked for, or the request is to be refused.
+/// The head alone does not decide: the tenant needs a lookup, or the request is to be refused.
 struct Undecided;
 
-/// What of a request names its tenant, for [`Identify::resolve_with`].
+/// The parts of a request that can name its tenant, for [`Identify::resolve_with`].
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct RequestHead {
@@ -67,15 +67,18 @@ pub struct RequestHead {
 }
 
 impl Identify {
-    /// Takes the first label of a host below `domain`: `acme` in `acme.example.com`. Host names know no case, tenant ids do:
-    /// the id is in lower case. An internationalized label is in its ASCII form, as browsers send it: `xn--bcher-kva`.
+    /// Takes the first label of a host below `domain`: `acme` in `acme.example.com`. The id is in lower case, because
+    /// host names ignore case and tenant ids do not. An internationalized label is in its ASCII form, as browsers send
+    /// it: `xn--bcher-kva`.
     ///
-    /// Deeper names (`a.b.example.com`), `domain` itself and other hosts leave the request to the next way. It is refused if
-    /// the label cannot be one of a host name (1 to 63 letters, digits and inner hyphens), and if its host cannot be read:
-    /// there are two, they differ, or they hold what no host has.
+    /// Deeper names (`a.b.example.com`), `domain` itself and other hosts leave the request to the next way. The request
+    /// is refused if the label is not valid in a host name (1 to 63 letters, digits and inner hyphens). It is also
+    /// refused if its host cannot be read: it has two Host headers, its target and its Host header differ, or the host
+    /// has characters that no host has.
     ///
     /// # Errors
-    /// If no host can be below `domain`: it has a scheme, a port, a path or a wildcard, or is an IP address or no host name.
+    /// Fails if no host can be below `domain`: it has a scheme, a port, a path or a wildcard, is an IP address, or is
+    /// not a host name.
     pub fn subdomain_of(domain: impl AsRef<str>) -> Result<Self, InvalidConfig> {
         let suffix = host::suffix(domain.as_ref())?;
         Ok(Self::by(move |head| {
@@ -90,15 +93,15 @@ impl Identify {
         }))
     }
 
-    /// Takes the path's segment after `prefix`, percent-decoded: `acme` in `/t/acme/notes` after `/t/`, and after `/t` too,
-    /// because whole segments are compared.
+    /// Takes the path's segment after `prefix`, percent-decoded: `acme` in `/t/acme/notes` after `/t/`. The prefix `/t`
+    /// does the same, because whole segments are compared.
     ///
-    /// A path that ends with `prefix` leaves the request to the next way. It is refused if the segment is empty
-    /// (`/t//notes`), or is not UTF-8 in percent-encoding.
+    /// A path that ends with `prefix` leaves the request to the next way. The request is refused if the segment is
+    /// empty (`/t//notes`) or is not percent-encoded UTF-8.
     ///
     /// # Errors
-    /// If no path can begin with `prefix`: it holds a query, a placeholder (`{tenant}`), or what paths have
-    /// percent-encoded.
+    /// Fails if no path can begin with `prefix`: it has a query, a placeholder (`{tenant}`), or characters that paths
+    /// have percent-encoded.
     pub fn after_path(prefix: impl AsRef<str>) -> Result<Self, InvalidConfig> {
         let prefix = path_prefix(prefix.as_ref())?;
         Ok(Self::by(move |head| {
@@ -116,21 +119,21 @@ impl Identify {
         }))
     }
 
-    /// Takes what a middleware before this has verified, such as the claims of a token that it has put into the request's
-    /// extensions.
+    /// Takes the tenant from a value that an earlier middleware has verified, such as the claims of a token that it has
+    /// put into the request's extensions.
     pub fn verified<T: Send + Sync + 'static>(
         tenant: impl Fn(&T) -> Option<String> + Send + Sync + 'static,
     ) -> Self {
         Self::head(move |head| head.extensions.get::<T>().and_then(&tenant))
     }
 
-    /// Takes a header's value; the case of `name` does not matter. **Not authenticated**: any client can send any header. For
-    /// requests that come through a proxy of your own which sets it, and removes what clients send under that name.
+    /// Takes a header's value; the case of `name` does not matter. **Not authenticated**: any client can send any
+    /// header. Use it behind a proxy of your own that sets the header and removes the one that a client sends.
     ///
     /// The request is refused if it has the header twice, or if its value is not ASCII text.
     ///
     /// # Errors
-    /// If `name` is not a header's name.
+    /// Fails if `name` is not a header's name.
     pub fn header(name: &str) -> Result<Self, InvalidConfig> {
         let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| {
             InvalidConfig::new(format!(
@@ -152,8 +155,9 @@ impl Identify {
         }))
     }
 
-    /// Takes anything else that can be told from the head. `None` leaves the request to the next way. Where the way is used
-    /// and cannot be read, return what is no tenant's id, such as an empty string: the request is then refused.
+    /// Takes the tenant that `tenant` reads from the head. `None` leaves the request to the next way. If the request
+    /// uses this way but cannot be read, return a text that is not a tenant id, such as an empty string: the request is
+    /// then refused.
     pub fn head(tenant: impl Fn(&Parts) -> Option<String> + Send + Sync + 'static) -> Self {
         Self::by(move |head| Ok(tenant(head)))
     }
@@ -164,8 +168,9 @@ impl Identify {
         Self(vec![Way::Head(Arc::new(tenant))])
     }
 
-    /// Takes what has to be asked for: a table of custom domains. Asked for each request, so let it remember. It has 5
-    /// seconds. A layer that warms does not ask. A request whose host cannot be read is refused before.
+    /// Takes the tenant from a lookup, such as in a table of custom domains. `tenant` runs for each request, so let it
+    /// cache its results. It has 5 seconds. A `WarmLayer` does not run it. A request whose host cannot be read is
+    /// refused without a lookup.
     pub fn resolve_with<F, Fut>(tenant: F) -> Self
     where
         F: Fn(RequestHead) -> Fut + Send + Sync + 'static,
@@ -176,14 +181,14 @@ impl Identify {
         }))])
     }
 
-    /// Takes this way, or `other` where the request does not use this one.
+    /// Takes this way, or `other` if the request does not use this one.
     pub fn or(mut self, other: Self) -> Self {
         self.0.extend(other.0);
         self
     }
 
-    /// Takes this way or `other`, whichever the request uses. A request that uses both is refused unless they name the same
-    /// tenant, byte for byte.
+    /// Takes this way or `other`, whichever the request uses. A request that uses both is refused unless they name the
+    /// same tenant, byte for byte.
     ///
     /// ```
     /// use tenantry::Identify;
@@ -197,13 +202,13 @@ impl Identify {
         Self(vec![Way::Agreeing(Arc::new([self, other]))])
     }
 
-    /// The tenant, as far as the head alone says it. `None` from the first way on that has to ask, and if the request is to
-    /// be refused.
+    /// Returns the tenant that the head alone names. Returns `None` if a way needs a lookup first, and if the request
+    /// is to be refused.
     pub(crate) fn by_head(&self, head: &Parts) -> Option<String> {
         self.decide(head).ok().flatten()
     }
 
-    /// Who is named, as far as that can be told from the head alone.
+    /// Returns the tenant that the head alone names.
     fn decide(&self, head: &Parts) -> Result<Option<String>, Undecided> {
         for way in &self.0 {
             let tenant = match way {
@@ -221,11 +226,11 @@ impl Identify {
         Ok(None)
     }
 
-    /// The tenant.
+    /// Returns the tenant.
     ///
     /// # Errors
-    /// `ErrorKind::UnknownTenant` if no way names one, `ErrorKind::InvalidTenant` if one is used that cannot be read,
-    /// `ErrorKind::Catalog` if a question failed, `ErrorKind::Timeout` if it was not answered.
+    /// `ErrorKind::UnknownTenant` if no way names one, `ErrorKind::InvalidTenant` if the request uses a way that cannot
+    /// be read, `ErrorKind::Catalog` if a lookup failed, `ErrorKind::Timeout` if it did not end in time.
     pub(crate) async fn identify(&self, head: &Parts) -> Result<String, Error> {
         let message = "the request names no tenant";
         let named = self.named_by(head).await?;
@@ -251,7 +256,8 @@ impl Identify {
     }
 }
 
-/// The error for a request that names its tenant in a way that cannot be read. The text must not repeat what was sent.
+/// Returns the error for a request that names its tenant in a way that cannot be read. `message` must not quote the
+/// request.
 fn unusable(message: &'static str) -> Error {
     Error::new(ErrorKind::InvalidTenant, message)
 }
@@ -279,7 +285,7 @@ async fn ask(tenant: &ByAsking, head: &Parts) -> Result<Option<String>, Error> {
     })
 }
 
-/// Returns the path as it was sent: inside a nested router, axum has cut off what it has matched.
+/// Returns the path as it was sent. Inside a nested router, axum has removed the matched prefix from `head.uri`.
 fn original_path(head: &Parts) -> &str {
     #[cfg(feature = "axum")]
     if let Some(original) = head.extensions.get::<axum::extract::OriginalUri>() {
@@ -288,7 +294,7 @@ fn original_path(head: &Parts) -> &str {
     head.uri.path()
 }
 
-/// Returns what the paths of tenants begin with, without the slash before the tenant's segment.
+/// Returns the prefix of the tenants' paths, without the slash before the tenant's segment.
 fn path_prefix(prefix: &str) -> Result<String, InvalidConfig> {
     let refuse = |why: &str| {
         Err(InvalidConfig::new(format!(
@@ -316,7 +322,7 @@ fn path_prefix(prefix: &str) -> Result<String, InvalidConfig> {
     })
 }
 
-/// Decodes a segment of a path; `None` if it is not UTF-8 in percent-encoding.
+/// Decodes a segment of a path. Returns `None` if it is not percent-encoded UTF-8.
 fn decode(segment: &str) -> Option<String> {
     let is_encoded = |rest: &str| {
         let digits = rest.as_bytes().get(..2);

@@ -1,7 +1,7 @@
-//! An error as the answer to a request.
+//! Errors as answers to requests.
 //!
-//! The client hears what it can act on: a status, a stable code, when to come back. Which tenant it was and what the operator
-//! should change go to the log; what the application's own code or a row of its said does not.
+//! The answer has only the facts that a client can act on: a status, a stable code, and the time to wait. The tenant
+//! and the advice for the operator go to the log. Neither has text from the application's own code or from its rows.
 
 use std::error::Error as _;
 
@@ -22,8 +22,8 @@ use crate::model::{
 };
 
 impl IntoResponse for Error {
-    /// The answer as `application/problem+json` (RFC 9457), with `Retry-After` where it is known. Logs the error: as a
-    /// warning if the server is at fault or must be looked after, else for debugging.
+    /// Returns the answer as `application/problem+json` (RFC 9457), with `Retry-After` if it is known. Logs the error:
+    /// as a warning if the status is 5xx, and otherwise at debug level.
     fn into_response(self) -> Response {
         let status = status_of(self.kind());
         let code = self.kind().code();
@@ -36,7 +36,7 @@ impl IntoResponse for Error {
             tracing::debug!(tenant, code, status = status.as_u16(), err = %self, cause, sqlstate, "request refused");
         }
         let code = if status == StatusCode::NOT_FOUND {
-            ErrorKind::UnknownTenant.code() // the same whether or not there once was one
+            ErrorKind::UnknownTenant.code() // the same if the tenant was deleted
         } else {
             code
         };
@@ -52,12 +52,12 @@ impl IntoResponse for Error {
             CONTENT_TYPE,
             HeaderValue::from_static("application/problem+json"),
         );
-        // A tenant that was deleted looks like one that never was.
+        // A deleted tenant must look like one that never existed.
         let wait = self
             .retry_after()
             .filter(|_| status != StatusCode::NOT_FOUND);
         if let Some(wait) = wait {
-            // Whole seconds, and never before it is worth while.
+            // Rounded up, so that the client does not come back too early.
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
@@ -65,23 +65,25 @@ impl IntoResponse for Error {
     }
 }
 
-/// What the error comes from, if that is an error of ours. The words of others may quote a statement or a row.
+/// Returns the text of the error's source, if that is an error of tenantry. The text of other errors may quote a
+/// statement or a row.
 fn cause(err: &Error) -> Option<String> {
     let cause = err.source()?.downcast_ref::<Error>()?;
     Some(cause.to_string())
 }
 
-/// Postgres's code of the error, if it comes from there. It says which kind of error, and nothing of what was asked.
+/// Returns Postgres's code of the error, if its source is an error of Postgres. The code names the kind of error, and
+/// quotes nothing of the statement.
 fn sqlstate(err: &Error) -> Option<&str> {
     let err = err.source()?.downcast_ref::<tokio_postgres::Error>()?;
     err.code().map(SqlState::code)
 }
 
-/// The status that says the same as `kind` to a client of the application.
+/// Returns the status that tells a client of the application the same as `kind`.
 fn status_of(kind: ErrorKind) -> StatusCode {
     match kind {
         ErrorKind::InvalidTenant => StatusCode::BAD_REQUEST,
-        // A client need not learn that there once was one.
+        // A client need not learn that a deleted tenant existed.
         ErrorKind::Deleted | ErrorKind::NotFound | ErrorKind::UnknownTenant => {
             StatusCode::NOT_FOUND
         }
@@ -121,7 +123,7 @@ mod tests {
 
     #[test]
     fn the_manual_has_each_kind_in_its_row_and_in_a_section() {
-        // The compiler sees to it that `code` has them all, each on a line of its own.
+        // The compiler requires an arm for each kind in `code`, and each arm is on a line of its own.
         let upper = include_str!("../model/error/kind.rs")
             .split("fn is_transient")
             .next();

@@ -1,4 +1,4 @@
-//! Waking a tenant as soon as the head of a request names it: a tower layer.
+//! A tower layer that wakes a tenant as soon as the head of a request names it.
 
 use std::{
     fmt,
@@ -15,20 +15,21 @@ use tower_service::Service;
 use super::identify::Identify;
 use crate::{model::current_tenant, router::TenantRouter};
 
-/// Begins to wake a request's tenant before its body is read, before it is authenticated, and before the handler runs. What
-/// these take is then not added to the wake: a handler that does something else for 300 ms answers after the longer of the
-/// two.
+/// A tower layer that begins to wake a request's tenant before the body is read, the client is authenticated, and the
+/// handler runs. The wake overlaps with these steps: a handler that does something else for 300 ms answers after the
+/// longer of the two.
 ///
-/// It is a [`hint`](TenantRouter::hint), because nobody is authenticated yet: within the budget for needless wakes, for
-/// tenants that exist, and never at the cost of another's connection.
+/// The wake is a [`hint`](TenantRouter::hint), because the client is not authenticated yet. It stays within the budget
+/// for needless wakes, is only for tenants that exist, and never costs another tenant a connection.
 ///
-/// It also lets errors know whose request it was: a driver's error that a handler turns into an [`Error`](crate::Error) by
+/// The layer also adds the tenant to errors: a driver's error that a handler turns into an [`Error`](crate::Error) by
 /// `?` has the tenant that the extractor `Tenant` found.
 ///
-/// In axum it belongs into `route_layer`, which runs for paths that have a route. With `layer` it would also run for the
-/// fallback: a crawler's 404 on a tenant's host would wake that tenant. What is no tenant's (`/status`, `/metrics`,
-/// `/healthz`) goes into a `Router` of its own, merged outside the layer, or a health check that comes by a tenant's host
-/// wakes it again and again. Of axum's layers the one that is added last runs first: add this after those that take time.
+/// In axum, add it with `route_layer`, which runs only for paths that have a route. With `layer` it would also run for
+/// the fallback: a crawler's 404 on a tenant's host would wake that tenant. Put the routes that belong to no tenant
+/// (`/status`, `/metrics`, `/healthz`) into a `Router` of their own, and merge it outside the layer. Otherwise, a
+/// health check on a tenant's host wakes that tenant again and again. Of axum's layers, the one that is added last runs
+/// first: add this layer after those that take time.
 ///
 /// ```
 /// use axum::{Json, Router, extract::State, routing::get};
@@ -59,8 +60,8 @@ pub struct WarmLayer {
 }
 
 impl WarmLayer {
-    /// Warms the tenants that requests name. Ways of `identify` that have to ask are not tried, nor those after them; a
-    /// request that names a tenant in a way that cannot be read warms none.
+    /// Creates a layer that warms the tenants that requests name. Ways of `identify` that need a lookup are not tried,
+    /// nor are the ways after them. A request that names a tenant in a way that cannot be read warms none.
     pub fn new(router: TenantRouter, identify: Identify) -> Self {
         Self { router, identify }
     }
@@ -75,7 +76,7 @@ impl<S> Layer<S> for WarmLayer {
     }
 }
 
-/// The service that [`WarmLayer`] makes.
+/// The service that [`WarmLayer`] creates.
 #[derive(Clone, Debug)]
 pub struct Warming<S> {
     inner: S,
@@ -107,7 +108,7 @@ where
 }
 
 pin_project! {
-    /// The answer of the service that [`WarmLayer`] makes.
+    /// The future of the service that [`WarmLayer`] creates.
     #[must_use = "futures do nothing unless they are awaited"]
     pub struct WarmingFuture<F> {
         #[pin]

@@ -34,7 +34,7 @@ async fn a_transaction_that_idled_for_too_long_says_so_though_its_closure_asked_
         .transaction("acme", |tx| {
             runs += 1;
             async move {
-                let limit = "SET LOCAL idle_in_transaction_session_timeout = 300";
+                let limit = "SET LOCAL idle_in_transaction_session_timeout = 1500";
                 tx.batch_execute(limit).await?;
                 tx.simple_query("SELECT 1").await?;
                 eventually("the server ends it", || tx.is_closed()).await;

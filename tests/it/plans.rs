@@ -70,6 +70,24 @@ async fn a_new_column_fails_one_pooled_query_at_the_most() {
 }
 
 #[tokio::test]
+async fn nor_does_it_fail_another_one_while_the_first_ones_connection_is_cleaned_up() {
+    let (_stage, router) = notes().await;
+    prepare(&router, 3, ALL).await;
+    change(&router, "ALTER TABLE notes ADD COLUMN c2 int").await;
+    let client = router.get("acme").await.unwrap();
+    let statement = client.prepare_cached(ALL).await.unwrap();
+    tokio::select! {
+        biased;
+        refused = client.query(&statement, &[]) => drop(refused.unwrap_err()),
+        _ = client.batch_execute("SELECT pg_sleep(30)") => panic!("it sleeps"),
+    }
+    drop(client); // while it sleeps
+    for _ in 0..8 {
+        assert_eq!(columns(&router, ALL).await.unwrap(), 2);
+    }
+}
+
+#[tokio::test]
 async fn a_new_column_fails_no_read_and_no_transaction() {
     let (_stage, router) = notes().await;
     prepare(&router, 4, ALL).await;

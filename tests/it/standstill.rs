@@ -117,7 +117,7 @@ async fn duplicate(stands_still: bool) {
 
     let report = newcomer.ask("reconcile").await.unwrap();
     assert!(
-        report.contains("Duplicate") && report.contains("Mended"),
+        report.contains("Duplicate") && report.contains("Repaired"),
         "{report}"
     );
     assert_eq!(

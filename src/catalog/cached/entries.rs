@@ -1,8 +1,8 @@
-//! One entry for each tenant: what the catalog said of it last, and how far that may be trusted.
+//! The cached entry of each tenant: the catalog's last answer, and how far it may be trusted.
 //!
-//! Entries grow old and stay: a tenant that was known once goes on being served while the catalog is down. A late answer is
-//! told from a new one by one count over all that happens here: an answer to a question from before the tenant was
-//! [invalidated](EntryCache::invalidate) is not taken.
+//! Entries become stale and stay, so that a known tenant keeps being served while the catalog is down. Stamps from one
+//! counter order all events of the cache, and show late answers: if the tenant was
+//! [invalidated](EntryCache::invalidate) after a question was asked, the answer is not stored.
 
 mod entry;
 
@@ -26,25 +26,26 @@ use crate::{
 
 pub(crate) use entry::{Denial, Denied, Entry, Known, Stamp};
 
-/// Time for which a denial is the answer.
+/// Time for which a denial is returned.
 const DENIED_FOR: Duration = Duration::from_secs(10);
-/// Ids without a record that are remembered. They come from outside, so anybody can fill this.
+/// Most ids without a record that are cached. They come from outside, so any client can fill this cache.
 const MAX_UNKNOWN: u64 = 10_000;
-/// Tenants share this many notes of when they were invalidated. One that was not is read once more, rarely.
+/// Number of stripes. The tenants of a stripe share the stamp of their last invalidation, so that the invalidation of
+/// one rarely causes another to be read once more.
 const STRIPES: usize = 1024;
 
-/// All entries. Bounded; the least recently used leaves first.
+/// The entries of all tenants. Bounded; the least recently used entry is evicted first.
 #[derive(Debug)]
 pub(crate) struct EntryCache {
-    /// Of tenants that have, or had, a record.
+    /// Entries of tenants that have, or had, a record.
     recorded: Cache<TenantId, Entry>,
-    /// Of ids that have none. Apart, so that made-up ids displace no tenant.
+    /// Denials of ids that have none. Separate, so that made-up ids evict no tenant.
     unknown: Cache<TenantId, Denied>,
-    // When a tenant of each stripe was last invalidated. Held while an entry of the stripe is changed.
+    // Stamp of the last invalidation in each stripe. Held while an entry of the stripe is changed.
     invalidated: Box<[Mutex<Stamp>]>,
     stripe_of: RandomState,
     last_stamp: AtomicU64,
-    /// When all tenants were invalidated.
+    /// Stamp of the last invalidation of all tenants.
     all_invalidated: AtomicU64,
     ttl: Duration,
 }
@@ -69,12 +70,12 @@ impl EntryCache {
         }
     }
 
-    /// Returns the stamp of this moment: to be taken before a question is asked, and shown with its answer.
+    /// Returns the stamp of this moment. A caller takes it before it asks the catalog, and passes it with the answer.
     pub(crate) fn stamp(&self) -> Stamp {
         Stamp(self.last_stamp.fetch_add(1, SeqCst))
     }
 
-    /// Returns the entry of `tenant`: however old, if the tenant is known; as long as it holds, if it is denied.
+    /// Returns the entry of `tenant`. A known endpoint is returned however old it is, a denial only while it holds.
     pub(crate) fn get(&self, tenant: &TenantId) -> Option<Entry> {
         match self.entry(tenant)? {
             Entry::Denied(denied) if self.is_over(&denied) => None,
@@ -87,12 +88,12 @@ impl EntryCache {
         self.recorded.get(tenant).or_else(unknown)
     }
 
-    /// Whether there is an entry of `tenant`, however old.
+    /// Returns whether there is an entry of `tenant`, however old.
     pub(crate) fn contains(&self, tenant: &TenantId) -> bool {
         self.recorded.contains_key(tenant) || self.unknown.contains_key(tenant)
     }
 
-    /// Whether the record of `tenant` should be read again.
+    /// Returns whether the record of `tenant` should be read again.
     pub(crate) fn is_stale(&self, tenant: &TenantId) -> bool {
         match self.get(tenant) {
             Some(Entry::Known(known)) => self.is_expired(&known),
@@ -109,8 +110,8 @@ impl EntryCache {
         Instant::now() >= known.expires || known.stored.0 < self.all_invalidated.load(SeqCst)
     }
 
-    /// Remembers where `tenant` lives by an answer to a question of `asked`. Returns `false`, and remembers nothing, if
-    /// a newer answer may be there, or has to be fetched.
+    /// Stores the endpoint of `tenant`, from an answer to a question of `asked`. Returns `false`, and stores nothing,
+    /// if a newer answer may be stored, or has to be read.
     pub(crate) fn insert_known(
         &self,
         tenant: &TenantId,
@@ -127,7 +128,7 @@ impl EntryCache {
         is_newest
     }
 
-    /// Remembers where `tenant` lives, and that the record has to be read again.
+    /// Stores the endpoint of `tenant` as stale: its record has to be read again.
     pub(crate) fn insert_stale(&self, tenant: &TenantId, endpoint: &Arc<Endpoint>) {
         let _stripe = self.stripe(tenant);
         self.store_known(tenant, None, endpoint, Instant::now());
@@ -152,8 +153,8 @@ impl EntryCache {
         self.recorded.insert(tenant.clone(), Entry::Known(known));
     }
 
-    /// Remembers why `tenant` cannot be had, by an answer to a question of `asked`. Returns `false` as
-    /// [`insert_known`](Self::insert_known) does.
+    /// Stores the reason for which `tenant` cannot be served, from an answer to a question of `asked`. Returns `false`
+    /// as [`insert_known`](Self::insert_known) does.
     pub(crate) fn insert_denial(
         &self,
         tenant: &TenantId,
@@ -185,8 +186,8 @@ impl EntryCache {
         }
     }
 
-    /// Remembers that the record of `tenant` makes no sense. A tenant that is known and trusted is served further, and
-    /// its record is read again after a while.
+    /// Notes that the record of `tenant` is invalid. A known and trusted tenant keeps being served, and its record is
+    /// read again after a while.
     pub(crate) fn insert_broken(&self, tenant: &TenantId, asked: Stamp, error: Error) -> bool {
         let stripe = self.stripe(tenant);
         if !self.is_newest(*stripe, tenant, asked, Some(0)) {
@@ -199,8 +200,8 @@ impl EntryCache {
         true
     }
 
-    /// Notes that `tenant` has moved to where it cannot be reached yet: what is known is used only if nobody can be
-    /// asked.
+    /// Notes that `tenant` has moved to an endpoint that cannot be used yet. The known endpoint is used only if no
+    /// newer one can be read.
     pub(crate) fn mark_moved(&self, tenant: &TenantId, asked: Stamp, generation: u64) -> bool {
         let stripe = self.stripe(tenant);
         if !self.is_newest(*stripe, tenant, asked, Some(generation)) {
@@ -211,7 +212,7 @@ impl EntryCache {
                 known.is_untrusted = true;
                 self.postpone(tenant, known);
             }
-            // Where it lives is for the next flight to find out; a denial that held before does not any more.
+            // The denial no longer holds. The next flight reads the endpoint.
             Some(Entry::Denied(_)) => self.recorded.invalidate(tenant),
             None => self.unknown.invalidate(tenant),
         }
@@ -224,8 +225,8 @@ impl EntryCache {
         self.recorded.insert(tenant.clone(), Entry::Known(known));
     }
 
-    /// Notes that the catalog has no record any more of a tenant that was known. Returns where it was known to live, and
-    /// whether that is news.
+    /// Notes that the catalog no longer has a record of a known tenant. Returns its known endpoint, and whether the
+    /// loss is news.
     pub(crate) fn mark_missing(&self, tenant: &TenantId) -> Option<(Arc<Endpoint>, bool)> {
         let _stripe = self.stripe(tenant);
         let Some(Entry::Known(mut known)) = self.recorded.get(tenant) else {
@@ -238,18 +239,18 @@ impl EntryCache {
         Some((endpoint, is_news))
     }
 
-    /// Whether `tenant` was refused by a record that the catalog had.
+    /// Returns whether the last record of `tenant` forbade its use or was invalid.
     pub(crate) fn was_refused(&self, tenant: &TenantId) -> bool {
         let entry = self.recorded.get(tenant);
         matches!(entry, Some(Entry::Denied(it)) if it.denial.is_refusal())
     }
 
-    /// Notes that the record of `tenant` may have changed: its entry is old, and so is every answer under way.
+    /// Notes that the record of `tenant` may have changed: its entry is stale, and so is every answer under way.
     pub(crate) fn invalidate(&self, tenant: &TenantId) {
         self.invalidate_with(tenant, false);
     }
 
-    /// Does the same, and notes that the entry is wrong as long as anybody can be asked.
+    /// Invalidates `tenant`, and notes that its endpoint may be wrong: it is used only if no newer one can be read.
     pub(crate) fn mark_untrusted(&self, tenant: &TenantId) {
         self.invalidate_with(tenant, true);
     }
@@ -271,7 +272,7 @@ impl EntryCache {
         }
     }
 
-    /// Returns whether no change of `tenant` was heard after `asked`. Another tenant's counts too, rarely.
+    /// Returns whether no change of `tenant` was noted after `asked`. Rarely, a change of another tenant counts, too.
     pub(crate) fn is_unchanged_since(&self, tenant: &TenantId, asked: Stamp) -> bool {
         *self.stripe(tenant) <= asked && self.all_invalidated.load(SeqCst) <= asked.0
     }
@@ -282,9 +283,9 @@ impl EntryCache {
         self.unknown.invalidate_all();
     }
 
-    /// Notes that this process has written a record of `tenant` that may be used, by a write that began at `began`: no answer
-    /// from before is taken any more. Returns the stamp of what the writer knows, and whether the pool of the tenant has to
-    /// follow.
+    /// Notes that this process has written a usable record of `tenant`, by a write that began at `began`. Answers from
+    /// before it are no longer stored. Returns the stamp up to which the writer knows all changes, and whether the
+    /// tenant's pool has to follow.
     pub(crate) fn note_published(&self, tenant: &TenantId, began: Stamp) -> (Stamp, bool) {
         let mut invalidated = self.stripe(tenant);
         let written = self.note_written(&mut invalidated, began);
@@ -298,7 +299,7 @@ impl EntryCache {
         (written, true)
     }
 
-    /// Notes that this process has written a record of `tenant` that must not be used, for `denial`.
+    /// Notes that this process has written a record of `tenant` that must not be used, because of `denial`.
     pub(crate) fn note_withdrawn(&self, tenant: &TenantId, began: Stamp, denial: Denial) -> Stamp {
         let mut invalidated = self.stripe(tenant);
         let written = self.note_written(&mut invalidated, began);
@@ -306,7 +307,8 @@ impl EntryCache {
         written
     }
 
-    /// If a change was heard of since the write began, it may be a later one: then the writer knows no more than it did.
+    /// Returns the stamp up to which the writer knows all changes. A change that was noted since `began` may be later
+    /// than the write; then the writer knows only the changes up to `began`.
     fn note_written(&self, invalidated: &mut Stamp, began: Stamp) -> Stamp {
         if *invalidated > began {
             return began;
@@ -315,7 +317,7 @@ impl EntryCache {
         *invalidated
     }
 
-    /// Whether an answer to a question of `asked` is at least as new as all that is known to have happened.
+    /// Returns whether an answer to a question of `asked` is at least as new as every noted change.
     fn is_newest(
         &self,
         invalidated: Stamp,
@@ -326,13 +328,13 @@ impl EntryCache {
         if asked < invalidated || asked.0 < self.all_invalidated.load(SeqCst) {
             return false;
         }
-        // An entry that was stored since may have been read later or earlier than this. Only the generation can tell.
+        // An entry that was stored after `asked` may be older or newer than this answer. Only the generation can tell.
         self.entry(tenant)
             .is_none_or(|it| it.stored() < asked || it.generation() < generation)
     }
 
     fn next_expiry(&self) -> Instant {
-        // From nine to eleven tenths, so that what was read together is not read together again.
+        // Nine to eleven tenths of the TTL, so that entries that were stored together do not expire together.
         let tenths = self.ttl / 10 * 9;
         Instant::now() + tenths + self.ttl / 5 * u32::from(chance()) / u32::from(u8::MAX)
     }

@@ -1,4 +1,4 @@
-//! A bound on the look-ups under way.
+//! A bound on concurrent look-ups.
 
 use std::time::Duration;
 
@@ -9,23 +9,23 @@ use crate::model::{
     error::{Error, ErrorKind},
 };
 
-/// Most look-ups under way at the same time. More would only grow a queue at the catalog.
+/// Most concurrent look-ups. More would only grow a queue at the catalog.
 const MAX_UNDER_WAY: usize = 1000;
-/// Time after which a caller that found no room may come back.
+/// Suggested wait for a caller that got no permit.
 const COME_BACK: Duration = Duration::from_millis(250);
 
-/// Bounds the look-ups under way: those of a catalog, and those of the application's own `Lookup`. A look-up goes on when
-/// its callers have left, so a bound on callers bounds no look-ups.
+/// Bounds concurrent look-ups, both those of a catalog and those of the application's own `Lookup`. A look-up goes on
+/// after its callers have left, so a bound on callers does not bound look-ups.
 #[derive(Debug)]
 pub(crate) struct LookupLimit(Semaphore);
 
 impl LookupLimit {
-    /// As many as callers may wait, and 1000 at most.
+    /// Creates a limit of as many look-ups as callers may wait, and 1000 at most.
     pub(crate) fn new(config: &Config) -> Self {
         Self(Semaphore::new(config.waiting_callers.min(MAX_UNDER_WAY)))
     }
 
-    /// Returns the right to one look-up.
+    /// Returns the permit for one look-up.
     pub(crate) fn try_enter(&self) -> Result<SemaphorePermit<'_>, Error> {
         self.0.try_acquire().map_err(|_| {
             let message = "too many look-ups wait for the catalog; this one was not begun. See why it is slow";

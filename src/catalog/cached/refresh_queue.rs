@@ -1,4 +1,4 @@
-//! The tenants whose records are read again in the background, first come, first served.
+//! A queue of the tenants whose records are read again in the background.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -9,10 +9,10 @@ use tokio::sync::Notify;
 
 use crate::{model::tenant::TenantId, sync::lock};
 
-/// Tenants that may be queued because they are used. A later use queues them again.
+/// Length at which the queue takes no more tenants because of their use. A later use queues them.
 const MAX_QUEUED: usize = 10_000;
 
-/// Holds each tenant once, however often it is pushed, and hands it to one reader at a time.
+/// Holds each tenant once, however often it is pushed, and gives it to one reader at a time.
 #[derive(Debug, Default)]
 pub(crate) struct RefreshQueue {
     // Held for one insertion or removal.
@@ -25,12 +25,12 @@ pub(crate) struct RefreshQueue {
 struct Queued {
     order: VecDeque<TenantId>,
     members: HashSet<TenantId>,
-    /// Tenants that were taken out and are being read, and whether they were pushed again since.
+    /// Tenants that are being read; `true` for those that were pushed again since.
     reading: HashMap<TenantId, bool>,
 }
 
 impl Queued {
-    /// Adds `tenant` to the end; says whether it was not there.
+    /// Adds `tenant` to the end. Returns `false` if it is queued already.
     fn push(&mut self, tenant: &TenantId) -> bool {
         let is_new = self.members.insert(tenant.clone());
         if is_new {
@@ -50,7 +50,7 @@ impl RefreshQueue {
         }
     }
 
-    /// Queues `tenant`, which must not be missed: once more after it was read, if it is being read.
+    /// Queues `tenant` even if the queue is full. A tenant that is being read is queued after that.
     pub(crate) fn push(&self, tenant: &TenantId) {
         let mut queued = lock(&self.queued);
         if let Some(again) = queued.reading.get_mut(tenant) {
@@ -60,7 +60,8 @@ impl RefreshQueue {
         }
     }
 
-    /// Takes out the tenant that has been queued for longest, to be read until the answer is dropped.
+    /// Takes out the tenant that was queued first, and waits for one if there is none. The tenant counts as being read
+    /// until the returned value is dropped.
     ///
     /// # Cancel safety
     /// Dropping the future takes nothing out.
@@ -83,7 +84,7 @@ impl RefreshQueue {
         Some(tenant)
     }
 
-    /// Waits until the queue has room for as many more as it holds at most.
+    /// Waits until fewer than [`MAX_QUEUED`] tenants are queued.
     ///
     /// # Cancel safety
     /// Dropping the future changes nothing.
@@ -94,7 +95,7 @@ impl RefreshQueue {
     }
 }
 
-/// A tenant that is being read. Its drop ends that, also by panic.
+/// A tenant that is being read, until this value is dropped, also by a panic.
 #[must_use]
 #[derive(Debug)]
 pub(crate) struct Reading<'a> {

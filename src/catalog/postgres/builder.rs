@@ -1,4 +1,4 @@
-//! The settings of a catalog in Postgres, and the one place that checks them.
+//! The settings of a catalog in Postgres, and their checks.
 
 use std::{fmt, net::IpAddr, time::Duration};
 
@@ -16,11 +16,11 @@ use crate::{
     },
 };
 
-/// The longest name of anything in Postgres, in bytes. It cuts longer ones without a word.
+/// Longest name of a Postgres object, in bytes. Postgres cuts longer ones without an error.
 const LONGEST_NAME: usize = 63;
-/// Longest wait for one of the server's addresses to take the socket, unless the connection string says otherwise.
+/// Longest wait for a TCP connection to one of the server's addresses, unless the connection string sets another.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// A server that vanished without a word is noticed after about this long, unless the connection string says otherwise.
+/// Approximate time until a vanished server is noticed, unless the connection string sets another.
 const PEER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Settings of a catalog in [`Postgres`].
@@ -38,12 +38,12 @@ pub struct PostgresBuilder {
     listen: bool,
 }
 
-/// Where the server is.
+/// The address of the server, and the login.
 #[derive(Clone)]
 pub(super) enum Server {
     /// A connection string.
     Text(Secret),
-    /// The same, taken apart.
+    /// A parsed connection string.
     Settings(Box<Config>),
 }
 
@@ -62,44 +62,44 @@ impl PostgresBuilder {
         }
     }
 
-    /// Sets the schema in which the tables are, of 1 to 63 bytes; any characters but NUL, and not `pg_` at the beginning,
-    /// which Postgres keeps for itself. Defaults to `tenantry`; change it if several applications keep catalogs in one
+    /// Sets the schema of the tables. Its name has 1 to 63 bytes of any characters but NUL, and does not begin with
+    /// `pg_`, which Postgres reserves. Defaults to `tenantry`; change it if several applications keep catalogs in one
     /// database.
     pub fn schema(mut self, name: impl Into<String>) -> Self {
         self.schema = name.into();
         self
     }
 
-    /// Sets whose namespace is looked up. Needed where no [`Provisioner`](crate::Provisioner) does so: in an application
-    /// that only looks tenants up, and for [`Postgres::reseal`] in a program of its own.
+    /// Sets the namespace of the tenants. Needed if no [`Provisioner`](crate::Provisioner) sets it: in an application
+    /// that only looks tenants up, and for [`Postgres::reseal`] in a separate program.
     pub fn namespace(mut self, namespace: impl Into<String>) -> Self {
         self.namespace = Some(namespace.into());
         self
     }
 
-    /// Sets the keys that seal passwords. Without, no password is kept.
+    /// Sets the keys that seal passwords. Without keys, no password is stored.
     pub fn keys(mut self, keys: KeyRing) -> Self {
         self.keys = Some(keys);
         self
     }
 
-    /// Sets the most connections for queries; there is one more that listens. Defaults to 4: a query takes about a
-    /// millisecond, and each replica has its own.
+    /// Sets the largest number of connections for queries; one more listens. Defaults to 4: a query takes about a
+    /// millisecond, and each replica has its own connections.
     pub fn pool_size(mut self, size: usize) -> Self {
         self.pool_size = size;
         self
     }
 
-    /// Sets the age at which a connection for queries is not used again, shortened by chance by up to a tenth. Defaults to 30
-    /// minutes. A new one has the role's present settings and leads to where the host's name leads now; shorten it where
-    /// a balancer in between moves only new connections.
+    /// Sets the age above which a connection for queries is replaced, shortened at random by up to a tenth. Defaults to
+    /// 30 minutes. A new connection has the role's present settings, and leads to the present address of the host's
+    /// name. Shorten the age if a load balancer in between moves only new connections.
     pub fn max_lifetime(mut self, age: Duration) -> Self {
         self.max_lifetime = age;
         self
     }
 
-    /// Sets the longest time for one call, with the wait for a connection. Defaults to 5 seconds; raise it if the catalog
-    /// itself sleeps when idle and is slow to wake.
+    /// Sets the longest time for one call, including the wait for a connection. Defaults to 5 seconds. Raise it if the
+    /// catalog's own database sleeps when idle and is slow to wake.
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.timeout = limit;
         self
@@ -111,15 +111,16 @@ impl PostgresBuilder {
         self
     }
 
-    /// Whether a connection of its own listens for what other replicas change. Defaults to yes: changes are noticed
-    /// within milliseconds. It does not work through a pooler in transaction mode, and keeps a catalog awake that would
-    /// sleep when idle; without it, changes are noticed when they are asked for, as they are from time to time anyhow.
+    /// Sets whether a connection of its own listens for changes by other replicas. Defaults to `true`: changes are
+    /// noticed within milliseconds. Listening does not work through a pooler in transaction mode, and keeps a catalog
+    /// awake that would sleep when idle. Without it, changes are noticed when the router next asks for them, which it
+    /// does at intervals in any case.
     pub fn listen(mut self, listen: bool) -> Self {
         self.listen = listen;
         self
     }
 
-    /// Checks the settings. Opens nothing: the first call does.
+    /// Checks the settings. Opens no connection; the first call does.
     pub fn build(self) -> Result<Postgres, InvalidConfig> {
         let config = self.server.checked(self.timeout)?;
         let name = self.schema.as_str();
@@ -154,7 +155,7 @@ impl PostgresBuilder {
 }
 
 impl Server {
-    /// The settings, made whole. Errors show nothing of a connection string: it holds a password.
+    /// Returns the complete settings. Errors show nothing of a connection string, as it holds a password.
     fn checked(&self, timeout: Duration) -> Result<Config, InvalidConfig> {
         let mut config = match self {
             Self::Settings(config) => (**config).clone(),
@@ -190,8 +191,8 @@ impl Server {
     }
 }
 
-/// `prefer`, as a connection string without a word about it has it, protects from nobody who can change what is sent.
-/// On the way to another machine it means `require`, to this one `disable`. A socket of this machine takes no TLS.
+/// Returns the mode to use. `prefer`, the default of a connection string, does not protect from an attacker who can
+/// change the traffic. It becomes `require` for another machine and `disable` for this one. A Unix socket takes no TLS.
 fn ssl_mode(config: &Config) -> SslMode {
     let is_socket = |host: &Host| matches!(host, Host::Unix(_));
     let here = |host: &Host| match host {
@@ -218,7 +219,7 @@ fn ssl_mode(config: &Config) -> SslMode {
     }
 }
 
-// The connection string holds a password, so nothing of it is shown.
+// The connection string is left out, as it holds a password.
 impl fmt::Debug for PostgresBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PostgresBuilder")

@@ -1,7 +1,7 @@
-//! Connection strings as libpq has them: what `tokio-postgres` does not know is translated, ignored where that is
-//! harmless, or refused with what to do instead.
+//! Connection strings in libpq's format. An option that `tokio-postgres` does not know is translated, ignored if that
+//! is harmless, or refused with advice.
 //!
-//! An error names only options of the lists below. All else may be part of a password that is not encoded.
+//! An error names only options of the lists below. Any other text may be part of a password that is not encoded.
 
 use std::{borrow::Cow, time::Duration};
 
@@ -10,7 +10,7 @@ use tokio_postgres::Config;
 
 use crate::model::config::InvalidConfig;
 
-/// An option, and the values of it that are meant, in lower case; all of them if there are none.
+/// An option, and the values of it that are meant, in lower case. An empty list means all values.
 type Listed = (&'static str, &'static [&'static str]);
 
 /// The options that the driver reads as libpq does.
@@ -35,7 +35,7 @@ const READ: &[Listed] = &[
     ("user", &[]),
 ];
 
-/// The options that change nothing here.
+/// The options that change nothing here, and are ignored.
 const HARMLESS: &[Listed] = &[
     ("client_encoding", &["auto", "utf8", "utf-8"]),
     ("gssdelegation", &[]),
@@ -62,7 +62,7 @@ const SCHEMA: &str = "set the schema with PostgresBuilder::schema";
 const TLS_VERSION: &str = "TLS 1.2 or 1.3 is always used; leave it out";
 const UNCHECKED: &str = "this is not checked; leave it out";
 
-/// The options that are refused, and what to do instead.
+/// The options that are refused, each with the advice for its error.
 const REFUSED: &[(&str, &str)] = &[
     ("channel_binding", "it is disable, prefer or require"),
     ("client_encoding", "it is always UTF8; leave it out"),
@@ -124,24 +124,24 @@ const REFUSED: &[(&str, &str)] = &[
     ),
 ];
 
-/// What becomes of an option.
+/// The translation of an option for the driver.
 enum Translated<'a> {
-    /// It is read as it is.
+    /// The option is passed on as it is.
     Same,
-    /// Another one stands for it.
+    /// The option is replaced by this name and value.
     As(&'static str, &'a str),
-    /// It changes nothing here.
+    /// The option is left out.
     Ignored,
 }
 
-/// What is set once the rest is read.
+/// The settings that are applied after the driver has read the text.
 #[derive(Default)]
 struct Rest {
     tcp_user_timeout: Option<Duration>,
     fallback_application_name: Option<String>,
 }
 
-/// Reads `text`, a URL or a list of settings. White space around it, as of a file's last line, does not count.
+/// Reads `text`, a URL or a list of settings. White space around it, such as a file's last newline, is ignored.
 pub(super) fn parse(text: &str) -> Result<Config, InvalidConfig> {
     let text = text.trim();
     let mut rest = Rest::default();
@@ -164,7 +164,7 @@ pub(super) fn parse(text: &str) -> Result<Config, InvalidConfig> {
 }
 
 impl Rest {
-    /// The URL with its options translated.
+    /// Returns the URL with its options translated.
     fn url(&mut self, text: &str) -> Result<String, InvalidConfig> {
         if text.contains(char::is_control) {
             return Err(unreadable(
@@ -179,7 +179,7 @@ impl Rest {
                 .ok_or_else(|| unreadable(&format!("option {at} after the ? has no value")))?;
             let (name, decoded) = (decoded(name)?, decoded(value)?);
             match self.translated(at, &name, &decoded)? {
-                // Any @ would be taken for the end of user and password.
+                // The driver would take any @ for the end of user and password.
                 Translated::Same => options.push(format!("{name}={}", value.replace('@', "%40"))),
                 Translated::As(name, value) => {
                     options.push(format!(
@@ -193,7 +193,7 @@ impl Rest {
         Ok(format!("{start}?{}", options.join("&")))
     }
 
-    /// The list of settings, translated. The last one of a name counts.
+    /// Returns the translated list of settings. Of several settings with the same name, the last one counts.
     fn settings(&mut self, text: &str) -> Result<String, InvalidConfig> {
         let mut settings: Vec<(Cow<'_, str>, String)> = Vec::new();
         let (mut left, mut at) = (text, 0);
@@ -216,7 +216,7 @@ impl Rest {
         Ok(settings.iter().map(written).collect::<Vec<_>>().join(" "))
     }
 
-    /// What becomes of option number `at`.
+    /// Returns the translation of option number `at`.
     fn translated<'a>(
         &mut self,
         at: usize,
@@ -230,7 +230,7 @@ impl Rest {
             named.any(|(_, values)| is_of(values))
         };
         match name {
-            // Encryption without verification is not to be had, so both are what `require` is here.
+            // Encryption always verifies here, so both mean the same as `require`.
             "sslmode" if is_of(&["verify-full", "verify-ca"]) => {
                 return Ok(Translated::As("sslmode", "require"));
             }
@@ -248,7 +248,7 @@ impl Rest {
     }
 }
 
-/// The libpq's unit; the driver's is a second.
+/// Parses a time in milliseconds, which is libpq's unit; the driver's is a second.
 fn milliseconds(value: &str) -> Result<Option<Duration>, InvalidConfig> {
     let time = value.parse::<i64>();
     let time = time.map_err(|_| {
@@ -259,7 +259,7 @@ fn milliseconds(value: &str) -> Result<Option<Duration>, InvalidConfig> {
     Ok(time.map(Duration::from_millis))
 }
 
-/// The error for option number `at`.
+/// Returns the error for option number `at`.
 fn not_taken(at: usize, name: &str) -> InvalidConfig {
     match REFUSED.iter().find(|(it, _)| *it == name) {
         Some((name, instead)) => refused(name, instead),
@@ -267,8 +267,8 @@ fn not_taken(at: usize, name: &str) -> InvalidConfig {
     }
 }
 
-/// The part of a URL before its options, and these. An @ belongs to user and password if it comes before the first `/` or
-/// the first `?`, so that a password may hold either.
+/// Splits a URL into the part before its options and the options. An @ ends user and password if it comes before the
+/// first `/` or the first `?`, so that a password may hold either.
 fn split_query(text: &str) -> (&str, &str) {
     let scheme = text.find("://").map_or(0, |at| at + 3);
     let position = |of: char, from: usize| text[from..].find(of).map(|at| at + from);
@@ -288,7 +288,7 @@ fn decoded(text: &str) -> Result<Cow<'_, str>, InvalidConfig> {
     decoded.map_err(|_| unreadable("an option is not UTF-8"))
 }
 
-/// The first of a list of settings: its name, its value, and what follows.
+/// Splits off the first setting of a list. Returns its name, its value and the remaining text.
 fn next_setting(text: &str) -> Result<(&str, String, &str), InvalidConfig> {
     let (name, after) = text.split_once('=').ok_or_else(|| {
         unreadable("it is neither a URL (postgres://user:password@host/database) nor settings (host=… user=… dbname=…)")
@@ -311,7 +311,8 @@ fn next_setting(text: &str) -> Result<(&str, String, &str), InvalidConfig> {
     Ok((name.trim_end(), value, after.as_str().trim_start()))
 }
 
-/// What the driver says of a value, which shows no more than the option's name; of all else it may show the text.
+/// Returns the driver's error about a value, which shows only the option's name. Its other errors may show the text,
+/// and are replaced.
 fn refused_by_driver(err: &tokio_postgres::Error) -> InvalidConfig {
     let cause = std::error::Error::source(err).map(ToString::to_string);
     match cause.filter(|cause| cause.starts_with("invalid value for option")) {
@@ -334,7 +335,7 @@ fn unreadable(why: &str) -> InvalidConfig {
 mod tests {
     use super::*;
 
-    /// Each text, and one that the driver reads the same.
+    /// Texts, each with one that the driver reads the same.
     const SAME: &[(&str, &str)] = &[
         (
             "postgres://app:p%40ss@db.test:5433/app\n",

@@ -1,7 +1,7 @@
-//! A small pool of connections to the catalog, every wait for it bounded.
+//! A small pool of connections to the catalog. Every wait for it is bounded.
 //!
-//! A session is used again only as long as it is not to blame for anything: one that has ended ends its siblings, too,
-//! which most probably ended with it, and a statement is refused for good only by a session that was opened just now.
+//! A session that may have caused a failure is not used again. If a session has ended, its siblings are closed with it,
+//! as they have most probably ended, too. A refused statement fails for good only on a session that was just opened.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -26,19 +26,19 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use super::failure::{Blame, Failure};
 use crate::{model::config::InvalidConfig, sync::lock};
 
-/// Longest time for a cancel request, which nobody waits for.
+/// Longest time for a cancel request, which runs in the background.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
-/// How often a statement is run that Postgres rolls back because of others.
+/// Most runs of a statement that Postgres rolls back because of other transactions.
 const ATTEMPTS: usize = 5;
-/// A session that was opened within this time has the role's present settings, and leads to the present primary.
+/// Age up to which a session has the role's present settings, and leads to the present primary.
 const FRESH: Duration = Duration::from_secs(1);
-/// A statement that is given up after this time without an answer may have been sent to nowhere.
+/// Time without an answer after which the connection of an abandoned statement may be dead.
 const SILENCE: Duration = Duration::from_secs(1);
 
 /// A parameter of a statement, with its type.
 pub(super) type Param<'a> = (&'a (dyn ToSql + Sync), Type);
 
-/// Where the catalog is, and the connections to it.
+/// The address of the catalog, and the connections to it.
 #[derive(Clone)]
 pub(super) struct Connections {
     pool: Pool,
@@ -49,7 +49,7 @@ pub(super) struct Connections {
 }
 
 impl Connections {
-    /// At most `size` sessions, each for at most `lifetime`. Opens nothing yet.
+    /// Creates a pool of at most `size` sessions, each used for at most `lifetime`. Opens none yet.
     pub(super) fn new(
         config: Config,
         tls: ClientConfig,
@@ -78,12 +78,12 @@ impl Connections {
         })
     }
 
-    /// Runs one statement, without a name, so that a pooler may be in between. It is run again if Postgres says that it was
-    /// rolled back because of others, and once if the session may be to blame for its failure: so it must do no harm to run
-    /// it twice, as an answer may have got lost with the session.
+    /// Runs one statement, without a name, so that it works through a pooler. It is run again if Postgres has rolled it
+    /// back because of other transactions, and once more if the session may have caused its failure. So it must be safe
+    /// to run twice: an answer may have got lost with the session.
     ///
     /// # Cancel safety
-    /// Dropping it cancels the statement, if it still runs, and closes the connection.
+    /// Dropping the future cancels the statement, if it still runs, and closes the connection.
     pub(super) async fn ask(
         &self,
         statement: &str,
@@ -112,7 +112,7 @@ impl Connections {
         }
     }
 
-    /// A connection for one piece of work.
+    /// Returns a connection for one piece of work.
     pub(super) async fn session(&self) -> Result<Session, Failure> {
         let client = self.pool.get().await?;
         Ok(Session {
@@ -122,16 +122,16 @@ impl Connections {
         })
     }
 
-    /// Does not use sessions again that were last taken before `moment`.
+    /// Closes the sessions that were last taken before `moment`.
     fn distrust(&self, moment: Instant) {
         self.doubt.rise(moment);
-        // Whatever is in use is looked at when it is taken the next time.
+        // A session in use is checked when it is taken the next time.
         self.pool
             .retain(|_, metrics| !self.doubt.is_of(metrics.last_used()));
     }
 }
 
-/// Since when sessions must have been taken last to be used again.
+/// The moment since which a session must have been taken to be used again.
 #[derive(Default)]
 struct Doubt(Mutex<Option<Instant>>);
 
@@ -141,14 +141,14 @@ impl Doubt {
         *since = since.max(Some(moment));
     }
 
-    /// Whether it is of a session that was last taken so long ago.
+    /// Returns whether a session that was last taken this long ago is in doubt.
     fn is_of(&self, last_taken: Duration) -> bool {
         lock(&self.0).is_some_and(|since| last_taken > since.elapsed())
     }
 }
 
-/// Sorts out sessions that are in doubt, or that are too old. Lifetimes differ by up to a tenth, so that sessions that were
-/// opened together are not replaced together.
+/// Returns the hook that rejects sessions that are in doubt or too old. Lifetimes differ by up to a tenth, so that
+/// sessions that were opened together are not replaced together.
 fn worn(doubt: Arc<Doubt>, lifetime: Duration) -> Hook {
     let chance = RandomState::new();
     Hook::sync_fn(move |_, metrics: &Metrics| {
@@ -161,7 +161,7 @@ fn worn(doubt: Arc<Doubt>, lifetime: Duration) -> Hook {
     })
 }
 
-/// What is done with the catalog within `limit`.
+/// Runs `work` for at most `limit`.
 pub(super) async fn within<T>(
     limit: Duration,
     work: impl Future<Output = Result<T, Failure>>,
@@ -170,8 +170,8 @@ pub(super) async fn within<T>(
     done.unwrap_or_else(|_| Err(Failure::late(limit)))
 }
 
-/// A connection of the pool that has something to do. It goes back there only if it is [settled](Session::settle): the next
-/// user of one that was left would wait for the abandoned statement, or be in its transaction.
+/// A connection of the pool that has work to do. It returns to the pool only if it is [settled](Session::settle).
+/// Otherwise its next user would wait for the abandoned statement, or be inside its transaction.
 pub(super) struct Session {
     client: Option<Client>,
     taken: Instant,
@@ -179,13 +179,13 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Gives the connection back: nothing runs on it, and no transaction is open.
+    /// Returns the connection to the pool: no statement runs on it, and no transaction is open.
     pub(super) fn settle(mut self) {
         drop(self.client.take());
     }
 
-    /// Gives the connection back after one statement that has failed, or closes it. Says whether the session may be to
-    /// blame, so that the statement may succeed on another one; then its siblings are not used again, either.
+    /// Returns the connection to the pool after a failed statement, or closes it. Returns `true` if the session may
+    /// have caused the failure, so that the statement may succeed on another one. Then its siblings are closed, too.
     fn ended_with(mut self, failure: &Failure) -> bool {
         let Some(client) = self.client.take() else {
             return false;
@@ -225,14 +225,14 @@ impl Drop for Session {
             taken, connections, ..
         } = self;
         if taken.elapsed() >= SILENCE.min(connections.limit / 2) {
-            // If it leads nowhere, so do those of which nothing was heard since.
+            // If this connection is dead, so are those that have not been taken since.
             connections.distrust(*taken);
         }
         let client = Object::take(client);
         let (token, tls) = (client.cancel_token(), connections.tls.clone());
         drop(client);
         if let Ok(runtime) = Handle::try_current() {
-            // Otherwise a statement that waits for a lock keeps its place at the server.
+            // Otherwise a statement that waits for a lock would keep its place at the server.
             runtime.spawn(async move { timeout(CANCEL_TIMEOUT, token.cancel_query(tls)).await });
         }
     }

@@ -1,4 +1,4 @@
-//! What the catalog's Postgres said, and what the operator should do about it.
+//! Failures of the catalog's Postgres, with advice for the operator.
 
 use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
@@ -10,14 +10,14 @@ use crate::{
     model::{error::BoxError, tls::untrusted_reason},
 };
 
-/// The index that keeps two tenants from one database.
+/// The index that keeps two tenants from having the same database.
 pub(super) const ONE_DATABASE: &str = "tenants_database";
 
-/// The catalog failed. One failed migration has many waiters, so it can be cloned.
+/// A failure of the catalog. It can be cloned, as one failed migration has many waiters.
 #[derive(Clone, Debug)]
 pub(super) struct Failure {
     message: Cow<'static, str>,
-    /// What the record of one tenant is to blame for, if that is all.
+    /// Defect of one tenant's record, if that alone caused the failure.
     defect: Option<InvalidRecord>,
     blame: Blame,
     is_late: bool,
@@ -42,14 +42,14 @@ impl Failure {
         }
     }
 
-    /// Whether Postgres says that it did nothing and that another attempt will help.
+    /// Returns whether Postgres reports that it did nothing and that another attempt will help.
     pub(super) fn is_undone(&self) -> bool {
         let code = self.code();
         code == Some(&SqlState::T_R_SERIALIZATION_FAILURE)
             || code == Some(&SqlState::T_R_DEADLOCK_DETECTED)
     }
 
-    /// Whether a table is missing, or older than this release needs it.
+    /// Returns whether a table is missing, or older than this release needs.
     pub(super) fn is_missing_table(&self) -> bool {
         let missing = [
             SqlState::UNDEFINED_TABLE,
@@ -59,7 +59,7 @@ impl Failure {
         self.code().is_some_and(|code| missing.contains(code))
     }
 
-    /// Who is to blame for it.
+    /// Returns the part that caused the failure.
     pub(super) fn blame(&self) -> Blame {
         self.blame
     }
@@ -68,7 +68,8 @@ impl Failure {
         self.source.as_ref()?.code()
     }
 
-    /// As the router takes it: what is only about one tenant, and what a server that is up has refused, is no outage.
+    /// Converts the failure for the router. A defect of one tenant's record and a refusal by a running server are no
+    /// outage.
     pub(super) fn into_error(mut self) -> BoxError {
         if let Some(defect) = self.defect.take() {
             return defect.into();
@@ -86,15 +87,15 @@ impl Failure {
     }
 }
 
-/// Who is to blame for the failure of a statement.
+/// The part that caused the failure of a statement.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Blame {
-    /// What was written, or another transaction. The session is good.
+    /// The written values, or another transaction. The session is good.
     Others,
-    /// Disk, memory, locks, a time limit: the statement may fail on another session just as well.
+    /// Disk, memory, locks or a time limit. The statement may fail on another session, too.
     Load,
-    /// The statement, or the session: it may have settings that the role does not have any more, or lead to a server that
-    /// is not the primary any more.
+    /// The statement or the session. The session may have settings that the role no longer has, or lead to a server
+    /// that is no longer the primary.
     Statement,
     /// The session, which has ended.
     Session,
@@ -147,7 +148,7 @@ impl std::error::Error for Failure {
 
 const UNREACHABLE: &str = "the catalog's Postgres cannot be reached, or broke off";
 
-/// What to do about it, where there is something to do.
+/// Returns the message for an error code, with advice if the operator can do something.
 fn advice(code: &SqlState) -> &'static str {
     match *code {
         SqlState::INSUFFICIENT_PRIVILEGE => {
@@ -197,7 +198,7 @@ fn blame(said: &DbError) -> Blame {
     }
 }
 
-/// What is wrong with the record, if it is only about that.
+/// Returns the defect of the record, if that alone caused the error.
 fn defect(err: &tokio_postgres::Error) -> Option<InvalidRecord> {
     let said = err.as_db_error()?;
     if said.constraint() == Some(ONE_DATABASE) {
@@ -205,7 +206,7 @@ fn defect(err: &tokio_postgres::Error) -> Option<InvalidRecord> {
         let message = format!("another tenant has this database already: {which}");
         return Some(InvalidRecord::new(message));
     }
-    // Data exception, and violation of a constraint.
+    // 22 is a data exception, 23 the violation of a constraint.
     let class = said.code().code().get(..2)?;
     matches!(class, "22" | "23").then(|| {
         InvalidRecord::new(format!(

@@ -1,7 +1,7 @@
-//! A doorbell: somebody has written, so it may be worth asking for changes.
+//! A doorbell that rings when a record was written, so that the router asks for changes.
 //!
-//! What was written is never read from a notification. One can get lost, with the connection or with a pooler in between,
-//! and then the next question for changes answers just the same.
+//! A notification carries no data. It can get lost with the connection or at a pooler in between. The router's next
+//! regular question for changes then returns the same answer.
 
 use std::{
     future::poll_fn,
@@ -24,17 +24,17 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{connections::Connections, failure::Failure, schema::quoted};
 use crate::sync::{lock, retry::backoff};
 
-/// Waits between two attempts to listen.
+/// First wait between two attempts to listen.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
-/// Whoever listened so long had a good connection.
+/// Age of a connection above which the waits start again from the first.
 const SETTLED: Duration = Duration::from_secs(60);
 
-/// Listens on a connection of its own, from the first time that somebody waits until it is dropped.
+/// Listens on a connection of its own, from the first wait for a ring until it is dropped.
 pub(super) struct Listener {
     channel: String,
     rung: watch::Sender<u64>,
-    // Held for a look or a start.
+    // Held to check the task or to start it.
     task: Mutex<Option<AbortOnDropHandle<()>>>,
 }
 
@@ -47,7 +47,7 @@ impl Listener {
         }
     }
 
-    /// Waits until it has rung more often than `heard` says, which is then raised.
+    /// Waits until the listener has rung more often than `heard` says, then raises `heard`.
     ///
     /// # Cancel safety
     /// A ring that is not returned wakes the next call.
@@ -59,7 +59,7 @@ impl Listener {
         }
     }
 
-    /// Starts to listen, also again if the runtime of the last task has ended.
+    /// Starts the task, unless it runs. The task ends with the runtime that it was started on.
     fn start(&self, connections: &Connections) {
         let mut task = lock(&self.task);
         if task.as_ref().is_none_or(AbortOnDropHandle::is_finished) {
@@ -70,7 +70,7 @@ impl Listener {
     }
 }
 
-/// Listens until it is aborted, and connects again whenever the connection ends.
+/// Listens until it is aborted, and reconnects whenever the connection ends.
 async fn listen(connections: Connections, channel: String, rung: watch::Sender<u64>) {
     let waits = || backoff(FIRST_WAIT, LONGEST_WAIT);
     let (mut next, mut began) = (waits(), Instant::now());
@@ -109,7 +109,7 @@ async fn listen_once(
         if !listens && let Poll::Ready(answer) = asked.as_mut().poll(cx) {
             answer.map_err(|_| Failure::late(limit))??;
             listens = true;
-            ring(rung); // for what was missed until now
+            ring(rung); // for writes that were missed until now
         }
         Poll::Pending
     })
@@ -122,7 +122,7 @@ async fn ask(client: &Client, channel: &str) -> Result<(), tokio_postgres::Error
         .await
 }
 
-/// Reads whatever the server has sent; says whether it has ended the connection.
+/// Reads the messages that the server has sent. Returns whether the server has ended the connection.
 fn hears<S, T>(
     connection: &mut Connection<S, T>,
     cx: &mut std::task::Context<'_>,

@@ -1,4 +1,4 @@
-//! Sealing everything anew with the newest key, while others go on writing.
+//! Resealing of all passwords with the newest key, while replicas go on writing.
 
 use tokio_postgres::{Row, types::Type};
 
@@ -18,12 +18,12 @@ use crate::{
     },
 };
 
-/// How many passwords are sealed with one statement.
+/// Number of passwords that one statement reseals.
 const PAGE: i64 = 200;
-/// How often everything is gone through. More than one pass is needed where replicas still seal with an older key.
+/// Most passes through all passwords. More than one is needed if replicas still seal with an older key.
 const PASSES: usize = 8;
 
-/// What is to be written, if the old bytes are still there: one entry per password.
+/// The passwords of one statement, an entry for each. One is written only if its old bytes are still stored.
 #[derive(Default)]
 struct Page {
     tenants: Vec<String>,
@@ -32,30 +32,30 @@ struct Page {
     marks: Vec<Vec<u8>>,
 }
 
-/// How far it has come.
+/// The progress of one pass.
 #[derive(Default)]
 struct Pass {
     resealed: u64,
-    /// Passwords that do not open, and why the first one does not.
+    /// Number of passwords that do not open; `why` is the error of the first.
     unreadable: u64,
     why: Option<InvalidRecord>,
-    /// Passwords that somebody else has written meanwhile.
+    /// `true` if a replica wrote one of the passwords during the pass.
     overtaken: bool,
 }
 
 impl Postgres {
-    /// Seals every password of the namespace anew that is not sealed with the newest key of the ring, and returns how
-    /// many that were. Afterwards no older key is needed, provided that every replica has the newest one as its first.
+    /// Seals every password of the namespace anew that is not sealed with the newest key of the ring. Returns the
+    /// number of those passwords. Afterwards no older key is needed, if every replica has the newest one as its first.
     ///
-    /// It goes on in pages, beside everything else that is done with the catalog, and may be stopped and called again.
-    /// How far it has come is told by an event `reseal` after each page.
+    /// The work is done in pages, while the catalog stays in use. It may be stopped and called again. An event `reseal`
+    /// reports the progress after each page.
     ///
     /// # Errors
-    /// If the catalog fails, if there are no keys, or if passwords are there that no key of the ring opens. All others are
-    /// done then.
+    /// If the catalog fails, if there are no keys, or if no key of the ring opens some of the passwords. In the last
+    /// case, all other passwords are resealed.
     ///
     /// # Cancel safety
-    /// Dropping it leaves the page under way done or not done.
+    /// Dropping the future leaves the page under way either done or not done.
     pub async fn reseal(&self) -> Result<u64, BoxError> {
         let namespace = self.namespace()?.clone();
         let keys = self
@@ -141,7 +141,7 @@ impl Postgres {
 }
 
 impl Page {
-    /// Opens and seals what is in `rows`; what cannot be is counted.
+    /// Opens and seals the passwords in `rows`, and counts those for which that fails.
     fn of(rows: &[Row], namespace: &Namespace, keys: &KeyRing, pass: &mut Pass) -> Self {
         let mut page = Self::default();
         for row in rows {

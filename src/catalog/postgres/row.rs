@@ -1,4 +1,4 @@
-//! A record, and the columns that it is kept in.
+//! The conversion between a record and its columns.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::{
     sync::progress::LONGEST,
 };
 
-/// What is read, by the names that [`record`] knows. Times are what is left of them, in microseconds.
+/// The columns to read, by the names that [`record`] uses. Times are remaining times in microseconds.
 pub(super) const READ: &str = "
     t.tenant, t.state, t.org, t.project, t.branch, t.endpoint, t.region, t.direct_host, t.pooled_host, t.port,
     t.database, t.role, t.suspend_after, t.is_neon, t.encryption, t.session_reset, t.key_id, t.credential, t.plan,
@@ -30,7 +30,7 @@ pub(super) const READ: &str = "
     CASE WHEN t.lease_owner IS NOT NULL
          THEN (extract(epoch FROM t.lease_until - clock_timestamp()) * 1000000)::bigint END AS leased_for";
 
-/// Columns of which a change raises the generation.
+/// The columns whose changes raise the generation.
 pub(super) const PLACE: [&str; 14] = [
     "org",
     "project",
@@ -48,7 +48,7 @@ pub(super) const PLACE: [&str; 14] = [
     "session_reset",
 ];
 
-/// What is written, as the columns have it.
+/// The values of the columns to write.
 #[derive(Debug, Default)]
 pub(super) struct Columns {
     state: String,
@@ -76,15 +76,15 @@ pub(super) struct Columns {
     key_id: Option<String>,
     credential: Option<Vec<u8>>,
     mark: Option<Vec<u8>>,
-    /// In microseconds from now.
+    /// Remaining doubt, in microseconds from now.
     pub(super) doubt: Option<i64>,
-    /// By which marks, of which keys, the credential is seen to be the same as before.
+    /// Ids of the keys of `same_marks`. The credential is unchanged if its stored mark is one of these.
     pub(super) same_keys: Vec<String>,
     pub(super) same_marks: Vec<Vec<u8>>,
 }
 
 impl Columns {
-    /// `record` as it is written. Its password is sealed with the newest key.
+    /// Returns the columns of `record`. Its password is sealed with the newest key.
     pub(super) fn of(
         record: &Record,
         namespace: &Namespace,
@@ -99,7 +99,7 @@ impl Columns {
             schema_version: record.schema_version,
             attempts: record.attempts.clone(),
             condemned: record.condemned.clone(),
-            // Whatever went wrong wrote it, and Postgres keeps no NUL.
+            // The text may come from anywhere, and Postgres stores no NUL.
             last_error: record
                 .last_error
                 .as_ref()
@@ -159,7 +159,7 @@ impl Columns {
         Ok(())
     }
 
-    /// The columns that are written as they are, in the order in which the statement names them.
+    /// Returns the columns that are written as they are, in the order in which the statement names them.
     pub(super) fn written(&self) -> Vec<(&'static str, Param<'_>)> {
         vec![
             ("state", (&self.state, Type::TEXT)),
@@ -194,7 +194,7 @@ impl Columns {
 pub(super) const NO_KEYS: &str = "the catalog has no keys to seal passwords with; give it a KeyRing, or leave the passwords \
      at the control plane";
 
-/// The record in `row`. Where there are no keys, its password is left out.
+/// Returns the record in `row`. Without keys, its password is left out.
 pub(super) fn record(
     row: &Row,
     namespace: &Namespace,
@@ -251,7 +251,7 @@ fn placement(row: &Row) -> Result<Option<Placement>, InvalidRecord> {
     Ok(Some(placement))
 }
 
-/// Without its password.
+/// Returns the endpoint in `row`, without its password.
 pub(super) fn endpoint(row: &Row) -> Result<Option<Endpoint>, InvalidRecord> {
     let Some(host) = get::<Option<String>>(row, "direct_host")? else {
         return Ok(None);
@@ -311,7 +311,7 @@ fn attempt(row: &Row) -> Result<Option<Attempt>, InvalidRecord> {
     Ok(id.map(|id| Attempt::new(id, doubt)))
 }
 
-/// Where a tenant's password belongs: what it is sent to, and how.
+/// Returns the place that a tenant's password is bound to: the tenant, the role, the server and the encryption.
 pub(super) fn place(namespace: &Namespace, tenant: &TenantId, endpoint: &Endpoint) -> Binding {
     Binding::new(&[
         namespace.as_str(),
@@ -339,7 +339,7 @@ fn reset_name(reset: SessionReset) -> &'static str {
     }
 }
 
-/// A column of the row, whose other values are still fine if it makes no sense.
+/// Returns the value of a column. If it is invalid, the other columns can still be read.
 pub(super) fn get<T: FromSqlOwned>(row: &Row, column: &'static str) -> Result<T, InvalidRecord> {
     row.try_get(column).map_err(|_| broken(column))
 }
@@ -359,12 +359,12 @@ pub(super) fn micros(time: Duration) -> i64 {
     i64::try_from(time.as_micros()).unwrap_or(i64::MAX)
 }
 
-/// A time that may not be longer than any work.
+/// Returns the time of a lease in microseconds, limited to the longest time of any work.
 pub(super) fn lease_micros(time: Duration) -> i64 {
     micros(time.min(LONGEST))
 }
 
-/// What the catalog never lets fall below zero.
+/// Converts a number that the catalog never lets fall below zero.
 pub(super) fn count(number: i64) -> u64 {
     u64::try_from(number).unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! The catalog's tables: created, and upgraded when a later version of the crate needs more.
+//! The creation of the catalog's tables, and their upgrade when a later version of the crate needs more.
 
 use std::time::Duration;
 
@@ -10,11 +10,11 @@ use super::{
     failure::Failure,
 };
 
-/// Longest time for all of it. Callers wait as long as their own limit says; it goes on without them.
+/// Longest time for an upgrade. It goes on after the time limit of a waiting caller is over.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// What each version adds to the one before; `{schema}` stands for the schema's name. A version that was released is
-/// never changed, and none takes anything away: an older release of the crate goes on working beside a newer one.
+/// The statements by which each version extends the one before; `{schema}` stands for the schema's name. A released
+/// version is never changed, and none removes anything: an older release of the crate keeps working beside a newer one.
 const MIGRATIONS: &[&str] = &[
     r#"
 CREATE TABLE {schema}.namespaces (
@@ -65,7 +65,7 @@ CREATE UNIQUE INDEX tenants_database ON {schema}.tenants (project)
     WHERE project IS NOT NULL AND state <> 'deleted';
 CREATE INDEX tenants_version ON {schema}.tenants (namespace, version);
 "#,
-    // What an older release writes leaves it as it is.
+    // Writes of an older release leave the new column as it is.
     "
 ALTER TABLE {schema}.tenants ADD max_connections bigint
     CONSTRAINT tenants_max_connections CHECK (max_connections > 0);
@@ -91,12 +91,12 @@ impl Schema {
         }
     }
 
-    /// The version that this release works with.
+    /// Returns the version that this release works with.
     pub(super) fn latest() -> usize {
         MIGRATIONS.len()
     }
 
-    /// Creates what is missing, up to `version`. Tables that are newer are left as they are.
+    /// Creates or upgrades the tables, up to `version`. Newer tables are left as they are.
     pub(super) async fn upgrade(&self, to: &Connections, version: usize) -> Result<(), Failure> {
         let work = async {
             if self
@@ -114,7 +114,7 @@ impl Schema {
         within(LIMIT, work).await
     }
 
-    /// The version that is there; `None` if there is nothing. Takes no lock, and no more than the right to read.
+    /// Returns the present version; `None` if there are no tables. Takes no lock, and needs only the privilege to read.
     async fn present(&self, at: &Connections) -> Result<Option<usize>, Failure> {
         let sql = format!(
             "SELECT current_setting('server_encoding'), coalesce(max(version), 0) FROM {}.migrations",
@@ -133,7 +133,7 @@ impl Schema {
         }
     }
 
-    /// One replica at a time, and all or nothing.
+    /// Upgrades the tables in one transaction, under a lock that admits one replica at a time.
     async fn upgrade_locked(&self, session: &Session, version: usize) -> Result<(), Failure> {
         let begin = format!(
             "BEGIN ISOLATION LEVEL READ COMMITTED;
@@ -157,10 +157,10 @@ impl Schema {
         Ok(session.batch_execute("COMMIT").await?)
     }
 
-    /// Makes sure that there is a place to write the version into; returns the one that is there.
+    /// Creates the schema and the table of versions if they are missing. Returns the present version.
     async fn prepared(&self, session: &Session) -> Result<usize, Failure> {
         let (schema, table) = (&self.name, format!("{}.migrations", self.quoted));
-        // The rights to create are asked for only where there is something to create.
+        // The privilege to create is needed only if something is missing.
         let sql = "SELECT current_setting('server_encoding'),
                           EXISTS (SELECT FROM pg_namespace WHERE nspname = $1::name)";
         let row = session
@@ -189,7 +189,7 @@ impl Schema {
         Ok(usize::try_from(row.try_get::<_, i32>(0)?).unwrap_or_default())
     }
 
-    /// The number of the lock that replicas meet at.
+    /// Returns the number of the advisory lock that all replicas take.
     fn lock(&self) -> i64 {
         let digest = Sha256::digest(format!("tenantry migrations {}", self.name));
         let mut bytes = [0; 8];
@@ -198,12 +198,12 @@ impl Schema {
     }
 }
 
-/// A name as SQL has it, whatever its characters.
+/// Returns a name as a quoted SQL identifier.
 pub(super) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// Tenants' ids are kept as they are only in UTF-8.
+/// Fails unless the encoding is UTF-8: no other one stores every tenant's id.
 fn check_encoding(encoding: &str) -> Result<(), Failure> {
     if encoding == "UTF8" {
         return Ok(());

@@ -1,4 +1,4 @@
-//! The SQL. Every call is one statement, so that none is half done, and none needs a transaction held open.
+//! The SQL statements. Every call is one statement, so that none is half done or holds a transaction open.
 
 use super::{
     row::{Columns, PLACE, READ},
@@ -29,13 +29,13 @@ impl Statements {
             ),
             lease: lease(&place),
             write: write(&place),
-            // Owner and end go both, so that a renewal that comes late is a grant of its own.
+            // Owner and end are both cleared, so that a late renewal becomes a new grant.
             release: format!(
                 "UPDATE {place}.tenants SET lease_owner = NULL, lease_until = NULL
                  WHERE namespace = $1 AND tenant = $2 AND lease_owner = $3 AND token = $4"
             ),
-            // Each write has a version of its own, so a limit never falls between two rows of one version. Another server
-            // was started at another time, and every role may see when.
+            // Each write has a version of its own, so a limit never splits a version. The time at which the server was
+            // started identifies it, and every role may read that time.
             changes: format!(
                 "SELECT n.version AS present, t.tenant, t.version,
                         (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint AS incarnation
@@ -61,7 +61,9 @@ impl Statements {
     }
 }
 
-/// `$1` namespace, `$2` tenant, `$3` owner, `$4` microseconds. No row if somebody else has it.
+/// Returns the statement that grants a lease: `$1` namespace, `$2` tenant, `$3` owner, `$4` microseconds.
+///
+/// It returns no row if another owner has the lease.
 fn lease(place: &str) -> String {
     let until = "clock_timestamp() + $4 * interval '1 microsecond'";
     format!(
@@ -76,11 +78,12 @@ fn lease(place: &str) -> String {
     )
 }
 
-/// `$1` namespace, `$2` tenant, `$3` owner, `$4` token, `$5` the states that may become the new one, `$6` doubt, `$7` and
-/// `$8` the marks of the same credential and their keys, `$9` whether to release, `$10` the channel; then the columns.
+/// Returns the statement that replaces a record: `$1` namespace, `$2` tenant, `$3` owner, `$4` token, `$5` the states
+/// that may become the new one, `$6` doubt, `$7` and `$8` the keys of the marks of the same credential and the marks,
+/// `$9` whether to release, `$10` the channel; then the columns.
 ///
-/// No row if the lease is lost. The namespace's row is locked by whoever writes until that is committed: so a version is
-/// seen only when all smaller ones are.
+/// It returns no row if the lease is lost. Each write locks the namespace's row until it is committed, so that a
+/// version is visible only if all smaller ones are.
 fn write(place: &str) -> String {
     let columns = Columns::default();
     let written = columns.written();

@@ -1,4 +1,4 @@
-//! The catalog's tables, made sure of before they are asked.
+//! The catalog's tables, created or upgraded before the first statement.
 
 use std::sync::{
     Arc, Mutex,
@@ -15,17 +15,17 @@ use super::{
 };
 use crate::sync::lock;
 
-/// The connections, and whether what they lead to is as this release needs it.
+/// The connections, and whether their database has the tables that this release needs.
 pub(super) struct Tables {
     pub(super) connections: Connections,
     schema: Arc<Schema>,
-    /// Whether the tables are known to be there.
+    /// `true` once the tables are known to exist.
     there: AtomicBool,
-    // The last migration. Held for a look or a start.
+    // The last migration. Held to check it or to start one.
     migration: Mutex<Option<Migration>>,
 }
 
-/// Where the outcome of a migration is told.
+/// The receiver of a migration's outcome.
 type Migration = watch::Receiver<Option<Result<(), Failure>>>;
 
 impl Tables {
@@ -38,7 +38,7 @@ impl Tables {
         }
     }
 
-    /// Runs a statement within the time limit, after the tables are there.
+    /// Runs a statement within the time limit, after it has made sure that the tables exist.
     pub(super) async fn ask(
         &self,
         statement: &str,
@@ -57,7 +57,7 @@ impl Tables {
         result
     }
 
-    /// Waits until the tables are there. The work is in a task of its own: no caller's leaving stops it.
+    /// Waits until the tables exist. The work runs in a task of its own, which no caller can cancel.
     pub(super) async fn migrate(&self) -> Result<(), Failure> {
         let mut landed = self.migration();
         let result = match landed.wait_for(Option::is_some).await {
@@ -72,12 +72,12 @@ impl Tables {
         result
     }
 
-    /// Upgrades the tables to a version that need not be the last one.
+    /// Upgrades the tables to `version`, which need not be the latest.
     pub(super) async fn migrate_to(&self, version: usize) -> Result<(), Failure> {
         self.schema.upgrade(&self.connections, version).await
     }
 
-    /// The migration under way, or a new one.
+    /// Returns the migration under way, or starts one.
     fn migration(&self) -> Migration {
         let mut slot = lock(&self.migration);
         let goes_on = |it: &&Migration| it.has_changed().is_ok() && it.borrow().is_none();

@@ -1,4 +1,4 @@
-//! Whose record it is.
+//! Cases about namespaces and the ids of tenants.
 
 use super::{Outcome, Stage, equal, holds, tenant};
 use crate::{
@@ -14,7 +14,7 @@ pub(super) fn one_namespace<R: Catalog>(stage: &Stage<R>) -> Outcome {
     holds(other.is_err(), "it serves another namespace, too")
 }
 
-/// Ids of which some database or other takes two for the same.
+/// Returns ids that differ, and that some databases would compare as equal.
 fn ids() -> Vec<TenantId> {
     let longest = [
         "x".repeat(256),

@@ -1,4 +1,4 @@
-//! Who may change a record, and for how long.
+//! Cases about leases.
 
 use futures_util::future::join_all;
 
@@ -37,7 +37,7 @@ pub(super) async fn one_owner<R: Catalog>(stage: &Stage<R>) -> Outcome {
 pub(super) async fn renewal<R: Catalog>(stage: &Stage<R>) -> Outcome {
     let acme = tenant("acme");
     let (first, _) = stage.granted(&acme, "one", LEASE / 2).await?;
-    // As after an answer that was lost, too.
+    // A caller that did not get the answer also asks again like this.
     let (renewed, _) = stage.granted(&acme, "one", LEASE).await?;
     equal("the token of a renewed lease", &renewed.token, &first.token)?;
     let left = stage.held(&acme, "other").await?;
@@ -104,7 +104,7 @@ pub(super) async fn release<R: Catalog>(stage: &Stage<R>) -> Outcome {
     )?;
     records.release(&first).await?;
     stage.held(&acme, "one").await?;
-    // A write may give it back, too.
+    // A write may release the lease, too.
     stage.wrote(&second, &record, AfterWrite::Release).await?;
     stage.granted(&acme, "third", LEASE).await?;
     records

@@ -1,4 +1,4 @@
-//! What is told of many records, and of those that changed.
+//! Cases about lists, changes and look-ups.
 
 use std::{
     cell::Cell,
@@ -31,7 +31,7 @@ pub(super) async fn list<R: Catalog>(stage: &Stage<R>) -> Outcome {
         listed.extend(page.into_iter().map(|it| it.tenant));
     }
     equal("all pages together", &listed, &ids)?;
-    // There need not be a record at the place from which is listed.
+    // A list may start after an id that has no record.
     let from_gap = records.list(Some(&tenant("tenant-03x")), 1).await?;
     let first = from_gap.first().map(|it| it.tenant.as_str());
     equal("what comes after tenant-03x", &first, &Some("tenant-04"))?;
@@ -92,7 +92,7 @@ pub(super) async fn changes<R: Catalog>(stage: &Stage<R>) -> Outcome {
     equal("the version after a reset", &ahead.version, &since)
 }
 
-/// Every change must be told after it can be read, whatever else is written at the same time.
+/// Checks that every change is reported once it can be read, also beside concurrent writers.
 pub(super) async fn changes_beside_writers<R: Catalog>(stage: &Stage<R>) -> Outcome {
     const TURNS: i64 = 20;
     let ids: Vec<_> = (0..8)
@@ -120,7 +120,7 @@ async fn write_on<R: Catalog>(stage: &Stage<R>, id: &TenantId, turns: i64) -> Ou
     Ok(())
 }
 
-/// Reads whatever is told to have changed, until it is told of nothing new after all is written.
+/// Reads every record that is reported as changed, to the last page that follows the last write.
 async fn follow<R: Catalog>(
     stage: &Stage<R>,
     mut since: u64,

@@ -1,4 +1,4 @@
-//! What is written, and what may not be.
+//! Cases about writes, and about writes that must be refused.
 
 use std::time::{Duration, SystemTime};
 
@@ -19,7 +19,7 @@ pub(super) async fn whole<R: Catalog>(stage: &Stage<R>) -> Outcome {
         if let Some(endpoint) = &mut record.endpoint {
             endpoint.suspend_window = suspend_window;
         }
-        // Kept by the catalog, whatever is written.
+        // The catalog sets these itself, and must ignore the written values.
         record.generation = 1000;
         (record.created_at, record.updated_at) = (SystemTime::UNIX_EPOCH, SystemTime::UNIX_EPOCH);
         record.leased_for = None;
@@ -53,7 +53,7 @@ pub(super) async fn whole<R: Catalog>(stage: &Stage<R>) -> Outcome {
     )
 }
 
-/// A record with something in each field.
+/// Returns a record with a value in each field.
 fn full<R: Catalog>(stage: &Stage<R>, fresh: &Record, at: usize) -> Record {
     let mut record = fresh.clone();
     record.state = State::Preparing;
@@ -79,7 +79,7 @@ fn full<R: Catalog>(stage: &Stage<R>, fresh: &Record, at: usize) -> Record {
     record
 }
 
-/// Whether all is the same but what the catalog keeps itself.
+/// Checks that two records are equal, except for the fields that the catalog sets itself.
 fn same(what: &str, found: &Record, written: &Record) -> Outcome {
     let mut expected = written.clone();
     expected.generation = found.generation;
@@ -129,7 +129,7 @@ pub(super) async fn transitions<R: Catalog>(stage: &Stage<R>) -> Outcome {
     Ok(())
 }
 
-/// Something that is changed in a record.
+/// A named change of a record.
 type Change = (&'static str, fn(&mut Record));
 
 const STAYS: [Change; 7] = [
@@ -165,7 +165,7 @@ pub(super) async fn generation<R: Catalog>(stage: &Stage<R>) -> Outcome {
     for ((what, change), rises) in stays.into_iter().chain(password).chain(rises) {
         change(&mut record);
         record.generation = 0;
-        // The second time nothing is changed any more.
+        // The second write changes nothing.
         for rises in [rises, false] {
             stage.wrote(&lease, &record, AfterWrite::Keep).await?;
             let now = stage.found(&acme).await?.generation;
@@ -178,7 +178,7 @@ pub(super) async fn generation<R: Catalog>(stage: &Stage<R>) -> Outcome {
     Ok(())
 }
 
-/// Where the tenant is reached.
+/// Returns the endpoint in `record`, adding one if there is none.
 fn reach(record: &mut Record) -> &mut Endpoint {
     record
         .endpoint
@@ -201,7 +201,7 @@ pub(super) async fn one_database<R: Catalog>(stage: &Stage<R>) -> Outcome {
         kept.placement.is_none(),
         "a record was written that was refused",
     )?;
-    // Nor another database of the same project: who deletes a tenant deletes its project.
+    // Another database of the same project is refused, too: deleting a tenant deletes its project.
     let mut neighbour = thief.clone();
     reach(&mut neighbour).database = "app2".into();
     stage
@@ -211,7 +211,7 @@ pub(super) async fn one_database<R: Catalog>(stage: &Stage<R>) -> Outcome {
             "the project of another tenant is written",
         )
         .await?;
-    // A tombstone gives it up, and gets it back only as long as nobody has it.
+    // A tombstone gives the project up, and gets it back only while no other tenant has it.
     for state in [State::Deleting, State::Deleted] {
         stage
             .refused(
@@ -224,7 +224,7 @@ pub(super) async fn one_database<R: Catalog>(stage: &Stage<R>) -> Outcome {
         stage.wrote(&first, &record, AfterWrite::Keep).await?;
     }
     stage.wrote(&second, &thief, AfterWrite::Keep).await?;
-    stage.wrote(&first, &record, AfterWrite::Keep).await?; // the tombstone itself
+    stage.wrote(&first, &record, AfterWrite::Keep).await?; // a tombstone may name the project
     record.state = State::Ready;
     stage
         .refused(

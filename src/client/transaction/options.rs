@@ -1,10 +1,10 @@
-//! How a transaction is run.
+//! The options of a transaction.
 
 use std::time::Duration;
 
 use tokio_postgres::IsolationLevel;
 
-/// How a transaction is run, and how often.
+/// The options of a transaction: its isolation level, its time limits and its retries.
 ///
 /// ```
 /// use std::time::Duration;
@@ -41,7 +41,7 @@ impl Default for TransactionOptions {
 }
 
 impl TransactionOptions {
-    /// The defaults.
+    /// Returns the default options.
     pub fn new() -> Self {
         Self::default()
     }
@@ -52,41 +52,44 @@ impl TransactionOptions {
         self
     }
 
-    /// Whether to wait for a moment without serialization conflicts before it begins. Defaults to no; of use only to a
-    /// `read` at level SERIALIZABLE, which then never fails for a conflict.
+    /// Sets whether the transaction waits, before it begins, for a moment without serialization conflicts. Defaults to
+    /// `false`. It has an effect only on a `read` at level SERIALIZABLE, which then never fails with a conflict.
     pub fn deferrable(mut self, deferrable: bool) -> Self {
         self.deferrable = deferrable;
         self
     }
 
-    /// Longest time for one statement, which Postgres enforces (SQLSTATE 57014). Defaults to the role's own. Set in the
-    /// transaction only (`SET LOCAL`): a plain `SET` through Neon's pooler would reach other clients too.
+    /// Sets the longest time for one statement, which Postgres enforces (SQLSTATE 57014). Defaults to the role's own
+    /// limit. It applies to the transaction only (`SET LOCAL`): a plain `SET` through Neon's pooler would affect other
+    /// clients too.
     pub fn statement_timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
         self.statement_timeout = limit.into();
         self
     }
 
-    /// Longest time for everything: a connection, all runs, and the commit. Defaults to 30 seconds, enough for a cold
-    /// start and a short transaction.
+    /// Sets the longest time for everything: the connection, all runs, and the commit. Defaults to 30 seconds, enough
+    /// for a cold start and a short transaction.
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.timeout = limit;
         self
     }
 
-    /// How often the closure may be run again. Defaults to 2. A connection that is lost before the closure is called
-    /// does not count, and a statement that was prepared before a schema change does.
+    /// Sets how often the closure may be run again. Defaults to 2. A further run after a lost connection does not count
+    /// if the closure had not been called. A further run after a statement that was prepared before a schema change
+    /// counts.
     pub fn retries(mut self, count: u32) -> Self {
         self.retries = count;
         self
     }
 
-    /// Whether to run it again after a serialization failure (40001) or a deadlock (40P01). Defaults to no.
+    /// Sets whether the closure is run again after a serialization failure (40001) or a deadlock (40P01). Defaults to
+    /// `false`.
     pub fn retry_conflicts(mut self, retry: bool) -> Self {
         self.retry_conflicts = retry;
         self
     }
 
-    /// What begins the transaction, in one round trip.
+    /// Returns the SQL that begins the transaction, in one round trip.
     pub(crate) fn begin(&self, access: Access) -> String {
         let level = match self.isolation {
             Some(IsolationLevel::ReadUncommitted) => " ISOLATION LEVEL READ UNCOMMITTED",
@@ -111,11 +114,11 @@ impl TransactionOptions {
     }
 }
 
-/// What a transaction may do.
+/// The access mode of a transaction.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Access {
     ReadOnly,
-    /// As the database has it: READ WRITE, unless its operator has changed that.
+    /// The database's default: READ WRITE, unless its operator has changed that.
     Default,
 }
 

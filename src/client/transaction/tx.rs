@@ -17,15 +17,16 @@ use crate::{
 /// before the closure's future ends.
 ///
 /// It derefs to deadpool-postgres's client, so `query_typed`, `prepare_cached` and everything that takes its
-/// `GenericClient` (as `&*tx`) work. Do not send `BEGIN`, `COMMIT` or `ROLLBACK` on it; for savepoints, send `SAVEPOINT` and
-/// `ROLLBACK TO` as text. A stream of rows or a `COPY` must be finished before the closure ends: COMMIT waits for it.
+/// `GenericClient` (as `&*tx`) work. Do not send `BEGIN`, `COMMIT` or `ROLLBACK` on it; for savepoints, send
+/// `SAVEPOINT` and `ROLLBACK TO` as text. Finish a stream of rows or a `COPY` before the closure ends: COMMIT waits for
+/// it.
 pub struct Tx {
-    // Only its drop takes it.
+    // `None` only during the drop.
     lease: Option<Lease>,
     home: Arc<Home>,
 }
 
-/// Where the connection goes when the closure is done with it.
+/// The place where a dropped [`Tx`] leaves its lease for the router to commit.
 pub(crate) type Home = Mutex<Option<Lease>>;
 
 impl Tx {
@@ -40,12 +41,12 @@ impl Tx {
         self.lease.as_ref().expect("only drop takes it")
     }
 
-    /// Whose database this is.
+    /// Returns the tenant whose database this is.
     pub fn tenant(&self) -> &TenantId {
         self.lease().tenant()
     }
 
-    /// A token that stops what runs on the connection, from another task.
+    /// Returns a token that cancels the running query from another task.
     pub fn cancel_token(&self) -> CancelToken {
         token_of(self.lease())
     }

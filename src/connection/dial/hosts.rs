@@ -1,4 +1,4 @@
-//! Memory of hosts between one connection and the next.
+//! The memory of hosts, which lasts from one connection to the next.
 
 use std::{hash::Hash, net::SocketAddr, time::Duration};
 
@@ -7,20 +7,20 @@ use tokio::time::Instant;
 
 use crate::model::secret::Secret;
 
-/// Most addresses, and most hosts, that are remembered. The least recently used leaves first.
+/// Most addresses, and most hosts, that are remembered. The least recently used is dropped first.
 const MOST: u64 = 10_000;
-/// Time for which an address that did not answer comes after the others of its host. Then it may be up again.
+/// Time for which an address that did not answer is tried after the others of its host. Then it may be up again.
 const AVOIDANCE: Duration = Duration::from_secs(300);
-/// Longest time for which the parts of a host disagree about a password that is being changed.
+/// Longest time for which a host's proxy and its database disagree about a password that is being changed.
 const ROTATION: Duration = Duration::from_secs(60);
 
-/// Memory of hosts and their addresses. Bounded.
+/// A bounded memory of hosts and their addresses.
 #[derive(Debug)]
 pub(super) struct Hosts {
-    /// The addresses that were of no use. Hosts share them: at Neon each tenant has a host of its own, and all of them lead
-    /// to the same few proxies.
+    /// The addresses that did not answer in time. Hosts share them: at Neon each tenant has its own host, and all these
+    /// hosts lead to the same few proxies.
     useless: Cache<SocketAddr, Instant>,
-    /// The passwords that a host's proxy took and the database did not. Hosts are named with their ports.
+    /// The passwords that a host's proxy accepted and its database refused, by host and port.
     outdated: Cache<String, (Secret, Instant)>,
 }
 
@@ -34,13 +34,13 @@ impl Default for Hosts {
 }
 
 impl Hosts {
-    /// Whether the other addresses of a host are to be tried before `address`.
+    /// Returns whether the other addresses of a host are tried before `address`.
     pub(super) fn is_useless(&self, address: &SocketAddr) -> bool {
         let since = self.useless.get(address);
         since.is_some_and(|since| since.elapsed() < AVOIDANCE)
     }
 
-    /// Remembers whether a server answered at `address`: it took the socket in time, and said something to the login.
+    /// Remembers whether a server answered at `address`: it accepted the socket in time, and replied to the login.
     pub(super) fn note(&self, address: SocketAddr, answered: bool) {
         if answered {
             self.useless.invalidate(&address);
@@ -49,13 +49,13 @@ impl Hosts {
         }
     }
 
-    /// Remembers that the proxy at `host` still takes `password`, which the database behind it does not.
+    /// Remembers that the proxy at `host` still accepts `password`, which the database behind it refuses.
     pub(super) fn note_outdated(&self, host: &str, password: &Secret) {
         let outdated = (password.clone(), Instant::now());
         self.outdated.insert(host.to_owned(), outdated);
     }
 
-    /// Whether the proxy at `host` may refuse `password` only because it still holds an older one.
+    /// Returns whether the proxy at `host` may refuse `password` only because it still holds an older one.
     pub(super) fn may_lag_behind(&self, host: &str, password: &Secret) -> bool {
         let Some((outdated, since)) = self.outdated.get(host) else {
             return false;
@@ -63,7 +63,7 @@ impl Hosts {
         since.elapsed() < ROTATION && outdated != *password
     }
 
-    /// Forgets that a password was outdated: the host has taken one.
+    /// Forgets the outdated password of `host`, which has accepted a login.
     pub(super) fn note_login(&self, host: &str) {
         self.outdated.invalidate(host);
     }
@@ -74,7 +74,7 @@ where
     K: Eq + Hash + Send + Sync + 'static,
     T: Clone + Send + Sync + 'static,
 {
-    // Its clock is the system's, which is never paused: it only frees memory.
+    // The cache uses the system's clock, which is never paused, so its time limit only frees memory.
     Cache::builder()
         .max_capacity(MOST)
         .eviction_policy(EvictionPolicy::lru())

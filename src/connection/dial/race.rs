@@ -1,21 +1,21 @@
-//! Races the addresses of a host, as RFC 8305 (Happy Eyeballs) has it: the next one is tried when the last has failed,
-//! or has been silent for a moment, and the first to answer wins.
+//! Races the addresses of a host as in RFC 8305 (Happy Eyeballs): the next address is tried when the last has failed or
+//! has been silent for a short time, and the first to answer wins.
 //!
-//! Only sockets race. The login begins on the one that has won.
+//! Only sockets race. The login is sent on the socket that has won.
 
 use std::{future::Future, io, net::SocketAddr, time::Duration};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::time::{sleep, timeout};
 
-/// Wait for one address before the next is tried beside it: RFC 8305's connection attempt delay.
+/// Wait for one address before the next is tried in parallel: RFC 8305's connection attempt delay.
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
-/// Longest wait for one address to take the socket. Neon's proxies are always up; a lost packet is sent again after 1 s.
+/// Longest wait for one address to accept the socket. Neon's proxies are always up; a lost packet is resent after 1 s.
 const TCP_TIMEOUT: Duration = Duration::from_secs(3);
 /// Most addresses of one host that are tried at a time.
 const MOST_AT_ONCE: usize = 4;
 
-/// The order in which to try `addresses`: those that `is_useless` says nothing against first. The two families take turns.
+/// Returns `addresses` in the order in which to try them: those that are not `is_useless` first, families alternating.
 pub(super) fn order(
     addresses: Vec<SocketAddr>,
     is_useless: impl Fn(&SocketAddr) -> bool,
@@ -26,7 +26,7 @@ pub(super) fn order(
     ordered
 }
 
-/// `addresses`, each once, those of one family between those of the other.
+/// Returns `addresses` without duplicates, with the two families alternating.
 fn by_turns(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     let mut each = Vec::with_capacity(addresses.len());
     for address in addresses {
@@ -46,13 +46,13 @@ fn by_turns(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
         .collect()
 }
 
-/// Connects to the first of `addresses` that answers, and says which of them that is.
+/// Connects to the first of `addresses` that answers, and returns its index with the connection.
 ///
 /// # Errors
-/// That of the address that failed last, if all of them have.
+/// The error of the address that failed last, if all have failed.
 ///
 /// # Cancel safety
-/// Dropping it closes every socket.
+/// Dropping the future closes every socket.
 pub(super) async fn race<T, Fut>(
     addresses: &[SocketAddr],
     connect: impl Fn(SocketAddr) -> Fut,
@@ -106,7 +106,7 @@ mod tests {
 
     use super::*;
 
-    /// How an address answers.
+    /// The answer of an address.
     #[derive(Clone, Copy)]
     enum Answer {
         After(Duration),
@@ -119,7 +119,7 @@ mod tests {
         SocketAddr::from(([10, 0, 0, u8::try_from(number).unwrap()], 5432))
     }
 
-    /// An address that is tried; its drop notes the end.
+    /// A running attempt at an address. Its drop logs the end.
     struct Tried<'a>(&'a Mutex<Log>);
 
     #[derive(Default)]
@@ -135,8 +135,8 @@ mod tests {
         }
     }
 
-    /// Races addresses with these answers: the number of the winner or the error, after how many milliseconds, and what was
-    /// tried.
+    /// Races addresses with these answers. Returns the winner's index or the error, the milliseconds that it took, and
+    /// the log of attempts.
     async fn raced(answers: &[Answer]) -> (Result<usize, io::Error>, u128, Log) {
         let (log, start) = (Mutex::new(Log::default()), Instant::now());
         let all: Vec<_> = (0..answers.len()).map(address).collect();

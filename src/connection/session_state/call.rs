@@ -1,14 +1,14 @@
 //! Calls of `set_config`.
 
-/// A call that is being read. With a plain `true` as its last argument it leaves nothing behind its transaction.
+/// A call that is being read. If its last argument is a plain `true`, the call leaves nothing after its transaction.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Call {
-    /// Parentheses that are open.
+    /// Number of open parentheses.
     depth: u32,
     argument: Argument,
 }
 
-/// What has been read of an argument.
+/// The part of an argument that has been read.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Argument {
     Nothing,
@@ -17,7 +17,7 @@ enum Argument {
 }
 
 impl Call {
-    /// A call of which the name was read.
+    /// Creates a call whose name was just read.
     pub(super) fn new() -> Self {
         Self {
             depth: 0,
@@ -25,12 +25,12 @@ impl Call {
         }
     }
 
-    /// Reads on, by the first byte of a word or a sign. Once the call is over, returns whether it leaves nothing.
+    /// Reads a sign, or a word by its first byte. At the end of the call, returns whether the call leaves nothing.
     pub(super) fn read(&mut self, token: u8, is_true: bool) -> Option<bool> {
         let before = std::mem::replace(&mut self.argument, Argument::Other);
         match (token, self.depth) {
             (b'(', _) => self.depth = self.depth.saturating_add(1),
-            (_, 0) => return Some(true), // a column of that name
+            (_, 0) => return Some(true), // no call, but a column of that name
             (b')', 1) => return Some(before == Argument::True),
             (b')', _) => self.depth -= 1,
             (b',', 1) => self.argument = Argument::Nothing,

@@ -1,25 +1,25 @@
-//! Whether a text of SQL may leave something in its session.
+//! Detects whether SQL text may leave state in its session.
 
 use super::call::Call;
 use crate::connection::status::Residue;
 
-/// Reads a text as it passes, in pieces of any size.
+/// Reads SQL text as it passes, in pieces of any size.
 ///
-/// It knows statements that leave nothing by their first word, and functions that leave something by their name. Where
-/// it is not certain how Postgres reads the text, it says that something may be left.
+/// It knows statements that leave nothing by their first word, and functions that leave state by their name. If it is
+/// not certain how Postgres reads the text, it reports that state may be left.
 #[derive(Debug)]
 pub(super) struct Scan {
     place: Place,
     step: Step,
     /// The call of `set_config` that is being read.
     call: Option<Call>,
-    /// Whether the last word was INTO, or LOCAL or GLOBAL behind it.
+    /// `true` if the last word was INTO, or LOCAL or GLOBAL after it.
     into: bool,
-    /// Whether a backslash in a string may escape the quote behind it.
+    /// `true` if a backslash in a string may escape the quote after it.
     escapes: bool,
-    /// Whether that holds for strings without the prefix `E` as well.
+    /// `true` if that also holds for strings without the prefix `E`.
     pub(super) escapes_by_default: bool,
-    /// The byte before; 0 if it cannot belong to the next sign.
+    /// The previous byte; 0 if it cannot belong to the next sign.
     last: u8,
     word: [u8; Self::LONGEST],
     length: usize,
@@ -27,40 +27,40 @@ pub(super) struct Scan {
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Place {
-    /// Between words, and in them.
+    /// Between words, or in a word.
     Code,
     /// In a double-quoted name, whose words count.
     Quoted,
-    /// Behind a dollar sign that begins no word.
+    /// After a dollar sign that is not part of a word.
     Dollar,
     String,
-    /// In a comment of one line.
+    /// In a comment that ends with its line.
     Line,
-    /// In any other comment, and how many are open.
+    /// In a block comment, with the number of open ones.
     Block(u32),
-    /// Behind the text.
+    /// After the end of the text.
     Over,
 }
 
-/// Where in a statement a word stands.
+/// The position of a word in its statement.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Step {
     First,
-    /// Behind SET.
+    /// After SET.
     Set,
-    /// Behind SET LOCAL and its like, which could still be the name of a setting: `SET local.x = 1`.
+    /// After SET LOCAL and its like, where `local` could still be the name of a setting: `SET local.x = 1`.
     Local,
-    /// Behind DISCARD.
+    /// After DISCARD.
     Discard,
-    /// Behind PREPARE.
+    /// After PREPARE.
     Prepare,
-    /// Behind PREPARE TRANSACTION, which could still be the name of a statement.
+    /// After PREPARE TRANSACTION, where `transaction` could still be the name of a statement.
     Transaction,
     Rest,
 }
 
 impl Scan {
-    /// No word that counts is longer.
+    /// Most bytes of a word that are kept. No word that matters is longer.
     const LONGEST: usize = 32;
 
     pub(super) fn new() -> Self {
@@ -87,12 +87,12 @@ impl Scan {
         };
     }
 
-    /// Passes over a body that has no text.
+    /// Skips a body that has no SQL text.
     pub(super) fn skip(&mut self) {
         self.place = Place::Over;
     }
 
-    /// Reads on; returns what may be left by what was read.
+    /// Reads the next bytes, and returns the residue that they may leave.
     pub(super) fn read(&mut self, bytes: &[u8]) -> Residue {
         let mut residue = Residue::NONE;
         for &byte in bytes {
@@ -122,7 +122,7 @@ impl Scan {
         Residue::NONE
     }
 
-    /// Reads on in a comment. Comments nest.
+    /// Reads a byte of a comment. Comments nest.
     fn comment(&mut self, open: u32, last: u8, byte: u8) {
         self.place = match (last, byte) {
             (b'*', b'/') if open == 1 => Place::Code,
@@ -157,12 +157,12 @@ impl Scan {
             }
             _ => {}
         }
-        // U&"…" spells letters by number.
+        // U&"…" may write letters as code points.
         let is_certain = last != b'&' || !matches!(byte, b'"' | b'\'');
         residue.and(unless(is_certain)).and(self.sign(byte))
     }
 
-    /// Reads on in a word. Digits in front of it are a number, or a parameter's.
+    /// Reads a byte of a word. Digits before a word belong to a number or a parameter.
     fn spell(&mut self, byte: u8) -> Residue {
         if self.length == 0 && byte.is_ascii_digit() {
             return self.argue(byte, false);
@@ -174,7 +174,7 @@ impl Scan {
         Residue::NONE
     }
 
-    /// A sign that belongs to no word, or white space.
+    /// Reads white space, or a sign that belongs to no word.
     fn sign(&mut self, byte: u8) -> Residue {
         if byte.is_ascii_whitespace() || byte == b'"' {
             return Residue::NONE;
@@ -234,7 +234,7 @@ impl Scan {
         residue
     }
 
-    /// Judges a word wherever it stands.
+    /// Judges a word that matters at any position.
     fn judge(&mut self, word: &[u8]) -> Residue {
         let is_temporary = self.into && matches!(word, b"temp" | b"temporary");
         self.into = word == b"into" || self.into && matches!(word, b"local" | b"global");
@@ -252,7 +252,7 @@ impl Scan {
         Residue::NONE
     }
 
-    /// Reads on in a call of `set_config`, if there is one.
+    /// Passes a token to the call of `set_config`, if one is being read.
     fn argue(&mut self, token: u8, is_true: bool) -> Residue {
         let ended = self.call.as_mut().and_then(|it| it.read(token, is_true));
         let Some(is_local) = ended else {
@@ -263,7 +263,7 @@ impl Scan {
     }
 }
 
-/// What may be left if it is not certain that nothing is.
+/// Returns no residue if it `is_certain` that nothing is left, and otherwise the residue that a reset undoes.
 fn unless(is_certain: bool) -> Residue {
     if is_certain {
         Residue::NONE
@@ -272,7 +272,7 @@ fn unless(is_certain: bool) -> Residue {
     }
 }
 
-/// Whether a statement that begins with that word leaves nothing, if no function in it does.
+/// Returns whether a statement that begins with `word` leaves nothing, unless a function in it does.
 fn is_harmless(word: &[u8]) -> bool {
     let harmless: &[&[u8]] = &[
         b"select",
@@ -313,7 +313,7 @@ fn contains(word: &[u8], part: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    /// What `sql` may leave, read in pieces of any size.
+    /// Returns the residue of `sql`, read in pieces of any size.
     fn left_by(sql: &str, escapes_by_default: bool) -> Residue {
         let text = [sql.as_bytes(), b"\0\0\0SET x = 1"].concat();
         let mut seen: Vec<_> = (1..=text.len())

@@ -1,7 +1,7 @@
-//! The last time that a connection was heard of, and doubts about it since.
+//! The last sign of life of a connection, and doubts about it since then.
 
 use std::{
-    sync::atomic::Ordering::{Acquire, Relaxed, Release},
+    sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release},
     time::Duration,
 };
 
@@ -22,7 +22,7 @@ impl ConnectionStatus {
         self.silent_at(Instant::now())
     }
 
-    /// Returns the time from then to `now`.
+    /// Returns the time from the server's last bytes to `now`.
     pub(crate) fn silent_at(&self, now: Instant) -> Duration {
         let heard = Duration::from_millis(self.last_read.load(Relaxed));
         now.duration_since(self.opened).saturating_sub(heard)
@@ -43,7 +43,7 @@ impl ConnectionStatus {
         self.suspected.store(true, Relaxed);
     }
 
-    /// Returns whether it is possibly dead, so that the server is asked on it before it is used.
+    /// Returns whether it is possibly dead, so that the server is pinged on it before it is used.
     pub(crate) fn is_suspect(&self) -> bool {
         self.suspected.load(Relaxed)
     }
@@ -58,9 +58,14 @@ impl ConnectionStatus {
         self.outdated.store(true, Release);
     }
 
-    /// Returns whether Postgres refused such a statement.
+    /// Returns whether Postgres refused a statement that was prepared before a schema change.
     pub(crate) fn is_outdated(&self) -> bool {
         self.outdated.load(Acquire)
+    }
+
+    /// Returns whether Postgres refused such a statement, and `true` only once.
+    pub(crate) fn take_outdated(&self) -> bool {
+        self.is_outdated() && !self.outdated_taken.swap(true, AcqRel)
     }
 }
 

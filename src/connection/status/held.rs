@@ -1,4 +1,4 @@
-//! For how long somebody has held a connection.
+//! The time for which a caller has held a connection.
 
 use std::{mem, time::Duration};
 
@@ -21,7 +21,7 @@ impl LoanAge {
         }
     }
 
-    /// For how long `loan` was seen to last; nothing if it was not seen before. It is from now on.
+    /// Returns the time since `loan` was first seen, which may be this call.
     pub(super) fn seen(&mut self, loan: u64) -> Duration {
         if self.loan != loan {
             (self.loan, self.since, self.told) = (loan, Instant::now(), false);
@@ -29,7 +29,8 @@ impl LoanAge {
         self.since.elapsed()
     }
 
-    /// For how long `loan`, the present one, was seen to last, if that is longer than `limit` and was not told before.
+    /// Returns the time since `loan`, the present one, was first seen, if it reaches `limit` and was not reported
+    /// before.
     pub(super) fn beyond(&mut self, limit: Duration, loan: u64) -> Option<Duration> {
         let held = self.seen(loan);
         let tells = held >= limit && !mem::replace(&mut self.told, held >= limit);

@@ -1,4 +1,4 @@
-//! Whether a session may keep something of its last user's.
+//! The state that a session may keep of its last user.
 
 use std::sync::atomic::{
     AtomicU8,
@@ -7,7 +7,7 @@ use std::sync::atomic::{
 
 use crate::model::endpoint::SessionReset;
 
-/// What a statement may leave in its session, as bits.
+/// The state that a statement may leave in its session, as bits.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Residue(u8);
 
@@ -17,7 +17,7 @@ impl Residue {
     pub(crate) const RESETTABLE: Self = Self(1);
     /// Only the end of the session undoes it.
     pub(crate) const LASTING: Self = Self(2);
-    /// Prepared statements are gone, which the driver does not know.
+    /// The server has dropped prepared statements, which the driver does not know.
     pub(crate) const FORGETS: Self = Self(4);
 
     pub(crate) const fn and(self, other: Self) -> Self {
@@ -28,7 +28,7 @@ impl Residue {
         self.0 & other.0 != 0
     }
 
-    /// The same, except `other`.
+    /// Returns the residue without `other`.
     pub(crate) const fn without(self, other: Self) -> Self {
         Self(self.0 & !other.0)
     }
@@ -39,12 +39,13 @@ const DIFFERS: u8 = 8;
 /// Set when a notification has come.
 const NOTIFIED: u8 = 16;
 
-/// What is known of one session. Written by the tap.
+/// The flags of one session, which the tap writes.
 #[derive(Debug)]
 pub(crate) struct SessionFlags {
-    /// When the session has to be reset.
+    /// The condition for a reset of the session.
     pub(crate) reset: SessionReset,
-    /// Ordered with the connection's `outstanding` and `parked`, as the tap writes here before a request counts.
+    /// The bits, ordered with the connection's `outstanding` and `parked`: the tap writes here before it counts a
+    /// request.
     bits: AtomicU8,
 }
 
@@ -63,7 +64,7 @@ impl SessionFlags {
         }
     }
 
-    /// Whether a statement was written that may have left something.
+    /// Returns whether a statement was written that may have left state.
     pub(crate) fn is_marked(&self) -> bool {
         self.bits.load(SeqCst) & !(DIFFERS | NOTIFIED) != 0
     }
@@ -77,22 +78,22 @@ impl SessionFlags {
         }
     }
 
-    /// Notes that a notification has come, so that the session listens.
+    /// Notes that a notification has come, which shows that the session listens.
     pub(crate) fn note_notification(&self) {
         self.bits.fetch_or(NOTIFIED, AcqRel);
     }
 
-    /// Whether the next user must not get it as it is.
+    /// Returns whether the next user must not get the session as it is.
     pub(crate) fn needs_reset(&self) -> bool {
         self.bits.load(SeqCst) != 0
     }
 
-    /// Whether a reset undoes everything that is known.
+    /// Returns whether a reset undoes all known residue.
     pub(crate) fn can_be_reset(&self) -> bool {
         self.bits.load(SeqCst) & Residue::LASTING.0 == 0
     }
 
-    /// Notes that the server has reset the session; says whether nothing is left that is known.
+    /// Notes that the server has reset the session, and returns whether no known residue is left.
     pub(crate) fn note_reset(&self) -> bool {
         let undone = Residue::RESETTABLE.0 | NOTIFIED;
         self.bits.fetch_and(!undone, SeqCst) & !undone == 0

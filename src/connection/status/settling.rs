@@ -1,4 +1,4 @@
-//! A connection's task, watched as it is woken and runs.
+//! Tracks when a connection's task is woken, and when it has run.
 
 use std::{
     future::Future,
@@ -14,7 +14,7 @@ use futures_util::task::AtomicWaker;
 
 use super::ConnectionStatus;
 
-/// A connection's task, whose every waking is noted before it runs.
+/// A connection's task whose every wake-up is counted before it runs.
 pub(crate) struct TrackedTask<F> {
     connection: F,
     bell: Arc<TrackingWaker>,
@@ -37,11 +37,11 @@ impl<F: Future + Unpin> Future for TrackedTask<F> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         self.bell.task.register(cx.waker());
-        // Read before the turn, stored after it: what arrives in between wakes the task once more.
+        // Read before the poll and stored after it: a request that arrives in between wakes the task once more.
         let woken = self.bell.watch.woken.load(Acquire);
         let waker = Waker::from(Arc::clone(&self.bell));
         let polled = Pin::new(&mut self.connection).poll(&mut Context::from_waker(&waker));
-        // A task that cannot write, or that nobody takes the rows from, is not done though it waits.
+        // A task that cannot write, or whose rows no caller takes, is pending but not done.
         if self.bell.watch.drained.load(Acquire) && !self.bell.watch.blocked.load(Acquire) {
             self.bell.watch.settled.store(woken, Release);
         }
@@ -54,7 +54,7 @@ impl<F: Future + Unpin> Future for TrackedTask<F> {
     }
 }
 
-/// Wakes the connection's task, and says so to whoever wants to know whether all is written.
+/// Wakes the connection's task, and counts the wake-up before that.
 struct TrackingWaker {
     watch: Arc<ConnectionStatus>,
     task: AtomicWaker,

@@ -1,28 +1,28 @@
 //! Messages of Postgres's protocol in a byte stream.
 
-/// Cuts a byte stream into messages, of which it keeps the tag and the start of the body.
+/// Cuts a byte stream into messages, and keeps the tag and the start of the body of each.
 #[derive(Debug)]
 pub(super) struct Frames {
-    /// Tag, four bytes of length, and as much of the body as anybody looks at.
+    /// Tag, four bytes of length, and the start of the body.
     head: [u8; Self::KEPT],
     have: usize,
-    /// Bytes of the body still to come that are not kept.
+    /// Number of body bytes that are still to come and are not kept.
     skip: usize,
-    /// Tag of the message whose bytes they are.
+    /// Tag of the message that those bytes belong to.
     passing: u8,
 }
 
 /// A part of a message.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Part<'a> {
-    /// Its tag, and as much of its body as is kept.
+    /// Its tag, and the start of its body.
     Start(u8, &'a [u8]),
-    /// Its tag, and some of what follows.
+    /// Its tag, and a further piece of its body.
     Rest(u8, &'a [u8]),
 }
 
 impl Frames {
-    /// An error's severity (twice), SQLSTATE and the start of its text fit easily.
+    /// Most bytes of a message that are kept. An error's severity (twice), SQLSTATE and start of its text fit easily.
     const KEPT: usize = 128;
 
     pub(super) fn new() -> Self {
@@ -34,7 +34,7 @@ impl Frames {
         }
     }
 
-    /// Frames whose first message, the startup packet, has no tag.
+    /// Creates frames for a stream whose first message, the startup packet, has no tag.
     pub(super) fn starting() -> Self {
         Self {
             have: 1,
@@ -42,7 +42,7 @@ impl Frames {
         }
     }
 
-    /// Calls `seen` with the start of each message whose kept part ends in `bytes`, and with what follows it there.
+    /// Calls `seen` with the start of each message whose kept part ends in `bytes`, and with every further piece of it.
     pub(super) fn pass(&mut self, mut bytes: &[u8], mut seen: impl FnMut(Part<'_>)) {
         while !bytes.is_empty() {
             if self.skip > 0 {

@@ -1,14 +1,15 @@
 //! Errors with which Postgres refuses a statement that was prepared before a schema change.
 //!
-//! It refuses the statement as long as that is prepared: behind PgBouncer, as long as the server connection lasts.
+//! It refuses the statement as long as the statement is prepared; behind PgBouncer, as long as the server connection
+//! lasts.
 
-/// SQLSTATE, tag of a field, and the start of the field. Messages may be translated, names of functions are not.
+/// SQLSTATE, tag of a field, and the start of the field. Messages may be translated, but names of functions are not.
 const SAID: &[(&str, u8, &str)] = &[
     ("0A000", b'R', "RevalidateCachedQuery"),
     ("0A000", b'M', "cached plan must not change result type"),
     ("XX000", b'M', "cache lookup failed for type "),
     ("42704", b'M', "type with OID "),
-    // The pooler and its server connection disagree about what is prepared.
+    // The pooler and its server connection disagree about which statements are prepared.
     ("26000", b'M', "prepared statement \"PGBOUNCER_"),
     ("42P05", b'M', "prepared statement \"PGBOUNCER_"),
 ];
@@ -30,7 +31,7 @@ pub(super) fn is_outdated_plan(body: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    /// The body of an error with those fields.
+    /// Returns the body of an error with those fields.
     fn body(code: &str, text: &str, routine: &str) -> Vec<u8> {
         format!("SERROR\0VERROR\0C{code}\0M{text}\0Fx.c\0L1\0R{routine}\0\0").into_bytes()
     }

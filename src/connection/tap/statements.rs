@@ -1,12 +1,13 @@
-//! Whether a text of SQL may end a transaction, as far as the first words of its statements tell.
+//! Detects whether SQL text may end a transaction, by the first words of its statements.
 
 mod lexer;
 
 use lexer::{Lexer, Token};
 
-/// Reads a text as it passes, in pieces of any size.
+/// Reads SQL text as it passes, in pieces of any size.
 ///
-/// It sees every end. Where servers read a text in different ways, by version or setting, it may see one that is none.
+/// It detects every end. If servers read a text in different ways, by version or setting, it may also report an end
+/// that is none.
 #[derive(Debug)]
 pub(crate) struct Statements {
     place: Place,
@@ -15,15 +16,15 @@ pub(crate) struct Statements {
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Place {
-    /// In front of the text: a prepared statement's name.
+    /// Before the text, in the name of a prepared statement.
     Name,
     /// At the start of a statement.
     Start,
-    /// Behind a ROLLBACK, which may yet be one to a savepoint.
+    /// After ROLLBACK, which may still turn out to be a rollback to a savepoint.
     Rollback,
     /// In the rest of a statement.
     Rest,
-    /// Behind the text.
+    /// After the end of the text.
     Over,
 }
 
@@ -56,7 +57,7 @@ impl Statements {
         self.place = Place::Over;
     }
 
-    /// Reads on; says whether a statement that may end a transaction was seen.
+    /// Reads the next bytes, and returns whether they show a statement that may end a transaction.
     pub(crate) fn ends_in(&mut self, bytes: &[u8]) -> bool {
         let Self { place, lexer } = self;
         let mut ends = false;
@@ -83,7 +84,7 @@ impl Statements {
 }
 
 impl Place {
-    /// Moves on behind `token`; returns whether its statement may end a transaction.
+    /// Moves past `token`, and returns whether its statement may end a transaction.
     fn after(&mut self, token: Token) -> bool {
         let word = match &token {
             Token::Word(word, length) => &word[..*length],
@@ -119,7 +120,7 @@ mod tests {
 
     use super::*;
 
-    /// Whether `sql` may end a transaction, read in pieces of any size.
+    /// Returns whether `sql` may end a transaction, read in pieces of any size.
     fn ends(sql: &str) -> bool {
         let text = [sql.as_bytes(), &[0]].concat();
         let mut seen: Vec<_> = (1..=text.len())
@@ -172,10 +173,10 @@ mod tests {
             "SELECT /**//1; COMMIT",
             "EXECUTE s1",
             "\x0bCOMMIT",
-            // Ends the string, or does not, by standard_conforming_strings.
+            // The quote ends the string or not, depending on standard_conforming_strings.
             "INSERT INTO t VALUES ('a\\'); COMMIT --')",
             "INSERT INTO t VALUES ('\\'); COMMIT; SELECT ('')",
-            // One or two tokens, by the version.
+            // One token or two, depending on the version.
             "SELECT 1_0$a$; COMMIT; SELECT $a$",
             "SELECT 1e'\\'; COMMIT; SELECT '",
         ] {
@@ -226,7 +227,7 @@ mod tests {
         assert!(!statements.ends_in(b"COMMIT\0"));
     }
 
-    /// Text that the server or a scan reads.
+    /// Returns random text of fragments that the lexer treats specially.
     fn junk(rng: &mut Rng) -> String {
         const PARTS: &[&str] = &[
             "'", "''", "\"", "\\", "$", "$$", "$a$", "--", "-", "/*", "*/", "/", "*", ";", "\n",
@@ -237,7 +238,7 @@ mod tests {
             .collect()
     }
 
-    /// A literal, a quoted name or a comment with anything inside, which ends where it says.
+    /// Returns a literal, a quoted name or a comment with random content that does not end it early.
     fn piece(rng: &mut Rng) -> String {
         let inside = junk(rng);
         match rng.u8(..7) {

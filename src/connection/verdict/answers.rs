@@ -1,4 +1,4 @@
-//! The table of what servers say instead of a login, and what each of it means.
+//! The table of the answers with which servers refuse a login, and the verdict on each.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use tokio_postgres::error::SqlState;
 use super::REPEATED;
 use crate::model::error::{ErrorKind, ExhaustedQuota};
 
-/// Kind, what to do, and when another attempt may help.
+/// Kind, advice, and the wait after which another attempt may help.
 pub(super) type Row = (ErrorKind, &'static str, Option<Duration>);
 
 const fn row(kind: ErrorKind, advice: &'static str) -> Row {
@@ -22,9 +22,9 @@ const fn quota(which: ExhaustedQuota, advice: &'static str) -> Row {
     later(ErrorKind::QuotaExhausted(which), advice, QUOTA_WAIT)
 }
 
-/// Wait before the next attempt at what an operator must mend first, where no proxy repeats its answer.
+/// Wait before the next attempt after a failure that an operator must fix, if no proxy repeats its answer.
 const MENDED: Duration = Duration::from_secs(5);
-/// How soon a used-up quota is asked about again.
+/// Wait before the next attempt after a used-up quota.
 const QUOTA_WAIT: Duration = Duration::from_secs(60);
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -152,9 +152,9 @@ const POOLER_WAITS: Row = later(
     SECOND,
 );
 
-/// Text (in lower case) that decides, in the order in which it is looked for. What Neon's proxy and control plane say,
-/// and what Postgres and PgBouncer say, behind it, where their codes are lost on the way, or by themselves; PgBouncer has
-/// one code for everything.
+/// Texts (in lower case) that decide the verdict, in the order of the search. They come from Neon's proxy and control
+/// plane, and from Postgres and PgBouncer: behind the proxy, which loses their codes, or without one. PgBouncer has one
+/// code for everything.
 const TEXTS: &[(&str, Row)] = &[
     ("password authentication failed", CREDENTIAL),
     ("sasl authentication failed", CREDENTIAL),
@@ -214,18 +214,18 @@ const TEXTS: &[(&str, Row)] = &[
     ("control plane request failed", CONTROL_PLANE),
 ];
 
-/// Text (in lower case) that a login is refused with by what is behind Neon's proxy, which has taken the password itself:
-/// by PgBouncer, and by Postgres, whose quotes are not the proxy's.
+/// Texts (in lower case) with which PgBouncer and Postgres behind Neon's proxy refuse a login whose password the proxy
+/// itself has accepted. Postgres puts the user in other quotes than the proxy does.
 const BEHIND_THE_PROXY: [&str; 2] = [
     "sasl authentication failed",
     "password authentication failed for user \"",
 ];
 
-/// What an answer with that SQLSTATE and text means. What is not known may pass.
+/// Returns the verdict on an answer with that SQLSTATE and text. An unknown answer counts as transient.
 pub(super) fn of(code: &SqlState, message: &str) -> Row {
     let message = message.to_lowercase();
     let said = |text: &&str| message.contains(text);
-    // The proxy's code for everything; without it there is no proxy that could have another password.
+    // The proxy's code for everything. Another code means that no proxy is there, which could hold another password.
     if *code == SqlState::INTERNAL_ERROR && BEHIND_THE_PROXY.iter().any(said) {
         return STALE_CREDENTIAL;
     }
@@ -233,7 +233,7 @@ pub(super) fn of(code: &SqlState, message: &str) -> Row {
     by_text.map_or_else(|| by_sqlstate(code), |(_, row)| *row)
 }
 
-/// The class decides where all that it holds would be the same at the next start-up.
+/// Returns the verdict by the class of the SQLSTATE, if all codes of that class would recur at the next login.
 fn by_sqlstate(code: &SqlState) -> Row {
     if *code == SqlState::TOO_MANY_CONNECTIONS {
         return CROWDED;
@@ -249,7 +249,7 @@ fn by_sqlstate(code: &SqlState) -> Row {
 mod tests {
     use super::*;
 
-    /// What Neon's proxy was seen to say while connecting, or is documented to say.
+    /// Answers of Neon's proxy to a login, observed or documented.
     const SAID: &[(&str, Row)] = &[
         (
             "password authentication failed for user 'neondb_owner'",
@@ -396,8 +396,8 @@ mod tests {
         }
     }
 
-    /// What Postgres and PgBouncer say by themselves, with their codes. PgBouncer gives its own 08P01 for everything, and
-    /// what a server said with the server's code.
+    /// Answers of Postgres and PgBouncer without Neon's proxy, with their codes. PgBouncer gives 08P01 for all its own
+    /// answers, and forwards a server's answer with the server's code.
     const SAID_WITH_CODE: &[(&str, &str, Row)] = &[
         ("08P01", "SSL required", UNENCRYPTED),
         ("08P01", "no such database: nodb", SETTINGS),
@@ -489,7 +489,7 @@ mod tests {
         ("28P01", "in the server's own language", CREDENTIAL),
         ("3D000", "in the server's own language", SETTINGS),
         ("42ABC", "of a class that is final", SETTINGS),
-        // What is not known may pass.
+        // Unknown answers count as transient.
         ("57P03", "the database system is starting up", TRANSIENT),
         (
             "57P01",

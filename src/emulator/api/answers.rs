@@ -13,20 +13,20 @@ use crate::emulator::{
     },
 };
 
-/// The time that Neon writes where it means none.
+/// The timestamp that Neon writes in place of a missing one.
 const NO_TIME: &str = "0001-01-01T00:00:00Z";
 const PROVISIONER: &str = "k8s-neonvm";
-/// Of the one billing period there is.
+/// Id of the only billing period.
 const PERIOD: &str = "79ec829f-1828-4006-ac82-9f1828a0067d";
 const OWNER: &str = "92cdd2ee-a6d8-4647-868f-124531123b03";
-/// For how long a deleted project can be recovered.
+/// Time for which a deleted project can be recovered.
 const RECOVERABLE: std::time::Duration = std::time::Duration::from_secs(7 * 24 * 3600);
 
 fn time(at: SystemTime) -> String {
     format_rfc3339_seconds(at).to_string()
 }
 
-/// The answer to the creation of a project.
+/// Returns the answer to the creation of a project.
 pub(in crate::emulator) fn created_project(project: &Project) -> Value {
     let mut value = json!({
         "project": self::project(project), "connection_uris": [], "roles": [], "databases": [],
@@ -39,7 +39,7 @@ pub(in crate::emulator) fn created_project(project: &Project) -> Value {
     value
 }
 
-/// The answer to the creation of a branch.
+/// Returns the answer to the creation of a branch.
 pub(in crate::emulator) fn created_branch(
     project: &Project,
     branch: &Branch,
@@ -54,7 +54,7 @@ pub(in crate::emulator) fn created_branch(
     value
 }
 
-/// What comes with a new branch.
+/// Returns the parts of an answer that describe a new branch.
 fn born(project: &Project, branch: &Branch, endpoint: Option<&Endpoint>) -> Value {
     let contents = branch.compute.contents();
     let Contents { database, role, .. } = &contents;
@@ -81,7 +81,7 @@ fn connection(project: &Project, endpoint: &Endpoint, contents: &Contents) -> Va
     })
 }
 
-/// A role with its password.
+/// Returns a role with its password.
 pub(in crate::emulator) fn role(branch: &Branch, contents: &Contents) -> Value {
     let at = time(branch.created_at);
     json!({
@@ -103,7 +103,7 @@ pub(in crate::emulator) fn project(project: &Project) -> Value {
     value
 }
 
-/// A project as it stands in a list.
+/// Returns a project as it appears in a list.
 pub(in crate::emulator) fn listed_project(project: &Project) -> Value {
     let mut value = common(project);
     let active = project.ledger.used().active_time_seconds;
@@ -172,7 +172,7 @@ pub(in crate::emulator) fn branch(project: &Project, branch: &Branch) -> Value {
     value
 }
 
-/// The annotations of those branches that have any, by branch.
+/// Returns the annotations of the branches that have any, by branch id.
 pub(in crate::emulator) fn annotations(branches: &[&Branch]) -> Value {
     let noted = branches.iter().filter(|it| !it.annotations.is_empty());
     let all: Map<_, _> = noted.map(|it| (it.id.clone(), annotation(it))).collect();
@@ -205,7 +205,7 @@ pub(in crate::emulator) fn endpoint(project: &Project, endpoint: &Endpoint) -> V
         "suspend_timeout_seconds": size.suspend_timeout_seconds, "provisioner": PROVISIONER,
     });
     let is_its = |it: &Operation| it.goes_on() && it.endpoint_id.as_ref() == Some(&endpoint.id);
-    // What comes last is what it will be.
+    // The last pending operation decides the state.
     let pending = project.operations.iter().rev().filter(|it| is_its(it));
     let becomes = pending.into_iter().find_map(|it| match it.action {
         "start_compute" => Some("active"),
@@ -253,7 +253,7 @@ pub(in crate::emulator) fn operation(project_id: &str, operation: &Operation) ->
     value
 }
 
-/// What a project has used, in one timeframe if any.
+/// Returns the usage of a project, in the `present` timeframe if there is one.
 pub(in crate::emulator) fn consumption(
     project: &Project,
     present: Option<(SystemTime, SystemTime)>,

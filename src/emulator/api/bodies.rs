@@ -1,4 +1,4 @@
-//! What requests ask for, checked as Neon checks it.
+//! Request bodies, checked as Neon checks them.
 
 use std::collections::BTreeMap;
 
@@ -69,14 +69,14 @@ struct CreateBranch {
     annotations: BTreeMap<String, String>,
 }
 
-/// What a project has besides its size.
+/// The settings of a project besides its size.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 pub(in crate::emulator) struct Settings {
     pub(in crate::emulator) quota: Option<Quota>,
 }
 
-/// The size of an endpoint, as far as it is given.
+/// The size of an endpoint, as far as the request gives it.
 #[derive(Clone, Copy, Default, Deserialize)]
 #[serde(default)]
 pub(in crate::emulator) struct SizeBody {
@@ -86,7 +86,7 @@ pub(in crate::emulator) struct SizeBody {
 }
 
 impl CreateProject {
-    /// What it asks for, with Neon's defaults; refused where Neon refuses.
+    /// Returns the requested project with Neon's defaults. Refuses what Neon refuses.
     pub(in crate::emulator) fn checked(self) -> Result<NewProject, Refused> {
         if let Some(name) = &self.name {
             check_name(name)?;
@@ -117,7 +117,7 @@ impl CreateProject {
 }
 
 impl CreateBranch {
-    /// Database and role, with a new password.
+    /// Returns the database and the role, with a new password.
     fn checked(self) -> Result<Contents, Refused> {
         let database = self.database_name.unwrap_or_else(|| "neondb".to_owned());
         let role = self
@@ -145,13 +145,13 @@ impl CreateBranch {
 }
 
 impl SizeBody {
-    /// What Neon gives who asks for nothing.
+    /// Neon's default size.
     const NEONS: Size = Size {
         units: (0.25, 0.25),
         suspend_timeout_seconds: 0,
     };
 
-    /// The size asked for; what is not given is as `otherwise`.
+    /// Returns the requested size. Values that the request does not give come from `otherwise`.
     pub(in crate::emulator) fn checked(self, otherwise: Size) -> Result<Size, Refused> {
         let suspend = self.suspend_timeout_seconds;
         let suspend = suspend.unwrap_or(otherwise.suspend_timeout_seconds);
@@ -171,7 +171,7 @@ impl SizeBody {
     }
 }
 
-/// A project or branch has a name of 1 to 256 characters.
+/// Checks that the name of a project or branch has 1 to 256 characters.
 pub(in crate::emulator) fn check_name(name: &str) -> Result<(), Refused> {
     let fits = (1..=256).contains(&name.chars().count());
     check(fits, "a name has 1 to 256 characters")

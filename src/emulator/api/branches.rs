@@ -1,4 +1,4 @@
-//! Branches, and the role that each has.
+//! Handlers of the branch paths, and of the role that each branch has.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -53,7 +53,7 @@ struct CreateEndpoint {
     size: SizeBody,
 }
 
-/// A branch has no endpoint unless one is asked for.
+/// Creates a branch. It has no endpoint unless the request asks for one.
 pub(super) async fn create(State(api): State<Api>, Path(id): Path<String>, body: Bytes) -> Created {
     let body: CreateBody = if body.is_empty() {
         CreateBody::default()
@@ -129,7 +129,7 @@ pub(super) struct ListQuery {
     limit: Option<usize>,
 }
 
-/// In order of creation, whatever `sort_by` says.
+/// Lists branches in order of creation, and ignores `sort_by`.
 pub(super) async fn list(
     State(api): State<Api>,
     Path(id): Path<String>,
@@ -171,7 +171,7 @@ pub(super) async fn get_one(
     Ok(Json(answer))
 }
 
-/// 204 for a branch that is not there.
+/// Deletes a branch. Answers 204 if it does not exist.
 pub(super) async fn delete(
     State(api): State<Api>,
     Path((id, branch)): Path<(String, String)>,
@@ -201,7 +201,7 @@ pub(super) async fn delete(
 }
 
 impl Api {
-    /// The branch, if it has that role.
+    /// Returns the branch if it has that role.
     fn role(&self, project: &str, branch: &str, role: &str) -> Result<Branch, Refused> {
         let (_, branch) = self.branch(project, branch)?;
         if branch.compute.contents().role == role {
@@ -221,7 +221,7 @@ pub(super) async fn reveal_password(
     Ok(Json(json!({ "password": password.expose() })))
 }
 
-/// The new password holds when the operations have ended, the old one until then.
+/// Resets a role's password. The old password is valid until the operations have ended, the new one from then on.
 pub(super) async fn reset_password(
     State(api): State<Api>,
     Path((id, branch, role)): Path<(String, String, String)>,

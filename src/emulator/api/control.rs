@@ -1,4 +1,4 @@
-//! The emulator's own paths, below `/_emulator`: what it has seen, and faults on command. They take the API's key.
+//! The emulator's own paths below `/_emulator`: they show the witnesses and set faults. They require the API's key.
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,7 +20,7 @@ use crate::emulator::{
     world::{World, usage::Usage},
 };
 
-/// The paths, without the prefix.
+/// Returns the router of these paths, without the prefix.
 pub(in crate::emulator) fn router(world: Arc<World>, proxy: Arc<Proxy>) -> Router {
     let endpoint = "/endpoints/{endpoint}";
     Router::new()

@@ -1,4 +1,4 @@
-//! Endpoints.
+//! Handlers of the endpoint paths.
 
 use std::time::SystemTime;
 
@@ -48,7 +48,7 @@ pub(super) async fn get_one(
 }
 
 impl Api {
-    /// Begins operations on an endpoint and shows both.
+    /// Begins operations on an endpoint. Returns the endpoint and the operations.
     fn operate(&self, id: &str, endpoint: &str, steps: Vec<Step>) -> Answer {
         let operations = self.world.operate(id, steps)?;
         self.shown(id, endpoint, &operations)
@@ -90,7 +90,7 @@ struct Update {
     size: SizeBody,
 }
 
-/// An endpoint that is disabled is suspended; one that is idle is woken for a moment, to take its new settings.
+/// Updates an endpoint. One that is disabled is suspended. An idle one is woken for a moment, to take its new settings.
 pub(super) async fn update(
     State(api): State<Api>,
     Path((id, endpoint)): Path<(String, String)>,

@@ -1,4 +1,4 @@
-//! What can go wrong at the API, on command.
+//! Faults that a test can set at the API.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -17,37 +17,38 @@ use axum::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// Something that goes wrong with requests to the API.
+/// A fault of requests to the API.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ApiFault {
-    /// 423: other operations hold the project. Nothing is done.
+    /// Status 423: other operations lock the project. Nothing is done.
     Locked,
-    /// 429, with the seconds to wait if any. Nothing is done.
+    /// Status 429, with the seconds to wait if any. Nothing is done.
     RateLimited {
-        /// What `Retry-After` says, in seconds.
+        /// Value of `Retry-After`, in seconds.
         retry_after: Option<u64>,
     },
     /// This status with Neon's error body. Nothing is done.
     Status(u16),
     /// This status with a page of HTML, as the network in front of Neon's API answers. Nothing is done.
     Html(u16),
-    /// The work is done, and the connection closed instead of an answer.
+    /// The work is done, and the connection is closed without an answer.
     AnswerLost,
-    /// The work is done, and the answer comes so many milliseconds late.
+    /// The work is done, and the answer comes late.
     Slow {
-        /// How late.
+        /// Delay of the answer, in milliseconds.
         milliseconds: u64,
     },
-    /// The work is done, and the answer has fields and values that no description knows, as that of a newer API.
+    /// The work is done. The answer has fields and values that the API's description does not know, like one of a newer
+    /// API.
     Unfamiliar,
 }
 
-/// Faults that wait for their requests.
+/// The faults that wait for their requests.
 #[derive(Debug, Default)]
 pub(in crate::emulator) struct ApiFaults {
-    // Guards the list; held for a look or a change.
+    // Guards the list. Held only for short reads and writes.
     waiting: Mutex<Vec<Waiting>>,
 }
 
@@ -59,7 +60,7 @@ struct Waiting {
 }
 
 impl ApiFaults {
-    /// The next `times` requests that begin with `route` (`POST /projects`) meet `fault`.
+    /// Makes the next `times` requests that begin with `route` (`POST /projects`) meet `fault`.
     pub(in crate::emulator) fn add(&self, route: String, fault: ApiFault, times: u32) {
         if times > 0 {
             self.waiting().push(Waiting {
@@ -74,7 +75,7 @@ impl ApiFaults {
         self.waiting().clear();
     }
 
-    /// The fault that a request meets, if any.
+    /// Takes the fault that a request meets, if any.
     pub(in crate::emulator) fn meet(&self, request: &str) -> Option<ApiFault> {
         let mut waiting = self.waiting();
         let place = waiting
@@ -92,7 +93,7 @@ impl ApiFaults {
 }
 
 impl ApiFault {
-    /// The answer in place of the work; `None` if the work is done first.
+    /// Returns the answer in place of the work; `None` if the work is done first.
     pub(in crate::emulator) fn instead(&self) -> Option<Response> {
         match self {
             Self::Locked => {
@@ -115,7 +116,7 @@ impl ApiFault {
         }
     }
 
-    /// What becomes of the answer when the work is done.
+    /// Applies the fault to the answer, after the work is done.
     pub(in crate::emulator) async fn afterwards(&self, answer: Response) -> Response {
         match self {
             // A body that fails before its first byte makes the server close the connection.
@@ -134,7 +135,7 @@ impl ApiFault {
     }
 }
 
-/// The same answer as an API that is ahead of its description would give it.
+/// Returns the answer as an API newer than its description would give it.
 async fn unfamiliar(answer: Response) -> Response {
     let (mut head, body) = answer.into_parts();
     let body = to_bytes(body, usize::MAX).await.unwrap_or_default();
@@ -146,9 +147,9 @@ async fn unfamiliar(answer: Response) -> Response {
     Response::from_parts(head, Body::from(value.to_string()))
 }
 
-/// Gives every object a field that nobody knows, and every word that is one of a list a value that is not.
+/// Adds an unknown field to every object, and replaces every value of the listed fields by an unknown one.
 fn estrange(value: &mut Value) {
-    /// Fields whose values Neon lists, and adds to.
+    /// Fields with values that Neon enumerates, and adds to.
     const LISTED: &[&str] = &[
         "action",
         "creation_source",

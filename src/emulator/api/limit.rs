@@ -1,4 +1,4 @@
-//! The API's rate limits, for those who want to meet them.
+//! The API's rate limits, which are off by default.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -11,12 +11,12 @@ use tokio::time::Instant;
 const MINUTE: Duration = Duration::from_secs(60);
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Counts requests: at most so many in any minute, and so many in any second on one route.
+/// A limit on the requests in any minute, and on those in any second on one route.
 #[derive(Debug)]
 pub(in crate::emulator) struct ApiLimit {
     per_minute: usize,
     per_second: usize,
-    // Guards the counts; held for a look or a change.
+    // Guards the counts. Held only for short reads and writes.
     passed: Mutex<Passed>,
 }
 
@@ -36,7 +36,7 @@ impl ApiLimit {
         }
     }
 
-    /// Whether one more request may pass, on `route`.
+    /// Returns whether one more request on `route` may pass, and counts it.
     pub(in crate::emulator) fn passes(&self, route: String) -> bool {
         let now = Instant::now();
         let mut passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -58,7 +58,7 @@ impl ApiLimit {
         fits
     }
 
-    /// How many did not pass.
+    /// Returns the number of requests that did not pass.
     pub(in crate::emulator) fn refused(&self) -> u64 {
         let passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner);
         passed.refused

@@ -1,4 +1,4 @@
-//! Operations.
+//! Handlers of the operation paths.
 
 use axum::{
     Json,

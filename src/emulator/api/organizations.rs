@@ -1,4 +1,4 @@
-//! What organizations do with their projects: transfer them, and look at what they have used.
+//! Handlers of the organization paths: project transfer and consumption, and the list of regions.
 
 use std::time::{Duration, SystemTime};
 
@@ -29,7 +29,7 @@ struct Transfer {
     project_ids: Vec<String>,
 }
 
-/// All of them or none.
+/// Transfers all of the projects or none.
 pub(super) async fn transfer(
     State(api): State<Api>,
     Path(source): Path<String>,
@@ -55,7 +55,7 @@ pub(super) async fn transfer(
     Ok(Json(json!({})))
 }
 
-/// What is asked about consumption.
+/// The query of a consumption request.
 #[derive(Debug, Default)]
 struct Query {
     org_id: Option<String>,
@@ -68,7 +68,7 @@ struct Query {
     limit: Option<usize>,
 }
 
-/// `GET /regions`
+/// Answers `GET /regions`.
 pub(super) async fn regions() -> Json<Value> {
     let regions = REGIONS.iter().map(|id| {
         json!({
@@ -82,7 +82,7 @@ pub(super) async fn regions() -> Json<Value> {
     Json(json!({ "regions": regions.collect::<Vec<_>>() }))
 }
 
-/// Length of a timeframe, and how far back the history goes.
+/// The length of a timeframe, and of the history.
 #[derive(Clone, Copy, Debug)]
 struct Granularity {
     frame: Duration,
@@ -105,7 +105,7 @@ impl Granularity {
 }
 
 impl Query {
-    /// Reads it; lists may be repeated or joined by commas.
+    /// Parses a raw query. Lists may be repeated or joined by commas.
     fn read(raw: &str) -> Result<Self, Refused> {
         let mut query = Self::default();
         for (name, value) in form_urlencoded::parse(raw.as_bytes()) {
@@ -135,7 +135,7 @@ impl Query {
     }
 }
 
-/// Whatever a project has used so far counts in the present timeframe.
+/// Returns the consumption of projects. All usage of a project so far counts in the present timeframe.
 pub(super) async fn consumption(State(api): State<Api>, RawQuery(raw): RawQuery) -> Answer {
     let query = Query::read(&raw.unwrap_or_default())?;
     let missing = |what: &str| Refused::invalid(&format!("{what} (field required)"));
@@ -177,7 +177,7 @@ pub(super) async fn consumption(State(api): State<Api>, RawQuery(raw): RawQuery)
     Ok(Json(answer))
 }
 
-/// The timeframe that `now` is in: from, to.
+/// Returns the start and the end of the timeframe that contains `now`.
 fn timeframe(now: SystemTime, frame: Duration) -> (SystemTime, SystemTime) {
     let since = now
         .duration_since(SystemTime::UNIX_EPOCH)

@@ -1,4 +1,4 @@
-//! Projects.
+//! Handlers of the project paths.
 
 use axum::{
     Json,
@@ -61,7 +61,7 @@ pub(super) async fn list(State(api): State<Api>, Query(query): Query<ListQuery>)
         "projects": page.iter().map(|it| answers::listed_project(it)).collect::<Vec<_>>(),
         "applications": {}, "integrations": {},
     });
-    // A cursor comes with every page that is not empty, also with the last.
+    // Every page that is not empty has a cursor, even the last one.
     if let Some(last) = page.last() {
         answer["pagination"] = json!({ "cursor": last.id });
     }
@@ -88,7 +88,7 @@ struct Update {
     default_endpoint_settings: Option<SizeBody>,
 }
 
-/// Settings of endpoints are for new ones only; a quota that is given takes the place of the one before.
+/// Updates a project. Endpoint settings apply only to new endpoints. A quota replaces the previous one.
 pub(super) async fn update(State(api): State<Api>, Path(id): Path<String>, body: Bytes) -> Answer {
     let Update {
         name,

@@ -1,14 +1,14 @@
-//! How much the API was asked, for those who count their calls.
+//! Counts of API requests, which tests can check.
 
 use std::{
     collections::BTreeMap,
     sync::{Mutex, PoisonError},
 };
 
-/// Requests to the API, by route.
+/// The number of API requests, by route.
 #[derive(Debug, Default)]
 pub(in crate::emulator) struct Requests {
-    // Held for a look or a change.
+    // Held only for short reads and writes.
     by_route: Mutex<BTreeMap<String, u64>>,
 }
 
@@ -18,7 +18,7 @@ impl Requests {
         *by_route.entry(route.to_owned()).or_default() += 1;
     }
 
-    /// How many there were whose route begins with `route`.
+    /// Returns the number of requests on routes that begin with `route`.
     pub(in crate::emulator) fn of(&self, route: &str) -> u64 {
         let by_route = self.by_route.lock().unwrap_or_else(PoisonError::into_inner);
         let those = by_route.iter().filter(|(it, _)| it.starts_with(route));

@@ -1,7 +1,7 @@
-//! When an idle compute goes to sleep.
+//! Detects idle computes and suspends them.
 //!
-//! As Neon's own monitor has it: a new session, time spent in queries, or a backend that is not idle is activity; a
-//! connection that merely exists is not.
+//! The rules are those of Neon's own monitor: a new session, time spent in queries, or a backend that is not idle is
+//! activity; an open connection alone is not.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,13 +12,13 @@ use tokio_util::sync::CancellationToken;
 use super::Compute;
 use crate::emulator::EmulatorError;
 
-/// How often Neon's monitor looks.
+/// Interval between the looks of Neon's monitor.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// Longest wait for what it sees.
+/// Longest wait for the result of one look.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Longest wait for counters that somebody asks for. A frozen compute's are those that were read last.
+/// Longest wait for counters that a caller requests. A frozen compute keeps the counters that were read last.
 const READ_TIMEOUT: Duration = Duration::from_millis(500);
 
 const SEEN: &str = "
@@ -32,8 +32,8 @@ SELECT (SELECT coalesce(sum(active_time), 0)::float8 + coalesce(sum(sessions), 0
 const STORED: &str = "
 SELECT (pg_current_wal_lsn() - '0/0'::pg_lsn)::int8, sum(pg_database_size(oid))::int8 FROM pg_database";
 
-/// Watches one run of `compute` and suspends it after its window without activity, or when its project has used up its
-/// quota. Ends with that run.
+/// Watches one run of `compute`. Suspends it after its suspend window without activity, or once its project has used up
+/// its quota. Ends with that run.
 pub(in crate::emulator) async fn suspend_when_idle(compute: Arc<Compute>, run: CancellationToken) {
     loop {
         let watched = tokio::select! {
@@ -45,14 +45,14 @@ pub(in crate::emulator) async fn suspend_when_idle(compute: Arc<Compute>, run: C
                 compute.suspend_run(&run).await;
                 return;
             }
-            // A crash of one of its processes makes Postgres end all sessions, this one too.
+            // If one Postgres process crashes, Postgres ends all sessions, including this one.
             Err(err) => tracing::debug!(%err, "emulator: lost sight of a compute; looking again"),
         }
         sleep(LOOK).await;
     }
 }
 
-/// Returns when it should sleep.
+/// Waits until the compute should be suspended.
 async fn idle(compute: &Compute) -> Result<(), EmulatorError> {
     let admin = compute.postgres.admin("postgres").await?;
     let mut last_active = Instant::now();
@@ -98,11 +98,11 @@ fn cannot_watch(err: tokio_postgres::Error) -> EmulatorError {
     EmulatorError::new("cannot watch a compute").because(err)
 }
 
-/// What a look shows.
+/// The result of one look.
 struct Seen {
-    /// Grows with every activity.
+    /// Sum that grows with every activity.
     total: f64,
-    /// How long all sessions have been idle, if there are any.
+    /// Time for which all sessions have been idle; `None` if there are none.
     idle: Option<Duration>,
     /// Position in the write-ahead log.
     wal: u64,

@@ -1,4 +1,4 @@
-//! What is done to a compute besides starting and stopping it: copied, given another password, deleted, recovered.
+//! Changes to a compute besides its starts and stops: copy, password reset, deletion and recovery.
 
 use std::{
     fs,
@@ -23,7 +23,7 @@ use crate::{
 const END_SESSIONS: &str = "
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'client backend' AND usename <> 'cloud_admin'";
 
-/// A compute that nobody can wake before it has its data.
+/// A new compute that cannot be woken before it has its data.
 #[derive(Debug)]
 pub(in crate::emulator) struct Unborn {
     compute: Arc<Compute>,
@@ -31,7 +31,7 @@ pub(in crate::emulator) struct Unborn {
 }
 
 impl Unborn {
-    /// Makes its data a copy of `parent`'s as it is now. The parent may run on. If that fails, nobody can wake it.
+    /// Copies the present data of `parent`, which may keep running. If that fails, the compute can never be woken.
     pub(in crate::emulator) async fn copy_from(
         self,
         parent: &Arc<Compute>,
@@ -51,33 +51,33 @@ impl Unborn {
 }
 
 impl Compute {
-    /// Keeps everybody from waking a compute that is new.
+    /// Locks a new compute, so that it cannot be woken. Returns `None` if it is already locked.
     pub(in crate::emulator) fn unborn(self: &Arc<Self>) -> Option<Unborn> {
         let state = Arc::clone(&self.state).try_lock_owned().ok()?;
         let compute = Arc::clone(self);
         Some(Unborn { compute, state })
     }
 
-    /// Copies the data of `parent`; says whether that had its role and its database by then.
+    /// Copies the data of `parent`. Returns whether the parent had its role and its database by then.
     async fn copy_data(self: &Arc<Self>, parent: &Arc<Self>) -> Result<bool, EmulatorError> {
         let from = parent.state.lock().await;
         if !parent.postgres.has_data() {
-            return Ok(false); // nobody has written anything yet
+            return Ok(false); // nothing has been written yet
         }
         if parent.postgres.runs() {
             let checkpoint = ["CHECKPOINT".to_owned()];
             parent.postgres.execute("postgres", &checkpoint).await?;
         }
         let (child, source) = (Arc::clone(self), Arc::clone(parent));
-        // Stopped in its tracks: what is in its files then is what a crash would leave, and Postgres recovers from that.
+        // The files of a frozen Postgres are in the state that a crash would leave, and Postgres recovers from that.
         parent.freeze();
         let copied = blocking(move || child.postgres.make_data(Some(&source.postgres))).await;
         parent.thaw();
         copied.map(|()| from.filled)
     }
 
-    /// Gives the owner another password and ends all sessions, as Neon does; wakes it for that. Goes on if the caller
-    /// leaves.
+    /// Changes the owner's password and ends all sessions, as Neon does. Wakes the compute for that. The change
+    /// continues if the caller is dropped.
     pub(in crate::emulator) async fn reset_password(
         self: &Arc<Self>,
         password: Secret,
@@ -96,12 +96,12 @@ impl Compute {
         .await?
     }
 
-    /// Lets nobody wake it from now on. What runs is stopped by [`retire`](Self::retire).
+    /// Sets whether the compute is gone. A gone compute cannot be woken; [`retire`](Self::retire) stops it if it runs.
     pub(in crate::emulator) fn set_gone(&self, gone: bool) {
         self.gone.store(gone, Release);
     }
 
-    /// Stops it, if it is still gone by then.
+    /// Stops it, unless it was recovered in between.
     pub(in crate::emulator) async fn retire(&self) {
         let mut state = self.state.lock().await;
         if self.gone.load(Acquire) {

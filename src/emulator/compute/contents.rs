@@ -1,9 +1,9 @@
-//! What is in a compute's database from its first start on.
+//! The contents of a compute's database from its first start on.
 
 use crate::emulator::proxy::scram::Verifier;
 use crate::model::secret::Secret;
 
-/// The database, its owner, and what the owner must prove.
+/// The database, its owner, and the owner's password.
 #[derive(Clone, Debug)]
 pub(in crate::emulator) struct Contents {
     pub(in crate::emulator) database: String,
@@ -13,7 +13,7 @@ pub(in crate::emulator) struct Contents {
 }
 
 impl Contents {
-    /// What a client that logs in as `role` must prove; one that nobody can prove if there is no such role.
+    /// Returns the verifier for a client that logs in as `role`. No password fits it if the role does not exist.
     pub(in crate::emulator) fn verifier(&self, role: &str) -> Verifier {
         if role == self.role {
             self.verifier.clone()
@@ -22,12 +22,12 @@ impl Contents {
         }
     }
 
-    /// Whether `password` is that of `role`.
+    /// Returns whether `password` is that of `role`.
     pub(in crate::emulator) fn takes(&self, role: &str, password: &Secret) -> bool {
         role == self.role && *password == self.password
     }
 
-    /// The same with another password.
+    /// Returns a copy with another password.
     pub(in crate::emulator) fn with_password(&self, password: Secret) -> Self {
         let verifier = Verifier::of(&password);
         Self {
@@ -37,15 +37,16 @@ impl Contents {
         }
     }
 
-    /// Sets the role's password.
+    /// Returns the statement that sets the role's password.
     pub(in crate::emulator) fn password_statement(&self) -> String {
         let name = quoted(&self.role, '"');
-        // Its verifier, not the password itself: drivers log the statements they run.
+        // The verifier, not the password itself: drivers log the statements that they run.
         let verifier = quoted(self.verifier.expose(), '\'');
         format!("ALTER ROLE {name} PASSWORD {verifier}")
     }
 
-    /// What makes it of the template: the role's password, and whatever the template does not have.
+    /// Returns the statements that turn a copy of the template into these contents: they set the role's password, and
+    /// create what the template does not have.
     pub(in crate::emulator) fn statements(&self) -> Vec<String> {
         let Self { database, role, .. } = self;
         let name = quoted(role, '"');

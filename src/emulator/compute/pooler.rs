@@ -17,12 +17,12 @@ use crate::emulator::{
 
 /// Longest wait for it to start.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How often to look whether it takes connections. It takes some 4 ms.
+/// Interval between checks that it accepts connections. A start takes some 4 ms.
 const LOOK: Duration = Duration::from_millis(1);
 /// Port number in the name of the socket; nothing listens on TCP.
 const PORT: u16 = 6432;
 
-/// The pooler of one compute, beside its Postgres in the same folder.
+/// The pooler of one compute, in the same folder as its Postgres.
 #[derive(Debug)]
 pub(in crate::emulator) struct Pooler {
     program: PathBuf,
@@ -31,7 +31,7 @@ pub(in crate::emulator) struct Pooler {
 }
 
 impl Pooler {
-    /// For the Postgres whose socket is in `folder`.
+    /// Creates the pooler for the Postgres that has its socket in `folder`.
     pub(in crate::emulator) fn new(program: &Path, folder: &Path) -> Self {
         Self {
             program: program.to_owned(),
@@ -48,12 +48,12 @@ impl Pooler {
         self.folder.join(format!(".s.PGSQL.{PORT}"))
     }
 
-    /// Starts it and waits until it takes connections. It needs no Postgres for that.
+    /// Starts it and waits until it accepts connections. It needs no Postgres for that.
     pub(in crate::emulator) async fn start(&self, account: Account) -> Result<(), EmulatorError> {
         self.start_with(account, &Self::settings()).await
     }
 
-    /// The same with other settings, which have to leave it its socket.
+    /// Starts it with other settings, which must leave its socket unchanged.
     pub(in crate::emulator) async fn start_with(
         &self,
         account: Account,
@@ -65,7 +65,7 @@ impl Pooler {
         let said = self.folder.join("pgbouncer.log");
         let log = fs::File::create(&said).map_err(failed)?;
         let mut command = account.command(&self.program);
-        command.current_dir(&self.folder); // so that it is found with the compute's other processes
+        command.current_dir(&self.folder); // so that `signal_all` finds it with the compute's other processes
         command
             .arg(&settings)
             .stdin(Stdio::null())
@@ -87,7 +87,7 @@ impl Pooler {
         Ok(())
     }
 
-    /// Ends it without a word to its clients, as Neon does before it stops Postgres.
+    /// Kills it without a message to its clients, as Neon does before it stops Postgres.
     pub(in crate::emulator) async fn kill(&self) {
         self.process.stop(Signal::KILL).await;
     }
@@ -97,10 +97,11 @@ impl Pooler {
         self.process.end(Signal::KILL);
     }
 
-    /// Neon's documented settings for a compute of 0.25 units; the rest is PgBouncer's default, as there. The proxy has
-    /// checked the password, so every role is trusted, and nobody but the proxy can reach the socket.
+    /// Returns Neon's documented settings for a compute of 0.25 units. The rest is PgBouncer's default, as at Neon.
+    /// Every role is trusted, because the proxy has checked the password, and only the proxy can reach the socket.
     fn settings() -> String {
-        // All sockets are in the folder that it runs in, whatever that is called: without a host it looks there.
+        // All sockets are in the folder that PgBouncer runs in. Without a host it looks there, so the folder's name
+        // does not matter.
         format!(
             "[databases]
 * = port=5432

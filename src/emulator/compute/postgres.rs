@@ -26,14 +26,14 @@ use crate::emulator::{
 
 /// Longest wait for it to start or stop.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How often to look whether it is ready. It takes some 30 ms.
+/// Interval between checks that it is ready. A start takes some 30 ms.
 const LOOK: Duration = Duration::from_millis(1);
 /// Port number in the name of the socket; nothing listens on TCP.
 const PORT: &str = "5432";
-/// A file that is read at each start before anything is recovered, and written anew afterwards.
+/// A file that Postgres reads at each start before it recovers anything, and rewrites afterwards.
 const READ_FIRST: &str = "pg_logical/replorigin_checkpoint";
 
-/// What is in it where nothing is replicated: a magic number and a checksum.
+/// Contents of that file if nothing is replicated: a magic number and a checksum.
 const NO_ORIGINS: &[u8] = b"\xde\xda\x57\x12\x36\xb2\x00\x6a";
 
 /// The Postgres of one compute.
@@ -42,12 +42,12 @@ pub(in crate::emulator) struct Postgres {
     machine: Arc<Machine>,
     folder: PathBuf,
     process: Daemon,
-    // Cancelled to end the hold-up of a recovery. Held for a look or a change.
+    // Cancelled to end the delay of a recovery. Held only for short reads and writes.
     held: Mutex<CancellationToken>,
 }
 
 impl Postgres {
-    /// With its data and its socket in `folder`.
+    /// Creates a Postgres, not yet started, that has its data and its socket in `folder`.
     pub(in crate::emulator) fn new(machine: Arc<Machine>, folder: &Path) -> Self {
         Self {
             machine,
@@ -73,14 +73,14 @@ impl Postgres {
         self.folder.join("data")
     }
 
-    /// Makes the data folder, of the template or of another Postgres's. Blocks the thread.
+    /// Makes the data folder, from the template or from the data of another Postgres. Blocks the thread.
     pub(in crate::emulator) fn make_data(&self, of: Option<&Self>) -> Result<(), EmulatorError> {
         let account = self.machine.account;
         let failed = |err| EmulatorError::new("cannot create a compute's folder").because(err);
         fs::create_dir_all(&self.folder).map_err(failed)?;
         fs::set_permissions(&self.folder, fs::Permissions::from_mode(0o700)).map_err(failed)?;
         account.give(&self.folder).map_err(failed)?;
-        // Under another name until it is whole.
+        // The copy has another name until it is complete.
         let part = self.folder.join("data.part");
         fs::remove_dir_all(&part)
             .or_else(missing_is_fine)
@@ -95,7 +95,7 @@ impl Postgres {
         fs::rename(&part, self.data()).map_err(failed)
     }
 
-    /// Execs it and waits until it takes connections.
+    /// Starts the process and waits until it accepts connections.
     pub(in crate::emulator) async fn start(&self) -> Result<(), EmulatorError> {
         let failed = |err| EmulatorError::new("cannot start Postgres").because(err);
         self.clear_pipe().map_err(failed)?;
@@ -104,13 +104,14 @@ impl Postgres {
             .await
     }
 
-    /// Execs it and holds it up in its recovery for `time`; returns when it answers that it is not ready.
+    /// Starts the process and delays its recovery for `time`. Returns once it listens, and answers that it is not
+    /// ready.
     pub(in crate::emulator) async fn start_recovering(
         &self,
         time: Duration,
     ) -> Result<(), EmulatorError> {
         let failed = |err| EmulatorError::new("cannot hold up a recovery").because(err);
-        // As a pipe it is read when somebody writes.
+        // Postgres blocks on this pipe until the emulator writes to it.
         let gate = self.data().join(READ_FIRST);
         fs::remove_file(&gate)
             .or_else(missing_is_fine)
@@ -118,7 +119,7 @@ impl Postgres {
         let mut mkfifo = self.machine.account.command("mkfifo");
         let made = gate.clone();
         blocking(move || process::run(mkfifo.arg(&made), None)).await?;
-        // Open for both, so that opening waits for nobody, here or there.
+        // Opened for reading and writing, so that neither side blocks when it opens the pipe.
         let pipe = fs::OpenOptions::new().read(true).write(true).open(&gate);
         let mut pipe = pipe.map_err(failed)?;
         let pid = self.exec()?;
@@ -132,14 +133,14 @@ impl Postgres {
                 tracing::warn!(%err, "emulator: a recovery goes on");
             }
             while process.is(pid) && !says_ready(&data, pid) {
-                sleep(LOOK).await; // until it has read what was written
+                sleep(LOOK).await; // keeps the pipe open until Postgres has read it
             }
         });
         Ok(())
     }
 
-    /// Removes the pipe that an earlier start was held up with: nobody writes to it any more. Postgres does without the
-    /// file whose place it has.
+    /// Removes the pipe that delayed an earlier start, because nothing writes to it any more. Postgres does not need
+    /// the file that the pipe replaced.
     fn clear_pipe(&self) -> io::Result<()> {
         let gate = self.data().join(READ_FIRST);
         match fs::symlink_metadata(&gate) {
@@ -151,7 +152,7 @@ impl Postgres {
 
     fn exec(&self) -> Result<u32, EmulatorError> {
         let failed = |err: io::Error| EmulatorError::new("cannot start Postgres").because(err);
-        // An earlier run may have left its socket, and whoever looks for it would be deceived.
+        // A socket that an earlier run left would look like a Postgres that listens.
         fs::remove_file(self.socket())
             .or_else(missing_is_fine)
             .map_err(failed)?;
@@ -163,7 +164,8 @@ impl Postgres {
         command
             .arg("-D")
             .arg(self.data())
-            // From its data folder: a path may be too long for a socket's, or have what a list of paths gives a meaning.
+            // The socket's folder is relative to the data folder: an absolute path may be too long for a socket, or may
+            // contain a separator of this list of paths.
             .args(["-k", "..", "-p", PORT]);
         command
             .stdin(Stdio::null())
@@ -172,7 +174,7 @@ impl Postgres {
         self.process.start(&mut command).map_err(failed)
     }
 
-    /// Waits until `done`, as long as it runs.
+    /// Waits until `done` returns `true`. Stops Postgres and fails if it ends first or takes longer than `PATIENCE`.
     async fn until(&self, what: &str, done: impl Fn() -> bool) -> Result<(), EmulatorError> {
         let deadline = Instant::now() + PATIENCE;
         while !done() {
@@ -193,13 +195,13 @@ impl Postgres {
         self.folder.join("postgres.log")
     }
 
-    /// Signals it and waits for its end.
+    /// Sends the signal and waits until the process has ended.
     pub(in crate::emulator) async fn stop(&self, signal: Signal) {
         self.let_go();
         self.process.stop(signal).await;
     }
 
-    /// Ends the hold-up of a recovery: who is held up does not hear signals.
+    /// Ends the delay of a recovery. Postgres handles no signals during the delay.
     fn let_go(&self) {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.cancel();
@@ -210,7 +212,7 @@ impl Postgres {
         self.process.end(Signal::KILL);
     }
 
-    /// A session of the emulator's own, which does not count as activity.
+    /// Opens a session of the emulator's own, which does not count as activity.
     pub(in crate::emulator) async fn admin(&self, database: &str) -> Result<Client, EmulatorError> {
         let late = |_| EmulatorError::new("a compute does not take the emulator's login");
         timeout(PATIENCE, self.log_in(database))
@@ -254,7 +256,8 @@ impl Postgres {
     }
 }
 
-/// Whether Postgres has written into its own file that it takes connections. Asking it would be a session.
+/// Returns whether Postgres has written to its pid file that it accepts connections. A connection would count as a
+/// session.
 fn says_ready(data: &Path, pid: u32) -> bool {
     let mut text = String::new();
     let read = fs::File::open(data.join("postmaster.pid"))

@@ -1,6 +1,7 @@
-//! A finished data folder, of which every compute gets a copy.
+//! A ready-made data folder that every compute gets a copy of.
 //!
-//! `initdb` takes half a second, a copy a tenth of it, most of which is spent on a thousand small files. All emulators of a process share one template.
+//! `initdb` takes half a second. A copy takes a tenth of that, most of it for a thousand small files. All emulators of
+//! a process share one template.
 
 use std::{
     fs::{self, OpenOptions},
@@ -19,8 +20,8 @@ use crate::emulator::{
     },
 };
 
-/// Small and quick. Nothing is forced to the disk, as the data is thrown away with the machine's memory; but what is
-/// committed outlives a killed process, as at Neon.
+/// Settings for a small, fast server. Nothing is forced to the disk, because the data need not outlive the machine.
+/// Committed data still outlives a killed process, as at Neon.
 const SETTINGS: &str = "
 listen_addresses = ''
 unix_socket_permissions = 0700
@@ -42,33 +43,33 @@ log_timezone = UTC
 timezone = UTC
 ";
 
-/// Nobody is asked for a password: the proxy has seen to that, and the socket is in a folder that only the emulator can
-/// enter.
+/// Access rules without passwords: the proxy has checked the password, and only the emulator can enter the socket's
+/// folder.
 const HBA: &str = "local all all trust\n";
 
-/// What Neon has in every new project, and its owner's rights.
+/// The database of every new project at Neon, and its owner with the owner's rights.
 const SETUP: &str = "
 CREATE ROLE neondb_owner LOGIN CREATEDB CREATEROLE BYPASSRLS;
 CREATE DATABASE neondb OWNER neondb_owner;
 ";
 
-/// Where Postgres has the files of `template0`, from version 15 on. It never writes to them, as nobody can connect to that
-/// database: all computes share them.
+/// Folder of `template0` from Postgres 15 on. Postgres never writes to its files, because no session can connect to
+/// that database. All computes share them.
 const TEMPLATE0: &str = "base/4";
 
 /// The data folder to copy.
 #[derive(Debug)]
 pub(in crate::emulator) struct Template {
     scratch: Scratch,
-    /// A copy, as the original may be where the account cannot reach it.
+    /// Copy of PgBouncer, because the original may be out of the account's reach.
     pgbouncer: PathBuf,
 }
 
-/// The template of this process, as long as an emulator uses it.
+/// The template of this process, kept as long as an emulator uses it.
 static SHARED: Mutex<Weak<Template>> = Mutex::new(Weak::new());
 
 impl Template {
-    /// The process's template, made now if there is none. Blocks the thread.
+    /// Returns the process's template, and makes it if there is none. Blocks the thread.
     pub(in crate::emulator) fn shared(
         binaries: &Binaries,
         account: Account,

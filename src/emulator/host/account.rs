@@ -1,4 +1,4 @@
-//! The account that Postgres runs under: it refuses to run as root.
+//! The account that runs Postgres, which refuses to run as root.
 
 use std::{
     env, fs, io,
@@ -9,14 +9,14 @@ use std::{
 
 use crate::emulator::EmulatorError;
 
-/// Whoever runs Postgres: the caller, or an unprivileged account if the caller is root.
+/// The account that runs Postgres: the caller's, or an unprivileged one if the caller is root.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::emulator) struct Account {
     switch_to: Option<(u32, u32)>,
 }
 
 impl Account {
-    /// The caller's own account, or `postgres`, or `nobody`.
+    /// Returns the caller's own account, or `postgres` or `nobody` if the caller is root.
     pub(in crate::emulator) fn unprivileged() -> Result<Self, EmulatorError> {
         if !rustix::process::geteuid().is_root() {
             return Ok(Self { switch_to: None });
@@ -30,13 +30,13 @@ impl Account {
         })
     }
 
-    /// A command that will run under this account, apart from the terminal's signals.
+    /// Returns a command that runs under this account, out of reach of the terminal's signals.
     pub(in crate::emulator) fn command(self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
         command
             .process_group(0)
             .current_dir("/")
-            .env_clear() // PGPORT, PGOPTIONS and their like would change what is started
+            .env_clear() // PGPORT, PGOPTIONS and similar variables would change what is started
             .envs(env::var_os("PATH").map(|path| ("PATH", path)));
         if let Some((uid, gid)) = self.switch_to {
             command.uid(uid).gid(gid);
@@ -44,13 +44,13 @@ impl Account {
         command
     }
 
-    /// Whether `uid` is the caller's or this account's.
+    /// Returns whether `uid` is the caller's or this account's.
     pub(in crate::emulator) fn owns(self, uid: u32) -> bool {
         uid == rustix::process::geteuid().as_raw()
             || self.switch_to.is_some_and(|(own, _)| own == uid)
     }
 
-    /// Makes `path` the account's.
+    /// Makes this account the owner of `path`.
     pub(in crate::emulator) fn give(self, path: &Path) -> io::Result<()> {
         self.switch_to
             .map_or(Ok(()), |(uid, gid)| chown(path, Some(uid), Some(gid)))

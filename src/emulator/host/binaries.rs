@@ -1,4 +1,4 @@
-//! Where the Postgres server's programs are.
+//! The location of the programs of Postgres and PgBouncer.
 
 use std::{
     env, fs,
@@ -8,7 +8,7 @@ use std::{
 
 use crate::emulator::EmulatorError;
 
-/// The folder with `postgres` and `initdb`, and PgBouncer.
+/// The folder of `postgres` and `initdb`, and the path of PgBouncer.
 #[derive(Clone, Debug)]
 pub(in crate::emulator) struct Binaries {
     server: PathBuf,
@@ -16,7 +16,8 @@ pub(in crate::emulator) struct Binaries {
 }
 
 impl Binaries {
-    /// Looks on `PATH`, asks `pg_config`, then looks in the places of the usual distributions, newest version first.
+    /// Finds the programs on `PATH`, through `pg_config`, or in the usual folders of distributions, newest version
+    /// first.
     pub(in crate::emulator) fn find() -> Result<Self, EmulatorError> {
         let mut places: Vec<PathBuf> = env::var_os("PATH")
             .iter()
@@ -32,7 +33,7 @@ impl Binaries {
             places.extend(versions_in(Path::new(pattern)));
         }
         let found = places.into_iter().find(|place| is_server(place));
-        // The distributions' own start scripts on PATH are links to the folder with everything else.
+        // A program on PATH may be a distribution's link to the folder that holds all of them.
         let found = found.map(|place| match fs::canonicalize(place.join("postgres")) {
             Ok(real) => real.parent().map_or(place, Path::to_path_buf),
             Err(_) => place,
@@ -55,8 +56,8 @@ impl Binaries {
     }
 }
 
-/// On `PATH`, where the distributions put it, or where `tests/with-postgres` has built it. 1.21 is the first that takes
-/// prepared statements in transaction mode.
+/// Finds PgBouncer on `PATH`, in the distributions' folders, or in the cache of `tests/with-postgres`. Version 1.21 is
+/// the first that supports prepared statements in transaction mode.
 fn find_pgbouncer() -> Option<PathBuf> {
     let mut places: Vec<PathBuf> = env::var_os("PATH")
         .iter()
@@ -79,7 +80,7 @@ fn find_pgbouncer() -> Option<PathBuf> {
         .find(|program| is_new_pgbouncer(program))
 }
 
-/// Whether it says `PgBouncer 1.21` or more.
+/// Returns whether the program reports `PgBouncer 1.21` or later.
 fn is_new_pgbouncer(program: &Path) -> bool {
     let said = Command::new(program).arg("--version").output().ok();
     let text = said
@@ -96,7 +97,8 @@ fn is_new_pgbouncer(program: &Path) -> bool {
     version >= (Some(1), Some(21))
 }
 
-/// Whether a server is there that is new enough: the first to count the sessions of a database is 14.
+/// Returns whether `place` has a server of version 14 or later. Version 14 is the first that counts the sessions of a
+/// database.
 fn is_server(place: &Path) -> bool {
     ["postgres", "initdb"]
         .iter()
@@ -104,7 +106,7 @@ fn is_server(place: &Path) -> bool {
         && major_version(place).is_some_and(|major| major >= 14)
 }
 
-/// `15` of `postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)`.
+/// Returns the major version of a server: `15` for `postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)`.
 fn major_version(place: &Path) -> Option<u32> {
     let output = Command::new(place.join("postgres"))
         .arg("--version")
@@ -124,7 +126,7 @@ fn told_by_pg_config() -> Option<PathBuf> {
     Some(PathBuf::from(String::from_utf8(output.stdout).ok()?.trim()))
 }
 
-/// `15/bin`, `pgsql-16/bin`, `postgresql@17/bin` and the like below `root`, newest first.
+/// Returns `15/bin`, `pgsql-16/bin`, `postgresql@17/bin` and similar folders below `root`, newest first.
 fn versions_in(root: &Path) -> Vec<PathBuf> {
     let version = |name: &str| -> Option<u32> {
         let digits = name

@@ -1,4 +1,4 @@
-//! A server process of ours: started, looked after, stopped, reaped.
+//! A server process that the emulator starts, stops and reaps.
 
 use std::{
     io,
@@ -14,12 +14,12 @@ use super::process::wait_for;
 /// Longest wait for a process to stop before it is forced to.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A process that may or may not run. Whoever is about to start or stop it, it can be found here and reaped.
+/// A server process that may or may not run. All clones share it, so any of them can stop and reap it.
 #[derive(Clone, Debug, Default)]
 pub(in crate::emulator) struct Daemon(Arc<Mutex<Option<Child>>>);
 
 impl Daemon {
-    /// Starts it; the result is its process id. One that is there still is killed first.
+    /// Starts it and returns its process id. A process that still exists is killed first.
     pub(in crate::emulator) fn start(&self, command: &mut Command) -> io::Result<u32> {
         let mut slot = self.slot();
         if let Some(mut left) = slot.take() {
@@ -29,25 +29,26 @@ impl Daemon {
         Ok(slot.insert(command.spawn()?).id())
     }
 
-    /// Whether it is there and has that process id.
+    /// Returns whether the process runs and has that process id.
     pub(in crate::emulator) fn is(&self, pid: u32) -> bool {
         self.runs() && self.slot().as_ref().is_some_and(|it| it.id() == pid)
     }
 
-    /// Whether it is there.
+    /// Returns whether the process runs.
     pub(in crate::emulator) fn runs(&self) -> bool {
         self.slot()
             .as_mut()
             .is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
-    /// Signals it and waits for its end, apart from the emulator's own tasks. If those are ending, the watchdog stops it.
+    /// Signals it and waits for its end, on a blocking thread. If the emulator's runtime is ending, the watchdog stops
+    /// the process.
     pub(in crate::emulator) async fn stop(&self, signal: Signal) {
         let daemon = self.clone();
         let _ = tokio::task::spawn_blocking(move || daemon.end(signal)).await;
     }
 
-    /// Signals it, waits for its end, with force at last, and reaps it. Blocks the thread.
+    /// Signals it, waits for its end, kills it if that takes too long, and reaps it. Blocks the thread.
     pub(in crate::emulator) fn end(&self, signal: Signal) {
         let mut slot = self.slot();
         let Some(child) = slot.as_mut() else { return };

@@ -1,4 +1,4 @@
-//! Processes: run, waited for, signalled; and work that nobody's leaving stops.
+//! Functions that run, await and signal processes, and work that continues when its caller is dropped.
 
 use std::{
     fs,
@@ -16,16 +16,16 @@ use tokio::net::UnixStream;
 use super::account::Account;
 use crate::emulator::EmulatorError;
 
-/// How often to look whether a process has ended.
+/// Interval between checks that a process has ended.
 const LOOK: Duration = Duration::from_millis(1);
-/// Longest path of a socket.
+/// Longest path of a socket, in bytes.
 const LONGEST_SOCKET_PATH: usize = 107;
-/// Longest time for a program that prepares something.
+/// Longest run of a program that prepares something.
 const RUN_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Waits until `child` has ended, for `patience` or somewhat longer; says whether it has. Blocks the thread.
+/// Waits until `child` has ended, for `patience` or somewhat longer. Returns whether it has ended. Blocks the thread.
 ///
-/// Counts looks and does not read a clock: the caller's may be paused.
+/// Counts its checks and does not read a clock, because the caller's clock may be paused.
 pub(in crate::emulator) fn wait_for(child: &mut Child, patience: Duration) -> bool {
     for _ in 0..patience.as_millis() {
         match child.try_wait() {
@@ -37,7 +37,7 @@ pub(in crate::emulator) fn wait_for(child: &mut Child, patience: Duration) -> bo
     false
 }
 
-/// Sends `signal` to every process whose working directory is in `folder`, as that of every Postgres process is.
+/// Sends `signal` to every process that has its working directory in `folder`, as every Postgres process has.
 pub(in crate::emulator) fn signal_all(folder: &Path, signal: Signal) {
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let pid = entry
@@ -54,7 +54,7 @@ pub(in crate::emulator) fn signal_all(folder: &Path, signal: Signal) {
     }
 }
 
-/// Runs `command` to its end; an error holds what it said. Blocks the thread.
+/// Runs `command` to its end. An error holds what the program wrote to stderr. Blocks the thread.
 pub(in crate::emulator) fn run(
     command: &mut Command,
     input: Option<&str>,
@@ -95,7 +95,7 @@ pub(in crate::emulator) fn run(
     )))
 }
 
-/// Connects to a socket, however long its path is: what the system takes has 107 bytes.
+/// Connects to a socket with a path of any length. The system accepts only 107 bytes.
 pub(in crate::emulator) async fn connect(socket: &Path) -> io::Result<UnixStream> {
     let (Some(folder), Some(name)) = (socket.parent(), socket.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -108,7 +108,7 @@ pub(in crate::emulator) async fn connect(socket: &Path) -> io::Result<UnixStream
     UnixStream::connect(short.join(name)).await
 }
 
-/// Copies a folder, without copying the data where the file system can. Blocks the thread.
+/// Copies a folder. Does not copy the data if the file system can share it (reflink). Blocks the thread.
 pub(in crate::emulator) fn copy(
     account: Account,
     from: &Path,
@@ -118,7 +118,7 @@ pub(in crate::emulator) fn copy(
     run(copy.args(["-a", "--reflink=auto"]).arg(from).arg(to), None)
 }
 
-/// Makes `to` a folder of the same files as `from`, by hard links. Blocks the thread.
+/// Makes `to` a folder of hard links to the files of `from`. Blocks the thread.
 pub(in crate::emulator) fn link(
     account: Account,
     from: &Path,
@@ -128,7 +128,7 @@ pub(in crate::emulator) fn link(
     run(link.args(["-a", "--link"]).arg(from).arg(to), None)
 }
 
-/// Runs what blocks apart from the emulator's own tasks.
+/// Runs blocking work on a thread that the emulator's own tasks do not use.
 pub(in crate::emulator) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, EmulatorError> + Send + 'static,
 ) -> Result<T, EmulatorError> {
@@ -138,7 +138,7 @@ pub(in crate::emulator) async fn blocking<T: Send + 'static>(
     }
 }
 
-/// For removals: what is not there need not go.
+/// Turns the error of removing a missing file into success.
 pub(in crate::emulator) fn missing_is_fine(err: io::Error) -> io::Result<()> {
     if err.kind() == io::ErrorKind::NotFound {
         Ok(())
@@ -147,8 +147,8 @@ pub(in crate::emulator) fn missing_is_fine(err: io::Error) -> io::Result<()> {
     }
 }
 
-/// Runs work to its end whether or not its caller waits for it: half a start or half a stop would leave processes that
-/// nobody knows.
+/// Runs work to its end, even if its caller is dropped. Half a start or half a stop would leave processes that the
+/// emulator does not know.
 pub(in crate::emulator) async fn detached<T: Send + 'static>(
     work: impl Future<Output = T> + Send + 'static,
 ) -> Result<T, EmulatorError> {

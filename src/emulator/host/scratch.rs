@@ -1,8 +1,8 @@
-//! A folder that is gone when its owner is, however its owner ends.
+//! A folder that is removed when its owner ends, in whatever way.
 //!
-//! A watchdog process holds the other end of a pipe. When the pipe closes (by drop, panic, Ctrl-C, even SIGKILL) it
-//! ends every process that runs in the folder and removes the folder. If the watchdog itself was killed too, the next
-//! run finds the folder unlocked and does its work.
+//! A watchdog process holds the other end of a pipe. Once the pipe closes (by drop, panic, Ctrl-C, even SIGKILL), it
+//! ends every process that runs in the folder and removes the folder. If the watchdog was killed too, the next run
+//! finds the folder unlocked and does the same.
 
 use std::{
     env,
@@ -24,10 +24,11 @@ use crate::emulator::EmulatorError;
 
 const PREFIX: &str = "tenantry-emulator-";
 
-/// What the watchdog does once its input ends: stop what runs in the folder, wait for the end of it, remove it.
+/// The script of the watchdog. Once its input ends, it stops the processes that run in the folder, waits for their end,
+/// and removes the folder.
 ///
-/// What runs there is what has its working directory there, as every Postgres process has, or what is about to. A
-/// Postgres that is told to quit ends its own processes within 5 seconds; force comes after that.
+/// A process runs in the folder if its working directory is there, as for every Postgres process, or is about to be. A
+/// Postgres that gets SIGQUIT ends its own processes within 5 seconds. SIGKILL comes after that.
 const WATCHDOG: &str = r#"
 trap '' INT TERM HUP
 cat >/dev/null
@@ -53,10 +54,10 @@ until rm -rf "$TENANTRY_SCRATCH" 2>/dev/null || [ $turns -ge 100 ]; do
 done
 "#;
 
-/// Longest wait for the watchdog's work. Removing the data of hundreds of computes takes most of it.
+/// Longest wait for the watchdog's work. It takes longest to remove the data of hundreds of computes.
 const WATCHDOG_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A folder of our own, and its watchdog.
+/// A folder of the emulator, and its watchdog.
 #[derive(Debug)]
 pub(in crate::emulator) struct Scratch {
     path: PathBuf,
@@ -66,12 +67,13 @@ pub(in crate::emulator) struct Scratch {
 }
 
 impl Scratch {
-    /// Makes a folder that `account` can write to, after removing those of owners that were killed.
+    /// Creates a folder that `account` can write to. Before that, removes the folders of owners that were killed.
     pub(in crate::emulator) fn new(account: Account) -> Result<Self, EmulatorError> {
         let place = fs::canonicalize(env::temp_dir());
         let place = place.map_err(failed("use the folder for temporary files (TMPDIR)"))?;
         remove_abandoned(&place, account);
-        // Under a name that nobody cleans up until it is locked. Kept, not dropped: the watchdog removes it.
+        // The folder has a name that no cleaner matches, until it is locked. It is kept, not dropped, because the
+        // watchdog removes it.
         let made = tempfile::Builder::new()
             .prefix("tenantry-new-")
             .tempdir_in(&place);
@@ -99,7 +101,7 @@ impl Scratch {
         &self.path
     }
 
-    /// Ends all that runs in the folder and removes it.
+    /// Ends all processes that run in the folder, and removes it.
     fn remove(&mut self) {
         drop(self.watchdog.stdin.take());
         if !wait_for(&mut self.watchdog, WATCHDOG_TIMEOUT) {
@@ -118,7 +120,7 @@ fn watchdog(path: &Path, input: Stdio) -> io::Result<Child> {
     Command::new("sh")
         .args(["-c", WATCHDOG])
         .env("TENANTRY_PATTERN", pattern(path))
-        .env("TENANTRY_SCRATCH", path) // not as an argument: it looks for processes that have the path there
+        .env("TENANTRY_SCRATCH", path) // not as an argument: the script looks for processes that have the path there
         .process_group(0) // out of reach of the terminal's Ctrl-C
         .current_dir("/")
         .stdin(input)
@@ -127,7 +129,7 @@ fn watchdog(path: &Path, input: Stdio) -> io::Result<Child> {
         .spawn()
 }
 
-/// What `find` finds that path by: signs with a meaning have a backslash.
+/// Returns the pattern with which `find` matches exactly that path: special characters have a backslash.
 fn pattern(path: &Path) -> OsString {
     let bytes = path.as_os_str().as_bytes().iter();
     let escaped = bytes.flat_map(|byte| {
@@ -137,7 +139,7 @@ fn pattern(path: &Path) -> OsString {
     OsString::from_vec(escaped.collect())
 }
 
-/// Removes folders whose owner and watchdog were both killed: nobody holds their lock.
+/// Removes folders that are not locked, because their owner and their watchdog were both killed.
 fn remove_abandoned(place: &Path, account: Account) {
     for entry in fs::read_dir(place).into_iter().flatten().flatten() {
         let own = entry
@@ -159,7 +161,7 @@ fn remove_abandoned(place: &Path, account: Account) {
         if let Ok(mut cleaner) = watchdog(&entry.path(), Stdio::null()) {
             wait_for(&mut cleaner, WATCHDOG_TIMEOUT);
         }
-        drop(lock); // held until here, so that two cleaners do not meet
+        drop(lock); // held until here, so that only one process cleans up
     }
 }
 

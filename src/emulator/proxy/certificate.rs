@@ -1,4 +1,4 @@
-//! The emulator's own certificate authority, made anew for each emulator.
+//! The certificate authority of an emulator. Each emulator creates a new one.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 use crate::emulator::EmulatorError;
 
-/// A root certificate, and the server settings with a certificate that it signed.
+/// A root certificate, and TLS server settings with a certificate that the root signed.
 pub(in crate::emulator) struct Certificates {
     pub(in crate::emulator) root: CertificateDer<'static>,
     pub(in crate::emulator) root_pem: String,
@@ -25,7 +25,7 @@ pub(in crate::emulator) struct Certificates {
 }
 
 impl Certificates {
-    /// Certificates for `names` and for the loopback addresses.
+    /// Creates certificates for `names` and for the loopback addresses.
     pub(in crate::emulator) fn new(
         names: impl IntoIterator<Item = String>,
     ) -> Result<Self, EmulatorError> {
@@ -66,7 +66,7 @@ fn leaf(
     let mut params = CertificateParams::new(names.into_iter().chain(local).collect::<Vec<_>>())?;
     params.distinguished_name = named("tenantry emulator");
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    // P-256: its certificates are signed with SHA-256, which channel binding needs.
+    // The key is P-256: its certificates are signed with SHA-256, which channel binding needs.
     let key = KeyPair::generate()?;
     let certificate = params.signed_by(&key, authority)?;
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));

@@ -1,4 +1,4 @@
-//! Letting a client in: who it is, and whether it knows the password. No compute is touched here.
+//! The login of a client: its endpoint, its role and its password. No compute is touched here.
 
 use std::io;
 
@@ -12,7 +12,7 @@ use super::{
     scram::{Denied, Exchange, PLAIN, PLUS, Verifier},
 };
 
-/// Neon's limit for a client's part of the login.
+/// Neon's time limit for a client's part of the login.
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(15);
 /// Kinds of `Authentication…` messages.
 const CLEARTEXT: u32 = 3;
@@ -20,7 +20,7 @@ const SASL: u32 = 10;
 const SASL_CONTINUE: u32 = 11;
 const SASL_FINAL: u32 = 12;
 
-/// What Neon's proxy says to a client that it does not let in.
+/// The text that Neon's proxy sends to a client that it does not let in.
 #[derive(Debug)]
 pub(in crate::emulator) struct Refusal(pub(in crate::emulator) String);
 
@@ -30,8 +30,8 @@ impl From<io::Error> for Refusal {
     }
 }
 
-/// Checks the client's password by SCRAM. The result is the message that completes it; Neon holds it back until the
-/// compute is up, so that the client hears nothing while it waits.
+/// Checks the client's password by SCRAM. Returns the message that completes the login. Neon holds it back until the
+/// compute is up, so that the client receives nothing while it waits.
 pub(in crate::emulator) async fn authenticate(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     user: &str,
@@ -63,8 +63,8 @@ pub(in crate::emulator) async fn authenticate(
         .unwrap_or_else(|_| Err(late()))
 }
 
-/// Asks for the password in clear, for clients that can name their endpoint nowhere else: `endpoint=<id>;<password>`
-/// (or `$` in place of the semicolon). The result is the endpoint and the password.
+/// Asks for the password in clear text. Clients that cannot name their endpoint in another way send
+/// `endpoint=<id>;<password>` (or `$` in place of the semicolon). Returns the endpoint and the password.
 pub(in crate::emulator) async fn endpoint_in_password(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     otherwise: &str,
@@ -84,7 +84,7 @@ pub(in crate::emulator) async fn endpoint_in_password(
         .unwrap_or_else(|_| Err(late()))
 }
 
-/// The text for a password that does not fit. Neon's own has single quotes where Postgres's has double ones.
+/// Returns the text for a wrong password. Neon's text has single quotes where Postgres's has double ones.
 pub(in crate::emulator) fn wrong_password(user: &str) -> String {
     format!("password authentication failed for user '{user}'")
 }
@@ -105,7 +105,7 @@ async fn send(stream: &mut (impl AsyncWrite + Unpin), message: &Message) -> io::
     stream.flush().await
 }
 
-/// The body of the client's next answer.
+/// Reads the body of the client's next answer.
 async fn response(stream: &mut (impl AsyncRead + Unpin)) -> Result<Vec<u8>, Refusal> {
     let message = Message::read(stream).await?;
     if message.tag() == b'p' {
@@ -115,7 +115,8 @@ async fn response(stream: &mut (impl AsyncRead + Unpin)) -> Result<Vec<u8>, Refu
     }
 }
 
-/// Mechanism and first message: a name that ends in zero, four bytes of length, the message.
+/// Returns the mechanism and the first message of a body, which is a name that ends in zero, four bytes of length, and
+/// the message.
 fn initial_response(body: &[u8]) -> Option<(&str, &str)> {
     let end = body.iter().position(|&byte| byte == 0)?;
     let mechanism = std::str::from_utf8(&body[..end]).ok()?;

@@ -1,16 +1,16 @@
-//! Messages of Postgres's protocol, as far as the proxy reads and writes them itself.
+//! The messages of the Postgres protocol that the proxy itself reads and writes.
 
 use std::{fmt, io};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-/// No message before a session exists is longer than this.
+/// Longest message before a session exists, in bytes.
 const LONGEST: usize = 1 << 20;
 
 /// One message: tag, length, body.
 pub(in crate::emulator) struct Message(Vec<u8>);
 
-// A client's answer may be a password in clear.
+// The body is not shown: a client's answer may be a password in clear text.
 impl fmt::Debug for Message {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Message({:?}, ..)", char::from(self.tag()))
@@ -18,13 +18,13 @@ impl fmt::Debug for Message {
 }
 
 impl Message {
-    /// A message to be sent.
+    /// Creates a message to be sent.
     pub(in crate::emulator) fn new(tag: u8, body: &[u8]) -> Self {
         let length = u32::try_from(body.len() + 4).unwrap_or(u32::MAX);
         Self([&[tag], &length.to_be_bytes()[..], body].concat())
     }
 
-    /// An `Authentication…` message.
+    /// Creates an `Authentication…` message.
     pub(in crate::emulator) fn authentication(kind: u32, body: &[u8]) -> Self {
         Self::new(b'R', &[&kind.to_be_bytes()[..], body].concat())
     }
@@ -58,7 +58,7 @@ impl Message {
         &self.0[5..]
     }
 
-    /// A field of an error.
+    /// Returns a field of an error message.
     pub(in crate::emulator) fn field(&self, field: u8) -> Option<String> {
         let mut fields = (self.tag() == b'E').then(|| self.body().split(|&byte| byte == 0))?;
         let found = fields.find_map(|text| text.strip_prefix(&[field]))?;
@@ -66,8 +66,8 @@ impl Message {
     }
 }
 
-/// Sends an error the way Neon's proxy does before a session exists: severity ERROR, SQLSTATE `code`, no other field;
-/// then closes.
+/// Sends an error as Neon's proxy does before a session exists, then closes the connection. The error has severity
+/// ERROR, SQLSTATE `code`, the text, and no other field.
 pub(in crate::emulator) async fn refuse(
     stream: &mut (impl AsyncWrite + Unpin),
     code: &str,

@@ -1,20 +1,20 @@
-//! What a server says to its client, as it passes by: message boundaries, and the answer to a COMMIT.
+//! The server's messages on their way to the client: their boundaries, and the answer to a COMMIT.
 
-/// `C`, a length of 11, and `COMMIT` with its zero.
+/// The answer to a COMMIT: `C`, a length of 11, and `COMMIT` with its zero byte.
 const COMMITTED: &[u8] = b"C\0\0\0\x0bCOMMIT\0";
 
-/// Follows a server's messages through whatever pieces they come in.
+/// The position in a server's messages, which arrive in pieces of any size.
 #[derive(Debug, Default)]
 pub(in crate::emulator) struct Replies {
-    /// The part of the present message's tag and length that has passed.
+    /// Bytes of the current message's tag and length that have passed.
     head: Vec<u8>,
     /// Bytes of its body that are still to come.
     left: usize,
 }
 
 impl Replies {
-    /// Follows one more piece. The result is where in it the answer to a COMMIT begins; a message cut in two by
-    /// the pieces is not recognized: that takes a long answer right before it.
+    /// Follows one more piece. Returns the position in it at which the answer to a COMMIT begins. An answer that is
+    /// split between two pieces is not recognized, which takes a long message right before it.
     pub(in crate::emulator) fn pass(&mut self, piece: &[u8]) -> Option<usize> {
         let mut committed = None;
         let mut at = 0;
@@ -46,7 +46,7 @@ mod tests {
 
     #[test]
     fn a_commit_is_found_between_messages_and_not_within_one() {
-        let row = [b"D\0\0\0\x10", COMMITTED].concat(); // data that looks like one
+        let row = [b"D\0\0\0\x10", COMMITTED].concat(); // data that looks like the answer to a COMMIT
         let all = [&row, COMMITTED, b"Z\0\0\0\x05I"].concat();
         assert_eq!(Replies::default().pass(&all), Some(row.len()));
         for cut in 0..row.len() {

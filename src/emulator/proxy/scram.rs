@@ -1,4 +1,4 @@
-//! SCRAM-SHA-256, the server's side (RFC 5802 and 7677), with and without channel binding.
+//! The server side of SCRAM-SHA-256 (RFC 5802 and 7677), with and without channel binding.
 
 use std::fmt;
 
@@ -11,10 +11,10 @@ use crate::model::secret::Secret;
 
 /// The mechanism with channel binding.
 pub(in crate::emulator) const PLUS: &str = "SCRAM-SHA-256-PLUS";
-/// The mechanism without.
+/// The mechanism without channel binding.
 pub(in crate::emulator) const PLAIN: &str = "SCRAM-SHA-256";
 
-/// What a server keeps of a password: enough to check it, not enough to log in with it.
+/// The form in which a server stores a password: enough to check the password, not enough to log in with it.
 #[derive(Clone)]
 pub(in crate::emulator) struct Verifier {
     text: Secret,
@@ -40,30 +40,31 @@ impl Verifier {
         }
     }
 
-    /// One that no password fits, for roles that do not exist: they must look like a wrong password.
+    /// Returns a verifier that no password fits, for roles that do not exist. To a client they must look like a wrong
+    /// password.
     pub(in crate::emulator) fn mock() -> Self {
         Self::of(&Secret::new(uuid::Uuid::new_v4().to_string()))
     }
 
-    /// As Postgres stores it.
+    /// Returns the verifier in the form that Postgres stores.
     pub(in crate::emulator) fn expose(&self) -> &str {
         self.text.expose()
     }
 }
 
-// With its keys one could pose as the server.
+// The keys are not shown: they would be enough to impersonate the server.
 impl fmt::Debug for Verifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Verifier(..)")
     }
 }
 
-/// Why a client is not let in.
+/// The reason for which a client is not let in.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(in crate::emulator) enum Denied {
-    /// It does not know the password.
+    /// The client does not know the password.
     WrongPassword,
-    /// It does not speak SCRAM as it should.
+    /// The client does not follow the SCRAM protocol.
     Violation,
 }
 
@@ -72,14 +73,14 @@ pub(in crate::emulator) enum Denied {
 pub(in crate::emulator) struct Exchange<'a> {
     verifier: &'a Verifier,
     nonce: String,
-    /// What the client's `c=` must hold.
+    /// Value that the client's `c=` must have.
     binding: Vec<u8>,
     client_first: String,
     server_first: String,
 }
 
 impl<'a> Exchange<'a> {
-    /// Reads the client's first message. `certificate` is the hash of the server's own, for channel binding.
+    /// Reads the client's first message. `certificate` is the hash of the server's certificate, for channel binding.
     pub(in crate::emulator) fn begin(
         verifier: &'a Verifier,
         mechanism: &str,
@@ -91,7 +92,8 @@ impl<'a> Exchange<'a> {
         let bound = match (mechanism, flag) {
             (PLUS, "p=tls-server-end-point") => certificate,
             (PLAIN, "n") => &[],
-            // `y` claims that this server cannot bind, which it has just said it can: somebody stands in between.
+            // `y` claims that the server does not support channel binding. It has just offered it, so an attacker may
+            // sit between the two.
             _ => return Err(Denied::Violation),
         };
         let client_nonce = attribute(bare, "r=").ok_or(Denied::Violation)?;
@@ -107,12 +109,12 @@ impl<'a> Exchange<'a> {
         })
     }
 
-    /// The answer to the client's first message.
+    /// Returns the answer to the client's first message.
     pub(in crate::emulator) fn answer(&self) -> &str {
         &self.server_first
     }
 
-    /// Checks the client's proof; the result is the server's own.
+    /// Checks the client's proof. Returns the server's own proof.
     pub(in crate::emulator) fn finish(&self, message: &str) -> Result<String, Denied> {
         let (unproven, proof) = message.rsplit_once(",p=").ok_or(Denied::Violation)?;
         let binding = attribute(unproven, "c=").and_then(|text| BASE64.decode(text).ok());
@@ -136,7 +138,7 @@ impl<'a> Exchange<'a> {
     }
 }
 
-/// The value of an attribute such as `r=` in a message.
+/// Returns the value of an attribute such as `r=` in a message.
 fn attribute<'a>(message: &'a str, name: &str) -> Option<&'a str> {
     message.split(',').find_map(|part| part.strip_prefix(name))
 }

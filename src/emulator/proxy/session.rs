@@ -1,4 +1,5 @@
-//! A client that has been let in: reach its compute, pass bytes, carry cancel requests.
+//! The session of a client that is let in: the proxy connects it to its compute, passes bytes, and forwards cancel
+//! requests.
 
 use std::{
     collections::HashMap,
@@ -24,11 +25,12 @@ use super::{
 };
 use crate::emulator::{compute::Compute, fault::Fate, host::process::connect};
 
-/// Times a compute may be stopped under a client that is connecting.
+/// Most attempts to connect one client. Its compute may be stopped during any of them.
 const TRIES: u32 = 20;
-/// SQLSTATE of a Postgres that starts or stops.
+/// SQLSTATE of a Postgres that is starting or stopping.
 const CANNOT_CONNECT_NOW: &str = "57P03";
-/// What one says that stops. A client does not notice; what one says that starts or recovers, it is told.
+/// Text of a Postgres that is stopping. The proxy hides it from the client, but passes on the text of one that is
+/// starting or recovering.
 const STOPS: &str = "the database system is shutting down";
 
 const UNSUPPORTED_PARAMETER: &str = ". Please use unpooled connection or remove this parameter from the startup package. More details: https://neon.tech/docs/connect/connection-errors#unsupported-startup-parameter";
@@ -36,10 +38,10 @@ const UNSUPPORTED_PARAMETER: &str = ". Please use unpooled connection or remove 
 type ClientIn = ReadHalf<TlsStream<TcpStream>>;
 type ClientOut = WriteHalf<TlsStream<TcpStream>>;
 
-/// The sessions that there are.
+/// The open sessions.
 #[derive(Default)]
 pub(in crate::emulator) struct Sessions {
-    // Where to send the cancel request for each. Held for a look or a change.
+    // The socket for the cancel requests of each session. Held only for short reads and writes.
     keys: Mutex<HashMap<BackendKey, PathBuf>>,
 }
 
@@ -81,7 +83,7 @@ impl Sessions {
         ended
     }
 
-    /// All that the client hears before its connection is closed.
+    /// Runs the session up to the point at which the client's connection can be closed.
     async fn converse(
         &self,
         (client_in, client_out): (&mut ClientIn, &mut ClientOut),
@@ -95,16 +97,16 @@ impl Sessions {
             key,
             socket,
         } = session;
-        // Dropped after the server's halves and before the client's, also when the proxy restarts.
+        // Dropped after the server's halves and before the client's, even if the proxy restarts.
         let _session = compute.log.session();
         let (mut server_in, mut server_out) = server.into_split();
         let upward = async {
-            // Whatever ends it: the server hears the end, and has the last word.
+            // However the copy ends, the server sees the end, and may still send its last messages.
             let _ = copy(client_in, &mut server_out).await;
             let _ = server_out.shutdown().await;
         };
         let session = async {
-            // All in one burst: the client has heard nothing since its proof.
+            // Everything goes out in one burst: the client has received nothing since it sent its proof.
             proved.write(client_out).await?;
             client_out.write_all(&greeting).await?;
             client_out.flush().await?;
@@ -127,7 +129,7 @@ impl Sessions {
         }
     }
 
-    /// Passes a cancel request on to the compute whose session it is about.
+    /// Forwards a cancel request to the compute of its session.
     pub(in crate::emulator) async fn cancel(&self, key: BackendKey) -> io::Result<()> {
         let Some(socket) = self.keys().get(&key).cloned() else {
             return Ok(());
@@ -144,7 +146,7 @@ impl Sessions {
     }
 }
 
-/// Passes on what the server says, until it ends or the answer to a COMMIT is to get lost.
+/// Passes on the server's bytes until the server ends, or until the answer to a COMMIT is to get lost.
 async fn downward(
     server: &mut (impl AsyncRead + Unpin),
     client: &mut (impl AsyncWrite + Unpin),
@@ -170,7 +172,7 @@ async fn downward(
     }
 }
 
-/// A session's key, known as long as the session lasts.
+/// A session's key, remembered as long as the session lasts.
 struct Remembered<'a> {
     sessions: &'a Sessions,
     key: BackendKey,
@@ -182,17 +184,17 @@ impl Drop for Remembered<'_> {
     }
 }
 
-/// How a startup packet was taken.
+/// The outcome of a startup packet.
 enum Begun {
     Session(Session),
-    /// With this text. Severity and code are lost at Neon.
+    /// A refusal with this text. Neon loses its severity and code.
     Refused(String),
-    /// Not at all; nor does the client hear anything.
+    /// No answer. The client receives nothing.
     Silence,
 }
 
 impl Begun {
-    /// What a fault makes of it; `None` if there is none.
+    /// Returns the outcome that a fault causes; `None` if there is no fault.
     fn by(fate: Fate) -> Option<Self> {
         match fate {
             Fate::Connects => None,
@@ -202,25 +204,25 @@ impl Begun {
     }
 }
 
-/// Says nothing until the client leaves.
+/// Sends nothing, and waits until the client disconnects.
 async fn hear_out(mut stream: TlsStream<TcpStream>) -> io::Result<()> {
     let mut heard = [0; 256];
     while stream.read(&mut heard).await? > 0 {}
     Ok(())
 }
 
-/// A session that Postgres has taken up.
+/// A session that Postgres has accepted.
 struct Session {
     server: UnixStream,
-    /// Everything that it said up to the first ReadyForQuery.
+    /// All messages of the server up to the first ReadyForQuery.
     greeting: Vec<u8>,
     key: Option<BackendKey>,
-    /// Where its cancel requests go.
+    /// Socket for its cancel requests.
     socket: PathBuf,
 }
 
-/// Wakes the compute, connects and sends the startup packet; again if the compute was stopped in between, which the
-/// client does not notice at Neon either.
+/// Wakes the compute, connects and sends the startup packet. Tries again if the compute is stopped in between: Neon's
+/// clients do not notice that either.
 async fn begin(
     compute: &Arc<Compute>,
     startup: &[u8],
@@ -265,7 +267,7 @@ async fn begin(
     Err(last.into())
 }
 
-/// What the client is told in place of `text`: the proxy adds advice to one error of the pooler's.
+/// Returns the error text for the client. The proxy adds advice to one of the pooler's errors.
 fn told(text: &str) -> String {
     let advice = if text.starts_with("unsupported startup parameter") {
         UNSUPPORTED_PARAMETER
@@ -275,7 +277,7 @@ fn told(text: &str) -> String {
     format!("{text}{advice}")
 }
 
-/// Sends the startup packet and takes the answer: a session, or an error.
+/// Sends the startup packet and reads the answer: a session, or an error.
 async fn greet(socket: PathBuf, startup: &[u8]) -> io::Result<Result<Session, Message>> {
     let mut server = connect(&socket).await?;
     server.write_all(startup).await?;

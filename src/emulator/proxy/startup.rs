@@ -1,4 +1,4 @@
-//! The first bytes of a client, and what is said to it before a server is there.
+//! The first packets of a client, and the proxy's answers to them before it reaches a server.
 
 use std::{collections::BTreeMap, io};
 
@@ -9,23 +9,23 @@ use super::message::Message;
 const CANCEL: u32 = 80_877_102;
 const SSL: u32 = 80_877_103;
 const GSS: u32 = 80_877_104;
-/// Postgres takes no longer startup packet.
+/// Longest startup packet that Postgres accepts, in bytes.
 const LONGEST: usize = 10_000;
 
-/// The packet with which a client begins.
+/// The first packet of a client.
 #[derive(Debug, Eq, PartialEq)]
 pub(in crate::emulator) enum Hello {
-    /// It asks for TLS.
+    /// A request for TLS.
     Ssl,
-    /// It asks for GSS encryption, which Neon has not.
+    /// A request for GSS encryption, which Neon does not support.
     Gss,
-    /// It asks to stop what another connection does: process id and secret key.
+    /// A request to cancel the query of another connection: its process id and secret key.
     Cancel(BackendKey),
-    /// It wants to log in: the minor version of the protocol, and its parameters.
+    /// A login: the minor version of the protocol, and the parameters.
     Startup(u16, BTreeMap<String, String>),
 }
 
-/// Process id and secret key, as in BackendKeyData.
+/// The process id and secret key of a connection, as in BackendKeyData.
 pub(in crate::emulator) type BackendKey = [u8; 8];
 
 impl Hello {
@@ -74,8 +74,8 @@ fn parameters(body: &[u8]) -> BTreeMap<String, String> {
     found
 }
 
-/// The answer to a client that asks for a newer protocol, or for parts of it that Neon does not know: what it gets is
-/// 3.0. `None` if it asks for nothing else.
+/// Returns the answer to a client that asks for a newer protocol, or for parts of it that Neon does not know: the
+/// client gets 3.0. Returns `None` if the client asks for neither.
 pub(in crate::emulator) fn negotiation(
     minor: u16,
     parameters: &BTreeMap<String, String>,
@@ -96,8 +96,8 @@ pub(in crate::emulator) fn negotiation(
     Some(Message::new(b'v', &body))
 }
 
-/// The startup packet that goes to Postgres: Neon passes these parameters on and drops all others, unless an option
-/// asks it not to.
+/// Returns the startup packet for Postgres. Neon passes on only the parameters that it knows, and drops all others,
+/// unless an option asks it not to.
 pub(in crate::emulator) fn forwarded(parameters: &BTreeMap<String, String>) -> Vec<u8> {
     let mut body = 196_608_u32.to_be_bytes().to_vec();
     let mut put = |name: &str, value: &str| {
@@ -126,7 +126,7 @@ pub(in crate::emulator) fn forwarded(parameters: &BTreeMap<String, String>) -> V
     [&length.to_be_bytes()[..], &body].concat()
 }
 
-/// The endpoint that `options=endpoint=…` (or `project=…`) names.
+/// Returns the endpoint that `options=endpoint=…` (or `project=…`) names.
 pub(in crate::emulator) fn endpoint_option(parameters: &BTreeMap<String, String>) -> Option<&str> {
     let words = parameters.get("options")?.split_ascii_whitespace();
     words.into_iter().find_map(|word| {
@@ -135,7 +135,7 @@ pub(in crate::emulator) fn endpoint_option(parameters: &BTreeMap<String, String>
     })
 }
 
-/// The options that are for Postgres and not for the proxy.
+/// Returns the options that are for Postgres and not for the proxy.
 fn own_options(options: &str) -> impl Iterator<Item = &str> {
     let for_proxy = |word: &&str| {
         ["endpoint=", "project=", "neon_"]

@@ -1,4 +1,4 @@
-//! What is being done to a project. As long as an operation goes on, the project is locked.
+//! Operations on a project. The project is locked while an operation is in progress.
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -8,7 +8,7 @@ use crate::emulator::{
 };
 use crate::model::secret::Secret;
 
-/// Something being done to a project.
+/// An operation on a project.
 #[derive(Clone, Debug)]
 pub(in crate::emulator) struct Operation {
     pub(in crate::emulator) id: String,
@@ -27,11 +27,11 @@ pub(in crate::emulator) enum Status {
     Running,
     Finished,
     Failed,
-    /// One before it failed.
+    /// An operation before it failed.
     Cancelled,
 }
 
-/// An operation before it begins: what it is called, what it is about, and what it does.
+/// An operation before it begins: its name, its subject and its work.
 #[derive(Debug)]
 pub(in crate::emulator) struct Step {
     action: &'static str,
@@ -40,20 +40,20 @@ pub(in crate::emulator) struct Step {
     work: Work,
 }
 
-/// What an operation does, besides taking its time.
+/// The effect of an operation.
 #[derive(Debug)]
 pub(in crate::emulator) enum Work {
     Nothing,
     Start(Arc<Compute>),
     Suspend(Arc<Compute>),
-    /// Copies the second one's data to the first.
+    /// Copies the second compute's data to the first.
     Copy(Unborn, Arc<Compute>),
     ResetPassword(Arc<Compute>, Secret),
     Delete(Arc<Compute>),
 }
 
 impl Step {
-    /// About a branch.
+    /// Creates a step on a branch.
     pub(in crate::emulator) fn on_branch(
         action: &'static str,
         branch_id: &str,
@@ -67,7 +67,7 @@ impl Step {
         }
     }
 
-    /// About an endpoint of a branch.
+    /// Creates a step on an endpoint of a branch.
     pub(in crate::emulator) fn on_endpoint(
         action: &'static str,
         branch_id: &str,
@@ -80,7 +80,7 @@ impl Step {
         }
     }
 
-    /// The operation, and what is to be done for it.
+    /// Returns the scheduled operation, and its work.
     pub(in crate::emulator) fn begun(self) -> (Operation, Work) {
         let now = SystemTime::now();
         let operation = Operation {

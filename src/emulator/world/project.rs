@@ -11,10 +11,10 @@ use crate::emulator::{
     witness::Witness,
 };
 
-/// What is not written plainly in a URI.
+/// The characters that are percent-encoded in a URI.
 const OUTSIDE_A_WORD: &AsciiSet = &percent_encoding::NON_ALPHANUMERIC.remove(b'_').remove(b'-');
 
-/// A project. A copy, unless it is in the world's own list; computes and ledger are shared.
+/// A project. Only the one in the world's list is the original; copies share its computes and its ledger.
 #[derive(Clone, Debug)]
 pub(in crate::emulator) struct Project {
     pub(in crate::emulator) id: String,
@@ -22,21 +22,21 @@ pub(in crate::emulator) struct Project {
     pub(in crate::emulator) region: String,
     pub(in crate::emulator) pg_version: u64,
     pub(in crate::emulator) org_id: Option<String>,
-    /// What new endpoints get.
+    /// Size of new endpoints.
     pub(in crate::emulator) defaults: Size,
     pub(in crate::emulator) ledger: Arc<Ledger>,
     pub(in crate::emulator) created_at: SystemTime,
     pub(in crate::emulator) updated_at: SystemTime,
-    /// Since when it is gone, and can be recovered.
+    /// Time of its deletion. It can be recovered since then.
     pub(in crate::emulator) deleted_at: Option<SystemTime>,
-    /// Oldest first.
+    /// Branches, oldest first.
     pub(in crate::emulator) branches: Vec<Branch>,
     pub(in crate::emulator) endpoints: Vec<Endpoint>,
-    /// Newest last.
+    /// Operations, newest last.
     pub(in crate::emulator) operations: Vec<Operation>,
 }
 
-/// A branch: data of its own, and the compute that an endpoint of it has.
+/// A branch: its own data, and the compute of its endpoint.
 #[derive(Clone, Debug)]
 pub(in crate::emulator) struct Branch {
     pub(in crate::emulator) id: String,
@@ -48,7 +48,7 @@ pub(in crate::emulator) struct Branch {
     pub(in crate::emulator) compute: Arc<Compute>,
 }
 
-/// A name under which a branch's compute can be reached.
+/// An endpoint: a name under which clients reach a branch's compute.
 #[derive(Clone, Debug)]
 pub(in crate::emulator) struct Endpoint {
     pub(in crate::emulator) id: String,
@@ -60,17 +60,17 @@ pub(in crate::emulator) struct Endpoint {
     pub(in crate::emulator) compute: Arc<Compute>,
 }
 
-/// How large an endpoint's compute is, and how long it stays.
+/// The size of an endpoint's compute, and its suspend window.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(in crate::emulator) struct Size {
-    /// Least and most compute units.
+    /// Smallest and largest number of compute units.
     pub(in crate::emulator) units: (f64, f64),
-    /// As the API has it: 0 for the default, -1 for never.
+    /// Suspend window as the API encodes it: 0 for the default, -1 for never.
     pub(in crate::emulator) suspend_timeout_seconds: i64,
 }
 
 impl Project {
-    /// Whether operations go on, so that others must wait.
+    /// Returns whether operations are in progress, so that new ones are refused.
     pub(in crate::emulator) fn is_locked(&self) -> bool {
         self.operations.iter().any(Operation::goes_on)
     }
@@ -105,7 +105,7 @@ impl Project {
         format!("{}-pooler.{}", endpoint.id, self.proxy_host())
     }
 
-    /// The whole connection string, password included.
+    /// Returns the complete connection string, including the password.
     pub(in crate::emulator) fn uri(&self, endpoint: &Endpoint, pooled: bool) -> String {
         let Contents {
             database,

@@ -1,4 +1,4 @@
-//! What a project has used, from real counters, and what it may use.
+//! The usage of a project, from real counters, and its quota.
 
 use std::{
     sync::{
@@ -13,23 +13,23 @@ use tokio::time::Instant;
 
 use crate::emulator::reason::Reason;
 
-/// What a project has used: what Neon's API shows, and what quotas are about.
+/// The usage of a project, as Neon's API shows it and quotas limit it.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct Usage {
     /// Seconds in which a compute was awake.
     pub active_time_seconds: u64,
-    /// The same, times the compute units it had at least.
+    /// The same, multiplied by the compute's smallest number of compute units.
     pub compute_time_seconds: u64,
-    /// Bytes written ahead (WAL), over all branches.
+    /// Bytes written to the write-ahead log (WAL), over all branches.
     pub written_data_bytes: u64,
     /// Bytes sent to clients.
     pub data_transfer_bytes: u64,
 }
 
 impl Usage {
-    /// Both together, as far as numbers go.
+    /// Returns the sum, saturating at the largest number.
     pub(in crate::emulator) fn plus(self, other: Self) -> Self {
         Self {
             active_time_seconds: self
@@ -48,7 +48,7 @@ impl Usage {
     }
 }
 
-/// What a project may use, as the API has it. Zero is no limit.
+/// The limits of a project, as the API encodes them. Zero is no limit.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(default)]
 pub(in crate::emulator) struct Quota {
@@ -60,13 +60,13 @@ pub(in crate::emulator) struct Quota {
     written_data_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     data_transfer_bytes: Option<u64>,
-    // Stored and shown only: Neon's description says that a compute starts all the same.
+    // Stored and shown only: Neon's description says that a compute starts even above this limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     logical_size_bytes: Option<u64>,
 }
 
 impl Quota {
-    /// Which of the limits a project has reached that has used so much.
+    /// Returns the first limit that this usage has reached, if any.
     fn exceeded_by(&self, used: Usage) -> Option<Reason> {
         let limits = [
             (
@@ -97,22 +97,22 @@ impl Quota {
     }
 }
 
-/// One compute's counters.
+/// The counters of one compute.
 #[derive(Debug, Default)]
 pub(in crate::emulator) struct Meter {
     transferred: AtomicU64,
-    // Guards the rest; held for a look or a change.
+    // Guards the other counters. Held only for short reads and writes.
     read: Mutex<Reading>,
 }
 
 #[derive(Debug, Default)]
 struct Reading {
     active: Duration,
-    /// Unit-seconds.
+    /// Compute time in unit-seconds.
     computed: f64,
-    /// Since when it is awake, and with how many units.
+    /// Instant since which awake time is not counted yet, and the compute units; `None` while it is asleep.
     awake: Option<(Instant, f64)>,
-    /// Positions in the write-ahead log: the first, and the last that was seen.
+    /// First and last observed position in the write-ahead log.
     wal: Option<(u64, u64)>,
     stored: u64,
 }
@@ -146,19 +146,19 @@ impl Meter {
         self.transferred.fetch_add(bytes as u64, Relaxed);
     }
 
-    /// Notes a position in the write-ahead log; the first one is where counting begins.
+    /// Records a position in the write-ahead log. Counting begins at the first one.
     pub(in crate::emulator) fn wal_at(&self, position: u64) {
         let mut read = self.read();
         let (first, _) = read.wal.unwrap_or((position, position));
         read.wal = Some((first, position));
     }
 
-    /// Notes the size of all databases.
+    /// Records the size of all databases.
     pub(in crate::emulator) fn stores(&self, bytes: u64) {
         self.read().stored = bytes;
     }
 
-    /// The size of all databases when it was last looked at, in bytes.
+    /// Returns the last recorded size of all databases, in bytes.
     pub(in crate::emulator) fn stored(&self) -> u64 {
         self.read().stored
     }
@@ -182,19 +182,19 @@ impl Meter {
     }
 }
 
-/// A project's account: its quota, and what all its computes used.
+/// The account of a project: its quota, and the usage of all its computes.
 #[derive(Debug, Default)]
 pub(in crate::emulator) struct Ledger {
-    // Guards everything; held for a look or a change.
+    // Held only for short reads and writes.
     account: Mutex<Account>,
 }
 
 #[derive(Debug, Default)]
 struct Account {
     quota: Quota,
-    /// Used on command.
+    /// Usage that a test has added.
     more: Usage,
-    /// Also those of branches that are gone: what they used stays used.
+    /// Meters of all branches, including deleted ones: their usage still counts.
     meters: Vec<Arc<Meter>>,
 }
 
@@ -205,7 +205,7 @@ impl Ledger {
         Arc::new(ledger)
     }
 
-    /// A meter for one more compute.
+    /// Creates a meter for one more compute.
     pub(in crate::emulator) fn meter(&self) -> Arc<Meter> {
         let meter = Arc::<Meter>::default();
         self.account().meters.push(Arc::clone(&meter));
@@ -220,7 +220,7 @@ impl Ledger {
         self.account().quota = quota;
     }
 
-    /// Counts `usage` besides what is really used.
+    /// Adds `usage` to what is really used.
     pub(in crate::emulator) fn add(&self, usage: Usage) {
         let mut account = self.account();
         account.more = account.more.plus(usage);
@@ -232,7 +232,7 @@ impl Ledger {
         used.fold(account.more, Usage::plus)
     }
 
-    /// Which quota is exhausted, if any.
+    /// Returns the quota that is exhausted, if any.
     pub(in crate::emulator) fn exceeded(&self) -> Option<Reason> {
         self.quota().exceeded_by(self.used())
     }

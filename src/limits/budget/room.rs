@@ -1,8 +1,8 @@
-//! Making room for requests that wait.
+//! Closing idle connections for requests that wait.
 //!
-//! A connection that comes back while something is missing is asked to leave before it lies idle, by
-//! [`Budget::should_yield`](super::Budget::ask_to_leave). So idle connections are looked for when the first is missing, and
-//! then by one task for all who wait.
+//! A connection that comes back while connections are missing is closed before it becomes idle, by
+//! [`Budget::should_yield`]. So idle connections are searched when the first one is missing, and after that by one task
+//! for all requests that wait.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -10,28 +10,28 @@ use tokio::time::{Instant, sleep};
 
 use super::{Budget, State};
 
-/// A connection that has been idle for so long goes to a tenant that wants one more.
+/// Idle time after which a connection is closed for a tenant that wants one more.
 pub(super) const IDLE: Duration = Duration::from_secs(1);
-/// One that has been idle for so long is closed so that the reserve is free again, though nobody wants it yet.
+/// Idle time after which a connection is closed to refill the reserve, although no request waits yet.
 pub(super) const LONG_IDLE: Duration = Duration::from_secs(5);
-/// Time between two looks for idle connections while some are missing, and after how many looks holders are asked whether
-/// they still need what they wait for.
+/// Interval between two searches for idle connections while some are missing. After every `LOOKS` searches, waiting
+/// owners check whether they still need what they wait for.
 const LOOK: Duration = Duration::from_millis(250);
 const LOOKS: u32 = 4;
 
-/// The idle connections that are closed for others, or were.
+/// The idle connections that are closed for other owners, or were.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) enum Idle {
     /// None.
     None,
-    /// Those that have been idle for [`IDLE`].
+    /// The connections that have been idle for [`IDLE`].
     Long,
     /// All of them.
     Any,
 }
 
 impl Idle {
-    /// Returns how long they have been idle at least.
+    /// Returns their shortest idle time.
     fn time(self) -> Option<Duration> {
         match self {
             Self::None => None,
@@ -42,11 +42,11 @@ impl Idle {
 }
 
 impl Budget {
-    /// Looks after the requests that wait as long as there are any: closes what has been idle for long enough by now, and lets
-    /// holders give up what they do not need any more.
+    /// Closes connections that have been idle for long enough while requests wait, and lets owners withdraw requests
+    /// that they do not need any more. Never returns.
     ///
     /// # Cancel safety
-    /// Nothing is lost by dropping it.
+    /// Dropping the future changes nothing.
     pub(crate) async fn keep_room(&self) -> Infallible {
         loop {
             let short = self.short.notified();
@@ -65,7 +65,7 @@ impl Budget {
         }
     }
 
-    /// Makes room for one who has just begun to wait, unless nothing idle is left that could be closed.
+    /// Makes room for a request that has just begun to wait, unless no idle connection is left that could be closed.
     pub(super) fn make_room_once_more(&self) {
         let state = self.state();
         let was_done = state.looked_for >= self.wanted(&state);
@@ -75,7 +75,7 @@ impl Budget {
         }
     }
 
-    /// Closes idle connections as far as that helps requests that wait.
+    /// Closes idle connections as far as that helps waiting requests.
     fn make_room(&self) {
         let mut state = self.state();
         state.looked_for = self.wanted(&state);
@@ -83,7 +83,7 @@ impl Budget {
         self.close_idle(|| self.wanted(&self.state()).time());
     }
 
-    /// Returns which idle connections should be closed for requests that wait.
+    /// Returns the idle connections that should be closed for waiting requests.
     pub(super) fn wanted(&self, state: &State) -> Idle {
         if state.lacks_for_first(self.limit) {
             Idle::Any
@@ -94,7 +94,7 @@ impl Budget {
         }
     }
 
-    /// Closes what has been idle for long, so that the next who has none need not wait.
+    /// Closes connections that have been idle for long, so that the next owner without one need not wait.
     pub(crate) fn restore_reserve(&self) {
         self.close_idle(|| {
             let state = self.state();
@@ -102,8 +102,8 @@ impl Budget {
         });
     }
 
-    /// Closes connections that have been idle for the time that `idle` says, until it says none: first of those who have
-    /// had one idle for longest.
+    /// Closes connections that have been idle for the time that `idle` returns, until it returns `None`. Begins with
+    /// the owner of the connection that has been idle for longest.
     fn close_idle(&self, idle: impl Fn() -> Option<Duration>) {
         if idle().is_none() {
             return;

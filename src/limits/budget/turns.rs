@@ -1,6 +1,6 @@
-//! Who holds how many connections, and who waits for one, in the order of their turns.
+//! The connections of each owner, and the waiting requests in the order of their turns.
 //!
-//! Nothing here takes longer the more wait, but for a logarithm.
+//! The time to serve a request grows with the logarithm of the number of waiting requests.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -11,45 +11,45 @@ use tokio::{sync::oneshot, time::Instant};
 
 use super::{Owner, Permit};
 
-/// Tells holders apart.
+/// The key of an owner, or of a request without one.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(super) enum Key {
-    /// Where the holder is in memory: nobody else is there as long as a [`Weak`] to it is kept.
+    /// Address of the owner. It is unique as long as a [`Weak`] to the owner is kept.
     Holder(usize),
-    /// A connection for nobody in particular, by its number.
+    /// Number of a request without an owner.
     Nobody(u64),
 }
 
 type Turn = oneshot::Sender<Permit>;
 
-/// The requests that wait, by their places.
+/// The keys that wait, by their places.
 type Queue = BTreeMap<u64, Key>;
 
-/// Those who hold connections, and those who wait for one.
+/// The owners that hold connections, and the requests that wait for one.
 #[derive(Default)]
 pub(super) struct Turns {
     holdings: HashMap<Key, Holding>,
-    /// Holders that wait and have none.
+    /// Owners that wait and have no connection.
     first: Queue,
-    /// Holders that wait for one more. Each that was served goes to the end.
+    /// Owners that wait for one more connection. An owner that was served goes to the end.
     others: Queue,
-    /// Requests that are nobody's. They take turns with the others.
+    /// Requests without an owner. They take turns with `others`.
     nobodys: Queue,
-    /// The others, by how many they keep.
+    /// The owners in `others`, by the number of connections that they keep.
     kept: BTreeSet<(usize, Key)>,
     waiting: usize,
-    /// The last number of a request, or of a place.
+    /// Last number that was given to a request or a place.
     last_number: u64,
 }
 
 struct Holding {
     holder: Option<Weak<dyn Owner>>,
     held: usize,
-    /// How many of these are being closed for others.
+    /// Number of these that are being closed for other owners.
     leaving: usize,
-    /// First come, first served.
+    /// Waiting requests. First come, first served.
     line: VecDeque<Request>,
-    /// Its place in a queue, while its line is not empty.
+    /// Place in a queue, while `line` is not empty.
     place: Option<u64>,
 }
 
@@ -66,12 +66,13 @@ struct Request {
 }
 
 impl Turns {
-    /// How many requests wait.
+    /// Returns the number of waiting requests.
     pub(super) fn waiting(&self) -> usize {
         self.waiting
     }
 
-    /// How many connections it takes to serve all who wait: one for each who has none, and the others'.
+    /// Returns the connections needed to serve all waiting requests: one for each owner without any, and the number of
+    /// all others.
     pub(super) fn wanted(&self) -> (usize, usize) {
         (self.first.len(), self.waiting - self.first.len())
     }
@@ -80,7 +81,7 @@ impl Turns {
         !self.first.is_empty()
     }
 
-    /// Adds a request; returns its key and number.
+    /// Adds a request, and returns its key and number.
     pub(super) fn wait(&mut self, holder: Option<&Weak<dyn Owner>>, turn: Turn) -> (Key, u64) {
         let number = self.next_number();
         let key = match holder {
@@ -105,7 +106,7 @@ impl Turns {
         (key, number)
     }
 
-    /// Takes a request back that was not served. Its turn is returned, to be dropped elsewhere.
+    /// Withdraws a request that was not served. Returns its turn, to be dropped without the lock.
     pub(super) fn give_up(&mut self, key: Key, number: u64) -> Option<Turn> {
         let holding = self.holdings.get_mut(&key)?;
         let place = holding.line.iter().position(|it| it.number == number)?;
@@ -118,8 +119,8 @@ impl Turns {
         Some(request.turn)
     }
 
-    /// The next request to be served, which is counted as held from now on: of those who have none, or else, if `others`
-    /// may be served too, of whoever's turn it is.
+    /// Removes and returns the next request to be served, and counts it as held. Requests of owners without a
+    /// connection come first. The others are served in turn, if `others` is true.
     pub(super) fn next(&mut self, others: bool) -> Option<(Key, Turn)> {
         let first = self.first.first_key_value().map(|(_, key)| *key);
         let key = if others {
@@ -136,7 +137,7 @@ impl Turns {
         Some((key, request.turn))
     }
 
-    /// A request that is nobody's and came before that of `first`. It has none either.
+    /// Returns the request without an owner that came before that of `first`. It has no connection either.
     fn nobody_in_front(&self, first: Option<Key>) -> Option<Key> {
         let (_, nobody) = self.nobodys.first_key_value()?;
         let came = |key| Some(self.front(key)?.number);
@@ -150,30 +151,30 @@ impl Turns {
         fronts.min().map(|(_, key)| *key)
     }
 
-    /// Takes note that a connection of `key` is being closed for others.
+    /// Notes that a connection of `key` is being closed for other owners.
     pub(super) fn leave(&mut self, key: Key) {
         self.recount(key, |holding| holding.leaving += 1);
     }
 
-    /// Takes note that a connection of `key` has ended.
+    /// Notes that a connection of `key` has ended.
     pub(super) fn release(&mut self, key: Key, was_leaving: bool) {
         self.recount(key, |holding| {
             holding.held -= 1;
             holding.leaving -= usize::from(was_leaving);
         });
         if self.holdings.get(&key).is_some_and(|it| it.held == 0) {
-            self.step_out(key); // to the end of those who have none, if it waits
+            self.step_out(key); // to the end of `first`, if it waits
             self.step_in(key);
         }
         self.forget(key);
     }
 
-    /// How many `key` holds that are not being closed for others.
+    /// Returns the number of connections of `key` that are not being closed for other owners.
     pub(super) fn keeps(&self, key: Key) -> usize {
         self.holdings.get(&key).map_or(0, Holding::keeps)
     }
 
-    /// The fewest that anybody but `key` holds who waits for one more.
+    /// Returns the fewest connections that a waiting owner other than `key` keeps.
     pub(super) fn fewest_of_others(&self, key: Key) -> Option<usize> {
         if self.nobodys.values().any(|it| *it != key) {
             return Some(0);
@@ -182,24 +183,24 @@ impl Turns {
         others.next().map(|(fewest, _)| *fewest)
     }
 
-    /// Since when somebody but `key` waits who has none.
+    /// Returns the start of the wait of the first owner without a connection, other than `key`.
     pub(super) fn first_waits_since(&self, key: Key) -> Option<Instant> {
         let first = self.first.values().find(|it| **it != key)?;
         Some(self.front(*first)?.since)
     }
 
-    /// Since when somebody waits for a connection that is nobody's, and has none.
+    /// Returns the start of the wait of the first request without an owner.
     pub(super) fn nobody_waits_since(&self) -> Option<Instant> {
         let (_, nobody) = self.nobodys.first_key_value()?;
         Some(self.front(*nobody)?.since)
     }
 
-    /// All holders of a connection.
+    /// Returns all owners that hold a connection.
     pub(super) fn holders(&self) -> Vec<Arc<dyn Owner>> {
         self.those(|it| it.keeps() > 0)
     }
 
-    /// All holders that wait for a connection.
+    /// Returns all owners that wait for a connection.
     pub(super) fn waiting_holders(&self) -> Vec<Arc<dyn Owner>> {
         self.those(|it| !it.line.is_empty())
     }
@@ -219,7 +220,7 @@ impl Turns {
         self.last_number
     }
 
-    /// Puts `key` at the end of its queue, if it waits and stands in none.
+    /// Puts `key` at the end of its queue, if it waits and is in no queue.
     fn step_in(&mut self, key: Key) {
         let number = self.next_number();
         let Some(holding) = self.holdings.get_mut(&key) else {
@@ -254,7 +255,7 @@ impl Turns {
         }
     }
 
-    /// Changes how many `key` holds.
+    /// Applies `change` to the counts of `key`.
     fn recount(&mut self, key: Key, change: impl FnOnce(&mut Holding)) {
         let Some(holding) = self.holdings.get_mut(&key) else {
             return;
@@ -266,7 +267,7 @@ impl Turns {
         }
     }
 
-    /// Forgets who neither holds nor waits.
+    /// Forgets `key` if it neither holds nor waits for a connection.
     fn forget(&mut self, key: Key) {
         let is_gone = |it: &Holding| it.held == 0 && it.line.is_empty();
         if self.holdings.get(&key).is_some_and(is_gone) {

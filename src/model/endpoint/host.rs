@@ -1,10 +1,10 @@
-//! What may stand as the host of an endpoint.
+//! The check of an endpoint's host.
 
 use std::net::Ipv6Addr;
 
 use rustls::pki_types::ServerName;
 
-/// `host` without the brackets that an IPv6 address has in a URL.
+/// Returns `host` without the brackets that an IPv6 address has in a URL.
 pub(super) fn bare(host: &str) -> &str {
     let inside = host
         .strip_prefix('[')
@@ -12,8 +12,8 @@ pub(super) fn bare(host: &str) -> &str {
     inside.filter(|it| is_ipv6(it)).unwrap_or(host)
 }
 
-/// Why nothing can be reached at `host`, and what to change; none if something may be there. Does not repeat it: a URL
-/// holds a password.
+/// Returns the reason why `host` cannot be reached and what to change, or `None` if it may be reachable. The text does
+/// not repeat `host`, because a URL holds a password.
 pub(super) fn fault(host: &str, needs_certificate: bool) -> Option<&'static str> {
     let host = bare(host);
     if host.is_empty() {
@@ -40,7 +40,7 @@ pub(super) fn fault(host: &str, needs_certificate: bool) -> Option<&'static str>
         .then_some("is no name that a certificate could have; give a host name or an address")
 }
 
-/// Whether it is an IPv6 address, maybe with a zone.
+/// Returns whether `host` is an IPv6 address, maybe with a zone.
 fn is_ipv6(host: &str) -> bool {
     let address = host.split_once('%').map_or(host, |(address, _)| address);
     address.parse::<Ipv6Addr>().is_ok()

@@ -1,11 +1,11 @@
-//! What is the same of every error of a kind: its code, and whether another attempt can help.
+//! The properties of a kind of error: its code, and whether another attempt can help.
 
 use std::fmt;
 
 use super::{ErrorKind, ExhaustedQuota, Stage};
 
 impl ErrorKind {
-    /// One of each code. A test counts them.
+    /// One kind for each code. A test counts them.
     #[cfg_attr(not(feature = "metrics"), allow(dead_code, reason = "for metrics"))]
     pub(crate) const ALL: &[Self] = &[
         Self::ActiveComputeLimit,
@@ -40,7 +40,7 @@ impl ErrorKind {
         Self::Unreachable,
     ];
 
-    /// A name that stays the same in every version: for logs, alerts, metrics and clients.
+    /// Returns a name that stays the same in every version, for logs, alerts, metrics and clients.
     pub const fn code(self) -> &'static str {
         match self {
             Self::ActiveComputeLimit => "active_compute_limit",
@@ -76,9 +76,9 @@ impl ErrorKind {
         }
     }
 
-    /// Whether another attempt may succeed without anybody changing anything.
+    /// Returns whether another attempt may succeed without any change.
     ///
-    /// A timeout may not: until then tenantry has retried already.
+    /// A timeout is not transient: tenantry has already retried until then.
     pub const fn is_transient(self) -> bool {
         match self {
             Self::ActiveComputeLimit
@@ -115,7 +115,7 @@ impl ErrorKind {
     }
 }
 
-/// Its [code](Self::code).
+/// Writes the [code](Self::code).
 impl fmt::Display for ErrorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.code())

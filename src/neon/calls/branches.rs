@@ -18,18 +18,18 @@ static DELETE: Route = Route::delete(
     "/projects/{project_id}/branches/{branch_id}",
 );
 
-/// Most branches on one page; the API takes no more.
+/// Most branches that the API puts on one page.
 const PAGE: &str = "10000";
 
 impl Neon {
-    /// `POST /projects/{project_id}/branches` (`createProjectBranch`): a branch with the data of its parent, and with a
-    /// compute unless the order says otherwise.
+    /// Creates a branch with the data of its parent, and with a compute unless `branch` says otherwise.
     ///
-    /// It can be used when its operations have ended ([`wait_for_operations`](Self::wait_for_operations)).
+    /// Calls `POST /projects/{project_id}/branches` (`createProjectBranch`). The branch can be used when its operations
+    /// have ended ([`wait_for_operations`](Self::wait_for_operations)).
     ///
     /// # Errors
-    /// [`ErrorKind::Conflict`](crate::ErrorKind::Conflict) if the project has a branch of that name: what a lost answer
-    /// has left is found in [`list_project_branches`](Self::list_project_branches).
+    /// [`ErrorKind::Conflict`](crate::ErrorKind::Conflict) if the project has a branch of that name. If an answer was
+    /// lost, [`list_project_branches`](Self::list_project_branches) finds the branch that the call created.
     /// [`ErrorKind::QuotaExhausted`](crate::ErrorKind::QuotaExhausted) if the plan allows no more branches.
     pub async fn create_project_branch(
         &self,
@@ -40,8 +40,9 @@ impl Neon {
         self.call(call).await
     }
 
-    /// `GET /projects/{project_id}/branches` (`listProjectBranches`), every page of it: the branches, each with its
-    /// annotations.
+    /// Returns all branches of a project with their annotations.
+    ///
+    /// Calls `GET /projects/{project_id}/branches` (`listProjectBranches`) for every page.
     pub async fn list_project_branches(&self, project_id: &str) -> Result<Vec<Branch>, Error> {
         let neon = self.within(&self.progress());
         let mut found = Vec::new();
@@ -61,9 +62,10 @@ impl Neon {
         }
     }
 
-    /// `GET /projects/{project_id}/branches/{branch_id}` (`getProjectBranch`): a branch with its annotations.
+    /// Returns a branch with its annotations.
     ///
-    /// Neon can answer 404 for a moment after a restore has made the branch.
+    /// Calls `GET /projects/{project_id}/branches/{branch_id}` (`getProjectBranch`). Shortly after a restore has
+    /// created the branch, Neon can answer 404.
     pub async fn get_project_branch(
         &self,
         project_id: &str,
@@ -74,11 +76,13 @@ impl Neon {
         Ok(answer.into())
     }
 
-    /// `DELETE /projects/{project_id}/branches/{branch_id}` (`deleteProjectBranch`): deletes a branch and its computes.
-    /// `None` if it was gone already.
+    /// Deletes a branch and its computes. Returns `None` if the branch was already deleted.
+    ///
+    /// Calls `DELETE /projects/{project_id}/branches/{branch_id}` (`deleteProjectBranch`).
     ///
     /// # Errors
-    /// [`ErrorKind::Refused`](crate::ErrorKind::Refused) for a root branch, the default branch, and one with children.
+    /// [`ErrorKind::Refused`](crate::ErrorKind::Refused) for a root branch, the default branch, and a branch with
+    /// children.
     pub async fn delete_project_branch(
         &self,
         project_id: &str,

@@ -13,15 +13,15 @@ static PER_PROJECT: Route = Route::get(
 );
 
 impl Neon {
-    /// `GET /consumption_history/v2/projects` (`getConsumptionHistoryPerProjectV2`): one page of what the projects of an
-    /// organization consumed.
+    /// Returns one page of the consumption of an organization's projects.
     ///
-    /// Neon brings it up to date every 15 minutes to an hour, has it from the Launch plan on, and wakes nothing for it.
-    /// It takes about 30 requests a minute here, apart from its other limits; a 429 is waited out.
+    /// Calls `GET /consumption_history/v2/projects` (`getConsumptionHistoryPerProjectV2`). Neon updates the figures
+    /// every 15 minutes to an hour, has them from the Launch plan on, and wakes no compute for them. It takes about 30
+    /// requests a minute here, apart from its other limits. The client waits after a 429.
     ///
     /// # Errors
-    /// [`ErrorKind::Refused`](crate::ErrorKind::Refused): 403 if the plan does not have it, 404 if the key does not see
-    /// the organization, 406 if the time asked about is longer or longer ago than the granularity allows.
+    /// [`ErrorKind::Refused`](crate::ErrorKind::Refused): 403 if the plan does not include it, 404 if the key cannot
+    /// see the organization, 406 if the range is longer, or longer ago, than the granularity allows.
     pub async fn get_consumption_history_per_project_v2(
         &self,
         query: &ConsumptionQuery,

@@ -30,13 +30,17 @@ static RESTART: Route = Route::post(
 );
 
 impl Neon {
-    /// `GET /projects/{project_id}/endpoints` (`listProjectEndpoints`): the endpoints of all branches. Wakes none.
+    /// Returns the endpoints of all branches of a project. Wakes none of them.
+    ///
+    /// Calls `GET /projects/{project_id}/endpoints` (`listProjectEndpoints`).
     pub async fn list_project_endpoints(&self, project_id: &str) -> Result<Vec<Endpoint>, Error> {
         let answer: EndpointsAnswer = self.call(Call::new(&LIST, &[project_id])).await?;
         Ok(answer.endpoints)
     }
 
-    /// `GET /projects/{project_id}/endpoints/{endpoint_id}` (`getProjectEndpoint`). Does not wake it.
+    /// Returns an endpoint. Does not wake it.
+    ///
+    /// Calls `GET /projects/{project_id}/endpoints/{endpoint_id}` (`getProjectEndpoint`).
     pub async fn get_project_endpoint(
         &self,
         project_id: &str,
@@ -46,11 +50,11 @@ impl Neon {
         self.endpoint(call).await
     }
 
-    /// `PATCH /projects/{project_id}/endpoints/{endpoint_id}` (`updateProjectEndpoint`): changes size and sleep, or
-    /// forbids that anything wakes it.
+    /// Changes the size and the sleep of an endpoint, or disables it.
     ///
-    /// The change holds when the operations have ended ([`wait_for_operations`](Self::wait_for_operations)). Neon wakes
-    /// a sleeping compute for it, and lets it sleep again.
+    /// Calls `PATCH /projects/{project_id}/endpoints/{endpoint_id}` (`updateProjectEndpoint`). The change is in effect
+    /// when the operations have ended ([`wait_for_operations`](Self::wait_for_operations)). Neon wakes a sleeping
+    /// compute for the change, and lets it sleep again.
     pub async fn update_project_endpoint(
         &self,
         project_id: &str,
@@ -62,11 +66,13 @@ impl Neon {
         self.endpoint(call).await
     }
 
-    /// `POST /projects/{project_id}/endpoints/{endpoint_id}/start` (`startProjectEndpoint`). It is awake when the
-    /// operations have ended ([`wait_for_operations`](Self::wait_for_operations)). A connection wakes it just so.
+    /// Wakes an endpoint. A connection to it does the same.
+    ///
+    /// Calls `POST /projects/{project_id}/endpoints/{endpoint_id}/start` (`startProjectEndpoint`). The endpoint is
+    /// awake when the operations have ended ([`wait_for_operations`](Self::wait_for_operations)).
     ///
     /// # Errors
-    /// [`ErrorKind::QuotaExhausted`](crate::ErrorKind::QuotaExhausted) if a quota keeps it asleep.
+    /// [`ErrorKind::QuotaExhausted`](crate::ErrorKind::QuotaExhausted) if a quota keeps the endpoint asleep.
     pub async fn start_project_endpoint(
         &self,
         project_id: &str,
@@ -76,8 +82,10 @@ impl Neon {
         self.endpoint(call).await
     }
 
-    /// `POST /projects/{project_id}/endpoints/{endpoint_id}/suspend` (`suspendProjectEndpoint`): cuts its connections.
-    /// It is asleep when the operations have ended ([`wait_for_operations`](Self::wait_for_operations)).
+    /// Suspends an endpoint and cuts its connections.
+    ///
+    /// Calls `POST /projects/{project_id}/endpoints/{endpoint_id}/suspend` (`suspendProjectEndpoint`). The endpoint is
+    /// asleep when the operations have ended ([`wait_for_operations`](Self::wait_for_operations)).
     pub async fn suspend_project_endpoint(
         &self,
         project_id: &str,
@@ -87,8 +95,10 @@ impl Neon {
         self.endpoint(call).await
     }
 
-    /// `POST /projects/{project_id}/endpoints/{endpoint_id}/restart` (`restartProjectEndpoint`): cuts its connections.
-    /// It is awake again when the operations have ended ([`wait_for_operations`](Self::wait_for_operations)).
+    /// Restarts an endpoint and cuts its connections.
+    ///
+    /// Calls `POST /projects/{project_id}/endpoints/{endpoint_id}/restart` (`restartProjectEndpoint`). The endpoint is
+    /// awake again when the operations have ended ([`wait_for_operations`](Self::wait_for_operations)).
     pub async fn restart_project_endpoint(
         &self,
         project_id: &str,

@@ -19,18 +19,22 @@ static GET: Route = Route::get(
     "/projects/{project_id}/operations/{operation_id}",
 );
 
-/// How many operations are listed: more than one call starts.
+/// Number of operations that are listed: more than one call starts.
 const NEWEST: &str = "10";
 
 impl Neon {
-    /// `GET /projects/{project_id}/operations` (`listProjectOperations`): the newest ten.
+    /// Returns the newest ten operations of a project.
+    ///
+    /// Calls `GET /projects/{project_id}/operations` (`listProjectOperations`).
     pub async fn list_project_operations(&self, project_id: &str) -> Result<Vec<Operation>, Error> {
         let call = Call::new(&LIST, &[project_id]).query("limit", Some(NEWEST.into()));
         let answer: OperationsAnswer = self.call(call).await?;
         Ok(answer.operations)
     }
 
-    /// `GET /projects/{project_id}/operations/{operation_id}` (`getProjectOperation`).
+    /// Returns an operation.
+    ///
+    /// Calls `GET /projects/{project_id}/operations/{operation_id}` (`getProjectOperation`).
     pub async fn get_project_operation(
         &self,
         project_id: &str,
@@ -41,16 +45,16 @@ impl Neon {
         Ok(answer.operation)
     }
 
-    /// Waits until none of the project's newest ten operations goes on, and returns them. Whether one has failed is for
-    /// the caller to see.
+    /// Waits until the project's newest ten operations have ended, and returns them. The caller must check whether one
+    /// has failed.
     ///
     /// # Cancel safety
-    /// Nothing is lost by dropping it.
+    /// Dropping the future loses nothing.
     pub async fn wait_for_operations(&self, project_id: &str) -> Result<Vec<Operation>, Error> {
         let progress = self.progress();
         let neon = self.within(&progress);
-        // One request covers all operations of the project. The waits grow slowly, so that little time is lost at the
-        // end, and stay far below the API's rate limit.
+        // One request covers all operations of the project. The waits grow slowly, so that the last one wastes little
+        // time, and the requests stay far below the API's rate limit.
         let grow = |wait: &Duration| Some((*wait * 3 / 2).min(Duration::from_secs(1)));
         let waits = std::iter::successors(Some(Duration::from_millis(100)), grow);
         retry(&progress, waits, || async {

@@ -29,17 +29,18 @@ static TRANSFER: Route = Route::post(
     "/organizations/{source_org_id}/projects/transfer",
 );
 
-/// Most projects on one page; the API takes no more.
+/// Most projects that the API puts on one page.
 const PAGE: u16 = 400;
 
 impl Neon {
-    /// `POST /projects` (`createProject`): a project with a branch, a database, a role and a compute.
+    /// Creates a project with a branch, a database, a role and a compute.
     ///
-    /// It can be used when its operations have ended ([`wait_for_operations`](Self::wait_for_operations)). Neon keeps
-    /// names neither unique nor as keys: the same call again is a second project.
+    /// Calls `POST /projects` (`createProject`). The project can be used when its operations have ended
+    /// ([`wait_for_operations`](Self::wait_for_operations)). Names are neither unique nor keys: the same call again
+    /// creates a second project.
     ///
     /// # Errors
-    /// [`ErrorKind::ControlPlane`] means that it is unknown whether the project was created: look for its name before
+    /// [`ErrorKind::ControlPlane`] means that it is unknown whether the project was created: search for its name before
     /// another attempt. [`ErrorKind::QuotaExhausted`] if the plan allows no more projects.
     pub async fn create_project(&self, project: &CreateProject) -> Result<CreatedProject, Error> {
         let org_id = self.org_id();
@@ -47,15 +48,17 @@ impl Neon {
         self.call(call).await
     }
 
-    /// `GET /projects/{project_id}` (`getProject`): a project, with what it consumed. Does not wake its computes.
+    /// Returns a project with its consumption. Does not wake its computes.
+    ///
+    /// Calls `GET /projects/{project_id}` (`getProject`).
     pub async fn get_project(&self, project_id: &str) -> Result<Project, Error> {
         let answer: ProjectAnswer = self.call(Call::new(&GET, &[project_id])).await?;
         Ok(answer.project)
     }
 
-    /// `GET /projects` (`listProjects`): one page of the organization's projects.
+    /// Returns one page of the organization's projects.
     ///
-    /// [`projects_named`](Self::projects_named) goes through the pages by itself.
+    /// Calls `GET /projects` (`listProjects`). [`projects_named`](Self::projects_named) reads all pages by itself.
     pub async fn list_projects(&self, list: &ListProjects) -> Result<ProjectsPage, Error> {
         let call = Call::new(&LIST, &[])
             .query("search", list.search.as_deref().map(Into::into))
@@ -67,10 +70,12 @@ impl Neon {
         Ok(answer.into())
     }
 
-    /// `GET /projects`, every page of it: the projects whose name is exactly `name`, oldest first.
+    /// Returns the projects whose name is exactly `name`, oldest first.
+    ///
+    /// Calls `GET /projects` for every page.
     ///
     /// # Errors
-    /// [`ErrorKind::ControlPlane`] also if Neon could not look at all projects: then absence is not proved.
+    /// [`ErrorKind::ControlPlane`] also if Neon could not search all projects: then absence is not proved.
     pub async fn projects_named(&self, name: &str) -> Result<Vec<Project>, Error> {
         let mut found = self.projects_like(name).await?;
         found.retain(|project| project.name == name);
@@ -78,10 +83,12 @@ impl Neon {
         Ok(found)
     }
 
-    /// `GET /projects`, every page of it: the projects in whose name or id `part` is found.
+    /// Returns the projects that have `part` in their name or id.
+    ///
+    /// Calls `GET /projects` for every page.
     ///
     /// # Errors
-    /// [`ErrorKind::ControlPlane`] also if Neon could not look at all projects: then absence is not proved.
+    /// [`ErrorKind::ControlPlane`] also if Neon could not search all projects: then absence is not proved.
     pub async fn projects_like(&self, part: &str) -> Result<Vec<Project>, Error> {
         let progress = self.progress();
         let neon = self.within(&progress);
@@ -99,7 +106,7 @@ impl Neon {
                     "neon could not search all projects in time, so absence is not proved";
                 return Err(Error::new(ErrorKind::ControlPlane, message));
             }
-            // A cursor comes even with the last page: a short page is what ends the list.
+            // Neon returns a cursor even with the last page, so a short page ends the list.
             let short = page.projects.len() < usize::from(PAGE);
             let last = short || page.cursor.is_none() || page.cursor == wanted.cursor;
             found.extend(page.projects);
@@ -110,11 +117,11 @@ impl Neon {
         }
     }
 
-    /// `PATCH /projects/{project_id}` (`updateProject`): changes a project's name, its limits, and what computes get
-    /// that are created from now on. Those that exist are changed with
-    /// [`update_project_endpoint`](Self::update_project_endpoint).
+    /// Changes a project's name, its limits, and the settings of computes that are created from now on.
+    /// [`update_project_endpoint`](Self::update_project_endpoint) changes the existing computes.
     ///
-    /// A quota is sent whole, because whether Neon merges a part of it into the old one is not documented.
+    /// Calls `PATCH /projects/{project_id}` (`updateProject`). A quota is sent whole: it is not documented whether Neon
+    /// merges a part of a quota into the old one.
     pub async fn update_project(
         &self,
         project_id: &str,
@@ -125,25 +132,29 @@ impl Neon {
         Ok(answer.project)
     }
 
-    /// `DELETE /projects/{project_id}` (`deleteProject`). Neon can recover it for seven days.
+    /// Deletes a project. Neon can recover it for seven days.
+    ///
+    /// Calls `DELETE /projects/{project_id}` (`deleteProject`).
     pub async fn delete_project(&self, project_id: &str) -> Result<Project, Error> {
         let answer: ProjectAnswer = self.call(Call::new(&DELETE, &[project_id])).await?;
         Ok(answer.project)
     }
 
-    /// `POST /projects/{project_id}/recover` (`recoverProject`): brings a deleted project back, within seven days.
+    /// Recovers a deleted project, within seven days of its deletion.
     ///
-    /// [`ListProjects::recoverable`] finds those that can be.
+    /// Calls `POST /projects/{project_id}/recover` (`recoverProject`). [`ListProjects::recoverable`] lists the projects
+    /// that can be recovered.
     pub async fn recover_project(&self, project_id: &str) -> Result<Project, Error> {
         let answer: ProjectAnswer = self.call(Call::new(&RECOVER, &[project_id])).await?;
         Ok(answer.project)
     }
 
-    /// `POST /organizations/{source_org_id}/projects/transfer` (`transferProjectsFromOrgToOrg`): gives 1 to 400 projects
-    /// to another organization, such as one with another plan. All of them, or none.
+    /// Transfers 1 to 400 projects to another organization, such as one with another plan: all of them, or none.
+    ///
+    /// Calls `POST /organizations/{source_org_id}/projects/transfer` (`transferProjectsFromOrgToOrg`).
     ///
     /// # Errors
-    /// [`ErrorKind::Refused`] if the key is not a personal one of somebody who belongs to both organizations, if the
+    /// [`ErrorKind::Refused`] if the key is not the personal key of a member of both organizations, if the
     /// destination's plan does not allow the projects (the text names the limits), or if a project is tied to GitHub or
     /// Vercel (the text names the projects).
     pub async fn transfer_projects_from_org_to_org(

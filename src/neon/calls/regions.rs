@@ -10,16 +10,18 @@ use crate::neon::{
 static LIST: Route = Route::get("getActiveRegions", "/regions");
 
 impl Neon {
-    /// `GET /regions` (`getActiveRegions`): the regions in which projects can be created.
+    /// Returns the regions in which projects can be created.
+    ///
+    /// Calls `GET /regions` (`getActiveRegions`).
     pub async fn get_active_regions(&self) -> Result<Vec<Region>, Error> {
         let call = Call::new(&LIST, &[]).query("org_id", self.org_id());
         let answer: RegionsAnswer = self.call(call).await?;
         Ok(answer.regions)
     }
 
-    /// Refuses a region that does not exist. Neon is asked once, and again for one that it did not name.
+    /// Refuses a region that does not exist. Asks Neon once, and again for a region that its latest answer lacks.
     ///
-    /// Where it cannot be asked, the region is let through: the creation will tell.
+    /// If Neon does not list the regions, accepts the region: the creation refuses it if it is wrong.
     pub(crate) async fn check_region(&self, wanted: &str) -> Result<(), Error> {
         if self.knows_region(wanted) {
             return Ok(());

@@ -1,4 +1,4 @@
-//! The calls about roles: how they log in.
+//! The calls about roles: passwords and connection URIs.
 
 use percent_encoding::percent_decode_str;
 use url::Url;
@@ -25,12 +25,14 @@ static RESET: Route = Route::post(
 static URI: Route = Route::get("getConnectionURI", "/projects/{project_id}/connection_uri");
 
 impl Neon {
-    /// `GET /projects/{project_id}/branches/{branch_id}/roles/{role_name}/reveal_password`
-    /// (`getProjectBranchRolePassword`): the password of a role.
+    /// Returns the password of a role.
+    ///
+    /// Calls `GET /projects/{project_id}/branches/{branch_id}/roles/{role_name}/reveal_password`
+    /// (`getProjectBranchRolePassword`).
     ///
     /// # Errors
-    /// [`ErrorKind::Refused`] with 412 in the text if the project does not store passwords; only a
-    /// [reset](Self::reset_project_branch_role_password) shows one then.
+    /// [`ErrorKind::Refused`] with 412 in the text if the project does not store passwords. Then only a
+    /// [reset](Self::reset_project_branch_role_password) returns one.
     pub async fn get_project_branch_role_password(
         &self,
         project_id: &str,
@@ -42,15 +44,15 @@ impl Neon {
         Ok(answer.password)
     }
 
-    /// `POST /projects/{project_id}/branches/{branch_id}/roles/{role_name}/reset_password`
-    /// (`resetProjectBranchRolePassword`): gives a role a new password.
+    /// Gives a role a new password, and returns it.
     ///
-    /// The new password holds, and the old one no more, when the operations have ended
+    /// Calls `POST /projects/{project_id}/branches/{branch_id}/roles/{role_name}/reset_password`
+    /// (`resetProjectBranchRolePassword`). The new password replaces the old one when the operations have ended
     /// ([`wait_for_operations`](Self::wait_for_operations)). Neon wakes the compute for it and cuts its connections.
     ///
     /// # Errors
-    /// [`ErrorKind::ControlPlane`] means that it is unknown which password holds:
-    /// [ask](Self::get_project_branch_role_password), or reset again.
+    /// [`ErrorKind::ControlPlane`] means that it is unknown which password is valid:
+    /// [get it](Self::get_project_branch_role_password), or reset it again.
     pub async fn reset_project_branch_role_password(
         &self,
         project_id: &str,
@@ -62,8 +64,10 @@ impl Neon {
         Ok(answer.role.password)
     }
 
-    /// `GET /projects/{project_id}/connection_uri` (`getConnectionURI`): the URI of a role at a database of an endpoint,
-    /// password included; through the pooler if `pooled`.
+    /// Returns the URI with which a role connects to a database of an endpoint, password included. If `pooled`, the URI
+    /// goes through the pooler.
+    ///
+    /// Calls `GET /projects/{project_id}/connection_uri` (`getConnectionURI`).
     ///
     /// # Errors
     /// [`ErrorKind::Refused`] if the project does not store passwords.
@@ -85,7 +89,8 @@ impl Neon {
         Ok(answer.uri)
     }
 
-    /// Where `database` and `role`, or tenantry's own, log in at `compute`, password included.
+    /// Returns the address and the credentials of `login` (database and role) at `compute`. The default login is
+    /// tenantry's own database and role.
     pub(crate) async fn credentials(
         &self,
         project_id: &str,
@@ -111,7 +116,7 @@ impl Neon {
     }
 }
 
-/// A part of a URI as it was before it was written into one.
+/// Decodes a percent-encoded part of a URI.
 fn decoded(part: &str) -> Option<Secret> {
     percent_decode_str(part)
         .decode_utf8()

@@ -1,4 +1,4 @@
-//! The one line in which all clients of a key stand.
+//! The lines of this process, one for all clients of a key.
 
 use std::{
     collections::HashMap,
@@ -12,15 +12,15 @@ use url::Url;
 use super::line::Line;
 use crate::{model::secret::Secret, sync::lock};
 
-/// What stands for an address and a key. The key itself is not kept.
+/// Hash of an address and a key. The key itself is not kept.
 type Account = [u8; 32];
 
-/// Every line of this process. Held for a look, never while a line is waited for.
+/// All lines of this process. The lock is held only for a lookup, never while a request waits for its turn.
 static LINES: LazyLock<Mutex<HashMap<Account, Arc<Mutex<Line>>>>> = LazyLock::new(Mutex::default);
 
-/// The line of whoever sends `key` to `base`.
+/// Returns the line of the clients that send `key` to `base`.
 ///
-/// It outlives its clients for a minute, because Neon remembers what they sent.
+/// A line outlives its clients for a minute, because Neon still counts their requests.
 pub(super) fn line_of(base: &Url, key: &Secret) -> Arc<Mutex<Line>> {
     let now = Instant::now();
     let mut lines = lock(&LINES);
@@ -30,8 +30,8 @@ pub(super) fn line_of(base: &Url, key: &Secret) -> Arc<Mutex<Line>> {
 
 fn account(base: &Url, key: &Secret) -> Account {
     let mut hash = Sha256::new();
-    // No URL has a line break, so an address and a key are never mistaken for another two.
-    hash.update(base.as_str().trim_end_matches('/')); // the requests are the same
+    // No URL contains a line break, so different pairs of address and key are different inputs.
+    hash.update(base.as_str().trim_end_matches('/')); // the requests are the same with and without the slash
     hash.update("\n");
     hash.update(key.expose());
     hash.finalize().into()

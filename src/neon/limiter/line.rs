@@ -1,5 +1,5 @@
-//! Decides when a request may pass. The line tells no request: each waiting request looks at what is ahead of it, and looks
-//! again in a moment.
+//! The order and the pace of requests. The line notifies no request: each waiting request checks what is ahead of it,
+//! and checks again less than a second later.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -12,17 +12,17 @@ use super::rate::Rate;
 use crate::sync::progress::Class;
 
 const SECOND: Duration = Duration::from_secs(1);
-/// How long a request waits for another look, if its turn is not sooner.
+/// Longest time between two looks of a waiting request.
 const LOOK: Duration = Duration::from_millis(750);
-/// How late it may be. Then others pass until it looks again, which may be never.
+/// Longest delay of a look. After it, other requests pass this one until it looks again, which may be never.
 const GRACE: Duration = Duration::from_millis(250);
 
-/// The requests that wait, and those that have passed.
+/// The waiting requests of one key, and the latest that have passed.
 #[derive(Debug, Default)]
 pub(super) struct Line {
-    /// What each client that stands here may send; the smallest holds.
+    /// The rate of each client of this line; the smallest applies to all.
     rates: Vec<Rate>,
-    /// When the next request is due at the even pace.
+    /// Time of the next request at the even pace.
     due: Option<Instant>,
     routes: HashMap<&'static str, Route>,
     arrivals: u64,
@@ -30,18 +30,18 @@ pub(super) struct Line {
 
 #[derive(Debug, Default)]
 struct Route {
-    /// When the latest requests passed, oldest first.
+    /// Times at which the latest requests passed, oldest first.
     passed: VecDeque<Instant>,
-    /// Until when Neon wants no more of them.
+    /// End of the hold that Neon asked for.
     held: Option<Instant>,
-    /// Those that wait, and until when each is believed to be there.
+    /// The waiting requests, each with the time until which it counts as waiting.
     waiting: BTreeMap<Place, Instant>,
 }
 
 /// The order in which requests pass: by class, then by arrival.
 type Place = (Class, u64);
 
-/// One request's.
+/// The place of one request.
 #[derive(Debug)]
 pub(super) struct QueueEntry {
     route: &'static str,
@@ -49,13 +49,13 @@ pub(super) struct QueueEntry {
 }
 
 impl Line {
-    /// Lets a client in, which may send at `rate`.
+    /// Adds a client that may send at `rate`.
     pub(super) fn enter(&mut self, rate: Rate, now: Instant) {
         self.rates.push(rate);
         self.keep_pace(now);
     }
 
-    /// Lets a client of that rate out.
+    /// Removes a client of that rate.
     pub(super) fn exit(&mut self, rate: Rate, now: Instant) {
         if let Some(place) = self.rates.iter().position(|other| *other == rate) {
             self.rates.swap_remove(place);
@@ -63,21 +63,22 @@ impl Line {
         self.keep_pace(now);
     }
 
-    /// A slower pace that holds no longer is not waited for: nothing is due later than after all at once have passed.
+    /// Makes `due` earlier if it still follows the slower pace of a client that has left. At the current rate, it is
+    /// never later than after a full burst.
     fn keep_pace(&mut self, now: Instant) {
         let rate = self.rate();
         let latest = now + rate.lead() + rate.interval();
         self.due = self.due.map(|due| due.min(latest));
     }
 
-    /// Adds a request, behind all others of its class.
+    /// Gives a request its place, behind all others of its class.
     pub(super) fn join(&mut self, route: &'static str, class: Class) -> QueueEntry {
         self.arrivals += 1;
         let place = (class, self.arrivals);
         QueueEntry { route, place }
     }
 
-    /// When it is the turn of `ticket`, if nobody gives up and nobody comes before it.
+    /// Returns the time of `ticket`'s turn, if no request leaves the line and no later one passes first.
     pub(super) fn turn(&self, ticket: &QueueEntry, now: Instant) -> Instant {
         let rate = self.rate();
         let (mut turn, mut ahead) = (now, 0);
@@ -95,7 +96,7 @@ impl Line {
         others.sort_unstable();
         for (opens, before) in others {
             if opens > turn {
-                break; // those pass later, whenever they came
+                break; // routes that open after `turn` do not delay it
             }
             ahead += before;
             turn = turn.max(self.due(ahead, now));
@@ -111,7 +112,7 @@ impl Line {
         passed.push_back(now);
     }
 
-    /// Keeps the place of a request whose turn comes at `turn`; returns when it has to look again.
+    /// Keeps the place of a request whose turn comes at `turn`, and returns the time of its next look.
     pub(super) fn wait(&mut self, ticket: &QueueEntry, turn: Instant, now: Instant) -> Instant {
         let look = turn.min(now + LOOK);
         let waiting = &mut self.routes.entry(ticket.route).or_default().waiting;
@@ -119,20 +120,20 @@ impl Line {
         look
     }
 
-    /// Takes the request out, if it waits.
+    /// Removes the request if it waits.
     pub(super) fn leave(&mut self, ticket: &QueueEntry) {
         if let Some(route) = self.routes.get_mut(ticket.route) {
             route.waiting.remove(&ticket.place);
         }
     }
 
-    /// Lets nothing of `route` pass before `until`.
+    /// Lets no request of `route` pass before `until`.
     pub(super) fn hold(&mut self, route: &'static str, until: Instant) {
         let held = &mut self.routes.entry(route).or_default().held;
         *held = (*held).max(Some(until));
     }
 
-    /// Whether forgetting it would let more pass than may.
+    /// Returns whether Neon may still count requests of this line, so that a new line would exceed the limit.
     pub(super) fn matters(&self, now: Instant) -> bool {
         let recent = |at: Option<Instant>| at.is_some_and(|at| at + 60 * SECOND > now);
         recent(self.due) || self.routes.values().any(|route| recent(route.held))
@@ -140,14 +141,14 @@ impl Line {
 
     fn rate(&self) -> Rate {
         let smaller = self.rates.iter().copied().reduce(Rate::smaller);
-        // Nobody waits where no client is.
+        // A line without clients has no waiting request, so the slowest rate delays none.
         smaller.unwrap_or(Rate {
             per_minute: 1,
             per_second: 1,
         })
     }
 
-    /// When the limit by the minute lets one more pass, with `ahead` before it.
+    /// Returns the time at which the limit per minute lets one more request pass after `ahead` others.
     fn due(&self, ahead: u32, now: Instant) -> Instant {
         let rate = self.rate();
         let due = self.due.map_or(now, |due| due.max(now)) + rate.interval() * ahead;
@@ -157,14 +158,14 @@ impl Line {
 }
 
 impl Route {
-    /// How many pass before `place`.
+    /// Returns the number of requests that pass before `place`.
     fn before(&self, place: Place, now: Instant) -> u32 {
         let before = self.waiting.range(..place);
         let there = before.filter(|(_, until)| **until >= now);
         u32::try_from(there.count()).unwrap_or(u32::MAX)
     }
 
-    /// When the limit by the second, and Neon itself, let one more pass.
+    /// Returns the time at which the limit per second and Neon's hold let one more request pass.
     fn opens(&self, rate: Rate, now: Instant) -> Instant {
         let held = self.held.map_or(now, |held| held.max(now));
         let earlier = self.passed.len().checked_sub(rate.per_second as usize);

@@ -1,16 +1,16 @@
-//! How much may be sent.
+//! The rate of requests: Neon's limits, and a share of them.
 
 use std::time::Duration;
 
-/// Neon's limit, by the minute.
+/// Neon's limit per minute.
 pub(in crate::neon) const PER_MINUTE: u32 = 700;
-/// Neon's limit for one route, by the second.
+/// Neon's limit for one route per second.
 pub(in crate::neon) const PER_SECOND: u32 = 40;
-/// The part of a minute's requests that may pass at once. With 700 it is 28: with the 11 that follow in the same second
-/// it stays below Neon's 40 even if all go to one route.
+/// Divisor of a minute's requests that gives the burst. Of 700 the burst is 28: with the 11 requests that follow in the
+/// same second, it stays below Neon's 40 even if all go to one route.
 const AT_ONCE: u32 = 25;
 
-/// How much may be sent.
+/// The largest numbers of requests that may be sent.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(in crate::neon) struct Rate {
     /// Requests in any minute.
@@ -20,7 +20,7 @@ pub(in crate::neon) struct Rate {
 }
 
 impl Rate {
-    /// The part of it that one of several processes may use; at least one request.
+    /// Returns the part of this rate that one of several processes may use: at least one request.
     #[allow(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -41,13 +41,13 @@ impl Rate {
         }
     }
 
-    /// Time between two requests at the even pace, which leaves room in the minute for those at once.
+    /// Returns the time between two requests at the even pace, which leaves room for the burst in each minute.
     pub(super) fn interval(self) -> Duration {
         let evenly = self.per_minute.saturating_sub(self.at_once()).max(1);
         Duration::from_secs(60) / evenly
     }
 
-    /// How far ahead of the even pace a request may be.
+    /// Returns the longest time by which a request may be ahead of the even pace.
     pub(super) fn lead(self) -> Duration {
         self.interval() * (self.at_once() - 1)
     }

@@ -1,56 +1,58 @@
-//! Why Neon refused a call: one table over status, code and text.
+//! The causes of a refusal: one table over status, code and text.
 //!
-//! The statuses and codes are from Neon's OpenAPI description and from answers seen in the wild; the texts are from
-//! Neon's own client of its API (`neon_api.py`), its proxy, and what it tells users. A code is often empty.
+//! The statuses and codes are from Neon's OpenAPI description and from observed answers. The texts are from Neon's own
+//! client of its API (`neon_api.py`), its proxy, and its messages to users. The code is often empty.
 
 use reqwest::StatusCode;
 
 use super::Outcome;
 use crate::model::error::{ErrorKind, ExhaustedQuota};
 
-/// Why a call was refused.
+/// The cause of a refusal.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(in crate::neon) enum Cause {
-    /// 409: something of that name is there.
+    /// 409, and 422 with such a code: a resource of that name or id exists.
     AlreadyExists,
-    /// Any other status: nothing that Neon's description knows.
+    /// Any other status, which Neon's description does not list.
     Another,
-    /// 401 and 403: a wrong key answers either.
+    /// 401 and 403: Neon answers a wrong key with either.
     BadKey,
-    /// 423, 422: another operation on the project goes on, or one that this needs has not ended.
+    /// 423, and 422 that says so: another operation on the project is running, or one that this call needs has not
+    /// ended.
     Busy,
-    /// 410: it was there once.
+    /// 410: the resource existed once.
     Gone,
-    /// 400 and others: the request itself.
+    /// 400 and 422: the request itself is wrong.
     Invalid,
-    /// 402, and 403, 422 or 423 that say so: a quota or a limit of the plan.
+    /// 402, and 403, 422 or 423 that say so: a quota or a limit of the plan is reached.
     LimitReached,
-    /// 423 that says so: Neon works on the project.
+    /// 423 that says so: Neon maintains the project.
     Maintenance,
-    /// 404: not there, or not for this key.
+    /// 404: the resource does not exist, or this key may not see it.
     NotFound,
-    /// 404 that says so: a call that only a person's key may make.
+    /// 404 that says so: only a personal key may make the call.
     NotForOrganizationKeys,
-    /// 400 that says so: a personal key, and no organization named.
+    /// 400 that says so: the key is personal, and the request names no organization.
     OrganizationMissing,
-    /// 412, which only the call for a password answers.
+    /// 412, which Neon answers only to the call for a password.
     PasswordNotStored,
-    /// 429, and any other that says so.
+    /// 429, and other statuses that say so.
     RateLimited,
-    /// 3xx.
+    /// 3xx: a redirect.
     Redirected,
-    /// 503: Neon's description says that repeating is always safe.
+    /// 503: documented as always safe to repeat.
     Unavailable,
-    /// 5xx and 408: it may have happened all the same.
+    /// 5xx and 408: the call may have done its work.
     UnknownOutcome,
-    /// 406: limits of a transfer's destination, or a range of time that is too long.
+    /// 406: a limit of a transfer's destination, or a range of time that is too long.
     Unmet,
-    /// 501 and 405: no such call.
+    /// 501 and 405: the API has no such call.
     Unsupported,
 }
 
 impl Cause {
-    /// The status decides; where it has several meanings the code does, and the text only where there is no code.
+    /// Returns the cause of an answer. The status decides. If it has several meanings, the code decides, and the text
+    /// only if the code is empty.
     pub(in crate::neon) fn of(status: StatusCode, code: &str, text: &str) -> Self {
         let told = if code.is_empty() {
             Self::by_text(status, &text.to_lowercase())
@@ -60,7 +62,7 @@ impl Cause {
         told.unwrap_or_else(|| Self::by_status(status))
     }
 
-    /// What a code makes of a status that has several meanings.
+    /// Returns the cause for a status with several meanings, by its code.
     fn by_code(status: StatusCode, code: &str) -> Option<Self> {
         match status.as_u16() {
             _ if code.contains("RATE_LIMIT_EXCEEDED") => Some(Self::RateLimited),
@@ -73,7 +75,7 @@ impl Cause {
         }
     }
 
-    /// What a text in lower case makes of a status that has several meanings.
+    /// Returns the cause for a status with several meanings, by its text in lower case.
     fn by_text(status: StatusCode, text: &str) -> Option<Self> {
         let says = |words: &str| text.contains(words);
         let limit = || {
@@ -113,7 +115,7 @@ impl Cause {
         }
     }
 
-    /// What it is in our words.
+    /// Returns tenantry's kind of error.
     pub(in crate::neon) const fn kind(self) -> ErrorKind {
         match self {
             Self::AlreadyExists => ErrorKind::Conflict,
@@ -134,7 +136,7 @@ impl Cause {
         }
     }
 
-    /// Whether the call did its work.
+    /// Returns the outcome of the call.
     pub(in crate::neon) const fn outcome(self) -> Outcome {
         match self {
             Self::UnknownOutcome => Outcome::Unknown,
@@ -158,7 +160,7 @@ impl Cause {
         }
     }
 
-    /// What to change.
+    /// Returns the advice for the operator.
     pub(in crate::neon) const fn advice(self) -> Option<&'static str> {
         match self {
             Self::BadKey => Some("check the api key, and that it may do this in this organization"),

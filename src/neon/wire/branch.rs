@@ -16,16 +16,16 @@ pub struct CreateBranch {
     pub name: String,
     /// The branch whose data it starts with; `None` for the default branch.
     pub parent_id: Option<String>,
-    /// What to write on it, at most 50 entries.
+    /// Annotations of the branch, at most 50.
     pub annotations: BTreeMap<String, String>,
-    /// Size and sleep of its compute. The rest of a plan is the project's, and not read here.
+    /// Size and sleep of its compute. The rest of a plan applies to a project, and is not used here.
     pub plan: Plan,
-    /// Whether it gets a compute that takes writes.
+    /// `true` to create it with a compute that takes writes.
     pub with_endpoint: bool,
 }
 
 impl CreateBranch {
-    /// A branch of that name, from the default branch, with a compute of the account's defaults.
+    /// Describes a branch of that name, from the default branch, with a compute that has the account's defaults.
     pub fn new(name: impl Into<String>) -> Self {
         Self {
             name: name.into(),
@@ -63,22 +63,22 @@ pub struct Branch {
     /// Its name, unique in the project.
     #[serde(default, deserialize_with = "tolerant::or_default")]
     pub name: String,
-    /// The branch that it came from; `None` for a root branch.
+    /// The branch that it was created from; `None` for a root branch.
     #[serde(default)]
     pub parent_id: Option<String>,
-    /// Whether it is the project's default branch.
+    /// `true` for the project's default branch.
     #[serde(default, deserialize_with = "tolerant::or_default")]
     pub default: bool,
     /// `init`, `resetting`, `ready` or `archived`.
     #[serde(default, deserialize_with = "tolerant::or_default")]
     pub current_state: String,
-    /// The state that it is on its way to.
+    /// The state that it is changing to.
     #[serde(default)]
     pub pending_state: Option<String>,
-    /// When it was created, RFC 3339.
+    /// Time of its creation, RFC 3339.
     #[serde(default, deserialize_with = "tolerant::or_default")]
     pub created_at: String,
-    /// What is written on it. Neon says so when it lists or shows a branch, not when it creates or deletes one.
+    /// Its annotations. Neon returns them when it lists or shows a branch, not when it creates or deletes one.
     #[serde(skip)]
     pub annotations: BTreeMap<String, String>,
 }
@@ -92,10 +92,10 @@ pub struct CreatedBranch {
     /// Its computes.
     #[serde(default, deserialize_with = "tolerant::or_default")]
     pub endpoints: Vec<Endpoint>,
-    /// What is still being done.
+    /// The operations that complete the creation.
     #[serde(default, deserialize_with = "tolerant::or_default")]
     pub operations: Vec<Operation>,
-    /// How to connect to it. Empty if it has no compute, or if its parent has more than one role or database.
+    /// Its connection details. Empty if it has no compute, or if its parent has more than one role or database.
     #[serde(default, deserialize_with = "tolerant::or_default")]
     pub connection_uris: Vec<ConnectionDetails>,
 }
@@ -127,7 +127,7 @@ pub(in crate::neon) struct BranchesAnswer {
 }
 
 impl BranchesAnswer {
-    /// Where the next page begins, and the branches on this one, each with its annotations.
+    /// Returns the start of the next page, and the branches on this one with their annotations.
     pub(in crate::neon) fn split(mut self) -> (Option<String>, Vec<Branch>) {
         for branch in &mut self.branches {
             let noted = self.annotations.remove(&branch.id);
@@ -140,7 +140,7 @@ impl BranchesAnswer {
     }
 }
 
-/// The pagination of branches, which is unlike the others.
+/// The pagination of branches, which differs from all others.
 #[derive(Debug, Default, Deserialize)]
 struct NextPage {
     #[serde(default)]

@@ -1,19 +1,19 @@
-//! How to connect, passwords included.
+//! Connection details, passwords included.
 
 use serde::Deserialize;
 
 use super::tolerant;
 use crate::model::secret::Secret;
 
-/// How to connect.
+/// The connection details of a role and its database.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct ConnectionDetails {
-    /// The parts. The URI beside them is not read: it names the direct host and contains the password.
+    /// The parameters. The URI beside them is not read: it names the direct host and contains the password.
     pub connection_parameters: ConnectionParameters,
 }
 
-/// The parts of a connection.
+/// The parameters of a connection.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct ConnectionParameters {
@@ -41,7 +41,7 @@ pub(in crate::neon) struct PasswordAnswer {
     pub(in crate::neon) password: Secret,
 }
 
-/// The password is in the role here, and not beside it.
+/// The answer to a reset, which has the password inside the role.
 #[derive(Debug, Deserialize)]
 pub(in crate::neon) struct ResetAnswer {
     pub(in crate::neon) role: PasswordAnswer,

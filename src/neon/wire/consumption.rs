@@ -1,4 +1,4 @@
-//! What projects consumed.
+//! The consumption of projects.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -6,30 +6,30 @@ use serde::Deserialize;
 
 use super::{project::Pagination, tolerant};
 
-/// What to ask about consumption.
+/// A query for the consumption of projects.
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct ConsumptionQuery {
-    /// The organization whose projects are meant.
+    /// The organization that owns the projects.
     pub org_id: String,
-    /// Only these projects, at most 100; all of the organization if empty.
+    /// The projects to report, at most 100; empty for all projects of the organization.
     pub project_ids: Vec<String>,
-    /// Where the time asked about begins. Neon rounds it down to the granularity.
+    /// Start of the range of time. Neon rounds it down to the granularity.
     pub from: SystemTime,
-    /// Where the time asked about ends. Neon rounds it to the granularity.
+    /// End of the range of time. Neon rounds it to the granularity.
     pub to: SystemTime,
     /// Length of one timeframe of the answer.
     pub granularity: Granularity,
-    /// What was measured, such as `compute_unit_seconds` or `public_network_transfer_bytes`.
+    /// The metrics to report, such as `compute_unit_seconds` or `public_network_transfer_bytes`.
     pub metrics: Vec<String>,
-    /// Where the page begins: the `cursor` of the page before it.
+    /// Start of the page: the `cursor` of the page before it.
     pub cursor: Option<String>,
     /// Most projects on the page, 1 to 100; Neon's default is 10.
     pub limit: Option<u8>,
 }
 
 impl ConsumptionQuery {
-    /// Asks about all projects of `org_id`, by the day.
+    /// Creates a query for all projects of `org_id`, by the day.
     pub fn new<M: Into<String>>(
         org_id: impl Into<String>,
         from: SystemTime,
@@ -55,29 +55,29 @@ impl ConsumptionQuery {
         self
     }
 
-    /// Asks about these projects only, at most 100. Defaults to all of the organization.
+    /// Restricts the query to these projects, at most 100. Defaults to all projects of the organization.
     #[must_use]
     pub fn projects<P: Into<String>>(mut self, ids: impl IntoIterator<Item = P>) -> Self {
         self.project_ids = ids.into_iter().map(Into::into).collect();
         self
     }
 
-    /// Goes on where a page ended.
+    /// Continues after the page that returned `cursor`.
     #[must_use]
     pub fn cursor(mut self, cursor: impl Into<String>) -> Self {
         self.cursor = Some(cursor.into());
         self
     }
 
-    /// Sets the size of the page, 1 to 100. Defaults to Neon's 10; more saves requests, of which Neon takes about 30 a
-    /// minute here.
+    /// Sets the size of the page, 1 to 100. Defaults to Neon's 10. Larger pages save requests, of which Neon takes
+    /// about 30 a minute here.
     #[must_use]
     pub fn limit(mut self, limit: u8) -> Self {
         self.limit = Some(limit);
         self
     }
 
-    /// The query of the request.
+    /// Returns the query of the request.
     pub(in crate::neon) fn pairs(&self) -> Vec<(&'static str, String)> {
         let mut pairs = vec![
             ("org_id", self.org_id.clone()),
@@ -99,11 +99,11 @@ impl ConsumptionQuery {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum Granularity {
-    /// An hour; for the last 168 hours.
+    /// An hour; available for the last 168 hours.
     Hourly,
-    /// A day; for the last 60 days.
+    /// A day; available for the last 60 days.
     Daily,
-    /// A month; for the last year.
+    /// A month; available for the last year.
     Monthly,
 }
 
@@ -117,18 +117,18 @@ impl Granularity {
     }
 }
 
-/// One page of what projects consumed.
+/// One page of the consumption of projects.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct ConsumptionPage {
     /// The projects on it, newest first.
     pub projects: Vec<ProjectConsumption>,
-    /// Where the next page begins. Stop at a page with fewer projects than asked for: elsewhere Neon gives a cursor with
-    /// the last page too.
+    /// Start of the next page. Stop at a page with fewer projects than asked for: in other lists, Neon returns a cursor
+    /// even with the last page.
     pub cursor: Option<String>,
 }
 
-/// What one project consumed.
+/// The consumption of one project.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct ProjectConsumption {
@@ -139,7 +139,7 @@ pub struct ProjectConsumption {
     pub periods: Vec<ConsumptionPeriod>,
 }
 
-/// What a project consumed in one billing period.
+/// The consumption of a project in one billing period.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct ConsumptionPeriod {
@@ -149,10 +149,10 @@ pub struct ConsumptionPeriod {
     /// The plan that applied.
     #[serde(default, deserialize_with = "tolerant::or_default")]
     pub period_plan: String,
-    /// When it began, RFC 3339.
+    /// Start of the period, RFC 3339.
     #[serde(default, deserialize_with = "tolerant::or_default")]
     pub period_start: String,
-    /// When it ended, RFC 3339; `None` while it goes on.
+    /// End of the period, RFC 3339; `None` until it has ended.
     #[serde(default)]
     pub period_end: Option<String>,
     /// Its timeframes, oldest first.
@@ -160,17 +160,17 @@ pub struct ConsumptionPeriod {
     pub consumption: Vec<ConsumptionTimeframe>,
 }
 
-/// What a project consumed in one timeframe.
+/// The consumption of a project in one timeframe.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct ConsumptionTimeframe {
-    /// When it begins, RFC 3339.
+    /// Start of the timeframe, RFC 3339.
     #[serde(default, deserialize_with = "tolerant::or_default")]
     pub timeframe_start: String,
-    /// When it ends, RFC 3339.
+    /// End of the timeframe, RFC 3339.
     #[serde(default, deserialize_with = "tolerant::or_default")]
     pub timeframe_end: String,
-    /// What was measured.
+    /// Its measurements.
     #[serde(default, deserialize_with = "tolerant::or_default")]
     pub metrics: Vec<ConsumptionMetric>,
 }
@@ -179,9 +179,9 @@ pub struct ConsumptionTimeframe {
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct ConsumptionMetric {
-    /// What was measured, such as `compute_unit_seconds`. It names the unit.
+    /// Name of the metric, such as `compute_unit_seconds`. It includes the unit.
     pub metric_name: String,
-    /// How much.
+    /// The measured amount.
     #[serde(default, deserialize_with = "tolerant::count")]
     pub value: u64,
 }
@@ -203,10 +203,10 @@ impl From<ConsumptionAnswer> for ConsumptionPage {
     }
 }
 
-/// The last second that has four digits for its year.
+/// The last second of the last year that has four digits.
 const END_OF_TIME: u64 = 253_402_300_799;
 
-/// `time` in UTC, to the second. A time before 1970 is 1970: Neon knows nothing before 2024.
+/// Returns `time` in UTC, to the second. A time before 1970 becomes 1970, because Neon has no data from before 2024.
 fn rfc3339(time: SystemTime) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let seconds = since.as_secs().min(END_OF_TIME);

@@ -8,20 +8,20 @@ use serde_json::{Value, json};
 use super::{settings, tolerant};
 use crate::model::{endpoint::DEFAULT_SUSPEND_WINDOW, plan::Suspend};
 
-/// What to change of a compute endpoint. What is `None` stays as it is.
+/// The changes to a compute endpoint. A field that is `None` changes nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct UpdateEndpoint {
     /// Least and most compute units (1 unit is about 1 vCPU with 4 GB).
     pub compute_units: Option<(f64, f64)>,
-    /// When it goes to sleep; the default is Neon's own, 5 minutes.
+    /// Time without activity until it sleeps; Neon's own default is 5 minutes.
     pub suspend: Option<Suspend>,
-    /// Whether nothing may wake it: neither a connection nor a call.
+    /// `true` to disable it: neither a connection nor a call can wake it then.
     pub disabled: Option<bool>,
 }
 
 impl UpdateEndpoint {
-    /// Changes nothing yet.
+    /// Creates an update that changes nothing yet.
     pub fn new() -> Self {
         Self::default()
     }
@@ -33,14 +33,14 @@ impl UpdateEndpoint {
         self
     }
 
-    /// Changes when it goes to sleep.
+    /// Changes the time without activity until it sleeps.
     #[must_use]
     pub fn suspend(mut self, suspend: Suspend) -> Self {
         self.suspend = Some(suspend);
         self
     }
 
-    /// Forbids, or allows again, that anything wakes it.
+    /// Disables it, so that nothing can wake it, or enables it again.
     #[must_use]
     pub fn disabled(mut self, disabled: bool) -> Self {
         self.disabled = Some(disabled);
@@ -77,10 +77,10 @@ pub struct Endpoint {
     /// `init`, `active` or `idle`.
     #[serde(default, deserialize_with = "tolerant::or_default")]
     pub current_state: String,
-    /// The state that it is on its way to.
+    /// The state that it is changing to.
     #[serde(default)]
     pub pending_state: Option<String>,
-    /// Whether nothing may wake it.
+    /// `true` if nothing can wake it.
     #[serde(default, deserialize_with = "tolerant::or_default")]
     pub disabled: bool,
     /// Least compute units; 0 if Neon does not say.
@@ -95,7 +95,7 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// Time without activity until it sleeps; `None` for never.
+    /// Returns the time without activity until it sleeps; `None` for never.
     pub fn suspend_window(&self) -> Option<Duration> {
         match self.suspend_timeout_seconds {
             0 => Some(DEFAULT_SUSPEND_WINDOW),

@@ -1,34 +1,34 @@
-//! Operations: what Neon does to a project after it has answered.
+//! Operations: the work on a project that Neon does after it has answered a call.
 
 use serde::Deserialize;
 
 use super::tolerant;
 
-/// Something that Neon is doing to a project.
+/// An operation of Neon on a project.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct Operation {
     /// Its id.
     pub id: String,
-    /// What is done, such as `start_compute`.
+    /// Its kind of work, such as `start_compute`.
     #[serde(default, deserialize_with = "tolerant::or_default")]
     pub action: String,
-    /// How far it is, such as `running` or `finished`.
+    /// Its status, such as `running` or `finished`.
     #[serde(default, deserialize_with = "tolerant::or_default")]
     pub status: String,
-    /// The branch that it is about.
+    /// The branch that it works on.
     #[serde(default)]
     pub branch_id: Option<String>,
-    /// The compute endpoint that it is about.
+    /// The compute endpoint that it works on.
     #[serde(default)]
     pub endpoint_id: Option<String>,
-    /// What went wrong.
+    /// The reason why it failed.
     #[serde(default)]
     pub error: Option<String>,
 }
 
 impl Operation {
-    /// Whether it goes on.
+    /// Returns whether it has not ended yet.
     pub fn is_pending(&self) -> bool {
         matches!(
             self.status.as_str(),
@@ -36,7 +36,7 @@ impl Operation {
         )
     }
 
-    /// Whether it ended in failure. `cancelled` and `skipped` are ends, not failures.
+    /// Returns whether it ended in failure. `cancelled` and `skipped` are not failures.
     pub fn has_failed(&self) -> bool {
         matches!(self.status.as_str(), "failed" | "error")
     }

@@ -26,7 +26,7 @@ pub struct CreateProject {
 }
 
 impl CreateProject {
-    /// A project of that name, with the account's defaults.
+    /// Describes a project of that name, with the account's defaults.
     pub fn new(name: impl Into<String>) -> Self {
         Self {
             name: name.into(),
@@ -34,7 +34,7 @@ impl CreateProject {
         }
     }
 
-    /// The body of the request. What the plan leaves open is left out.
+    /// Returns the body of the request. Fields that the plan does not set are left out.
     pub(in crate::neon) fn body(&self, org_id: Option<&str>) -> Value {
         let mut branch = json!({ "database_name": DATABASE, "role_name": ROLE });
         if !self.annotations.is_empty() {
@@ -63,7 +63,7 @@ impl CreateProject {
     }
 }
 
-/// What to change of a project. What is `None` stays as it is.
+/// The changes to a project. A field that is `None` changes nothing.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct UpdateProject {
@@ -71,14 +71,14 @@ pub struct UpdateProject {
     pub name: Option<String>,
     /// Least and most compute units of computes that are created from now on.
     pub compute_units: Option<(f64, f64)>,
-    /// When computes that are created from now on go to sleep; the default is Neon's own.
+    /// Time without activity until computes that are created from now on sleep; the default is Neon's own.
     pub suspend: Option<Suspend>,
-    /// All limits for one billing period. A limit that the quota leaves open is lifted.
+    /// All limits for one billing period. A limit that the quota does not set is removed.
     pub quota: Option<Quota>,
 }
 
 impl UpdateProject {
-    /// Changes nothing yet.
+    /// Creates an update that changes nothing yet.
     pub fn new() -> Self {
         Self::default()
     }
@@ -90,8 +90,8 @@ impl UpdateProject {
         self
     }
 
-    /// Changes everything that `plan` says and that can be changed: the size and sleep of new computes, and all
-    /// limits. A region and a version of Postgres cannot be changed, and a plan without a size leaves the size.
+    /// Applies the parts of `plan` that can be changed: the size and the sleep of new computes, and all limits. The
+    /// region and the version of Postgres cannot be changed. A plan without a size keeps the old size.
     #[must_use]
     pub fn plan(mut self, plan: &Plan) -> Self {
         self.compute_units = plan.compute_units;
@@ -119,48 +119,48 @@ impl UpdateProject {
     }
 }
 
-/// Which projects to list.
+/// A query for a list of projects.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct ListProjects {
-    /// Part of a name or of an id.
+    /// Part of the name or of the id.
     pub search: Option<String>,
-    /// Where the page begins: the `cursor` of the page before it.
+    /// Start of the page: the `cursor` of the page before it.
     pub cursor: Option<String>,
     /// Most projects on the page, 1 to 400; Neon's default is 10.
     pub limit: Option<u16>,
-    /// Only projects that were deleted and can be recovered, instead of those that exist.
+    /// `true` to list the deleted projects that can be recovered, instead of those that exist.
     pub recoverable: bool,
 }
 
 impl ListProjects {
-    /// The first page of all projects.
+    /// Creates a query for the first page of all projects.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Only projects with `part` in their name or id.
+    /// Restricts the list to projects with `part` in their name or id.
     #[must_use]
     pub fn search(mut self, part: impl Into<String>) -> Self {
         self.search = Some(part.into());
         self
     }
 
-    /// Goes on where a page ended.
+    /// Continues after the page that returned `cursor`.
     #[must_use]
     pub fn cursor(mut self, cursor: impl Into<String>) -> Self {
         self.cursor = Some(cursor.into());
         self
     }
 
-    /// Sets the size of the page, 1 to 400. Defaults to Neon's 10; more saves requests.
+    /// Sets the size of the page, 1 to 400. Defaults to Neon's 10. Larger pages save requests.
     #[must_use]
     pub fn limit(mut self, limit: u16) -> Self {
         self.limit = Some(limit);
         self
     }
 
-    /// Only projects that were deleted and can be recovered.
+    /// Lists the deleted projects that can be recovered, instead of those that exist.
     #[must_use]
     pub fn recoverable(mut self) -> Self {
         self.recoverable = true;
@@ -174,16 +174,16 @@ impl ListProjects {
 pub struct ProjectsPage {
     /// The projects on it.
     pub projects: Vec<Project>,
-    /// Where the next page begins. Neon gives one with the last page too: a page with fewer projects than asked for is
+    /// Start of the next page. Neon returns one even with the last page: a page with fewer projects than asked for is
     /// the end.
     pub cursor: Option<String>,
-    /// Projects that Neon could not look at in time. With any of these a search proves no absence.
+    /// Projects that Neon could not search in time. If there are any, a search does not prove absence.
     pub unavailable_project_ids: Vec<String>,
 }
 
 /// A project: the container of branches, databases and computes.
 ///
-/// A list of projects does not say what they consumed: there the counters are 0.
+/// A list of projects does not include their consumption: there the counters are 0.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct Project {
@@ -201,13 +201,13 @@ pub struct Project {
     /// The organization that owns it.
     #[serde(default)]
     pub org_id: Option<String>,
-    /// When it was created, RFC 3339.
+    /// Time of its creation, RFC 3339.
     #[serde(default, deserialize_with = "tolerant::or_default")]
     pub created_at: String,
-    /// When it was deleted, RFC 3339; in lists of recoverable projects.
+    /// Time of its deletion, RFC 3339; in lists of recoverable projects.
     #[serde(default)]
     pub deleted_at: Option<String>,
-    /// Until when it can be recovered, RFC 3339; in lists of recoverable projects.
+    /// Time until which it can be recovered, RFC 3339; in lists of recoverable projects.
     #[serde(default)]
     pub recoverable_until: Option<String>,
     /// Its limits for one billing period.
@@ -226,13 +226,13 @@ pub struct Project {
     /// Bytes written in this billing period.
     #[serde(default, deserialize_with = "tolerant::count")]
     pub written_data_bytes: u64,
-    /// Bytes that left through the network in this billing period.
+    /// Bytes sent over the network in this billing period.
     #[serde(default, deserialize_with = "tolerant::count")]
     pub data_transfer_bytes: u64,
-    /// When the billing period began, RFC 3339; `0001-01-01T00:00:00Z` while none has.
+    /// Start of the billing period, RFC 3339; `0001-01-01T00:00:00Z` until the first one begins.
     #[serde(default)]
     pub consumption_period_start: Option<String>,
-    /// When the billing period ends, RFC 3339; `0001-01-01T00:00:00Z` while none has begun.
+    /// End of the billing period, RFC 3339; `0001-01-01T00:00:00Z` until the first one begins.
     #[serde(default)]
     pub consumption_period_end: Option<String>,
 }
@@ -246,13 +246,13 @@ pub struct CreatedProject {
     /// Its default branch, without the annotations, which Neon does not repeat here.
     #[serde(default)]
     pub branch: Option<Branch>,
-    /// How to connect to it.
+    /// Its connection details.
     #[serde(default, deserialize_with = "tolerant::or_default")]
     pub connection_uris: Vec<ConnectionDetails>,
     /// Its computes.
     #[serde(default, deserialize_with = "tolerant::or_default")]
     pub endpoints: Vec<Endpoint>,
-    /// What is still being done.
+    /// The operations that complete the creation.
     #[serde(default, deserialize_with = "tolerant::or_default")]
     pub operations: Vec<Operation>,
 }
@@ -272,7 +272,7 @@ pub(in crate::neon) struct ProjectsAnswer {
     pagination: Pagination,
 }
 
-/// The pagination of everything but branches.
+/// The pagination of all lists except branches.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct Pagination {
     #[serde(default)]
@@ -280,7 +280,7 @@ pub(super) struct Pagination {
 }
 
 impl Pagination {
-    /// Where the next page begins, if there is one.
+    /// Returns the start of the next page, if there is one.
     pub(super) fn next(self) -> Option<String> {
         self.cursor.filter(|cursor| !cursor.is_empty())
     }

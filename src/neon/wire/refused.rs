@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 use super::tolerant;
 
-/// Neon's `GeneralError`, whose code is often empty; or, from the transfer of projects, one of the two lists.
+/// Neon's `GeneralError`, whose code is often empty. The transfer of projects returns one of the two lists instead.
 #[derive(Debug, Default, Deserialize)]
 pub(in crate::neon) struct RefusedBody {
     #[serde(default, deserialize_with = "tolerant::if_readable")]
@@ -19,7 +19,7 @@ pub(in crate::neon) struct RefusedBody {
     pub(in crate::neon) projects: Vec<IntegratedProject>,
 }
 
-/// What the receiving organization lacks.
+/// A limit that the receiving organization does not meet.
 #[derive(Debug, Deserialize)]
 pub(in crate::neon) struct UnmetLimit {
     #[serde(default, deserialize_with = "tolerant::text")]

@@ -8,12 +8,12 @@ use super::tolerant;
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct Region {
-    /// Its id, such as `aws-us-east-2`: what a plan names.
+    /// Its id, such as `aws-us-east-2`, which a plan names.
     pub region_id: String,
     /// Its name, for people.
     #[serde(default, deserialize_with = "tolerant::or_default")]
     pub name: String,
-    /// Whether a project gets it that names none.
+    /// `true` for the region of projects that name none.
     #[serde(default, deserialize_with = "tolerant::or_default")]
     pub default: bool,
 }

@@ -1,4 +1,4 @@
-//! Parts of a plan, as Neon reads and writes them.
+//! Parts of a plan in Neon's format.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::tolerant;
 use crate::model::plan::{Quota, Suspend};
 
-/// The settings of a compute. What is `None` is left out.
+/// Returns the settings of a compute. A setting that is `None` is left out.
 pub(super) fn compute(
     compute_units: Option<(f64, f64)>,
     suspend: Option<Suspend>,
@@ -24,7 +24,7 @@ pub(super) fn compute(
     settings
 }
 
-/// What a new compute gets: a default is not sent, so that the account's own holds.
+/// Returns the settings of a new compute. A default suspend is not sent, so that the account's own default applies.
 pub(super) fn new_compute(
     compute_units: Option<(f64, f64)>,
     suspend: Suspend,
@@ -43,13 +43,14 @@ fn seconds(suspend: Suspend) -> Value {
     }
 }
 
-/// Seconds, rounded up and at least one: 0 is no limit to Neon, and the default where a compute is to sleep.
+/// Returns the seconds, rounded up and at least one. To Neon, 0 means no limit in a quota and the default in a suspend
+/// timeout.
 fn begun_seconds(time: Duration) -> u64 {
     let begun = u64::from(time.subsec_nanos() > 0);
     time.as_secs().saturating_add(begun).max(1)
 }
 
-/// The limits that a quota sets.
+/// Returns the limits that a quota sets.
 pub(super) fn quota(quota: &Quota) -> Map<String, Value> {
     limits(quota)
         .into_iter()
@@ -57,8 +58,8 @@ pub(super) fn quota(quota: &Quota) -> Map<String, Value> {
         .collect()
 }
 
-/// Every limit, 0 for none: whether Neon merges a part of a quota into the old one is not documented, and this way it
-/// makes no difference.
+/// Returns every limit, 0 for none. It is not documented whether Neon merges a part of a quota into the old one; for a
+/// whole quota it makes no difference.
 pub(super) fn whole_quota(quota: &Quota) -> Map<String, Value> {
     limits(quota)
         .into_iter()
@@ -102,7 +103,7 @@ struct Limits {
     logical_size_bytes: u64,
 }
 
-/// The quota among a project's settings; a limit of 0 is none.
+/// Reads the quota from a project's settings. A limit of 0 is none.
 pub(super) fn quota_of<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Quota, D::Error> {
     let Settings { quota } = tolerant::or_default(deserializer)?;
     let limit = |value: u64| (value > 0).then_some(value);

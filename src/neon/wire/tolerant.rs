@@ -1,11 +1,11 @@
-//! Reading what is not quite as described.
+//! Reading answers that are not quite as described.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_json::Value;
 
-/// `null` is read as the default, as serde's own `default` reads only what is left out.
+/// Reads `null` as the default. Serde's own `default` applies only to a missing field.
 pub(super) fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
@@ -14,7 +14,7 @@ where
     Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
-/// What cannot be read is the default: it is not worth what stands beside it.
+/// Reads an unreadable value as the default, so that the rest of the answer can be read.
 pub(super) fn if_readable<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
@@ -24,12 +24,12 @@ where
     Ok(serde_json::from_value(value).unwrap_or_default())
 }
 
-/// A text, and anything else as it is written in JSON; `null` is the empty text.
+/// Reads a text, and any other value as its JSON; `null` is the empty text.
 pub(super) fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     Value::deserialize(deserializer).map(as_text)
 }
 
-/// Texts by their names, each read like a [`text`]; anything but an object has none.
+/// Reads texts by their names, each like a [`text`]. A value that is not an object has none.
 pub(super) fn texts<'de, D>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error>
 where
     D: Deserializer<'de>,
@@ -51,7 +51,7 @@ fn as_text(value: Value) -> String {
     }
 }
 
-/// A count. A fraction is cut off, and what is no count is none: it is not worth the answer that it stands in.
+/// Reads a count. A fraction is cut off. Any other value is read as 0, so that the rest of the answer can be read.
 pub(super) fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     let value = Value::deserialize(deserializer)?;
     Ok(value
@@ -60,7 +60,7 @@ pub(super) fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D
         .unwrap_or_default())
 }
 
-/// A whole number below or above zero, read like a [`count`].
+/// Reads a whole number, which may be negative, like a [`count`].
 pub(super) fn whole<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
     let value = Value::deserialize(deserializer)?;
     Ok(value

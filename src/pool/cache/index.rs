@@ -1,8 +1,9 @@
-//! The pools in the cache, found without asking the cache.
+//! The index of the cached pools, which answers lookups without the cache.
 //!
-//! moka notes each read in a queue that all threads share, which costs more than all the rest of a `get` with a
-//! connection at hand. So reads are answered here, and the cache hears of a pool's use now and then. It says which pools
-//! live: what it holds is entered here before it is there, and goes when it goes.
+//! moka records each read in a queue that all threads share, which costs more than all the rest of a `get` with an idle
+//! connection. So the index answers reads, and a pool's use is reported to the cache only now and then. The cache
+//! decides which pools stay: a pool enters the index before it enters the cache, and leaves the index when it leaves
+//! the cache.
 
 use std::sync::Arc;
 
@@ -10,20 +11,20 @@ use dashmap::DashMap;
 
 use crate::{model::tenant::TenantId, pool::Pool};
 
-/// Shards. Far more than threads that look something up at the same moment, so that they hardly ever meet.
+/// Number of shards: far more than the threads that look up at the same time, so that they rarely contend.
 const SHARDS: usize = 64;
 
-/// A pool in the cache. The number tells this stay in the cache from an earlier one: moka may report an eviction after
-/// the pool has come back.
+/// A pool in the cache. `stay` tells this stay in the cache from an earlier one: moka may report an eviction after the
+/// pool has come back.
 #[derive(Clone)]
 pub(crate) struct Entry {
     pub(crate) pool: Arc<Pool>,
     pub(crate) stay: u64,
 }
 
-/// The pools in the cache, by tenant. The hash is keyed by chance, because ids come from outside.
+/// The pools in the cache, by tenant. The hash has a random key, because ids come from outside.
 pub(crate) struct Index {
-    // A shard is held for a look-up or a change, and nothing is dropped meanwhile.
+    // A shard is locked for a lookup or a change. No pool is dropped under its lock.
     entries: DashMap<TenantId, Entry>,
 }
 
@@ -34,7 +35,7 @@ impl Index {
         }
     }
 
-    /// The pool of `tenant`, if it is in the cache. No allocation.
+    /// Returns the pool of `tenant` if it is in the cache. Does not allocate.
     pub(crate) fn find(&self, tenant: &str) -> Option<Arc<Pool>> {
         let entry = self.entries.get(tenant)?;
         Some(Arc::clone(&entry.pool))
@@ -45,19 +46,19 @@ impl Index {
         drop(earlier); // after the shard is released
     }
 
-    /// Takes the pool of `tenant` out, unless it has come back since its stay number `stay`.
+    /// Removes the pool of `tenant`, unless it has come back since its stay number `stay`.
     pub(crate) fn remove(&self, tenant: &str, stay: u64) {
         let removed = self.entries.remove_if(tenant, |_, it| it.stay == stay);
         drop(removed); // after the shard is released
     }
 
-    /// Every pool in the cache.
+    /// Returns every pool in the cache.
     pub(crate) fn pools(&self) -> Vec<Arc<Pool>> {
         let entries = self.entries.iter();
         entries.map(|entry| Arc::clone(&entry.pool)).collect()
     }
 
-    /// Everything in it.
+    /// Returns all entries.
     #[cfg(test)]
     pub(crate) fn entries(&self) -> Vec<(TenantId, Entry)> {
         let entries = self.entries.iter();

@@ -1,9 +1,9 @@
-//! Opening connections, and waking a database with the first of them.
+//! Attempts to open connections, the first of which wakes the database.
 //!
-//! An attempt belongs to the tenant, not to a caller: it runs in a task of its own on the router's runtime, with its
-//! own deadline, and goes on when every caller has left. While the compute may be asleep there is one attempt at a
-//! time, and it is repeated until it succeeds, is refused, or its time is over; while it is awake there are a few side
-//! by side, and one that fails only says that the compute may be asleep.
+//! An attempt belongs to the tenant, not to a caller. It runs in its own task on the router's runtime, with its own
+//! deadline, and goes on when every caller has left. While the compute may be asleep, there is one attempt at a time.
+//! It retries until it succeeds, is refused, or its deadline passes. While the compute is awake, a few attempts run
+//! side by side, and a failed one only means that the compute may be asleep.
 
 use std::sync::Arc;
 
@@ -27,14 +27,14 @@ use crate::{
 };
 
 impl Pool {
-    /// Starts the attempts that are due. To be called after whatever may have made one due.
+    /// Starts the attempts that are due. Must be called after every change that may make one due.
     pub(crate) fn start_due_dials(self: &Arc<Self>) {
         let mut state = self.state();
         let (due, reason) = state.dials_due(&self.shared.config);
         let asleep = state.believes_asleep();
         let early_ends = state.early_ends;
         state.dialing += due;
-        drop(state); // a runtime that has ended drops the task here and now, and the guard takes the lock
+        drop(state); // a runtime that has ended drops the task at once, and its guard takes the lock
         for _ in 0..due {
             let mut attempt = DialAttempt {
                 pool: Arc::clone(self),
@@ -63,18 +63,18 @@ impl Pool {
     }
 }
 
-/// One place among the attempts under way. Its drop frees the place, also by panic or because the runtime ends.
+/// A slot among the attempts in progress. Dropping it frees the slot, also after a panic or the end of the runtime.
 struct DialAttempt {
     pool: Arc<Pool>,
-    /// Whether it is the one that wakes the tenant.
+    /// `true` if this attempt wakes the tenant.
     waking: bool,
-    /// Whether it has begun to log in.
+    /// `true` once this attempt has begun to log in.
     logging_in: bool,
     landed: bool,
 }
 
 impl DialAttempt {
-    /// A connection; none if there was no need for one any more when its turn had come.
+    /// Returns the outcome, or `None` if the attempt was not needed any more, or had to give up its permit.
     async fn run(
         &mut self,
         asleep: bool,
@@ -89,7 +89,8 @@ impl DialAttempt {
         }
         let permit = self.opening(&progress).permit().await.ok()??;
         {
-            // Only now, because it may have taken long: the compute may have fallen asleep, and gets one attempt then.
+            // Checked only now, because the wait may have been long. If the compute has fallen asleep in that time, it
+            // gets one attempt.
             let mut state = self.pool.state();
             self.waking = state.believes_asleep();
             if self.waking {
@@ -118,10 +119,10 @@ impl DialAttempt {
         }
     }
 
-    /// Waits until another attempt may be of use.
+    /// Waits until another attempt may succeed.
     async fn wait_until_useful(&self, progress: &Progress, early_ends: u32) -> Result<(), Error> {
         if early_ends > 0 {
-            // The last ones were closed as soon as they were open: trying at once would only go round.
+            // The last connections ended as soon as they were open: without a wait, the attempts would only loop.
             sleep((FIRST_WAIT * 2_u32.saturating_pow(early_ends.min(6))).min(LONGEST_WAIT)).await;
         }
         self.opening(progress).wait_out_refusal().await
@@ -135,7 +136,7 @@ impl DialAttempt {
         }
     }
 
-    /// Frees the place, for others that may be due in its stead.
+    /// Frees the slot, and starts attempts that may be due instead.
     fn abandon(mut self) {
         self.landed = true;
         let mut state = self.pool.state();
@@ -145,7 +146,7 @@ impl DialAttempt {
         self.pool.start_due_dials();
     }
 
-    /// Frees the place, and hands on what the attempt brought.
+    /// Frees the slot, and hands the connection or the error to the waiting callers.
     fn finish(mut self, dialed: Result<Dialed, Error>) {
         self.landed = true;
         let (pool, waking) = (&self.pool, self.waking);
@@ -168,7 +169,7 @@ impl DialAttempt {
                 drop(state);
                 pool.fail_all(&err);
             }
-            // A wake sees to what is behind it.
+            // The next attempt is a wake, which handles the cause.
             Err(err) if !waking || matches!(err.kind(), ErrorKind::Timeout(_)) => {
                 state.note_asleep();
                 drop(state);
@@ -178,7 +179,7 @@ impl DialAttempt {
                 drop(state);
                 tell_refusal(pool, &err);
                 if serves {
-                    pool.fail_one(&err); // the others may still be served by the connections that are open
+                    pool.fail_one(&err); // the open connections may still serve the others
                 }
                 pool.refuse(Route::Pooled, &Refusal::new(err));
             }
@@ -199,14 +200,14 @@ impl Drop for DialAttempt {
         if std::thread::panicking() {
             self.pool.fail_all(&Error::panicked());
         } else {
-            // Only the end of the runtime drops a task of ours.
+            // Only the end of the runtime drops this task.
             self.pool.shared.life.terminate();
             self.pool.fail_all(&Error::closed());
         }
     }
 }
 
-/// Says so aloud if it lasts until somebody changes something.
+/// Logs a refusal, as a warning if it lasts until the cause is removed.
 fn tell_refusal(pool: &Pool, err: &Error) {
     let (tenant, code) = (pool.tenant.as_str(), err.kind().code());
     if err.kind().is_transient() {

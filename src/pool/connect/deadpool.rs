@@ -1,4 +1,4 @@
-//! deadpool-postgres's client of a bare connection.
+//! The conversion of a bare client into deadpool-postgres's `Client`.
 
 use std::{pin::Pin, sync::Mutex};
 
@@ -8,10 +8,11 @@ use tokio::task::JoinHandle;
 
 use crate::sync::lock;
 
-/// Makes deadpool-postgres's client of a bare one.
+/// Converts a bare client into deadpool-postgres's `Client`.
 ///
-/// Its `GenericClient` is implemented for pooled objects only, and only its own manager makes those. So a pool of one
-/// makes the one object and is dropped; the object lives on by itself, and the pooling is ours.
+/// deadpool-postgres implements `GenericClient` for pooled objects only, and only its own manager creates those. So a
+/// deadpool pool of size one creates the object and is dropped. The object outlives that pool, and tenantry does the
+/// pooling.
 pub(crate) fn into_pooled_client(
     client: tokio_postgres::Client,
     stand_in: JoinHandle<()>,
@@ -31,7 +32,7 @@ pub(crate) fn into_pooled_client(
     pool.get().now_or_never()?.ok()
 }
 
-/// Takes what a finished dial has brought, once.
+/// Returns the client of a finished dial, once.
 struct OneShotConnect(Mutex<Option<(tokio_postgres::Client, JoinHandle<()>)>>);
 
 type Connected<'a> = Pin<
@@ -44,7 +45,7 @@ type Connected<'a> = Pin<
 
 impl deadpool_postgres::Connect for OneShotConnect {
     fn connect(&self, _: &tokio_postgres::Config) -> Connected<'_> {
-        // The driver's errors cannot be made by hand; a setting that it refuses gives one.
+        // The driver's errors cannot be constructed. A setting that the driver refuses yields one.
         let empty = || {
             "port=none"
                 .parse::<tokio_postgres::Config>()

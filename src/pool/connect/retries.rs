@@ -1,4 +1,4 @@
-//! How long to wait between two tries of a wake, and which failures are asked about.
+//! The waits between two tries of a wake, and the failures that lead to a new lookup.
 
 use std::{iter, mem, time::Duration};
 
@@ -13,25 +13,25 @@ const FIRST_SLOW_WAIT: Duration = Duration::from_millis(500);
 /// Longest wait between two attempts, unless the server asks for more.
 pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
-/// Wait before the second try with a credential that was refused: a rotation takes that long to get everywhere.
+/// Wait before the second try with a refused credential: a rotation needs that long to take effect everywhere.
 const SECOND_TRY_WAIT: Duration = Duration::from_secs(1);
 
-/// What one wake has tried, and how long it waits for the next try.
+/// The retry state of one wake.
 pub(super) struct RetryPlan {
     waits: Waits,
     slow_waits: Waits,
-    /// Whether the catalog may still be asked.
+    /// `true` while the catalog may still be asked.
     may_ask: bool,
-    /// Whether a refused credential has had its second try.
+    /// `true` once a refused credential has had its second try.
     tried_twice: bool,
-    /// Whether an attempt was repeated because something had changed.
+    /// `true` once an attempt was repeated because something had changed.
     took_change: bool,
 }
 
 pub(super) type Waits = Box<dyn Iterator<Item = Duration> + Send>;
 
 impl RetryPlan {
-    /// `may_ask`: whether the endpoint came from a cache, so that the catalog may know better.
+    /// Creates the state of a new wake. `may_ask`: the endpoint came from a cache, so the catalog may know a newer one.
     pub(super) fn new(may_ask: bool) -> Self {
         let slow_waits = backoff(FIRST_SLOW_WAIT, LONGEST_WAIT);
         Self {
@@ -43,12 +43,12 @@ impl RetryPlan {
         }
     }
 
-    /// Whether a change is reason enough for another try: once, or changes in a loop would turn the waits off.
+    /// Returns whether a change justifies another try: only once, or changes in a loop would disable the waits.
     pub(super) fn takes_change(&mut self) -> bool {
         !mem::replace(&mut self.took_change, true)
     }
 
-    /// Whether the catalog is to be asked now: once.
+    /// Returns whether to ask the catalog now: at most once.
     pub(super) fn should_relocate(&mut self, next: RetryDecision) -> bool {
         let asks = matches!(
             next,
@@ -57,7 +57,7 @@ impl RetryPlan {
         asks && mem::take(&mut self.may_ask)
     }
 
-    /// The wait before the next try after `err`; `None` if there is to be none.
+    /// Returns the wait before the next try after `err`, or `None` if there must be none.
     pub(super) fn wait(&mut self, next: RetryDecision, err: &Error) -> Option<Duration> {
         match next {
             RetryDecision::Retry | RetryDecision::RelocateThenRetry => {

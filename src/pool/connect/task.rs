@@ -13,10 +13,10 @@ use crate::{
     telemetry::stats::count,
 };
 
-/// Longest wait for the other side to end a connection that we close.
+/// Longest wait for the server to end a connection that the pool closes.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Starts the task of a new connection, and gives the connection to whoever waits.
+/// Starts the task of a new connection, and hands the connection to a waiter.
 pub(super) fn open(pool: &Arc<Pool>, dialed: Dialed) {
     let Dialed {
         client,
@@ -31,7 +31,7 @@ pub(super) fn open(pool: &Arc<Pool>, dialed: Dialed) {
     pool.shared
         .connections
         .spawn_on(drive_connection(task, ending), &pool.shared.runtime);
-    // deadpool's client aborts this handle when it is dropped; the real task still has to say goodbye.
+    // deadpool's client aborts this handle on drop. The real task must go on, to close the session properly.
     let stand_in = pool.shared.runtime.spawn(std::future::ready(()));
     match into_pooled_client(client, stand_in) {
         Some(client) => pool.release(Connection::new(client, watch, seat, endpoint)),
@@ -39,7 +39,7 @@ pub(super) fn open(pool: &Arc<Pool>, dialed: Dialed) {
     }
 }
 
-/// Moves a connection's bytes until it ends, and looks after each turn whether something runs on it that should not.
+/// Drives a connection until it ends. After each poll, checks whether a request runs on it although it is idle.
 pub(crate) async fn drive_connection(mut task: ConnectionTask, ending: OnClose) {
     let turns = poll_fn(|cx| {
         let polled = task.as_mut().poll(cx);
@@ -55,14 +55,14 @@ pub(crate) async fn drive_connection(mut task: ConnectionTask, ending: OnClose) 
         },
         () = ending.watch.close_timed_out(FAREWELL_TIMEOUT) => {}
     }
-    drop(task); // and with it the socket: before the pool counts it as ended
+    drop(task); // closes the socket before the pool counts the connection as ended
     drop(ending);
 }
 
-/// Tells the pool, when it is dropped, that a connection's task has ended.
+/// Guard that tells the pool, on drop, that a connection's task has ended.
 pub(crate) struct OnClose {
-    // A pool that has left the cache closes its idle connections, so this is no circle that lasts. And as long as one
-    // has not ended, a tenant that comes back finds the pool, which counts it.
+    // This reference cycle ends, because a pool that has left the cache closes its idle connections. As long as one has
+    // not ended, a tenant that comes back finds the pool, which counts it.
     pool: Arc<Pool>,
     watch: Arc<ConnectionStatus>,
 }
@@ -78,7 +78,7 @@ impl OnClose {
 
 impl Drop for OnClose {
     fn drop(&mut self) {
-        self.watch.mark_ended(); // also where the task was dropped half-way
+        self.watch.mark_ended(); // also if the task was dropped before its end
         self.pool.on_closed(&self.watch);
     }
 }

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-/// An instant by both clocks.
+/// An instant on both clocks.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Clocks {
     wall: SystemTime,
@@ -23,8 +23,8 @@ impl Clocks {
         }
     }
 
-    /// Returns the time that the machine was suspended between `self` and `now`, and moves on to `now`. A wall clock that is
-    /// set in between falsifies it.
+    /// Returns for how long the machine was suspended between `self` and `now`, and sets `self` to `now`. Setting the
+    /// wall clock in between falsifies the result.
     pub(super) fn suspended_until(&mut self, now: Self) -> Duration {
         let Self { wall, monotonic } = mem::replace(self, now);
         let passed = now.wall.duration_since(wall).unwrap_or_default();
@@ -38,7 +38,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// `start`, so many seconds later by each clock.
+    /// Returns `start` moved by the given seconds on each clock.
     fn later(start: Clocks, wall: i32, monotonic: u32) -> Clocks {
         let by = wall.unsigned_abs() * SECOND;
         let wall = if wall < 0 {

@@ -1,4 +1,4 @@
-//! An explanation, for people.
+//! The text of an explanation, for people.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! A router, a client of Neon and a catalog by the variables of the environment.
+//! Builds a router, a client of Neon and a catalog from environment variables.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -15,24 +15,24 @@ use crate::{
 };
 
 impl TenantRouter {
-    /// A router that provisions at Neon, set up by variables of the environment:
+    /// Returns the builder of a router that provisions at Neon, set up by environment variables:
     ///
-    /// | variable | what |
+    /// | variable | meaning |
     /// |---|---|
     /// | `NEON_API_KEY` | key of Neon's API; required |
-    /// | `TENANTRY_NAMESPACE` | what keeps environments apart, such as `production`; required |
-    /// | `NEON_ORG_ID` | organization that the projects belong to, where the key is a person's |
+    /// | `TENANTRY_NAMESPACE` | name that keeps environments apart, such as `production`; required |
+    /// | `NEON_ORG_ID` | organization of the projects, if the key belongs to a person |
     /// | `NEON_REGION` | region of new databases, such as `aws-us-east-2` |
     /// | `CATALOG_URL` | Postgres that holds the catalog; without it the catalog is in memory, for one process only |
-    /// | `CATALOG_KEYS` | keys with which passwords in it are sealed ([`KeyRing::parse`]); required with `CATALOG_URL` |
+    /// | `CATALOG_KEYS` | keys that seal passwords in the catalog ([`KeyRing::parse`]); required with `CATALOG_URL` |
     /// | `TENANTRY_…` | any of [`Settings`], such as `TENANTRY_MAX_CONNECTIONS` |
     ///
-    /// What it returns can be set up further. No access creates a database, only
-    /// [`Fleet::provision`](crate::Fleet::provision) does; for a policy, a prepare hook or plans build the [`Provisioner`] by
-    /// hand.
+    /// The builder can be set up further. No access creates a database, only
+    /// [`Fleet::provision`](crate::Fleet::provision) does. For a policy, a prepare hook or plans, build the
+    /// [`Provisioner`] by hand.
     ///
     /// # Errors
-    /// If one is missing or cannot be read; the text names it and holds no secret.
+    /// Returns an error if a variable is missing or cannot be read. The text names it and holds no secret.
     pub fn from_env() -> Result<RouterBuilder, InvalidConfig> {
         let router = router_by(&Variables(of_process))?;
         Ok(router.settings(&Settings::from_env()?))
@@ -40,21 +40,22 @@ impl TenantRouter {
 }
 
 impl Neon {
-    /// A client that sends the key in the variable `NEON_API_KEY`, for the organization in `NEON_ORG_ID`, if there is one.
+    /// Returns the builder of a client that sends the key in the variable `NEON_API_KEY`, for the organization in
+    /// `NEON_ORG_ID`, if that is set.
     ///
     /// # Errors
-    /// If the key is missing or cannot be read; the text names the variable and holds no secret.
+    /// Returns an error if the key is missing or cannot be read. The text names the variable and holds no secret.
     pub fn from_env() -> Result<NeonBuilder, InvalidConfig> {
         neon_by(&Variables(of_process))
     }
 }
 
 impl Postgres {
-    /// A catalog in the Postgres that the variable `CATALOG_URL` names, which seals passwords with the keys in
-    /// `CATALOG_KEYS` ([`KeyRing::parse`]).
+    /// Returns the builder of a catalog in the Postgres that the variable `CATALOG_URL` names. It seals passwords with
+    /// the keys in `CATALOG_KEYS` ([`KeyRing::parse`]).
     ///
     /// # Errors
-    /// If one of them is missing or cannot be read; the text names it and holds no secret.
+    /// Returns an error if one of them is missing or cannot be read. The text names it and holds no secret.
     pub fn from_env() -> Result<PostgresBuilder, InvalidConfig> {
         catalog_by(&Variables(of_process))
     }
@@ -64,11 +65,11 @@ fn of_process(name: &OsStr) -> Option<OsString> {
     std::env::var_os(name)
 }
 
-/// What looks variables up.
+/// A source of variables.
 struct Variables<F>(F);
 
 impl<F: Fn(&OsStr) -> Option<OsString>> Variables<F> {
-    /// The value of that variable; none if it is missing or empty.
+    /// Returns the value of that variable; `None` if it is missing or empty.
     fn get(&self, name: &str) -> Result<Option<String>, InvalidConfig> {
         let value = self.0(name.as_ref()).filter(|value| !value.is_empty());
         let text = value.map(|value| value.into_string().map_err(|_| not_text(name)));
@@ -153,7 +154,7 @@ mod tests {
         );
     }
 
-    /// As `main` prints an error that it returns.
+    /// Returns an error's text as `main` prints it.
     fn printed<T>(result: Result<T, InvalidConfig>) -> String {
         format!("{:?}", result.err().unwrap())
     }

@@ -1,4 +1,4 @@
-//! Handles to the metrics, taken once, and what writes to them.
+//! Handles to the metrics, taken once, and the functions that write to them.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -13,11 +13,11 @@ use crate::{
     telemetry::{labels::Reason, status::Status},
 };
 
-/// What each metric of a router is labelled with, after OpenTelemetry's semantic conventions.
+/// Label of each metric of a router, after OpenTelemetry's semantic conventions.
 const POOL_NAME: &str = "db.client.connection.pool.name";
-/// How something ended, by `usize::from(ok)`.
+/// Values of the label `outcome`, indexed by `usize::from(ok)`.
 const OUTCOMES: [&str; 2] = ["error", "ok"];
-/// What an error's code is labelled with, after the same.
+/// Label for an error's code, after the same conventions.
 const ERROR_TYPE: &str = "error.type";
 
 /// The metrics of one router, at the recorder that was installed when it was built.
@@ -25,19 +25,19 @@ pub(crate) struct Meters {
     router: SharedString,
     counters: Vec<(Counter, CountOf)>,
     gauges: Vec<(Gauge, ValueOf)>,
-    /// By stage: failed, succeeded.
+    /// Histograms by stage: failed, succeeded.
     stages: Vec<[Histogram; 2]>,
     wakes: Vec<Histogram>,
     wait_time: Histogram,
     create_time: Histogram,
     timeouts: Counter,
-    /// By the error's code.
+    /// Counters by the error's code.
     errors: HashMap<&'static str, Counter>,
     refusals: HashMap<&'static str, Counter>,
 }
 
 impl Meters {
-    /// Those of a router of that name.
+    /// Creates the metrics of the router called `name`.
     pub(crate) fn new(name: &str) -> Self {
         describe();
         let router = SharedString::from(Arc::<str>::from(name));
@@ -71,7 +71,7 @@ impl Meters {
         }
     }
 
-    /// Copies what was counted elsewhere.
+    /// Copies the counters and gauges of `status`.
     pub(crate) fn record(&self, status: &Status) {
         for (counter, value) in &self.counters {
             counter.absolute(value(status));
@@ -81,7 +81,7 @@ impl Meters {
         }
     }
 
-    /// What a tenant that is shown by name does in a minute; of all others together for `_other`.
+    /// Sets the rates per minute of a tenant that is shown by name, or of all other tenants together as `_other`.
     pub(crate) fn tenant(&self, tenant: &str, gets: f64, errors: f64) {
         for (name, value) in [(names::TENANT_GETS, gets), (names::TENANT_ERRORS, errors)] {
             let mut labels = labelled(&self.router, &[]);
@@ -90,27 +90,27 @@ impl Meters {
         }
     }
 
-    /// A caller has waited for `stage`.
+    /// Records that a caller has waited for `stage`.
     pub(crate) fn stage(&self, stage: Stage, ok: bool, took: Duration) {
         self.stages[stage as usize][usize::from(ok)].record(took);
     }
 
-    /// A caller has its connection, after it `took` that long.
+    /// Records the time after which a caller got its connection.
     pub(crate) fn waited(&self, took: Duration) {
         self.wait_time.record(took);
     }
 
-    /// A wake has ended with an open connection.
+    /// Records a wake that opened a connection.
     pub(crate) fn woke(&self, reason: Reason, took: Duration) {
         self.wakes[reason as usize].record(took);
     }
 
-    /// A connection has been opened.
+    /// Records the opening of a connection.
     pub(crate) fn connected(&self, took: Duration) {
         self.create_time.record(took);
     }
 
-    /// A call has failed.
+    /// Counts a call that failed.
     pub(crate) fn failed(&self, kind: ErrorKind) {
         if let Some(counter) = self.errors.get(kind.code()) {
             counter.increment(1);
@@ -121,7 +121,7 @@ impl Meters {
         }
     }
 
-    /// A database could not be had, which is remembered.
+    /// Counts a refusal that is remembered.
     pub(crate) fn refused(&self, kind: ErrorKind) {
         if let Some(counter) = self.refusals.get(kind.code()) {
             counter.increment(1);
@@ -131,7 +131,7 @@ impl Meters {
 
 /// The metrics of one catalog, at the recorder that was installed when the router was built.
 pub(crate) struct CatalogMeters {
-    /// By operation: failed, succeeded.
+    /// Histograms by operation: failed, succeeded.
     calls: HashMap<&'static str, [Histogram; 2]>,
 }
 
@@ -148,7 +148,7 @@ impl CatalogMeters {
         }
     }
 
-    /// A call has ended.
+    /// Records a call of the catalog.
     pub(crate) fn answered(&self, operation: &'static str, ok: bool, took: Duration) {
         if let Some(calls) = self.calls.get(operation) {
             calls[usize::from(ok)].record(took);
@@ -165,16 +165,17 @@ fn by_code(
         .collect()
 }
 
-// Those of Neon's API are not a router's: a client may serve several, and is built before. They go to the recorder of the moment.
+// The metrics of Neon's API belong to no router: a client may serve several routers, and is built before them. They go
+// to the recorder that is installed at the time.
 
-/// A call of Neon's API has got an answer of that status, or none.
+/// Records a call of Neon's API and the status of its answer, if there was one.
 pub(crate) fn answered(operation: &'static str, status: Option<u16>, took: Duration) {
     let status = status.map_or(SharedString::from("none"), |it| it.to_string().into());
     histogram!(names::API, "operation" => operation, "http.response.status_code" => status)
         .record(took);
 }
 
-/// A call of Neon's API has waited for its turn.
+/// Records the time that a call of Neon's API waited for its turn.
 pub(crate) fn limited(took: Duration) {
     histogram!(names::LIMITER).record(took);
 }
@@ -186,7 +187,7 @@ fn labelled(router: &SharedString, labels: &[(&'static str, &'static str)]) -> V
         .collect()
 }
 
-/// Tells the recorder what each metric says.
+/// Gives the recorder the description of each metric.
 fn describe() {
     for metric in METRICS {
         match metric.kind {

@@ -4,7 +4,7 @@ use metrics::Unit;
 
 use crate::telemetry::status::Status;
 
-/// Which kind of metric.
+/// The kind of a metric.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Kind {
     Counter,
@@ -12,7 +12,7 @@ pub(super) enum Kind {
     Histogram,
 }
 
-/// A metric, and what it says.
+/// A metric and its description.
 pub(super) struct Metric {
     pub(super) name: &'static str,
     pub(super) kind: Kind,
@@ -60,7 +60,7 @@ pub(super) const REFUSALS: &str = "tenantry.refusals";
 pub(super) const TENANT_GETS: &str = "tenantry.tenant.gets";
 pub(super) const TENANT_ERRORS: &str = "tenantry.tenant.errors";
 
-/// All of them.
+/// All metrics.
 pub(super) const METRICS: &[Metric] = &[
     gauge("db.client.connection.count", "Connections open, by state."),
     gauge(

@@ -1,4 +1,4 @@
-//! The same without the feature: nothing.
+//! Stand-ins without the feature `metrics`. They do nothing.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Host names: the one that a request is sent to, and the domain below which tenants have theirs.
+//! Host names: the host of a request, and the domain that has the tenants' subdomains.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -8,15 +8,17 @@ use idna::uts46::{AsciiDenyList, DnsLength, Hyphens, Uts46};
 use super::unusable;
 use crate::model::{config::InvalidConfig, error::Error};
 
-/// The longest host name and the longest label of one, in bytes.
+/// Longest host name, in bytes.
 const LONGEST_NAME: usize = 253;
+/// Longest label of a host name, in bytes.
 const LONGEST_LABEL: usize = 63;
 
 /// Returns the host that the request is sent to, without its port, in lower case; `None` if it names none. HTTP/2 and
 /// proxies send it in the target.
 ///
 /// # Errors
-/// If it cannot be read as one host: header and target that differ, several headers, bytes that no host has.
+/// Fails if it cannot be read as one host: header and target differ, there are several headers, or the host has bytes
+/// that no host has.
 pub(super) fn of(head: &Parts) -> Result<Option<String>, Error> {
     let in_header = of_header(&head.headers)?;
     let target = head.uri.authority();
@@ -46,10 +48,10 @@ fn no_host() -> Error {
     unusable("the request's host is no host name and no IP address")
 }
 
-/// The text is no host with or without a port.
+/// The error for a text that is not a host with or without a port.
 struct NoHost;
 
-/// Reads a host with or without a port; `None` if the text is empty.
+/// Reads a host with or without a port, and returns it without; `None` if the text is empty.
 fn parse(text: &str) -> Result<Option<String>, NoHost> {
     if text.is_empty() {
         return Ok(None);
@@ -79,7 +81,7 @@ fn parse(text: &str) -> Result<Option<String>, NoHost> {
     }
 }
 
-/// Whether the text may be the name of a host anywhere. Private networks have names with `_`.
+/// Returns whether the text can be the name of a host, also in a private network, where names may have `_`.
 fn is_name(text: &str) -> bool {
     let is_label = |label: &str| {
         let mut bytes = label.bytes();
@@ -89,24 +91,24 @@ fn is_name(text: &str) -> bool {
     text.len() <= LONGEST_NAME && text.split('.').all(is_label)
 }
 
-/// Whether `label`, in lower case, is one label of a host name (RFC 1123), or of an internationalized one in its ASCII form
-/// (`xn--…`).
+/// Returns whether `label`, in lower case, is one label of a host name (RFC 1123), or of an internationalized one in
+/// its ASCII form (`xn--…`).
 pub(super) fn is_label(label: &str) -> bool {
     !label.contains('.') && to_ascii(label).is_some_and(|it| it == label)
 }
 
-/// Returns a host name in its ASCII form; `None` if it is none.
+/// Returns a host name in its ASCII form; `None` if it is not a host name.
 fn to_ascii(name: &str) -> Option<String> {
     let (hyphens, length) = (Hyphens::CheckFirstLast, DnsLength::Verify);
     let ascii = Uts46::new().to_ascii(name.as_bytes(), AsciiDenyList::STD3, hyphens, length);
     ascii.ok().map(std::borrow::Cow::into_owned)
 }
 
-/// Returns what the hosts of tenants below `domain` end in: `.example.com`. A dot before or after `domain` is left out, and
-/// an internationalized name is brought into its ASCII form, as browsers send it.
+/// Returns the suffix of the tenants' hosts below `domain`: `.example.com`. A dot before or after `domain` is removed,
+/// and an internationalized name is converted to its ASCII form, as browsers send it.
 ///
 /// # Errors
-/// If no host can be below it.
+/// Fails if no host can be below it.
 pub(super) fn suffix(domain: &str) -> Result<String, InvalidConfig> {
     let refuse = |why: &str| {
         Err(InvalidConfig::new(format!(

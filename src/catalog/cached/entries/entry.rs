@@ -1,4 +1,4 @@
-//! What is remembered of one tenant.
+//! The cached entry of one tenant.
 
 use std::sync::Arc;
 
@@ -10,16 +10,16 @@ use crate::model::{endpoint::Endpoint, error::Error};
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) struct Stamp(pub(super) u64);
 
-/// What is remembered of one tenant.
+/// The cached entry of one tenant.
 #[derive(Clone, Debug)]
 pub(crate) enum Entry {
-    /// Where it lives.
+    /// The tenant has an endpoint.
     Known(Known),
-    /// Why it cannot be had.
+    /// The tenant cannot be served.
     Denied(Denied),
 }
 
-/// Where a tenant lives, as it was read at some time.
+/// The endpoint of a tenant, as it was read at some time.
 #[derive(Clone, Debug)]
 pub(crate) struct Known {
     pub(crate) endpoint: Arc<Endpoint>,
@@ -27,37 +27,37 @@ pub(crate) struct Known {
     pub(crate) generation: Option<u64>,
     pub(super) stored: Stamp,
     pub(super) expires: Instant,
-    /// Whether something was changed, so that this is used only if nobody can be asked.
+    /// `true` if the endpoint may be wrong, so that it is used only if no newer one can be read.
     pub(crate) is_untrusted: bool,
-    /// Whether the catalog has no record of the tenant any more.
+    /// `true` if the catalog no longer has a record of the tenant.
     pub(super) is_missing: bool,
 }
 
-/// Why a tenant cannot be had, as it was read at some time.
+/// The reason for which a tenant cannot be served, as it was read at some time.
 #[derive(Clone, Debug)]
 pub(crate) struct Denied {
     pub(crate) denial: Denial,
-    /// The generation of its record; none if the catalog never had one.
+    /// Generation of the tenant's record; `None` if the catalog never had one.
     pub(super) generation: Option<u64>,
     pub(super) stored: Stamp,
     pub(super) until: Instant,
 }
 
-/// Why a tenant cannot be had.
+/// The reason for which a tenant cannot be served.
 #[derive(Clone, Debug)]
 pub(crate) enum Denial {
-    /// The catalog has no record of it. With why none may be made, if the policy was asked.
+    /// The catalog has no record of the tenant. The error, if the policy was asked, says why none may be made.
     Unknown(Option<Error>),
-    /// Its database is being made.
+    /// The tenant's database is being created.
     Unfinished,
-    /// Its record says that it must not be used.
+    /// The tenant's record forbids its use.
     Refused(Error),
-    /// Its record makes no sense.
+    /// The tenant's record is invalid.
     Broken(Error),
 }
 
 impl Denial {
-    /// Whether the record said that the tenant must not be used.
+    /// Returns whether the tenant's record forbids its use or is invalid.
     pub(super) fn is_refusal(&self) -> bool {
         match self {
             Self::Refused(_) | Self::Broken(_) => true,

@@ -17,7 +17,7 @@ fn deleted() -> Error {
     Error::new(ErrorKind::Deleted, "gone")
 }
 
-/// Answers to a question of `asked` that the tenant is deleted.
+/// Stores the answer that the tenant is deleted, to a question of `asked`.
 fn deny(cache: &EntryCache, tenant: &TenantId, asked: Stamp, generation: Option<u64>) -> bool {
     cache.insert_denial(tenant, asked, generation, Denial::Refused(deleted()))
 }
@@ -71,7 +71,7 @@ async fn of_two_answers_under_way_at_once_the_greater_generation_stays() {
     assert!(!cache.insert_known(&acme, early, Some(1), &at("one")));
     assert!(!deny(&cache, &acme, early, Some(1)));
     assert!(cache.insert_known(&acme, early, Some(3), &at("three")));
-    // A catalog that was restored from a backup counts on from there.
+    // A catalog that was restored from a backup continues from an older generation.
     assert!(cache.insert_known(&acme, cache.stamp(), Some(1), &at("one")));
     assert_eq!(host(&cache, &acme).as_deref(), Some("one"));
     // A tombstone changes no generation.
@@ -144,7 +144,7 @@ async fn what_this_process_has_written_is_not_overwritten_by_what_was_read_befor
     }
     assert!(cache.insert_known(&acme, written, None, &at("new")));
     assert!(!deny(&cache, &acme, read, Some(1)), "an older answer");
-    // A change that was heard of during a write may be a later one.
+    // A change that is noted during a write may be a later one.
     let began = cache.stamp();
     cache.invalidate(&acme);
     let (written, _) = cache.note_published(&acme, began);

@@ -1,48 +1,48 @@
-//! The words, strings and comments of a text of SQL, cut as Postgres's own lexer cuts them.
+//! Cuts SQL text into words, strings and comments as Postgres's own lexer does.
 
 /// A token of a text.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Token {
-    /// A word without quotes, and its length, which is [`LONGEST`] for all that are longer.
+    /// A word without quotes, and its length. Longer words are cut to [`LONGEST`].
     Word([u8; LONGEST], usize),
     /// The end of a statement.
     Semicolon,
-    /// Anything else that is no comment.
+    /// Anything else that is not a comment.
     Other,
-    /// Something that servers read in different ways, by version or setting.
+    /// Text that servers read in different ways, by version or setting.
     Uncertain,
 }
 
-/// No keyword that counts is as long as this.
+/// Most bytes of a word that are kept. Every keyword that matters is shorter.
 pub(super) const LONGEST: usize = 12;
-/// No dollar quote that is followed has a longer tag.
+/// Longest tag of a dollar quote that is tracked.
 const LONGEST_TAG: usize = 63;
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Place {
     /// Between tokens.
     Gap,
-    /// Behind a hyphen, which may begin a comment.
+    /// After a hyphen, which may begin a comment.
     Hyphen,
-    /// Behind a slash, which may begin a comment.
+    /// After a slash, which may begin a comment.
     Slash,
-    /// In a comment of one line.
+    /// In a comment that ends with its line.
     Line,
-    /// In any other comment, so many deep, behind this byte of it.
+    /// In a block comment, with its nesting depth and its last byte.
     Block { depth: u32, last: u8 },
     /// In a word.
     Word,
-    /// In a number, and whether it is digits only.
+    /// In a number, which has only digits so far if `plain`.
     Number { plain: bool },
-    /// In a string without escapes, and whether an odd number of backslashes was the last of it.
+    /// In a string without escapes, which ends in an odd number of backslashes so far if `backslash`.
     Plain { backslash: bool },
-    /// In a string with escapes, and whether the next byte is escaped.
+    /// In a string with escapes, where the next byte is escaped if `backslash`.
     Escaped { backslash: bool },
-    /// In a name in quotes.
+    /// In a quoted name.
     Name,
-    /// Behind a dollar sign, in what may be the tag of a dollar quote.
+    /// After a dollar sign, in a possible tag of a dollar quote.
     Tag,
-    /// In a dollar quote, and how much of its end was seen last.
+    /// In a dollar quote, with the number of bytes of its end that were just seen.
     Dollar { seen: usize },
 }
 
@@ -54,7 +54,7 @@ pub(super) struct Lexer {
     length: usize,
     tag: [u8; LONGEST_TAG],
     tag_length: usize,
-    /// Whether the last token was a string with escapes, which another pair of quotes goes on with.
+    /// `true` if the last token was a string with escapes, which another pair of quotes continues.
     escaped: bool,
 }
 
@@ -152,7 +152,7 @@ impl Lexer {
 
     fn in_plain(&mut self, backslash: bool, byte: u8, seen: &mut impl FnMut(Token)) -> Place {
         match byte {
-            // It ends here if standard_conforming_strings is on.
+            // The string ends here if standard_conforming_strings is on.
             b'\'' if backslash => self.complete(Token::Uncertain, seen),
             b'\'' => self.complete(Token::Other, seen),
             b'\\' => Place::Plain {
@@ -194,7 +194,7 @@ impl Lexer {
         }
     }
 
-    /// `so_far`: the last bytes were so many of a dollar sign and the tag behind it.
+    /// Reads a byte of a dollar quote. `so_far` bytes of its end, which is a dollar sign and the tag, were just seen.
     fn in_dollar(&mut self, so_far: usize, byte: u8, seen: &mut impl FnMut(Token)) -> Place {
         let tag = &self.tag[..self.tag_length];
         match so_far.checked_sub(1) {
@@ -226,7 +226,7 @@ impl Lexer {
     }
 }
 
-/// Returns the place behind `byte` in a comment that is `depth` deep, and whose last byte was `last`.
+/// Returns the place after `byte` in a block comment of nesting depth `depth`, whose last byte was `last`.
 fn in_block(depth: u32, last: u8, byte: u8) -> Place {
     match (last, byte, depth) {
         (b'*', b'/', 1) => Place::Gap,
@@ -242,7 +242,7 @@ fn in_block(depth: u32, last: u8, byte: u8) -> Place {
     }
 }
 
-/// Returns whether `byte` is space: also the vertical tab, which is an error before Postgres 16.
+/// Returns whether `byte` is white space, including the vertical tab, which is an error before Postgres 16.
 fn is_space(byte: u8) -> bool {
     byte.is_ascii_whitespace() || byte == b'\x0b'
 }

@@ -35,7 +35,7 @@ const SHORT: Duration = Duration::from_millis(300);
 /// The result of a case.
 type Outcome<T = ()> = Result<T, BoxError>;
 
-/// Tests that a catalog behaves as [`Catalog`](super::Catalog) requires. Takes some seconds of real time.
+/// Tests that a catalog behaves as [`Catalog`] requires. Takes some seconds of real time.
 ///
 /// `make` is called for each case, and returns an empty catalog that is not [bound](super::Catalog::bind) to a
 /// namespace yet. `with_passwords` says whether the catalog is to keep passwords.

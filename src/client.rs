@@ -61,11 +61,17 @@ impl TenantClient {
 pub(crate) fn token_of(lease: &Lease) -> CancelToken {
     let ConnectionInner {
         client,
-        status: watch,
+        status,
         endpoint,
         ..
     } = &**lease.connection();
-    CancelToken::new(client, endpoint, Route::Pooled, watch, &lease.pool().shared)
+    CancelToken::new(
+        client,
+        endpoint,
+        Route::Pooled,
+        status,
+        &lease.pool().shared,
+    )
 }
 
 impl Deref for TenantClient {

@@ -42,14 +42,14 @@ pub(crate) struct ConnectionInner {
 impl Connection {
     pub(crate) fn new(
         client: Client,
-        watch: Arc<ConnectionStatus>,
+        status: Arc<ConnectionStatus>,
         seat: PermitId,
         endpoint: Arc<Endpoint>,
     ) -> Self {
         let statements = Arc::clone(&client.statement_cache);
         Self(Box::new(ConnectionInner {
             client,
-            status: watch,
+            status,
             permit_id: seat,
             endpoint,
             statements,

@@ -23,7 +23,7 @@ pub struct CancelToken {
     token: tokio_postgres::CancelToken,
     endpoint: Arc<Endpoint>,
     route: Route,
-    watch: Arc<ConnectionStatus>,
+    status: Arc<ConnectionStatus>,
     loan: u64,
     shared: Arc<Shared>,
 }
@@ -33,15 +33,15 @@ impl CancelToken {
         client: &tokio_postgres::Client,
         endpoint: &Arc<Endpoint>,
         route: Route,
-        watch: &Arc<ConnectionStatus>,
+        status: &Arc<ConnectionStatus>,
         shared: &Arc<Shared>,
     ) -> Self {
         Self {
             token: client.cancel_token(),
             endpoint: Arc::clone(endpoint),
             route,
-            watch: Arc::clone(watch),
-            loan: watch.loan(),
+            status: Arc::clone(status),
+            loan: status.loan(),
             shared: Arc::clone(shared),
         }
     }
@@ -57,7 +57,7 @@ impl CancelToken {
     /// Dropping the future may leave the request unsent.
     pub async fn cancel(&self) -> Result<(), Error> {
         // A connection that comes back after this is closed and not reused: the request may still be under way.
-        if self.watch.is_closing() || !self.watch.mark_cancelled(self.loan) {
+        if self.status.is_closing() || !self.status.mark_cancelled(self.loan) {
             return Ok(());
         }
         self.cancel_now().await
@@ -69,13 +69,13 @@ impl CancelToken {
             token,
             endpoint,
             route,
-            watch,
+            status,
             shared,
             ..
         } = self;
         let sent = shared
             .dialer
-            .cancel(token.clone(), endpoint, *route, watch.peer.get());
+            .cancel(token.clone(), endpoint, *route, status.peer.get());
         sent.await.map_err(|err| {
             Error::new(ErrorKind::Connect, "the cancel request did not get through")
                 .with_stage(Stage::Query)

@@ -41,7 +41,7 @@ use crate::{
 pub struct DirectClient {
     client: deadpool_postgres::Client,
     notifications: Notifications,
-    watch: Arc<ConnectionStatus>,
+    status: Arc<ConnectionStatus>,
     endpoint: Arc<Endpoint>,
     pool: Arc<Pool>,
 }
@@ -57,11 +57,11 @@ impl DirectClient {
         let Self {
             client,
             endpoint,
-            watch,
+            status,
             pool,
             ..
         } = self;
-        CancelToken::new(client, endpoint, Route::Direct, watch, &pool.shared)
+        CancelToken::new(client, endpoint, Route::Direct, status, &pool.shared)
     }
 
     /// Waits for the next notification on a channel that the connection listens to. Returns `None` once the connection
@@ -121,14 +121,14 @@ impl DirectClient {
     fn new(pool: &Arc<Pool>, dialed: Dialed, permit: OwnedSemaphorePermit) -> Result<Self, Error> {
         let Dialed {
             client,
-            watch,
+            status,
             endpoint,
             task,
             notifications,
             ..
         } = dialed;
         count(&pool.shared.stats.opened);
-        let ending = OnClose::new(pool, &watch);
+        let ending = OnClose::new(pool, &status);
         let tended = async move {
             drive_connection(task, ending).await;
             drop(permit);
@@ -137,13 +137,13 @@ impl DirectClient {
         pool.shared.connections.spawn_on(tended, runtime);
         let client = into_pooled_client(client, runtime.spawn(std::future::ready(())));
         let (Some(client), Some(notifications)) = (client, notifications) else {
-            watch.mark_closing();
+            status.mark_closing();
             return Err(Error::closed());
         };
         Ok(Self {
             client,
             notifications,
-            watch,
+            status,
             endpoint,
             pool: Arc::clone(pool),
         })
@@ -166,13 +166,13 @@ impl DerefMut for DirectClient {
 
 impl Drop for DirectClient {
     fn drop(&mut self) {
-        if !self.watch.is_clean() && !self.client.is_closed() {
+        if !self.status.is_clean() && !self.client.is_closed() {
             // Postgres notices that a client is gone only when it next writes to it.
             let token = self.cancel_token();
             let runtime = &self.pool.shared.runtime;
             runtime.spawn(async move { token.cancel_now().await });
         }
-        self.watch.mark_closing();
+        self.status.mark_closing();
     }
 }
 

@@ -126,11 +126,11 @@ impl<'a> Transaction<'a> {
         E: From<Error> + From<tokio_postgres::Error>,
     {
         let pool = Arc::clone(lease.pool());
-        let stats = &pool.shared.stats;
+        let counts = &pool.shared.stats;
         let ours = |err: Error| {
             let err = err.with_tenant(&pool.tenant);
-            stats.broke(&err);
-            stats.failing.add(&pool.tenant, 1.0);
+            counts.broke(&err);
+            counts.failing.add(&pool.tenant, 1.0);
             Some(Err(err.into()))
         };
         let theirs = |err: tokio_postgres::Error| {
@@ -138,8 +138,8 @@ impl<'a> Transaction<'a> {
             Some(Err(of_tenant))
         };
         let begun = self.begin(&lease).await;
-        let watch = &lease.connection().status;
-        let (idles, ends) = (watch.idles(), watch.ends());
+        let status = &lease.connection().status;
+        let (idles, ends) = (status.idles(), status.ends());
         match begun {
             End::Committed | End::Undone => {}
             End::Again(err, why) => return ours(self.again(lease, err, why).await?),
@@ -152,7 +152,7 @@ impl<'a> Transaction<'a> {
         let working = current_tenant::sync_scope(&pool.tenant, || work(Tx::new(lease, &home)));
         let done = timeout_at(self.until, current_tenant::scope(&pool.tenant, working)).await;
         let lease = lock(&home).take();
-        stats
+        counts
             .meters
             .stage(Stage::Query, matches!(done, Ok(Ok(_))), worked.elapsed());
         let (done, lease) = match (done, lease) {
@@ -165,10 +165,10 @@ impl<'a> Transaction<'a> {
                 return ours(self.out_of_time(Stage::Query));
             }
         };
-        let watch = &lease.connection().status;
-        let is_outdated = watch.has_failed() && watch.is_outdated() && watch.ends() == ends;
+        let status = &lease.connection().status;
+        let is_outdated = status.has_failed() && status.is_outdated() && status.ends() == ends;
         let end = match done {
-            _ if watch.idles() != idles => End::Failed(ended_inside()),
+            _ if status.idles() != idles => End::Failed(ended_inside()),
             _ if is_outdated && self.left > 0 => outdated(),
             Ok(_) => self.commit(&lease, ends).await,
             Err(_) => self.undo(&lease, ends).await,
@@ -225,18 +225,18 @@ impl<'a> Transaction<'a> {
     /// Sends COMMIT and interprets the answer. `ends` is the connection's `ConnectionStatus::ends` from before the
     /// closure ran.
     async fn send_commit(&self, lease: &Lease, ends: u64) -> End {
-        let (client, watch) = (&lease.connection().client, &lease.connection().status);
+        let (client, status) = (&lease.connection().client, &lease.connection().status);
         if is_dead(lease) {
             return lost_inside(lease, ends);
         }
-        let is_whole = watch.ends() == ends;
+        let is_whole = status.ends() == ends;
         if self.remaining().is_zero() {
             return End::Failed(self.out_of_time(Stage::Query));
         }
         let answer = timeout_at(self.until, client.batch_execute("COMMIT")).await;
         let read_only = self.access == Access::ReadOnly;
         match answer {
-            Ok(Ok(())) if watch.was_rolled_back() => End::Failed(rolled_back(lease)),
+            Ok(Ok(())) if status.was_rolled_back() => End::Failed(rolled_back(lease)),
             Ok(Ok(())) => End::Committed,
             Ok(Err(err)) if is_answer(&err) && is_whole && self.may_meet_again(err.code()) => {
                 conflict()
@@ -244,7 +244,7 @@ impl<'a> Transaction<'a> {
             Ok(Err(err)) if is_answer(&err) => End::Refused(err),
             // A COMMIT that was never written has not been executed, and a read has no effect that a second run could
             // repeat.
-            Ok(Err(_)) if watch.ends() <= ends + u64::from(read_only) => lost(lease),
+            Ok(Err(_)) if status.ends() <= ends + u64::from(read_only) => lost(lease),
             Ok(Err(err)) => End::Failed(commit_unknown().with_source(err)),
             Err(_) if read_only => End::Failed(self.out_of_time(Stage::Commit)),
             Err(_) => End::Failed(commit_unknown()),
@@ -253,14 +253,14 @@ impl<'a> Transaction<'a> {
 
     /// Rolls back after the closure failed. `ends` as for [`send_commit`](Self::send_commit).
     async fn undo(&self, lease: &Lease, ends: u64) -> End {
-        let (client, watch) = (&lease.connection().client, &lease.connection().status);
+        let (client, status) = (&lease.connection().client, &lease.connection().status);
         if is_dead(lease) {
             return lost_inside(lease, ends);
         }
-        let is_whole = watch.ends() == ends;
-        let code = watch.last_sqlstate().filter(|_| watch.has_failed());
+        let is_whole = status.ends() == ends;
+        let code = status.last_sqlstate().filter(|_| status.has_failed());
         let code = code.map(|code| SqlState::from_code(&code));
-        if !watch.is_idle() {
+        if !status.is_idle() {
             let limit = self.until.min(Instant::now() + ROLLBACK_TIMEOUT);
             // Without an answer the connection is closed when it comes back, which also rolls back.
             drop(timeout_at(limit, client.batch_execute("ROLLBACK")).await);

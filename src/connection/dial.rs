@@ -64,7 +64,7 @@ pub(crate) struct Dialer {
 /// A connection that has logged in.
 pub(crate) struct Dialed {
     pub(crate) client: Client,
-    pub(crate) watch: Arc<ConnectionStatus>,
+    pub(crate) status: Arc<ConnectionStatus>,
     /// The id of its permit in the budget.
     pub(crate) seat: PermitId,
     /// The endpoint at which it was opened.
@@ -141,7 +141,7 @@ impl Dialer {
         let dialed = dialed.unwrap_or(Err(DialFailure::Silent));
         if let Some(address) = reached.get() {
             let answered = match &dialed {
-                Ok(dialed) => dialed.watch.peer.set(*address).is_ok(),
+                Ok(dialed) => dialed.status.peer.set(*address).is_ok(),
                 Err(DialFailure::Login(err)) => err.as_db_error().is_some(),
                 Err(DialFailure::Unreachable(_) | DialFailure::Silent) => false,
             };
@@ -229,29 +229,29 @@ impl Dialer {
     ) -> Result<Dialed, DialFailure> {
         let host = endpoint.host(route);
         let config = endpoint.pg_config();
-        let watch = ConnectionStatus::with_reset(endpoint.session_reset_at(route));
+        let status = ConnectionStatus::with_reset(endpoint.session_reset_at(route));
         let (client, (task, notifications)) = match endpoint.encryption {
             Encryption::None => {
-                let tapped = Tap::new(stream, Arc::clone(&watch));
+                let tapped = Tap::new(stream, Arc::clone(&status));
                 let connected = config.connect_raw(tapped, NoTls).await;
                 let (client, connection) = connected.map_err(DialFailure::Login)?;
-                (client, driven(connection, &watch, route))
+                (client, driven(connection, &status, route))
             }
             Encryption::Tls => {
                 let connector = self.connector(host).map_err(DialFailure::Unreachable)?;
                 let tls = Tapped {
                     connector,
-                    watch: Arc::clone(&watch),
+                    status: Arc::clone(&status),
                 };
                 let connected = config.connect_raw(stream, tls).await;
                 let (client, connection) = connected.map_err(DialFailure::Login)?;
-                (client, driven(connection, &watch, route))
+                (client, driven(connection, &status, route))
             }
         };
-        watch.mark_logged_in();
+        status.mark_logged_in();
         Ok(Dialed {
             client,
-            watch,
+            status,
             seat,
             endpoint: Arc::clone(endpoint),
             task,
@@ -287,7 +287,7 @@ fn place(host: &str, port: u16) -> String {
 /// Returns the task that drives `connection`, and the receiver of its notifications, which a pooler does not send.
 fn driven<S, T>(
     connection: Connection<S, T>,
-    watch: &Arc<ConnectionStatus>,
+    status: &Arc<ConnectionStatus>,
     route: Route,
 ) -> (ConnectionTask, Option<Notifications>)
 where
@@ -302,7 +302,7 @@ where
         }
     };
     (
-        Box::pin(TrackedTask::new(drive, Arc::clone(watch))),
+        Box::pin(TrackedTask::new(drive, Arc::clone(status))),
         notifications,
     )
 }

@@ -43,7 +43,7 @@ enum Batch {
 #[derive(Debug)]
 pub(crate) struct Tap<S> {
     stream: S,
-    watch: Arc<ConnectionStatus>,
+    status: Arc<ConnectionStatus>,
     sent: Frames,
     received: Frames,
     batches: VecDeque<Batch>,
@@ -59,12 +59,12 @@ pub(crate) struct Tap<S> {
 }
 
 impl<S> Tap<S> {
-    pub(crate) fn new(stream: S, watch: Arc<ConnectionStatus>) -> Self {
+    pub(crate) fn new(stream: S, status: Arc<ConnectionStatus>) -> Self {
         let batches = VecDeque::from([Batch::Startup]);
-        let session = SessionState::of(&watch.session);
+        let session = SessionState::of(&status.session);
         Self {
             stream,
-            watch,
+            status,
             session,
             sent: Frames::starting(),
             received: Frames::new(),
@@ -81,7 +81,7 @@ impl<S> Tap<S> {
             sent,
             batches,
             working,
-            watch,
+            status,
             statements,
             prepared,
             has_named,
@@ -90,15 +90,15 @@ impl<S> Tap<S> {
         } = self;
         sent.pass(bytes, |part| {
             match (session.as_deref_mut(), part) {
-                (Some(it), Part::Start(tag, body)) => it.note_sent(tag, body, &watch.session),
-                (Some(it), Part::Rest(_, body)) => it.note_more(body, &watch.session),
+                (Some(it), Part::Start(tag, body)) => it.note_sent(tag, body, &status.session),
+                (Some(it), Part::Rest(_, body)) => it.note_more(body, &status.session),
                 (None, _) => {}
             }
             let (tag, body) = match part {
                 Part::Start(tag, body) => (tag, body),
                 Part::Rest(tag, body) => {
                     let ends = statements.ends_in(body);
-                    return note_end(watch, prepared, tag, ends);
+                    return note_end(status, prepared, tag, ends);
                 }
             };
             match tag {
@@ -107,13 +107,13 @@ impl<S> Tap<S> {
                 _ => statements.skip(),
             }
             let ends = statements.ends_in(body);
-            note_end(watch, prepared, tag, ends);
+            note_end(status, prepared, tag, ends);
             *has_named |= tag == b'P' && !body.starts_with(b"\0");
             let ends_batch = matches!(tag, b'S' | b'Q' | b'F');
             // C: Close; S: Sync; p: password; X: Terminate; 0: the startup packet.
             if !matches!(tag, b'C' | b'S' | b'p' | b'X' | 0) && !*working {
                 *working = true;
-                watch.outstanding.fetch_add(1, SeqCst);
+                status.outstanding.fetch_add(1, SeqCst);
             }
             if ends_batch {
                 let batch = if std::mem::take(working) {
@@ -131,7 +131,7 @@ impl<S> Tap<S> {
             received,
             batches,
             working,
-            watch,
+            status,
             has_named,
             session,
             ..
@@ -140,7 +140,7 @@ impl<S> Tap<S> {
         let forgets = *has_named && session.is_none();
         let mut note_session = |tag, body: &[u8]| {
             if let Some(session) = session.as_deref_mut() {
-                session.note_received(tag, body, &watch.session);
+                session.note_received(tag, body, &status.session);
             }
         };
         received.pass(bytes, |part| match part {
@@ -151,37 +151,37 @@ impl<S> Tap<S> {
             }
             Part::Start(b'Z', body) => {
                 note_session(b'Z', body);
-                watch.note_status(body.first().copied().unwrap_or(0));
+                status.note_status(body.first().copied().unwrap_or(0));
                 if batches.pop_front() == Some(Batch::Work) {
-                    watch.outstanding.fetch_sub(1, SeqCst);
-                    watch.mark_served();
+                    status.outstanding.fetch_sub(1, SeqCst);
+                    status.mark_served();
                 }
             }
             Part::Start(tag @ (b'A' | b'S'), body) => note_session(tag, body),
             Part::Start(b'C', body) => {
-                watch.note_done(body.starts_with(b"ROLLBACK\0"));
+                status.note_done(body.starts_with(b"ROLLBACK\0"));
                 if forgets && matches!(body, b"DISCARD ALL\0" | b"DEALLOCATE ALL\0") {
-                    watch.expire(); // the driver still uses statements that the server has forgotten
+                    status.expire(); // the driver still uses statements that the server has forgotten
                 }
             }
             Part::Start(b'E', body) => {
                 let code = packed_sqlstate(body);
                 if code != IN_FAILED_TRANSACTION {
-                    watch.sqlstate.store(code, Release);
+                    status.sqlstate.store(code, Release);
                 }
-                watch.note_error();
+                status.note_error();
                 if outdated::is_outdated_plan(body) {
-                    watch.mark_outdated();
+                    status.mark_outdated();
                 }
                 if let Some(farewell) = farewell(body, &[b"FATAL", b"PANIC"]) {
-                    watch.note_farewell(farewell);
+                    status.note_farewell(farewell);
                 }
             }
             // An immediate shutdown, or a crash of another process, is announced by a warning only.
             Part::Start(b'N', body) => {
                 let told = farewell(body, &[b"WARNING"]);
                 if let Some(farewell) = told.filter(|it| it.sqlstate.starts_with("57P")) {
-                    watch.note_farewell(farewell);
+                    status.note_farewell(farewell);
                 }
             }
             _ => {}
@@ -190,11 +190,11 @@ impl<S> Tap<S> {
 }
 
 /// Notes a statement that may end a transaction: a simple query at once, a prepared one when it runs.
-fn note_end(watch: &ConnectionStatus, prepared: &mut bool, tag: u8, ends: bool) {
+fn note_end(status: &ConnectionStatus, prepared: &mut bool, tag: u8, ends: bool) {
     match tag {
-        b'Q' if ends => watch.note_end(),
+        b'Q' if ends => status.note_end(),
         b'P' => *prepared |= ends,
-        b'B' if *prepared => watch.note_end(),
+        b'B' if *prepared => status.note_end(),
         _ => {}
     }
 }
@@ -235,12 +235,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for Tap<S> {
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
-        self.watch.drained.store(polled.is_pending(), Release);
+        self.status.drained.store(polled.is_pending(), Release);
         if matches!(&polled, Poll::Ready(Ok(()))) && buf.filled().len() == before {
-            self.watch.mark_dead();
+            self.status.mark_dead();
         }
         if buf.filled().len() > before {
-            self.watch.mark_heard();
+            self.status.mark_heard();
             self.note_received(&buf.filled()[before..]);
         }
         polled
@@ -254,7 +254,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Tap<S> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.watch.blocked.store(polled.is_pending(), Release);
+        self.status.blocked.store(polled.is_pending(), Release);
         if let Poll::Ready(Ok(n)) = polled {
             self.note_sent(&bytes[..n]);
         }
@@ -288,7 +288,7 @@ impl<S: TlsStream + Unpin> TlsStream for Tap<S> {
 /// A TLS connector whose streams are tapped.
 pub(crate) struct Tapped<T> {
     pub(crate) connector: T,
-    pub(crate) watch: Arc<ConnectionStatus>,
+    pub(crate) status: Arc<ConnectionStatus>,
 }
 
 impl<S, T> TlsConnect<S> for Tapped<T>
@@ -302,7 +302,7 @@ where
 
     fn connect(self, stream: S) -> Self::Future {
         let handshake = self.connector.connect(stream);
-        Box::pin(async move { Ok(Tap::new(handshake.await?, self.watch)) })
+        Box::pin(async move { Ok(Tap::new(handshake.await?, self.status)) })
     }
 }
 
@@ -319,25 +319,25 @@ mod tests {
 
     /// Returns a tap after its login, and its status.
     fn logged_in() -> (Tap<()>, Arc<ConnectionStatus>) {
-        let watch = ConnectionStatus::new();
-        let mut tap = Tap::new((), Arc::clone(&watch));
+        let status = ConnectionStatus::new();
+        let mut tap = Tap::new((), Arc::clone(&status));
         tap.note_sent(&message(0, b"\0\x03\0\0user\0u\0\0")[1..]);
         tap.note_sent(&message(b'p', b"secret"));
         tap.note_received(&[message(b'R', &[0; 4]), message(b'Z', b"I")].concat());
-        (tap, watch)
+        (tap, status)
     }
 
-    fn outstanding(watch: &ConnectionStatus) -> u32 {
-        watch.outstanding.load(Acquire)
+    fn outstanding(status: &ConnectionStatus) -> u32 {
+        status.outstanding.load(Acquire)
     }
 
     #[test]
     fn a_request_is_outstanding_until_its_ready_for_query() {
-        let (mut tap, watch) = logged_in();
-        assert!(watch.is_idle());
+        let (mut tap, status) = logged_in();
+        assert!(status.is_idle());
         tap.note_sent(&message(b'P', b"parse"));
         assert_eq!(
-            outstanding(&watch),
+            outstanding(&status),
             1,
             "as soon as it begins, before its Sync"
         );
@@ -349,17 +349,17 @@ mod tests {
             ]
             .concat(),
         );
-        assert_eq!(outstanding(&watch), 2);
+        assert_eq!(outstanding(&status), 2);
         tap.note_received(&message(b'Z', b"I"));
-        assert_eq!(outstanding(&watch), 1);
+        assert_eq!(outstanding(&status), 1);
         tap.note_received(&message(b'Z', b"T"));
-        assert_eq!(outstanding(&watch), 0);
-        assert!(!watch.is_idle(), "a transaction is open");
+        assert_eq!(outstanding(&status), 0);
+        assert!(!status.is_idle(), "a transaction is open");
     }
 
     #[test]
     fn closing_a_statement_is_not_work() {
-        let (mut tap, watch) = logged_in();
+        let (mut tap, status) = logged_in();
         tap.note_sent(
             &[
                 message(b'C', b"Ss1\0"),
@@ -368,16 +368,16 @@ mod tests {
             ]
             .concat(),
         );
-        assert_eq!(outstanding(&watch), 1);
+        assert_eq!(outstanding(&status), 1);
         tap.note_received(&[message(b'3', b""), message(b'Z', b"I")].concat());
-        assert_eq!(outstanding(&watch), 1, "that was the Close's");
+        assert_eq!(outstanding(&status), 1, "that was the Close's");
         tap.note_received(&message(b'Z', b"I"));
-        assert!(watch.is_idle());
+        assert!(status.is_idle());
     }
 
     #[test]
     fn a_copy_in_is_one_batch_though_it_has_two_syncs() {
-        let (mut tap, watch) = logged_in();
+        let (mut tap, status) = logged_in();
         tap.note_sent(&[message(b'B', b""), message(b'E', b""), message(b'S', b"")].concat());
         tap.note_received(&[message(b'2', b""), message(b'G', b"\0\0\0")].concat());
         tap.note_sent(
@@ -388,14 +388,14 @@ mod tests {
             ]
             .concat(),
         );
-        assert_eq!(outstanding(&watch), 1);
+        assert_eq!(outstanding(&status), 1);
         tap.note_received(&message(b'Z', b"I"));
-        assert!(watch.is_idle());
+        assert!(status.is_idle());
     }
 
     #[test]
     fn what_the_server_says_at_the_end_is_kept_and_mere_errors_are_not() {
-        let (mut tap, watch) = logged_in();
+        let (mut tap, status) = logged_in();
         let body = |severity: &str, code: &str, text: &str| {
             format!("S{severity}\0V{severity}\0C{code}\0M{text}\0\0").into_bytes()
         };
@@ -404,17 +404,17 @@ mod tests {
             b'N',
             &body("WARNING", "25001", "a transaction is open"),
         ));
-        assert_eq!(watch.farewell(), None);
+        assert_eq!(status.farewell(), None);
         tap.note_received(&message(
             b'N',
             &body("WARNING", "57P02", "another one crashed"),
         ));
-        assert_eq!(watch.farewell().unwrap().sqlstate, "57P02");
+        assert_eq!(status.farewell().unwrap().sqlstate, "57P02");
         tap.note_received(&message(
             b'E',
             &body("FATAL", "08P01", "server conn crashed?"),
         ));
-        let first = watch.farewell().unwrap();
+        let first = status.farewell().unwrap();
         assert_eq!(
             (&*first.sqlstate, &*first.text),
             ("57P02", "another one crashed"),
@@ -424,11 +424,11 @@ mod tests {
 
     #[test]
     fn a_commit_that_became_a_rollback_is_seen() {
-        let (mut tap, watch) = logged_in();
+        let (mut tap, status) = logged_in();
         tap.note_received(&message(b'C', b"COMMIT\0"));
-        assert!(!watch.was_rolled_back());
+        assert!(!status.was_rolled_back());
         tap.note_received(&message(b'C', b"ROLLBACK\0"));
-        assert!(watch.was_rolled_back());
+        assert!(status.was_rolled_back());
     }
 
     #[test]
@@ -439,14 +439,14 @@ mod tests {
         );
         let stream = [message(b'D', &[b'Z'; 3000]), error, message(b'Z', b"E")].concat();
         for step in [1, 2, 5, 7, 64, 1000, 10_000] {
-            let (mut tap, watch) = logged_in();
+            let (mut tap, status) = logged_in();
             stream.chunks(step).for_each(|part| tap.note_received(part));
             assert_eq!(
-                watch.last_sqlstate().as_deref(),
+                status.last_sqlstate().as_deref(),
                 Some("57014"),
                 "cut at every {step}"
             );
-            assert_eq!(watch.status.load(Acquire), b'E');
+            assert_eq!(status.status.load(Acquire), b'E');
         }
     }
 }

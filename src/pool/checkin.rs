@@ -52,17 +52,18 @@ impl Pool {
         if state.has_wake_waiters() && (state.lost.is_none() || state.dialing == 0) {
             self.tell_awake(&mut state, &connection.status);
         }
-        let watch = &connection.status;
+        let status = &connection.status;
         if self.plans.are_doubtful() {
-            watch.suspect(); // so that the next caller checks whether the statements are cleared
+            status.suspect(); // so that the next caller checks whether the statements are cleared
         }
         // A cancel request may still be in flight. The next waiter could not use the connection, and would lose its
         // turn.
-        let spent = watch.is_expired() || watch.was_cancelled() || self.shared.life.is_terminated();
+        let spent =
+            status.is_expired() || status.was_cancelled() || self.shared.life.is_terminated();
         let surplus = state.surplus(&self.shared.config) > 0;
         let spent = spent || surplus || state.condemns(&connection);
         if spent || self.gives_way(&state, &connection) {
-            watch.mark_closing(); // now, so that `surplus` does not count it as one that stays
+            status.mark_closing(); // now, so that `surplus` does not count it as one that stays
             drop(state);
             return connection.close();
         }
@@ -82,8 +83,8 @@ impl Pool {
     }
 
     /// Takes an idle connection out of the pool after a request turned up on it.
-    pub(crate) fn remove_stray(self: &Arc<Self>, watch: &Arc<ConnectionStatus>) {
-        if let Some(connection) = self.take_idle(watch) {
+    pub(crate) fn remove_stray(self: &Arc<Self>, status: &Arc<ConnectionStatus>) {
+        if let Some(connection) = self.take_idle(status) {
             self.clean_up(connection);
         }
     }
@@ -94,23 +95,23 @@ impl Pool {
         self.shared.runtime.spawn(parting.run());
     }
 
-    fn take_idle(&self, watch: &Arc<ConnectionStatus>) -> Option<Connection> {
-        let is_it = |idle: &Connection| Arc::ptr_eq(&idle.status, watch);
+    fn take_idle(&self, status: &Arc<ConnectionStatus>) -> Option<Connection> {
+        let is_it = |idle: &Connection| Arc::ptr_eq(&idle.status, status);
         self.state().take_idle(is_it).pop()
     }
 
     /// Notes that a connection's task has ended.
-    pub(crate) fn on_closed(self: &Arc<Self>, watch: &Arc<ConnectionStatus>) {
-        drop(self.take_idle(watch));
+    pub(crate) fn on_closed(self: &Arc<Self>, status: &Arc<ConnectionStatus>) {
+        drop(self.take_idle(status));
         let mut state = self.state();
-        state.remove_open(watch);
+        state.remove_open(status);
         count(&self.shared.stats.closed);
-        let ours = watch.is_closing() && watch.farewell().is_none();
-        let early = !ours && !watch.has_served() && watch.opened().elapsed() < EARLY_END;
+        let ours = status.is_closing() && status.farewell().is_none();
+        let early = !ours && !status.has_served() && status.opened().elapsed() < EARLY_END;
         state.early_ends = if early { state.early_ends + 1 } else { 0 };
         if !ours {
             count(&self.shared.stats.closed_by_peer);
-            state.note_loss(watch.died().unwrap_or_else(Instant::now));
+            state.note_loss(status.died().unwrap_or_else(Instant::now));
         }
         drop(state);
         self.changed.notify_waiters(); // waiters may have no connection left to wait for

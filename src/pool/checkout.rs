@@ -56,8 +56,8 @@ impl Pool {
 
     /// Starts to measure for how long each connection is held, for the error of a caller that runs out of time.
     fn note_loans(&self) {
-        for watch in &self.state().open {
-            watch.held_for();
+        for status in &self.state().open {
+            status.held_for();
         }
     }
 
@@ -101,10 +101,10 @@ impl Pool {
 
     /// Returns the lease if its connection can be used. Pings the server if that is in doubt.
     async fn validate(self: &Arc<Self>, lease: Lease) -> Option<Lease> {
-        let watch = &lease.connection().status;
+        let status = &lease.connection().status;
         let mut fitness = lease.connection().health(&self.shared.config);
         if fitness == Health::Pending {
-            watch.settle_within(TURN_TIMEOUT).await;
+            status.settle_within(TURN_TIMEOUT).await;
             fitness = lease.connection().health(&self.shared.config);
         }
         match fitness {

@@ -53,18 +53,18 @@ impl Cleanup {
     async fn give_up(&self, clean: bool) {
         let Some(ConnectionInner {
             client,
-            status: watch,
+            status,
             endpoint,
             ..
         }) = self.connection.as_deref()
         else {
             return;
         };
-        if watch.is_unanswered() && watch.silent_for() >= VERIFY_TIMEOUT {
+        if status.is_unanswered() && status.silent_for() >= VERIFY_TIMEOUT {
             self.pool.suspect_silent_for(VERIFY_TIMEOUT);
         }
         let Pool { tenant, shared, .. } = &*self.pool;
-        let (tenant, sqlstate) = (tenant.as_str(), watch.last_sqlstate());
+        let (tenant, sqlstate) = (tenant.as_str(), status.last_sqlstate());
         count(&shared.stats.discarded);
         if clean {
             tracing::debug!(
@@ -75,39 +75,37 @@ impl Cleanup {
         } else {
             tracing::debug!(tenant, sqlstate, "connection came back busy; closing it");
         }
-        if clean && watch.is_idle() {
+        if clean && status.is_idle() {
             return; // nothing to cancel
         }
         let token = client.cancel_token();
-        let peer = watch.peer.get();
+        let peer = status.peer.get();
         let sent = shared.dialer.cancel(token, endpoint, Route::Pooled, peer);
         let _ = sent.await; // the connection is closed in any case
     }
 
     async fn settle(&self) -> bool {
-        let Some(ConnectionInner { status: watch, .. }) = self.connection.as_deref() else {
+        let Some(ConnectionInner { status, .. }) = self.connection.as_deref() else {
             return false;
         };
-        if watch.is_idle() && watch.session.needs_reset() {
+        if status.is_idle() && status.session.needs_reset() {
             return true; // requests not written yet go out before the reset
         }
-        let patience = if watch.in_transaction() {
+        let patience = if status.in_transaction() {
             ROLLBACK_TIMEOUT
         } else {
             SETTLE_TIMEOUT
         };
-        watch.clean_within(patience).await
+        status.clean_within(patience).await
     }
 
     /// Resets the session if it may hold state of the last caller. Returns whether the connection may be used again.
     async fn reset(&self) -> bool {
         let longest_silence = self.pool.shared.config.verify_after;
         match self.connection.as_deref() {
-            Some(ConnectionInner {
-                client,
-                status: watch,
-                ..
-            }) => reset(client, watch, longest_silence).await,
+            Some(ConnectionInner { client, status, .. }) => {
+                reset(client, status, longest_silence).await
+            }
             None => false,
         }
     }

@@ -109,10 +109,10 @@ impl Pool {
         let mut state = self.state();
         match dialed {
             Ok(dialed) => {
-                state.direct.push(Arc::clone(&dialed.watch));
+                state.direct.push(Arc::clone(&dialed.status));
                 if Arc::ptr_eq(&dialed.endpoint, &state.endpoint) {
                     state.lost = None;
-                    self.tell_awake(&mut state, &dialed.watch);
+                    self.tell_awake(&mut state, &dialed.status);
                 }
                 drop(state);
                 self.shared.refusals.clear_at(&self.tenant, Route::Direct);

@@ -37,9 +37,9 @@ impl Pool {
     /// Marks every connection that has been silent for `time` as suspect: it is pinged before it is used again.
     pub(crate) fn suspect_silent_for(&self, time: Duration) {
         let now = Instant::now();
-        for watch in &self.state().open {
-            if watch.silent_at(now) >= time {
-                watch.suspect();
+        for status in &self.state().open {
+            if status.silent_at(now) >= time {
+                status.suspect();
             }
         }
     }

@@ -129,7 +129,7 @@ impl Pool {
     pub(crate) fn clear_statements(&self) {
         self.plans.clearings().asked.fetch_add(1, AcqRel);
         let mut state = self.state();
-        state.open.iter().for_each(|watch| watch.expire());
+        state.open.iter().for_each(|status| status.expire());
         let idle = state.take_idle(|_| true);
         drop(state);
         idle.into_iter().for_each(Connection::close);

@@ -87,8 +87,8 @@ impl Pool {
         let config = &self.shared.config;
         let mut state = self.state();
         let idle_limit = idle_limit(&state.endpoint, config).saturating_sub(tick);
-        for watch in &state.open {
-            watch.expire_after(config.max_lifetime.saturating_sub(tick));
+        for status in &state.open {
+            status.expire_after(config.max_lifetime.saturating_sub(tick));
         }
         let is_due =
             |it: &Connection| it.status.silent_for() >= idle_limit || it.status.is_expired();
@@ -96,7 +96,7 @@ impl Pool {
         let held: Vec<_> = state
             .open
             .iter()
-            .filter_map(|watch| watch.held_beyond(config.warn_held_after))
+            .filter_map(|status| status.held_beyond(config.warn_held_after))
             .collect();
         let news = state.take_use_delta();
         drop(state);

@@ -24,17 +24,17 @@ const RESET: &str = "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; CLOSE A
 /// after the last caller's queries must not keep the database awake.
 pub(crate) async fn reset(
     client: &Client,
-    watch: &ConnectionStatus,
+    status: &ConnectionStatus,
     longest_silence: Duration,
 ) -> bool {
-    let session = &watch.session;
-    if !session.needs_reset() || watch.is_expired() || watch.was_cancelled() {
+    let session = &status.session;
+    if !session.needs_reset() || status.is_expired() || status.was_cancelled() {
         return true; // the pool closes expired and cancelled ones
     }
-    if !session.can_be_reset() || watch.silent_for() > longest_silence {
+    if !session.can_be_reset() || status.silent_for() > longest_silence {
         return false;
     }
     let answer = timeout(RESET_TIMEOUT, client.batch_execute(RESET)).await;
     // A request that was written just before the reset may have begun a transaction.
-    matches!(answer, Ok(Ok(()))) && watch.is_idle() && session.note_reset()
+    matches!(answer, Ok(Ok(()))) && status.is_idle() && session.note_reset()
 }

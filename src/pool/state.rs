@@ -379,9 +379,9 @@ impl State {
     }
 
     /// Notes that a connection's task has ended.
-    pub(crate) fn remove_open(&mut self, watch: &Arc<ConnectionStatus>) {
-        self.direct.retain(|open| !Arc::ptr_eq(open, watch));
-        self.open.retain(|open| !Arc::ptr_eq(open, watch));
+    pub(crate) fn remove_open(&mut self, status: &Arc<ConnectionStatus>) {
+        self.direct.retain(|open| !Arc::ptr_eq(open, status));
+        self.open.retain(|open| !Arc::ptr_eq(open, status));
         if self.open.is_empty() {
             // The pool may stay empty for long, and its spare capacity is larger than the rest of it.
             self.open.shrink_to_fit();
@@ -405,8 +405,8 @@ impl State {
     }
 
     /// Notes that a connection works: the compute is awake if the server answered on it after the last loss.
-    pub(crate) fn note_alive(&mut self, watch: &ConnectionStatus) {
-        if self.lost.is_some_and(|lost| watch.last_heard() > lost) {
+    pub(crate) fn note_alive(&mut self, status: &ConnectionStatus) {
+        if self.lost.is_some_and(|lost| status.last_heard() > lost) {
             self.lost = None;
         }
     }

@@ -86,13 +86,13 @@ impl Pool {
 
     /// Tells all wake waiters that the database is awake. The connection with this status proves it: it is new, or came
     /// back in order.
-    pub(super) fn tell_awake(&self, state: &mut State, watch: &ConnectionStatus) {
+    pub(super) fn tell_awake(&self, state: &mut State, status: &ConnectionStatus) {
         let mut marked = false;
         for waker in state.take_wake_waiters(|_| true) {
             match waker.hinted {
                 Some(at) if marked => self.shared.hints.give_back(at), // one wake for two hints
                 Some(at) => {
-                    watch.mark_hinted(at); // its use proves that the hint was right
+                    status.mark_hinted(at); // its use proves that the hint was right
                     marked = true;
                 }
                 None => {}

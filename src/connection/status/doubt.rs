@@ -75,11 +75,11 @@ mod tests {
 
     #[test]
     fn a_suspicion_holds_until_the_server_sends_anything() {
-        let watch = ConnectionStatus::new();
-        assert!(!watch.is_suspect());
-        watch.suspect();
-        assert!(watch.is_suspect());
-        watch.mark_heard();
-        assert!(!watch.is_suspect());
+        let status = ConnectionStatus::new();
+        assert!(!status.is_suspect());
+        status.suspect();
+        assert!(status.is_suspect());
+        status.mark_heard();
+        assert!(!status.is_suspect());
     }
 }

@@ -107,13 +107,13 @@ mod tests {
 
     #[test]
     fn a_request_that_ran_on_an_idle_connection_and_left_something_is_a_stray() {
-        let watch = ConnectionStatus::with_reset(SessionReset::IfNeeded);
-        watch.note_status(b'I');
-        watch.park();
-        watch.session.note_difference(true);
-        assert!(!watch.is_stray(), "the server alone does not make it one");
-        watch.session.mark(Residue::RESETTABLE);
-        assert!(watch.is_stray());
+        let status = ConnectionStatus::with_reset(SessionReset::IfNeeded);
+        status.note_status(b'I');
+        status.park();
+        status.session.note_difference(true);
+        assert!(!status.is_stray(), "the server alone does not make it one");
+        status.session.mark(Residue::RESETTABLE);
+        assert!(status.is_stray());
     }
 
     #[test]

@@ -21,11 +21,11 @@ pub(crate) struct TrackedTask<F> {
 }
 
 impl<F> TrackedTask<F> {
-    pub(crate) fn new(connection: F, watch: Arc<ConnectionStatus>) -> Self {
+    pub(crate) fn new(connection: F, status: Arc<ConnectionStatus>) -> Self {
         Self {
             connection,
             bell: Arc::new(TrackingWaker {
-                watch,
+                status,
                 task: AtomicWaker::new(),
             }),
         }
@@ -38,25 +38,25 @@ impl<F: Future + Unpin> Future for TrackedTask<F> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         self.bell.task.register(cx.waker());
         // Read before the poll and stored after it: a request that arrives in between wakes the task once more.
-        let woken = self.bell.watch.woken.load(Acquire);
+        let woken = self.bell.status.woken.load(Acquire);
         let waker = Waker::from(Arc::clone(&self.bell));
         let polled = Pin::new(&mut self.connection).poll(&mut Context::from_waker(&waker));
         // A task that cannot write, or whose rows no caller takes, is pending but not done.
-        if self.bell.watch.drained.load(Acquire) && !self.bell.watch.blocked.load(Acquire) {
-            self.bell.watch.settled.store(woken, Release);
+        if self.bell.status.drained.load(Acquire) && !self.bell.status.blocked.load(Acquire) {
+            self.bell.status.settled.store(woken, Release);
         }
         if polled.is_ready() {
-            self.bell.watch.mark_dead();
-            self.bell.watch.ended.store(true, Release);
+            self.bell.status.mark_dead();
+            self.bell.status.ended.store(true, Release);
         }
-        self.bell.watch.turned.notify_waiters();
+        self.bell.status.turned.notify_waiters();
         polled
     }
 }
 
 /// Wakes the connection's task, and counts the wake-up before that.
 struct TrackingWaker {
-    watch: Arc<ConnectionStatus>,
+    status: Arc<ConnectionStatus>,
     task: AtomicWaker,
 }
 
@@ -66,7 +66,7 @@ impl Wake for TrackingWaker {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.watch.woken.fetch_add(1, AcqRel);
+        self.status.woken.fetch_add(1, AcqRel);
         self.task.wake();
     }
 }
@@ -77,19 +77,19 @@ mod tests {
 
     #[test]
     fn a_woken_task_that_has_not_run_is_not_clean() {
-        let watch = ConnectionStatus::new();
-        watch.status.store(b'I', Release);
-        watch.drained.store(true, Release);
+        let status = ConnectionStatus::new();
+        status.status.store(b'I', Release);
+        status.drained.store(true, Release);
         let idle = std::future::poll_fn(|_| Poll::<()>::Pending);
-        let mut task = TrackedTask::new(idle, Arc::clone(&watch));
+        let mut task = TrackedTask::new(idle, Arc::clone(&status));
         let bell = Arc::clone(&task.bell);
-        assert!(!watch.is_clean(), "it has never run");
+        assert!(!status.is_clean(), "it has never run");
         let mut cx = Context::from_waker(Waker::noop());
         assert!(Pin::new(&mut task).poll(&mut cx).is_pending());
-        assert!(watch.is_clean());
+        assert!(status.is_clean());
         bell.wake(); // a request was sent
-        assert!(!watch.is_clean());
+        assert!(!status.is_clean());
         assert!(Pin::new(&mut task).poll(&mut cx).is_pending());
-        assert!(watch.is_clean());
+        assert!(status.is_clean());
     }
 }

@@ -155,7 +155,7 @@ impl DialAttempt {
         state.logging_in -= usize::from(self.logging_in);
         match dialed {
             Ok(dialed) => {
-                state.open.push(Arc::clone(&dialed.watch));
+                state.open.push(Arc::clone(&dialed.status));
                 state.last_failure = None;
                 state.repeated_since = None;
                 if Arc::ptr_eq(&dialed.endpoint, &state.endpoint) {

@@ -20,22 +20,22 @@ const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 pub(super) fn open(pool: &Arc<Pool>, dialed: Dialed) {
     let Dialed {
         client,
-        watch,
+        status,
         seat,
         endpoint,
         task,
         ..
     } = dialed;
     count(&pool.shared.stats.opened);
-    let ending = OnClose::new(pool, &watch);
+    let ending = OnClose::new(pool, &status);
     pool.shared
         .connections
         .spawn_on(drive_connection(task, ending), &pool.shared.runtime);
     // deadpool's client aborts this handle on drop. The real task must go on, to close the session properly.
     let stand_in = pool.shared.runtime.spawn(std::future::ready(()));
     match into_pooled_client(client, stand_in) {
-        Some(client) => pool.release(Connection::new(client, watch, seat, endpoint)),
-        None => watch.mark_closing(),
+        Some(client) => pool.release(Connection::new(client, status, seat, endpoint)),
+        None => status.mark_closing(),
     }
 }
 
@@ -43,8 +43,8 @@ pub(super) fn open(pool: &Arc<Pool>, dialed: Dialed) {
 pub(crate) async fn drive_connection(mut task: ConnectionTask, ending: OnClose) {
     let turns = poll_fn(|cx| {
         let polled = task.as_mut().poll(cx);
-        if polled.is_pending() && ending.watch.is_stray() {
-            ending.pool.remove_stray(&ending.watch);
+        if polled.is_pending() && ending.status.is_stray() {
+            ending.pool.remove_stray(&ending.status);
         }
         polled
     });
@@ -53,7 +53,7 @@ pub(crate) async fn drive_connection(mut task: ConnectionTask, ending: OnClose) 
         result = turns => if let Err(err) = result {
             tracing::debug!(%err, "connection ended");
         },
-        () = ending.watch.close_timed_out(FAREWELL_TIMEOUT) => {}
+        () = ending.status.close_timed_out(FAREWELL_TIMEOUT) => {}
     }
     drop(task); // closes the socket before the pool counts the connection as ended
     drop(ending);
@@ -64,21 +64,21 @@ pub(crate) struct OnClose {
     // This reference cycle ends, because a pool that has left the cache closes its idle connections. As long as one has
     // not ended, a tenant that comes back finds the pool, which counts it.
     pool: Arc<Pool>,
-    watch: Arc<ConnectionStatus>,
+    status: Arc<ConnectionStatus>,
 }
 
 impl OnClose {
-    pub(crate) fn new(pool: &Arc<Pool>, watch: &Arc<ConnectionStatus>) -> Self {
+    pub(crate) fn new(pool: &Arc<Pool>, status: &Arc<ConnectionStatus>) -> Self {
         Self {
             pool: Arc::clone(pool),
-            watch: Arc::clone(watch),
+            status: Arc::clone(status),
         }
     }
 }
 
 impl Drop for OnClose {
     fn drop(&mut self) {
-        self.watch.mark_ended(); // also if the task was dropped before its end
-        self.pool.on_closed(&self.watch);
+        self.status.mark_ended(); // also if the task was dropped before its end
+        self.pool.on_closed(&self.status);
     }
 }

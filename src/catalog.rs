@@ -5,7 +5,7 @@ pub(crate) mod key_ring;
 pub(crate) mod lookup;
 mod memory;
 mod postgres;
-pub(crate) mod record;
+mod record;
 #[cfg(feature = "testing")]
 pub mod suite;
 
@@ -123,7 +123,7 @@ impl InvalidRecord {
     }
 
     /// Creates the error for a record of another tenant than the lease's.
-    pub(crate) fn of_another(lease: &Lease, record: &Record) -> Self {
+    fn of_another(lease: &Lease, record: &Record) -> Self {
         let (leased, written) = (lease.tenant.as_str(), record.tenant.as_str());
         Self(format!(
             "a lease on tenant {leased:?} is none on {written:?}"
@@ -131,7 +131,7 @@ impl InvalidRecord {
     }
 
     /// Creates the error for a change of state that is not allowed.
-    pub(crate) fn not_allowed(old: State, new: State) -> Self {
+    fn not_allowed(old: State, new: State) -> Self {
         let (old, new) = (old.as_str(), new.as_str());
         Self(format!("a record that is {old} cannot become {new}"))
     }
@@ -202,16 +202,16 @@ impl CallError {
         self.with_shared_source(source.into().into())
     }
 
-    pub(crate) fn with_shared_source(mut self, source: Source) -> Self {
+    fn with_shared_source(mut self, source: Source) -> Self {
         self.source = Some(source);
         self
     }
 
-    pub(crate) fn is_rejected(&self) -> bool {
+    fn is_rejected(&self) -> bool {
         self.reason == Reason::Rejected
     }
 
-    pub(crate) fn is_timed_out(&self) -> bool {
+    fn is_timed_out(&self) -> bool {
         self.reason == Reason::TimedOut
     }
 }

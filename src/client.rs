@@ -58,7 +58,7 @@ impl TenantClient {
 }
 
 /// Returns a token that cancels the running query of a pooled connection.
-pub(crate) fn token_of(lease: &Lease) -> CancelToken {
+fn token_of(lease: &Lease) -> CancelToken {
     let ConnectionInner {
         client,
         status,

@@ -2,10 +2,10 @@
 
 pub(crate) mod dial;
 pub(crate) mod driver;
-pub(crate) mod session_state;
+mod session_state;
 pub(crate) mod status;
 pub(crate) mod stream;
-pub(crate) mod tap;
+mod tap;
 pub(crate) mod verdict;
 
 use std::{

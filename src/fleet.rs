@@ -3,7 +3,7 @@
 //!
 //! Only a prepare hook wakes a database. (Neon itself starts the compute of a new project.)
 
-pub(crate) mod compare;
+mod compare;
 mod for_each;
 mod reconcile;
 mod report;

@@ -5,4 +5,4 @@ pub(crate) mod callers;
 pub(crate) mod hints;
 pub(crate) mod open_files;
 pub(crate) mod rate;
-pub(crate) mod wait_estimate;
+mod wait_estimate;

@@ -8,9 +8,9 @@ mod builder;
 mod calls;
 mod client;
 mod limiter;
-pub(crate) mod redact;
+mod redact;
 mod refusal;
-pub(crate) mod request;
+mod request;
 mod wire;
 
 pub use builder::NeonBuilder;

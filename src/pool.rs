@@ -3,26 +3,26 @@
 //! A connection is in one of four places: idle in the pool, leased to a caller, being opened (`connect`), or in
 //! cleanup. A connection that becomes free goes to the longest waiter first; no caller overtakes the queue.
 
-pub(crate) mod budget_holder;
+mod budget_holder;
 pub(crate) mod cache;
 mod checkin;
 mod checkout;
-pub(crate) mod cleanup;
+mod cleanup;
 pub(crate) mod connect;
 mod direct_wake;
 mod doubt;
 pub(crate) mod endpoint;
 mod failures;
 mod forbidden;
-pub(crate) mod idle_limit;
+mod idle_limit;
 pub(crate) mod lease;
 mod plans;
 pub(crate) mod reaper;
-pub(crate) mod refusals;
-pub(crate) mod session_reset;
+mod refusals;
+mod session_reset;
 pub(crate) mod shared;
 mod state;
-pub(crate) mod wake_waiters;
+mod wake_waiters;
 
 use std::{
     fmt,
@@ -53,7 +53,7 @@ pub(crate) struct Pool {
     // Guards everything that changes. Never held across an await, nor while a connection is dropped.
     state: Mutex<State>,
     /// Notified when something changes that a wake may be waiting for.
-    pub(crate) changed: Notify,
+    changed: Notify,
     /// Permits for direct connections, which bypass the pooler.
     pub(crate) direct: Arc<Semaphore>,
     plans: Plans,
@@ -80,7 +80,7 @@ impl Pool {
 
     /// Takes the pool out of use: idle connections close now, leased ones when they come back. Callers in the queue are
     /// still served. Does nothing if the pool has come back to the cache since its stay number `stay`.
-    pub(crate) fn retire(&self, stay: u64) {
+    fn retire(&self, stay: u64) {
         let mut state = self.state();
         if state.cache_epoch != stay {
             return;
@@ -97,7 +97,7 @@ impl Pool {
 
     /// Puts the pool into use in cache epoch `turn`, for the first time or again. Returns the number of this stay in
     /// the cache.
-    pub(crate) fn revive(&self, turn: u64) -> u64 {
+    fn revive(&self, turn: u64) -> u64 {
         let mut state = self.state();
         state.note_use(Instant::now(), turn);
         state.retired = false;

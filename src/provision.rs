@@ -5,19 +5,19 @@
 //! on a tenant. If the answer to a creation got lost, the project is looked for, and the creation is repeated only
 //! after the time in which the project may still turn up.
 
-pub(crate) mod delete;
-pub(crate) mod ensure;
-pub(crate) mod failpoint;
+mod delete;
+mod ensure;
+mod failpoint;
 mod import;
-pub(crate) mod job;
-pub(crate) mod lease_guard;
+mod job;
+mod lease_guard;
 mod lookup;
 pub(crate) mod ownership;
 mod policy;
 mod prepare;
 mod provisioned;
 mod refresh;
-pub(crate) mod resume;
+mod resume;
 pub(crate) mod source;
 
 use std::{fmt, future::Future, sync::Arc, time::Duration};
@@ -28,7 +28,7 @@ pub use prepare::PrepareClient;
 pub use provisioned::Provisioned;
 
 pub(crate) use ensure::{CreateReason, Published};
-pub(crate) use lease_guard::{LeaseError, LeaseGuard};
+use lease_guard::{LeaseError, LeaseGuard};
 pub(crate) use lookup::LookupOutcome;
 pub(crate) use refresh::Compared;
 pub(crate) use resume::Resumed;
@@ -90,10 +90,10 @@ pub(crate) struct Settings {
     policy: Policy,
     hook: Option<Hook>,
     steps: Steps,
-    pub(crate) lease_time: Duration,
+    lease_time: Duration,
     lost_answer_window: Duration,
     search_first: bool,
-    pub(crate) with_passwords: bool,
+    with_passwords: bool,
     creations_per_minute: u32,
     waiting_creations: u32,
 }

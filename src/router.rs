@@ -2,17 +2,17 @@
 
 pub(crate) mod builder;
 mod cached_statements;
-pub(crate) mod checkout;
-pub(crate) mod close;
+mod checkout;
+mod close;
 mod direct;
 pub(crate) mod explain;
-pub(crate) mod follow;
+mod follow;
 pub(crate) mod handle;
-pub(crate) mod locate;
-pub(crate) mod preload;
+mod locate;
+mod preload;
 pub(crate) mod settings;
 pub(crate) mod status;
-pub(crate) mod transactions;
+mod transactions;
 pub(crate) mod warm;
 
 use std::{fmt, sync::Arc};
@@ -38,7 +38,7 @@ pub struct TenantRouter {
 
 pub(crate) struct Inner {
     pub(crate) pools: Arc<PoolCache>,
-    pub(crate) flights: SingleFlight<TenantId, Location>,
+    flights: SingleFlight<TenantId, Location>,
     pub(crate) shared: Arc<Shared>,
 }
 

@@ -9,6 +9,6 @@ pub(crate) mod extract;
 )]
 pub(crate) mod identify;
 #[cfg(feature = "axum")]
-pub(crate) mod problem;
+mod problem;
 #[cfg(feature = "tower")]
 pub(crate) mod warm_layer;

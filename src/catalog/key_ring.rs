@@ -114,12 +114,12 @@ impl KeyRing {
         self.0.first().ok_or(Unsealable::Broken)
     }
 
-    pub(crate) fn newest_id(&self) -> &str {
+    pub(super) fn newest_id(&self) -> &str {
         self.0.first().map_or("", |key| &*key.id)
     }
 
     /// Seals `secret` so that it opens only in `place`.
-    pub(crate) fn seal(&self, secret: &Secret, place: &Binding) -> Result<Sealed, Unsealable> {
+    pub(super) fn seal(&self, secret: &Secret, place: &Binding) -> Result<Sealed, Unsealable> {
         let key = self.newest()?;
         let mut text = secret.expose().as_bytes().to_vec();
         let nonce = key
@@ -158,7 +158,7 @@ impl KeyRing {
 
     /// Returns one mark per key, the newest key's first. Equal marks mean that the same secret was sealed for the same
     /// place, which shows without opening it. A mark is useless without the key.
-    pub(crate) fn marks(&self, secret: &Secret, place: &Binding) -> Vec<(String, Vec<u8>)> {
+    pub(super) fn marks(&self, secret: &Secret, place: &Binding) -> Vec<(String, Vec<u8>)> {
         let mark = |key: &Key| {
             let bytes = key.bytes.expose_secret();
             let own = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, bytes), MARKS);
@@ -239,8 +239,8 @@ fn push(to: &mut Vec<u8>, word: &[u8]) {
 /// A sealed secret, and the id of its key.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Sealed {
-    pub(crate) key_id: String,
-    pub(crate) bytes: Vec<u8>,
+    pub(super) key_id: String,
+    pub(super) bytes: Vec<u8>,
 }
 
 /// The reason for which a sealed secret does not open.

@@ -48,7 +48,7 @@ where
 }
 
 /// The future of a catalog's answer, with its type erased.
-pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send + 'a>>;
+pub(super) type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send + 'a>>;
 
 /// [`Lookup`] with its type erased.
 pub(crate) trait AnyLookup: Send + Sync {

@@ -64,7 +64,7 @@ impl CancelToken {
     }
 
     /// Sends the request without checking that the connection is still on the same loan.
-    pub(crate) async fn cancel_now(&self) -> Result<(), Error> {
+    pub(super) async fn cancel_now(&self) -> Result<(), Error> {
         let Self {
             token,
             endpoint,

@@ -19,7 +19,7 @@ const WAITING: usize = 1024;
 pub(crate) type Notifications = mpsc::Receiver<Notification>;
 
 /// Drives a connection until it ends.
-pub(crate) struct Drive<S, T> {
+pub(super) struct Drive<S, T> {
     connection: Connection<S, T>,
     told: Option<mpsc::Sender<Notification>>,
 }
@@ -32,7 +32,7 @@ impl<S, T> Drive<S, T> {
     }
 
     /// Creates a driver of `connection` that forwards its notifications.
-    pub(crate) fn telling(connection: Connection<S, T>) -> (Self, Notifications) {
+    pub(super) fn telling(connection: Connection<S, T>) -> (Self, Notifications) {
         let (told, notifications) = mpsc::channel(WAITING);
         let told = Some(told);
         (Self { connection, told }, notifications)

@@ -22,7 +22,7 @@ const REMEMBERED: usize = 64;
 
 /// Reads the messages of one connection.
 #[derive(Debug)]
-pub(crate) struct SessionState {
+pub(super) struct SessionState {
     scan: Scan,
     /// The hash of the name of the statement that is being prepared; `None` for a simple query or an unnamed statement.
     preparing: Option<u64>,
@@ -61,7 +61,7 @@ impl SessionState {
     }
 
     /// Notes a message from the client, by the start of its body.
-    pub(crate) fn note_sent(&mut self, tag: u8, body: &[u8], flags: &SessionFlags) {
+    pub(super) fn note_sent(&mut self, tag: u8, body: &[u8], flags: &SessionFlags) {
         self.scan.skip();
         if flags.reset == SessionReset::Always && matches!(tag, b'Q' | b'P' | b'B' | b'F') {
             flags.mark(Residue::RESETTABLE);
@@ -81,7 +81,7 @@ impl SessionState {
     }
 
     /// Notes the next part of the same message's body.
-    pub(crate) fn note_more(&mut self, body: &[u8], flags: &SessionFlags) {
+    pub(super) fn note_more(&mut self, body: &[u8], flags: &SessionFlags) {
         let residue = self.scan.read(body);
         if residue == Residue::NONE {
             return;
@@ -149,7 +149,7 @@ impl SessionState {
     }
 
     /// Notes a message from the server, by the start of its body.
-    pub(crate) fn note_received(&mut self, tag: u8, body: &[u8], flags: &SessionFlags) {
+    pub(super) fn note_received(&mut self, tag: u8, body: &[u8], flags: &SessionFlags) {
         match tag {
             b'Z' => self.logged_in = true,
             b'A' => flags.note_notification(),

@@ -32,7 +32,7 @@ use super::verdict::ServerClose;
 use crate::{model::endpoint::SessionReset, sync::lock};
 
 pub(crate) use session::{Residue, SessionFlags};
-pub(crate) use settling::TrackedTask;
+pub(super) use settling::TrackedTask;
 
 /// The status of one connection, shared by its stream, its task and its user.
 ///
@@ -42,7 +42,7 @@ pub(crate) use settling::TrackedTask;
 pub(crate) struct ConnectionStatus {
     /// Number of requests written, or begun, whose ReadyForQuery has not come. Closing of statements is not counted.
     /// Ordered with `parked`: parking is followed by a read of this field, and writing by a read of `parked`.
-    pub(crate) outstanding: AtomicU32,
+    pub(super) outstanding: AtomicU32,
     /// Transaction status of the last ReadyForQuery: `I` idle, `T` in a transaction, `E` in a failed one.
     pub(crate) status: AtomicU8,
     /// `true` while it is idle in the pool.
@@ -74,9 +74,9 @@ pub(crate) struct ConnectionStatus {
     /// `true` once tenantry closes it, so that its end says nothing about the server.
     closing: AtomicBool,
     /// `true` if the stream has bytes that it could not write.
-    pub(crate) blocked: AtomicBool,
+    pub(super) blocked: AtomicBool,
     /// `true` if the task has read all that has arrived, and so has handed on all that it read.
-    pub(crate) drained: AtomicBool,
+    pub(super) drained: AtomicBool,
     /// `true` if the last command that the server completed was a rollback.
     rolled_back: AtomicBool,
     /// `true` once Postgres has refused a statement on it that was prepared before a schema change.
@@ -86,7 +86,7 @@ pub(crate) struct ConnectionStatus {
     /// A random number, so that connections opened together do not expire together.
     chance: u8,
     /// The five bytes of the last error's SQLSTATE, as a number; 0 for none.
-    pub(crate) sqlstate: AtomicU64,
+    pub(super) sqlstate: AtomicU64,
     /// Number of completely written statements that may end a transaction.
     ends: AtomicU64,
     /// Number of times that the server reported itself idle, outside any transaction.
@@ -116,7 +116,7 @@ impl ConnectionStatus {
     }
 
     /// Creates the status of a connection whose session is reset according to `reset`.
-    pub(crate) fn with_reset(reset: SessionReset) -> Arc<Self> {
+    pub(super) fn with_reset(reset: SessionReset) -> Arc<Self> {
         Arc::new(Self {
             outstanding: AtomicU32::new(0),
             status: AtomicU8::new(0),
@@ -276,7 +276,7 @@ impl ConnectionStatus {
         self.leases.load(Relaxed)
     }
 
-    pub(crate) fn is_parked(&self) -> bool {
+    pub(super) fn is_parked(&self) -> bool {
         self.parked.load(SeqCst)
     }
 
@@ -338,18 +338,18 @@ impl ConnectionStatus {
     }
 
     /// Returns whether a request to cancel an earlier loan's query may still be under way.
-    pub(crate) fn may_be_cancelled(&self) -> bool {
+    pub(super) fn may_be_cancelled(&self) -> bool {
         let cancelled = self.cancelled.load(SeqCst);
         cancelled != 0 && cancelled != self.leases.load(SeqCst)
     }
 
     /// Notes that the login is done.
-    pub(crate) fn mark_logged_in(&self) {
+    pub(super) fn mark_logged_in(&self) {
         let _ = self.logged_in.set(Instant::now());
     }
 
     /// Notes that it has died, or is about to.
-    pub(crate) fn mark_dead(&self) {
+    pub(super) fn mark_dead(&self) {
         let _ = self.died.set(Instant::now());
     }
 
@@ -359,7 +359,7 @@ impl ConnectionStatus {
     }
 
     /// Notes the transaction status that a ReadyForQuery reports.
-    pub(crate) fn note_status(&self, status: u8) {
+    pub(super) fn note_status(&self, status: u8) {
         self.status.store(status, Release);
         if status == b'I' {
             self.idles.fetch_add(1, Release);
@@ -367,7 +367,7 @@ impl ConnectionStatus {
     }
 
     /// Notes an error, which fails the transaction if one is open. The server may report that status later.
-    pub(crate) fn note_error(&self) {
+    pub(super) fn note_error(&self) {
         let _ = self.status.compare_exchange(b'T', b'E', AcqRel, Acquire);
     }
 
@@ -381,7 +381,7 @@ impl ConnectionStatus {
     }
 
     /// Notes that a statement was written that may end a transaction.
-    pub(crate) fn note_end(&self) {
+    pub(super) fn note_end(&self) {
         self.ends.fetch_add(1, Release);
     }
 
@@ -391,7 +391,7 @@ impl ConnectionStatus {
     }
 
     /// Notes that the server completed a command, and whether that was a rollback.
-    pub(crate) fn note_done(&self, rollback: bool) {
+    pub(super) fn note_done(&self, rollback: bool) {
         self.rolled_back.store(rollback, Release);
     }
 
@@ -401,7 +401,7 @@ impl ConnectionStatus {
 
     /// Notes the server's message when it ends the connection. The first one stays: it is Postgres's reason, and
     /// PgBouncer may send one of its own after it ("server conn crashed?").
-    pub(crate) fn note_farewell(&self, farewell: ServerClose) {
+    pub(super) fn note_farewell(&self, farewell: ServerClose) {
         self.mark_dead();
         lock(&self.farewell).get_or_insert(farewell);
     }

@@ -30,7 +30,7 @@ const LINGER: Duration = Duration::from_secs(1);
 
 /// The transport of one connection's bytes.
 #[derive(Debug)]
-pub(crate) struct Stream {
+pub(super) struct Stream {
     socket: Socket,
     /// The permit; `None` on a stream that opens no session.
     permit: Option<Permit>,

@@ -6,7 +6,7 @@
 
 mod frames;
 mod outdated;
-pub(crate) mod statements;
+pub(super) mod statements;
 
 use std::{
     collections::VecDeque,
@@ -41,7 +41,7 @@ enum Batch {
 
 /// A stream whose messages are observed as they pass.
 #[derive(Debug)]
-pub(crate) struct Tap<S> {
+pub(super) struct Tap<S> {
     stream: S,
     status: Arc<ConnectionStatus>,
     sent: Frames,
@@ -286,8 +286,8 @@ impl<S: TlsStream + Unpin> TlsStream for Tap<S> {
 }
 
 /// A TLS connector whose streams are tapped.
-pub(crate) struct Tapped<T> {
-    pub(crate) connector: T,
+pub(super) struct Tapped<T> {
+    pub(super) connector: T,
     pub(crate) status: Arc<ConnectionStatus>,
 }
 

@@ -22,7 +22,7 @@ pub(crate) const REPEATED: Duration = Duration::from_millis(30_500);
 
 /// The failure of an attempt to connect.
 #[derive(Debug)]
-pub(crate) enum DialFailure {
+pub(super) enum DialFailure {
     /// The host has no address, or none of its addresses accepted the connection.
     Unreachable(io::Error),
     /// The server, the TLS layer or the driver refused the login.
@@ -84,7 +84,7 @@ pub(crate) const fn next(kind: ErrorKind) -> RetryDecision {
 
 /// Turns a failed connect into the error for its callers, whose kind decides [the next step](next). `lags` is set if a
 /// proxy may refuse the password only because it does not know it yet.
-pub(crate) fn on_connect(failure: DialFailure, host: &str, port: u16, lags: bool) -> Error {
+pub(super) fn on_connect(failure: DialFailure, host: &str, port: u16, lags: bool) -> Error {
     match failure {
         DialFailure::Unreachable(err) => {
             let advice = if host.ends_with(EMULATORS) {

@@ -14,7 +14,7 @@ const RENEWED: u32 = 8;
 
 /// The speed of a queue. Kept while a caller waits in it.
 #[derive(Debug)]
-pub(crate) struct WaitEstimate {
+pub(super) struct WaitEstimate {
     /// Time from one departure to the next; `None` before the first.
     interval: Option<Duration>,
     /// Time of the last departure, or of the queue's beginning.
@@ -45,7 +45,7 @@ impl WaitEstimate {
     }
 
     /// Returns the estimated time until the `ahead` requests in the queue are served.
-    pub(crate) fn estimate(&self, ahead: usize) -> Duration {
+    pub(super) fn estimate(&self, ahead: usize) -> Duration {
         let ahead = u32::try_from(ahead).unwrap_or(u32::MAX);
         let interval = self.interval.unwrap_or_default();
         let wait = interval.saturating_mul(ahead).max(self.stalled_for());
@@ -54,7 +54,7 @@ impl WaitEstimate {
 
     /// Returns the time after which a refused caller should try again: when the `ahead` callers in the queue and those
     /// refused before have been served. If the queue is stalled, it is at least as long as the stall so far.
-    pub(crate) fn retry_after(&mut self, ahead: usize) -> Duration {
+    pub(super) fn retry_after(&mut self, ahead: usize) -> Duration {
         let now = Instant::now();
         let interval = self.interval.unwrap_or_default();
         let ahead = u32::try_from(ahead).unwrap_or(u32::MAX);

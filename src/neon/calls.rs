@@ -1,9 +1,9 @@
 //! The API's calls, one module for each kind of resource.
 
-pub(crate) mod branches;
-pub(crate) mod consumption;
-pub(crate) mod endpoints;
-pub(crate) mod operations;
-pub(crate) mod projects;
-pub(crate) mod regions;
-pub(crate) mod roles;
+pub(super) mod branches;
+pub(super) mod consumption;
+pub(super) mod endpoints;
+pub(super) mod operations;
+pub(super) mod projects;
+pub(super) mod regions;
+pub(super) mod roles;

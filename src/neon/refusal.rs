@@ -1,6 +1,6 @@
 //! The meaning of a failed call: the kind of error, the outcome, and the text.
 
-pub(crate) mod cause;
+pub(super) mod cause;
 
 use std::time::{Duration, SystemTime};
 

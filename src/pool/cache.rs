@@ -3,7 +3,7 @@
 //! moka decides which pools stay cached: at most `max_pools`, and the least recently used one is evicted first. Its
 //! default policy would refuse new tenants once the cache is full, hence LRU.
 
-pub(crate) mod index;
+pub(super) mod index;
 
 use std::{
     collections::HashMap,

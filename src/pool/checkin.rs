@@ -15,7 +15,7 @@ const EARLY_END: Duration = Duration::from_secs(1);
 
 impl Pool {
     /// Takes a connection back from its caller.
-    pub(crate) fn check_in(self: &Arc<Self>, connection: Connection) {
+    pub(super) fn check_in(self: &Arc<Self>, connection: Connection) {
         if !connection.has_original_client() {
             // The caller has swapped its client with that of another tenant's connection.
             return connection.close();
@@ -83,14 +83,14 @@ impl Pool {
     }
 
     /// Takes an idle connection out of the pool after a request turned up on it.
-    pub(crate) fn remove_stray(self: &Arc<Self>, status: &Arc<ConnectionStatus>) {
+    pub(super) fn remove_stray(self: &Arc<Self>, status: &Arc<ConnectionStatus>) {
         if let Some(connection) = self.take_idle(status) {
             self.clean_up(connection);
         }
     }
 
     /// Starts the cleanup of a connection that came back busy or with a session to reset, in its own task.
-    pub(crate) fn clean_up(self: &Arc<Self>, connection: Connection) {
+    pub(super) fn clean_up(self: &Arc<Self>, connection: Connection) {
         let parting = Cleanup::new(connection, self);
         self.shared.runtime.spawn(parting.run());
     }
@@ -101,7 +101,7 @@ impl Pool {
     }
 
     /// Notes that a connection's task has ended.
-    pub(crate) fn on_closed(self: &Arc<Self>, status: &Arc<ConnectionStatus>) {
+    pub(super) fn on_closed(self: &Arc<Self>, status: &Arc<ConnectionStatus>) {
         drop(self.take_idle(status));
         let mut state = self.state();
         state.remove_open(status);

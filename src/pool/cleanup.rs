@@ -17,7 +17,7 @@ const ROLLBACK_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// A connection that came back with a query running, a transaction open, or a session to reset. Dropping it closes the
 /// connection.
-pub(crate) struct Cleanup {
+pub(super) struct Cleanup {
     connection: Option<Connection>,
     settling: bool,
     pool: Arc<Pool>,
@@ -35,7 +35,7 @@ impl Cleanup {
 
     /// Waits briefly for work that is about to end, such as a rollback, and resets the session if that is due. If one
     /// of the two fails, cancels the query and closes the connection.
-    pub(crate) async fn run(mut self) {
+    pub(super) async fn run(mut self) {
         let clean = self.settle().await;
         let reset = clean && self.reset().await;
         self.settled();

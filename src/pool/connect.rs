@@ -1,8 +1,8 @@
 //! Opening one connection, with retries until the compute is up, the login is refused, or the deadline passes.
 
-pub(crate) mod attempt;
+pub(super) mod attempt;
 pub(crate) mod deadpool;
-pub(crate) mod retries;
+pub(super) mod retries;
 pub(crate) mod task;
 
 use std::{
@@ -39,16 +39,16 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Opens one connection of a tenant at its pooled or its direct host.
-pub(crate) struct Connector<'a> {
+pub(super) struct Connector<'a> {
     pub(crate) pool: &'a Arc<Pool>,
-    pub(crate) route: Route,
-    pub(crate) progress: &'a Progress,
+    pub(super) route: Route,
+    pub(super) progress: &'a Progress,
 }
 
 impl Connector<'_> {
     /// Tries until the compute is up, the login is refused, or the deadline passes. The first try uses `permit`.
     /// Between tries no permit is held, so that other tenants can use it.
-    pub(crate) async fn try_until_up(&self, permit: Permit) -> Result<Dialed, Error> {
+    pub(super) async fn try_until_up(&self, permit: Permit) -> Result<Dialed, Error> {
         let mut plan = RetryPlan::new(!self.pool.state().fresh);
         let (mut permit, mut silent) = (Some(permit), None);
         loop {
@@ -230,7 +230,7 @@ impl Connector<'_> {
 
     /// Waits until a login has been silent for long and a tenant without a connection waits for a permit. A hung login
     /// must not hold a permit that other tenants need.
-    pub(crate) async fn preempted(&self) {
+    pub(super) async fn preempted(&self) {
         sleep(OUTSTAYED).await;
         while !self.pool.shared.dialer.budget.some_have_none() {
             sleep(LOOK_AGAIN).await;
@@ -301,7 +301,7 @@ impl Connector<'_> {
 
     /// Waits until no refusal is active any more, because it has expired or something has changed. Returns the refusal
     /// as an error if no caller waits for that.
-    pub(crate) async fn wait_out_refusal(&self) -> Result<(), Error> {
+    pub(super) async fn wait_out_refusal(&self) -> Result<(), Error> {
         let Pool { tenant, shared, .. } = &**self.pool;
         loop {
             let changed = self.pool.changed.notified();

@@ -21,7 +21,7 @@ impl Pool {
 
     /// Sets the endpoint like [`set_endpoint`](Self::set_endpoint), unless the present one is no longer `known`. Then
     /// it changes nothing and returns `true`.
-    pub(crate) fn move_from(
+    pub(super) fn move_from(
         &self,
         known: Option<&Arc<Endpoint>>,
         endpoint: Arc<Endpoint>,
@@ -59,12 +59,12 @@ impl Pool {
     }
 
     /// Returns the number of changes so far that may have removed the cause of a failure.
-    pub(crate) fn change_count(&self) -> u64 {
+    pub(super) fn change_count(&self) -> u64 {
         self.state().change_count
     }
 
     /// Records a change: logins that were refused before may work now.
-    pub(crate) fn notify_changed(&self) {
+    pub(super) fn notify_changed(&self) {
         self.state().change_count += 1;
         self.shared.refusals.clear(self.tenant.as_str());
         self.changed.notify_waiters();

@@ -17,7 +17,7 @@ use crate::{
 
 impl Pool {
     /// Fails the longest waiter and all wake waiters with `err`.
-    pub(crate) fn fail_one(&self, err: &Error) {
+    pub(super) fn fail_one(&self, err: &Error) {
         let mut state = self.state();
         let (waiter, wakers) = (state.next_waiter(), state.take_wake_waiters(|_| true));
         drop(state);
@@ -28,7 +28,7 @@ impl Pool {
     }
 
     /// Fails every waiter and every wake waiter with `err`.
-    pub(crate) fn fail_all(&self, err: &Error) {
+    pub(super) fn fail_all(&self, err: &Error) {
         let mut state = self.state();
         let (failed, wakers) = (
             state.take_waiters(|_| true),
@@ -43,7 +43,7 @@ impl Pool {
 
     /// Stores `refusal` unless one is active, and answers with it the waiters that gain nothing by waiting. Returns the
     /// stored one.
-    pub(crate) fn refuse(&self, route: Route, refusal: &Refusal) -> Refusal {
+    pub(super) fn refuse(&self, route: Route, refusal: &Refusal) -> Refusal {
         let refusals = &self.shared.refusals;
         let refusal = if let Some(known) = refusals.get(&self.tenant, route) {
             known
@@ -59,7 +59,7 @@ impl Pool {
     }
 
     /// Answers with `refusal` the waiters that gain nothing by waiting. Returns whether any caller still waits.
-    pub(crate) fn reject_waiters(&self, refusal: &Refusal) -> bool {
+    pub(super) fn reject_waiters(&self, refusal: &Refusal) -> bool {
         let mut state = self.state();
         if !state.open.is_empty() {
             return state.is_wanted(); // an open connection may still serve the waiters
@@ -78,7 +78,7 @@ impl Pool {
 
     /// Records why the last attempt failed, for callers that run out of time. Returns the failure with the
     /// `retry_after` that the pool knows for it.
-    pub(crate) fn record_failure(&self, route: Route, failure: Error) -> Error {
+    pub(super) fn record_failure(&self, route: Route, failure: Error) -> Error {
         let mut state = self.state();
         if route == Route::Direct && !state.believes_asleep() {
             return failure; // not a wake, so no other caller waits for it

@@ -65,7 +65,7 @@ impl Pool {
     }
 
     /// Puts the pool into use again. Earlier connections stay out of use.
-    pub(crate) fn allow(&self) {
+    pub(super) fn allow(&self) {
         self.state().forbidden = None;
     }
 

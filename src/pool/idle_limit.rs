@@ -33,7 +33,7 @@ const OVERDUE: Duration = Duration::from_secs(1);
 
 /// The interval of the sweep: short enough for the shortest suspend window of the tenants that have a pool.
 #[derive(Debug)]
-pub(crate) struct Pace {
+pub(super) struct Pace {
     /// Shortest limit in the settings.
     usual: Duration,
     // Locked for a few instructions.
@@ -72,7 +72,7 @@ impl Pace {
 
     /// Returns whether the runtime was not driven for a while, so that sockets may have ended without their tasks
     /// knowing.
-    pub(crate) fn is_overdue(&self, now: Instant) -> bool {
+    pub(super) fn is_overdue(&self, now: Instant) -> bool {
         now.duration_since(self.began).as_secs() > self.overdue.load(Relaxed)
     }
 
@@ -83,7 +83,7 @@ impl Pace {
     }
 
     /// Shortens the interval if the idle limit of `endpoint` requires it.
-    pub(crate) fn shorten_to(&self, endpoint: &Endpoint, config: &Config) {
+    pub(super) fn shorten_to(&self, endpoint: &Endpoint, config: &Config) {
         let limit = idle_limit(endpoint, config);
         let mut shortest = lock(&self.shortest);
         shortest.seen = shortest.seen.min(limit);

@@ -48,7 +48,7 @@ impl Lease {
     }
 
     /// Hands the connection to the cleanup, which cancels and closes it unless it becomes clean in time.
-    pub(crate) fn discard(mut self) {
+    pub(super) fn discard(mut self) {
         if let Some(connection) = self.connection.take() {
             self.pool.clean_up(connection);
         }

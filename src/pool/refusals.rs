@@ -106,7 +106,7 @@ impl Refusals {
     }
 
     /// Stores `refusal`, and returns it as stored.
-    pub(crate) fn keep(&self, tenant: &TenantId, route: Route, refusal: Refusal) -> Refusal {
+    pub(super) fn keep(&self, tenant: &TenantId, route: Route, refusal: Refusal) -> Refusal {
         let earlier = self.of(route).get(tenant);
         let refusal = match &earlier {
             Some(earlier) => refusal.after(earlier),
@@ -136,7 +136,7 @@ impl Refusals {
     }
 
     /// Forgets the refusal of `tenant` at one host: a login there has just succeeded.
-    pub(crate) fn clear_at(&self, tenant: &TenantId, route: Route) {
+    pub(super) fn clear_at(&self, tenant: &TenantId, route: Route) {
         self.of(route).invalidate(tenant);
     }
 

@@ -26,7 +26,7 @@ pub(crate) struct Shared {
     pub(crate) refusals: Refusals,
     pub(crate) hints: Arc<HintBudget>,
     pub(crate) waiting: Arc<CallerLimit<TenantId>>,
-    pub(crate) pace: Pace,
+    pub(super) pace: Pace,
     #[cfg_attr(not(feature = "metrics"), allow(dead_code, reason = "for metrics"))]
     // The tenants that metrics show by name. Locked while metrics are emitted.
     pub(crate) shown: Mutex<Shown<TenantId>>,

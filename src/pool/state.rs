@@ -29,7 +29,7 @@ pub(crate) struct State {
     /// number in `endpoint` may be out of date.
     max_connections: Option<usize>,
     /// `true` if the endpoint came from its source, not a cache, and no login has tried it yet.
-    pub(crate) fresh: bool,
+    pub(super) fresh: bool,
     /// Idle connections. Last in, first out, so that a quiet tenant's surplus grows old.
     idle: Vec<Connection>,
     /// Callers that wait for a connection. First come, first served. Empty while a connection is idle.
@@ -41,9 +41,9 @@ pub(crate) struct State {
     /// Number of attempts in progress.
     pub(crate) dialing: usize,
     /// Number of these that have begun to log in.
-    pub(crate) logging_in: usize,
+    pub(super) logging_in: usize,
     /// Number of connections in cleanup, which will probably be free in a moment.
-    pub(crate) settling: usize,
+    pub(super) settling: usize,
     /// Connections whose tasks have not ended, idle or not.
     pub(crate) open: Vec<Arc<ConnectionStatus>>,
     /// Direct connections whose tasks have not ended. They prove that the compute is awake, and count for nothing else.
@@ -52,20 +52,20 @@ pub(crate) struct State {
     /// since.
     pub(crate) lost: Option<Instant>,
     /// Reason for which no caller gets a connection; `None` while the pool is in use.
-    pub(crate) forbidden: Option<Unserved>,
+    pub(super) forbidden: Option<Unserved>,
     /// Number of connections in a row that ended as soon as they were open.
-    pub(crate) early_ends: u32,
+    pub(super) early_ends: u32,
     /// Start of trust: connections opened before this instant are not trusted.
     condemned: Option<Instant>,
     pub(crate) last_failure: Option<Noted>,
     /// Number of changes that may have removed the cause of a failure.
-    pub(crate) change_count: u64,
+    pub(super) change_count: u64,
     /// Time since which Neon's proxy may only be repeating that the control plane failed.
-    pub(crate) repeated_since: Option<Instant>,
+    pub(super) repeated_since: Option<Instant>,
     /// `true` while the pool is out of the cache: connections that come back are closed.
     pub(crate) retired: bool,
     /// Number of times that the pool has entered the cache.
-    pub(crate) cache_epoch: u64,
+    pub(super) cache_epoch: u64,
     /// Time of the last report of a use to the cache.
     touched_at: Instant,
     /// Cache epoch of that report.
@@ -73,7 +73,7 @@ pub(crate) struct State {
     /// Number of `get` calls answered with an idle connection at once.
     pub(crate) reused: u64,
     /// Number of `get` calls answered in another way.
-    pub(crate) lent: u64,
+    pub(super) lent: u64,
     /// Number of both that was reported for the list of the busiest tenants.
     reported_uses: u64,
     /// The last few wakes, oldest first.
@@ -91,20 +91,20 @@ pub(crate) struct Wake {
 }
 
 /// A caller that wants the database awake.
-pub(crate) struct WakeWaiter {
-    pub(crate) done: oneshot::Sender<Result<(), Unserved>>,
-    pub(crate) reason: Reason,
+pub(super) struct WakeWaiter {
+    pub(super) done: oneshot::Sender<Result<(), Unserved>>,
+    pub(super) reason: Reason,
     /// Deadline of the caller.
-    pub(crate) until: Instant,
+    pub(super) until: Instant,
     /// Time at which the hint was taken from the hint budget; `None` if the caller is no hint.
-    pub(crate) hinted: Option<Instant>,
+    pub(super) hinted: Option<Instant>,
 }
 
 /// A caller in the queue.
-pub(crate) struct Waiter {
-    pub(crate) turn: oneshot::Sender<Result<Lease, Unserved>>,
+pub(super) struct Waiter {
+    pub(super) turn: oneshot::Sender<Result<Lease, Unserved>>,
     /// Deadline of the caller.
-    pub(crate) until: Instant,
+    pub(super) until: Instant,
 }
 
 impl State {
@@ -144,7 +144,7 @@ impl State {
     ///
     /// Touching the cache on every `get` would dominate its cost, so a pool is touched once per epoch, which keeps hot
     /// pools cached, and once per second, which keeps the LRU order roughly right.
-    pub(crate) fn note_use(&mut self, now: Instant, turn: u64) -> bool {
+    pub(super) fn note_use(&mut self, now: Instant, turn: u64) -> bool {
         let is_news =
             self.touched_epoch != turn || now.duration_since(self.touched_at) >= NEWS_AFTER;
         if is_news {
@@ -160,7 +160,7 @@ impl State {
 
     /// Returns for how long Neon's proxy may go on repeating that the control plane failed, counted from the first
     /// time.
-    pub(crate) fn rest_of_repetition(&mut self) -> Duration {
+    pub(super) fn rest_of_repetition(&mut self) -> Duration {
         let now = Instant::now();
         let since = self
             .repeated_since
@@ -171,7 +171,7 @@ impl State {
     }
 
     /// Sets the tenant's own connection limit. Returns the idle connections beyond it.
-    pub(crate) fn set_max_connections(
+    pub(super) fn set_max_connections(
         &mut self,
         most: Option<usize>,
         config: &Config,
@@ -187,7 +187,7 @@ impl State {
     }
 
     /// Returns the number of connections beyond the limit, without those that are about to end.
-    pub(crate) fn surplus(&self, config: &Config) -> usize {
+    pub(super) fn surplus(&self, config: &Config) -> usize {
         let limit = self.limit(config);
         if self.open.len() <= limit {
             return 0; // the usual case: only a lowered limit leaves a surplus
@@ -202,7 +202,7 @@ impl State {
     }
 
     /// Returns the reason for a caller's wait, if it is that all connections that the tenant may have are held.
-    pub(crate) fn full(&self, config: &Config) -> Option<String> {
+    pub(super) fn full(&self, config: &Config) -> Option<String> {
         let limit = self.limit(config);
         if self.open.len() < limit || !self.idle.is_empty() {
             return None;
@@ -221,7 +221,7 @@ impl State {
     }
 
     /// Returns the number of attempts that are due now, and their reason.
-    pub(crate) fn dials_due(&mut self, config: &Config) -> (usize, Reason) {
+    pub(super) fn dials_due(&mut self, config: &Config) -> (usize, Reason) {
         let at_once = if self.believes_asleep() {
             1
         } else {
@@ -244,7 +244,7 @@ impl State {
     }
 
     /// Adds a caller to the queue, in front if it has had its turn before.
-    pub(crate) fn enqueue(&mut self, waiter: Waiter, has_waited: bool) {
+    pub(super) fn enqueue(&mut self, waiter: Waiter, has_waited: bool) {
         if has_waited {
             return self.waiters.push_front(waiter);
         }
@@ -257,18 +257,18 @@ impl State {
     }
 
     /// Adds a wake waiter. The next login that succeeds answers it, before any caller that wants a connection.
-    pub(crate) fn await_wake(&mut self, waker: WakeWaiter) {
+    pub(super) fn await_wake(&mut self, waker: WakeWaiter) {
         self.wakers.retain(|waker| !waker.done.is_closed());
         self.wakers.push(waker);
     }
 
     #[inline]
-    pub(crate) fn has_wake_waiters(&self) -> bool {
+    pub(super) fn has_wake_waiters(&self) -> bool {
         !self.wakers.is_empty()
     }
 
     /// Removes and returns the wake waiters for which `is_one` is true.
-    pub(crate) fn take_wake_waiters(
+    pub(super) fn take_wake_waiters(
         &mut self,
         is_one: impl Fn(&WakeWaiter) -> bool,
     ) -> Vec<WakeWaiter> {
@@ -276,12 +276,12 @@ impl State {
     }
 
     /// Removes and returns the longest waiter that has not left.
-    pub(crate) fn next_waiter(&mut self) -> Option<Waiter> {
+    pub(super) fn next_waiter(&mut self) -> Option<Waiter> {
         std::iter::from_fn(|| self.waiters.pop_front()).find(|waiter| !waiter.turn.is_closed())
     }
 
     /// Removes and returns the waiters for which `is_one` is true.
-    pub(crate) fn take_waiters(&mut self, is_one: impl Fn(&Waiter) -> bool) -> Vec<Waiter> {
+    pub(super) fn take_waiters(&mut self, is_one: impl Fn(&Waiter) -> bool) -> Vec<Waiter> {
         let waiters = mem::take(&mut self.waiters).into_iter();
         let (taken, kept): (Vec<_>, Vec<_>) = waiters.partition(is_one);
         self.waiters = kept.into();
@@ -289,13 +289,13 @@ impl State {
     }
 
     /// Returns whether any caller waits.
-    pub(crate) fn is_wanted(&self) -> bool {
+    pub(super) fn is_wanted(&self) -> bool {
         self.waiters.iter().any(|waiter| !waiter.turn.is_closed())
             || self.wakers.iter().any(|waker| !waker.done.is_closed())
     }
 
     /// Removes and returns an idle connection, and counts it as reused.
-    pub(crate) fn reuse(&mut self) -> Option<Connection> {
+    pub(super) fn reuse(&mut self) -> Option<Connection> {
         let connection = self.pop_idle()?;
         self.reused += 1;
         Some(connection)
@@ -303,7 +303,7 @@ impl State {
 
     /// Keeps a connection idle. Returns it as an error if its task wrote a request just before the task could see that
     /// the connection is idle.
-    pub(crate) fn push_idle(&mut self, connection: Connection) -> Result<(), Connection> {
+    pub(super) fn push_idle(&mut self, connection: Connection) -> Result<(), Connection> {
         connection.status.park();
         if connection.status.is_stray() {
             connection.status.unpark();
@@ -318,7 +318,7 @@ impl State {
     }
 
     /// Returns the number of connections handed out since the last call.
-    pub(crate) fn take_use_delta(&mut self) -> u32 {
+    pub(super) fn take_use_delta(&mut self) -> u32 {
         let all = self.reused + self.lent;
         let news = all.saturating_sub(self.reported_uses);
         self.reported_uses = all;
@@ -326,7 +326,7 @@ impl State {
     }
 
     /// Records a wake.
-    pub(crate) fn note_wake(&mut self, wake: Wake) {
+    pub(super) fn note_wake(&mut self, wake: Wake) {
         if self.wakes.len() == WAKES {
             self.wakes.remove(0);
         }
@@ -349,20 +349,20 @@ impl State {
         self.idle.len()
     }
 
-    pub(crate) fn pop_idle(&mut self) -> Option<Connection> {
+    pub(super) fn pop_idle(&mut self) -> Option<Connection> {
         let connection = self.idle.pop()?;
         connection.status.unpark();
         Some(connection)
     }
 
     /// Returns the last use of the connection that has been idle for longest.
-    pub(crate) fn idle_since(&self) -> Option<Instant> {
+    pub(super) fn idle_since(&self) -> Option<Instant> {
         let oldest = self.idle.first()?;
         Some(oldest.status.last_heard())
     }
 
     /// Removes and returns the connection that has been idle for longest, if it was not used after `instant`.
-    pub(crate) fn take_oldest_idle(&mut self, instant: Instant) -> Option<Connection> {
+    pub(super) fn take_oldest_idle(&mut self, instant: Instant) -> Option<Connection> {
         self.idle_since().filter(|since| *since <= instant)?;
         let connection = self.idle.remove(0);
         connection.status.unpark();
@@ -370,7 +370,7 @@ impl State {
     }
 
     /// Removes and returns the idle connections for which `is_one` is true.
-    pub(crate) fn take_idle(&mut self, is_one: impl Fn(&Connection) -> bool) -> Vec<Connection> {
+    pub(super) fn take_idle(&mut self, is_one: impl Fn(&Connection) -> bool) -> Vec<Connection> {
         let taken: Vec<_> = self.idle.extract_if(.., |it| is_one(it)).collect();
         for connection in &taken {
             connection.status.unpark();
@@ -379,7 +379,7 @@ impl State {
     }
 
     /// Notes that a connection's task has ended.
-    pub(crate) fn remove_open(&mut self, status: &Arc<ConnectionStatus>) {
+    pub(super) fn remove_open(&mut self, status: &Arc<ConnectionStatus>) {
         self.direct.retain(|open| !Arc::ptr_eq(open, status));
         self.open.retain(|open| !Arc::ptr_eq(open, status));
         if self.open.is_empty() {
@@ -392,7 +392,7 @@ impl State {
     }
 
     /// Notes that a connection was lost at `instant`: the compute may be asleep, unless it has taken a login since.
-    pub(crate) fn note_loss(&mut self, instant: Instant) {
+    pub(super) fn note_loss(&mut self, instant: Instant) {
         let mut open = self.open.iter().chain(&self.direct);
         if open.all(|open| open.opened() <= instant) {
             self.lost = self.lost.max(Some(instant));
@@ -400,25 +400,25 @@ impl State {
     }
 
     /// Notes that the compute may be asleep.
-    pub(crate) fn note_asleep(&mut self) {
+    pub(super) fn note_asleep(&mut self) {
         self.lost = Some(Instant::now());
     }
 
     /// Notes that a connection works: the compute is awake if the server answered on it after the last loss.
-    pub(crate) fn note_alive(&mut self, status: &ConnectionStatus) {
+    pub(super) fn note_alive(&mut self, status: &ConnectionStatus) {
         if self.lost.is_some_and(|lost| status.last_heard() > lost) {
             self.lost = None;
         }
     }
 
     /// Stops trusting all connections that were opened before `now`.
-    pub(crate) fn condemn_all(&mut self, now: Instant) {
+    pub(super) fn condemn_all(&mut self, now: Instant) {
         self.condemned = self.condemned.max(Some(now));
         self.lost = self.lost.max(Some(now));
     }
 
     /// Stops trusting connections that were opened before `instant`. Returns the idle ones.
-    pub(crate) fn condemn(&mut self, instant: Instant) -> Vec<Connection> {
+    pub(super) fn condemn(&mut self, instant: Instant) -> Vec<Connection> {
         let condemned = self.condemned.max(Some(instant));
         self.condemned = condemned;
         self.note_loss(instant);
@@ -426,7 +426,7 @@ impl State {
     }
 
     /// Returns whether `connection` must not be used any more: it is not trusted, or of an earlier generation.
-    pub(crate) fn condemns(&self, connection: &Connection) -> bool {
+    pub(super) fn condemns(&self, connection: &Connection) -> bool {
         self.forbidden.is_some()
             || !Arc::ptr_eq(&self.endpoint, &connection.endpoint)
             || self

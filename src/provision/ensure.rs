@@ -48,7 +48,7 @@ pub(crate) enum CreateReason {
 pub(crate) struct Published {
     pub(crate) endpoint: Endpoint,
     /// Stamp of the record that says so.
-    pub(crate) known_at: Stamp,
+    pub(super) known_at: Stamp,
     /// The database's origin, as the caller is told: created by this call or there before.
     pub(crate) outcome: Provisioned,
 }
@@ -156,7 +156,7 @@ impl ProvisionEngine {
 
     /// Takes the lease on `tenant`, and repeats the call while the catalog is down. Returns the remaining time if
     /// another owner holds the lease.
-    pub(crate) async fn claim(
+    pub(super) async fn claim(
         &self,
         tenant: &TenantId,
         progress: &Progress,
@@ -170,7 +170,7 @@ impl ProvisionEngine {
     }
 
     /// Takes the lease on a tenant that has a record, and waits while another owner holds it.
-    pub(crate) async fn take(
+    pub(super) async fn take(
         &self,
         tenant: &TenantId,
         progress: &Progress,
@@ -190,7 +190,7 @@ impl ProvisionEngine {
         }
     }
 
-    pub(crate) fn work<'a>(
+    pub(super) fn work<'a>(
         &'a self,
         claim: &'a LeaseGuard,
         tenant: &'a TenantId,
@@ -207,7 +207,7 @@ impl ProvisionEngine {
     }
 
     /// Returns the endpoint of a record's database, password included.
-    pub(crate) async fn endpoint_of(
+    pub(super) async fn endpoint_of(
         &self,
         tenant: &TenantId,
         record: &Record,
@@ -334,7 +334,7 @@ fn check(record: &Record, demand: &CreateReason) -> Result<(), Error> {
 }
 
 /// Returns the error for a tenant whose lease another process holds for `left`.
-pub(crate) fn busy(left: Duration) -> Error {
+pub(super) fn busy(left: Duration) -> Error {
     let message = "another process works on the tenant's database";
     Error::new(ErrorKind::Locked, message).with_retry_after(left.min(LONGEST_WAIT))
 }

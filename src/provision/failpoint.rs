@@ -55,7 +55,7 @@ impl Failpoint {
 
 /// The function that a test runs at each step; by default there is none.
 #[derive(Clone, Default)]
-pub(crate) struct Steps(Option<Arc<Reach>>);
+pub(super) struct Steps(Option<Arc<Reach>>);
 
 type Reach = dyn Fn(Failpoint, TenantId) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync;
 
@@ -71,7 +71,7 @@ impl Steps {
         })))
     }
 
-    pub(crate) async fn hit(&self, step: Failpoint, tenant: &TenantId) {
+    pub(super) async fn hit(&self, step: Failpoint, tenant: &TenantId) {
         if let Some(reach) = &self.0 {
             reach(step, tenant.clone()).await;
         }

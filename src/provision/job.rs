@@ -31,11 +31,11 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 const MOST_ATTEMPTS: usize = 100;
 
 /// The work on one tenant's database.
-pub(crate) struct ProvisionJob<'a> {
-    pub(crate) on: &'a ProvisionEngine,
-    pub(crate) claim: &'a LeaseGuard,
+pub(super) struct ProvisionJob<'a> {
+    pub(super) on: &'a ProvisionEngine,
+    pub(super) claim: &'a LeaseGuard,
     pub(crate) tenant: &'a TenantId,
-    pub(crate) progress: &'a Progress,
+    pub(super) progress: &'a Progress,
     pub(crate) stats: &'a Stats,
 }
 
@@ -60,7 +60,7 @@ impl Origin {
 impl ProvisionJob<'_> {
     /// Does the steps that are left, publishes the record, and gives the lease back. An error is also written to the
     /// record.
-    pub(crate) async fn finish(
+    pub(super) async fn finish(
         &self,
         mut record: Record,
         plan: &Plan,
@@ -117,7 +117,7 @@ impl ProvisionJob<'_> {
 
     /// Returns the database that has the tenant's name and provably is the tenant's, if there is one. After a creation
     /// that got no answer, searches until its database cannot turn up any more.
-    pub(crate) async fn search(&self, record: &mut Record) -> Result<Option<Database>, LeaseError> {
+    pub(super) async fn search(&self, record: &mut Record) -> Result<Option<Database>, LeaseError> {
         let doubt = record.attempt.as_ref().map(|attempt| attempt.doubt);
         let in_doubt_until = Instant::now() + doubt.unwrap_or_default();
         let found = self.search_until(in_doubt_until, record).await;
@@ -244,7 +244,7 @@ impl ProvisionJob<'_> {
 
     /// Records a database that was found as the tenant's. If the record has no attempt, the plan of the order is
     /// unknown, and the limit of `plan` applies.
-    pub(crate) async fn adopt(
+    pub(super) async fn adopt(
         &self,
         record: &mut Record,
         found: Database,
@@ -257,7 +257,7 @@ impl ProvisionJob<'_> {
     }
 
     /// Records which database is the tenant's. It is not served yet.
-    pub(crate) async fn place(
+    pub(super) async fn place(
         &self,
         record: &mut Record,
         database: Database,
@@ -272,7 +272,7 @@ impl ProvisionJob<'_> {
     }
 
     /// Makes the database fit for use. Returns `false` if it has vanished.
-    pub(crate) async fn prepare(&self, record: &mut Record) -> Result<bool, LeaseError> {
+    pub(super) async fn prepare(&self, record: &mut Record) -> Result<bool, LeaseError> {
         let Self { on, progress, .. } = self;
         let ready = match record.project() {
             Some(project) => on.control_plane.ready(project, progress).await,
@@ -343,7 +343,7 @@ impl ProvisionJob<'_> {
     }
 
     /// Publishes a database that was found.
-    pub(crate) async fn publish_found(&self, record: &mut Record) -> Result<(), LeaseError> {
+    pub(super) async fn publish_found(&self, record: &mut Record) -> Result<(), LeaseError> {
         self.publish(record, Origin::Found).await.map(drop)
     }
 
@@ -382,12 +382,12 @@ impl ProvisionJob<'_> {
     }
 
     /// Writes `record`, and gives the lease back with the same write.
-    pub(crate) async fn write_last(&self, record: &Record) -> Result<(), LeaseError> {
+    pub(super) async fn write_last(&self, record: &Record) -> Result<(), LeaseError> {
         let written = self.on.kept(record);
         self.claim.write_last(&written, self.progress).await
     }
 
-    pub(crate) async fn reach(&self, step: Failpoint) {
+    pub(super) async fn reach(&self, step: Failpoint) {
         self.on.settings.steps.hit(step, self.tenant).await;
     }
 }

@@ -45,7 +45,7 @@ pub(crate) enum LeaseError {
 
 impl LeaseError {
     /// Returns the result of the work; `None` if the lease was lost and the work has to start again.
-    pub(crate) fn unless_lost<T>(done: Result<T, Self>) -> Result<Option<T>, Error> {
+    pub(super) fn unless_lost<T>(done: Result<T, Self>) -> Result<Option<T>, Error> {
         match done {
             Ok(done) => Ok(Some(done)),
             Err(Self::Lost) => Ok(None),
@@ -77,7 +77,7 @@ pub(crate) struct LeaseGuard {
 impl LeaseGuard {
     /// Requests the lease on `tenant` for `time`, as `owner`, an id that no other work uses. Returns the guard and the
     /// record, or the remaining time if another owner holds the lease.
-    pub(crate) async fn take(
+    pub(super) async fn take(
         catalog: &Arc<CachedCatalog>,
         tenant: &TenantId,
         owner: &str,
@@ -101,12 +101,12 @@ impl LeaseGuard {
     }
 
     /// Returns the stamp of the holder's knowledge of the record.
-    pub(crate) fn known_at(&self) -> Stamp {
+    pub(super) fn known_at(&self) -> Stamp {
         *lock(&self.known_at)
     }
 
     /// Returns the time until which no other process can hold the lease.
-    pub(crate) fn valid_until(&self) -> Instant {
+    pub(super) fn valid_until(&self) -> Instant {
         self.held_until().unwrap_or_else(Instant::now)
     }
 
@@ -118,7 +118,7 @@ impl LeaseGuard {
     ///
     /// # Cancel safety
     /// Dropping the future drops the work.
-    pub(crate) async fn run<T>(
+    pub(super) async fn run<T>(
         &self,
         work: impl Future<Output = Result<T, LeaseError>>,
     ) -> Result<T, LeaseError> {
@@ -130,7 +130,7 @@ impl LeaseGuard {
     }
 
     /// Renews the lease unless more than two thirds of its time are left, for a call that must end within it.
-    pub(crate) async fn ensure_fresh(&self) -> Result<(), LeaseError> {
+    pub(super) async fn ensure_fresh(&self) -> Result<(), LeaseError> {
         let left = self.valid_until().saturating_duration_since(Instant::now());
         if left * 3 > self.time * 2 {
             return Ok(());
@@ -185,7 +185,7 @@ impl LeaseGuard {
     }
 
     /// Writes `record`, and gives the lease back with the same write.
-    pub(crate) async fn write_last(
+    pub(super) async fn write_last(
         &self,
         record: &Record,
         progress: &Progress,

@@ -48,7 +48,7 @@ type Applied = (Told, bool);
 impl ProvisionEngine {
     /// Returns the endpoint of `tenant` if it has a database, or an error if it must not be used. Answers from the
     /// cached entry if there is one. An old entry is read again in the background.
-    pub(crate) async fn lookup(&self, tenant: &TenantId) -> Result<Option<Arc<Endpoint>>, Error> {
+    pub(super) async fn lookup(&self, tenant: &TenantId) -> Result<Option<Arc<Endpoint>>, Error> {
         let CachedCatalog { entries, stats, .. } = &*self.catalog;
         let known = match entries.get(tenant) {
             Some(Entry::Denied(denied)) => {
@@ -111,7 +111,7 @@ impl ProvisionEngine {
 
     /// Reads the endpoint of `tenant` from the catalog, whatever its entry says, and stores the answer as the entry.
     /// The password may have to be read from the control plane.
-    pub(crate) async fn ask(&self, tenant: &TenantId) -> Result<LookupOutcome, Error> {
+    pub(super) async fn ask(&self, tenant: &TenantId) -> Result<LookupOutcome, Error> {
         let mut turns = 0;
         loop {
             turns += 1;
@@ -274,7 +274,7 @@ impl ProvisionEngine {
     }
 
     /// Caches the endpoint of `tenant` after its database was created or adopted.
-    pub(crate) fn remember_new(&self, tenant: &TenantId, published: Published) -> Arc<Endpoint> {
+    pub(super) fn remember_new(&self, tenant: &TenantId, published: Published) -> Arc<Endpoint> {
         let CachedCatalog {
             entries, refresh, ..
         } = &*self.catalog;
@@ -288,7 +288,7 @@ impl ProvisionEngine {
     }
 
     /// Caches the refusal of `tenant` that was found after `asked`.
-    pub(crate) fn remember_refusal(&self, tenant: &TenantId, asked: Stamp, err: &Error) {
+    pub(super) fn remember_refusal(&self, tenant: &TenantId, asked: Stamp, err: &Error) {
         let entries = &self.catalog.entries;
         match err.kind() {
             ErrorKind::Deleted | ErrorKind::Held => {

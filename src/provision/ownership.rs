@@ -16,7 +16,7 @@ const ATTEMPT_TAG: &str = "tenantry-attempt";
 pub(crate) type Tags = BTreeMap<String, String>;
 
 /// Returns the tags of the database that an attempt creates.
-pub(crate) fn tags(namespace: &Namespace, tenant: &TenantId, attempt: &str) -> Tags {
+pub(super) fn tags(namespace: &Namespace, tenant: &TenantId, attempt: &str) -> Tags {
     [
         (NAMESPACE_TAG, namespace.as_str()),
         (TENANT_TAG, tenant.as_str()),

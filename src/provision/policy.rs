@@ -22,7 +22,7 @@ type Answer = Pin<Box<dyn Future<Output = Result<Decision, BoxError>> + Send>>;
 
 /// The policy that decides which tenants get a database on first access.
 #[derive(Clone)]
-pub(crate) enum Policy {
+pub(super) enum Policy {
     /// Every tenant.
     OnFirstAccess,
     /// No tenant: databases are created by explicit calls.
@@ -32,7 +32,7 @@ pub(crate) enum Policy {
 }
 
 impl Policy {
-    pub(crate) fn ask<Fut>(decide: impl Fn(TenantId) -> Fut + Send + Sync + 'static) -> Self
+    pub(super) fn ask<Fut>(decide: impl Fn(TenantId) -> Fut + Send + Sync + 'static) -> Self
     where
         Fut: Future<Output = Result<Decision, BoxError>> + Send + 'static,
     {
@@ -41,7 +41,7 @@ impl Policy {
 
     /// Returns the plan for an accessed tenant without a database. `usual` applies if the application names no other.
     /// `begun` is `true` if an earlier call was allowed to create the database.
-    pub(crate) async fn plan(
+    pub(super) async fn plan(
         &self,
         tenant: &TenantId,
         usual: &Plan,

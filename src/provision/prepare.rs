@@ -74,7 +74,7 @@ type Done = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;
 
 /// The function that the application runs on a new database.
 #[derive(Clone)]
-pub(crate) struct Hook(Arc<dyn Fn(PrepareClient) -> Done + Send + Sync>);
+pub(super) struct Hook(Arc<dyn Fn(PrepareClient) -> Done + Send + Sync>);
 
 impl Hook {
     pub(crate) fn new<Fut>(prepare: impl Fn(PrepareClient) -> Fut + Send + Sync + 'static) -> Self
@@ -89,7 +89,7 @@ impl Hook {
     ///
     /// # Cancel safety
     /// Dropping the future cuts the connection.
-    pub(crate) async fn run(
+    pub(super) async fn run(
         &self,
         dialer: &Dialer,
         tenant: &TenantId,

@@ -95,7 +95,7 @@ impl ProvisionEngine {
     }
 
     /// Returns whether the record has the control plane's endpoint.
-    pub(crate) fn is_same(&self, record: &Record, now: &Endpoint) -> bool {
+    pub(super) fn is_same(&self, record: &Record, now: &Endpoint) -> bool {
         let endpoint = Some(now.clone());
         let written = Record {
             endpoint,
@@ -129,7 +129,7 @@ impl ProvisionEngine {
     }
 
     /// Returns the record as the catalog keeps it.
-    pub(crate) fn kept<'a>(&self, record: &'a Record) -> Cow<'a, Record> {
+    pub(super) fn kept<'a>(&self, record: &'a Record) -> Cow<'a, Record> {
         let mut record = Cow::Borrowed(record);
         if let Some(endpoint) = &record.endpoint {
             let mut kept = endpoint.clone();

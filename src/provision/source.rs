@@ -71,7 +71,7 @@ impl OwnLookup {
 
 impl Source {
     /// Returns the endpoint of `tenant`, if it is known. Creates nothing.
-    pub(crate) async fn lookup(
+    pub(super) async fn lookup(
         &self,
         tenant: &TenantId,
         stats: &Stats,

@@ -35,7 +35,7 @@ enum Unchecked {
 }
 
 impl RouterBuilder {
-    pub(crate) fn with_lookup(lookup: impl Lookup) -> Self {
+    pub(super) fn with_lookup(lookup: impl Lookup) -> Self {
         Self {
             source: Unchecked::Lookup(Box::new(lookup)),
             config: Config::default(),
@@ -43,7 +43,7 @@ impl RouterBuilder {
         }
     }
 
-    pub(crate) fn with_provisioner(provisioner: Provisioner) -> Self {
+    pub(super) fn with_provisioner(provisioner: Provisioner) -> Self {
         Self {
             source: Unchecked::Provisioner(Box::new(provisioner)),
             config: Config::default(),
@@ -243,7 +243,7 @@ impl RouterBuilder {
     }
 
     /// Returns all settings, to be written at once.
-    pub(crate) fn config_mut(&mut self) -> &mut Config {
+    pub(super) fn config_mut(&mut self) -> &mut Config {
         &mut self.config
     }
 

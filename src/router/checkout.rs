@@ -186,7 +186,7 @@ impl Inner {
 
     /// Counts a failed call for a tenant that has a database. Other ids come from outside, and made-up ids must not
     /// fill the list of failing tenants.
-    pub(crate) fn note_failing(&self, err: &Error) {
+    pub(super) fn note_failing(&self, err: &Error) {
         let Some(tenant) = err.tenant() else {
             return;
         };
@@ -198,7 +198,7 @@ impl Inner {
     }
 
     /// Returns a place among the waiting callers, or an error if too many wait.
-    pub(crate) fn enter(&self, tenant: &TenantId) -> Result<CallerSlot<TenantId>, Error> {
+    pub(super) fn enter(&self, tenant: &TenantId) -> Result<CallerSlot<TenantId>, Error> {
         let Shared { waiting, stats, .. } = &*self.shared;
         waiting.try_enter(tenant).map_err(|full| {
             count(&stats.overloaded);

@@ -31,7 +31,7 @@ impl TenantRouter {
 }
 
 impl Inner {
-    pub(crate) async fn direct(
+    pub(super) async fn direct(
         &self,
         tenant: &str,
         on_missing: OnMissing,

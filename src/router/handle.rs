@@ -69,11 +69,11 @@ impl TenantHandle {
         self.router.inner.evict(&self.tenant)
     }
 
-    pub(crate) fn router(&self) -> &TenantRouter {
+    pub(super) fn router(&self) -> &TenantRouter {
         &self.router
     }
 
-    pub(crate) fn on_missing(&self) -> OnMissing {
+    pub(super) fn on_missing(&self) -> OnMissing {
         self.on_missing
     }
 

@@ -42,11 +42,11 @@ pub(super) fn lookup_stage(result: Result<&LocatedPool, Option<Stage>>) -> Stage
     }
 }
 
-pub(crate) type Found = Pin<Box<dyn Future<Output = Result<Location, Error>> + Send>>;
+pub(super) type Found = Pin<Box<dyn Future<Output = Result<Location, Error>> + Send>>;
 
 impl Inner {
     /// Returns the pool of a tenant that is not in the cache.
-    pub(crate) async fn locate(
+    pub(super) async fn locate(
         &self,
         tenant: &TenantId,
         on_missing: OnMissing,

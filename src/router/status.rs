@@ -55,7 +55,7 @@ impl Inner {
 }
 
 #[cfg(feature = "metrics")]
-pub(crate) use recording::start;
+pub(super) use recording::start;
 
 /// Copies the router's counters to the metrics.
 #[cfg(feature = "metrics")]

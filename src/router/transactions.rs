@@ -147,13 +147,13 @@ impl TenantRouter {
 
 /// The tenant of a transaction, by its id or by a handle.
 #[derive(Clone, Copy)]
-pub(crate) enum Target<'a> {
+pub(super) enum Target<'a> {
     Id(&'a str),
     Handle(&'a TenantHandle),
 }
 
 impl Inner {
-    pub(crate) async fn run<T, E, Fut>(
+    pub(super) async fn run<T, E, Fut>(
         &self,
         whom: Target<'_>,
         mut transaction: Transaction<'_>,

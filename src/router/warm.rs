@@ -21,7 +21,7 @@ impl TenantRouter {
         self.warm_by(tenant.as_ref(), OnMissing::Create)
     }
 
-    pub(crate) fn warm_by(&self, tenant: &str, on_missing: OnMissing) -> Warm {
+    pub(super) fn warm_by(&self, tenant: &str, on_missing: OnMissing) -> Warm {
         let (inner, tenant) = (Arc::clone(&self.inner), tenant.to_owned());
         let runtime = self.inner.shared.runtime.clone();
         Warm {

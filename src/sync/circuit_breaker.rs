@@ -25,7 +25,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// The number of a kind of call, below [`KINDS`].
 pub(crate) type Kind = usize;
 /// Largest number of kinds of calls.
-pub(crate) const KINDS: usize = 8;
+pub(super) const KINDS: usize = 8;
 
 /// Lets all calls pass until one fails. From then on one call at a time passes, at growing intervals, until one
 /// succeeds.
@@ -136,7 +136,7 @@ impl Breaker {
 
     /// Returns a [`Probe`] for one call now. A kind of call that was answered the last time may try once per outage, at
     /// any time, because only another kind may be failing.
-    pub(crate) fn enter(&self, kind: Kind) -> Result<Probe<'_>, Open> {
+    pub(super) fn enter(&self, kind: Kind) -> Result<Probe<'_>, Open> {
         let mut inner = self.inner();
         let era = match inner.state.entered(Instant::now()) {
             Ok(state) => {

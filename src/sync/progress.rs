@@ -136,7 +136,7 @@ impl Progress {
     }
 
     /// Removes and returns the mark that was set since the last call.
-    pub(crate) fn take_stale(&self) -> Option<Stale> {
+    pub(super) fn take_stale(&self) -> Option<Stale> {
         std::mem::take(&mut self.seen().stale)
     }
 
@@ -164,7 +164,7 @@ impl Progress {
 
     /// Returns the error for a caller that stops waiting now while the work goes on. It has the last failure as its
     /// source.
-    pub(crate) fn unfinished(&self) -> Error {
+    pub(super) fn unfinished(&self) -> Error {
         let err = self.timed_out();
         if self.stage() != Stage::Provision {
             return err;

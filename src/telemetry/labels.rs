@@ -15,7 +15,7 @@ pub(crate) enum Reason {
 
 impl Reason {
     #[cfg_attr(not(feature = "metrics"), allow(dead_code, reason = "for metrics"))]
-    pub(crate) const ALL: [Self; 4] = [Self::Request, Self::Warm, Self::Hint, Self::Fleet];
+    pub(super) const ALL: [Self; 4] = [Self::Request, Self::Warm, Self::Hint, Self::Fleet];
 
     /// Returns the name in metrics, spans and explanations.
     pub(crate) const fn name(self) -> &'static str {

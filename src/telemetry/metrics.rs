@@ -9,7 +9,7 @@ mod facade;
 #[cfg(feature = "metrics")]
 mod names;
 #[cfg(not(feature = "metrics"))]
-pub(crate) mod noop;
+pub(super) mod noop;
 
 #[cfg(feature = "metrics")]
 pub(crate) use facade::{CatalogMeters, Meters, answered, limited};

@@ -38,7 +38,7 @@ pub(crate) struct Counts {
     /// Connections reused in pools that no longer exist. A live pool counts its own, under a lock that it holds anyway.
     pub(crate) reused: AtomicU64,
     pub(crate) opened: AtomicU64,
-    pub(crate) gets_failed: AtomicU64,
+    pub(super) gets_failed: AtomicU64,
     gets_reopened: AtomicU64,
     gets_cold: AtomicU64,
     gets_provisioned: AtomicU64,

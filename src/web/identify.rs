@@ -204,7 +204,7 @@ impl Identify {
 
     /// Returns the tenant that the head alone names. Returns `None` if a way needs a lookup first, and if the request
     /// is to be refused.
-    pub(crate) fn by_head(&self, head: &Parts) -> Option<String> {
+    pub(super) fn by_head(&self, head: &Parts) -> Option<String> {
         self.decide(head).ok().flatten()
     }
 
@@ -231,7 +231,7 @@ impl Identify {
     /// # Errors
     /// `ErrorKind::UnknownTenant` if no way names one, `ErrorKind::InvalidTenant` if the request uses a way that cannot
     /// be read, `ErrorKind::Catalog` if a lookup failed, `ErrorKind::Timeout` if it did not end in time.
-    pub(crate) async fn identify(&self, head: &Parts) -> Result<String, Error> {
+    pub(super) async fn identify(&self, head: &Parts) -> Result<String, Error> {
         let message = "the request names no tenant";
         let named = self.named_by(head).await?;
         named.ok_or_else(|| Error::new(ErrorKind::UnknownTenant, message))

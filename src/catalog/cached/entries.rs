@@ -51,7 +51,7 @@ pub(crate) struct EntryCache {
 }
 
 impl EntryCache {
-    pub(crate) fn new(max_recorded: u64, ttl: Duration) -> Self {
+    pub(in crate::catalog) fn new(max_recorded: u64, ttl: Duration) -> Self {
         let lru = EvictionPolicy::lru;
         Self {
             recorded: Cache::builder()
@@ -286,7 +286,7 @@ impl EntryCache {
     /// Notes that this process has written a usable record of `tenant`, by a write that began at `began`. Answers from
     /// before it are no longer stored. Returns the stamp up to which the writer knows all changes, and whether the
     /// tenant's pool has to follow.
-    pub(crate) fn note_published(&self, tenant: &TenantId, began: Stamp) -> (Stamp, bool) {
+    pub(super) fn note_published(&self, tenant: &TenantId, began: Stamp) -> (Stamp, bool) {
         let mut invalidated = self.stripe(tenant);
         let written = self.note_written(&mut invalidated, began);
         let Some(Entry::Known(mut known)) = self.recorded.get(tenant) else {
@@ -300,7 +300,7 @@ impl EntryCache {
     }
 
     /// Notes that this process has written a record of `tenant` that must not be used, because of `denial`.
-    pub(crate) fn note_withdrawn(&self, tenant: &TenantId, began: Stamp, denial: Denial) -> Stamp {
+    pub(super) fn note_withdrawn(&self, tenant: &TenantId, began: Stamp, denial: Denial) -> Stamp {
         let mut invalidated = self.stripe(tenant);
         let written = self.note_written(&mut invalidated, began);
         self.store_denial(tenant, Some(0), denial);

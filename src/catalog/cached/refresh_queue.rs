@@ -42,7 +42,7 @@ impl Queued {
 
 impl RefreshQueue {
     /// Queues `tenant`, unless it is being read or the queue is full.
-    pub(crate) fn push_if_room(&self, tenant: &TenantId) {
+    pub(super) fn push_if_room(&self, tenant: &TenantId) {
         let mut queued = lock(&self.queued);
         let is_wanted = queued.members.len() < MAX_QUEUED && !queued.reading.contains_key(tenant);
         if is_wanted && queued.push(tenant) {

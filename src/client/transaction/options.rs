@@ -22,9 +22,9 @@ pub struct TransactionOptions {
     isolation: Option<IsolationLevel>,
     deferrable: bool,
     statement_timeout: Option<Duration>,
-    pub(crate) timeout: Duration,
-    pub(crate) retries: u32,
-    pub(crate) retry_conflicts: bool,
+    pub(super) timeout: Duration,
+    pub(super) retries: u32,
+    pub(super) retry_conflicts: bool,
 }
 
 impl Default for TransactionOptions {
@@ -90,7 +90,7 @@ impl TransactionOptions {
     }
 
     /// Returns the SQL that begins the transaction, in one round trip.
-    pub(crate) fn begin(&self, access: Access) -> String {
+    pub(super) fn begin(&self, access: Access) -> String {
         let level = match self.isolation {
             Some(IsolationLevel::ReadUncommitted) => " ISOLATION LEVEL READ UNCOMMITTED",
             Some(IsolationLevel::ReadCommitted) => " ISOLATION LEVEL READ COMMITTED",

@@ -27,10 +27,10 @@ pub struct Tx {
 }
 
 /// The place where a dropped [`Tx`] leaves its lease for the router to commit.
-pub(crate) type Home = Mutex<Option<Lease>>;
+pub(super) type Home = Mutex<Option<Lease>>;
 
 impl Tx {
-    pub(crate) fn new(lease: Lease, home: &Arc<Home>) -> Self {
+    pub(in crate::client) fn new(lease: Lease, home: &Arc<Home>) -> Self {
         Self {
             lease: Some(lease),
             home: Arc::clone(home),

@@ -11,7 +11,7 @@ use super::ConnectionStatus;
 
 impl ConnectionStatus {
     /// Notes that bytes came from the server, which proves that the connection is alive.
-    pub(crate) fn mark_heard(&self) {
+    pub(in crate::connection) fn mark_heard(&self) {
         let age = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last_read.store(age, Relaxed);
         self.suspected.store(false, Relaxed);
@@ -54,7 +54,7 @@ impl ConnectionStatus {
     }
 
     /// Notes that Postgres refused a statement that was prepared before a schema change.
-    pub(crate) fn mark_outdated(&self) {
+    pub(in crate::connection) fn mark_outdated(&self) {
         self.outdated.store(true, Release);
     }
 

@@ -12,24 +12,24 @@ use crate::model::endpoint::SessionReset;
 pub(crate) struct Residue(u8);
 
 impl Residue {
-    pub(crate) const NONE: Self = Self(0);
+    pub(in crate::connection) const NONE: Self = Self(0);
     /// A reset undoes it.
-    pub(crate) const RESETTABLE: Self = Self(1);
+    pub(in crate::connection) const RESETTABLE: Self = Self(1);
     /// Only the end of the session undoes it.
-    pub(crate) const LASTING: Self = Self(2);
+    pub(in crate::connection) const LASTING: Self = Self(2);
     /// The server has dropped prepared statements, which the driver does not know.
-    pub(crate) const FORGETS: Self = Self(4);
+    pub(in crate::connection) const FORGETS: Self = Self(4);
 
-    pub(crate) const fn and(self, other: Self) -> Self {
+    pub(in crate::connection) const fn and(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 
-    pub(crate) const fn has(self, other: Self) -> bool {
+    pub(in crate::connection) const fn has(self, other: Self) -> bool {
         self.0 & other.0 != 0
     }
 
     /// Returns the residue without `other`.
-    pub(crate) const fn without(self, other: Self) -> Self {
+    pub(in crate::connection) const fn without(self, other: Self) -> Self {
         Self(self.0 & !other.0)
     }
 }
@@ -43,14 +43,14 @@ const NOTIFIED: u8 = 16;
 #[derive(Debug)]
 pub(crate) struct SessionFlags {
     /// The condition for a reset of the session.
-    pub(crate) reset: SessionReset,
+    pub(in crate::connection) reset: SessionReset,
     /// The bits, ordered with the connection's `outstanding` and `parked`: the tap writes here before it counts a
     /// request.
     bits: AtomicU8,
 }
 
 impl SessionFlags {
-    pub(crate) fn new(reset: SessionReset) -> Self {
+    pub(in crate::connection) fn new(reset: SessionReset) -> Self {
         Self {
             reset,
             bits: AtomicU8::new(0),
@@ -58,19 +58,19 @@ impl SessionFlags {
     }
 
     /// Notes that a statement was written that may leave `residue`.
-    pub(crate) fn mark(&self, residue: Residue) {
+    pub(in crate::connection) fn mark(&self, residue: Residue) {
         if self.bits.load(SeqCst) & residue.0 != residue.0 {
             self.bits.fetch_or(residue.0, SeqCst);
         }
     }
 
     /// Returns whether a statement was written that may have left state.
-    pub(crate) fn is_marked(&self) -> bool {
+    pub(in crate::connection) fn is_marked(&self) -> bool {
         self.bits.load(SeqCst) & !(DIFFERS | NOTIFIED) != 0
     }
 
     /// Notes whether parameters that the server reported differ from those at the login.
-    pub(crate) fn note_difference(&self, differs: bool) {
+    pub(in crate::connection) fn note_difference(&self, differs: bool) {
         if differs {
             self.bits.fetch_or(DIFFERS, AcqRel);
         } else {
@@ -79,7 +79,7 @@ impl SessionFlags {
     }
 
     /// Notes that a notification has come, which shows that the session listens.
-    pub(crate) fn note_notification(&self) {
+    pub(in crate::connection) fn note_notification(&self) {
         self.bits.fetch_or(NOTIFIED, AcqRel);
     }
 

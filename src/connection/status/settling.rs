@@ -15,13 +15,13 @@ use futures_util::task::AtomicWaker;
 use super::ConnectionStatus;
 
 /// A connection's task whose every wake-up is counted before it runs.
-pub(crate) struct TrackedTask<F> {
+pub(in crate::connection) struct TrackedTask<F> {
     connection: F,
     bell: Arc<TrackingWaker>,
 }
 
 impl<F> TrackedTask<F> {
-    pub(crate) fn new(connection: F, status: Arc<ConnectionStatus>) -> Self {
+    pub(in crate::connection) fn new(connection: F, status: Arc<ConnectionStatus>) -> Self {
         Self {
             connection,
             bell: Arc::new(TrackingWaker {

@@ -9,7 +9,7 @@ use lexer::{Lexer, Token};
 /// It detects every end. If servers read a text in different ways, by version or setting, it may also report an end
 /// that is none.
 #[derive(Debug)]
-pub(crate) struct Statements {
+pub(super) struct Statements {
     place: Place,
     lexer: Lexer,
 }
@@ -29,7 +29,7 @@ enum Place {
 }
 
 impl Statements {
-    pub(crate) fn new() -> Self {
+    pub(in crate::connection) fn new() -> Self {
         Self {
             place: Place::Over,
             lexer: Lexer::new(),
@@ -37,7 +37,7 @@ impl Statements {
     }
 
     /// Begins the body of a simple query.
-    pub(crate) fn query(&mut self) {
+    pub(super) fn query(&mut self) {
         *self = Self {
             place: Place::Start,
             ..Self::new()
@@ -45,7 +45,7 @@ impl Statements {
     }
 
     /// Begins the body of a request to prepare a statement.
-    pub(crate) fn parse(&mut self) {
+    pub(super) fn parse(&mut self) {
         *self = Self {
             place: Place::Name,
             ..Self::new()
@@ -53,12 +53,12 @@ impl Statements {
     }
 
     /// Begins a body that has no text.
-    pub(crate) fn skip(&mut self) {
+    pub(super) fn skip(&mut self) {
         self.place = Place::Over;
     }
 
     /// Reads the next bytes, and returns whether they show a statement that may end a transaction.
-    pub(crate) fn ends_in(&mut self, bytes: &[u8]) -> bool {
+    pub(super) fn ends_in(&mut self, bytes: &[u8]) -> bool {
         let Self { place, lexer } = self;
         let mut ends = false;
         let mut bytes = bytes.iter();

@@ -18,49 +18,49 @@ const SHARDS: usize = 64;
 /// pool has come back.
 #[derive(Clone)]
 pub(crate) struct Entry {
-    pub(crate) pool: Arc<Pool>,
-    pub(crate) stay: u64,
+    pub(in crate::pool) pool: Arc<Pool>,
+    pub(super) stay: u64,
 }
 
 /// The pools in the cache, by tenant. The hash has a random key, because ids come from outside.
-pub(crate) struct Index {
+pub(super) struct Index {
     // A shard is locked for a lookup or a change. No pool is dropped under its lock.
     entries: DashMap<TenantId, Entry>,
 }
 
 impl Index {
-    pub(crate) fn new() -> Self {
+    pub(in crate::pool) fn new() -> Self {
         Self {
             entries: DashMap::with_shard_amount(SHARDS),
         }
     }
 
     /// Returns the pool of `tenant` if it is in the cache. Does not allocate.
-    pub(crate) fn find(&self, tenant: &str) -> Option<Arc<Pool>> {
+    pub(in crate::pool) fn find(&self, tenant: &str) -> Option<Arc<Pool>> {
         let entry = self.entries.get(tenant)?;
         Some(Arc::clone(&entry.pool))
     }
 
-    pub(crate) fn insert(&self, tenant: &TenantId, entry: Entry) {
+    pub(super) fn insert(&self, tenant: &TenantId, entry: Entry) {
         let earlier = self.entries.insert(tenant.clone(), entry);
         drop(earlier); // after the shard is released
     }
 
     /// Removes the pool of `tenant`, unless it has come back since its stay number `stay`.
-    pub(crate) fn remove(&self, tenant: &str, stay: u64) {
+    pub(super) fn remove(&self, tenant: &str, stay: u64) {
         let removed = self.entries.remove_if(tenant, |_, it| it.stay == stay);
         drop(removed); // after the shard is released
     }
 
     /// Returns every pool in the cache.
-    pub(crate) fn pools(&self) -> Vec<Arc<Pool>> {
+    pub(super) fn pools(&self) -> Vec<Arc<Pool>> {
         let entries = self.entries.iter();
         entries.map(|entry| Arc::clone(&entry.pool)).collect()
     }
 
     /// Returns all entries.
     #[cfg(test)]
-    pub(crate) fn entries(&self) -> Vec<(TenantId, Entry)> {
+    pub(in crate::pool) fn entries(&self) -> Vec<(TenantId, Entry)> {
         let entries = self.entries.iter();
         entries
             .map(|it| (it.key().clone(), it.value().clone()))

@@ -28,7 +28,7 @@ use crate::{
 
 impl Pool {
     /// Starts the attempts that are due. Must be called after every change that may make one due.
-    pub(crate) fn start_due_dials(self: &Arc<Self>) {
+    pub(in crate::pool) fn start_due_dials(self: &Arc<Self>) {
         let mut state = self.state();
         let (due, reason) = state.dials_due(&self.shared.config);
         let asleep = state.believes_asleep();

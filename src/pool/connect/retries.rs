@@ -5,13 +5,13 @@ use std::{iter, mem, time::Duration};
 use crate::{connection::verdict::RetryDecision, model::error::Error, sync::retry::backoff};
 
 /// First wait between two attempts to wake a compute. Most faults of a cold start pass within it.
-pub(crate) const FIRST_WAIT: Duration = Duration::from_millis(100);
+pub(super) const FIRST_WAIT: Duration = Duration::from_millis(100);
 
 /// First wait after Neon's control plane has failed.
 const FIRST_SLOW_WAIT: Duration = Duration::from_millis(500);
 
 /// Longest wait between two attempts, unless the server asks for more.
-pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(5);
+pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 /// Wait before the second try with a refused credential: a rotation needs that long to take effect everywhere.
 const SECOND_TRY_WAIT: Duration = Duration::from_secs(1);

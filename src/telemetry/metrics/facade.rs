@@ -38,7 +38,7 @@ pub(crate) struct Meters {
 
 impl Meters {
     /// Creates the metrics of the router called `name`.
-    pub(crate) fn new(name: &str) -> Self {
+    pub(in crate::telemetry) fn new(name: &str) -> Self {
         describe();
         let router = SharedString::from(Arc::<str>::from(name));
         let with = |labels: &[(&'static str, &'static str)]| labelled(&router, labels);
@@ -96,12 +96,12 @@ impl Meters {
     }
 
     /// Records the time after which a caller got its connection.
-    pub(crate) fn waited(&self, took: Duration) {
+    pub(in crate::telemetry) fn waited(&self, took: Duration) {
         self.wait_time.record(took);
     }
 
     /// Records a wake that opened a connection.
-    pub(crate) fn woke(&self, reason: Reason, took: Duration) {
+    pub(in crate::telemetry) fn woke(&self, reason: Reason, took: Duration) {
         self.wakes[reason as usize].record(took);
     }
 
@@ -111,7 +111,7 @@ impl Meters {
     }
 
     /// Counts a call that failed.
-    pub(crate) fn failed(&self, kind: ErrorKind) {
+    pub(in crate::telemetry) fn failed(&self, kind: ErrorKind) {
         if let Some(counter) = self.errors.get(kind.code()) {
             counter.increment(1);
         }

@@ -22,7 +22,7 @@ const RESET: &str = "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; CLOSE A
 ///
 /// A connection that has been silent for longer than `longest_silence` is not reset. It may be dead, and a reset long
 /// after the last caller's queries must not keep the database awake.
-pub(crate) async fn reset(
+pub(super) async fn reset(
     client: &Client,
     status: &ConnectionStatus,
     longest_silence: Duration,

@@ -36,7 +36,7 @@ const RENEW_AGAIN: Duration = Duration::from_millis(250);
 
 /// The reason why work under a lease has stopped.
 #[derive(Debug)]
-pub(crate) enum LeaseError {
+pub(super) enum LeaseError {
     /// Another process holds the lease, or may hold it. The record has to be read again.
     Lost,
     /// The work failed.
@@ -61,7 +61,7 @@ impl From<Error> for LeaseError {
 }
 
 /// A lease that is held. Dropping the guard gives it back.
-pub(crate) struct LeaseGuard {
+pub(super) struct LeaseGuard {
     catalog: Arc<CachedCatalog>,
     lease: Lease,
     time: Duration,

@@ -324,8 +324,8 @@ fn shut(shut: Open) -> Error {
 
 /// Returns the error for a tenant with a held record.
 pub(crate) fn held() -> Error {
-    let message = "the tenant is kept from use for maintenance by the platform, which set its record to held and sets it \
-                   to ready again";
+    let message = "the tenant is kept from use for maintenance by the platform, which set its record to held and \
+                   sets it to ready again";
     Error::new(ErrorKind::Held, message)
 }
 

@@ -266,7 +266,8 @@ impl fmt::Display for Unsealable {
                 "it is sealed in format {format}, which this version of tenantry does not know; upgrade"
             ),
             Self::Broken => f.write_str(
-                "its seal is broken: it was changed, or sealed for another tenant, role or host, or with another key of that id",
+                "its seal is broken: it was changed, or sealed for another tenant, role or host, or with another key \
+                 of that id",
             ),
         }
     }

@@ -221,7 +221,8 @@ impl Lookup for Postgres {
         let endpoint = self.find(tenant).await?.and_then(Record::into_served);
         match endpoint {
             Some(endpoint) if endpoint.password.expose().is_empty() => Err(InvalidRecord::new(
-                "the catalog does not give the tenant's password: it was not kept, or there are no keys here to open it with",
+                "the catalog does not give the tenant's password: it was not kept, or there are no keys here to open \
+                 it with",
             )
             .into()),
             endpoint => Ok(endpoint),
@@ -237,7 +238,8 @@ impl Catalog for Postgres {
         let served = self.inner.namespace.get_or_init(|| namespace.clone());
         if served != namespace {
             let message = format!(
-                "this catalog serves the namespace {served}, not {namespace}; build another for that, also in the same schema"
+                "this catalog serves the namespace {served}, not {namespace}; build another for that, also in the \
+                 same schema"
             );
             return Err(message.into());
         }

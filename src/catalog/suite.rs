@@ -130,7 +130,7 @@ impl<R: Catalog> Stage<R> {
     fn new(records: R, with_passwords: bool) -> Self {
         let namespace = Namespace::parse("suite").expect("a namespace");
         if let Err(why) = records.bind(&namespace, with_passwords) {
-            panic!("a catalog serves whoever asks first: {why}");
+            panic!("a new catalog takes any namespace: {why}");
         }
         Self {
             records,
@@ -162,7 +162,7 @@ impl<R: Catalog> Stage<R> {
     async fn held(&self, tenant: &TenantId, owner: &str) -> Outcome<Duration> {
         match self.records.lease(tenant, owner, LEASE).await? {
             Leased::Granted(..) => {
-                Err(format!("{owner} was granted a lease that somebody has").into())
+                Err(format!("{owner} was granted a lease that another owner has").into())
             }
             Leased::Held(left) => Ok(left),
         }

@@ -389,8 +389,8 @@ fn lost_inside(lease: &Lease, ends: u64) -> End {
     if lease.connection().status.ends() == ends {
         return lost(lease);
     }
-    let message = "the connection was lost after the closure sent what may have ended the transaction; look for what it \
-                   wrote before repeating it";
+    let message = "the connection was lost after the closure sent what may have ended the transaction; look for what \
+                   it wrote before repeating it";
     End::Failed(Error::new(ErrorKind::CommitUnknown, message).with_stage(Stage::Commit))
 }
 

@@ -188,8 +188,8 @@ impl Error {
     pub(crate) fn panicked() -> Self {
         Self::new(
             ErrorKind::Internal,
-            "a task panicked: in the application's own code (a trait of tenantry's that it implements, a closure), or in \
-             tenantry, which would be a bug",
+            "a task panicked: in the application's own code (a trait of tenantry's that it implements, a closure), \
+             or in tenantry, which would be a bug",
         )
     }
 

@@ -216,7 +216,8 @@ impl State {
             format!(", one of them for {it:.1?} or more")
         });
         Some(format!(
-            "all {limit} connections that the tenant may have are held{held}; hold them for less time, or raise {setting}"
+            "all {limit} connections that the tenant may have are held{held}; hold them for less time, or raise \
+             {setting}"
         ))
     }
 

@@ -220,7 +220,11 @@ impl Drop for LeaseGuard {
         let (catalog, lease) = (Arc::clone(&self.catalog), self.lease.clone());
         self.runtime.spawn(async move {
             if let Err(err) = catalog.release(&lease).await {
-                tracing::debug!(tenant = lease.tenant.as_str(), %err, "a lease could not be given back; it runs out by itself");
+                tracing::debug!(
+                    tenant = lease.tenant.as_str(),
+                    %err,
+                    "a lease could not be given back; it runs out by itself"
+                );
             }
         });
     }

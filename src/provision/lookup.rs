@@ -253,7 +253,7 @@ impl ProvisionEngine {
             if is_news {
                 tracing::error!(
                     tenant = tenant.as_str(),
-                    "the catalog has no record of a tenant that was known; it goes on being served. Was the catalog restored?"
+                    "the catalog has no record of a tenant that was known; it is still served. Was the catalog restored?"
                 );
             }
             return (Told::Outcome(Ok(LookupOutcome::At(endpoint))), true);

@@ -51,8 +51,8 @@ impl Policy {
             Self::OnFirstAccess => Ok(usual.clone()),
             Self::Explicit if begun => Ok(usual.clone()),
             Self::Explicit => Err(unknown(
-                "no such tenant, and no access creates one; create it with `Fleet::provision`, or name a policy by which \
-                 an access does: `Provisioner::decide` or `on_first_access`",
+                "no such tenant, and no access creates one; create it with `Fleet::provision`, or name a policy by \
+                 which an access does: `Provisioner::decide` or `on_first_access`",
             )),
             Self::Ask(decide) => match decide(tenant.clone()).await {
                 Ok(Decision::Create(plan)) => Ok(plan),

@@ -88,7 +88,7 @@ impl Inner {
             Err(pool) => {
                 let wait = self.wait(tenant, pool, on_missing, Reason::Request, patience);
                 let lease = Box::pin(wait).await?;
-                Ok(lease.expect("whoever asks for a connection is served with one"))
+                Ok(lease.expect("a request is served with a connection"))
             }
         }
     }
@@ -209,7 +209,8 @@ impl Inner {
                      are served side by side"
                 )
             } else {
-                format!("{most} callers wait already; raise waiting_callers, or max_connections so that more are served")
+                format!("{most} callers wait already; raise waiting_callers, or max_connections so that more are \
+                         served")
             };
             Error::new(ErrorKind::Overloaded, message)
                 .with_tenant(tenant)

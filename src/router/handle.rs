@@ -132,8 +132,8 @@ impl TenantHandle {
         E: From<Error> + From<tokio_postgres::Error>,
     {
         let transaction = Transaction::new(options, Access::ReadOnly);
-        let whom = Target::Handle(self);
-        self.router.inner.run(whom, transaction, work).await
+        let target = Target::Handle(self);
+        self.router.inner.run(target, transaction, work).await
     }
 
     /// Runs `work` in a transaction and commits it, as [`TenantRouter::transaction`] does.
@@ -170,8 +170,8 @@ impl TenantHandle {
         E: From<Error> + From<tokio_postgres::Error>,
     {
         let transaction = Transaction::new(options, Access::Default);
-        let whom = Target::Handle(self);
-        self.router.inner.run(whom, transaction, work).await
+        let target = Target::Handle(self);
+        self.router.inner.run(target, transaction, work).await
     }
 
     /// Opens a direct connection, as [`TenantRouter::direct`] does.

@@ -66,8 +66,8 @@ impl TenantRouter {
         E: From<Error> + From<tokio_postgres::Error>,
     {
         let transaction = Transaction::new(options, Access::ReadOnly);
-        let whom = Target::Id(tenant.as_ref());
-        self.inner.run(whom, transaction, work).await
+        let target = Target::Id(tenant.as_ref());
+        self.inner.run(target, transaction, work).await
     }
 
     /// Runs `work` in a transaction on the database of `tenant` and commits it if `work` returns `Ok`.
@@ -140,8 +140,8 @@ impl TenantRouter {
         E: From<Error> + From<tokio_postgres::Error>,
     {
         let transaction = Transaction::new(options, Access::Default);
-        let whom = Target::Id(tenant.as_ref());
-        self.inner.run(whom, transaction, work).await
+        let target = Target::Id(tenant.as_ref());
+        self.inner.run(target, transaction, work).await
     }
 }
 
@@ -155,7 +155,7 @@ pub(super) enum Target<'a> {
 impl Inner {
     pub(super) async fn run<T, E, Fut>(
         &self,
-        whom: Target<'_>,
+        target: Target<'_>,
         mut transaction: Transaction<'_>,
         mut work: impl FnMut(Tx) -> Fut,
     ) -> Result<T, E>
@@ -165,7 +165,7 @@ impl Inner {
     {
         loop {
             let patience = Some(transaction.remaining());
-            let lease = match whom {
+            let lease = match target {
                 Target::Id(tenant) => self.get(tenant, OnMissing::Create, patience).await,
                 Target::Handle(handle) => handle.lease(patience).await,
             };

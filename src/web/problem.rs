@@ -31,7 +31,16 @@ impl IntoResponse for Error {
         let (stage, cause) = (self.stage().map(Stage::code), cause(&self));
         let sqlstate = sqlstate(&self);
         if status.is_server_error() {
-            tracing::warn!(tenant, code, status = status.as_u16(), stage, err = %self, cause, sqlstate, "request failed");
+            tracing::warn!(
+                tenant,
+                code,
+                status = status.as_u16(),
+                stage,
+                err = %self,
+                cause,
+                sqlstate,
+                "request failed"
+            );
         } else {
             tracing::debug!(tenant, code, status = status.as_u16(), err = %self, cause, sqlstate, "request refused");
         }

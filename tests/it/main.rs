@@ -62,6 +62,7 @@ mod plans;
 mod policies;
 mod pooling;
 mod preparing;
+mod prose;
 mod provisioning;
 mod public;
 mod races;

@@ -167,7 +167,8 @@ fn advice(code: &SqlState) -> &'static str {
             "the database that the catalog should be in does not exist; create it, or correct the connection string"
         }
         SqlState::TOO_MANY_CONNECTIONS => {
-            "the catalog's Postgres has no connection left; lower pool_size, raise max_connections, or put a pooler in between"
+            "the catalog's Postgres has no connection left; lower pool_size, raise max_connections, or put a pooler \
+             in between"
         }
         SqlState::LOCK_NOT_AVAILABLE => {
             "the catalog's tables are locked; look in pg_locks for who holds them"

@@ -77,7 +77,8 @@ impl Postgres {
                 return Ok(resealed);
             }
         }
-        Err("somebody goes on sealing with an older key; give every replica the newest one first, then call this again".into())
+        Err("a replica still seals with an older key; give every replica the newest one first, then call this \
+             again".into())
     }
 
     async fn reseal_all(&self, namespace: &Namespace, keys: &KeyRing) -> Result<Pass, BoxError> {

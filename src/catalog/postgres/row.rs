@@ -191,8 +191,8 @@ impl Columns {
     }
 }
 
-pub(super) const NO_KEYS: &str = "the catalog has no keys to seal passwords with; give it a KeyRing, or leave the passwords \
-     at the control plane";
+pub(super) const NO_KEYS: &str = "the catalog has no keys to seal passwords with; give it a KeyRing, or leave the \
+     passwords at the control plane";
 
 /// Returns the record in `row`. Without keys, its password is left out.
 pub(super) fn record(

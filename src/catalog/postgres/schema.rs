@@ -209,7 +209,8 @@ fn check_encoding(encoding: &str) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::new(format!(
-        "the catalog's database has the encoding {encoding}, which cannot hold every tenant's id; create one with ENCODING 'UTF8'"
+        "the catalog's database has the encoding {encoding}, which cannot hold every tenant's id; create one with \
+         ENCODING 'UTF8'"
     )))
 }
 

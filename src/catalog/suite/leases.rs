@@ -140,7 +140,7 @@ pub(super) async fn fencing<R: Catalog>(stage: &Stage<R>) -> Outcome {
     let wrote = records.write(&late, &record, AfterWrite::Release).await?;
     holds(
         !wrote,
-        "a write was taken under a lease that somebody else has by now",
+        "a write was taken under a lease that another owner has by now",
     )?;
     for forged in [
         Lease::new(acme.clone(), "one", present.token),

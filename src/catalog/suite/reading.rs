@@ -47,7 +47,7 @@ pub(super) async fn changes<R: Catalog>(stage: &Stage<R>) -> Outcome {
     let start = records.changes(None, 10).await?;
     holds(
         start.tenants.is_empty() && !start.reset && !start.more,
-        "it tells changes to whoever asks for none",
+        "it reports changes though no version was asked for",
     )?;
     let idle = records.changes(Some(start.version), 10).await?;
     equal("what is told where nothing changed", &idle, &start)?;

@@ -192,7 +192,7 @@ mod tests {
 
     #[test]
     fn another_certificate_and_a_downgrade_are_violations() {
-        let other = ChannelBinding::tls_server_end_point(b"somebody else's".to_vec());
+        let other = ChannelBinding::tls_server_end_point(b"another certificate".to_vec());
         assert_eq!(exchange("right", PLUS, other), Err(Denied::Violation));
         assert_eq!(
             exchange("right", PLAIN, ChannelBinding::unrequested()),

@@ -26,7 +26,8 @@ pub(super) fn fault(host: &str, needs_certificate: bool) -> Option<&'static str>
     }
     if host.contains("://") || host.contains('=') {
         return Some(
-            "is a connection string; give its host alone, and its port, database, role and password each in its own field",
+            "is a connection string; give its host alone, and its port, database, role and password each in its own \
+             field",
         );
     }
     if host.contains(|it: char| it.is_whitespace() || it.is_control()) {

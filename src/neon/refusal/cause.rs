@@ -170,7 +170,7 @@ impl Cause {
             Self::LimitReached => Some("a limit of the plan; raise it or free something"),
             Self::Maintenance => Some("neon maintains the project; this passes"),
             Self::NotForOrganizationKeys => {
-                Some("use the personal api key of somebody who belongs to the organization")
+                Some("use the personal api key of a member of the organization")
             }
             Self::OrganizationMissing => {
                 Some("name the organization with org_id, or use an organization's own api key")

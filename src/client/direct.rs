@@ -21,15 +21,9 @@ use crate::{
         error::{Error, Stage},
         tenant::TenantId,
     },
-    pool::{
-        Pool, Unserved,
-        connect::{
-            deadpool::into_pooled_client,
-            task::{OnClose, drive_connection},
-        },
-    },
+    pool::{Pool, Unserved, connect::task::start},
     sync::progress::timed_out,
-    telemetry::{spans, stats::count},
+    telemetry::spans,
 };
 
 /// A dedicated connection to one tenant's database that bypasses the pooler: for migrations, `LISTEN`, `COPY`, session
@@ -127,15 +121,7 @@ impl DirectClient {
             notifications,
             ..
         } = dialed;
-        count(&pool.shared.stats.opened);
-        let ending = OnClose::new(pool, &status);
-        let tended = async move {
-            drive_connection(task, ending).await;
-            drop(permit);
-        };
-        let runtime = &pool.shared.runtime;
-        pool.shared.connections.spawn_on(tended, runtime);
-        let client = into_pooled_client(client, runtime.spawn(std::future::ready(())));
+        let client = start(pool, client, task, &status, permit);
         let (Some(client), Some(notifications)) = (client, notifications) else {
             status.mark_closing();
             return Err(Error::closed());

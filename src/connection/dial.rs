@@ -66,7 +66,7 @@ pub(crate) struct Dialed {
     pub(crate) client: Client,
     pub(crate) status: Arc<ConnectionStatus>,
     /// The id of its permit in the budget.
-    pub(crate) seat: PermitId,
+    pub(crate) permit_id: PermitId,
     /// The endpoint at which it was opened.
     pub(crate) endpoint: Arc<Endpoint>,
     /// The task that moves the bytes. It must run for the client to work, and ends with the connection.
@@ -158,7 +158,7 @@ impl Dialer {
         permit: Permit,
         reached: &OnceLock<SocketAddr>,
     ) -> Result<Dialed, DialFailure> {
-        let seat = permit.seat();
+        let seat = permit.id();
         let opened = self.open(endpoint.host(route), endpoint.port).await;
         let (socket, address) = opened.map_err(DialFailure::Unreachable)?;
         let _ = address.map(|address| reached.set(address));
@@ -252,7 +252,7 @@ impl Dialer {
         Ok(Dialed {
             client,
             status,
-            seat,
+            permit_id: seat,
             endpoint: Arc::clone(endpoint),
             task,
             notifications,

@@ -259,7 +259,7 @@ impl Comparison<'_> {
         let compared = on.compare(tenant, self.how.mend, &progress).await;
         let outcome = match compared {
             Ok(Compared::Same) => return,
-            Ok(Compared::Mended) => Outcome::Repaired,
+            Ok(Compared::Repaired) => Outcome::Repaired,
             Ok(Compared::Different) if self.how.mend => Outcome::Left,
             Ok(Compared::Different) => Outcome::Reported,
             Err(err) => Outcome::Failed(err),

@@ -84,7 +84,7 @@ impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Reported => f.write_str("reported"),
-            Self::Repaired => f.write_str("mended"),
+            Self::Repaired => f.write_str("repaired"),
             Self::Left => f.write_str("left for now"),
             Self::Failed(err) => write!(f, "failed: {err}"),
         }

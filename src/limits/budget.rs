@@ -291,7 +291,7 @@ const LEAVING: u8 = 1;
 const FREE: u8 = 2;
 
 impl Permit {
-    pub(crate) fn seat(&self) -> PermitId {
+    pub(crate) fn id(&self) -> PermitId {
         self.seat.clone()
     }
 }

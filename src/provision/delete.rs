@@ -31,9 +31,9 @@ impl ProvisionEngine {
         stats: &Stats,
     ) -> Result<(), Error> {
         loop {
-            let (claim, record) = self.take(tenant, progress).await?;
-            let work = self.work(&claim, tenant, progress, stats);
-            let deletion = claim.run(work.delete(record, drain, &buried)).await;
+            let (lease, record) = self.take_lease(tenant, progress).await?;
+            let work = self.work(&lease, tenant, progress, stats);
+            let deletion = lease.run(work.delete(record, drain, &buried)).await;
             if let Some(()) = LeaseError::unless_lost(deletion)? {
                 return Ok(());
             }
@@ -48,9 +48,9 @@ impl ProvisionEngine {
         stats: &Stats,
     ) -> Result<(), Error> {
         loop {
-            let (claim, record) = self.take(tenant, progress).await?;
-            let work = self.work(&claim, tenant, progress, stats);
-            let recovery = claim.run(work.undelete(record)).await;
+            let (lease, record) = self.take_lease(tenant, progress).await?;
+            let work = self.work(&lease, tenant, progress, stats);
+            let recovery = lease.run(work.undelete(record)).await;
             if let Some(()) = LeaseError::unless_lost(recovery)? {
                 return Ok(());
             }
@@ -68,12 +68,12 @@ impl ProvisionEngine {
         stats: &Stats,
     ) -> Result<bool, Error> {
         loop {
-            let (claim, record) = self.take(tenant, progress).await?;
+            let (lease, record) = self.take_lease(tenant, progress).await?;
             if !is_surplus(&record) {
                 return Ok(false);
             }
-            let work = self.work(&claim, tenant, progress, stats);
-            let removal = claim.run(work.remove(record, project)).await;
+            let work = self.work(&lease, tenant, progress, stats);
+            let removal = lease.run(work.remove(record, project)).await;
             if let Some(()) = LeaseError::unless_lost(removal)? {
                 return Ok(true);
             }
@@ -118,9 +118,9 @@ impl ProvisionJob<'_> {
             self.write(record).await?;
         }
         if let Some(project) = record.project() {
-            self.claim.ensure_fresh().await?;
+            self.lease.ensure_fresh().await?;
             // The deletion must not be sent after the lease has ended: another process may have reversed it by then.
-            let in_time = self.progress.by(self.claim.valid_until());
+            let in_time = self.progress.by(self.lease.valid_until());
             self.on.control_plane.delete(project, &in_time).await?;
         }
         self.reach(Failpoint::Destroyed).await;
@@ -145,7 +145,7 @@ impl ProvisionJob<'_> {
             }
         }
         let project = record.project().ok_or_else(nothing_to_recover)?.to_owned();
-        let in_time = progress.by(self.claim.valid_until());
+        let in_time = progress.by(self.lease.valid_until());
         let recovered = on.control_plane.recover(&project, &in_time).await;
         recovered.map_err(|err| match err.kind() {
             ErrorKind::NotFound => nothing_to_recover().with_source(err),
@@ -178,7 +178,7 @@ impl ProvisionJob<'_> {
             self.write(&record).await?;
         }
         self.reach(Failpoint::Condemned).await;
-        let in_time = self.progress.by(self.claim.valid_until());
+        let in_time = self.progress.by(self.lease.valid_until());
         Ok(self.on.control_plane.delete(project, &in_time).await?)
     }
 }

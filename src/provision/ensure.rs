@@ -127,16 +127,16 @@ impl ProvisionEngine {
             Some(plan) => plan,
             None => plan.insert(self.admit(tenant, known.as_ref(), demand, progress).await?),
         };
-        let (claim, record) = match self.claim(tenant, progress).await? {
+        let (lease, record) = match self.try_take_lease(tenant, progress).await? {
             Ok(claimed) => claimed,
             Err(left) => return Ok(Turn::Busy(left)),
         };
         check(&record, demand)?;
-        let work = self.work(&claim, tenant, progress, stats);
-        match claim.run(work.finish(record, plan)).await {
+        let work = self.work(&lease, tenant, progress, stats);
+        match lease.run(work.finish(record, plan)).await {
             Ok((endpoint, outcome)) => Ok(Turn::Done(Published {
                 endpoint,
-                known_at: claim.known_at(),
+                known_at: lease.known_at(),
                 outcome,
             })),
             Err(LeaseError::Failed(err)) => Err(err),
@@ -156,7 +156,7 @@ impl ProvisionEngine {
 
     /// Takes the lease on `tenant`, and repeats the call while the catalog is down. Returns the remaining time if
     /// another owner holds the lease.
-    pub(super) async fn claim(
+    pub(super) async fn try_take_lease(
         &self,
         tenant: &TenantId,
         progress: &Progress,
@@ -170,7 +170,7 @@ impl ProvisionEngine {
     }
 
     /// Takes the lease on a tenant that has a record, and waits while another owner holds it.
-    pub(super) async fn take(
+    pub(super) async fn take_lease(
         &self,
         tenant: &TenantId,
         progress: &Progress,
@@ -182,7 +182,7 @@ impl ProvisionEngine {
                 let message = "no such tenant; the catalog has no record of it";
                 return Err(Error::new(ErrorKind::UnknownTenant, message));
             }
-            match self.claim(tenant, progress).await? {
+            match self.try_take_lease(tenant, progress).await? {
                 Ok(claimed) => return Ok(claimed),
                 Err(left) => progress.note(&busy(left)),
             }
@@ -199,7 +199,7 @@ impl ProvisionEngine {
     ) -> ProvisionJob<'a> {
         ProvisionJob {
             on: self,
-            claim,
+            lease: claim,
             tenant,
             progress,
             stats,

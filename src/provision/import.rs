@@ -47,9 +47,9 @@ impl ProvisionEngine {
         let database = database.ok_or_else(gone)?;
         self.make_record(tenant, progress).await?;
         loop {
-            let (claim, record) = self.take(tenant, progress).await?;
-            let work = self.work(&claim, tenant, progress, stats);
-            let import = claim.run(work.import(record, database.clone())).await;
+            let (lease, record) = self.take_lease(tenant, progress).await?;
+            let work = self.work(&lease, tenant, progress, stats);
+            let import = lease.run(work.import(record, database.clone())).await;
             if let Some(()) = LeaseError::unless_lost(import)? {
                 return Ok(());
             }
@@ -63,7 +63,7 @@ impl ProvisionEngine {
         progress: &Progress,
     ) -> Result<(), Error> {
         if self.record(tenant, progress).await?.is_none() {
-            drop(self.claim(tenant, progress).await?);
+            drop(self.try_take_lease(tenant, progress).await?);
         }
         Ok(())
     }

@@ -33,7 +33,7 @@ const MOST_ATTEMPTS: usize = 100;
 /// The work on one tenant's database.
 pub(super) struct ProvisionJob<'a> {
     pub(super) on: &'a ProvisionEngine,
-    pub(super) claim: &'a LeaseGuard,
+    pub(super) lease: &'a LeaseGuard,
     pub(crate) tenant: &'a TenantId,
     pub(super) progress: &'a Progress,
     pub(crate) stats: &'a Stats,
@@ -195,7 +195,7 @@ impl ProvisionJob<'_> {
         let tags = ownership::tags(&self.on.namespace, self.tenant, &id);
         let name = ownership::name(&self.on.namespace, self.tenant);
         let order = Order::new(name, tags, plan.clone());
-        self.claim.ensure_fresh().await?;
+        self.lease.ensure_fresh().await?;
         let earlier = record.clone();
         record.state = State::Creating;
         record.plan.clone_from(&plan.name);
@@ -212,7 +212,7 @@ impl ProvisionJob<'_> {
         self.reach(Failpoint::Ordering).await;
         // The creation must not be sent after the lease has ended: the next holder of the lease searches for its
         // database only for a limited time.
-        let in_time = self.progress.by(self.claim.valid_until());
+        let in_time = self.progress.by(self.lease.valid_until());
         match self.on.control_plane.create(&order, &in_time).await {
             Ok(database) => {
                 self.reach(Failpoint::Created).await;
@@ -378,13 +378,13 @@ impl ProvisionJob<'_> {
     /// Writes `record`, without the password if the catalog keeps none.
     pub(crate) async fn write(&self, record: &Record) -> Result<(), LeaseError> {
         let written = self.on.kept(record);
-        self.claim.write(&written, self.progress).await
+        self.lease.write(&written, self.progress).await
     }
 
     /// Writes `record`, and gives the lease back with the same write.
     pub(super) async fn write_last(&self, record: &Record) -> Result<(), LeaseError> {
         let written = self.on.kept(record);
-        self.claim.write_last(&written, self.progress).await
+        self.lease.write_last(&written, self.progress).await
     }
 
     pub(super) async fn reach(&self, step: Failpoint) {

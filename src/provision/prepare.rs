@@ -64,7 +64,7 @@ impl DerefMut for PrepareClient {
 
 impl fmt::Debug for PrepareClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Preparing")
+        f.debug_struct("PrepareClient")
             .field("tenant", &self.tenant)
             .finish_non_exhaustive()
     }

@@ -16,7 +16,7 @@ pub(crate) enum Compared {
     Same,
     Different,
     /// The endpoints differed, and the record is repaired.
-    Mended,
+    Repaired,
 }
 
 impl ProvisionEngine {
@@ -64,7 +64,7 @@ impl ProvisionEngine {
     pub(crate) async fn compare(
         &self,
         tenant: &TenantId,
-        mend: bool,
+        repair: bool,
         progress: &Progress,
     ) -> Result<Compared, Error> {
         let Some(record) = self.catalog.find(tenant).await? else {
@@ -83,13 +83,13 @@ impl ProvisionEngine {
         if self.is_same(&record, &now.endpoint) {
             return Ok(Compared::Same);
         }
-        if mend
+        if repair
             && self
                 .write_down(tenant, project, now, progress)
                 .await?
                 .is_some()
         {
-            return Ok(Compared::Mended);
+            return Ok(Compared::Repaired);
         }
         Ok(Compared::Different)
     }
@@ -113,7 +113,7 @@ impl ProvisionEngine {
         now: Database,
         progress: &Progress,
     ) -> Result<Option<Stamp>, Error> {
-        let Ok((claim, mut record)) = self.claim(tenant, progress).await? else {
+        let Ok((lease, mut record)) = self.try_take_lease(tenant, progress).await? else {
             return Ok(None);
         };
         if record.state != State::Ready || record.project() != Some(project) {
@@ -121,8 +121,8 @@ impl ProvisionEngine {
         }
         record.endpoint = Some(now.endpoint);
         record.placement = Some(now.placement);
-        match claim.write_last(&self.kept(&record), progress).await {
-            Ok(()) => Ok(Some(claim.known_at())),
+        match lease.write_last(&self.kept(&record), progress).await {
+            Ok(()) => Ok(Some(lease.known_at())),
             Err(LeaseError::Lost) => Ok(None),
             Err(LeaseError::Failed(err)) => Err(err),
         }

@@ -43,11 +43,11 @@ impl ProvisionEngine {
             Some(record) if record.is_unfinished() => {}
             Some(_) | None => return Ok(Resumed::LeftAlone),
         }
-        let Ok((claim, record)) = self.claim(tenant, progress).await? else {
+        let Ok((lease, record)) = self.try_take_lease(tenant, progress).await? else {
             return Ok(Resumed::LeftAlone);
         };
-        let work = self.work(&claim, tenant, progress, stats);
-        let settled = claim.run(work.resume_record(record)).await;
+        let work = self.work(&lease, tenant, progress, stats);
+        let settled = lease.run(work.resume_record(record)).await;
         Ok(LeaseError::unless_lost(settled)?.unwrap_or(Resumed::LeftAlone))
     }
 }

@@ -47,7 +47,7 @@ fn troubles(report: &Report) -> Vec<(Trouble, &str)> {
         .map(|it| {
             let outcome = match it.outcome {
                 Outcome::Reported => "reported",
-                Outcome::Repaired => "mended",
+                Outcome::Repaired => "repaired",
                 Outcome::Left => "left",
                 _ => "failed",
             };
@@ -251,7 +251,7 @@ async fn reconcile_removes_a_duplicate_of_a_known_attempt_and_nothing_else() {
     );
     let repair = Reconcile::repair().grace(NOW);
     let mended = fleet(&router).reconcile(&repair).await.unwrap();
-    assert_eq!(troubles(&mended), expected("mended"));
+    assert_eq!(troubles(&mended), expected("repaired"));
 
     let left = stage
         .neon()
@@ -325,7 +325,10 @@ async fn a_deleted_tenants_database_that_somebody_recovered_is_found() {
         .reconcile(&Reconcile::repair().grace(NOW).remove_deleted())
         .await
         .unwrap();
-    assert_eq!(troubles(&report), [(Trouble::DeletedButPresent, "mended")]);
+    assert_eq!(
+        troubles(&report),
+        [(Trouble::DeletedButPresent, "repaired")]
+    );
     assert_eq!(projects(&stage).await, 0);
     assert_eq!(
         router.get("acme").await.unwrap_err().kind(),

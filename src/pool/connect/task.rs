@@ -2,6 +2,8 @@
 
 use std::{future::poll_fn, sync::Arc, time::Duration};
 
+use tokio_postgres::Client;
+
 use super::deadpool::into_pooled_client;
 use crate::{
     connection::{
@@ -21,26 +23,41 @@ pub(super) fn open(pool: &Arc<Pool>, dialed: Dialed) {
     let Dialed {
         client,
         status,
-        seat,
+        permit_id: seat,
         endpoint,
         task,
         ..
     } = dialed;
-    count(&pool.shared.stats.opened);
-    let ending = OnClose::new(pool, &status);
-    pool.shared
-        .connections
-        .spawn_on(drive_connection(task, ending), &pool.shared.runtime);
-    // deadpool's client aborts this handle on drop. The real task must go on, to close the session properly.
-    let stand_in = pool.shared.runtime.spawn(std::future::ready(()));
-    match into_pooled_client(client, stand_in) {
+    match start(pool, client, task, &status, ()) {
         Some(client) => pool.release(Connection::new(client, status, seat, endpoint)),
         None => status.mark_closing(),
     }
 }
 
+/// Starts the task of a new connection, and returns deadpool-postgres's client for it. `held` is dropped when the
+/// connection has ended.
+pub(crate) fn start(
+    pool: &Arc<Pool>,
+    client: Client,
+    task: ConnectionTask,
+    status: &Arc<ConnectionStatus>,
+    held: impl Send + 'static,
+) -> Option<deadpool_postgres::Client> {
+    let shared = &pool.shared;
+    count(&shared.stats.opened);
+    let on_close = OnClose::new(pool, status);
+    let driven = async move {
+        drive_connection(task, on_close).await;
+        drop(held);
+    };
+    shared.connections.spawn_on(driven, &shared.runtime);
+    // deadpool's client aborts this handle on drop. The real task must go on, to close the session properly.
+    let stand_in = shared.runtime.spawn(std::future::ready(()));
+    into_pooled_client(client, stand_in)
+}
+
 /// Drives a connection until it ends. After each poll, checks whether a request runs on it although it is idle.
-pub(crate) async fn drive_connection(mut task: ConnectionTask, ending: OnClose) {
+async fn drive_connection(mut task: ConnectionTask, ending: OnClose) {
     let turns = poll_fn(|cx| {
         let polled = task.as_mut().poll(cx);
         if polled.is_pending() && ending.status.is_stray() {
@@ -60,7 +77,7 @@ pub(crate) async fn drive_connection(mut task: ConnectionTask, ending: OnClose) 
 }
 
 /// Guard that tells the pool, on drop, that a connection's task has ended.
-pub(crate) struct OnClose {
+struct OnClose {
     // This reference cycle ends, because a pool that has left the cache closes its idle connections. As long as one has
     // not ended, a tenant that comes back finds the pool, which counts it.
     pool: Arc<Pool>,
@@ -68,7 +85,7 @@ pub(crate) struct OnClose {
 }
 
 impl OnClose {
-    pub(crate) fn new(pool: &Arc<Pool>, status: &Arc<ConnectionStatus>) -> Self {
+    fn new(pool: &Arc<Pool>, status: &Arc<ConnectionStatus>) -> Self {
         Self {
             pool: Arc::clone(pool),
             status: Arc::clone(status),

@@ -190,8 +190,8 @@ async fn a_wave_of_wrong_passwords_does_not_keep_a_creation_waiting() {
     });
     let gone = json!({ "code": "", "message": "not found" });
     let api = ScriptedApi::endless(Reply::Json(404, gone)).await;
-    // Four at once, then one each half second.
-    let neon = api.client().requests_per_minute(120).build().unwrap();
+    // Some at once, then one each second and a half: longer than anything else takes here on a busy machine.
+    let neon = api.client().requests_per_minute(40).build().unwrap();
     let (ledger, backend) = (Ledger::silent(), Backend::default());
     backend.set(Step::Login, WRONG);
     let provisioner = Provisioner::new(ledger.replica(), neon, "test").on_first_access();
@@ -207,7 +207,7 @@ async fn a_wave_of_wrong_passwords_does_not_keep_a_creation_waiting() {
     backend
         .until("all have tried", |it| it.logins_started >= TENANTS)
         .await;
-    eventually("their calls wait", || api.seen().len() >= 4).await;
+    eventually("their calls wait", || api.seen().len() >= 2).await;
     let before = api.seen().len();
     let fleet = router.fleet().unwrap();
     fleet.provision("new").await.unwrap_err();

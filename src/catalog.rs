@@ -245,7 +245,7 @@ impl std::error::Error for CallError {
 
 /// [`Catalog`] with its type erased.
 pub(crate) trait AnyCatalog: Send + Sync {
-    fn serve(&self, namespace: &Namespace, with_passwords: bool) -> Result<(), BoxError>;
+    fn bind(&self, namespace: &Namespace, with_passwords: bool) -> Result<(), BoxError>;
     fn find<'a>(&'a self, tenant: &'a TenantId) -> Answer<'a, Option<Record>>;
     fn lease<'a>(
         &'a self,
@@ -266,7 +266,7 @@ pub(crate) trait AnyCatalog: Send + Sync {
 }
 
 impl<R: Catalog> AnyCatalog for R {
-    fn serve(&self, namespace: &Namespace, with_passwords: bool) -> Result<(), BoxError> {
+    fn bind(&self, namespace: &Namespace, with_passwords: bool) -> Result<(), BoxError> {
         Catalog::bind(self, namespace, with_passwords)
     }
 

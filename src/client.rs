@@ -13,7 +13,7 @@ use self::cancel::CancelToken;
 use crate::{
     connection::ConnectionInner,
     model::{endpoint::Route, tenant::TenantId},
-    pool::lease::Lease,
+    pool::loan::Loan,
 };
 
 /// A live connection to one tenant's database. Dropping it returns it to the pool.
@@ -38,11 +38,11 @@ use crate::{
 /// ([`SessionReset`](crate::SessionReset)).
 #[must_use = "it goes back unused if it is dropped at once; to wake a database, `warm` it"]
 pub struct TenantClient {
-    lease: Lease,
+    lease: Loan,
 }
 
 impl TenantClient {
-    pub(crate) fn new(lease: Lease) -> Self {
+    pub(crate) fn new(lease: Loan) -> Self {
         Self { lease }
     }
 
@@ -58,7 +58,7 @@ impl TenantClient {
 }
 
 /// Returns a token that cancels the running query of a pooled connection.
-fn token_of(lease: &Lease) -> CancelToken {
+fn token_of(lease: &Loan) -> CancelToken {
     let ConnectionInner {
         client,
         status,

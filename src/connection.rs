@@ -43,14 +43,14 @@ impl Connection {
     pub(crate) fn new(
         client: Client,
         status: Arc<ConnectionStatus>,
-        seat: PermitId,
+        permit_id: PermitId,
         endpoint: Arc<Endpoint>,
     ) -> Self {
         let statements = Arc::clone(&client.statement_cache);
         Self(Box::new(ConnectionInner {
             client,
             status,
-            permit_id: seat,
+            permit_id,
             endpoint,
             statements,
         }))

@@ -213,7 +213,7 @@ impl Fleet {
             return Err(Error::closed());
         }
         let tenant = TenantId::parse(tenant.as_ref())?;
-        let found = self.provisioning().catalog.find(&tenant).await;
+        let found = self.provisioning().catalog.read_record(&tenant).await;
         found.map_err(|err| err.with_tenant(&tenant))
     }
 

@@ -3,7 +3,7 @@
 //! A connection is in one of four places: idle in the pool, leased to a caller, being opened (`connect`), or in
 //! cleanup. A connection that becomes free goes to the longest waiter first; no caller overtakes the queue.
 
-mod budget_holder;
+pub(crate) mod budget_owner;
 pub(crate) mod cache;
 mod checkin;
 mod checkout;
@@ -15,13 +15,13 @@ pub(crate) mod endpoint;
 mod failures;
 mod forbidden;
 mod idle_limit;
-pub(crate) mod lease;
-mod plans;
+pub(crate) mod loan;
 pub(crate) mod reaper;
 mod refusals;
 mod session_reset;
 pub(crate) mod shared;
 mod state;
+pub(crate) mod statement_clearing;
 mod wake_waiters;
 
 use std::{
@@ -34,7 +34,7 @@ use tokio::{
     time::Instant,
 };
 
-use self::{plans::Plans, shared::Shared};
+use self::{shared::Shared, statement_clearing::StatementClearing};
 use crate::{
     connection::Connection,
     model::{endpoint::Endpoint, tenant::TenantId},
@@ -56,7 +56,7 @@ pub(crate) struct Pool {
     changed: Notify,
     /// Permits for direct connections, which bypass the pooler.
     pub(crate) direct: Arc<Semaphore>,
-    plans: Plans,
+    plans: StatementClearing,
 }
 
 impl Pool {
@@ -68,7 +68,7 @@ impl Pool {
             shared,
             state: Mutex::new(State::new(endpoint)),
             changed: Notify::new(),
-            plans: Plans::default(),
+            plans: StatementClearing::default(),
         })
     }
 

@@ -284,7 +284,7 @@ impl Provisioner {
                 "creations_per_minute must be more than zero; by default no access creates any";
             return Err(InvalidConfig::new(message));
         }
-        let served = records.serve(&namespace, settings.with_passwords);
+        let served = records.bind(&namespace, settings.with_passwords);
         served.map_err(|err| InvalidConfig::new(err.to_string()))?;
         let admission = RateLimiter::new(settings.creations_per_minute, settings.waiting_creations);
         Ok(ProvisionEngine {

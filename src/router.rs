@@ -87,7 +87,7 @@ impl TenantRouter {
     /// goes on for the next caller.
     pub async fn get<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> Result<TenantClient, Error> {
         self.inner
-            .get(tenant.as_ref(), OnMissing::Create, None)
+            .get(tenant.as_ref(), OnMissing::AskPolicy, None)
             .await
             .map(TenantClient::new)
     }

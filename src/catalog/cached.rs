@@ -1,7 +1,7 @@
 //! The catalog as the router uses it: the application's [`Catalog`](crate::Catalog), with a cache.
 //!
-//! Every call goes through a breaker, has a time limit, and fails with an [`Error`]. The cache keeps known tenants
-//! served while the catalog is down.
+//! Every call goes through a breaker, has a time limit, and fails with an [`Error`]. The cache is [`EntryCache`], which
+//! keeps known tenants served while the catalog is down; `provision/lookup.rs` answers from it.
 
 mod entries;
 mod lookup_limit;
@@ -87,8 +87,8 @@ impl CachedCatalog {
         self.most_known
     }
 
-    /// Reads the present record of `tenant`.
-    pub(crate) async fn find(&self, tenant: &TenantId) -> Result<Option<Record>, Error> {
+    /// Reads the record of `tenant` from the catalog, past the cache.
+    pub(crate) async fn read_record(&self, tenant: &TenantId) -> Result<Option<Record>, Error> {
         self.call(Operation::Find, tenant.as_str(), |records| {
             records.find(tenant)
         })

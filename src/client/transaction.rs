@@ -22,7 +22,7 @@ use crate::{
         current_tenant,
         error::{Error, ErrorKind, Stage},
     },
-    pool::{VERIFY_TIMEOUT, lease::Lease},
+    pool::{VERIFY_TIMEOUT, loan::Loan},
     sync::{
         lock,
         progress::{LONGEST, timed_out},
@@ -118,7 +118,7 @@ impl<'a> Transaction<'a> {
     /// transaction may be committed.
     pub(crate) async fn run<T, E, Fut>(
         &mut self,
-        lease: Lease,
+        lease: Loan,
         work: &mut impl FnMut(Tx) -> Fut,
     ) -> Option<Result<T, E>>
     where
@@ -159,7 +159,7 @@ impl<'a> Transaction<'a> {
             (Ok(done), Some(lease)) => (done, lease),
             (Ok(_), None) => return ours(kept()),
             (Err(_), lease) => {
-                let is_lost = |it: &Lease| is_dead(it) && it.connection().status.ends() == ends;
+                let is_lost = |it: &Loan| is_dead(it) && it.connection().status.ends() == ends;
                 let lost = lease.filter(is_lost).map(|lease| loss(&lease));
                 self.last_failure = lost.or(self.last_failure.take());
                 return ours(self.out_of_time(Stage::Query));
@@ -185,7 +185,7 @@ impl<'a> Transaction<'a> {
         }
     }
 
-    async fn begin(&self, lease: &Lease) -> End {
+    async fn begin(&self, lease: &Loan) -> End {
         let asked = Instant::now();
         let is_proven = lease.connection().status.silent_at(asked) <= PROVEN;
         let limit = match (is_proven, self.is_patient) {
@@ -210,7 +210,7 @@ impl<'a> Transaction<'a> {
     }
 
     /// Commits the transaction and records how long that took.
-    async fn commit(&self, lease: &Lease, ends: u64) -> End {
+    async fn commit(&self, lease: &Loan, ends: u64) -> End {
         let began = Instant::now();
         let end = self.send_commit(lease, ends).await;
         let meters = &lease.pool().shared.stats.meters;
@@ -224,7 +224,7 @@ impl<'a> Transaction<'a> {
 
     /// Sends COMMIT and interprets the answer. `ends` is the connection's `ConnectionStatus::ends` from before the
     /// closure ran.
-    async fn send_commit(&self, lease: &Lease, ends: u64) -> End {
+    async fn send_commit(&self, lease: &Loan, ends: u64) -> End {
         let (client, status) = (&lease.connection().client, &lease.connection().status);
         if is_dead(lease) {
             return lost_inside(lease, ends);
@@ -252,7 +252,7 @@ impl<'a> Transaction<'a> {
     }
 
     /// Rolls back after the closure failed. `ends` as for [`send_commit`](Self::send_commit).
-    async fn undo(&self, lease: &Lease, ends: u64) -> End {
+    async fn undo(&self, lease: &Loan, ends: u64) -> End {
         let (client, status) = (&lease.connection().client, &lease.connection().status);
         if is_dead(lease) {
             return lost_inside(lease, ends);
@@ -282,7 +282,7 @@ impl<'a> Transaction<'a> {
     }
 
     /// Prepares another run. Returns the error if there is no time for one.
-    async fn again(&mut self, lease: Lease, err: Error, why: Why) -> Option<Error> {
+    async fn again(&mut self, lease: Loan, err: Error, why: Why) -> Option<Error> {
         let pool = Arc::clone(lease.pool());
         tracing::debug!(tenant = pool.tenant.as_str(), ?why, %err, "running the transaction again");
         match why {
@@ -355,13 +355,13 @@ fn is_answer(err: &tokio_postgres::Error) -> bool {
 }
 
 /// Returns whether the connection has ended, or the server has announced its end.
-fn is_dead(lease: &Lease) -> bool {
+fn is_dead(lease: &Loan) -> bool {
     let connection = lease.connection();
     connection.client.is_closed() || connection.status.farewell().is_some()
 }
 
 /// Returns the outcome of a run whose connection was lost before the commit.
-fn lost(lease: &Lease) -> End {
+fn lost(lease: &Loan) -> End {
     let farewell = lease.connection().status.farewell();
     let err = loss(lease);
     match verdict::on_loss(farewell.as_ref()) {
@@ -372,7 +372,7 @@ fn lost(lease: &Lease) -> End {
 }
 
 /// Returns the error for a connection that was lost before its transaction was committed.
-fn loss(lease: &Lease) -> Error {
+fn loss(lease: &Loan) -> Error {
     let said = match lease.connection().status.farewell() {
         Some(ServerClose { sqlstate, text }) => format!("SQLSTATE {sqlstate}: {text}"),
         None => "without a word".to_owned(),
@@ -385,7 +385,7 @@ fn loss(lease: &Lease) -> Error {
 }
 
 /// Returns the outcome of a run whose connection was lost in the closure, which may have ended the transaction itself.
-fn lost_inside(lease: &Lease, ends: u64) -> End {
+fn lost_inside(lease: &Loan, ends: u64) -> End {
     if lease.connection().status.ends() == ends {
         return lost(lease);
     }
@@ -407,7 +407,7 @@ fn outdated() -> End {
     End::Again(err, Why::Outdated)
 }
 
-fn rolled_back(lease: &Lease) -> Error {
+fn rolled_back(lease: &Loan) -> Error {
     let code = lease
         .connection()
         .status

@@ -49,7 +49,7 @@ const PEER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest time for a cancel request.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
 
-type Connector = <MakeRustlsConnect as MakeTlsConnect<Stream>>::TlsConnect;
+type TlsConnector = <MakeRustlsConnect as MakeTlsConnect<Stream>>::TlsConnect;
 
 /// Opens connections within the budget. All tenants share one dialer.
 pub(crate) struct Dialer {
@@ -136,7 +136,7 @@ impl Dialer {
         permit: Permit,
     ) -> Result<Dialed, Error> {
         let reached = OnceLock::new();
-        let attempt = self.attempt(endpoint, route, permit, &reached);
+        let attempt = self.connect_and_log_in(endpoint, route, permit, &reached);
         let dialed = timeout_at(deadline, attempt).await;
         let dialed = dialed.unwrap_or(Err(DialFailure::Silent));
         if let Some(address) = reached.get() {
@@ -151,19 +151,19 @@ impl Dialer {
     }
 
     /// Tries once, and stores in `reached` the address that accepted the socket.
-    async fn attempt(
+    async fn connect_and_log_in(
         &self,
         endpoint: &Arc<Endpoint>,
         route: Route,
         permit: Permit,
         reached: &OnceLock<SocketAddr>,
     ) -> Result<Dialed, DialFailure> {
-        let seat = permit.id();
-        let opened = self.open(endpoint.host(route), endpoint.port).await;
+        let permit_id = permit.id();
+        let opened = self.open_socket(endpoint.host(route), endpoint.port).await;
         let (socket, address) = opened.map_err(DialFailure::Unreachable)?;
         let _ = address.map(|address| reached.set(address));
         let stream = Stream::new(socket, Some(permit));
-        self.log_in(endpoint, route, stream, seat).await
+        self.log_in(endpoint, route, stream, permit_id).await
     }
 
     /// Updates the memory of the host's outdated password by the result of a login, and judges a failed login by it.
@@ -203,12 +203,16 @@ impl Dialer {
         let request = async {
             let socket = match peer {
                 Some(peer) => tuned(TcpStream::connect(peer).await?).map(Socket::Tcp)?,
-                None => self.open(host, endpoint.port).await?.0,
+                None => self.open_socket(host, endpoint.port).await?.0,
             };
             let stream = Stream::new(socket, None); // no session, so no permit
             let sent = match endpoint.encryption {
                 Encryption::None => token.cancel_query_raw(stream, NoTls).await,
-                Encryption::Tls => token.cancel_query_raw(stream, self.connector(host)?).await,
+                Encryption::Tls => {
+                    token
+                        .cancel_query_raw(stream, self.tls_connector(host)?)
+                        .await
+                }
             };
             sent.map_err(io::Error::other)
         };
@@ -225,7 +229,7 @@ impl Dialer {
         endpoint: &Arc<Endpoint>,
         route: Route,
         stream: Stream,
-        seat: PermitId,
+        permit_id: PermitId,
     ) -> Result<Dialed, DialFailure> {
         let host = endpoint.host(route);
         let config = endpoint.pg_config();
@@ -238,7 +242,7 @@ impl Dialer {
                 (client, driven(connection, &status, route))
             }
             Encryption::Tls => {
-                let connector = self.connector(host).map_err(DialFailure::Unreachable)?;
+                let connector = self.tls_connector(host).map_err(DialFailure::Unreachable)?;
                 let tls = Tapped {
                     connector,
                     status: Arc::clone(&status),
@@ -252,20 +256,20 @@ impl Dialer {
         Ok(Dialed {
             client,
             status,
-            permit_id: seat,
+            permit_id,
             endpoint: Arc::clone(endpoint),
             task,
             notifications,
         })
     }
 
-    fn connector(&self, host: &str) -> io::Result<Connector> {
+    fn tls_connector(&self, host: &str) -> io::Result<TlsConnector> {
         <MakeRustlsConnect as MakeTlsConnect<Stream>>::make_tls_connect(&mut self.tls.clone(), host)
             .map_err(io::Error::other)
     }
 
     /// Opens a socket to the address of `host` that answers first, and returns that address too. A pipe has no address.
-    async fn open(&self, host: &str, port: u16) -> io::Result<(Socket, Option<SocketAddr>)> {
+    async fn open_socket(&self, host: &str, port: u16) -> io::Result<(Socket, Option<SocketAddr>)> {
         if let Some(pipes) = &self.pipes {
             return Ok((pipes.open(host, port).await?, None));
         }

@@ -168,7 +168,7 @@ impl Comparison<'_> {
             return; // of a namespace that begins with this one's name
         }
         let record = match TenantId::parse(tenant) {
-            Ok(tenant) => on.catalog.find(&tenant).await,
+            Ok(tenant) => on.catalog.read_record(&tenant).await,
             Err(err) => Err(err.into()),
         };
         let trouble = match record {

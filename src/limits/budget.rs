@@ -102,20 +102,20 @@ impl Budget {
         })
     }
 
-    /// Waits for a permit to open one connection for `holder`, as long as it takes. Without a holder, the permit never
+    /// Waits for a permit to open one connection for `owner`, as long as it takes. Without a owner, the permit never
     /// comes from the reserve.
     ///
     /// # Cancel safety
     /// Dropping the future gives up the turn.
-    pub(crate) async fn take(self: &Arc<Self>, holder: Option<&Weak<dyn Owner>>) -> Permit {
+    pub(crate) async fn take(self: &Arc<Self>, owner: Option<&Weak<dyn Owner>>) -> Permit {
         let (turn, mine) = oneshot::channel();
         let _place = {
             let mut state = self.state();
             if state.turns.waiting() == 0 {
                 state.flow = WaitEstimate::new();
             }
-            let (key, number) = state.turns.wait(holder, turn);
-            DialSlot {
+            let (key, number) = state.turns.wait(owner, turn);
+            QueuedRequest {
                 budget: Arc::clone(self),
                 key,
                 number,
@@ -139,13 +139,13 @@ impl Budget {
             state.used += 1;
             state.flow.record();
             drop(state);
-            let seat = PermitId {
+            let permit_id = PermitId {
                 key,
                 state: Arc::new(AtomicU8::new(TAKEN)),
             };
             let permit = Permit {
                 budget: Arc::clone(self),
-                seat,
+                permit_id,
             };
             drop(turn.send(permit)); // if the request is gone, this drops the permit, and the next request gets it
         }
@@ -158,34 +158,36 @@ impl Budget {
 
     /// Returns whether a connection that was opened at `opened` and has just come back should go to another owner. If
     /// so, it is marked, and the caller must close it. `wanted`: its owner has a use for it now.
-    pub(crate) fn should_yield(&self, seat: &PermitId, opened: Instant, wanted: bool) -> bool {
+    pub(crate) fn should_yield(&self, permit_id: &PermitId, opened: Instant, wanted: bool) -> bool {
         let mut state = self.state();
         if self.missing.load(SeqCst) == 0 {
             return false;
         }
-        let held = state.turns.keeps(seat.key);
+        let held = state.turns.keeps(permit_id.key);
         let is_over = |since: Instant| since.elapsed() >= TURN && opened.elapsed() >= TURN;
         let leaves = if state.lacks_for_first(self.limit) {
-            let since = state.turns.first_waits_since(seat.key);
+            let since = state.turns.first_waits_since(permit_id.key);
             since.is_some_and(|since| !wanted || held > 1 || is_over(since))
         } else {
-            let fewest = state.turns.fewest_of_others(seat.key);
+            let fewest = state.turns.fewest_of_others(permit_id.key);
             fewest.is_some_and(|fewest| held > fewest + 1)
                 || state.turns.nobody_waits_since().is_some_and(is_over)
         };
-        leaves && self.vacate_in(&mut state, seat)
+        leaves && self.vacate_in(&mut state, permit_id)
     }
 
     /// Marks a connection as being closed for other owners. Returns `false` if it was marked before.
-    pub(crate) fn mark_closing(&self, seat: &PermitId) -> bool {
-        self.vacate_in(&mut self.state(), seat)
+    pub(crate) fn mark_closing(&self, permit_id: &PermitId) -> bool {
+        self.vacate_in(&mut self.state(), permit_id)
     }
 
-    fn vacate_in(&self, state: &mut State, seat: &PermitId) -> bool {
-        let taken = seat.state.compare_exchange(TAKEN, LEAVING, AcqRel, Acquire);
+    fn vacate_in(&self, state: &mut State, permit_id: &PermitId) -> bool {
+        let taken = permit_id
+            .state
+            .compare_exchange(TAKEN, LEAVING, AcqRel, Acquire);
         if taken.is_ok() {
             state.leaving += 1;
-            state.turns.leave(seat.key);
+            state.turns.leave(permit_id.key);
             self.note_missing(state);
         }
         taken.is_ok()
@@ -253,12 +255,12 @@ impl Budget {
         state.looked_for = state.looked_for.min(self.wanted(state));
     }
 
-    fn release(self: &Arc<Self>, seat: &PermitId) {
+    fn release(self: &Arc<Self>, permit_id: &PermitId) {
         let mut state = self.state();
-        let was_leaving = seat.state.swap(FREE, AcqRel) == LEAVING;
+        let was_leaving = permit_id.state.swap(FREE, AcqRel) == LEAVING;
         state.used -= 1;
         state.leaving -= usize::from(was_leaving);
-        state.turns.release(seat.key, was_leaving);
+        state.turns.release(permit_id.key, was_leaving);
         if state.used == 0 {
             self.emptied.notify_waiters();
         }
@@ -275,7 +277,7 @@ impl Budget {
 #[must_use]
 pub(crate) struct Permit {
     budget: Arc<Budget>,
-    seat: PermitId,
+    permit_id: PermitId,
 }
 
 /// The budget's id of a connection.
@@ -292,13 +294,13 @@ const FREE: u8 = 2;
 
 impl Permit {
     pub(crate) fn id(&self) -> PermitId {
-        self.seat.clone()
+        self.permit_id.clone()
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.budget.release(&self.seat);
+        self.budget.release(&self.permit_id);
     }
 }
 
@@ -309,13 +311,13 @@ impl fmt::Debug for Permit {
 }
 
 /// A request that waits. Dropping it withdraws the request if it was not served.
-struct DialSlot {
+struct QueuedRequest {
     budget: Arc<Budget>,
     key: Key,
     number: u64,
 }
 
-impl Drop for DialSlot {
+impl Drop for QueuedRequest {
     fn drop(&mut self) {
         let mut state = self.budget.state();
         let given_up = state.turns.give_up(self.key, self.number);
@@ -350,13 +352,13 @@ mod tests {
             Arc::new(Self { budget, idle })
         }
 
-        fn holder(self: &Arc<Self>) -> Weak<dyn Owner> {
+        fn owner(self: &Arc<Self>) -> Weak<dyn Owner> {
             let tenant: Weak<Self> = Arc::downgrade(self);
             tenant
         }
 
         async fn take(self: &Arc<Self>) -> Permit {
-            self.budget.take(Some(&self.holder())).await
+            self.budget.take(Some(&self.owner())).await
         }
 
         fn take_now(self: &Arc<Self>) -> Option<Permit> {
@@ -380,7 +382,7 @@ mod tests {
             }
             let (_, permit) = idle.remove(0);
             drop(idle);
-            self.budget.mark_closing(&permit.seat)
+            self.budget.mark_closing(&permit.permit_id)
         }
 
         fn reconsider(&self) {}
@@ -453,13 +455,19 @@ mod tests {
         let opened = Instant::now();
         let [h1, h2] = [hot.take_now().unwrap(), hot.take_now().unwrap()];
         let c = calm.take_now().unwrap();
-        assert!(!budget.should_yield(&h1.seat, opened, true), "nobody waits");
+        assert!(
+            !budget.should_yield(&h1.permit_id, opened, true),
+            "nobody waits"
+        );
         let mut waits = Box::pin(late.take());
         assert!(futures_util::poll!(&mut waits).is_pending());
-        assert!(!budget.should_yield(&c.seat, opened, true), "its only one");
-        assert!(budget.should_yield(&h1.seat, opened, true));
         assert!(
-            !budget.should_yield(&h2.seat, opened, true),
+            !budget.should_yield(&c.permit_id, opened, true),
+            "its only one"
+        );
+        assert!(budget.should_yield(&h1.permit_id, opened, true));
+        assert!(
+            !budget.should_yield(&h2.permit_id, opened, true),
             "one is enough"
         );
         drop(h1);
@@ -467,15 +475,18 @@ mod tests {
         let mut waits = Box::pin(hot.take());
         assert!(futures_util::poll!(&mut waits).is_pending());
         advance(2 * TURN).await;
-        assert!(!budget.should_yield(&l.seat, opened, true), "both have one");
+        assert!(
+            !budget.should_yield(&l.permit_id, opened, true),
+            "both have one"
+        );
         drop(h2);
         let _h = waits.await;
         let fourth = Tenant::new(&budget);
         let mut waits = Box::pin(fourth.take());
         assert!(futures_util::poll!(&mut waits).is_pending());
-        assert!(!budget.should_yield(&c.seat, opened, true), "not yet");
+        assert!(!budget.should_yield(&c.permit_id, opened, true), "not yet");
         advance(TURN).await;
-        assert!(budget.should_yield(&c.seat, opened, true));
+        assert!(budget.should_yield(&c.permit_id, opened, true));
     }
 
     #[tokio::test(start_paused = true)]
@@ -494,7 +505,7 @@ mod tests {
         drop(waits);
         assert_eq!((budget.used(), budget.waiting()), (0, 0));
         assert!(!budget.is_contended());
-        assert!(budget.state().turns.holders().is_empty());
+        assert!(budget.state().turns.owners().is_empty());
         budget.emptied().await;
     }
 

@@ -17,7 +17,7 @@ use moka::{policy::EvictionPolicy, sync::Cache};
 use tokio::time::Instant;
 
 use self::index::{Entry, Index};
-use super::{Pool, Unserved, lease::Lease, shared::Shared};
+use super::{Pool, Unserved, loan::Loan, shared::Shared};
 use crate::{
     connection::Health,
     model::{endpoint::Endpoint, tenant::TenantId},
@@ -83,13 +83,13 @@ impl PoolCache {
 
     /// Returns an idle connection of `tenant` that needs no check. If there is none, returns the tenant's pool, if that
     /// is cached. Does not wait, do I/O or allocate.
-    pub(crate) fn get_now(&self, tenant: &str) -> Result<Lease, Option<Arc<Pool>>> {
+    pub(crate) fn get_now(&self, tenant: &str) -> Result<Loan, Option<Arc<Pool>>> {
         let pool = self.index.find(tenant).ok_or(None)?;
         self.get_now_from(pool).map_err(Some)
     }
 
     /// Returns an idle connection of `pool` that needs no check, or else the pool.
-    pub(crate) fn get_now_from(&self, pool: Arc<Pool>) -> Result<Lease, Arc<Pool>> {
+    pub(crate) fn get_now_from(&self, pool: Arc<Pool>) -> Result<Loan, Arc<Pool>> {
         let now = Instant::now();
         let mut state = pool.state();
         let is_news = state.note_use(now, self.epoch());
@@ -101,7 +101,7 @@ impl PoolCache {
         let Some(connection) = connection else {
             return Err(pool);
         };
-        let lease = Lease::new(connection, pool);
+        let lease = Loan::new(connection, pool);
         if lease.connection().health_at(now, &self.shared.config) == Health::Healthy {
             return Ok(lease);
         }

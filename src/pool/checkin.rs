@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{Pool, cleanup::Cleanup, lease::Lease};
+use super::{Pool, cleanup::Cleanup, loan::Loan};
 use crate::{
     connection::{Connection, status::ConnectionStatus},
     telemetry::stats::count,
@@ -34,11 +34,11 @@ impl Pool {
         if connection.status.session.needs_reset() {
             return self.clean_up(connection);
         }
-        self.release(connection);
+        self.hand_out(connection);
     }
 
     /// Hands a connection to the longest waiter, or keeps it idle; closes it if it must not be used again.
-    pub(crate) fn release(self: &Arc<Self>, connection: Connection) {
+    pub(crate) fn hand_out(self: &Arc<Self>, connection: Connection) {
         if connection.status.is_outdated() {
             self.note_outdated_plan_of(&connection);
             return connection.close();
@@ -53,7 +53,7 @@ impl Pool {
             self.tell_awake(&mut state, &connection.status);
         }
         let status = &connection.status;
-        if self.plans.are_doubtful() {
+        if self.plans.is_clearing_due() {
             status.suspect(); // so that the next caller checks whether the statements are cleared
         }
         // A cancel request may still be in flight. The next waiter could not use the connection, and would lose its
@@ -69,7 +69,7 @@ impl Pool {
         }
         if let Some(waiter) = state.next_waiter() {
             state.lent += 1;
-            let lease = Lease::new(connection, Arc::clone(self));
+            let lease = Loan::new(connection, Arc::clone(self));
             drop(state); // before the lease can come back, which takes the lock
             // If the waiter has just left, the lease is dropped here, and the connection goes to the next waiter.
             drop(waiter.turn.send(Ok(lease)));

@@ -8,7 +8,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{Pool, Unserved, lease::Lease, refusals::Refusal, state::Waiter};
+use super::{Pool, Unserved, loan::Loan, refusals::Refusal, state::Waiter};
 use crate::{
     connection::Health,
     model::{endpoint::Route, error::Error},
@@ -26,7 +26,7 @@ impl Pool {
     ///
     /// # Cancel safety
     /// Dropping the future gives up the place in the queue. A dial in progress goes on.
-    pub(crate) async fn get(self: &Arc<Self>, until: Instant) -> Result<(Lease, bool), Unserved> {
+    pub(crate) async fn get(self: &Arc<Self>, until: Instant) -> Result<(Loan, bool), Unserved> {
         let started = Instant::now();
         let found = async {
             let (mut slept, mut has_waited) = (false, false);
@@ -39,7 +39,7 @@ impl Pool {
                 let Some(lease) = self.validate(lease).await else {
                     continue;
                 };
-                if let Some(lease) = self.with_fresh_plans(lease, until).await? {
+                if let Some(lease) = self.with_cleared_statements(lease, until).await? {
                     return Ok((lease, slept));
                 }
             }
@@ -74,7 +74,7 @@ impl Pool {
         until: Instant,
         has_waited: bool,
         slept: &mut bool,
-    ) -> Result<Lease, Unserved> {
+    ) -> Result<Loan, Unserved> {
         let refusal = self.refusal(until);
         let turn = {
             let mut state = self.state();
@@ -84,7 +84,7 @@ impl Pool {
             if let Some(connection) = state.pop_idle() {
                 state.lent += 1;
                 drop(state);
-                return Ok(Lease::new(connection, Arc::clone(self)));
+                return Ok(Loan::new(connection, Arc::clone(self)));
             }
             if let Some(refusal) = refusal.filter(|_| state.open.is_empty()) {
                 return Err(refusal.error().into());
@@ -96,18 +96,19 @@ impl Pool {
             mine
         };
         self.start_due_dials();
+        // Answered by `hand_out` (checkin.rs), by `fail_one` and `fail_all` (failures.rs), or by `forbid`.
         turn.await.unwrap_or_else(|_| Err(Error::closed().into()))
     }
 
     /// Returns the lease if its connection can be used. Pings the server if that is in doubt.
-    async fn validate(self: &Arc<Self>, lease: Lease) -> Option<Lease> {
+    async fn validate(self: &Arc<Self>, lease: Loan) -> Option<Loan> {
         let status = &lease.connection().status;
-        let mut fitness = lease.connection().health(&self.shared.config);
-        if fitness == Health::Pending {
+        let mut health = lease.connection().health(&self.shared.config);
+        if health == Health::Pending {
             status.settle_within(TURN_TIMEOUT).await;
-            fitness = lease.connection().health(&self.shared.config);
+            health = lease.connection().health(&self.shared.config);
         }
-        match fitness {
+        match health {
             Health::Healthy => Some(lease),
             Health::NeedsPing => self.ping(lease).await,
             Health::Pending => {

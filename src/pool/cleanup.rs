@@ -41,7 +41,7 @@ impl Cleanup {
         self.settled();
         if reset {
             if let Some(connection) = self.connection.take() {
-                self.pool.release(connection);
+                self.pool.hand_out(connection);
             }
             return;
         }

@@ -14,7 +14,7 @@ use std::{
 use futures_util::{FutureExt, future::Either};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use self::retries::{FIRST_WAIT, LONGEST_WAIT, RetryPlan};
+use self::retries::{FIRST_WAIT, LONGEST_WAIT, Retries};
 use super::{Pool, Wake, refusals::Refusal};
 use crate::{
     connection::{dial::Dialed, verdict},
@@ -49,14 +49,14 @@ impl Connector<'_> {
     /// Tries until the compute is up, the login is refused, or the deadline passes. The first try uses `permit`.
     /// Between tries no permit is held, so that other tenants can use it.
     pub(super) async fn try_until_up(&self, permit: Permit) -> Result<Dialed, Error> {
-        let mut plan = RetryPlan::new(!self.pool.state().fresh);
+        let mut plan = Retries::new(!self.pool.state().fresh);
         let (mut permit, mut silent) = (Some(permit), None);
         loop {
             let (endpoint, changes) = (self.pool.endpoint(), self.pool.change_count());
             let dialed = tokio::select! {
                 biased;
-                dialed = self.log_in(&endpoint, permit.take(), &mut silent) => dialed,
-                () = self.moved_from(&endpoint) => { silent = None; continue },
+                dialed = self.try_with_backup(&endpoint, permit.take(), &mut silent) => dialed,
+                () = self.until_moved(&endpoint) => { silent = None; continue },
                 () = self.preempted() => { silent = None; continue },
             };
             let err = match dialed {
@@ -64,7 +64,7 @@ impl Connector<'_> {
                 Ok(None) => continue, // it is silent; a second one starts beside it
                 Err(err) => err,
             };
-            let step = self.after(&mut plan, &endpoint, changes, err).await?;
+            let step = self.decide_next(&mut plan, &endpoint, changes, err).await?;
             let Some((wait, err)) = step else {
                 silent = None; // it went to the tenant's earlier endpoint
                 continue;
@@ -99,9 +99,9 @@ impl Connector<'_> {
 
     /// Decides what to do after `err`. Returns the wait before the next try, or `None` to try again at once. Returns an
     /// error if there must be no next try.
-    async fn after(
+    async fn decide_next(
         &self,
-        plan: &mut RetryPlan,
+        plan: &mut Retries,
         endpoint: &Arc<Endpoint>,
         changes: u64,
         err: Error,
@@ -111,7 +111,7 @@ impl Connector<'_> {
             return Ok(Some((FIRST_WAIT, err))); // the failure may be older than the change
         }
         let next = verdict::next(err.kind());
-        if plan.should_relocate(next) && self.has_moved(endpoint, changes).await? {
+        if plan.should_relocate(next) && self.relocated(endpoint, changes).await? {
             return Ok(None);
         }
         match plan.wait(next, &err) {
@@ -122,7 +122,7 @@ impl Connector<'_> {
 
     /// Logs in, beside the `silent` login if there is one; the first success counts. If there is none and this login is
     /// silent for about `SILENCE`, it becomes the `silent` one, goes on, and `None` is returned.
-    async fn log_in<'b>(
+    async fn try_with_backup<'b>(
         &'b self,
         endpoint: &Arc<Endpoint>,
         permit: Option<Permit>,
@@ -137,7 +137,8 @@ impl Connector<'_> {
         };
         let permit = permit.ok_or_else(|| self.progress.timed_out())?;
         let endpoint = Arc::clone(endpoint);
-        let mut login: Login<'b> = Box::pin(async move { self.dial(&endpoint, permit).await });
+        let mut login: Login<'b> =
+            Box::pin(async move { self.dial_and_record(&endpoint, permit).await });
         let is_second = silent.is_some();
         let silence = SILENCE + SILENCE / 2 * u32::from(chance()) / u32::from(u8::MAX);
         let answered = timeout(silence, self.beside(silent, &mut login)).await;
@@ -198,7 +199,7 @@ impl Connector<'_> {
     /// Returns a permit for one more connection, or `None` if no caller of this tenant waits for one any more.
     pub(crate) async fn permit(&self) -> Result<Option<Permit>, Error> {
         let dialer = &self.pool.shared.dialer;
-        let holder = (self.route == Route::Pooled).then(|| self.pool.as_holder());
+        let holder = (self.route == Route::Pooled).then(|| self.pool.as_owner());
         let mut taken = pin!(dialer.permit(holder.as_ref(), self.progress));
         if let Some(taken) = taken.as_mut().now_or_never() {
             return taken.map(Some);
@@ -218,7 +219,7 @@ impl Connector<'_> {
     }
 
     /// Waits until `endpoint` is no longer the tenant's, which makes a login there useless.
-    async fn moved_from(&self, endpoint: &Arc<Endpoint>) {
+    async fn until_moved(&self, endpoint: &Arc<Endpoint>) {
         loop {
             let changed = self.pool.changed.notified();
             if !Arc::ptr_eq(&self.pool.endpoint(), endpoint) {
@@ -240,7 +241,7 @@ impl Connector<'_> {
     /// Looks the tenant up again, and returns whether its endpoint or credential differs from `known`. Also returns
     /// `true` if something has changed since `changes` was counted: the change is newer than the answer, and a login
     /// may work now. Returns an error if the tenant has no usable database any more.
-    async fn has_moved(&self, known: &Arc<Endpoint>, changes: u64) -> Result<bool, Error> {
+    async fn relocated(&self, known: &Arc<Endpoint>, changes: u64) -> Result<bool, Error> {
         let Pool { tenant, shared, .. } = &**self.pool;
         let limit = ASK_TIMEOUT.min(self.progress.remaining());
         let progress = Progress::new(Stage::Lookup, limit);
@@ -252,7 +253,7 @@ impl Connector<'_> {
             return Ok(true);
         }
         match asked.unwrap_or_else(|_| Err(progress.timed_out())) {
-            Ok(now) => Ok(now.is_some_and(|it| self.pool.move_from(Some(known), it, true))),
+            Ok(now) => Ok(now.is_some_and(|it| self.pool.replace_endpoint(Some(known), it, true))),
             Err(err) if is_gone(err.kind()) => {
                 if let Some(catalog) = shared.source.catalog() {
                     catalog.refresh.push(tenant); // the pool follows the entry
@@ -323,7 +324,7 @@ impl Connector<'_> {
     }
 
     /// Tries to log in once.
-    pub(crate) async fn dial(
+    pub(crate) async fn dial_and_record(
         &self,
         endpoint: &Arc<Endpoint>,
         permit: Permit,

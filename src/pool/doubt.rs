@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout};
 
-use super::{Pool, lease::Lease};
+use super::{Pool, loan::Loan};
 use crate::connection::Connection;
 
 /// Longest wait for the answer to a ping on an idle connection.
@@ -14,7 +14,7 @@ impl Pool {
     /// Returns the lease if the server answers on its connection.
     ///
     /// The ping runs in its own task: a caller that leaves must not return a silent connection to the pool.
-    pub(super) async fn ping(self: &Arc<Self>, lease: Lease) -> Option<Lease> {
+    pub(super) async fn ping(self: &Arc<Self>, lease: Loan) -> Option<Loan> {
         let pool = Arc::clone(self);
         let verified = self.shared.runtime.spawn(async move {
             let asked = Instant::now();

@@ -14,14 +14,14 @@ impl Pool {
     /// Sets the tenant's endpoint and returns whether it is another one. Connections of the earlier generation are
     /// closed when no caller uses them any more. A new connection limit alone does not make it another endpoint.
     pub(crate) fn set_endpoint(self: &Arc<Self>, endpoint: Arc<Endpoint>, fresh: bool) -> bool {
-        let news = self.move_from(None, endpoint, fresh);
+        let news = self.replace_endpoint(None, endpoint, fresh);
         self.start_due_dials(); // there may be room for more connections now
         news
     }
 
     /// Sets the endpoint like [`set_endpoint`](Self::set_endpoint), unless the present one is no longer `known`. Then
     /// it changes nothing and returns `true`.
-    pub(super) fn move_from(
+    pub(super) fn replace_endpoint(
         &self,
         known: Option<&Arc<Endpoint>>,
         endpoint: Arc<Endpoint>,

@@ -4,7 +4,7 @@ use std::{collections::VecDeque, mem, sync::Arc, time::Duration};
 
 use tokio::{sync::oneshot, time::Instant};
 
-use super::{Unserved, lease::Lease};
+use super::{Unserved, loan::Loan};
 use crate::{
     connection::{Connection, status::ConnectionStatus, verdict::REPEATED},
     model::{config::Config, endpoint::Endpoint, error::ErrorKind},
@@ -102,7 +102,7 @@ pub(super) struct WakeWaiter {
 
 /// A caller in the queue.
 pub(super) struct Waiter {
-    pub(super) turn: oneshot::Sender<Result<Lease, Unserved>>,
+    pub(super) turn: oneshot::Sender<Result<Loan, Unserved>>,
     /// Deadline of the caller.
     pub(super) until: Instant,
 }

@@ -32,7 +32,7 @@ impl ProvisionEngine {
     ) -> Result<(), Error> {
         loop {
             let (lease, record) = self.take_lease(tenant, progress).await?;
-            let work = self.work(&lease, tenant, progress, stats);
+            let work = self.job(&lease, tenant, progress, stats);
             let deletion = lease.run(work.delete(record, drain, &buried)).await;
             if let Some(()) = LeaseError::unless_lost(deletion)? {
                 return Ok(());
@@ -49,7 +49,7 @@ impl ProvisionEngine {
     ) -> Result<(), Error> {
         loop {
             let (lease, record) = self.take_lease(tenant, progress).await?;
-            let work = self.work(&lease, tenant, progress, stats);
+            let work = self.job(&lease, tenant, progress, stats);
             let recovery = lease.run(work.undelete(record)).await;
             if let Some(()) = LeaseError::unless_lost(recovery)? {
                 return Ok(());
@@ -72,7 +72,7 @@ impl ProvisionEngine {
             if !is_surplus(&record) {
                 return Ok(false);
             }
-            let work = self.work(&lease, tenant, progress, stats);
+            let work = self.job(&lease, tenant, progress, stats);
             let removal = lease.run(work.remove(record, project)).await;
             if let Some(()) = LeaseError::unless_lost(removal)? {
                 return Ok(true);

@@ -54,7 +54,7 @@ pub(crate) struct Published {
 }
 
 /// The outcome of one look at a tenant.
-enum Turn {
+enum Try {
     Done(Published),
     /// Another process holds the lease, for this much longer unless it renews the lease.
     Busy(Duration),
@@ -85,42 +85,42 @@ impl ProvisionEngine {
         let mut plan = None;
         loop {
             let busy_for = match self
-                .look(tenant, demand, &mut plan, progress, stats)
+                .try_once(tenant, demand, &mut plan, progress, stats)
                 .await?
             {
-                Turn::Done(published) => return Ok(published),
-                Turn::Busy(left) => left,
-                Turn::Again => Duration::ZERO,
+                Try::Done(published) => return Ok(published),
+                Try::Busy(left) => left,
+                Try::Again => Duration::ZERO,
             };
             progress.note(&busy(busy_for));
-            rest(&mut waits, progress).await?;
+            pause(&mut waits, progress).await?;
         }
     }
 
     /// Reads the record, and does the work if no other process does. `plan` is the tenant's plan, once it is decided.
-    async fn look(
+    async fn try_once(
         &self,
         tenant: &TenantId,
         demand: &CreateReason,
         plan: &mut Option<Plan>,
         progress: &Progress,
         stats: &Stats,
-    ) -> Result<Turn, Error> {
+    ) -> Result<Try, Error> {
         let known_at = self.catalog.entries.stamp();
         let known = self.record(tenant, progress).await?;
         if let Some(record) = &known {
             if record.state == State::Ready {
                 let endpoint = self.endpoint_of(tenant, record, progress).await?;
                 let plan = record.plan.clone();
-                return Ok(Turn::Done(Published {
+                return Ok(Try::Done(Published {
                     endpoint,
                     known_at,
                     outcome: Provisioned::Existing { plan },
                 }));
             }
-            check(record, demand)?;
+            refuse_if_withdrawn(record, demand)?;
             if let Some(left) = record.leased_for {
-                return Ok(Turn::Busy(left));
+                return Ok(Try::Busy(left));
             }
         }
         let plan = match plan {
@@ -129,18 +129,18 @@ impl ProvisionEngine {
         };
         let (lease, record) = match self.try_take_lease(tenant, progress).await? {
             Ok(claimed) => claimed,
-            Err(left) => return Ok(Turn::Busy(left)),
+            Err(left) => return Ok(Try::Busy(left)),
         };
-        check(&record, demand)?;
-        let work = self.work(&lease, tenant, progress, stats);
-        match lease.run(work.finish(record, plan)).await {
-            Ok((endpoint, outcome)) => Ok(Turn::Done(Published {
+        refuse_if_withdrawn(&record, demand)?;
+        let work = self.job(&lease, tenant, progress, stats);
+        match lease.run(work.run(record, plan)).await {
+            Ok((endpoint, outcome)) => Ok(Try::Done(Published {
                 endpoint,
                 known_at: lease.known_at(),
                 outcome,
             })),
             Err(LeaseError::Failed(err)) => Err(err),
-            Err(LeaseError::Lost) => Ok(Turn::Again),
+            Err(LeaseError::Lost) => Ok(Try::Again),
         }
     }
 
@@ -151,7 +151,7 @@ impl ProvisionEngine {
         progress: &Progress,
     ) -> Result<Option<Record>, Error> {
         let waits = backoff(FIRST_WAIT, LONGEST_WAIT);
-        retry(progress, waits, || self.catalog.find(tenant)).await
+        retry(progress, waits, || self.catalog.read_record(tenant)).await
     }
 
     /// Takes the lease on `tenant`, and repeats the call while the catalog is down. Returns the remaining time if
@@ -186,11 +186,11 @@ impl ProvisionEngine {
                 Ok(claimed) => return Ok(claimed),
                 Err(left) => progress.note(&busy(left)),
             }
-            rest(&mut waits, progress).await?;
+            pause(&mut waits, progress).await?;
         }
     }
 
-    pub(super) fn work<'a>(
+    pub(super) fn job<'a>(
         &'a self,
         claim: &'a LeaseGuard,
         tenant: &'a TenantId,
@@ -311,7 +311,7 @@ impl ProvisionEngine {
 }
 
 /// Waits before the next look. Returns an error if that would come after the deadline.
-async fn rest(
+async fn pause(
     waits: &mut (impl Iterator<Item = Duration> + Send),
     progress: &Progress,
 ) -> Result<(), Error> {
@@ -324,7 +324,7 @@ async fn rest(
 }
 
 /// Refuses a creation for a tenant that is held, being deleted, or deleted (unless it is to be created again).
-fn check(record: &Record, demand: &CreateReason) -> Result<(), Error> {
+fn refuse_if_withdrawn(record: &Record, demand: &CreateReason) -> Result<(), Error> {
     match (record.state, demand) {
         (State::Claimed | State::Creating | State::Preparing | State::Ready, _)
         | (State::Deleted, CreateReason::Recreate(_)) => Ok(()),

@@ -48,7 +48,7 @@ impl ProvisionEngine {
         self.make_record(tenant, progress).await?;
         loop {
             let (lease, record) = self.take_lease(tenant, progress).await?;
-            let work = self.work(&lease, tenant, progress, stats);
+            let work = self.job(&lease, tenant, progress, stats);
             let import = lease.run(work.import(record, database.clone())).await;
             if let Some(()) = LeaseError::unless_lost(import)? {
                 return Ok(());

@@ -60,7 +60,7 @@ impl Origin {
 impl ProvisionJob<'_> {
     /// Does the steps that are left, publishes the record, and gives the lease back. An error is also written to the
     /// record.
-    pub(super) async fn finish(
+    pub(super) async fn run(
         &self,
         mut record: Record,
         plan: &Plan,

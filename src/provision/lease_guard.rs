@@ -295,7 +295,7 @@ mod tests {
         ));
         let ours = claim(&catalog).await.unwrap();
         let progress = Progress::new(crate::model::error::Stage::Provision, 60 * SECOND);
-        let found = catalog.find(&TenantId::parse("acme").unwrap()).await;
+        let found = catalog.read_record(&TenantId::parse("acme").unwrap()).await;
         let record = found.unwrap().unwrap();
         let work = async {
             ours.write_last(&record, &progress).await?;

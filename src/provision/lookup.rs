@@ -48,7 +48,10 @@ type Applied = (Told, bool);
 impl ProvisionEngine {
     /// Returns the endpoint of `tenant` if it has a database, or an error if it must not be used. Answers from the
     /// cached entry if there is one. An old entry is read again in the background.
-    pub(super) async fn lookup(&self, tenant: &TenantId) -> Result<Option<Arc<Endpoint>>, Error> {
+    pub(super) async fn lookup_cached(
+        &self,
+        tenant: &TenantId,
+    ) -> Result<Option<Arc<Endpoint>>, Error> {
         let CachedCatalog { entries, stats, .. } = &*self.catalog;
         let known = match entries.get(tenant) {
             Some(Entry::Denied(denied)) => {
@@ -67,7 +70,7 @@ impl ProvisionEngine {
             return Ok(Some(self.hit(tenant, known)));
         }
         let _under_way = self.catalog.lookups.try_enter()?;
-        match (self.ask(tenant).await, known) {
+        match (self.lookup_uncached(tenant).await, known) {
             (Ok(LookupOutcome::At(endpoint)), _) => Ok(Some(endpoint)),
             (Ok(LookupOutcome::Unfinished | LookupOutcome::Unknown), _) => Ok(None),
             (Err(err), Some(known)) if err.kind() == ErrorKind::Catalog => {
@@ -111,12 +114,12 @@ impl ProvisionEngine {
 
     /// Reads the endpoint of `tenant` from the catalog, whatever its entry says, and stores the answer as the entry.
     /// The password may have to be read from the control plane.
-    pub(super) async fn ask(&self, tenant: &TenantId) -> Result<LookupOutcome, Error> {
+    pub(super) async fn lookup_uncached(&self, tenant: &TenantId) -> Result<LookupOutcome, Error> {
         let mut turns = 0;
         loop {
             turns += 1;
             let asked = self.catalog.entries.stamp();
-            let (told, newest) = self.read(tenant, asked).await?;
+            let (told, newest) = self.read_and_cache(tenant, asked).await?;
             let (outcome, newest) = match told {
                 Told::Outcome(outcome) => (outcome, newest),
                 Told::WithoutPassword(record) => self.with_password(tenant, asked, &record).await,
@@ -132,7 +135,7 @@ impl ProvisionEngine {
     pub(crate) async fn refresh_entry(&self, tenant: &TenantId) -> Result<(), Error> {
         for _ in 0..TURNS {
             let asked = self.catalog.entries.stamp();
-            let (told, mut newest) = self.read(tenant, asked).await?;
+            let (told, mut newest) = self.read_and_cache(tenant, asked).await?;
             if let Told::WithoutPassword(record) = told {
                 let entries = &self.catalog.entries;
                 newest = entries.mark_moved(tenant, asked, record.generation);
@@ -145,12 +148,12 @@ impl ProvisionEngine {
     }
 
     /// Reads the record of `tenant`. Returns an error only if the catalog failed.
-    async fn read(&self, tenant: &TenantId, asked: Stamp) -> Result<Applied, Error> {
-        match self.catalog.find(tenant).await {
+    async fn read_and_cache(&self, tenant: &TenantId, asked: Stamp) -> Result<Applied, Error> {
+        match self.catalog.read_record(tenant).await {
             Ok(Some(record)) => Ok(self.apply_record(tenant, asked, record)),
-            Ok(None) => Ok(self.on_missing(tenant, asked)),
+            Ok(None) => Ok(self.apply_missing(tenant, asked)),
             Err(err) if err.kind() == ErrorKind::BadRecord => {
-                Ok(self.on_broken(tenant, asked, err))
+                Ok(self.apply_broken(tenant, asked, err))
             }
             Err(err) => Err(err),
         }
@@ -197,7 +200,7 @@ impl ProvisionEngine {
                 let newest = entries.insert_known(tenant, asked, generation, &endpoint);
                 (Told::Outcome(Ok(LookupOutcome::At(endpoint))), newest)
             }
-            Err(err) => self.on_broken(tenant, asked, err),
+            Err(err) => self.apply_broken(tenant, asked, err),
         }
     }
 
@@ -247,7 +250,7 @@ impl ProvisionEngine {
 
     /// Handles a missing record. A cached tenant keeps being served: if its record vanished, others probably did too,
     /// and new databases for all of them would make the loss worse.
-    fn on_missing(&self, tenant: &TenantId, asked: Stamp) -> Applied {
+    fn apply_missing(&self, tenant: &TenantId, asked: Stamp) -> Applied {
         let entries = &self.catalog.entries;
         if let Some((endpoint, is_news)) = entries.mark_missing(tenant) {
             if is_news {
@@ -261,13 +264,13 @@ impl ProvisionEngine {
         if entries.was_refused(tenant) {
             let message = "the catalog has lost its record of the tenant, which cannot be served and is not created \
                            anew; see whether the catalog was restored, then provision or import it";
-            return self.on_broken(tenant, asked, Error::new(ErrorKind::BadRecord, message));
+            return self.apply_broken(tenant, asked, Error::new(ErrorKind::BadRecord, message));
         }
         let newest = entries.insert_denial(tenant, asked, None, Denial::Unknown(None));
         (Told::Outcome(Ok(LookupOutcome::Unknown)), newest)
     }
 
-    fn on_broken(&self, tenant: &TenantId, asked: Stamp, err: Error) -> Applied {
+    fn apply_broken(&self, tenant: &TenantId, asked: Stamp, err: Error) -> Applied {
         let entries = &self.catalog.entries;
         let newest = entries.insert_broken(tenant, asked, err.clone());
         (Told::Outcome(Err(err)), newest)

@@ -29,7 +29,7 @@ impl ProvisionEngine {
         progress: &Progress,
     ) -> Result<Option<Arc<Endpoint>>, Error> {
         let mut known_at = self.catalog.entries.stamp();
-        let known = self.catalog.find(tenant).await?;
+        let known = self.catalog.read_record(tenant).await?;
         let Some(record) = known.filter(|record| record.state == State::Ready) else {
             return Ok(None);
         };
@@ -67,7 +67,7 @@ impl ProvisionEngine {
         repair: bool,
         progress: &Progress,
     ) -> Result<Compared, Error> {
-        let Some(record) = self.catalog.find(tenant).await? else {
+        let Some(record) = self.catalog.read_record(tenant).await? else {
             return Ok(Compared::Same);
         };
         let (State::Ready, Some(project), Some(endpoint)) =

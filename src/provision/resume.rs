@@ -46,7 +46,7 @@ impl ProvisionEngine {
         let Ok((lease, record)) = self.try_take_lease(tenant, progress).await? else {
             return Ok(Resumed::LeftAlone);
         };
-        let work = self.work(&lease, tenant, progress, stats);
+        let work = self.job(&lease, tenant, progress, stats);
         let settled = lease.run(work.resume_record(record)).await;
         Ok(LeaseError::unless_lost(settled)?.unwrap_or(Resumed::LeftAlone))
     }

@@ -37,7 +37,7 @@ pub(crate) enum OnMissing {
     #[cfg_attr(not(feature = "axum"), allow(dead_code, reason = "for the extractor"))]
     Finish,
     /// Create a database, if the policy allows it.
-    Create,
+    AskPolicy,
 }
 
 /// The application's own table, and the limit on simultaneous lookups.
@@ -81,7 +81,7 @@ impl Source {
         let (known, fresh) = match self {
             Self::Lookup(own) => (own.lookup(tenant).await, true),
             // Records hold an earlier answer of Neon, which is the authority.
-            Self::Provisioning(provisioning) => (provisioning.lookup(tenant).await, false),
+            Self::Provisioning(provisioning) => (provisioning.lookup_cached(tenant).await, false),
         };
         let known = known.map_err(|err| err.with_stage(Stage::Lookup));
         let (tenant, elapsed) = (tenant.as_str(), began.elapsed());
@@ -99,7 +99,7 @@ impl Source {
 
     /// Returns the endpoint of `tenant`. If it has no database, creates or finishes one, if `on_missing` and the policy
     /// allow that. Returns `None` if `on_missing` does not.
-    pub(crate) async fn locate(
+    pub(crate) async fn lookup_or_create(
         &self,
         tenant: &TenantId,
         on_missing: OnMissing,
@@ -122,7 +122,7 @@ impl Source {
                     finished => finished.map(Some),
                 }
             }
-            (Self::Provisioning(on), OnMissing::Create) => {
+            (Self::Provisioning(on), OnMissing::AskPolicy) => {
                 let asked = on.catalog.entries.stamp();
                 let created = create(on, tenant, &CreateReason::Access, progress, stats).await;
                 let created = created.inspect_err(|err| on.remember_refusal(tenant, asked, err));
@@ -144,7 +144,7 @@ impl Source {
             return now.map(|it| Some(it.endpoint)).ok_or_else(missing);
         };
         count(&stats.lookups);
-        match provisioning.ask(tenant).await? {
+        match provisioning.lookup_uncached(tenant).await? {
             LookupOutcome::At(same) if same.is_same_place(known) => {
                 provisioning.refresh(tenant, progress).await
             }

@@ -2,11 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::{
-    model::error::Error,
-    provision::source::OnMissing,
-    router::{Inner, TenantRouter, handle::TenantHandle},
-};
+use super::{Inner, TenantRouter, handle::TenantHandle};
+use crate::{model::error::Error, provision::source::OnMissing};
 
 impl TenantRouter {
     /// Clears the statements that were prepared on the database of `tenant`: by this router's connections, and by the
@@ -40,7 +37,7 @@ impl TenantRouter {
     ) -> Result<(), Error> {
         let inner = &self.inner;
         inner
-            .clear_cached_statements(tenant.as_ref(), OnMissing::Create)
+            .clear_cached_statements(tenant.as_ref(), OnMissing::AskPolicy)
             .await
     }
 }

@@ -13,7 +13,7 @@ use crate::{
         error::{Error, ErrorKind, Stage},
         tenant::TenantId,
     },
-    pool::{Pool, Unserved, lease::Lease, shared::Shared},
+    pool::{Pool, Unserved, loan::Loan, shared::Shared},
     provision::source::OnMissing,
     telemetry::{
         labels::{Path, Reason},
@@ -29,7 +29,7 @@ async fn serve(
     until: Instant,
     reason: Reason,
     laps: &mut StageTimer<'_>,
-) -> Result<(Option<Lease>, Path), Unserved> {
+) -> Result<(Option<Loan>, Path), Unserved> {
     let (lease, slept) = if reason == Reason::Request {
         let served = pool.get(until).await;
         laps.record(served.as_ref().map_err(Unserved::error), checkout_stage);
@@ -51,7 +51,7 @@ async fn serve(
 }
 
 /// Returns the stage for which a caller has waited in a pool's queue.
-fn checkout_stage(result: Result<&(Lease, bool), Option<Stage>>) -> Stage {
+fn checkout_stage(result: Result<&(Loan, bool), Option<Stage>>) -> Stage {
     match result {
         Ok((_, true)) => Stage::Wake,
         Ok((_, false)) => Stage::Checkout,
@@ -75,13 +75,13 @@ impl Inner {
         tenant: &str,
         on_missing: OnMissing,
         patience: Option<Duration>,
-    ) -> Result<Lease, Error> {
+    ) -> Result<Loan, Error> {
         if self.shared.life.is_stopping() {
             return Err(self.reject_closed(tenant, Reason::Request));
         }
         match self.pools.get_now(tenant) {
             Ok(lease) => {
-                spans::warm(tenant);
+                spans::record_idle_hit(tenant);
                 Ok(lease)
             }
             // Boxed, so that the future of a call that need not wait stays small.
@@ -120,14 +120,14 @@ impl Inner {
         on_missing: OnMissing,
         reason: Reason,
         patience: Option<Duration>,
-    ) -> Result<Option<Lease>, Error> {
+    ) -> Result<Option<Loan>, Error> {
         let Shared { life, stats, .. } = &*self.shared;
         let (span, mut laps) = (spans::span(tenant, reason), StageTimer::new(stats));
         let work = async {
             tokio::select! {
                 biased;
                 () = life.terminated() => Err(Error::closed()),
-                result = self.wait_in_line(tenant, pool, on_missing, reason, patience, &mut laps) => result,
+                result = self.locate_and_serve(tenant, pool, on_missing, reason, patience, &mut laps) => result,
             }
         };
         let result = work.instrument(span.clone()).await;
@@ -145,7 +145,7 @@ impl Inner {
         }
     }
 
-    async fn wait_in_line(
+    async fn locate_and_serve(
         &self,
         raw: &str,
         pool: Option<Arc<Pool>>,
@@ -153,7 +153,7 @@ impl Inner {
         reason: Reason,
         patience: Option<Duration>,
         laps: &mut StageTimer<'_>,
-    ) -> Result<(Option<Lease>, Path), Error> {
+    ) -> Result<(Option<Loan>, Path), Error> {
         let tenant = TenantId::parse(raw)?;
         let place = self.enter(&tenant)?;
         let patience = patience.unwrap_or(self.shared.config.get_timeout);

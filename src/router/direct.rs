@@ -26,7 +26,7 @@ impl TenantRouter {
     /// Dropping the future closes a connection that was opened; a look-up, a creation or a wake under way goes on.
     pub async fn direct<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> Result<DirectClient, Error> {
         let inner = &self.inner;
-        inner.direct(tenant.as_ref(), OnMissing::Create).await
+        inner.direct(tenant.as_ref(), OnMissing::AskPolicy).await
     }
 }
 

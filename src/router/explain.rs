@@ -169,7 +169,7 @@ impl TenantRouter {
     /// ```
     pub fn explain<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> Result<Explanation, Error> {
         let tenant = TenantId::parse(tenant.as_ref())?;
-        Ok(self.inner.explain(&tenant, OnMissing::Create))
+        Ok(self.inner.explain(&tenant, OnMissing::AskPolicy))
     }
 }
 
@@ -193,7 +193,7 @@ impl Inner {
         let may_create = match &self.shared.source {
             Source::Lookup(_) => false,
             Source::Provisioning(provisioning) => {
-                on_missing == OnMissing::Create && provisioning.creates_on_access()
+                on_missing == OnMissing::AskPolicy && provisioning.creates_on_access()
             }
         };
         let next = if self.shared.life.is_stopping() {

@@ -15,7 +15,7 @@ use crate::{
         transaction::{Access, Transaction, TransactionOptions, Tx},
     },
     model::{error::Error, tenant::TenantId},
-    pool::{Pool, lease::Lease},
+    pool::{Pool, loan::Loan},
     provision::source::OnMissing,
     sync::lock,
     telemetry::spans,
@@ -57,7 +57,7 @@ impl TenantRouter {
         Ok(TenantHandle {
             router: self.clone(),
             tenant: TenantId::parse(tenant.as_ref())?,
-            on_missing: OnMissing::Create,
+            on_missing: OnMissing::AskPolicy,
             pool: Mutex::default(),
         })
     }
@@ -197,14 +197,14 @@ impl TenantHandle {
     }
 
     /// Returns a connection, within `patience`, or within `get_timeout` if that is `None`.
-    pub(crate) async fn lease(&self, patience: Option<Duration>) -> Result<Lease, Error> {
+    pub(crate) async fn lease(&self, patience: Option<Duration>) -> Result<Loan, Error> {
         let inner = &*self.router.inner;
         let pool = lock(&self.pool).upgrade();
         let pool = pool.filter(|_| !inner.shared.life.is_stopping());
         // A pool that has left the cache, or whose tenant has moved, has no idle connection.
         match pool.map(|pool| inner.pools.get_now_from(pool)) {
             Some(Ok(lease)) => {
-                spans::warm(self.tenant.as_str());
+                spans::record_idle_hit(self.tenant.as_str());
                 Ok(lease)
             }
             _ => Box::pin(self.lease_by_id(patience)).await,
@@ -212,7 +212,7 @@ impl TenantHandle {
     }
 
     /// Returns a connection by the tenant's id, and remembers the pool that it came from.
-    async fn lease_by_id(&self, patience: Option<Duration>) -> Result<Lease, Error> {
+    async fn lease_by_id(&self, patience: Option<Duration>) -> Result<Loan, Error> {
         let id = self.tenant.as_str();
         let lease = self.router.inner.get(id, self.on_missing, patience).await?;
         *lock(&self.pool) = Arc::downgrade(lease.pool());

@@ -42,7 +42,7 @@ pub(super) fn lookup_stage(result: Result<&LocatedPool, Option<Stage>>) -> Stage
     }
 }
 
-pub(super) type Found = Pin<Box<dyn Future<Output = Result<Location, Error>> + Send>>;
+pub(super) type FlightFuture = Pin<Box<dyn Future<Output = Result<Location, Error>> + Send>>;
 
 impl Inner {
     /// Returns the pool of a tenant that is not in the cache.
@@ -55,7 +55,7 @@ impl Inner {
         let until = Instant::now() + patience;
         loop {
             let patience = until.saturating_duration_since(Instant::now());
-            let find = || self.find(tenant, on_missing);
+            let find = || self.flight_for(tenant, on_missing);
             match self.flights.get_or_start(tenant, patience, find).await? {
                 Location::Located(arrived) => return Ok(arrived),
                 Location::Missing(by) if by >= on_missing => return Err(source::not_created()),
@@ -65,18 +65,18 @@ impl Inner {
     }
 
     /// Returns a flight that finds a tenant's endpoint, creates its database if that is allowed, and creates its pool.
-    pub(crate) fn find(
+    pub(crate) fn flight_for(
         &self,
         tenant: &TenantId,
         on_missing: OnMissing,
-    ) -> (Progress, impl FnMut() -> Found + Send + 'static) {
+    ) -> (Progress, impl FnMut() -> FlightFuture + Send + 'static) {
         let progress = Progress::new(Stage::Lookup, self.shared.config.provision_timeout);
         let (pools, shared) = (Arc::clone(&self.pools), Arc::clone(&self.shared));
         let (tenant, seen) = (tenant.clone(), progress.clone());
         let mut first = true;
         let name = tenant.as_str();
         let span = spans::detached(tracing::debug_span!(parent: None, "flight", tenant = name));
-        let flight = move || -> Found {
+        let flight = move || -> FlightFuture {
             let again = !mem::replace(&mut first, false);
             let (tenant, seen) = (tenant.clone(), seen.clone());
             let (pools, shared) = (Arc::clone(&pools), Arc::clone(&shared));
@@ -92,7 +92,7 @@ impl Inner {
                 }
                 let Shared { source, stats, .. } = &*shared;
                 let asked = source.stamp();
-                let locate = source.locate(&tenant, on_missing, &seen, stats);
+                let locate = source.lookup_or_create(&tenant, on_missing, &seen, stats);
                 let located = timeout_at(seen.deadline(), locate).await;
                 let Some(located) = located.map_err(|_| seen.timed_out())?? else {
                     return Ok(Location::Missing(on_missing));

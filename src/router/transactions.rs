@@ -166,7 +166,7 @@ impl Inner {
         loop {
             let patience = Some(transaction.remaining());
             let lease = match target {
-                Target::Id(tenant) => self.get(tenant, OnMissing::Create, patience).await,
+                Target::Id(tenant) => self.get(tenant, OnMissing::AskPolicy, patience).await,
                 Target::Handle(handle) => handle.lease(patience).await,
             };
             let lease = lease.map_err(|err| transaction.explain(err))?;

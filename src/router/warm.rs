@@ -18,7 +18,7 @@ impl TenantRouter {
     /// If the database sleeps and no call follows, this costs a needless wake, which at Neon is at least one suspend
     /// window of compute time.
     pub fn warm<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> Warm {
-        self.warm_by(tenant.as_ref(), OnMissing::Create)
+        self.warm_by(tenant.as_ref(), OnMissing::AskPolicy)
     }
 
     pub(super) fn warm_by(&self, tenant: &str, on_missing: OnMissing) -> Warm {
@@ -82,7 +82,7 @@ impl Inner {
             let pool = if known.is_some() {
                 known
             } else {
-                let find = || self.find(tenant, OnMissing::Ignore);
+                let find = || self.flight_for(tenant, OnMissing::Ignore);
                 match self
                     .flights
                     .get_or_start(tenant, config.get_timeout, find)

@@ -80,7 +80,7 @@ where
         W: FnMut() -> Fut + Send + 'static,
         Fut: Future<Output = Result<V, Error>> + Send + 'static,
     {
-        let mut flight = self.start(key, build);
+        let mut flight = self.in_progress_or_new(key, build);
         let rounds = flight.rounds;
         let answered = flight.landed.wait_for(|landed| landed.answers(rounds));
         match timeout(patience, answered).await {
@@ -93,7 +93,11 @@ where
     }
 
     /// Returns the flight in progress for `key`, or a new one in its own task.
-    fn start<W, Fut>(&self, key: &K, build: impl FnOnce() -> (Progress, W)) -> Flight<V>
+    fn in_progress_or_new<W, Fut>(
+        &self,
+        key: &K,
+        build: impl FnOnce() -> (Progress, W),
+    ) -> Flight<V>
     where
         W: FnMut() -> Fut + Send + 'static,
         Fut: Future<Output = Result<V, Error>> + Send + 'static,
@@ -113,6 +117,8 @@ where
             progress: progress.clone(),
             rounds: 0,
         };
+        // This caller joins before round 1 begins, so round 2 is good enough for it. A later caller joins during round 1,
+        // and waits for round 3.
         let under_way = Flight {
             rounds: 1,
             ..flight.clone()

@@ -23,7 +23,7 @@ pub(crate) fn span(tenant: &str, reason: Reason) -> Span {
 
 /// Emits the span of a call that found an idle connection. It begins and ends here, because nothing happens in between.
 #[inline]
-pub(crate) fn warm(tenant: &str) {
+pub(crate) fn record_idle_hit(tenant: &str) {
     let (reason, outcome) = (Reason::Request.name(), Path::Warm.name());
     drop(tracing::debug_span!(
         "get",

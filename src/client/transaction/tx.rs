@@ -9,7 +9,7 @@ use std::{
 use crate::{
     client::{cancel::CancelToken, token_of},
     model::tenant::TenantId,
-    pool::lease::Lease,
+    pool::loan::Loan,
     sync::lock,
 };
 
@@ -22,22 +22,22 @@ use crate::{
 /// it.
 pub struct Tx {
     // `None` only during the drop.
-    lease: Option<Lease>,
+    lease: Option<Loan>,
     home: Arc<Home>,
 }
 
 /// The place where a dropped [`Tx`] leaves its lease for the router to commit.
-pub(super) type Home = Mutex<Option<Lease>>;
+pub(super) type Home = Mutex<Option<Loan>>;
 
 impl Tx {
-    pub(in crate::client) fn new(lease: Lease, home: &Arc<Home>) -> Self {
+    pub(in crate::client) fn new(lease: Loan, home: &Arc<Home>) -> Self {
         Self {
             lease: Some(lease),
             home: Arc::clone(home),
         }
     }
 
-    fn lease(&self) -> &Lease {
+    fn lease(&self) -> &Loan {
         self.lease.as_ref().expect("only drop takes it")
     }
 

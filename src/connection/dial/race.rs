@@ -67,7 +67,7 @@ where
         if attempts.len() < MOST_AT_ONCE
             && let Some((number, address)) = untried.next()
         {
-            let connecting = attempt(address, connect(address));
+            let connecting = connect_within_limit(address, connect(address));
             attempts.push(async move { (number, connecting.await) });
         }
         let more = attempts.len() < MOST_AT_ONCE && untried.len() > 0;
@@ -84,7 +84,7 @@ where
 }
 
 /// Waits until `connecting` to `address` has ended, for [`TCP_TIMEOUT`] at most.
-async fn attempt<T>(
+async fn connect_within_limit<T>(
     address: SocketAddr,
     connecting: impl Future<Output = io::Result<T>>,
 ) -> io::Result<T> {

@@ -58,9 +58,9 @@ impl Budget {
                 sleep(LOOK).await;
                 self.make_room();
             }
-            let waiting = self.state().turns.waiting_holders();
-            for holder in waiting {
-                holder.reconsider();
+            let waiting = self.state().turns.waiting_owners();
+            for owner in waiting {
+                owner.reconsider();
             }
         }
     }
@@ -108,17 +108,17 @@ impl Budget {
         if idle().is_none() {
             return;
         }
-        let (now, holders) = (Instant::now(), self.state().turns.holders());
-        let unused = holders.iter().filter_map(|it| Some((it.idle_since()?, it)));
+        let (now, owners) = (Instant::now(), self.state().turns.owners());
+        let unused = owners.iter().filter_map(|it| Some((it.idle_since()?, it)));
         let mut unused: Vec<_> = unused.collect();
         unused.sort_by_key(|(at, _)| *at);
-        for (_, holder) in unused {
+        for (_, owner) in unused {
             loop {
                 let Some(idle) = idle() else {
                     return;
                 };
                 let unused_since = now.checked_sub(idle);
-                if !unused_since.is_some_and(|it| holder.close_idle(it)) {
+                if !unused_since.is_some_and(|it| owner.close_idle(it)) {
                     break;
                 }
             }

@@ -15,7 +15,7 @@ use super::{Owner, Permit};
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(super) enum Key {
     /// Address of the owner. It is unique as long as a [`Weak`] to the owner is kept.
-    Holder(usize),
+    Owner(usize),
     /// Number of a request without an owner.
     Nobody(u64),
 }
@@ -28,7 +28,7 @@ type Queue = BTreeMap<u64, Key>;
 /// The owners that hold connections, and the requests that wait for one.
 #[derive(Default)]
 pub(super) struct Turns {
-    holdings: HashMap<Key, Holding>,
+    holdings: HashMap<Key, Holdings>,
     /// Owners that wait and have no connection.
     first: Queue,
     /// Owners that wait for one more connection. An owner that was served goes to the end.
@@ -42,8 +42,8 @@ pub(super) struct Turns {
     last_number: u64,
 }
 
-struct Holding {
-    holder: Option<Weak<dyn Owner>>,
+struct Holdings {
+    owner: Option<Weak<dyn Owner>>,
     held: usize,
     /// Number of these that are being closed for other owners.
     leaving: usize,
@@ -53,7 +53,7 @@ struct Holding {
     place: Option<u64>,
 }
 
-impl Holding {
+impl Holdings {
     fn keeps(&self) -> usize {
         self.held - self.leaving
     }
@@ -82,14 +82,14 @@ impl Turns {
     }
 
     /// Adds a request, and returns its key and number.
-    pub(super) fn wait(&mut self, holder: Option<&Weak<dyn Owner>>, turn: Turn) -> (Key, u64) {
+    pub(super) fn wait(&mut self, owner: Option<&Weak<dyn Owner>>, turn: Turn) -> (Key, u64) {
         let number = self.next_number();
-        let key = match holder {
-            Some(holder) => Key::Holder(holder.as_ptr().addr()),
+        let key = match owner {
+            Some(owner) => Key::Owner(owner.as_ptr().addr()),
             None => Key::Nobody(number),
         };
-        let holding = self.holdings.entry(key).or_insert_with(|| Holding {
-            holder: holder.cloned(),
+        let holding = self.holdings.entry(key).or_insert_with(|| Holdings {
+            owner: owner.cloned(),
             held: 0,
             leaving: 0,
             line: VecDeque::new(),
@@ -171,7 +171,7 @@ impl Turns {
 
     /// Returns the number of connections of `key` that are not being closed for other owners.
     pub(super) fn keeps(&self, key: Key) -> usize {
-        self.holdings.get(&key).map_or(0, Holding::keeps)
+        self.holdings.get(&key).map_or(0, Holdings::keeps)
     }
 
     /// Returns the fewest connections that a waiting owner other than `key` keeps.
@@ -196,19 +196,19 @@ impl Turns {
     }
 
     /// Returns all owners that hold a connection.
-    pub(super) fn holders(&self) -> Vec<Arc<dyn Owner>> {
+    pub(super) fn owners(&self) -> Vec<Arc<dyn Owner>> {
         self.those(|it| it.keeps() > 0)
     }
 
     /// Returns all owners that wait for a connection.
-    pub(super) fn waiting_holders(&self) -> Vec<Arc<dyn Owner>> {
+    pub(super) fn waiting_owners(&self) -> Vec<Arc<dyn Owner>> {
         self.those(|it| !it.line.is_empty())
     }
 
-    fn those(&self, are: impl Fn(&Holding) -> bool) -> Vec<Arc<dyn Owner>> {
+    fn those(&self, are: impl Fn(&Holdings) -> bool) -> Vec<Arc<dyn Owner>> {
         let holdings = self.holdings.values().filter(|it| are(it));
-        let holders = holdings.filter_map(|it| it.holder.as_ref());
-        holders.filter_map(Weak::upgrade).collect()
+        let owners = holdings.filter_map(|it| it.owner.as_ref());
+        owners.filter_map(Weak::upgrade).collect()
     }
 
     fn front(&self, key: Key) -> Option<&Request> {
@@ -232,8 +232,8 @@ impl Turns {
         holding.place = Some(number);
         let queue = match key {
             Key::Nobody(_) => &mut self.nobodys,
-            Key::Holder(_) if holding.held == 0 => &mut self.first,
-            Key::Holder(_) => {
+            Key::Owner(_) if holding.held == 0 => &mut self.first,
+            Key::Owner(_) => {
                 self.kept.insert((holding.keeps(), key));
                 &mut self.others
             }
@@ -256,7 +256,7 @@ impl Turns {
     }
 
     /// Applies `change` to the counts of `key`.
-    fn recount(&mut self, key: Key, change: impl FnOnce(&mut Holding)) {
+    fn recount(&mut self, key: Key, change: impl FnOnce(&mut Holdings)) {
         let Some(holding) = self.holdings.get_mut(&key) else {
             return;
         };
@@ -269,7 +269,7 @@ impl Turns {
 
     /// Forgets `key` if it neither holds nor waits for a connection.
     fn forget(&mut self, key: Key) {
-        let is_gone = |it: &Holding| it.held == 0 && it.line.is_empty();
+        let is_gone = |it: &Holdings| it.held == 0 && it.line.is_empty();
         if self.holdings.get(&key).is_some_and(is_gone) {
             self.holdings.remove(&key);
         }

@@ -13,7 +13,7 @@ use tracing::Instrument;
 use super::{
     Connector,
     retries::{FIRST_WAIT, LONGEST_WAIT},
-    task::open,
+    task::start_and_hand_out,
 };
 use crate::{
     connection::dial::Dialed,
@@ -70,6 +70,7 @@ struct DialAttempt {
     waking: bool,
     /// `true` once this attempt has begun to log in.
     logging_in: bool,
+    /// `true` once its outcome is handed on, so that its drop has nothing left to do.
     landed: bool,
 }
 
@@ -84,22 +85,21 @@ impl DialAttempt {
         let shared = Arc::clone(&self.pool.shared);
         let progress = Progress::new(Stage::Checkout, shared.config.wake_timeout);
         if asleep && let Err(err) = self.wait_until_useful(&progress, early_ends).await {
-            self.waking = true;
+            self.waking = true; // so that the pool remembers the error as a refusal
             return Some(Err(err));
         }
-        let permit = self.opening(&progress).permit().await.ok()??;
+        let Ok(Some(permit)) = self.opening(&progress).permit().await else {
+            return None; // no permit in time, or no caller waits any more
+        };
         {
             // Checked only now, because the wait may have been long. If the compute has fallen asleep in that time, it
             // gets one attempt.
             let mut state = self.pool.state();
             self.waking = state.believes_asleep();
             if self.waking {
-                let rests = !asleep
-                    && shared
-                        .refusals
-                        .get(&self.pool.tenant, Route::Pooled)
-                        .is_some();
-                if state.logging_in > 0 || rests {
+                let refusal = shared.refusals.get(&self.pool.tenant, Route::Pooled);
+                let was_refused_since = !asleep && refusal.is_some();
+                if state.logging_in > 0 || was_refused_since {
                     self.waking = false;
                     return None;
                 }
@@ -114,7 +114,7 @@ impl DialAttempt {
         let (opening, endpoint) = (self.opening(&progress), self.pool.endpoint());
         tokio::select! {
             biased;
-            dialed = opening.dial(&endpoint, permit) => Some(dialed),
+            dialed = opening.dial_and_record(&endpoint, permit) => Some(dialed),
             () = opening.preempted() => None,
         }
     }
@@ -163,7 +163,7 @@ impl DialAttempt {
                 }
                 drop(state);
                 pool.shared.refusals.clear_at(&pool.tenant, Route::Pooled);
-                open(pool, dialed);
+                start_and_hand_out(pool, dialed);
             }
             Err(err) if err.kind() == ErrorKind::Closed => {
                 drop(state);

@@ -17,7 +17,7 @@ pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(5);
 const SECOND_TRY_WAIT: Duration = Duration::from_secs(1);
 
 /// The retry state of one wake.
-pub(super) struct RetryPlan {
+pub(super) struct Retries {
     waits: Waits,
     slow_waits: Waits,
     /// `true` while the catalog may still be asked.
@@ -30,7 +30,7 @@ pub(super) struct RetryPlan {
 
 pub(super) type Waits = Box<dyn Iterator<Item = Duration> + Send>;
 
-impl RetryPlan {
+impl Retries {
     /// Creates the state of a new wake. `may_ask`: the endpoint came from a cache, so the catalog may know a newer one.
     pub(super) fn new(may_ask: bool) -> Self {
         let slow_waits = backoff(FIRST_SLOW_WAIT, LONGEST_WAIT);

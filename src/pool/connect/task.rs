@@ -19,17 +19,17 @@ use crate::{
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Starts the task of a new connection, and hands the connection to a waiter.
-pub(super) fn open(pool: &Arc<Pool>, dialed: Dialed) {
+pub(super) fn start_and_hand_out(pool: &Arc<Pool>, dialed: Dialed) {
     let Dialed {
         client,
         status,
-        permit_id: seat,
+        permit_id,
         endpoint,
         task,
         ..
     } = dialed;
     match start(pool, client, task, &status, ()) {
-        Some(client) => pool.release(Connection::new(client, status, seat, endpoint)),
+        Some(client) => pool.hand_out(Connection::new(client, status, permit_id, endpoint)),
         None => status.mark_closing(),
     }
 }

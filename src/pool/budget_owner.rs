@@ -24,7 +24,7 @@ impl Pool {
     }
 
     /// Returns the pool as the budget's `Owner`.
-    pub(super) fn as_holder(self: &Arc<Self>) -> Weak<dyn Owner> {
+    pub(super) fn as_owner(self: &Arc<Self>) -> Weak<dyn Owner> {
         let pool: Weak<Self> = Arc::downgrade(self);
         pool
     }

@@ -6,12 +6,12 @@ use super::Pool;
 use crate::{connection::Connection, model::tenant::TenantId};
 
 /// A connection on loan. Dropping it returns the connection to the pool.
-pub(crate) struct Lease {
+pub(crate) struct Loan {
     connection: Option<Connection>,
     pool: Arc<Pool>,
 }
 
-impl Lease {
+impl Loan {
     pub(crate) fn new(connection: Connection, pool: Arc<Pool>) -> Self {
         connection.status.lend();
         Self {
@@ -55,7 +55,7 @@ impl Lease {
     }
 }
 
-impl Drop for Lease {
+impl Drop for Loan {
     fn drop(&mut self) {
         if let Some(connection) = self.connection.take() {
             self.pool.check_in(connection);

@@ -23,7 +23,7 @@ use tokio::{
 };
 use tokio_postgres::SimpleQueryMessage;
 
-use super::{Pool, Unserved, lease::Lease};
+use super::{Pool, Unserved, loan::Loan};
 use crate::{connection::Connection, sync::lock};
 
 /// Longest wait for an answer from the server.
@@ -40,7 +40,7 @@ const CLEAR_AT_ONCE: u32 = 5;
 
 /// The clearings of one pool. Most pools never have one.
 #[derive(Debug, Default)]
-pub(super) struct Plans(OnceLock<Box<Clearings>>);
+pub(super) struct StatementClearing(OnceLock<Box<Clearings>>);
 
 #[derive(Debug)]
 struct Clearings {
@@ -56,7 +56,7 @@ struct Clearings {
     next: Mutex<Option<Instant>>,
 }
 
-impl Plans {
+impl StatementClearing {
     fn clearings(&self) -> &Clearings {
         self.0.get_or_init(|| {
             Box::new(Clearings {
@@ -77,7 +77,7 @@ impl Plans {
     }
 
     /// Returns whether a clearing was requested and is not done.
-    pub(super) fn are_doubtful(&self) -> bool {
+    pub(super) fn is_clearing_due(&self) -> bool {
         self.due().is_some()
     }
 }
@@ -137,11 +137,11 @@ impl Pool {
 
     /// Clears the statements if that is due. Returns `lease`, or another one, with cleared statements, or `None` if the
     /// caller must get another one.
-    pub(super) async fn with_fresh_plans(
+    pub(super) async fn with_cleared_statements(
         self: &Arc<Self>,
-        lease: Lease,
+        lease: Loan,
         until: Instant,
-    ) -> Result<Option<Lease>, Unserved> {
+    ) -> Result<Option<Loan>, Unserved> {
         let Some(clearings) = self.plans.due() else {
             return Ok(Some(lease));
         };
@@ -162,9 +162,9 @@ impl Pool {
     /// did not answer.
     async fn close_servers(
         self: &Arc<Self>,
-        mut lease: Lease,
+        mut lease: Loan,
         until: Instant,
-    ) -> Result<Option<Lease>, Unserved> {
+    ) -> Result<Option<Loan>, Unserved> {
         let (mut first, mut last) = (None, None);
         let (mut closed, mut new) = (0, 0);
         loop {
@@ -195,7 +195,7 @@ impl Pool {
 
 /// Begins a transaction and returns the server connection that it has. `first`, `last`: the times at which the first
 /// one and the one before answered, by the server's clock.
-async fn begin(lease: &Lease, first: Option<&str>, last: Option<&str>) -> Option<Server> {
+async fn begin(lease: &Loan, first: Option<&str>, last: Option<&str>) -> Option<Server> {
     let [first, last] = [first, last].map(|time| time.unwrap_or("infinity"));
     // Numbers, because the format of a timestamp depends on the session.
     let sql = format!(
@@ -223,15 +223,15 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn refused_statements_begin_a_few_clearings_at_once_and_then_some_now_and_then() {
-        let plans = Plans::default();
+        let plans = StatementClearing::default();
         let clearings = plans.clearings();
         let begin = || {
             let number = clearings.asked.fetch_add(1, AcqRel) + 1;
-            assert!(plans.are_doubtful());
+            assert!(plans.is_clearing_due());
             assert!(!clearings.is_wanted(), "one that is to begin is enough");
             clearings.begun.fetch_max(number, AcqRel);
             clearings.done.fetch_max(number, AcqRel);
-            assert!(!plans.are_doubtful());
+            assert!(!plans.is_clearing_due());
         };
         let clear = || (0..100).filter(|_| clearings.is_wanted()).map(|_| begin());
         assert_eq!(clear().count(), 5);

@@ -25,7 +25,11 @@ async fn when_all_sockets_died_by_suspend_the_next_get_works() {
         assert!(held.iter().all(Result::is_ok));
         drop(held);
         stage.suspend("acme").await;
-        // At once, while the news of the closed sockets may still be on its way.
+        eventually("the server has closed them", || {
+            stage.witness("acme").open_sessions == 0
+        })
+        .await;
+        // At once: this runtime may not have looked at the closed sockets yet.
         let client = router.get("acme").await.unwrap();
         assert_eq!(run_on(&client, "SELECT note FROM t").await, "kept");
         drop(client);

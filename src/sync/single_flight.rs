@@ -117,8 +117,8 @@ where
             progress: progress.clone(),
             rounds: 0,
         };
-        // This caller joins before round 1 begins, so round 2 is good enough for it. A later caller joins during round 1,
-        // and waits for round 3.
+        // This caller joins before round 1 begins, so round 2 is good enough for it. A later caller joins during
+        // round 1, and waits for round 3.
         let under_way = Flight {
             rounds: 1,
             ..flight.clone()

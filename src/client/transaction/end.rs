@@ -1,4 +1,4 @@
-//! How one run of a transaction ends, and what follows from that.
+//! The possible ends of one run of a transaction, and their errors.
 
 use std::time::Duration;
 

@@ -11,41 +11,41 @@ use crate::{
 pub(crate) struct Meters;
 
 impl Meters {
-    pub(in crate::telemetry) fn new(_: &str) -> Self {
+    pub(crate) fn new(_: &str) -> Self {
         Self
     }
 
     #[expect(clippy::unused_self, reason = "the other one needs it")]
-    pub(super) fn stage(&self, _: Stage, _: bool, _: Duration) {}
+    pub(crate) fn stage(&self, _: Stage, _: bool, _: Duration) {}
 
     #[expect(clippy::unused_self, reason = "the other one needs it")]
-    pub(super) fn waited(&self, _: Duration) {}
+    pub(crate) fn waited(&self, _: Duration) {}
 
     #[expect(clippy::unused_self, reason = "the other one needs it")]
-    pub(super) fn woke(&self, _: Reason, _: Duration) {}
+    pub(crate) fn woke(&self, _: Reason, _: Duration) {}
 
     #[expect(clippy::unused_self, reason = "the other one needs it")]
-    pub(super) fn connected(&self, _: Duration) {}
+    pub(crate) fn connected(&self, _: Duration) {}
 
     #[expect(clippy::unused_self, reason = "the other one needs it")]
-    pub(in crate::telemetry) fn failed(&self, _: ErrorKind) {}
+    pub(crate) fn failed(&self, _: ErrorKind) {}
 
     #[expect(clippy::unused_self, reason = "the other one needs it")]
-    pub(super) fn refused(&self, _: ErrorKind) {}
+    pub(crate) fn refused(&self, _: ErrorKind) {}
 }
 
-pub(in crate::telemetry) fn answered(_: &'static str, _: Option<u16>, _: Duration) {}
+pub(crate) fn answered(_: &'static str, _: Option<u16>, _: Duration) {}
 
-pub(in crate::telemetry) fn limited(_: Duration) {}
+pub(crate) fn limited(_: Duration) {}
 
 #[derive(Debug)]
-pub(in crate::telemetry) struct CatalogMeters;
+pub(crate) struct CatalogMeters;
 
 impl CatalogMeters {
-    pub(in crate::telemetry) fn new(_: &[&'static str]) -> Self {
+    pub(crate) fn new(_: &[&'static str]) -> Self {
         Self
     }
 
     #[expect(clippy::unused_self, reason = "the other one needs it")]
-    pub(in crate::telemetry) fn answered(&self, _: &'static str, _: bool, _: Duration) {}
+    pub(crate) fn answered(&self, _: &'static str, _: bool, _: Duration) {}
 }

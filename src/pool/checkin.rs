@@ -27,7 +27,6 @@ impl Pool {
             return; // its task does the rest
         }
         if !connection.status.is_idle() {
-            self.note_outdated_plan_of(&connection); // now, or the next caller could meet the same refusal
             return self.clean_up(connection);
         }
         connection.status.mark_served();
@@ -39,13 +38,10 @@ impl Pool {
 
     /// Hands a connection to the longest waiter, or keeps it idle; closes it if it must not be used again.
     pub(crate) fn hand_out(self: &Arc<Self>, connection: Connection) {
-        if connection.status.is_outdated() {
-            self.note_outdated_plan_of(&connection);
-            return connection.close();
-        }
         let mut state = self.state();
         if connection.status.has_ended() {
             drop(state);
+            self.note_outdated_plan_of(&connection);
             return self.start_due_dials(); // its task did the rest, except for waiters that counted on this connection
         }
         state.note_alive(&connection.status);
@@ -65,6 +61,7 @@ impl Pool {
         if spent || self.gives_way(&state, &connection) {
             status.mark_closing(); // now, so that `surplus` does not count it as one that stays
             drop(state);
+            self.note_outdated_plan_of(&connection);
             return connection.close();
         }
         if let Some(waiter) = state.next_waiter() {
@@ -91,8 +88,9 @@ impl Pool {
 
     /// Starts the cleanup of a connection that came back busy or with a session to reset, in its own task.
     pub(super) fn clean_up(self: &Arc<Self>, connection: Connection) {
-        let parting = Cleanup::new(connection, self);
-        self.shared.runtime.spawn(parting.run());
+        self.note_outdated_plan_of(&connection); // now, or the next caller could meet the same refusal
+        let cleanup = Cleanup::new(connection, self);
+        self.shared.runtime.spawn(cleanup.run());
     }
 
     fn take_idle(&self, status: &Arc<ConnectionStatus>) -> Option<Connection> {

@@ -239,7 +239,9 @@ impl ProvisionEngine {
                 (Ok(LookupOutcome::At(endpoint)), newest)
             }
             Err(err) => {
-                if is_about_record(err.kind()) {
+                // An endpoint that cannot work: the record is there, and says the same next time.
+                let is_wrong = err.kind() == ErrorKind::Misconfigured;
+                if is_wrong || is_about_record(err.kind()) {
                     let entries = &self.catalog.entries;
                     entries.insert_broken(tenant, asked, err.clone());
                 }
@@ -337,13 +339,11 @@ impl ProvisionEngine {
     }
 }
 
-/// Returns whether an error is due to the record: it names a database that is gone, that is another tenant's or that
-/// cannot be connected to. Asking again soon would give the same error.
+/// Returns whether an error is due to the record: it names a database that is gone or another tenant's. Asking again
+/// soon would give the same error. Not `Misconfigured`, which a tenant without a record can meet too: if that were
+/// remembered of it, the next look-up would take the record for lost.
 fn is_about_record(kind: ErrorKind) -> bool {
-    matches!(
-        kind,
-        ErrorKind::BadRecord | ErrorKind::EndpointNotFound | ErrorKind::Misconfigured
-    )
+    matches!(kind, ErrorKind::BadRecord | ErrorKind::EndpointNotFound)
 }
 
 /// Returns the error for a record that is ready but lacks its endpoint or its project.

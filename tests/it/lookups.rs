@@ -84,6 +84,22 @@ async fn an_endpoint_without_a_password_that_cannot_work_is_read_once_in_a_while
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_tenant_that_a_wrong_set_up_kept_from_being_created_is_created_once_it_is_right() {
+    let (backend, wrong) = (Backend::default(), Arc::new(AtomicBool::new(true)));
+    let projects = Projects::misconfigured_while(&backend, Arc::clone(&wrong));
+    let provisioner = Provisioner::new(Ledger::silent(), projects, "test").on_first_access();
+    let router = backend.at(TenantRouter::provisioning(provisioner));
+    let router = router.build().unwrap();
+    for _ in 0..2 {
+        let err = router.get("acme").await.unwrap_err();
+        assert_eq!(err.kind(), ErrorKind::Misconfigured);
+        sleep(11 * SECOND).await;
+    }
+    wrong.store(false, Relaxed);
+    place(&router, "acme").await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_look_up_comes_to_an_end_though_the_tenant_is_evicted_again_and_again() {
     let backend = Backend::default();
     backend.set(Step::Lookup, Gate::Slow(SECOND));

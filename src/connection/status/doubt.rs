@@ -53,9 +53,11 @@ impl ConnectionStatus {
         self.expired.store(true, Release);
     }
 
-    /// Notes that Postgres refused a statement that was prepared before a schema change.
+    /// Notes that Postgres refused a statement that was prepared before a schema change, which also expires the
+    /// connection.
     pub(in crate::connection) fn mark_outdated(&self) {
         self.outdated.store(true, Release);
+        self.expire();
     }
 
     /// Returns whether Postgres refused a statement that was prepared before a schema change.

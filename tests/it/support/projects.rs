@@ -10,7 +10,7 @@ use std::{
 };
 
 use tenantry::{
-    Catalog, ControlPlane, Error, ErrorKind, Login, Provisioner, RouterBuilder, TenantRouter,
+    Catalog, ControlPlane, Error, ErrorKind, Login, Plan, Provisioner, RouterBuilder, TenantRouter,
     catalog::{Memory, Placement},
     control_plane::{Database, Found, Order, Progress},
 };
@@ -29,6 +29,8 @@ pub(crate) struct Projects {
     silent: Arc<AtomicBool>,
     /// How long it takes to answer one.
     delay: Duration,
+    /// Whether it finds every plan misconfigured.
+    misconfigured: Arc<AtomicBool>,
 }
 
 impl Projects {
@@ -48,6 +50,7 @@ impl Projects {
             reads: Arc::default(),
             silent: Arc::default(),
             delay: Duration::ZERO,
+            misconfigured: Arc::default(),
         };
         let provisioner = Provisioner::new(Memory::new(), projects, "test").on_first_access();
         backend.at(TenantRouter::provisioning(set_up(provisioner)))
@@ -66,6 +69,7 @@ impl Projects {
             reads,
             silent: Arc::default(),
             delay: Duration::ZERO,
+            misconfigured: Arc::default(),
         }
     }
 
@@ -84,9 +88,24 @@ impl Projects {
             ..Self::counting(backend, Arc::default())
         }
     }
+
+    /// One that finds every plan misconfigured as long as `misconfigured`.
+    pub(crate) fn misconfigured_while(backend: &Backend, misconfigured: Arc<AtomicBool>) -> Self {
+        Self {
+            misconfigured,
+            ..Self::counting(backend, Arc::default())
+        }
+    }
 }
 
 impl ControlPlane for Projects {
+    async fn check(&self, _: &Plan, _: &Progress) -> Result<(), Error> {
+        if self.misconfigured.load(Relaxed) {
+            return Err(Error::new(ErrorKind::Misconfigured, "not like this"));
+        }
+        Ok(())
+    }
+
     async fn find(&self, name: &str, _: &Progress) -> Result<Vec<Found>, Error> {
         Ok(self.found(|order| order.name == name))
     }

@@ -10,7 +10,6 @@ mod checkout;
 mod cleanup;
 pub(crate) mod connect;
 mod direct_wake;
-mod doubt;
 pub(crate) mod endpoint;
 mod failures;
 mod forbidden;
@@ -22,6 +21,7 @@ mod session_reset;
 pub(crate) mod shared;
 mod state;
 pub(crate) mod statement_clearing;
+pub(crate) mod suspicion;
 mod wake_waiters;
 
 use std::{
@@ -41,8 +41,8 @@ use crate::{
     sync::lock,
 };
 
-pub(crate) use doubt::VERIFY_TIMEOUT;
 pub(crate) use forbidden::Unserved;
+pub(crate) use suspicion::VERIFY_TIMEOUT;
 
 pub(crate) use state::{State, Wake};
 
@@ -56,7 +56,7 @@ pub(crate) struct Pool {
     changed: Notify,
     /// Permits for direct connections, which bypass the pooler.
     pub(crate) direct: Arc<Semaphore>,
-    plans: StatementClearing,
+    clearing: StatementClearing,
 }
 
 impl Pool {
@@ -68,7 +68,7 @@ impl Pool {
             shared,
             state: Mutex::new(State::new(endpoint)),
             changed: Notify::new(),
-            plans: StatementClearing::default(),
+            clearing: StatementClearing::default(),
         })
     }
 

@@ -279,7 +279,7 @@ impl<'a> Transaction<'a> {
             Why::Outdated => {
                 // Closed within its transaction, so that the pooler closes the server connection too.
                 lease.close();
-                pool.note_outdated_plan();
+                pool.request_clearing();
             }
             Why::Conflict => {
                 drop(lease);

@@ -4,10 +4,10 @@
 //! in a channel until the connection's task runs. [`TrackedTask`] closes that gap. It stands between the channel and
 //! the task's waker, and notes that a request is about to be written before it wakes the task.
 
-mod doubt;
-mod held;
+pub(crate) mod liveness;
+pub(crate) mod loan_age;
 mod session;
-mod settling;
+pub(crate) mod tracked_task;
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -27,12 +27,12 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use self::held::LoanAge;
+use self::loan_age::LoanAge;
 use super::verdict::ServerClose;
 use crate::{model::endpoint::SessionReset, sync::lock};
 
 pub(crate) use session::{Residue, SessionFlags};
-pub(super) use settling::TrackedTask;
+pub(super) use tracked_task::TrackedTask;
 
 /// The status of one connection, shared by its stream, its task and its user.
 ///

@@ -41,7 +41,7 @@ impl Pool {
         let mut state = self.state();
         if connection.status.has_ended() {
             drop(state);
-            self.note_outdated_plan_of(&connection);
+            self.request_clearing_for(&connection);
             return self.start_due_dials(); // its task did the rest, except for waiters that counted on this connection
         }
         state.note_alive(&connection.status);
@@ -49,7 +49,7 @@ impl Pool {
             self.tell_awake(&mut state, &connection.status);
         }
         let status = &connection.status;
-        if self.plans.is_clearing_due() {
+        if self.clearing.is_clearing_due() {
             status.suspect(); // so that the next caller checks whether the statements are cleared
         }
         // A cancel request may still be in flight. The next waiter could not use the connection, and would lose its
@@ -61,7 +61,7 @@ impl Pool {
         if spent || self.gives_way(&state, &connection) {
             status.mark_closing(); // now, so that `surplus` does not count it as one that stays
             drop(state);
-            self.note_outdated_plan_of(&connection);
+            self.request_clearing_for(&connection);
             return connection.close();
         }
         if let Some(waiter) = state.next_waiter() {
@@ -88,7 +88,7 @@ impl Pool {
 
     /// Starts the cleanup of a connection that came back busy or with a session to reset, in its own task.
     pub(super) fn clean_up(self: &Arc<Self>, connection: Connection) {
-        self.note_outdated_plan_of(&connection); // now, or the next caller could meet the same refusal
+        self.request_clearing_for(&connection); // now, or the next caller could meet the same refusal
         let cleanup = Cleanup::new(connection, self);
         self.shared.runtime.spawn(cleanup.run());
     }

@@ -1,9 +1,12 @@
 //! The mutable state of a pool, and the decisions that follow from it.
 
-use std::{collections::VecDeque, mem, sync::Arc, time::Duration};
+mod queue;
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use tokio::{sync::oneshot, time::Instant};
 
+use self::queue::SHORT_QUEUE;
 use super::{Unserved, loan::Loan};
 use crate::{
     connection::{Connection, status::ConnectionStatus, verdict::REPEATED},
@@ -17,9 +20,6 @@ const NEWS_AFTER: Duration = Duration::from_secs(1);
 
 /// Number of past wakes that a pool keeps.
 const WAKES: usize = 4;
-
-/// Shortest queue that is searched for waiters that left.
-const SHORT_QUEUE: usize = 64;
 
 /// Everything that changes in a pool.
 pub(crate) struct State {
@@ -244,57 +244,6 @@ impl State {
         (due, first.map_or(Reason::Request, |it| it.reason))
     }
 
-    /// Adds a caller to the queue, in front if it has had its turn before.
-    pub(super) fn enqueue(&mut self, waiter: Waiter, has_waited: bool) {
-        if has_waited {
-            return self.waiters.push_front(waiter);
-        }
-        if self.waiters.len() >= self.prune_waiters_at {
-            // Waiters that left are searched only now and then, because a search goes through the whole queue.
-            self.waiters.retain(|waiter| !waiter.turn.is_closed());
-            self.prune_waiters_at = (2 * self.waiters.len()).max(SHORT_QUEUE);
-        }
-        self.waiters.push_back(waiter);
-    }
-
-    /// Adds a wake waiter. The next login that succeeds answers it, before any caller that wants a connection.
-    pub(super) fn await_wake(&mut self, waker: WakeWaiter) {
-        self.wakers.retain(|waker| !waker.done.is_closed());
-        self.wakers.push(waker);
-    }
-
-    #[inline]
-    pub(super) fn has_wake_waiters(&self) -> bool {
-        !self.wakers.is_empty()
-    }
-
-    /// Removes and returns the wake waiters for which `is_one` is true.
-    pub(super) fn take_wake_waiters(
-        &mut self,
-        is_one: impl Fn(&WakeWaiter) -> bool,
-    ) -> Vec<WakeWaiter> {
-        self.wakers.extract_if(.., |it| is_one(it)).collect()
-    }
-
-    /// Removes and returns the longest waiter that has not left.
-    pub(super) fn next_waiter(&mut self) -> Option<Waiter> {
-        std::iter::from_fn(|| self.waiters.pop_front()).find(|waiter| !waiter.turn.is_closed())
-    }
-
-    /// Removes and returns the waiters for which `is_one` is true.
-    pub(super) fn take_waiters(&mut self, is_one: impl Fn(&Waiter) -> bool) -> Vec<Waiter> {
-        let waiters = mem::take(&mut self.waiters).into_iter();
-        let (taken, kept): (Vec<_>, Vec<_>) = waiters.partition(is_one);
-        self.waiters = kept.into();
-        taken
-    }
-
-    /// Returns whether any caller waits.
-    pub(super) fn is_wanted(&self) -> bool {
-        self.waiters.iter().any(|waiter| !waiter.turn.is_closed())
-            || self.wakers.iter().any(|waker| !waker.done.is_closed())
-    }
-
     /// Removes and returns an idle connection, and counts it as reused.
     pub(super) fn reuse(&mut self) -> Option<Connection> {
         let connection = self.pop_idle()?;
@@ -333,11 +282,6 @@ impl State {
         }
         self.wakes.reserve_exact(1); // most tenants have one
         self.wakes.push(wake);
-    }
-
-    /// Returns the number of waiting callers, some of which may have left.
-    pub(crate) fn waiting(&self) -> usize {
-        self.waiters.len() + self.wakers.len()
     }
 
     /// Returns the idle connection that would be handed out next.

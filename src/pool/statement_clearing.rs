@@ -111,23 +111,23 @@ struct Server {
 
 impl Pool {
     /// Notes that Postgres refused a statement that was prepared before a schema change.
-    pub(crate) fn note_outdated_plan(&self) {
-        if self.plans.clearings().is_wanted() {
+    pub(crate) fn request_clearing(&self) {
+        if self.clearing.clearings().is_wanted() {
             self.clear_statements();
         }
     }
 
     /// Notes a refused statement if Postgres refused one on `connection`, once for each connection.
-    pub(super) fn note_outdated_plan_of(&self, connection: &Connection) {
+    pub(super) fn request_clearing_for(&self, connection: &Connection) {
         if connection.status.take_outdated() {
-            self.note_outdated_plan();
+            self.request_clearing();
         }
     }
 
     /// Requests that all statements are cleared before the next connection is handed out. The connections that are open
     /// now are closed, leased ones when they come back, with the statements that their drivers have cached.
     pub(crate) fn clear_statements(&self) {
-        self.plans.clearings().asked.fetch_add(1, AcqRel);
+        self.clearing.clearings().asked.fetch_add(1, AcqRel);
         let mut state = self.state();
         state.open.iter().for_each(|status| status.expire());
         let idle = state.take_idle(|_| true);
@@ -142,7 +142,7 @@ impl Pool {
         lease: Loan,
         until: Instant,
     ) -> Result<Option<Loan>, Unserved> {
-        let Some(clearings) = self.plans.due() else {
+        let Some(clearings) = self.clearing.due() else {
             return Ok(Some(lease));
         };
         let Ok(turn) = clearings.turn.try_acquire() else {

@@ -88,7 +88,7 @@ impl DialAttempt {
             self.waking = true; // so that the pool remembers the error as a refusal
             return Some(Err(err));
         }
-        let Ok(Some(permit)) = self.opening(&progress).permit().await else {
+        let Ok(Some(permit)) = self.connector(&progress).permit().await else {
             return None; // no permit in time, or no caller waits any more
         };
         {
@@ -109,9 +109,9 @@ impl DialAttempt {
         }
         if self.waking {
             let progress = Progress::new(Stage::Wake, shared.config.wake_timeout);
-            return Some(self.opening(&progress).wake(permit, reason).await);
+            return Some(self.connector(&progress).wake(permit, reason).await);
         }
-        let (opening, endpoint) = (self.opening(&progress), self.pool.endpoint());
+        let (opening, endpoint) = (self.connector(&progress), self.pool.endpoint());
         tokio::select! {
             biased;
             dialed = opening.dial_and_record(&endpoint, permit) => Some(dialed),
@@ -125,10 +125,10 @@ impl DialAttempt {
             // The last connections ended as soon as they were open: without a wait, the attempts would only loop.
             sleep((FIRST_WAIT * 2_u32.saturating_pow(early_ends.min(6))).min(LONGEST_WAIT)).await;
         }
-        self.opening(progress).wait_out_refusal().await
+        self.connector(progress).wait_out_refusal().await
     }
 
-    fn opening<'a>(&'a self, progress: &'a Progress) -> Connector<'a> {
+    fn connector<'a>(&'a self, progress: &'a Progress) -> Connector<'a> {
         Connector {
             pool: &self.pool,
             route: Route::Pooled,

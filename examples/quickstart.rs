@@ -11,7 +11,7 @@ const TENANTS: [&str; 3] = ["acme", "globex", "initech"];
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
     println!(
-        "This runs on an emulator of Neon: real Postgres and TLS, and a compute starts in 350 ms.\n"
+        "This runs on an emulator of Neon, with real Postgres and TLS. A database takes 350 ms to start.\n"
     );
     let delay = Duration::from_millis(350); // as long as at Neon
     let emulator = Emulator::builder().wake_delay(delay).start().await?;
@@ -32,7 +32,7 @@ async fn main() -> Result<(), BoxError> {
     println!("2. The next get takes a connection from the tenant's pool.");
     let warm = visit_all(&router).await?;
     println!(
-        "3. The databases fall asleep, and all sockets die. The next get wakes the tenant's database."
+        "3. All databases are suspended, which closes all connections. The next get starts the database again."
     );
     emulator.suspend_all().await; // Neon does this by itself after five idle minutes
     let woken = visit_all(&router).await?;
@@ -49,7 +49,7 @@ async fn main() -> Result<(), BoxError> {
     }
     let wakes: usize = emulator.witnesses().iter().map(|it| it.wakes.len()).sum();
     println!(
-        "\nThe three databases were started {wakes} times: once when created, once when woken."
+        "\nEach of the three databases was started when it was created and when it was woken: {wakes} starts in all."
     );
     println!(
         "Next: tests/with-postgres cargo run --example saas, a notes service to try with curl."

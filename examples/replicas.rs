@@ -24,7 +24,7 @@ use tokio::{
 async fn main() -> Result<(), BoxError> {
     match env::args().nth(1) {
         Some(name) => replica(&name).await,
-        None => play().await,
+        None => run_demo().await,
     }
 }
 
@@ -61,7 +61,7 @@ async fn replica(name: &str) -> Result<(), BoxError> {
     let router = router()?;
     let mut orders = BufReader::new(stdin()).lines();
     while let Some(order) = orders.next_line().await? {
-        let done = obey(&router, name, &order).await;
+        let done = execute(&router, name, &order).await;
         let status = router.status();
         let counts = format!("created {}, adopted {}", status.provisioned, status.adopted);
         let done = done.unwrap_or_else(|err| format!("failed: {err}"));
@@ -71,7 +71,7 @@ async fn replica(name: &str) -> Result<(), BoxError> {
     Ok(())
 }
 
-async fn obey(router: &TenantRouter, name: &str, order: &str) -> Result<String, BoxError> {
+async fn execute(router: &TenantRouter, name: &str, order: &str) -> Result<String, BoxError> {
     let (verb, tenant) = order.split_once(' ').ok_or("no order")?;
     match verb {
         // Adds a row to the tenant's table, and reads all rows.
@@ -111,7 +111,7 @@ async fn obey(router: &TenantRouter, name: &str, order: &str) -> Result<String, 
 }
 
 /// Runs the demonstration in the first process.
-async fn play() -> Result<(), BoxError> {
+async fn run_demo() -> Result<(), BoxError> {
     let (emulator, catalog) = (Emulator::start().await?, CatalogServer::start().await?);
     let start = |name| Replica::start(name, &emulator, &catalog);
     let (mut a, mut b, mut c) = (start("a")?, start("b")?, start("c")?);
@@ -124,18 +124,22 @@ async fn play() -> Result<(), BoxError> {
 
     println!("a creates a tenant's database, and the catalog tells b and c");
     for replica in [&mut a, &mut b, &mut c] {
-        replica.order("visit acme").await?;
+        replica.send_order("visit acme").await?;
     }
     count("acme");
 
     println!("\nfifty callers of each want a new tenant, all at once");
     let herd = "herd globex";
-    tokio::try_join!(a.order(herd), b.order(herd), c.order(herd))?;
+    tokio::try_join!(a.send_order(herd), b.send_order(herd), c.send_order(herd))?;
     count("globex");
 
     println!("\nb deletes a tenant to which a and c have connections");
     let watch = "watch globex";
-    tokio::try_join!(b.order("delete globex"), a.order(watch), c.order(watch))?;
+    tokio::try_join!(
+        b.send_order("delete globex"),
+        a.send_order(watch),
+        c.send_order(watch)
+    )?;
     count("globex");
 
     println!(
@@ -149,10 +153,10 @@ async fn play() -> Result<(), BoxError> {
         }
     };
     tokio::select! {
-        done = a.order("visit initech") => return done,
+        done = a.send_order("visit initech") => return done,
         () = created => a.process.kill().await?,
     }
-    tokio::try_join!(b.order("visit initech"), c.order("visit initech"))?;
+    tokio::try_join!(b.send_order("visit initech"), c.send_order("visit initech"))?;
     count("initech");
     tokio::try_join!(b.end(), c.end())?;
     Ok(())
@@ -192,7 +196,7 @@ impl Replica {
     }
 
     /// Sends an order, waits for its answer, and prints it.
-    async fn order(&mut self, order: &str) -> Result<(), BoxError> {
+    async fn send_order(&mut self, order: &str) -> Result<(), BoxError> {
         let (stdin, stdout) = (&mut self.process.stdin, &mut self.process.stdout);
         let (stdin, stdout) = stdin.as_mut().zip(stdout.as_mut()).ok_or("not started")?;
         let start = Instant::now();

@@ -11,9 +11,15 @@ pub mod suite;
 
 use std::{fmt, future::Future, sync::Arc, time::Duration};
 
+use futures_util::future::join_all;
+
 pub use memory::Memory;
 pub use postgres::{Postgres, PostgresBuilder};
-pub use record::{AfterWrite, Attempt, Changes, Lease, Leased, Placement, Record, State};
+pub use record::{
+    AfterWrite, Attempt, Changes, Lease, Leased, Placement, Record, SchemaTally, State,
+};
+
+pub use crate::schema::{SchemaFailure, SchemaState};
 
 use self::lookup::{Answer, Lookup};
 use crate::model::{
@@ -21,6 +27,14 @@ use crate::model::{
     error::BoxError,
     tenant::{Namespace, TenantId},
 };
+
+/// Records that the default of `tally` reads with one call.
+const LISTED: usize = 500;
+/// Calls of `find` that the default of `find_many` makes concurrently.
+const SIDE_BY_SIDE: usize = 8;
+
+/// The answer about one tenant among many: its record, if it has one.
+pub type FoundRecord = Result<Option<Record>, InvalidRecord>;
 
 /// A catalog in which tenantry records the databases that it creates.
 ///
@@ -34,8 +48,8 @@ use crate::model::{
 /// test suite `catalog::suite` (feature `testing`) checks that an implementation behaves as described here.
 ///
 /// # Errors
-/// Reads (`find`, `list`, `changes`) and writes (`lease`, `write`, `release`) fail independently: while writes fail,
-/// tenants that have a database are still looked up.
+/// Reads (`find`, `find_many`, `list`, `tally`, `changes`) and writes (`lease`, `write`, `release`) fail independently:
+/// while writes fail, tenants that have a database are still looked up.
 ///
 /// | error | meaning | later calls |
 /// |---|---|---|
@@ -58,6 +72,30 @@ pub trait Catalog: Lookup {
         &self,
         tenant: &TenantId,
     ) -> impl Future<Output = Result<Option<Record>, BoxError>> + Send;
+
+    /// Returns the present record of each of `tenants`, in their order, as [`find`](Self::find) does. Each tenant has
+    /// an answer of its own, so that an invalid record hides no other. The router passes up to 500 tenants.
+    ///
+    /// Calls `find` for each tenant by default. A catalog that answers for many at once should do so: after a change of
+    /// many tenants, a router then makes one call instead of one for each.
+    fn find_many(
+        &self,
+        tenants: &[TenantId],
+    ) -> impl Future<Output = Result<Vec<FoundRecord>, BoxError>> + Send {
+        async move {
+            let mut found = Vec::with_capacity(tenants.len());
+            for few in tenants.chunks(SIDE_BY_SIDE) {
+                let finds = few.iter().map(|tenant| self.find(tenant));
+                for answer in join_all(finds).await {
+                    found.push(match answer {
+                        Ok(record) => Ok(record),
+                        Err(err) => Err(*err.downcast::<InvalidRecord>()?),
+                    });
+                }
+            }
+            Ok(found)
+        }
+    }
 
     /// Requests the lease on `tenant` for `time`, measured by the catalog's clock. A tenant without a record gets one:
     /// [`Claimed`](crate::catalog::State::Claimed), or [`Creating`](crate::catalog::State::Creating) without an attempt
@@ -94,6 +132,25 @@ pub trait Catalog: Lookup {
         limit: usize,
     ) -> impl Future<Output = Result<Vec<Record>, BoxError>> + Send;
 
+    /// Counts the tenants by the states of their databases and schemas, in any order.
+    ///
+    /// Reads all records with [`list`](Self::list) by default. A catalog that can count by itself should do so.
+    fn tally(&self) -> impl Future<Output = Result<Vec<SchemaTally>, BoxError>> + Send {
+        async move {
+            let (mut tallies, mut after) = (Vec::new(), None);
+            loop {
+                let page = self.list(after.as_ref(), LISTED).await?;
+                for record in &page {
+                    SchemaTally::count(&mut tallies, record);
+                }
+                match page.last() {
+                    Some(last) => after = Some(last.tenant.clone()),
+                    None => return Ok(tallies),
+                }
+            }
+        }
+    }
+
     /// Returns at most `limit` of the tenants whose records were written after version `since`. For `None`, returns no
     /// tenants and the present version. Must miss no write, concurrent ones included. The
     /// [incarnation](crate::catalog::Changes::incarnation) stays the same as long as no write can have got lost.
@@ -126,7 +183,7 @@ impl InvalidRecord {
     fn of_another(lease: &Lease, record: &Record) -> Self {
         let (leased, written) = (lease.tenant.as_str(), record.tenant.as_str());
         Self(format!(
-            "a lease on tenant {leased:?} is none on {written:?}"
+            "a lease on tenant {leased:?} does not allow a write to the record of {written:?}"
         ))
     }
 
@@ -247,6 +304,7 @@ impl std::error::Error for CallError {
 pub(crate) trait AnyCatalog: Send + Sync {
     fn bind(&self, namespace: &Namespace, with_passwords: bool) -> Result<(), BoxError>;
     fn find<'a>(&'a self, tenant: &'a TenantId) -> Answer<'a, Option<Record>>;
+    fn find_many<'a>(&'a self, tenants: &'a [TenantId]) -> Answer<'a, Vec<FoundRecord>>;
     fn lease<'a>(
         &'a self,
         tenant: &'a TenantId,
@@ -261,6 +319,7 @@ pub(crate) trait AnyCatalog: Send + Sync {
     ) -> Answer<'a, bool>;
     fn release<'a>(&'a self, lease: &'a Lease) -> Answer<'a, ()>;
     fn list<'a>(&'a self, after: Option<&'a TenantId>, limit: usize) -> Answer<'a, Vec<Record>>;
+    fn tally(&self) -> Answer<'_, Vec<SchemaTally>>;
     fn changes(&self, since: Option<u64>, limit: usize) -> Answer<'_, Changes>;
     fn changed(&self) -> Answer<'_, ()>;
 }
@@ -272,6 +331,10 @@ impl<R: Catalog> AnyCatalog for R {
 
     fn find<'a>(&'a self, tenant: &'a TenantId) -> Answer<'a, Option<Record>> {
         Box::pin(Catalog::find(self, tenant))
+    }
+
+    fn find_many<'a>(&'a self, tenants: &'a [TenantId]) -> Answer<'a, Vec<FoundRecord>> {
+        Box::pin(Catalog::find_many(self, tenants))
     }
 
     fn lease<'a>(
@@ -298,6 +361,10 @@ impl<R: Catalog> AnyCatalog for R {
 
     fn list<'a>(&'a self, after: Option<&'a TenantId>, limit: usize) -> Answer<'a, Vec<Record>> {
         Box::pin(Catalog::list(self, after, limit))
+    }
+
+    fn tally(&self) -> Answer<'_, Vec<SchemaTally>> {
+        Box::pin(Catalog::tally(self))
     }
 
     fn changes(&self, since: Option<u64>, limit: usize) -> Answer<'_, Changes> {

@@ -10,11 +10,7 @@ use std::{
 };
 
 use self::cancel::CancelToken;
-use crate::{
-    connection::ConnectionInner,
-    model::{endpoint::Route, tenant::TenantId},
-    pool::loan::Loan,
-};
+use crate::{model::tenant::TenantId, pool::loan::Loan};
 
 /// A live connection to one tenant's database. Dropping it returns it to the pool.
 ///
@@ -36,55 +32,38 @@ use crate::{
 /// affect other clients. Use [`direct`](crate::TenantRouter::direct) for work that needs a session of its own. On a
 /// server without a pooler they last until the connection is dropped, which resets its session
 /// ([`SessionReset`](crate::SessionReset)).
-#[must_use = "it goes back unused if it is dropped at once; to wake a database, `warm` it"]
+#[must_use = "a dropped client returns its connection to the pool at once; to wake a database, use `warm`"]
 pub struct TenantClient {
-    lease: Loan,
+    loan: Loan,
 }
 
 impl TenantClient {
-    pub(crate) fn new(lease: Loan) -> Self {
-        Self { lease }
+    pub(crate) fn new(loan: Loan) -> Self {
+        Self { loan }
     }
 
     /// Returns the tenant whose database this is.
     pub fn tenant(&self) -> &TenantId {
-        self.lease.tenant()
+        self.loan.tenant()
     }
 
     /// Returns a token that cancels the running query from another task.
     pub fn cancel_token(&self) -> CancelToken {
-        token_of(&self.lease)
+        CancelToken::of_loan(&self.loan)
     }
-}
-
-/// Returns a token that cancels the running query of a pooled connection.
-fn token_of(lease: &Loan) -> CancelToken {
-    let ConnectionInner {
-        client,
-        status,
-        endpoint,
-        ..
-    } = &**lease.connection();
-    CancelToken::new(
-        client,
-        endpoint,
-        Route::Pooled,
-        status,
-        &lease.pool().shared,
-    )
 }
 
 impl Deref for TenantClient {
     type Target = deadpool_postgres::Client;
 
     fn deref(&self) -> &Self::Target {
-        &self.lease.connection().client
+        &self.loan.connection().client
     }
 }
 
 impl DerefMut for TenantClient {
     fn deref_mut(&mut self) -> &mut Self::Target {
-        &mut self.lease.connection_mut().client
+        &mut self.loan.connection_mut().client
     }
 }
 

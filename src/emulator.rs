@@ -44,7 +44,7 @@ use crate::model::{resolve::Resolve, secret::Secret};
 /// A running emulator. Dropping it stops every process that it started and removes its folder.
 ///
 /// It runs on its own threads, so it works under a runtime with a paused clock, and outlives any runtime.
-#[must_use = "it ends if it is dropped at once"]
+#[must_use = "dropping this value stops everything that it started"]
 pub struct Emulator {
     world: Arc<World>,
     api: SocketAddr,

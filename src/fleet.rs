@@ -1,19 +1,21 @@
 //! An operator's calls: create, import, list, delete and undelete tenants, and compare the catalog with the databases
 //! that exist.
 //!
-//! Only a prepare hook wakes a database. (Neon itself starts the compute of a new project.)
+//! Only a prepare hook and the steps of a schema wake a database, when it is created. (Neon itself starts the compute
+//! of a new project.)
 
 mod compare;
 mod for_each;
 mod reconcile;
 mod report;
+mod schema;
 
 use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 use tokio::time::timeout_at;
 
 use crate::{
-    catalog::{Record, cached},
+    catalog::{Record, SchemaState, cached},
     model::{
         endpoint::Login,
         error::{Error, Stage},
@@ -29,6 +31,7 @@ use crate::{
 pub use for_each::{ForEach, Listing, Visit, Visits};
 pub use reconcile::Reconcile;
 pub use report::{Finding, Outcome, Report, Trouble};
+pub use schema::{PendingStep, TenantSchema};
 
 pub use crate::provision::Provisioned;
 
@@ -105,11 +108,11 @@ impl Fleet {
             .await
     }
 
-    async fn order(&self, tenant: &str, demand: CreateReason) -> Result<Provisioned, Error> {
+    async fn order(&self, tenant: &str, reason: CreateReason) -> Result<Provisioned, Error> {
         let job = self.job(tenant, Duration::ZERO)?;
         job.run(|job| async move {
             let on = job.fleet.provisioning();
-            let work = on.provision(&job.tenant, &demand, &job.progress, job.stats());
+            let work = on.provision(&job.tenant, &reason, &job.progress, job.stats());
             let published = work.await?;
             job.fleet.inner.shared.refusals.clear(job.tenant.as_str());
             Ok(published.outcome)
@@ -118,8 +121,9 @@ impl Fleet {
     }
 
     /// Makes an existing project the database of `tenant`, which must have none. `login` names the role and the
-    /// database in the project. Without it they are those that tenantry creates (`neondb_owner`, `neondb`). The prepare
-    /// hook does not run, and of the provisioner's [plan](crate::Provisioner::plan) only `max_connections` applies.
+    /// database in the project. Without it they are those that tenantry creates (`neondb_owner`, `neondb`). Neither the
+    /// prepare hook nor a step of the schema runs ([`import_at`](Self::import_at) says which steps the database has).
+    /// Of the provisioner's [plan](crate::Provisioner::plan) only `max_connections` applies.
     ///
     /// [`Memory`](crate::catalog::Memory) forgets the import when the process ends, so import again at each start. If a
     /// policy lets an access create databases, an access before the import creates an empty one.
@@ -133,13 +137,25 @@ impl Fleet {
         project: &str,
         login: Option<Login>,
     ) -> Result<(), Error> {
+        let unknown = SchemaState::default();
+        self.import_with(tenant.as_ref(), project, login, unknown)
+            .await
+    }
+
+    async fn import_with(
+        &self,
+        tenant: &str,
+        project: &str,
+        login: Option<Login>,
+        schema: SchemaState,
+    ) -> Result<(), Error> {
         let project = project.to_owned();
-        let job = self.job(tenant.as_ref(), Duration::ZERO)?;
+        let job = self.job(tenant, Duration::ZERO)?;
         job.run(|job| async move {
             let on = job.fleet.provisioning();
-            let (tenant, progress) = (&job.tenant, &job.progress);
-            let import = on.import(tenant, &project, login.as_ref(), progress, job.stats());
-            import.await?;
+            let (tenant, progress, stats) = (&job.tenant, &job.progress, job.stats());
+            on.import(tenant, &project, login.as_ref(), &schema, progress, stats)
+                .await?;
             job.forget();
             Ok(())
         })

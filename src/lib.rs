@@ -17,6 +17,7 @@ pub mod neon;
 mod pool;
 mod provision;
 mod router;
+mod schema;
 mod sync;
 mod telemetry;
 mod web;
@@ -32,7 +33,7 @@ pub use control_plane::ControlPlane;
 pub use fleet::{Fleet, Reconcile};
 pub use model::config::InvalidConfig;
 pub use model::endpoint::{DEFAULT_SUSPEND_WINDOW, Encryption, Endpoint, Login, SessionReset};
-pub use model::error::{BoxError, Error, ErrorKind, ExhaustedQuota, Stage};
+pub use model::error::{BoxError, Error, ErrorKind, ExhaustedQuota, SchemaFault, Stage};
 pub use model::plan::{Plan, Quota, Suspend};
 pub use model::resolve::{Resolve, SystemResolver};
 pub use model::secret::Secret;
@@ -47,6 +48,9 @@ pub use router::explain::{Explanation, NextGet, PoolState, PriorWake, RefusalSta
 pub use router::handle::TenantHandle;
 pub use router::settings::Settings;
 pub use router::warm::Warm;
+#[doc(hidden)]
+pub use schema::Moment;
+pub use schema::{AppliedStep, Baseline, Migrated, MigrationClient, Schema};
 pub use telemetry::status::{Status, WakeCount};
 #[cfg(feature = "axum")]
 pub use web::extract::{Tenant, Tenants};

@@ -70,6 +70,16 @@ pub mod request {
     #![doc = include_str!("manual/request.md")]
 }
 
+/// The round trips of each call, beside the least that bare code needs.
+pub mod round_trips {
+    #![doc = include_str!("manual/round_trips.md")]
+}
+
+/// Schema changes: the steps, the migration of one tenant, and its failures.
+pub mod schema {
+    #![doc = include_str!("manual/schema.md")]
+}
+
 /// The isolation of tenants, the places of the secrets, and the tasks that are left for you.
 pub mod security {
     #![doc = include_str!("manual/security.md")]

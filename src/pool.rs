@@ -1,6 +1,6 @@
 //! One tenant's connections: the idle ones, and the callers that wait for one.
 //!
-//! A connection is in one of four places: idle in the pool, leased to a caller, being opened (`connect`), or in
+//! A connection is in one of four places: idle in the pool, on loan to a caller, being opened (`connect`), or in
 //! cleanup. A connection that becomes free goes to the longest waiter first; no caller overtakes the queue.
 
 pub(crate) mod budget_owner;
@@ -26,7 +26,7 @@ mod wake_waiters;
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, MutexGuard, atomic::Ordering::Relaxed},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, atomic::Ordering::Relaxed},
 };
 
 use tokio::{
@@ -37,75 +37,94 @@ use tokio::{
 use self::{shared::Shared, statement_clearing::StatementClearing};
 use crate::{
     connection::Connection,
+    limits::callers::Line,
     model::{endpoint::Endpoint, tenant::TenantId},
     sync::lock,
 };
 
+pub(crate) use checkout::CheckedOut;
 pub(crate) use forbidden::Unserved;
 pub(crate) use suspicion::VERIFY_TIMEOUT;
 
 pub(crate) use state::{State, Wake};
 
 /// The connections of one tenant.
+///
+/// The order is the order in memory: the fields that every `get` and every check-in reads come first, side by side.
+#[repr(C)]
 pub(crate) struct Pool {
-    pub(crate) tenant: TenantId,
     pub(crate) shared: Arc<Shared>,
+    clearing: StatementClearing,
     // Guards everything that changes. Never held across an await, nor while a connection is dropped.
     state: Mutex<State>,
+    pub(crate) tenant: TenantId,
     /// Notified when something changes that a wake may be waiting for.
     changed: Notify,
-    /// Permits for direct connections, which bypass the pooler.
-    pub(crate) direct: Arc<Semaphore>,
-    clearing: StatementClearing,
+    /// Permits for direct connections, which bypass the pooler. Made for the first one.
+    direct: OnceLock<Arc<Semaphore>>,
+    /// The waiting callers that found the pool in the cache.
+    pub(crate) callers: Line,
 }
 
 impl Pool {
-    pub(crate) fn new(tenant: TenantId, endpoint: Arc<Endpoint>, shared: Arc<Shared>) -> Arc<Self> {
+    fn new(tenant: TenantId, endpoint: Arc<Endpoint>, shared: Arc<Shared>) -> Arc<Self> {
         shared.pace.shorten_to(&endpoint, &shared.config);
         Arc::new(Self {
             tenant,
-            direct: Arc::new(Semaphore::new(shared.config.direct_connections)),
+            direct: OnceLock::new(),
             shared,
             state: Mutex::new(State::new(endpoint)),
             changed: Notify::new(),
             clearing: StatementClearing::default(),
+            callers: Line::new(),
         })
     }
 
-    /// Stops trusting connections opened before `instant`: idle ones close now, leased ones when they come back.
+    /// Returns the permits for direct connections.
+    pub(crate) fn direct_permits(&self) -> Arc<Semaphore> {
+        let permits = || Arc::new(Semaphore::new(self.shared.config.direct_connections));
+        Arc::clone(self.direct.get_or_init(permits))
+    }
+
+    /// Stops trusting connections opened before `instant`: idle ones close now, those on loan when they come
+    /// back.
     pub(crate) fn condemn(&self, instant: Instant) {
         let doomed = self.state().condemn(instant);
         doomed.into_iter().for_each(Connection::close);
     }
 
-    /// Takes the pool out of use: idle connections close now, leased ones when they come back. Callers in the queue are
-    /// still served. Does nothing if the pool has come back to the cache since its stay number `stay`.
-    fn retire(&self, stay: u64) {
+    /// Notes that the pool has left the cache. Returns its idle connections, which the caller must close; those on loan
+    /// close when they come back. Callers in the queue are still served.
+    fn retire(&self) -> Vec<Connection> {
         let mut state = self.state();
-        if state.cache_epoch != stay {
-            return;
-        }
         state.retired = true;
-        let news = state.take_use_delta(); // no later sweep reports these uses
-        let idle = state.take_idle(|_| true);
+        let uses = state.take_use_delta(); // no later sweep reports these uses
+        let (idle, spares) = (state.take_idle(|_| true), state.spares.take());
         drop(state);
-        if news > 0 {
-            self.shared.stats.busiest.add(&self.tenant, f64::from(news));
+        drop(spares);
+        if uses > 0 {
+            self.shared.stats.busiest.add(&self.tenant, f64::from(uses));
         }
-        idle.into_iter().for_each(Connection::close);
+        idle
     }
 
-    /// Puts the pool into use in cache epoch `turn`, for the first time or again. Returns the number of this stay in
-    /// the cache.
-    fn revive(&self, turn: u64) -> u64 {
+    /// Notes that the pool enters the cache in `epoch`, for the first time or again.
+    fn revive(&self, epoch: u64) {
         let mut state = self.state();
-        state.note_use(Instant::now(), turn);
+        state.note_use(self.shared.clock.now().millis(), epoch);
         state.retired = false;
-        state.cache_epoch += 1;
-        state.cache_epoch
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        let mut state = lock(&self.state);
+        state.note_access();
+        state
+    }
+
+    /// Locks the state for a caller that takes or gives back an idle connection, and changes nothing else without a
+    /// note of the [access](State::note_access).
+    #[inline]
+    fn state_of_idle(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
     }
 }

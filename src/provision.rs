@@ -12,12 +12,14 @@ mod import;
 mod job;
 mod lease_guard;
 mod lookup;
+mod migrate;
 pub(crate) mod ownership;
 mod policy;
 mod prepare;
 mod provisioned;
 mod refresh;
 mod resume;
+mod search;
 pub(crate) mod source;
 
 use std::{fmt, future::Future, sync::Arc, time::Duration};
@@ -28,7 +30,7 @@ pub use prepare::PrepareClient;
 pub use provisioned::Provisioned;
 
 pub(crate) use ensure::{CreateReason, Published};
-use lease_guard::{LeaseError, LeaseGuard};
+use lease_guard::{LeaseError, LeaseGuard, Taken};
 pub(crate) use lookup::LookupOutcome;
 pub(crate) use refresh::Compared;
 pub(crate) use resume::Resumed;
@@ -44,6 +46,7 @@ use crate::{
         plan::Plan,
         tenant::{Namespace, TenantId},
     },
+    schema::CheckedSchema,
 };
 
 use failpoint::Steps;
@@ -75,7 +78,7 @@ use prepare::Hook;
 /// let client = router.get("acme").await?;
 /// # let _ = client; Ok(()) }
 /// ```
-#[must_use = "a provisioner does nothing until a router has it"]
+#[must_use = "a provisioner does nothing until it is passed to a router"]
 pub struct Provisioner {
     records: Arc<dyn AnyCatalog>,
     control_plane: Arc<dyn AnyControlPlane>,
@@ -187,8 +190,9 @@ impl Provisioner {
         self
     }
 
-    /// Runs `prepare` on each new database before a pool hands out a connection to it, for extensions, roles, tables
-    /// and seed rows. By default nothing runs, and the router starts no compute.
+    /// Runs `prepare` on each new database before a pool hands out a connection to it, for extensions, roles and seed
+    /// rows. By default nothing runs. The steps of the router's [schema](crate::RouterBuilder::schema) follow on the
+    /// same connection. Without either, the router starts no compute.
     ///
     /// The hook gets a connection straight to Postgres, past the pooler. It may run again on the same database if it
     /// failed or the process died while it ran, so write it to be repeated (`IF NOT EXISTS`, `ON CONFLICT DO NOTHING`).
@@ -267,6 +271,7 @@ impl Provisioner {
         self,
         dialer: Arc<Dialer>,
         config: &Config,
+        schema: Option<Arc<CheckedSchema>>,
     ) -> Result<ProvisionEngine, InvalidConfig> {
         let Self {
             records,
@@ -280,8 +285,7 @@ impl Provisioner {
         check_limit("lost_answer_window", settings.lost_answer_window)?;
         settings.plan.check()?;
         if settings.creations_per_minute == 0 {
-            let message =
-                "creations_per_minute must be more than zero; by default no access creates any";
+            let message = "creations_per_minute must be more than zero; to create no database on access, set no policy";
             return Err(InvalidConfig::new(message));
         }
         let served = records.bind(&namespace, settings.with_passwords);
@@ -292,6 +296,7 @@ impl Provisioner {
             control_plane,
             namespace,
             settings,
+            schema,
             admission,
             dialer,
         })
@@ -313,6 +318,8 @@ pub(crate) struct ProvisionEngine {
     pub(crate) control_plane: Arc<dyn AnyControlPlane>,
     pub(crate) namespace: Namespace,
     pub(crate) settings: Settings,
+    /// The schema of the tenants' databases, if the router has one.
+    pub(crate) schema: Option<Arc<CheckedSchema>>,
     admission: RateLimiter,
     dialer: Arc<Dialer>,
 }

@@ -9,6 +9,7 @@ pub(crate) mod explain;
 mod follow;
 pub(crate) mod handle;
 mod locate;
+mod migrate;
 mod preload;
 pub(crate) mod settings;
 pub(crate) mod status;
@@ -17,13 +18,14 @@ pub(crate) mod warm;
 
 use std::{fmt, sync::Arc};
 
-use self::{builder::RouterBuilder, locate::Location};
+use self::{builder::RouterBuilder, locate::FlightOutcome, migrate::Migrator};
 use crate::{
     catalog::lookup::Lookup,
     client::TenantClient,
     model::{error::Error, tenant::TenantId},
     pool::{cache::PoolCache, reaper, shared::Shared},
     provision::{Provisioner, source::OnMissing},
+    schema::CheckedSchema,
     sync::single_flight::SingleFlight,
 };
 
@@ -38,7 +40,9 @@ pub struct TenantRouter {
 
 pub(crate) struct Inner {
     pub(crate) pools: Arc<PoolCache>,
-    flights: SingleFlight<TenantId, Location>,
+    flights: SingleFlight<TenantId, FlightOutcome>,
+    /// `None` if the router has no schema.
+    migrator: Option<Migrator>,
     pub(crate) shared: Arc<Shared>,
 }
 
@@ -57,14 +61,16 @@ impl TenantRouter {
         RouterBuilder::with_provisioner(provisioner)
     }
 
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+    fn new(shared: Arc<Shared>, schema: Option<Arc<CheckedSchema>>) -> Self {
         let pools = Arc::new(PoolCache::new(Arc::clone(&shared)));
         shared.runtime.spawn(reaper::start(Arc::downgrade(&pools)));
         follow::start(&pools);
         let flights = SingleFlight::new(shared.runtime.clone());
+        let migrator = schema.map(|schema| Migrator::new(schema, &shared));
         let inner = Arc::new(Inner {
             pools,
             flights,
+            migrator,
             shared,
         });
         #[cfg(feature = "metrics")]
@@ -86,10 +92,14 @@ impl TenantRouter {
     /// Dropping the future gives up this caller's place and nothing else: a look-up, a creation or a wake under way
     /// goes on for the next caller.
     pub async fn get<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> Result<TenantClient, Error> {
-        self.inner
-            .get(tenant.as_ref(), OnMissing::AskPolicy, None)
-            .await
-            .map(TenantClient::new)
+        let (inner, tenant) = (&*self.inner, tenant.as_ref());
+        let loan = match inner.get_idle(tenant) {
+            Ok(loan) => loan,
+            Err(known) => {
+                Box::pin(inner.get_later(tenant, known, OnMissing::AskPolicy, None)).await?
+            }
+        };
+        Ok(TenantClient::new(loan))
     }
 
     /// Forgets where `tenant` lives and its refusals, and closes its idle connections. Returns whether its pool was

@@ -1,11 +1,14 @@
 //! Waiting, retrying and sharing of work. Knows neither tenants nor Neon.
 
 pub(crate) mod circuit_breaker;
+pub(crate) mod clock;
+pub(crate) mod lru;
 pub(crate) mod progress;
 pub(crate) mod retry;
 pub(crate) mod shutdown;
 pub(crate) mod single_flight;
 pub(crate) mod supervise;
+pub(crate) mod text_hash;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

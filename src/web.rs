@@ -5,7 +5,7 @@ pub(crate) mod extract;
 #[cfg(any(feature = "axum", feature = "tower"))]
 #[cfg_attr(
     not(all(feature = "axum", feature = "tower")),
-    allow(dead_code, reason = "either feature uses its own part")
+    allow(dead_code, reason = "each of the two features uses only a part")
 )]
 pub(crate) mod identify;
 #[cfg(feature = "axum")]

@@ -55,17 +55,17 @@ const LONGEST_NOTE: usize = 10_000;
 /// Longest time for running requests to end after the service is told to stop.
 const GRACE: Duration = Duration::from_secs(5);
 /// Longest time after that for the router's calls to end and its connections to close.
-const GOODBYE: Duration = Duration::from_secs(3);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
     log()?;
     let metrics = metrics().install_recorder()?; // before the router, which keeps handles of the recorder
-    let upkeep = metrics.clone();
+    let recorder_upkeep = metrics.clone();
     tokio::spawn(async move {
         loop {
             sleep(Duration::from_secs(5)).await;
-            upkeep.run_upkeep(); // or records pile up between two scrapes
+            recorder_upkeep.run_upkeep(); // or records pile up between two scrapes
         }
     });
     let address = variable("LISTEN")?.unwrap_or_else(|| "127.0.0.1:3000".into());
@@ -87,21 +87,23 @@ fn variable(name: &str) -> Result<Option<String>, BoxError> {
     match env::var(name) {
         Ok(value) => Ok(Some(value)),
         Err(VarError::NotPresent) => Ok(None),
-        Err(VarError::NotUnicode(_)) => Err(unusable(format!("the variable {name} is not UTF-8"))),
+        Err(VarError::NotUnicode(_)) => {
+            Err(invalid_setting(format!("the variable {name} is not UTF-8")))
+        }
     }
 }
 
 /// Reads a variable of the environment that must be set.
 fn required(name: &str) -> Result<String, BoxError> {
-    variable(name)?.ok_or_else(|| unusable(format!("the variable {name} is missing")))
+    variable(name)?.ok_or_else(|| invalid_setting(format!("the variable {name} is missing")))
 }
 
 /// Returns an error that `main` prints as a sentence.
-fn unusable(message: String) -> BoxError {
+fn invalid_setting(message: String) -> BoxError {
     Error::new(ErrorKind::Misconfigured, message).into()
 }
 
-/// Serves until the process is told to stop, then takes [`GRACE`] and [`GOODBYE`] at most.
+/// Serves until the process is told to stop, then takes [`GRACE`] and [`CLOSE_TIMEOUT`] at most.
 pub(crate) async fn serve(
     listener: TcpListener,
     router: &TenantRouter,
@@ -122,7 +124,7 @@ pub(crate) async fn serve(
     }
     println!(
         "stopping, within {} s; Ctrl-C to stop at once",
-        (GRACE + GOODBYE).as_secs()
+        (GRACE + CLOSE_TIMEOUT).as_secs()
     );
     tokio::spawn(async move {
         signals.next().await;
@@ -132,7 +134,7 @@ pub(crate) async fn serve(
     if timeout(GRACE, server).await.is_err() {
         tracing::warn!("some requests did not end in time, and are given up");
     }
-    router.close_within(GOODBYE).await;
+    router.close_within(CLOSE_TIMEOUT).await;
     Ok(())
 }
 
@@ -188,11 +190,11 @@ async fn router() -> Result<(TenantRouter, Option<Emulator>), BoxError> {
         .suspend_after(Duration::from_secs(60))
         .start()
         .await?;
-    Ok((on(&emulator)?, Some(emulator)))
+    Ok((router_on(&emulator)?, Some(emulator)))
 }
 
 /// Builds a router on `emulator`.
-pub(crate) fn on(emulator: &Emulator) -> Result<TenantRouter, BoxError> {
+pub(crate) fn router_on(emulator: &Emulator) -> Result<TenantRouter, BoxError> {
     let neon = Neon::builder(emulator.api_key())
         .base_url(emulator.api_url())
         .build()?;
@@ -249,8 +251,8 @@ pub(crate) fn app(
         .route("/status/{tenant}", get(explain))
         .route("/metrics", get(scrape))
         .route("/ready", get(ready))
-        .fallback(nowhere)
-        .method_not_allowed_fallback(not_so)
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
         .with_state(App {
             tenants: Tenants::new(router.clone(), identify),
             metrics,
@@ -278,7 +280,7 @@ async fn overview(headers: HeaderMap) -> String {
     format!("A notes service for many customers, each with a database of its own.\n\n{commands}")
 }
 
-async fn nowhere(uri: Uri) -> (StatusCode, String) {
+async fn not_found(uri: Uri) -> (StatusCode, String) {
     let text = format!(
         "there is nothing at {}; GET / says what there is\n",
         uri.path()
@@ -286,7 +288,7 @@ async fn nowhere(uri: Uri) -> (StatusCode, String) {
     (StatusCode::NOT_FOUND, text)
 }
 
-async fn not_so() -> (StatusCode, &'static str) {
+async fn method_not_allowed() -> (StatusCode, &'static str) {
     let text = "there is no such method here; GET / says what there is\n";
     (StatusCode::METHOD_NOT_ALLOWED, text)
 }

@@ -79,7 +79,7 @@ impl KeyRing {
         Ok(ring)
     }
 
-    pub(crate) fn check(&self) -> Result<(), InvalidConfig> {
+    pub(super) fn check(&self) -> Result<(), InvalidConfig> {
         let odd = |c: char| c.is_whitespace() || c.is_control() || c == ':' || c == ',';
         let bad = |id: &str| id.is_empty() || id.len() > Self::MAX_ID_LEN || id.contains(odd);
         let ids = || self.0.iter().map(|key| &*key.id);
@@ -88,7 +88,7 @@ impl KeyRing {
         }
         if ids().any(bad) {
             return Err(InvalidConfig::new(
-                "the id of a key has 1 to 64 bytes, without white space, colons, commas and control characters",
+                "the id of a key must have 1 to 64 bytes, and no white space, colon, comma or control character",
             ));
         }
         if ids()
@@ -222,7 +222,7 @@ pub(crate) struct Binding(Vec<u8>);
 
 impl Binding {
     /// Creates a place from several words; the length of each is kept, so that no two lists of words look the same.
-    pub(crate) fn new(words: &[&str]) -> Self {
+    pub(super) fn new(words: &[&str]) -> Self {
         let mut place = Vec::new();
         for word in words {
             push(&mut place, word.as_bytes());
@@ -266,8 +266,8 @@ impl fmt::Display for Unsealable {
                 "it is sealed in format {format}, which this version of tenantry does not know; upgrade"
             ),
             Self::Broken => f.write_str(
-                "its seal is broken: it was changed, or sealed for another tenant, role or host, or with another key \
-                 of that id",
+                "its seal is broken: it was changed, or sealed for another tenant, role or host, or with a different \
+                 key of the same id",
             ),
         }
     }

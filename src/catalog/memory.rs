@@ -20,6 +20,7 @@ use crate::{
         error::BoxError,
         tenant::{Namespace, TenantId},
     },
+    schema::SchemaFailure,
     sync::lock,
 };
 
@@ -50,6 +51,10 @@ struct Entry {
     record: Record,
     /// End of the time in which the database of the record's attempt may turn up.
     doubt_until: Option<Instant>,
+    /// Time of the first failure of the step at which the schema stands.
+    failed_at: Option<Instant>,
+    /// Time at which that step is tried again.
+    retry_at: Option<Instant>,
     token: u64,
     owner: Option<(String, Instant)>,
     /// Version of the last write to this record.
@@ -62,6 +67,8 @@ impl Entry {
         Self {
             record: Record::new(tenant.clone(), State::Creating),
             doubt_until: None,
+            failed_at: None,
+            retry_at: None,
             token: 0,
             owner: None,
             version: 0,
@@ -86,10 +93,16 @@ impl Entry {
         if let (Some(attempt), Some(until)) = (&mut record.attempt, self.doubt_until) {
             attempt.doubt = until.saturating_duration_since(Instant::now());
         }
+        if let Some(failure) = &mut record.schema.failure {
+            let now = Instant::now();
+            failure.age = self.failed_at.map_or(failure.age, |at| now - at);
+            failure.retry = self.retry_at.map(|at| at.saturating_duration_since(now));
+        }
         record
     }
 
     fn write(&mut self, new: &Record, version: u64) {
+        self.write_failure(new.schema.failure.as_ref());
         let old = &self.record;
         let moved = (&old.placement, &old.endpoint) != (&new.placement, &new.endpoint);
         let doubt = new.attempt.as_ref().map(|Attempt { doubt, .. }| *doubt);
@@ -101,6 +114,17 @@ impl Entry {
             updated_at: SystemTime::now(),
             ..new.clone()
         };
+    }
+}
+
+impl Entry {
+    /// Updates the times of the schema's failure. The first failure of a step begins its age.
+    fn write_failure(&mut self, new: Option<&SchemaFailure>) {
+        let now = Instant::now();
+        let at = |failure: &SchemaFailure| (failure.step, failure.mark);
+        let is_same = self.record.schema.failure.as_ref().map(at) == new.map(at);
+        self.failed_at = new.and(self.failed_at.filter(|_| is_same).or(Some(now)));
+        self.retry_at = new.and_then(|failure| Some(now + failure.retry?));
     }
 }
 

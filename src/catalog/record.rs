@@ -2,7 +2,10 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::model::{endpoint::Endpoint, tenant::TenantId};
+use crate::{
+    model::{endpoint::Endpoint, tenant::TenantId},
+    schema::SchemaState,
+};
 
 /// The state of a tenant's database.
 ///
@@ -148,8 +151,8 @@ pub struct Record {
     /// Most pooled connections of one router to the database, from the plan; `None` for the router's own
     /// [`pool_size`](crate::RouterBuilder::pool_size). Known before the database is created, and kept if it moves.
     pub max_connections: Option<usize>,
-    /// Version of the application's schema in the database; 0 until another one is recorded.
-    pub schema_version: i64,
+    /// State of the application's [schema](crate::Schema) in the database.
+    pub schema: SchemaState,
     /// Number that rises with every change of the placement or the endpoint. Set by the catalog alone.
     pub generation: u64,
     /// The last creation that was sent, as long as its outcome is unknown.
@@ -180,7 +183,7 @@ impl Record {
             endpoint: None,
             plan: None,
             max_connections: None,
-            schema_version: 0,
+            schema: SchemaState::default(),
             generation: 0,
             attempt: None,
             attempts: Vec::new(),
@@ -195,6 +198,17 @@ impl Record {
     /// Returns the id by which a control plane finds the database.
     pub fn project(&self) -> Option<&str> {
         Some(self.placement.as_ref()?.project.as_str())
+    }
+
+    /// Sets the database. If it is another one, or another branch, its schema is not known any more.
+    pub(crate) fn set_database(&mut self, placement: Placement, endpoint: Endpoint) {
+        let before = self.placement.as_ref();
+        let before = before.map(|it| (&it.project, &it.branch));
+        if before != Some((&placement.project, &placement.branch)) {
+            self.schema.forget();
+        }
+        self.placement = Some(placement);
+        self.endpoint = Some(endpoint);
     }
 
     /// Returns whether a creation, preparation or deletion was begun and not finished.
@@ -224,6 +238,46 @@ impl Record {
             | State::Held
             | State::Deleting
             | State::Deleted => None,
+        }
+    }
+}
+
+/// The number of tenants whose databases and schemas are in the same state.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct SchemaTally {
+    /// State of the databases.
+    pub state: State,
+    /// Version of the schemas; 0 if there is none, or if it is not known.
+    pub version: i64,
+    /// `true` if a migration has failed, and none has succeeded since.
+    pub failed: bool,
+    /// `true` if the failed migration is not tried again by itself.
+    pub quarantined: bool,
+    /// Number of tenants.
+    pub tenants: u64,
+}
+
+impl SchemaTally {
+    /// Creates the count of one tenant, or of several with the same state, for implementors.
+    pub fn new(record: &Record, tenants: u64) -> Self {
+        let failure = record.schema.failure.as_ref();
+        Self {
+            state: record.state,
+            version: record.schema.version,
+            failed: failure.is_some(),
+            quarantined: failure.is_some_and(|it| it.retry.is_none()),
+            tenants,
+        }
+    }
+
+    /// Counts `record` in `tallies`, which are the counts of other tenants.
+    pub(crate) fn count(tallies: &mut Vec<Self>, record: &Record) {
+        let one = Self::new(record, 1);
+        let key = |it: &Self| (it.state, it.version, it.failed, it.quarantined);
+        match tallies.iter_mut().find(|it| key(it) == key(&one)) {
+            Some(same) => same.tenants += 1,
+            None => tallies.push(one),
         }
     }
 }
@@ -319,5 +373,26 @@ mod tests {
             ]
         );
         assert!(!State::Deleting.may_become(State::Ready));
+    }
+
+    #[test]
+    fn another_database_or_branch_makes_the_schema_unknown_and_another_host_does_not() {
+        let mut record = Record::new(TenantId::parse("acme").unwrap(), State::Ready);
+        let place = |project: &str, branch: Option<&str>| Placement {
+            branch: branch.map(str::to_owned),
+            ..Placement::new(project)
+        };
+        let endpoint = |host: &str| Endpoint::postgres(host, "d", "r", "p");
+        record.set_database(place("p", Some("b")), endpoint("h"));
+        for (placement, host, version) in [
+            (place("p", Some("b")), "elsewhere", 3),
+            (place("p", Some("c")), "h", 0),
+            (place("q", Some("b")), "h", 0),
+            (place("q", None), "h", 0),
+        ] {
+            record.schema.version = 3;
+            record.set_database(placement.clone(), endpoint(host));
+            assert_eq!(record.schema.version, version, "{placement:?}");
+        }
     }
 }

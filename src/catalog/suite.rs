@@ -11,6 +11,7 @@
 mod ids;
 mod leases;
 mod reading;
+mod schema;
 mod written;
 
 use std::{fmt::Debug, future::Future, time::Duration};
@@ -51,8 +52,9 @@ where
     Fut: Future<Output = R>,
 {
     let mut stage = async || Stage::new(make().await, with_passwords);
-    of_leases(&mut stage).await;
-    of_records(&mut stage).await;
+    Box::pin(of_leases(&mut stage)).await; // boxed, so that the futures of its callers stay small
+    Box::pin(of_records(&mut stage)).await;
+    Box::pin(of_schemas(&mut stage)).await;
 }
 
 async fn of_leases<R: Catalog>(stage: &mut impl AsyncFnMut() -> Stage<R>) {
@@ -65,13 +67,21 @@ async fn of_leases<R: Catalog>(stage: &mut impl AsyncFnMut() -> Stage<R>) {
     let it = stage().await;
     named("renews a lease and keeps its token", leases::renewal(&it)).await;
     let it = stage().await;
-    named("lets a lease run out", leases::expiry(&it)).await;
+    named("lets a lease expire", leases::expiry(&it)).await;
     let it = stage().await;
-    named("takes a lease back", leases::release(&it)).await;
+    named("lets an owner release a lease", leases::release(&it)).await;
     let it = stage().await;
-    named("lets one of many have a lease", leases::race(&it)).await;
+    named(
+        "grants a lease to only one of many callers",
+        leases::race(&it),
+    )
+    .await;
     let it = stage().await;
-    named("writes under the present lease only", leases::fencing(&it)).await;
+    named(
+        "accepts writes only under the current lease",
+        leases::fencing(&it),
+    )
+    .await;
 }
 
 async fn of_records<R: Catalog>(stage: &mut impl AsyncFnMut() -> Stage<R>) {
@@ -80,10 +90,14 @@ async fn of_records<R: Catalog>(stage: &mut impl AsyncFnMut() -> Stage<R>) {
     let it = stage().await;
     named("keeps passwords", written::passwords(&it)).await;
     let it = stage().await;
-    named("lets states change as they may", written::transitions(&it)).await;
+    named(
+        "accepts only allowed changes of state",
+        written::transitions(&it),
+    )
+    .await;
     let it = stage().await;
     named(
-        "raises the generation exactly with a change of place",
+        "raises the generation exactly when the endpoint or the project changes",
         written::generation(&it),
     )
     .await;
@@ -94,23 +108,38 @@ async fn of_records<R: Catalog>(stage: &mut impl AsyncFnMut() -> Stage<R>) {
     )
     .await;
     let it = stage().await;
-    named("counts doubt down", written::doubt(&it)).await;
+    named("counts down the time of doubt", written::doubt(&it)).await;
+    let it = stage().await;
+    named("finds many at once", reading::find_many(&it)).await;
     let it = stage().await;
     named("lists in pages", reading::list(&it)).await;
     let it = stage().await;
-    named("tells changes in pages", reading::changes(&it)).await;
+    named("reports changes in pages", reading::changes(&it)).await;
     let it = stage().await;
     named(
-        "tells every change beside writers",
+        "reports every change while others write",
         reading::changes_beside_writers(&it),
     )
     .await;
     let it = stage().await;
+    named("looks up ready tenants only", reading::served(&it)).await;
+}
+
+async fn of_schemas<R: Catalog>(stage: &mut impl AsyncFnMut() -> Stage<R>) {
+    let it = stage().await;
     named(
-        "looks up what is ready, and nothing else",
-        reading::served(&it),
+        "counts down the time to the next try of a schema's step",
+        schema::retry(&it),
     )
     .await;
+    let it = stage().await;
+    named(
+        "keeps the age of the failure of a schema's step",
+        schema::age(&it),
+    )
+    .await;
+    let it = stage().await;
+    named("counts tenants", schema::tally(&it)).await;
 }
 
 async fn named(name: &str, case: impl Future<Output = Outcome>) {
@@ -130,7 +159,7 @@ impl<R: Catalog> Stage<R> {
     fn new(records: R, with_passwords: bool) -> Self {
         let namespace = Namespace::parse("suite").expect("a namespace");
         if let Err(why) = records.bind(&namespace, with_passwords) {
-            panic!("a new catalog takes any namespace: {why}");
+            panic!("a new catalog must accept any namespace: {why}");
         }
         Self {
             records,
@@ -175,7 +204,7 @@ impl<R: Catalog> Stage<R> {
 
     async fn wrote(&self, lease: &Lease, record: &Record, then: AfterWrite) -> Outcome {
         let wrote = self.records.write(lease, record, then).await?;
-        holds(wrote, "a write under a good lease was not taken")
+        holds(wrote, "a write under a valid lease was not accepted")
     }
 
     /// Makes a write that must fail with [`InvalidRecord`].
@@ -183,7 +212,7 @@ impl<R: Catalog> Stage<R> {
         match self.records.write(lease, record, AfterWrite::Keep).await {
             Ok(wrote) => Err(format!("{why}: no error, but {wrote}").into()),
             Err(err) if err.is::<InvalidRecord>() => Ok(()),
-            Err(err) => Err(format!("{why}: an error that is no InvalidRecord: {err}").into()),
+            Err(err) => Err(format!("{why}: the error is not an InvalidRecord: {err}").into()),
         }
     }
 

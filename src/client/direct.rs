@@ -17,13 +17,13 @@ use super::cancel::CancelToken;
 use crate::{
     connection::{dial::Dialed, driver::Notifications, status::ConnectionStatus},
     model::{
-        endpoint::{Endpoint, Route},
+        endpoint::Endpoint,
         error::{Error, Stage},
         tenant::TenantId,
     },
     pool::{Pool, Unserved, connect::task::start},
     sync::progress::timed_out,
-    telemetry::spans,
+    telemetry::{labels::Reason, spans},
 };
 
 /// A dedicated connection to one tenant's database that bypasses the pooler: for migrations, `LISTEN`, `COPY`, session
@@ -31,7 +31,7 @@ use crate::{
 ///
 /// It derefs to deadpool-postgres's client. It does not keep the database awake, and it ends when the database falls
 /// asleep.
-#[must_use = "it is closed if it is dropped at once"]
+#[must_use = "a dropped client closes its connection"]
 pub struct DirectClient {
     client: deadpool_postgres::Client,
     notifications: Notifications,
@@ -55,7 +55,7 @@ impl DirectClient {
             pool,
             ..
         } = self;
-        CancelToken::new(client, endpoint, Route::Direct, status, &pool.shared)
+        CancelToken::of_direct(client, endpoint, status, &pool.shared)
     }
 
     /// Waits for the next notification on a channel that the connection listens to. Returns `None` once the connection
@@ -74,19 +74,42 @@ impl DirectClient {
     /// Dropping the future gives up. A connection that is opened afterwards is closed.
     pub(crate) async fn open(pool: Arc<Pool>, until: Instant) -> Result<Self, Unserved> {
         let began = Instant::now();
-        let permits = Arc::clone(&pool.direct);
+        let permits = pool.direct_permits();
         let permit = timeout_at(until, permits.acquire_owned()).await;
         let permit = permit.map_err(|_| {
             let most = pool.shared.config.direct_connections;
             timed_out(Stage::Checkout, began.elapsed(), None).with_more(&format!(
-                "all {most} direct connections that a tenant may have are held; hold them for less time, or raise \
+                "all {most} direct connections that the tenant may have are in use; close them sooner, or raise \
                  direct_connections"
             ))
         })?;
         let permit = permit.map_err(|_| Error::closed())?;
+        let opened = Self::open_held(pool, until, Reason::Request, Some(permit)).await;
+        opened.map(|(client, _)| client)
+    }
+
+    /// Opens a direct connection that does not count in `direct_connections`, for a migration. Returns whether that
+    /// woke the database.
+    ///
+    /// # Cancel safety
+    /// As [`open`](Self::open).
+    pub(crate) async fn open_for_migration(
+        pool: Arc<Pool>,
+        until: Instant,
+    ) -> Result<(Self, bool), Unserved> {
+        Self::open_held(pool, until, Reason::Migration, None).await
+    }
+
+    async fn open_held(
+        pool: Arc<Pool>,
+        until: Instant,
+        reason: Reason,
+        permit: Option<OwnedSemaphorePermit>,
+    ) -> Result<(Self, bool), Unserved> {
+        let began = Instant::now();
         let name = pool.tenant.as_str();
         let span = spans::detached(tracing::debug_span!(parent: None, "open", tenant = name));
-        let task = Self::dial(Arc::clone(&pool), until, permit).instrument(span);
+        let task = Self::dial(Arc::clone(&pool), until, reason, permit).instrument(span);
         let shared = Arc::clone(&pool.shared);
         let task = shared.attempts.spawn_on(task, &shared.runtime);
         match timeout_at(until, task).await {
@@ -100,19 +123,25 @@ impl DirectClient {
     async fn dial(
         pool: Arc<Pool>,
         until: Instant,
-        permit: OwnedSemaphorePermit,
-    ) -> Result<Self, Unserved> {
+        reason: Reason,
+        permit: Option<OwnedSemaphorePermit>,
+    ) -> Result<(Self, bool), Unserved> {
         let dialed = tokio::select! {
             biased;
             () = pool.shared.life.terminated() => Err(Error::closed().into()),
             () = pool.until_forbidden() => Err(Unserved::relocate()),
-            dialed = pool.open_direct(until) => dialed,
+            dialed = pool.open_direct(until, reason) => dialed,
         };
         pool.check_allowed()?; // it may have been forbidden since the login
-        Ok(Self::new(&pool, dialed?, permit)?)
+        let (dialed, woke) = dialed?;
+        Ok((Self::new(&pool, dialed, permit)?, woke))
     }
 
-    fn new(pool: &Arc<Pool>, dialed: Dialed, permit: OwnedSemaphorePermit) -> Result<Self, Error> {
+    fn new(
+        pool: &Arc<Pool>,
+        dialed: Dialed,
+        permit: Option<OwnedSemaphorePermit>,
+    ) -> Result<Self, Error> {
         let Dialed {
             client,
             status,

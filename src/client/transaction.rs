@@ -85,21 +85,21 @@ impl<'a> Transaction<'a> {
         self.until.saturating_duration_since(Instant::now())
     }
 
-    /// Runs the transaction once on `lease`. Returns `None` if it has to be run again, on another connection.
+    /// Runs the transaction once on `loan`. Returns `None` if it has to be run again, on another connection.
     ///
     /// # Cancel safety
     /// Dropping the future closes the connection, which rolls the transaction back. If COMMIT was already sent, the
     /// transaction may be committed.
     pub(crate) async fn run<T, E, Fut>(
         &mut self,
-        lease: Loan,
+        loan: Loan,
         work: &mut impl FnMut(Tx) -> Fut,
     ) -> Option<Result<T, E>>
     where
         Fut: Future<Output = Result<T, E>> + Send,
         E: From<Error> + From<tokio_postgres::Error>,
     {
-        let pool = Arc::clone(lease.pool());
+        let pool = Arc::clone(loan.pool());
         let counts = &pool.shared.stats;
         let ours = |err: Error| {
             let err = err.with_tenant(&pool.tenant);
@@ -111,57 +111,57 @@ impl<'a> Transaction<'a> {
             let of_tenant = current_tenant::sync_scope(&pool.tenant, || err.into());
             Some(Err(of_tenant))
         };
-        let begun = self.begin(&lease).await;
-        let status = &lease.connection().status;
+        let begun = self.begin(&loan).await;
+        let status = &loan.connection().status;
         let (idles, ends) = (status.idles(), status.ends());
         match begun {
             End::Committed | End::Undone => {}
-            End::Again(err, why) => return ours(self.again(lease, err, why).await?),
+            End::Again(err, why) => return ours(self.again(loan, err, why).await?),
             End::Failed(err) => return ours(err),
             End::Refused(err) => return theirs(err),
         }
         let (home, worked) = (Arc::new(Mutex::new(None)), Instant::now());
         // The scope also covers the call itself: a closure may do work before its first await, and even before it
         // returns its future.
-        let working = current_tenant::sync_scope(&pool.tenant, || work(Tx::new(lease, &home)));
+        let working = current_tenant::sync_scope(&pool.tenant, || work(Tx::new(loan, &home)));
         let done = timeout_at(self.until, current_tenant::scope(&pool.tenant, working)).await;
-        let lease = lock(&home).take();
+        let loan = lock(&home).take();
         counts
             .meters
             .stage(Stage::Query, matches!(done, Ok(Ok(_))), worked.elapsed());
-        let (done, lease) = match (done, lease) {
-            (Ok(done), Some(lease)) => (done, lease),
+        let (done, loan) = match (done, loan) {
+            (Ok(done), Some(loan)) => (done, loan),
             (Ok(_), None) => return ours(kept()),
-            (Err(_), lease) => {
+            (Err(_), loan) => {
                 let is_lost = |it: &Loan| is_dead(it) && it.connection().status.ends() == ends;
-                let lost = lease.filter(is_lost).map(|lease| loss(&lease));
+                let lost = loan.filter(is_lost).map(|loan| loss(&loan));
                 self.last_failure = lost.or(self.last_failure.take());
                 return ours(self.out_of_time(Stage::Query));
             }
         };
-        let status = &lease.connection().status;
+        let status = &loan.connection().status;
         let is_outdated = status.has_failed() && status.is_outdated() && status.ends() == ends;
         let end = match done {
             _ if status.idles() != idles => End::Failed(ended_inside()),
             _ if is_outdated && self.left > 0 => outdated(),
-            Ok(_) => self.commit(&lease, ends).await,
-            Err(_) => self.undo(&lease, ends).await,
+            Ok(_) => self.commit(&loan, ends).await,
+            Err(_) => self.undo(&loan, ends).await,
         };
         match end {
             End::Committed | End::Undone => Some(done),
             End::Again(err, _) if self.left == 0 => ours(err),
             End::Again(err, why) => {
                 self.left -= 1;
-                ours(self.again(lease, err, why).await?)
+                ours(self.again(loan, err, why).await?)
             }
             End::Failed(err) => ours(err),
             End::Refused(err) => theirs(err),
         }
     }
 
-    async fn begin(&self, lease: &Loan) -> End {
+    async fn begin(&self, loan: &Loan) -> End {
         let asked = Instant::now();
-        let is_proven = lease.connection().status.silent_at(asked) <= PROVEN;
+        let is_proven = loan.connection().status.silent_at(asked) <= PROVEN;
         let limit = match (is_proven, self.is_patient) {
             (true, true) => self.remaining(),
             (true, false) => BEGIN_TIMEOUT,
@@ -169,25 +169,25 @@ impl<'a> Transaction<'a> {
         };
         let limit = self.until.min(asked + limit);
         let begin = self.options.begin(self.access);
-        let answer = timeout_at(limit, lease.connection().client.batch_execute(&begin)).await;
+        let answer = timeout_at(limit, loan.connection().client.batch_execute(&begin)).await;
         if answer.is_err() {
             // The tenant's other connections may have died with this one.
-            lease.pool().suspect_silent_for(asked.elapsed());
+            loan.pool().suspect_silent_for(asked.elapsed());
         }
         match answer {
             Ok(Ok(())) => End::Undone,
             Ok(Err(err)) if is_answer(&err) => End::Refused(err),
             Err(_) if Instant::now() >= self.until => End::Failed(self.out_of_time(Stage::Query)),
-            Ok(Err(_)) => lost(lease),
+            Ok(Err(_)) => lost(loan),
             Err(_) => End::Again(self.out_of_time(Stage::Query), Why::Silent),
         }
     }
 
     /// Commits the transaction and records how long that took.
-    async fn commit(&self, lease: &Loan, ends: u64) -> End {
+    async fn commit(&self, loan: &Loan, ends: u64) -> End {
         let began = Instant::now();
-        let end = self.send_commit(lease, ends).await;
-        let meters = &lease.pool().shared.stats.meters;
+        let end = self.send_commit(loan, ends).await;
+        let meters = &loan.pool().shared.stats.meters;
         meters.stage(
             Stage::Commit,
             matches!(end, End::Committed),
@@ -198,10 +198,10 @@ impl<'a> Transaction<'a> {
 
     /// Sends COMMIT and interprets the answer. `ends` is the connection's `ConnectionStatus::ends` from before the
     /// closure ran.
-    async fn send_commit(&self, lease: &Loan, ends: u64) -> End {
-        let (client, status) = (&lease.connection().client, &lease.connection().status);
-        if is_dead(lease) {
-            return lost_inside(lease, ends);
+    async fn send_commit(&self, loan: &Loan, ends: u64) -> End {
+        let (client, status) = (&loan.connection().client, &loan.connection().status);
+        if is_dead(loan) {
+            return lost_inside(loan, ends);
         }
         let is_whole = status.ends() == ends;
         if self.remaining().is_zero() {
@@ -210,7 +210,7 @@ impl<'a> Transaction<'a> {
         let answer = timeout_at(self.until, client.batch_execute("COMMIT")).await;
         let read_only = self.access == Access::ReadOnly;
         match answer {
-            Ok(Ok(())) if status.was_rolled_back() => End::Failed(rolled_back(lease)),
+            Ok(Ok(())) if status.was_rolled_back() => End::Failed(rolled_back(loan)),
             Ok(Ok(())) => End::Committed,
             Ok(Err(err)) if is_answer(&err) && is_whole && self.may_meet_again(err.code()) => {
                 conflict()
@@ -218,7 +218,7 @@ impl<'a> Transaction<'a> {
             Ok(Err(err)) if is_answer(&err) => End::Refused(err),
             // A COMMIT that was never written has not been executed, and a read has no effect that a second run could
             // repeat.
-            Ok(Err(_)) if status.ends() <= ends + u64::from(read_only) => lost(lease),
+            Ok(Err(_)) if status.ends() <= ends + u64::from(read_only) => lost(loan),
             Ok(Err(err)) => End::Failed(commit_unknown().with_source(err)),
             Err(_) if read_only => End::Failed(self.out_of_time(Stage::Commit)),
             Err(_) => End::Failed(commit_unknown()),
@@ -226,10 +226,10 @@ impl<'a> Transaction<'a> {
     }
 
     /// Rolls back after the closure failed. `ends` as for [`send_commit`](Self::send_commit).
-    async fn undo(&self, lease: &Loan, ends: u64) -> End {
-        let (client, status) = (&lease.connection().client, &lease.connection().status);
-        if is_dead(lease) {
-            return lost_inside(lease, ends);
+    async fn undo(&self, loan: &Loan, ends: u64) -> End {
+        let (client, status) = (&loan.connection().client, &loan.connection().status);
+        if is_dead(loan) {
+            return lost_inside(loan, ends);
         }
         let is_whole = status.ends() == ends;
         let code = status.last_sqlstate().filter(|_| status.has_failed());
@@ -256,33 +256,33 @@ impl<'a> Transaction<'a> {
     }
 
     /// Prepares another run. Returns the error if there is no time for one.
-    async fn again(&mut self, lease: Loan, err: Error, why: Why) -> Option<Error> {
-        let pool = Arc::clone(lease.pool());
+    async fn again(&mut self, loan: Loan, err: Error, why: Why) -> Option<Error> {
+        let pool = Arc::clone(loan.pool());
         tracing::debug!(tenant = pool.tenant.as_str(), ?why, %err, "running the transaction again");
         match why {
             Why::Lost => {
                 // The tenant's other connections died with this one, although that may not show yet. Those opened since
                 // are alive.
-                if let Some(died) = lease.connection().status.died() {
+                if let Some(died) = loan.connection().status.died() {
                     pool.condemn(died);
                 }
-                lease.close();
+                loan.close();
             }
             Why::Silent => {
                 self.is_patient = true;
-                lease.close();
+                loan.close();
             }
             Why::Crowded => {
-                lease.close();
+                loan.close();
                 sleep(CROWDED_WAIT.min(self.remaining())).await;
             }
             Why::Outdated => {
                 // Closed within its transaction, so that the pooler closes the server connection too.
-                lease.close();
+                loan.close();
                 pool.request_clearing();
             }
             Why::Conflict => {
-                drop(lease);
+                drop(loan);
                 // The random wait keeps the same transactions from conflicting again.
                 let pause = backoff(CONFLICT_WAIT, CONFLICT_WAIT)
                     .next()
@@ -304,7 +304,7 @@ impl<'a> Transaction<'a> {
             return err;
         }
         err.with_more(
-            "its statements took too long; see to them, or raise `TransactionOptions::timeout`",
+            "the closure's statements took too long; make them faster, or raise `TransactionOptions::timeout`",
         )
     }
 

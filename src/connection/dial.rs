@@ -4,6 +4,8 @@
 //! covers only TCP. Here the addresses race only for the socket, the login is sent once, and one deadline covers both.
 
 mod hosts;
+mod negotiated;
+pub(crate) mod opened;
 mod race;
 
 use std::{
@@ -26,12 +28,11 @@ use tokio::{
 use tokio_postgres::{CancelToken, Client, Connection, NoTls, tls::MakeTlsConnect};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use self::hosts::Hosts;
+use self::{hosts::Hosts, opened::Opened};
 use super::{
     driver::{Drive, Notifications},
     status::{ConnectionStatus, TrackedTask},
     stream::{Pipes, Socket, Stream},
-    tap::{Tap, Tapped},
     verdict::{self, DialFailure},
 };
 use crate::{
@@ -41,7 +42,7 @@ use crate::{
         error::{Error, ErrorKind},
         resolve::AnyResolve,
     },
-    sync::progress::Progress,
+    sync::{clock::Clock, progress::Progress},
 };
 
 /// Approximate time after which a vanished peer is noticed.
@@ -54,6 +55,8 @@ type TlsConnector = <MakeRustlsConnect as MakeTlsConnect<Stream>>::TlsConnect;
 /// Opens connections within the budget. All tenants share one dialer.
 pub(crate) struct Dialer {
     pub(crate) budget: Arc<Budget>,
+    /// The clock of the router, by which its connections tell their times.
+    pub(crate) clock: Clock,
     resolve: Arc<dyn AnyResolve>,
     /// The source of pipes, which replace sockets if it is set.
     pipes: Option<Pipes>,
@@ -75,6 +78,14 @@ pub(crate) struct Dialed {
     pub(crate) notifications: Option<Notifications>,
 }
 
+/// The start of a dial.
+pub(crate) enum Start {
+    /// The permit to open a connection.
+    Permit(Permit),
+    /// A connection that was opened before, at the same endpoint and route.
+    Opened(Opened),
+}
+
 pub(crate) type ConnectionTask =
     Pin<Box<dyn Future<Output = Result<(), tokio_postgres::Error>> + Send>>;
 
@@ -87,6 +98,7 @@ impl Dialer {
     ) -> Self {
         Self {
             budget,
+            clock: Clock::start(),
             resolve,
             pipes,
             tls: MakeRustlsConnect::new(tls),
@@ -94,7 +106,7 @@ impl Dialer {
         }
     }
 
-    /// Waits for the permit to open one more connection for `holder`. `None` is for a connection of no pool.
+    /// Waits for the permit to open one more connection for `owner`. `None` is for a connection of no pool.
     ///
     /// # Errors
     /// The timeout of `progress` if its deadline passes first.
@@ -103,20 +115,20 @@ impl Dialer {
     /// Dropping the future gives up the turn.
     pub(crate) async fn permit(
         &self,
-        holder: Option<&Weak<dyn Owner>>,
+        owner: Option<&Weak<dyn Owner>>,
         progress: &Progress,
     ) -> Result<Permit, Error> {
-        let mut taken = pin!(self.budget.take(holder));
-        if let Some(permit) = taken.as_mut().now_or_never() {
+        let mut permit = pin!(self.budget.take(owner));
+        if let Some(permit) = permit.as_mut().now_or_never() {
             return Ok(permit);
         }
-        progress.note(&self.all_in_use());
-        let taken = timeout_at(progress.deadline(), taken).await;
-        taken.map_err(|_| progress.timed_out())
+        progress.note(&self.all_in_use_error());
+        let permit = timeout_at(progress.deadline(), permit).await;
+        permit.map_err(|_| progress.timed_out())
     }
 
     /// Returns the error for a caller that waits while all connections are in use.
-    pub(crate) fn all_in_use(&self) -> Error {
+    pub(crate) fn all_in_use_error(&self) -> Error {
         let limit = self.budget.limit();
         let message = format!(
             "all {limit} connections are in use; raise max_connections, or hold them for less time"
@@ -125,6 +137,7 @@ impl Dialer {
     }
 
     /// Logs in at `endpoint`, once, by `deadline`. The permit lasts until the other side has ended the connection.
+    /// `on_opened` is called just before the login is sent, with the time that the opening took.
     ///
     /// # Cancel safety
     /// Dropping the future closes the socket. A wake that it has started at Neon goes on.
@@ -133,59 +146,62 @@ impl Dialer {
         endpoint: &Arc<Endpoint>,
         route: Route,
         deadline: Instant,
-        permit: Permit,
+        start: Start,
+        on_opened: impl FnOnce(Duration) + Send,
     ) -> Result<Dialed, Error> {
-        let reached = OnceLock::new();
-        let attempt = self.connect_and_log_in(endpoint, route, permit, &reached);
+        let reached = OnceLock::new(); // keeps the address if the attempt is dropped at its deadline
+        // Boxed, so that the futures of its callers stay small.
+        let attempt = async {
+            let opened = match start {
+                Start::Permit(permit) => {
+                    Box::pin(self.open(endpoint, route, permit, &reached)).await?
+                }
+                Start::Opened(opened) => {
+                    let _ = opened.address.map(|address| reached.set(address));
+                    opened
+                }
+            };
+            on_opened(opened.age());
+            Box::pin(self.log_in(route, opened)).await
+        };
         let dialed = timeout_at(deadline, attempt).await;
         let dialed = dialed.unwrap_or(Err(DialFailure::Silent));
         if let Some(address) = reached.get() {
             let answered = match &dialed {
-                Ok(dialed) => dialed.status.peer.set(*address).is_ok(),
+                Ok(dialed) => {
+                    let _ = dialed.status.peer.set(*address);
+                    true
+                }
                 Err(DialFailure::Login(err)) => err.as_db_error().is_some(),
                 Err(DialFailure::Unreachable(_) | DialFailure::Silent) => false,
             };
             self.hosts.note(*address, answered);
         }
-        self.learn(endpoint, route, dialed)
+        self.judge(endpoint, route, dialed)
     }
 
-    /// Tries once, and stores in `reached` the address that accepted the socket.
-    async fn connect_and_log_in(
-        &self,
-        endpoint: &Arc<Endpoint>,
-        route: Route,
-        permit: Permit,
-        reached: &OnceLock<SocketAddr>,
-    ) -> Result<Dialed, DialFailure> {
-        let permit_id = permit.id();
-        let opened = self.open_socket(endpoint.host(route), endpoint.port).await;
-        let (socket, address) = opened.map_err(DialFailure::Unreachable)?;
-        let _ = address.map(|address| reached.set(address));
-        let stream = Stream::new(socket, Some(permit));
-        self.log_in(endpoint, route, stream, permit_id).await
-    }
-
-    /// Updates the memory of the host's outdated password by the result of a login, and judges a failed login by it.
-    fn learn(
+    /// Turns a failed login into the error for its callers. While a password is being changed, the proxy may accept an
+    /// outdated one that the database refuses, and may refuse the new one for a while. So an outdated password is
+    /// remembered until a login succeeds.
+    fn judge(
         &self,
         endpoint: &Endpoint,
         route: Route,
         dialed: Result<Dialed, DialFailure>,
     ) -> Result<Dialed, Error> {
         let (host, port) = (endpoint.host(route), endpoint.port);
-        let (place, password) = (place(host, port), &endpoint.password);
+        let (key, password) = (host_key(host, port), &endpoint.password);
         let failure = match dialed {
             Ok(dialed) => {
-                self.hosts.note_login(&place);
+                self.hosts.note_login(&key);
                 return Ok(dialed);
             }
             Err(failure) => failure,
         };
-        let lags = self.hosts.may_lag_behind(&place, password);
-        let err = verdict::on_connect(failure, host, port, lags);
-        if err.kind() == ErrorKind::StaleCredential && !lags {
-            self.hosts.note_outdated(&place, password);
+        let may_lag = self.hosts.may_lag_behind(&key, password);
+        let err = verdict::on_connect(failure, host, port, may_lag);
+        if err.kind() == ErrorKind::StaleCredential && !may_lag {
+            self.hosts.note_outdated(&key, password);
         }
         Err(err)
     }
@@ -224,45 +240,6 @@ impl Dialer {
         sent
     }
 
-    async fn log_in(
-        &self,
-        endpoint: &Arc<Endpoint>,
-        route: Route,
-        stream: Stream,
-        permit_id: PermitId,
-    ) -> Result<Dialed, DialFailure> {
-        let host = endpoint.host(route);
-        let config = endpoint.pg_config();
-        let status = ConnectionStatus::with_reset(endpoint.session_reset_at(route));
-        let (client, (task, notifications)) = match endpoint.encryption {
-            Encryption::None => {
-                let tapped = Tap::new(stream, Arc::clone(&status));
-                let connected = config.connect_raw(tapped, NoTls).await;
-                let (client, connection) = connected.map_err(DialFailure::Login)?;
-                (client, driven(connection, &status, route))
-            }
-            Encryption::Tls => {
-                let connector = self.tls_connector(host).map_err(DialFailure::Unreachable)?;
-                let tls = Tapped {
-                    connector,
-                    status: Arc::clone(&status),
-                };
-                let connected = config.connect_raw(stream, tls).await;
-                let (client, connection) = connected.map_err(DialFailure::Login)?;
-                (client, driven(connection, &status, route))
-            }
-        };
-        status.mark_logged_in();
-        Ok(Dialed {
-            client,
-            status,
-            permit_id,
-            endpoint: Arc::clone(endpoint),
-            task,
-            notifications,
-        })
-    }
-
     fn tls_connector(&self, host: &str) -> io::Result<TlsConnector> {
         <MakeRustlsConnect as MakeTlsConnect<Stream>>::make_tls_connect(&mut self.tls.clone(), host)
             .map_err(io::Error::other)
@@ -276,6 +253,7 @@ impl Dialer {
         let addresses = self.resolve.resolve(host, port).await?;
         let addresses = race::order(addresses, |it| self.hosts.is_useless(it));
         let (number, stream) = race::race(&addresses, TcpStream::connect).await?;
+        // The earlier addresses have failed, or were silent for longer than the race waits.
         for overtaken in &addresses[..number] {
             self.hosts.note(*overtaken, false);
         }
@@ -284,12 +262,12 @@ impl Dialer {
 }
 
 /// Returns the key under which a host is remembered.
-fn place(host: &str, port: u16) -> String {
+fn host_key(host: &str, port: u16) -> String {
     format!("{host}:{port}")
 }
 
 /// Returns the task that drives `connection`, and the receiver of its notifications, which a pooler does not send.
-fn driven<S, T>(
+fn into_task<S, T>(
     connection: Connection<S, T>,
     status: &Arc<ConnectionStatus>,
     route: Route,
@@ -301,7 +279,7 @@ where
     let (drive, notifications) = match route {
         Route::Pooled => (Drive::new(connection), None),
         Route::Direct => {
-            let (drive, notifications) = Drive::telling(connection);
+            let (drive, notifications) = Drive::with_notifications(connection);
             (drive, Some(notifications))
         }
     };

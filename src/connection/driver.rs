@@ -21,21 +21,21 @@ pub(crate) type Notifications = mpsc::Receiver<Notification>;
 /// Drives a connection until it ends.
 pub(super) struct Drive<S, T> {
     connection: Connection<S, T>,
-    told: Option<mpsc::Sender<Notification>>,
+    sender: Option<mpsc::Sender<Notification>>,
 }
 
 impl<S, T> Drive<S, T> {
     /// Creates a driver of `connection` that drops its notifications.
-    pub(crate) fn new(connection: Connection<S, T>) -> Self {
-        let told = None;
-        Self { connection, told }
+    pub(super) fn new(connection: Connection<S, T>) -> Self {
+        let sender = None;
+        Self { connection, sender }
     }
 
     /// Creates a driver of `connection` that forwards its notifications.
-    pub(super) fn telling(connection: Connection<S, T>) -> (Self, Notifications) {
-        let (told, notifications) = mpsc::channel(WAITING);
-        let told = Some(told);
-        (Self { connection, told }, notifications)
+    pub(super) fn with_notifications(connection: Connection<S, T>) -> (Self, Notifications) {
+        let (sender, notifications) = mpsc::channel(WAITING);
+        let sender = Some(sender);
+        (Self { connection, sender }, notifications)
     }
 }
 
@@ -50,10 +50,13 @@ where
         loop {
             match ready!(self.connection.poll_message(cx)) {
                 Some(Ok(AsyncMessage::Notification(message))) => {
-                    let told = self.told.as_ref().map(|told| told.try_send(message));
-                    if let Some(Err(TrySendError::Full(lost))) = told {
+                    let sent = self.sender.as_ref().map(|sender| sender.try_send(message));
+                    if let Some(Err(TrySendError::Full(lost))) = sent {
                         let channel = lost.channel();
-                        tracing::warn!(channel, "nobody reads the notifications; one is lost");
+                        tracing::warn!(
+                            channel,
+                            "a notification is lost, because the application does not read them fast enough"
+                        );
                     }
                 }
                 Some(Ok(_)) => {}

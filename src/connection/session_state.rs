@@ -46,7 +46,7 @@ struct Reported {
 
 impl SessionState {
     /// Creates a reader for a session with those flags, or returns `None` if the session is never reset.
-    pub(crate) fn of(flags: &SessionFlags) -> Option<Box<Self>> {
+    pub(super) fn of(flags: &SessionFlags) -> Option<Box<Self>> {
         (flags.reset != SessionReset::Never).then(|| {
             Box::new(Self {
                 scan: Scan::new(),

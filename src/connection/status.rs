@@ -4,10 +4,15 @@
 //! in a channel until the connection's task runs. [`TrackedTask`] closes that gap. It stands between the channel and
 //! the task's waker, and notes that a request is about to be written before it wakes the task.
 
+mod cancelling;
+pub(crate) mod health;
 pub(crate) mod liveness;
-pub(crate) mod loan_age;
+mod loan_age;
+mod marks;
+mod parking;
 mod session;
 pub(crate) mod tracked_task;
+mod transaction;
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -27,9 +32,12 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use self::loan_age::LoanAge;
+use self::marks::{Mark, Marks};
 use super::verdict::ServerClose;
-use crate::{model::endpoint::SessionReset, sync::lock};
+use crate::{
+    model::endpoint::SessionReset,
+    sync::{clock::Clock, lock},
+};
 
 pub(crate) use session::{Residue, SessionFlags};
 pub(super) use tracked_task::TrackedTask;
@@ -44,33 +52,27 @@ pub(crate) struct ConnectionStatus {
     /// Ordered with `parked`: parking is followed by a read of this field, and writing by a read of `parked`.
     pub(super) outstanding: AtomicU32,
     /// Transaction status of the last ReadyForQuery: `I` idle, `T` in a transaction, `E` in a failed one.
-    pub(crate) status: AtomicU8,
+    pub(super) transaction_status: AtomicU8,
     /// `true` while it is idle in the pool.
     parked: AtomicBool,
-    /// `true` once its task has ended.
-    ended: AtomicBool,
-    /// `true` once it must be closed when it comes back, for example because of its age.
-    expired: AtomicBool,
-    /// Number of times that the task was woken.
-    woken: AtomicU64,
-    /// The value of `woken` at the start of the last poll in which the task did all it could. If it is less than
-    /// `woken`, a request may be waiting to be written.
-    settled: AtomicU64,
-    /// Number of times that it was taken from the pool.
-    leases: AtomicU64,
-    /// The last loan whose query a caller asked to cancel; 0 for none.
-    cancelled: AtomicU64,
-    /// `true` if a hint opened it and no caller has used it yet.
-    hinted: AtomicBool,
-    /// The flags of its session, which tell whether a reset is needed before the next user gets it.
-    pub(crate) session: SessionFlags,
-    /// `true` if it is possibly dead, so that the server is pinged on it before it is used.
-    suspected: AtomicBool,
-    opened: Instant,
-    /// Milliseconds from `opened` to the last bytes from the server.
-    last_read: AtomicU64,
+    marks: Marks,
     /// `true` once a caller has used it: received an answer on it, or given it back in order.
     served: AtomicBool,
+    /// `true` once its caller has had its client by `&mut`, and may have swapped it.
+    was_mutable: AtomicBool,
+    /// The flags of its session, which tell whether a reset is needed before the next user gets it.
+    pub(crate) session: SessionFlags,
+    /// Number of times that the task was woken.
+    wakes: AtomicU64,
+    /// The value of `wakes` at the start of the last poll in which the task did all it could. If it is less than
+    /// `wakes`, a request may be waiting to be written.
+    settled_wakes: AtomicU64,
+    /// Number of times that it was taken from the pool.
+    loans: AtomicU64,
+    /// Milliseconds by `clock` at the beginning of the last loan, or `loan_age::UNKNOWN`.
+    lent_at: AtomicU64,
+    /// Milliseconds by `clock` at the last bytes from the server.
+    last_read: AtomicU64,
     /// `true` once tenantry closes it, so that its end says nothing about the server.
     closing: AtomicBool,
     /// `true` if the stream has bytes that it could not write.
@@ -91,48 +93,51 @@ pub(crate) struct ConnectionStatus {
     ends: AtomicU64,
     /// Number of times that the server reported itself idle, outside any transaction.
     idles: AtomicU64,
-    /// The instant at which the login was done.
-    logged_in: OnceLock<Instant>,
+    /// The clock of its router.
+    clock: Clock,
+    /// Nanoseconds by `clock` at its opening.
+    opened: u64,
+    /// Nanoseconds by `clock` at the end of the login, and one; 0 before that.
+    logged_in: AtomicU64,
     /// The address at which it was opened; unset for a pipe.
     pub(crate) peer: OnceLock<SocketAddr>,
     /// The instant at which that hint was followed. Locked for a few instructions.
     hinted_at: Mutex<Option<Instant>>,
-    /// The instant at which its end was first known, by a message of the server or by the end of its stream.
-    died: OnceLock<Instant>,
-    /// The server's message when it ended the connection. Written once or twice; never locked across an await.
-    farewell: Mutex<Option<ServerClose>>,
-    /// The last loan that the sweep has seen. Locked for a few instructions.
-    seen_held: Mutex<LoanAge>,
+    /// Nanoseconds by `clock` at the instant at which its end was first known, by a message of the server or by the end
+    /// of its stream, and one; 0 before that.
+    died: AtomicU64,
+    /// The server's message when it ended the connection.
+    farewell: OnceLock<Box<ServerClose>>,
+    /// The last loan that was reported as held for long; 0 for none.
+    reported_loan: AtomicU64,
     /// Notified when tenantry begins to close it.
-    leave: Notify,
+    close_requested: Notify,
     /// Notified after every poll of the task.
-    turned: Notify,
+    polled: Notify,
 }
 
 impl ConnectionStatus {
     #[cfg(test)]
     pub(crate) fn new() -> Arc<Self> {
-        Self::with_reset(SessionReset::Never)
+        Self::with_reset(SessionReset::Never, Clock::start())
     }
 
-    /// Creates the status of a connection whose session is reset according to `reset`.
-    pub(super) fn with_reset(reset: SessionReset) -> Arc<Self> {
+    /// Creates the status of a connection whose session is reset according to `reset`. `clock`: that of its router.
+    pub(super) fn with_reset(reset: SessionReset, clock: Clock) -> Arc<Self> {
+        let now = clock.now();
         Arc::new(Self {
             outstanding: AtomicU32::new(0),
-            status: AtomicU8::new(0),
+            transaction_status: AtomicU8::new(0),
             parked: AtomicBool::new(false),
-            ended: AtomicBool::new(false),
-            expired: AtomicBool::new(false),
-            woken: AtomicU64::new(1),
-            settled: AtomicU64::new(0),
-            leases: AtomicU64::new(0),
-            cancelled: AtomicU64::new(0),
-            hinted: AtomicBool::new(false),
+            marks: Marks::default(),
+            wakes: AtomicU64::new(1),
+            settled_wakes: AtomicU64::new(0),
+            loans: AtomicU64::new(0),
+            lent_at: AtomicU64::new(loan_age::UNKNOWN),
             session: SessionFlags::new(reset),
-            suspected: AtomicBool::new(false),
-            opened: Instant::now(),
-            last_read: AtomicU64::new(0),
+            last_read: AtomicU64::new(now.millis()),
             served: AtomicBool::new(false),
+            was_mutable: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             blocked: AtomicBool::new(false),
             drained: AtomicBool::new(false),
@@ -143,14 +148,16 @@ impl ConnectionStatus {
             sqlstate: AtomicU64::new(0),
             ends: AtomicU64::new(0),
             idles: AtomicU64::new(0),
-            logged_in: OnceLock::new(),
+            clock,
+            opened: now.nanos,
+            logged_in: AtomicU64::new(0),
             peer: OnceLock::new(),
             hinted_at: Mutex::default(),
-            died: OnceLock::new(),
-            farewell: Mutex::default(),
-            seen_held: Mutex::new(LoanAge::new()),
-            leave: Notify::new(),
-            turned: Notify::new(),
+            died: AtomicU64::new(0),
+            farewell: OnceLock::new(),
+            reported_loan: AtomicU64::new(0),
+            close_requested: Notify::new(),
+            polled: Notify::new(),
         })
     }
 
@@ -159,86 +166,82 @@ impl ConnectionStatus {
         self.is_settled() && self.is_idle()
     }
 
+    /// Returns whether it has no mark, and its session needs no reset: nothing speaks against keeping it idle once it
+    /// is clean.
+    #[inline]
+    pub(crate) fn is_unmarked(&self) -> bool {
+        self.marks.is_empty() && !self.session.needs_reset()
+    }
+
     /// Returns whether its task has done all it could, so that the rest of the status is up to date.
     fn is_settled(&self) -> bool {
-        self.settled.load(Acquire) == self.woken.load(Acquire)
+        self.settled_wakes.load(Acquire) == self.wakes.load(Acquire)
     }
 
     /// Returns whether no written request is running, and no transaction is open.
     pub(crate) fn is_idle(&self) -> bool {
-        self.outstanding.load(SeqCst) == 0 && self.status.load(Acquire) == b'I'
+        self.outstanding.load(SeqCst) == 0 && self.transaction_status.load(Acquire) == b'I'
     }
 
-    /// Waits until it is clean, for `patience` at most, and returns whether it is.
+    /// Waits until it is clean, for `limit` at most, and returns whether it is.
     ///
     /// # Cancel safety
     /// Dropping the future loses nothing.
-    pub(crate) async fn clean_within(&self, patience: Duration) -> bool {
-        self.within(patience, Self::is_clean).await
+    pub(crate) async fn clean_within(&self, limit: Duration) -> bool {
+        self.within(limit, Self::is_clean).await
     }
 
-    /// Waits until its task has done all it could, or has ended, for `patience` at most.
+    /// Waits until its task has done all it could, or has ended, for `limit` at most.
     ///
     /// # Cancel safety
     /// Dropping the future loses nothing.
-    pub(crate) async fn settle_within(&self, patience: Duration) {
-        self.within(patience, Self::is_settled).await;
+    pub(crate) async fn settle_within(&self, limit: Duration) {
+        self.within(limit, Self::is_settled).await;
     }
 
-    async fn within(&self, patience: Duration, condition: impl Fn(&Self) -> bool) -> bool {
+    async fn within(&self, limit: Duration, condition: impl Fn(&Self) -> bool) -> bool {
         let holds = async {
             loop {
-                let turned = self.turned.notified();
+                let polled = self.polled.notified();
                 if condition(self) || self.has_ended() {
                     return;
                 }
-                turned.await;
+                polled.await;
             }
         };
-        timeout(patience, holds).await.is_ok() && !self.has_ended()
+        timeout(limit, holds).await.is_ok() && !self.has_ended()
     }
 
     /// Returns the instant at which the login was done; before that, the instant at which it began.
     pub(crate) fn opened(&self) -> Instant {
-        self.logged_in.get().copied().unwrap_or(self.opened)
+        let opened = || self.clock.instant(Duration::from_nanos(self.opened));
+        self.instant(&self.logged_in).unwrap_or_else(opened)
     }
 
     /// Returns whether its task has ended, so that nothing more will happen on it.
     pub(crate) fn has_ended(&self) -> bool {
-        self.ended.load(Acquire)
+        self.marks.has(Mark::ENDED)
     }
 
     /// Notes that its task has ended.
     pub(crate) fn mark_ended(&self) {
-        self.ended.store(true, Release);
-        self.turned.notify_waiters();
+        self.marks.set(Mark::ENDED);
+        self.polled.notify_waiters();
     }
 
-    /// Returns whether a transaction is open, as of the last answer.
-    pub(crate) fn in_transaction(&self) -> bool {
-        matches!(self.status.load(Acquire), b'T' | b'E')
+    /// Notes that its caller gets its client by `&mut`.
+    pub(crate) fn note_mutable(&self) {
+        self.was_mutable.store(true, Relaxed); // the caller itself gives it back
     }
 
-    /// Returns whether a statement of the open transaction has failed, as of the last answer.
-    pub(crate) fn has_failed(&self) -> bool {
-        self.status.load(Acquire) == b'E'
-    }
-
-    /// Marks it as idle in the pool.
-    pub(crate) fn park(&self) {
-        self.parked.store(true, SeqCst);
-    }
-
-    /// Marks it as taken out of the pool. Code that still reads the old value searches the pool for it in vain, or does
-    /// not cancel the query of an earlier user.
-    pub(crate) fn unpark(&self) {
-        self.parked.store(false, Release);
-    }
-
-    /// Returns whether it is idle in the pool although a request that its last user abandoned runs on it, or has left
-    /// state in its session.
-    pub(crate) fn is_stray(&self) -> bool {
-        self.parked.load(SeqCst) && (!self.is_idle() || self.session.is_marked())
+    /// Returns whether its caller has had its client by `&mut`, and forgets it.
+    #[inline]
+    pub(crate) fn take_mutable(&self) -> bool {
+        let was_mutable = self.was_mutable.load(Relaxed);
+        if was_mutable {
+            self.was_mutable.store(false, Relaxed);
+        }
+        was_mutable
     }
 
     /// Notes that a caller has used it.
@@ -253,167 +256,82 @@ impl ConnectionStatus {
     /// Notes that tenantry closes it.
     pub(crate) fn mark_closing(&self) {
         self.closing.store(true, Release);
-        self.leave.notify_one();
+        self.close_requested.notify_one();
     }
 
-    /// Waits until `patience` has passed since tenantry began to close it.
-    pub(crate) async fn close_timed_out(&self, patience: Duration) {
-        self.leave.notified().await;
-        tokio::time::sleep(patience).await;
+    /// Waits until `limit` has passed since tenantry began to close it.
+    pub(crate) async fn close_timed_out(&self, limit: Duration) {
+        self.close_requested.notified().await;
+        tokio::time::sleep(limit).await;
     }
 
     pub(crate) fn is_closing(&self) -> bool {
         self.closing.load(Acquire)
     }
 
-    /// Notes that it was taken from the pool, and returns the number of this loan.
-    pub(crate) fn lend(&self) -> u64 {
-        self.leases.fetch_add(1, SeqCst) + 1
-    }
-
-    /// Returns the number of the last loan.
-    pub(crate) fn loan(&self) -> u64 {
-        self.leases.load(Relaxed)
-    }
-
-    pub(super) fn is_parked(&self) -> bool {
-        self.parked.load(SeqCst)
-    }
-
     /// Marks it as expired if it is older than `lifetime`, or than a random age that is up to a tenth less: connections
     /// that were opened together do not expire together.
     pub(crate) fn expire_after(&self, lifetime: Duration) {
         let earlier = lifetime / 10 * u32::from(self.chance) / u32::from(u8::MAX);
-        if self.opened.elapsed() >= lifetime.saturating_sub(earlier) {
-            self.expired.store(true, Release);
+        let age = self.clock.now().nanos.saturating_sub(self.opened);
+        if Duration::from_nanos(age) >= lifetime.saturating_sub(earlier) {
+            self.expire();
         }
-    }
-
-    /// Returns the time for which it has been on loan, and whether a transaction is open, if that time exceeds `limit`
-    /// and was not reported before. The time counts from the first call that saw the loan.
-    pub(crate) fn held_beyond(&self, limit: Duration) -> Option<(Duration, bool)> {
-        if self.is_parked() {
-            return None;
-        }
-        let held = lock(&self.seen_held).beyond(limit, self.loan());
-        held.map(|held| (held, self.in_transaction()))
-    }
-
-    /// Returns the time since its loan was first seen, which is no longer than the real loan. Zero if it is in the
-    /// pool.
-    pub(crate) fn held_for(&self) -> Duration {
-        if self.is_parked() {
-            return Duration::ZERO;
-        }
-        lock(&self.seen_held).seen(self.loan())
     }
 
     /// Notes that it was opened for a hint, which was followed at `at`.
     pub(crate) fn mark_hinted(&self, at: Instant) {
         *lock(&self.hinted_at) = Some(at);
-        self.hinted.store(true, Relaxed);
+        self.marks.set(Mark::HINTED);
     }
 
     /// Returns the instant at which the hint that opened it was followed, now that a caller has used it. Only the first
     /// call returns the instant.
     pub(crate) fn take_hint_used(&self) -> Option<Instant> {
-        let hinted = self.hinted.load(Relaxed) && self.hinted.swap(false, Relaxed);
-        hinted.then(|| lock(&self.hinted_at).take()).flatten()
-    }
-
-    /// Notes that the query on `loan` is about to be cancelled, and returns whether that loan still lasts. Ordered with
-    /// [`lend`](Self::lend): lending is followed by a read of this mark.
-    pub(crate) fn mark_cancelled(&self, loan: u64) -> bool {
-        let is_its_turn = || self.leases.load(SeqCst) == loan && !self.is_parked();
-        if !is_its_turn() {
-            return false; // the next user must not lose the connection
-        }
-        self.cancelled.fetch_max(loan, SeqCst);
-        is_its_turn()
-    }
-
-    /// Returns whether a caller asked to cancel a query on it, so that no other caller may get it.
-    pub(crate) fn was_cancelled(&self) -> bool {
-        self.cancelled.load(SeqCst) != 0
-    }
-
-    /// Returns whether a request to cancel an earlier loan's query may still be under way.
-    pub(super) fn may_be_cancelled(&self) -> bool {
-        let cancelled = self.cancelled.load(SeqCst);
-        cancelled != 0 && cancelled != self.leases.load(SeqCst)
+        let is_first = self.marks.take(Mark::HINTED);
+        is_first.then(|| lock(&self.hinted_at).take()).flatten()
     }
 
     /// Notes that the login is done.
     pub(super) fn mark_logged_in(&self) {
-        let _ = self.logged_in.set(Instant::now());
+        self.set_once(&self.logged_in);
     }
 
     /// Notes that it has died, or is about to.
     pub(super) fn mark_dead(&self) {
-        let _ = self.died.set(Instant::now());
+        self.set_once(&self.died);
     }
 
     /// Returns the instant since which it is known to be dead.
     pub(crate) fn died(&self) -> Option<Instant> {
-        self.died.get().copied()
+        self.instant(&self.died)
     }
 
-    /// Notes the transaction status that a ReadyForQuery reports.
-    pub(super) fn note_status(&self, status: u8) {
-        self.status.store(status, Release);
-        if status == b'I' {
-            self.idles.fetch_add(1, Release);
-        }
+    /// Sets one of its instants to this one, unless it is set.
+    fn set_once(&self, instant: &AtomicU64) {
+        let nanos = self.clock.now().nanos;
+        let _ = instant.compare_exchange(0, nanos.saturating_add(1), AcqRel, Acquire);
     }
 
-    /// Notes an error, which fails the transaction if one is open. The server may report that status later.
-    pub(super) fn note_error(&self) {
-        let _ = self.status.compare_exchange(b'T', b'E', AcqRel, Acquire);
-    }
-
-    /// Returns the number of times that the server reported itself idle, outside any transaction.
-    pub(crate) fn idles(&self) -> u64 {
-        self.idles.load(Acquire)
+    /// Returns one of its instants, if it is set.
+    fn instant(&self, instant: &AtomicU64) -> Option<Instant> {
+        let nanos = instant.load(Acquire).checked_sub(1)?;
+        Some(self.clock.instant(Duration::from_nanos(nanos)))
     }
 
     pub(crate) fn is_expired(&self) -> bool {
-        self.expired.load(Acquire)
-    }
-
-    /// Notes that a statement was written that may end a transaction.
-    pub(super) fn note_end(&self) {
-        self.ends.fetch_add(1, Release);
-    }
-
-    /// Returns the number of written statements that may end a transaction.
-    pub(crate) fn ends(&self) -> u64 {
-        self.ends.load(Acquire)
-    }
-
-    /// Notes that the server completed a command, and whether that was a rollback.
-    pub(super) fn note_done(&self, rollback: bool) {
-        self.rolled_back.store(rollback, Release);
-    }
-
-    pub(crate) fn was_rolled_back(&self) -> bool {
-        self.rolled_back.load(Acquire)
+        self.marks.has(Mark::EXPIRED)
     }
 
     /// Notes the server's message when it ends the connection. The first one stays: it is Postgres's reason, and
     /// PgBouncer may send one of its own after it ("server conn crashed?").
     pub(super) fn note_farewell(&self, farewell: ServerClose) {
         self.mark_dead();
-        lock(&self.farewell).get_or_insert(farewell);
+        let _ = self.farewell.set(Box::new(farewell));
     }
 
     /// Returns the server's message when it ended the connection, or is about to end it.
     pub(crate) fn farewell(&self) -> Option<ServerClose> {
-        lock(&self.farewell).clone()
-    }
-
-    /// Returns the SQLSTATE of the last error that the server sent on it.
-    pub(crate) fn last_sqlstate(&self) -> Option<String> {
-        let packed = self.sqlstate.load(Acquire);
-        (packed != 0).then(|| String::from_utf8_lossy(&packed.to_be_bytes()[3..]).into_owned())
+        self.farewell.get().map(|it| (**it).clone())
     }
 }

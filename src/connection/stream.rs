@@ -47,7 +47,7 @@ pub(crate) enum Socket {
 }
 
 impl Stream {
-    pub(crate) fn new(socket: Socket, permit: Option<Permit>) -> Self {
+    pub(super) fn new(socket: Socket, permit: Option<Permit>) -> Self {
         let ended = false;
         Self {
             socket,
@@ -74,13 +74,13 @@ impl Drop for Stream {
 
 /// Waits until the other side has ended the connection, for [`LINGER`] at most, and then gives the permit back.
 async fn linger(mut socket: Socket, permit: Permit) {
-    let farewell = async {
+    let other_side_ended = async {
         let mut rest = [0; 256];
         if socket.shutdown().await.is_ok() {
             while socket.read(&mut rest).await.is_ok_and(|n| n > 0) {}
         }
     };
-    let _ = timeout(LINGER, farewell).await;
+    let _ = timeout(LINGER, other_side_ended).await;
     drop(socket);
     drop(permit);
 }

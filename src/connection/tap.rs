@@ -10,7 +10,6 @@ pub(super) mod statements;
 
 use std::{
     collections::VecDeque,
-    future::Future,
     io,
     pin::Pin,
     sync::{
@@ -21,7 +20,7 @@ use std::{
 };
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
+use tokio_postgres::tls::{ChannelBinding, TlsStream};
 
 use frames::{Frames, Part};
 
@@ -59,7 +58,7 @@ pub(super) struct Tap<S> {
 }
 
 impl<S> Tap<S> {
-    pub(crate) fn new(stream: S, status: Arc<ConnectionStatus>) -> Self {
+    pub(super) fn new(stream: S, status: Arc<ConnectionStatus>) -> Self {
         let batches = VecDeque::from([Batch::Startup]);
         let session = SessionState::of(&status.session);
         Self {
@@ -67,7 +66,7 @@ impl<S> Tap<S> {
             status,
             session,
             sent: Frames::starting(),
-            received: Frames::new(),
+            received: Frames::default(),
             batches,
             working: false,
             statements: Statements::new(),
@@ -285,27 +284,6 @@ impl<S: TlsStream + Unpin> TlsStream for Tap<S> {
     }
 }
 
-/// A TLS connector whose streams are tapped.
-pub(super) struct Tapped<T> {
-    pub(super) connector: T,
-    pub(crate) status: Arc<ConnectionStatus>,
-}
-
-impl<S, T> TlsConnect<S> for Tapped<T>
-where
-    T: TlsConnect<S>,
-    T::Future: Send + 'static,
-{
-    type Stream = Tap<T::Stream>;
-    type Error = T::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Stream, Self::Error>> + Send>>;
-
-    fn connect(self, stream: S) -> Self::Future {
-        let handshake = self.connector.connect(stream);
-        Box::pin(async move { Ok(Tap::new(handshake.await?, self.status)) })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::Ordering::Acquire;
@@ -446,7 +424,7 @@ mod tests {
                 Some("57014"),
                 "cut at every {step}"
             );
-            assert_eq!(status.status.load(Acquire), b'E');
+            assert_eq!(status.transaction_status.load(Acquire), b'E');
         }
     }
 }

@@ -77,20 +77,21 @@ pub(crate) const fn next(kind: ErrorKind) -> RetryDecision {
         | ErrorKind::QuotaExhausted(_)
         | ErrorKind::Refused
         | ErrorKind::RolledBack
+        | ErrorKind::Schema(_)
         | ErrorKind::Timeout(_)
         | ErrorKind::UnknownTenant => RetryDecision::GiveUp,
     }
 }
 
-/// Turns a failed connect into the error for its callers, whose kind decides [the next step](next). `lags` is set if a
-/// proxy may refuse the password only because it does not know it yet.
-pub(super) fn on_connect(failure: DialFailure, host: &str, port: u16, lags: bool) -> Error {
+/// Turns a failed connect into the error for its callers, whose kind decides [the next step](next). `may_lag` is set if
+/// a proxy may refuse the password only because it does not know it yet.
+pub(super) fn on_connect(failure: DialFailure, host: &str, port: u16, may_lag: bool) -> Error {
     match failure {
         DialFailure::Unreachable(err) => {
             let advice = if host.ends_with(EMULATORS) {
-                "it is an emulator's: give the router `.resolve(emulator.resolver())`"
+                "the host belongs to an emulator: build the router with `.resolve(emulator.resolver())`"
             } else {
-                "check host and port of the tenant's entry, and the network"
+                "check the host and port in the tenant's entry, and the network"
             };
             let message = format!("cannot reach {host}:{port}; {advice}");
             Error::new(ErrorKind::Unreachable, message).with_source(err)
@@ -98,25 +99,25 @@ pub(super) fn on_connect(failure: DialFailure, host: &str, port: u16, lags: bool
         DialFailure::Silent => {
             Error::new(ErrorKind::Connect, format!("no answer from {host}:{port}"))
         }
-        DialFailure::Login(err) => on_login(err, host, lags),
+        DialFailure::Login(err) => on_login(err, host, may_lag),
     }
 }
 
-fn on_login(err: tokio_postgres::Error, host: &str, lags: bool) -> Error {
+fn on_login(err: tokio_postgres::Error, host: &str, may_lag: bool) -> Error {
     let ((kind, _, retry_after), message) = match err.as_db_error() {
         Some(said) => {
             let row = match answers::of(said.code(), said.message()) {
-                answers::CREDENTIAL if lags => answers::STALE_CREDENTIAL,
+                answers::CREDENTIAL if may_lag => answers::STALE_CREDENTIAL,
                 row => row,
             };
-            (row, format!("{host} did not take the login: {}", row.1))
+            (row, format!("{host} rejected the login: {}", row.1))
         }
         None => before_login(&err, host),
     };
     let words = err.as_db_error().map(chain::words);
     let words = words.filter(|_| kind == ErrorKind::Misconfigured);
     let words = words
-        .map(|it| format!("; it said: {it}"))
+        .map(|it| format!("; the server said: {it}"))
         .unwrap_or_default();
     Error::new(kind, format!("{message}{words}"))
         .with_retry_after(retry_after)
@@ -132,9 +133,9 @@ fn before_login(err: &tokio_postgres::Error, host: &str) -> (Row, String) {
     }
     let row = without_code(err);
     let what = match row {
-        answers::TRANSIENT => "broke off before the login was done",
-        answers::SETTINGS => "was not asked for a login",
-        _ => "cannot be talked to safely",
+        answers::TRANSIENT => "broke off the login",
+        answers::SETTINGS => "was not sent a login",
+        _ => "cannot be connected to safely",
     };
     (row, format!("{host} {what}: {}", row.1))
 }

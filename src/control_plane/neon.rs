@@ -64,7 +64,8 @@ impl ControlPlane for Neon {
             !at.host.is_empty() && !at.pooler_host.is_empty()
         };
         let Some(details) = created.connection_uris.iter().find(whole) else {
-            let message = "neon created a project and did not say how to connect to it";
+            let message =
+                "neon created a project, but its answer does not say how to connect to it";
             return Err(Error::new(ErrorKind::ControlPlane, message));
         };
         let compute = created.endpoints.first();
@@ -127,7 +128,7 @@ impl ControlPlane for Neon {
             endpoint.branch_id == branch.id && endpoint.kind == "read_write"
         };
         let compute = endpoints.iter().find(serves).ok_or_else(|| {
-            let message = format!("neon project {id} has no compute that takes writes; add one");
+            let message = format!("neon project {id} has no compute that accepts writes; add one");
             Error::new(ErrorKind::Refused, message)
         })?;
         let login = login.map(|it| (it.database.as_str(), it.role.as_str()));
@@ -168,7 +169,7 @@ impl ControlPlane for Neon {
             if unless_gone(neon.get_project(id).await)?.is_none() {
                 return Ok(());
             }
-            let message = format!("neon has deleted project {id} and still shows it");
+            let message = format!("neon has deleted project {id}, but its api still returns it");
             Err(Error::new(ErrorKind::ControlPlane, message))
         })
         .await

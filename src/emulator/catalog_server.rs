@@ -26,7 +26,7 @@ use super::{
 ///
 /// Clients reach it through a socket in its folder, as the user that runs it. The database is `neondb`. Its owner is
 /// the role `neondb_owner`, which needs no password.
-#[must_use = "it ends if it is dropped at once"]
+#[must_use = "dropping this value stops everything that it started"]
 pub struct CatalogServer {
     running: Arc<Running>,
     // Declared last, so that it is dropped after everything that uses the folder.

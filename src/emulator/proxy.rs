@@ -150,6 +150,7 @@ impl Proxy {
             }
         }
         let mut stream = self.gate.tls.accept(stream).await?;
+        self.note_handshake(&stream);
         match Hello::read(&mut stream).await? {
             Hello::Startup(minor, parameters) => {
                 if let Some(answer) = negotiation(minor, &parameters) {
@@ -159,6 +160,18 @@ impl Proxy {
             }
             Hello::Cancel(key) => self.sessions.cancel(key).await.map(|()| None),
             Hello::Ssl | Hello::Gss => Ok(None),
+        }
+    }
+
+    /// Records the handshake at the endpoint that its SNI names.
+    fn note_handshake(&self, stream: &TlsStream<TcpStream>) {
+        let (_, tls) = stream.get_ref();
+        let Ok(Some(named)) = endpoint_named(tls.server_name(), None) else {
+            return;
+        };
+        let (id, _) = split_pooled(&named);
+        if let (Some(compute), Some(kind)) = (self.world.compute(id), tls.handshake_kind()) {
+            compute.log.handshake(kind);
         }
     }
 
@@ -208,10 +221,7 @@ impl Proxy {
 
     /// Returns the compute that `named` names, and whether it names the pooler's host. Counts the attempt.
     fn find(&self, named: &str, user: &str) -> Result<(Option<Arc<Compute>>, bool), Refusal> {
-        let (id, pooled) = match named.strip_suffix("-pooler") {
-            Some(id) => (id, true),
-            None => (named, false),
-        };
+        let (id, pooled) = split_pooled(named);
         let compute = self.world.compute(id).filter(|_| user != ADMIN);
         if let Some(compute) = &compute {
             compute.log.auth_attempt();
@@ -220,6 +230,14 @@ impl Proxy {
             }
         }
         Ok((compute, pooled))
+    }
+}
+
+/// Returns the id of the endpoint that `named` names, and whether it names the pooler's host.
+fn split_pooled(named: &str) -> (&str, bool) {
+    match named.strip_suffix("-pooler") {
+        Some(id) => (id, true),
+        None => (named, false),
     }
 }
 

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use rustls::HandshakeKind;
 use tokio::time::Instant;
 
 /// The events at one endpoint so far. It is a copy: take a new one to see later events.
@@ -35,6 +36,12 @@ pub struct Witness {
     pub wakes: Vec<Wake>,
     /// Instants at which its Postgres was stopped.
     pub suspends: Vec<Instant>,
+    /// Instants at which a TLS handshake with one of its hosts was complete.
+    pub handshakes: Vec<Instant>,
+    /// Number of those that resumed an earlier session.
+    pub resumed: usize,
+    /// Number of those that took one more round trip, because the server had to ask for another key share.
+    pub retried: usize,
     /// Instants at which a client began to log in, successfully or not.
     pub auth_attempts: Vec<Instant>,
     /// Instants at which a client was let in.
@@ -94,6 +101,9 @@ pub(super) struct Log {
 pub(super) struct Entries {
     pub(super) wakes: Vec<Wake>,
     pub(super) suspends: Vec<Instant>,
+    pub(super) handshakes: Vec<Instant>,
+    pub(super) resumed: usize,
+    pub(super) retried: usize,
     pub(super) auth_attempts: Vec<Instant>,
     pub(super) sessions: Vec<Instant>,
     pub(super) open_sessions: usize,
@@ -123,6 +133,16 @@ impl Log {
 
     pub(super) fn suspended(&self) {
         self.entries().suspends.push(Instant::now());
+    }
+
+    pub(super) fn handshake(&self, kind: HandshakeKind) {
+        let mut entries = self.entries();
+        entries.handshakes.push(Instant::now());
+        match kind {
+            HandshakeKind::Full => {}
+            HandshakeKind::FullWithHelloRetryRequest => entries.retried += 1,
+            HandshakeKind::Resumed => entries.resumed += 1,
+        }
     }
 
     pub(super) fn auth_attempt(&self) {

@@ -26,7 +26,7 @@ const FIRST_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// The tenants of a fleet, read page by page from the catalog. Returned by [`Fleet::list`].
-#[must_use = "it reads nothing until it is asked for the next tenant"]
+#[must_use = "a listing reads nothing until `next` is called"]
 pub struct Listing {
     fleet: Fleet,
     after: Option<TenantId>,
@@ -77,7 +77,7 @@ type Tell = dyn Fn(&Visit<'_>) + Send + Sync;
 /// # let _ = how;
 /// ```
 #[derive(Clone)]
-#[must_use = "it says how, and does nothing until `Fleet::for_each` has it"]
+#[must_use = "these options do nothing until they are passed to `Fleet::for_each`"]
 pub struct ForEach {
     concurrency: usize,
     after: Option<TenantId>,
@@ -143,7 +143,7 @@ pub struct Visit<'a> {
 
 /// The result of [`Fleet::for_each`].
 #[derive(Clone, Debug)]
-#[must_use = "it has the tenants for which the work failed"]
+#[must_use = "the result lists the tenants for which the work failed"]
 #[non_exhaustive]
 pub struct Visits<E> {
     /// Tenants for which the work succeeded.

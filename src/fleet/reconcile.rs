@@ -21,7 +21,7 @@ use crate::model::error::Error;
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug)]
-#[must_use = "it says how, and does nothing until `Fleet::reconcile` has it"]
+#[must_use = "these options do nothing until they are passed to `Fleet::reconcile`"]
 pub struct Reconcile {
     pub(super) mend: bool,
     pub(super) grace: Duration,

@@ -35,7 +35,7 @@ use crate::sync::lock;
 
 /// Shortest life of a tenant's only connection, and shortest wait of another tenant without one, before the first
 /// tenant has to give its connection up.
-const TURN: Duration = Duration::from_millis(500);
+const SHORTEST_HOLD: Duration = Duration::from_millis(500);
 /// An owner of connections: one tenant.
 pub(crate) trait Owner: Send + Sync {
     /// Returns the last use of the connection that has been idle for longest. A recently used tenant has one only as
@@ -44,6 +44,8 @@ pub(crate) trait Owner: Send + Sync {
     /// Closes that connection, after [`Budget::mark_closing`], if it was not used after `unused_since`. Returns whether
     /// there was one.
     fn close_idle(&self, unused_since: Instant) -> bool;
+    /// Closes one of the owner's spares, after [`Budget::mark_closing`]. Returns whether there was one.
+    fn close_spare(&self) -> bool;
     /// Withdraws the owner's requests if no caller needs them any more.
     fn reconsider(&self);
 }
@@ -70,8 +72,8 @@ struct State {
     /// Number of used connections that are being closed for other owners.
     leaving: usize,
     /// Idle connections that were searched and closed since connections are missing.
-    looked_for: Idle,
-    flow: WaitEstimate,
+    searched_idle: Idle,
+    wait_estimate: WaitEstimate,
 }
 
 impl State {
@@ -89,8 +91,8 @@ impl Budget {
             used: 0,
             turns: Turns::default(),
             leaving: 0,
-            looked_for: Idle::None,
-            flow: WaitEstimate::new(),
+            searched_idle: Idle::None,
+            wait_estimate: WaitEstimate::new(),
         };
         Arc::new(Self {
             limit,
@@ -102,19 +104,19 @@ impl Budget {
         })
     }
 
-    /// Waits for a permit to open one connection for `owner`, as long as it takes. Without a owner, the permit never
+    /// Waits for a permit to open one connection for `owner`, as long as it takes. Without an owner, the permit never
     /// comes from the reserve.
     ///
     /// # Cancel safety
     /// Dropping the future gives up the turn.
     pub(crate) async fn take(self: &Arc<Self>, owner: Option<&Weak<dyn Owner>>) -> Permit {
-        let (turn, mine) = oneshot::channel();
+        let (sender, my_turn) = oneshot::channel();
         let _place = {
             let mut state = self.state();
             if state.turns.waiting() == 0 {
-                state.flow = WaitEstimate::new();
+                state.wait_estimate = WaitEstimate::new();
             }
-            let (key, number) = state.turns.wait(owner, turn);
+            let (key, number) = state.turns.wait(owner, sender);
             QueuedRequest {
                 budget: Arc::clone(self),
                 key,
@@ -124,7 +126,31 @@ impl Budget {
         self.grant();
         self.make_room_once_more();
         // The sender lives as long as `_place`.
-        mine.await.expect("a turn that is not given up comes")
+        my_turn
+            .await
+            .expect("every queued request gets its turn unless it is dropped")
+    }
+
+    /// Returns a permit for a spare of `owner`: a connection that the owner may need soon, and that it closes for any
+    /// other request. Returns `None` while a request waits or only the reserve is left.
+    pub(crate) fn take_spare(self: &Arc<Self>, owner: &Weak<dyn Owner>) -> Option<Permit> {
+        let mut state = self.state();
+        if state.turns.waiting() > 0 || state.used >= self.usual_limit {
+            return None;
+        }
+        state.used += 1;
+        let key = state.turns.hold(owner);
+        drop(state);
+        Some(self.permit_of(key))
+    }
+
+    fn permit_of(self: &Arc<Self>, key: Key) -> Permit {
+        let permit_id = PermitId {
+            key,
+            state: Arc::new(AtomicU8::new(TAKEN)),
+        };
+        let budget = Arc::clone(self);
+        Permit { budget, permit_id }
     }
 
     /// Gives the free permits to the requests whose turn it is.
@@ -133,21 +159,14 @@ impl Budget {
             let mut state = self.state();
             let used = state.used;
             let next = (used < self.limit).then(|| state.turns.next(used < self.usual_limit));
-            let Some((key, turn)) = next.flatten() else {
+            let Some((key, sender)) = next.flatten() else {
                 return self.note_missing(&mut state);
             };
             state.used += 1;
-            state.flow.record();
+            state.wait_estimate.record();
             drop(state);
-            let permit_id = PermitId {
-                key,
-                state: Arc::new(AtomicU8::new(TAKEN)),
-            };
-            let permit = Permit {
-                budget: Arc::clone(self),
-                permit_id,
-            };
-            drop(turn.send(permit)); // if the request is gone, this drops the permit, and the next request gets it
+            // If the request is gone, this drops the permit, and the next request gets it.
+            drop(sender.send(self.permit_of(key)));
         }
     }
 
@@ -164,14 +183,15 @@ impl Budget {
             return false;
         }
         let held = state.turns.keeps(permit_id.key);
-        let is_over = |since: Instant| since.elapsed() >= TURN && opened.elapsed() >= TURN;
+        let is_over =
+            |since: Instant| since.elapsed() >= SHORTEST_HOLD && opened.elapsed() >= SHORTEST_HOLD;
         let leaves = if state.lacks_for_first(self.limit) {
             let since = state.turns.first_waits_since(permit_id.key);
             since.is_some_and(|since| !wanted || held > 1 || is_over(since))
         } else {
             let fewest = state.turns.fewest_of_others(permit_id.key);
             fewest.is_some_and(|fewest| held > fewest + 1)
-                || state.turns.nobody_waits_since().is_some_and(is_over)
+                || state.turns.unowned_waits_since().is_some_and(is_over)
         };
         leaves && self.vacate_in(&mut state, permit_id)
     }
@@ -220,7 +240,7 @@ impl Budget {
     /// Returns the estimated time until the requests that wait now are served.
     pub(crate) fn wait(&self) -> Duration {
         let state = self.state();
-        state.flow.estimate(state.turns.waiting())
+        state.wait_estimate.estimate(state.turns.waiting())
     }
 
     /// Waits until no permit is held.
@@ -252,7 +272,7 @@ impl Budget {
         if self.missing.swap(missing, SeqCst) == 0 && missing > 0 {
             self.short.notify_one();
         }
-        state.looked_for = state.looked_for.min(self.wanted(state));
+        state.searched_idle = state.searched_idle.min(self.wanted(state));
     }
 
     fn release(self: &Arc<Self>, permit_id: &PermitId) {
@@ -343,13 +363,18 @@ mod tests {
     struct Tenant {
         budget: Arc<Budget>,
         idle: Mutex<Vec<(Instant, Permit)>>,
+        spares: Mutex<Vec<Permit>>,
     }
 
     impl Tenant {
         fn new(budget: &Arc<Budget>) -> Arc<Self> {
             let budget = Arc::clone(budget);
-            let idle = Mutex::default();
-            Arc::new(Self { budget, idle })
+            let (idle, spares) = (Mutex::default(), Mutex::default());
+            Arc::new(Self {
+                budget,
+                idle,
+                spares,
+            })
         }
 
         fn owner(self: &Arc<Self>) -> Weak<dyn Owner> {
@@ -363,6 +388,13 @@ mod tests {
 
         fn take_now(self: &Arc<Self>) -> Option<Permit> {
             self.take().now_or_never()
+        }
+
+        fn take_spare(self: &Arc<Self>) -> bool {
+            let spare = self.budget.take_spare(&self.owner());
+            let is_taken = spare.is_some();
+            lock(&self.spares).extend(spare);
+            is_taken
         }
 
         fn park(&self, permit: Permit) {
@@ -383,6 +415,11 @@ mod tests {
             let (_, permit) = idle.remove(0);
             drop(idle);
             self.budget.mark_closing(&permit.permit_id)
+        }
+
+        fn close_spare(&self) -> bool {
+            let spare = lock(&self.spares).pop();
+            spare.is_some_and(|it| self.budget.mark_closing(&it.permit_id))
         }
 
         fn reconsider(&self) {}
@@ -420,6 +457,37 @@ mod tests {
         advance(IDLE).await;
         assert!(late.take_now().is_some());
         assert!(young.idle_since().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn spares_take_nothing_that_a_request_wants() {
+        let budget = Budget::new(4, 1);
+        let [waking, busy, late] = [(); 3].map(|()| Tenant::new(&budget));
+        let held = waking.take_now().unwrap();
+        assert!(waking.take_spare() && waking.take_spare());
+        assert!(!waking.take_spare(), "the reserve is for others");
+        let _held = busy.take_now().unwrap();
+        assert_eq!(budget.used(), 4);
+        let _late = late
+            .take_now()
+            .expect("a spare was closed for it, however new");
+        assert_eq!(lock(&waking.spares).len(), 1);
+        let mut one_more = Box::pin(busy.take());
+        assert!(
+            futures_util::poll!(&mut one_more).is_pending(),
+            "all in use"
+        );
+        assert!(lock(&waking.spares).is_empty());
+        drop(held);
+        let Poll::Ready(one_more) = futures_util::poll!(&mut one_more) else {
+            panic!("its turn");
+        };
+        drop(one_more);
+        assert_eq!(
+            (budget.used(), budget.waiting()),
+            (2, 0),
+            "nothing stays behind"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -474,7 +542,7 @@ mod tests {
         let l = waits.await;
         let mut waits = Box::pin(hot.take());
         assert!(futures_util::poll!(&mut waits).is_pending());
-        advance(2 * TURN).await;
+        advance(2 * SHORTEST_HOLD).await;
         assert!(
             !budget.should_yield(&l.permit_id, opened, true),
             "both have one"
@@ -485,7 +553,7 @@ mod tests {
         let mut waits = Box::pin(fourth.take());
         assert!(futures_util::poll!(&mut waits).is_pending());
         assert!(!budget.should_yield(&c.permit_id, opened, true), "not yet");
-        advance(TURN).await;
+        advance(SHORTEST_HOLD).await;
         assert!(budget.should_yield(&c.permit_id, opened, true));
     }
 

@@ -10,8 +10,8 @@ pub(crate) fn check(connections: usize) {
         tracing::warn!(
             limit,
             needed,
-            "the limit on open files is below what max_connections takes: raise it to {needed} and \
-             what the application itself opens (`ulimit -n`, or LimitNOFILE= in systemd), or lower max_connections"
+            "the limit on open files is too low for max_connections: raise it to {needed} plus the files that the \
+             application itself opens (`ulimit -n`, or LimitNOFILE= in systemd), or lower max_connections"
         );
     }
 }

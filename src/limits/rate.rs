@@ -56,8 +56,8 @@ impl RateLimiter {
         if wait > self.longest_wait || turn >= deadline {
             let too_late = wait.saturating_sub(self.longest_wait);
             let after = too_late.max(turn.saturating_duration_since(deadline));
-            let message = "too many tenants without a database at once; nothing was created for this one. \
-                           Raise creations_per_minute if they are wanted";
+            let message = "the limit of new databases per minute is reached, so none was created for this tenant; \
+                           raise creations_per_minute if so many new tenants are expected";
             let err = Error::new(ErrorKind::Overloaded, message);
             return Err(err.with_retry_after(after.max(self.step)));
         }

@@ -1,6 +1,9 @@
 //! Estimates of the wait in a queue, from the speed at which the queue moves.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
@@ -10,70 +13,119 @@ const LATEST: Duration = Duration::from_secs(300);
 /// Estimate for a queue that has not moved yet.
 const UNKNOWN: Duration = Duration::from_millis(100);
 /// Weight of the last departure in the measured interval: an eighth.
-const RENEWED: u32 = 8;
+const RENEWED: u64 = 8;
 
-/// The speed of a queue. Kept while a caller waits in it.
+/// The speed of a queue, on a clock that counts nanoseconds. The clock is the caller's, so that many queues can share
+/// it.
+///
+/// Requests may leave at the same time on several threads. Then one of their intervals may be lost, which changes an
+/// estimate little.
 #[derive(Debug)]
-pub(super) struct WaitEstimate {
-    /// Time from one departure to the next; `None` before the first.
-    interval: Option<Duration>,
+pub(super) struct QueueSpeed {
+    /// Time from one departure to the next; `u64::MAX` before the first.
+    interval: AtomicU64,
     /// Time of the last departure, or of the queue's beginning.
-    moved: Instant,
+    moved: AtomicU64,
     /// Time at which the last refused caller should come back. The next refused caller gets a later one.
-    booked: Instant,
+    booked: AtomicU64,
 }
 
-impl WaitEstimate {
-    pub(crate) fn new() -> Self {
-        let now = Instant::now();
+impl QueueSpeed {
+    pub(super) fn new(now: u64) -> Self {
         Self {
-            interval: None,
-            moved: now,
-            booked: now,
+            interval: AtomicU64::new(u64::MAX),
+            moved: AtomicU64::new(now),
+            booked: AtomicU64::new(now),
         }
     }
 
+    /// Forgets all: the queue begins anew.
+    pub(super) fn restart(&self, now: u64) {
+        self.interval.store(u64::MAX, Relaxed);
+        self.moved.store(now, Relaxed);
+        self.booked.store(now, Relaxed);
+    }
+
     /// Notes that a request was served and has left the queue.
-    pub(crate) fn record(&mut self) {
-        let now = Instant::now();
-        let measured = now - self.moved;
-        self.interval = Some(match self.interval {
-            Some(interval) => interval / RENEWED * (RENEWED - 1) + measured / RENEWED,
-            None => measured,
-        });
-        self.moved = now;
+    pub(super) fn record(&self, now: u64) {
+        let measured = now.saturating_sub(self.moved.swap(now, Relaxed));
+        let interval = match self.interval.load(Relaxed) {
+            u64::MAX => measured,
+            interval => interval / RENEWED * (RENEWED - 1) + measured / RENEWED,
+        };
+        self.interval.store(interval, Relaxed);
     }
 
     /// Returns the estimated time until the `ahead` requests in the queue are served.
-    pub(super) fn estimate(&self, ahead: usize) -> Duration {
-        let ahead = u32::try_from(ahead).unwrap_or(u32::MAX);
-        let interval = self.interval.unwrap_or_default();
-        let wait = interval.saturating_mul(ahead).max(self.stalled_for());
-        wait.clamp(SOONEST, LATEST)
+    fn estimate(&self, now: u64, ahead: usize) -> Duration {
+        let wait = self.interval().unwrap_or(0).saturating_mul(ahead as u64);
+        Duration::from_nanos(wait.max(self.stalled_for(now))).clamp(SOONEST, LATEST)
     }
 
     /// Returns the time after which a refused caller should try again: when the `ahead` callers in the queue and those
     /// refused before have been served. If the queue is stalled, it is at least as long as the stall so far.
-    pub(super) fn retry_after(&mut self, ahead: usize) -> Duration {
-        let now = Instant::now();
-        let interval = self.interval.unwrap_or_default();
-        let ahead = u32::try_from(ahead).unwrap_or(u32::MAX);
-        let gone = now + interval.saturating_mul(ahead).min(LATEST);
+    pub(super) fn retry_after(&self, now: u64, ahead: usize) -> Duration {
+        let (interval, latest) = (self.interval().unwrap_or(0), nanos(LATEST));
+        let gone = now + interval.saturating_mul(ahead as u64).min(latest);
         // A little later than measured, because new callers take places too.
-        let at = gone.max(self.booked.min(now + LATEST)) + interval + interval / 4;
-        self.booked = at;
-        let wait = (at - now).max(self.stalled_for());
-        wait.clamp(SOONEST, LATEST)
+        let rest = (interval + interval / 4).min(latest);
+        let book = |booked: u64| gone.max(booked.min(now + latest)) + rest;
+        let booked = self
+            .booked
+            .fetch_update(Relaxed, Relaxed, |it| Some(book(it)));
+        let at = booked.map_or_else(book, book);
+        let wait = (at - now).max(self.stalled_for(now));
+        Duration::from_nanos(wait).clamp(SOONEST, LATEST)
+    }
+
+    fn interval(&self) -> Option<u64> {
+        Some(self.interval.load(Relaxed)).filter(|it| *it != u64::MAX)
     }
 
     /// Returns for how long the queue has been stalled, or zero if it moves.
-    fn stalled_for(&self) -> Duration {
-        let stalled = self.moved.elapsed();
-        match self.interval {
-            Some(interval) if stalled <= 2 * interval => Duration::ZERO,
+    fn stalled_for(&self, now: u64) -> u64 {
+        let stalled = now.saturating_sub(self.moved.load(Relaxed));
+        match self.interval() {
+            Some(interval) if stalled <= interval.saturating_mul(2) => 0,
             Some(_) => stalled,
-            None => stalled.max(UNKNOWN),
+            None => stalled.max(nanos(UNKNOWN)),
         }
+    }
+}
+
+/// Returns a time in nanoseconds, which are enough for centuries.
+fn nanos(time: Duration) -> u64 {
+    time.as_secs() * 1_000_000_000 + u64::from(time.subsec_nanos())
+}
+
+/// The speed of a queue with a clock of its own. Kept while a request waits in it.
+#[derive(Debug)]
+pub(super) struct WaitEstimate {
+    began: Instant,
+    speed: QueueSpeed,
+}
+
+impl WaitEstimate {
+    pub(super) fn new() -> Self {
+        Self {
+            began: Instant::now(),
+            speed: QueueSpeed::new(0),
+        }
+    }
+
+    /// Notes that a request was served and has left the queue.
+    pub(super) fn record(&mut self) {
+        self.speed.record(nanos(self.began.elapsed()));
+    }
+
+    /// Returns the estimated time until the `ahead` requests in the queue are served.
+    pub(super) fn estimate(&self, ahead: usize) -> Duration {
+        self.speed.estimate(nanos(self.began.elapsed()), ahead)
+    }
+
+    #[cfg(test)]
+    fn retry_after(&self, ahead: usize) -> Duration {
+        self.speed.retry_after(nanos(self.began.elapsed()), ahead)
     }
 }
 

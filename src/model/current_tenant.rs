@@ -37,7 +37,7 @@ pub(crate) fn set(tenant: &TenantId) {
 }
 
 /// Returns the tenant of the scope, if it is set.
-pub(crate) fn get() -> Option<TenantId> {
+pub(super) fn get() -> Option<TenantId> {
     TENANT.try_with(|it| it.get().cloned()).ok().flatten()
 }
 

@@ -1,6 +1,7 @@
 //! The endpoint of a tenant: host, database, role and credential.
 
 mod host;
+pub(crate) mod packed;
 
 use std::time::Duration;
 
@@ -267,17 +268,17 @@ impl Endpoint {
             |message| Err(Error::new(ErrorKind::BadRecord, message).with_stage(Stage::Lookup));
         if self.max_connections == Some(0) {
             return refuse(
-                "the tenant's entry in the catalog allows no connection; set max_connections to more than zero, or to \
-                 none for the router's own pool_size",
+                "the tenant's entry in the catalog allows no connection; set its max_connections to more than zero, or \
+                 remove it to use the router's pool_size",
             );
         }
         if self.is_neon && is_pooled(&self.direct_host) && !is_pooled(&self.pooled_host) {
             return refuse(
-                "the tenant's entry has its direct and its pooled host the wrong way round",
+                "the tenant's entry has the direct host and the pooled host exchanged; swap them",
             );
         }
         self.fault().map_or(Ok(()), |fault| {
-            let message = format!("the tenant cannot be reached by its entry: {fault}");
+            let message = format!("the tenant's entry cannot be used to connect: {fault}");
             Err(Error::new(ErrorKind::Misconfigured, message).with_stage(Stage::Lookup))
         })
     }
@@ -296,13 +297,13 @@ impl Endpoint {
         }
         for (name, value) in [("database", &self.database), ("role", &self.role)] {
             if value.is_empty() || value.contains('\0') {
-                return Some(format!("its {name} is empty, or has a NUL in it"));
+                return Some(format!("its {name} is empty, or contains a NUL"));
             }
         }
         if self.password.expose().contains('\0') {
-            return Some("its password has a NUL in it".to_owned());
+            return Some("its password contains a NUL".to_owned());
         }
-        (self.port == 0).then(|| "its port is 0; Postgres has 5432 by default".to_owned())
+        (self.port == 0).then(|| "its port is 0; the default port of Postgres is 5432".to_owned())
     }
 
     /// Returns the role and the database of the endpoint.

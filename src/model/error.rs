@@ -94,6 +94,8 @@ pub enum ErrorKind {
     Refused,
     /// Postgres rolled the transaction back although a commit was requested: one of its statements had failed.
     RolledBack,
+    /// The tenant's schema could not be brought up to date. It stays so until you change the step, or the data.
+    Schema(SchemaFault),
     /// Neon's proxy and the database behind it do not agree about the role's password, which is being changed.
     StaleCredential,
     /// The time for this call is over; the source is the last failure met, if any.
@@ -122,6 +124,16 @@ pub enum ExhaustedQuota {
     Other,
 }
 
+/// The reason for which a tenant's schema could not be brought up to date.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[non_exhaustive]
+pub enum SchemaFault {
+    /// The database has a step with another text than the program's, or lacks one below its highest.
+    Diverged,
+    /// A step failed.
+    Failed,
+}
+
 /// The part of a call that was running. The variants are in the order in which the stages happen.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 #[non_exhaustive]
@@ -130,6 +142,8 @@ pub enum Stage {
     Lookup,
     /// Creating the tenant's database.
     Provision,
+    /// Bringing the tenant's schema up to date.
+    Migrate,
     /// Opening the first connection to a database believed asleep.
     Wake,
     /// Waiting for a connection to a database that is awake.
@@ -188,8 +202,8 @@ impl Error {
     pub(crate) fn panicked() -> Self {
         Self::new(
             ErrorKind::Internal,
-            "a task panicked: in the application's own code (a trait of tenantry's that it implements, a closure), \
-             or in tenantry, which would be a bug",
+            "a task panicked, either in the application's own code (its implementation of a trait of tenantry, or a \
+             closure) or in tenantry, which would be a bug",
         )
     }
 
@@ -230,9 +244,10 @@ impl Error {
 impl Stage {
     /// All stages, in the order in which they happen.
     #[cfg_attr(not(feature = "metrics"), allow(dead_code, reason = "for metrics"))]
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Lookup,
         Self::Provision,
+        Self::Migrate,
         Self::Wake,
         Self::Checkout,
         Self::Query,
@@ -244,6 +259,7 @@ impl Stage {
         match self {
             Self::Lookup => "lookup",
             Self::Provision => "provision",
+            Self::Migrate => "migrate",
             Self::Wake => "wake",
             Self::Checkout => "checkout",
             Self::Query => "query",
@@ -292,6 +308,7 @@ impl fmt::Display for Stage {
         f.write_str(match self {
             Self::Lookup => "looking the tenant up",
             Self::Provision => "creating the tenant's database",
+            Self::Migrate => "migrating the tenant's schema",
             Self::Wake => "waking the tenant's database",
             Self::Checkout => "waiting for a connection",
             Self::Query => "running a query",
@@ -326,7 +343,8 @@ fn failed_query(err: &tokio_postgres::Error) -> String {
     let cause = err.source();
     if err.is_closed() || matches!(cause, Some(it) if it.is::<io::Error>()) {
         return format!(
-            "the query failed: {err}; it may have been done. `read` and `transaction` run again what was not"
+            "the query failed: {err}; it may have been executed. `read` and `transaction` run again if nothing can \
+             have been committed"
         );
     }
     // Other causes are repeated only if they quote no value.

@@ -152,12 +152,12 @@ impl Plan {
             let is_size = |units: f64| units.is_finite() && units > 0.0;
             if !is_size(min) || !is_size(max) {
                 return wrong(format!(
-                    "compute_units of a plan must be more than zero, and not {min} to {max}"
+                    "compute_units of a plan must be more than zero, but are {min} to {max}"
                 ));
             }
             if min > max {
                 return wrong(format!(
-                    "compute_units of a plan are the least and then the most, and not {min} to {max}"
+                    "compute_units of a plan must be the minimum and then the maximum, but are {min} to {max}"
                 ));
             }
         }
@@ -166,7 +166,9 @@ impl Plan {
             .as_deref()
             .is_some_and(|it| it.trim().is_empty())
         {
-            return wrong("region of a plan must not be empty; without one Neon picks it".into());
+            return wrong(
+                "region of a plan must not be empty; if you set none, Neon picks one".into(),
+            );
         }
         Ok(())
     }

@@ -44,7 +44,10 @@ pub trait Resolve: Send + Sync + 'static {
 
 /// The system's own name resolution. The default.
 #[derive(Clone, Copy, Debug, Default)]
-#[allow(clippy::exhaustive_structs, reason = "it is written as it is")]
+#[allow(
+    clippy::exhaustive_structs,
+    reason = "applications write this unit struct themselves"
+)]
 pub struct SystemResolver;
 
 impl Resolve for SystemResolver {

@@ -6,13 +6,19 @@
 use std::{error::Error as StdError, io, iter::successors, sync::Arc};
 
 use rustls::{
-    CertificateError, ClientConfig, RootCertStore, crypto::aws_lc_rs, pki_types::CertificateDer,
+    CertificateError, ClientConfig, RootCertStore, client::Resumption, crypto::aws_lc_rs,
+    pki_types::CertificateDer,
 };
 
 use super::config::InvalidConfig;
 
 /// The protocol name that Postgres servers expect when TLS begins without the request for it.
 const ALPN: &[u8] = b"postgresql";
+/// Hosts whose TLS sessions can be resumed. Each tenant has a host of its own, and rustls remembers only 32 by default.
+/// More would be of no use: a server with rustls's defaults, such as Neon's proxy, remembers 256 sessions.
+const RESUMABLE_HOSTS: usize = 256;
+/// Tickets that rustls remembers of each host. It divides the size of its store by this number.
+const TICKETS_PER_HOST: usize = 8;
 
 /// Wraps a further root certificate that the application trusts. An invalid one is detected when it is used.
 pub(crate) fn certificate(der: impl AsRef<[u8]>) -> CertificateDer<'static> {
@@ -40,7 +46,7 @@ const fn advice(why: &CertificateError) -> &'static str {
         }
         CertificateError::Revoked => "it was revoked; replace it",
         _ => {
-            "nobody who is trusted here has signed it; if it is one of your own, add its root certificate by \
+            "no trusted authority has signed it; if the authority is your own, add its root certificate with \
              `root_certificate`"
         }
     }
@@ -59,12 +65,14 @@ pub(crate) fn sources<'a>(
     })
 }
 
-/// Returns the settings of a TLS client of Postgres: trusted roots, and the protocol name for direct negotiation.
+/// Returns the settings of a TLS client of Postgres: trusted roots, the protocol name for direct negotiation, and a
+/// store of sessions that is large enough for a fleet.
 pub(crate) fn for_postgres(
     extra: &[CertificateDer<'static>],
 ) -> Result<ClientConfig, InvalidConfig> {
     let mut config = client_config(extra)?;
     config.alpn_protocols = vec![ALPN.to_vec()];
+    config.resumption = Resumption::in_memory_sessions(RESUMABLE_HOSTS * TICKETS_PER_HOST);
     Ok(config)
 }
 
@@ -76,7 +84,7 @@ pub(crate) fn client_config(
     for certificate in extra {
         roots.add(certificate.clone()).map_err(|err| {
             let message =
-                format!("a root certificate cannot be used; it must be DER and not PEM: {err}");
+                format!("a root certificate cannot be used; it must be DER, not PEM: {err}");
             InvalidConfig::new(message)
         })?;
     }

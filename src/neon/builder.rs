@@ -131,7 +131,7 @@ impl NeonBuilder {
         let login = !url.username().is_empty() || url.password().is_some();
         if login || url.query().is_some() || url.fragment().is_some() {
             return Err(InvalidConfig::new(
-                "the base url of neon's api has more than a host and a path; the key is a setting of its own",
+                "the base url of neon's api must have only a host and a path; set the api key separately",
             ));
         }
         Ok(url)
@@ -153,7 +153,7 @@ impl NeonBuilder {
         let key = self.key.expose();
         if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(InvalidConfig::new(
-                "neon's api key is empty or has characters that no key has",
+                "neon's api key is empty, or contains characters that no api key contains",
             ));
         }
         Ok(())
@@ -169,7 +169,7 @@ impl NeonBuilder {
             .redirect(redirect::Policy::none()) // a redirect would carry the key elsewhere
             .retry(reqwest::retry::never())
             .build()
-            .map_err(|err| InvalidConfig::new(format!("no http client: {err}")))
+            .map_err(|err| InvalidConfig::new(format!("the http client cannot be built: {err}")))
     }
 }
 

@@ -106,7 +106,7 @@ impl QueueSlot<'_> {
         let turn = line.turn(&self.ticket, now);
         if turn >= deadline {
             let message =
-                "too many calls of neon's api wait for their turn; it has a limit by the minute";
+                "too many calls of neon's api wait for their turn under its limit per minute";
             let err = Error::new(ErrorKind::RateLimited, message);
             return Err(err.with_retry_after(turn - now));
         }

@@ -17,7 +17,7 @@ const SECRETIVE: [&str; 6] = [
 pub(crate) fn excerpt(said: &str) -> String {
     let lower = said.to_lowercase();
     if SECRETIVE.iter().any(|mark| lower.contains(mark)) {
-        return "words that are not repeated, as they may hold a secret".to_owned();
+        return "a text that is left out here, because it may contain a secret".to_owned();
     }
     let plain = said.chars().filter(|c| !c.is_control());
     plain.take(LONGEST).collect()

@@ -58,14 +58,14 @@ impl Refusal {
             (ErrorKind::Misconfigured, Outcome::NotDone, message)
         } else if err.is_connect() {
             let message = format!(
-                "neon's api at {host} cannot be reached; check the network, name resolution and what is between"
+                "neon's api at {host} cannot be reached; check the network, the name resolution, and proxies in between"
             );
             (ErrorKind::ControlPlane, Outcome::NotDone, message)
         } else if err.is_timeout() {
-            let message = format!("neon's api at {host} gave no answer in time");
+            let message = format!("neon's api at {host} did not answer in time");
             (ErrorKind::ControlPlane, Outcome::Unknown, message)
         } else {
-            let message = format!("neon's api at {host} broke off before it answered");
+            let message = format!("neon's api at {host} closed the connection before it answered");
             (ErrorKind::ControlPlane, Outcome::Unknown, message)
         };
         Self {
@@ -77,9 +77,9 @@ impl Refusal {
     /// Returns the refusal for a success whose body did not arrive whole.
     pub(super) fn broken_off(status: StatusCode, headers: &HeaderMap, err: reqwest::Error) -> Self {
         let what = if err.is_timeout() {
-            "was not done in time"
+            "did not finish its answer in time"
         } else {
-            "broke off"
+            "closed the connection before the end of its answer"
         };
         let id = bracketed(request_id(headers));
         let message = format!("neon's api answered {status} and {what}{id}");
@@ -101,7 +101,7 @@ impl Refusal {
         let what = not_json(body).map_or_else(
             || {
                 let (line, column) = (err.line(), err.column());
-                format!("a body that is not as described (line {line} column {column})")
+                format!("a body of unexpected form (line {line} column {column})")
             },
             str::to_owned,
         );
@@ -161,7 +161,7 @@ fn bracketed(request_id: Option<&str>) -> String {
 fn not_json(body: &[u8]) -> Option<&'static str> {
     match body.trim_ascii_start().first() {
         None => Some("an empty body"),
-        Some(b'<') => Some("a page of html, from the network in front of it"),
+        Some(b'<') => Some("a page of html, probably from a proxy in front of it"),
         Some(_) => None,
     }
 }

@@ -49,6 +49,15 @@ impl Owner for Pool {
         true
     }
 
+    fn close_spare(&self) -> bool {
+        let spare = self.state().pop_spare();
+        let Some(spare) = spare else {
+            return false;
+        };
+        self.shared.dialer.budget.mark_closing(&spare.permit_id);
+        true
+    }
+
     fn reconsider(&self) {
         if !self.state().is_wanted() {
             self.changed.notify_waiters();

@@ -1,28 +1,32 @@
 //! The pools of all tenants, by tenant.
 //!
-//! moka decides which pools stay cached: at most `max_pools`, and the least recently used one is evicted first. Its
-//! default policy would refuse new tenants once the cache is full, hence LRU.
+//! At most `max_pools` stay cached. The least recently used one is evicted first.
 
 pub(super) mod index;
 
 use std::{
     collections::HashMap,
+    hash::RandomState,
+    iter,
     sync::{
-        Arc, Mutex, Weak,
+        Arc, Mutex, MutexGuard, Weak,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
 };
 
-use moka::{policy::EvictionPolicy, sync::Cache};
 use tokio::time::Instant;
 
-use self::index::{Entry, Index};
+use self::index::Index;
 use super::{Pool, Unserved, loan::Loan, shared::Shared};
 use crate::{
-    connection::Health,
-    model::{endpoint::Endpoint, tenant::TenantId},
-    provision::source::Located,
-    sync::lock,
+    connection::Connection,
+    model::{endpoint::Endpoint, error::Error, tenant::TenantId},
+    provision::source::FoundEndpoint,
+    sync::{
+        clock::Moment,
+        lock,
+        lru::{Keyed, Lru},
+    },
     telemetry::stats::count,
 };
 
@@ -32,83 +36,118 @@ const EPOCH_FRACTION: u64 = 8;
 /// evicted.
 const EXACT_LRU_MAX: u64 = 32;
 
+type LivePools = Mutex<HashMap<TenantId, Weak<Pool>>>;
+
 pub(crate) struct PoolCache {
-    /// The index in front of the cache, which answers lookups.
-    index: Arc<Index>,
+    /// The index in front of the order, which answers lookups.
+    index: Index,
     /// Number of the current epoch.
     epochs: AtomicU64,
+    /// `true` if the cache is small, so that its order is exact.
+    is_exact: bool,
     /// Address of the pool whose use was reported last.
-    last: AtomicUsize,
-    cached: Cache<TenantId, Entry>,
-    /// Number of insertions. Locked during each one, so that index and cache see them in the same order.
-    insertions: Mutex<u64>,
-    // Every pool that is still in use, also after it left the cache: a tenant that comes back finds its own
+    last_reported: AtomicUsize,
+    // Locked for an insertion, a removal or a report of a use. A pool's state and a shard of the index are locked under
+    // it, and never the other way round. No connection and no pool is dropped under it.
+    order: Mutex<Order>,
+    // Every pool that still exists, also after it left the cache: a tenant that comes back finds its own
     // connections, and its own wake if one is in progress. Locked for a lookup, never across an await.
-    live: Mutex<HashMap<TenantId, Weak<Pool>>>,
+    live: Arc<LivePools>,
     shared: Arc<Shared>,
+}
+
+/// The pools in the cache, in the order of their use.
+struct Order {
+    pools: Lru<Arc<Pool>>,
+    /// Number of insertions.
+    insertions: u64,
+}
+
+impl Keyed for Arc<Pool> {
+    fn key(&self) -> &[u8] {
+        self.tenant.as_str().as_bytes()
+    }
+}
+
+/// A pool that has left the cache, and its idle connections, which are about to be closed.
+struct Evicted {
+    pool: Arc<Pool>,
+    idle: Vec<Connection>,
+}
+
+/// A pool in the cache, and the time of the call that found it there.
+pub(crate) struct Visited {
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) at: Moment,
 }
 
 impl PoolCache {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        let index = Arc::new(Index::new());
-        let (entered, counts) = (Arc::clone(&index), Arc::clone(&shared));
-        let cached = Cache::builder()
-            .max_capacity(shared.config.max_pools)
-            .eviction_policy(EvictionPolicy::lru())
-            .eviction_listener(move |tenant: Arc<TenantId>, entry: Entry, _| {
-                count(&counts.stats.evicted);
-                tracing::debug!(tenant = tenant.as_str(), "evict");
-                entered.remove(tenant.as_str(), entry.stay);
-                entry.pool.retire(entry.stay);
-            })
-            .build();
+        let order = Order {
+            pools: Lru::new(RandomState::new()),
+            insertions: 0,
+        };
+        let live = Arc::new(LivePools::default());
+        let weak = Arc::downgrade(&live);
+        shared.life.on_terminated(move || {
+            // A caller that queues later sees under its pool's lock that the router has terminated.
+            let live = weak.upgrade();
+            for pool in live.iter().flat_map(|live| existing(live)) {
+                pool.fail_all(&Error::closed());
+            }
+        });
         Self {
-            index,
+            index: Index::new(),
             epochs: AtomicU64::new(0),
-            last: AtomicUsize::new(0),
-            cached,
-            insertions: Mutex::new(0),
-            live: Mutex::default(),
+            is_exact: shared.config.max_pools <= EXACT_LRU_MAX,
+            last_reported: AtomicUsize::new(0),
+            order: Mutex::new(order),
+            live,
             shared,
         }
     }
 
     /// Returns the pool of `tenant` if it is in the cache, and counts that as a use.
     pub(crate) fn find(&self, tenant: &str) -> Option<Arc<Pool>> {
+        self.visit(tenant).map(|it| it.pool)
+    }
+
+    /// Does the same as [`find`](Self::find), and also returns the time.
+    pub(crate) fn visit(&self, tenant: &str) -> Option<Visited> {
         let pool = self.index.find(tenant)?;
-        let is_news = pool.state().note_use(Instant::now(), self.epoch());
-        self.note_use(&pool, is_news);
-        Some(pool)
+        let at = self.shared.clock.now();
+        let is_report_due = pool.state().note_use(at.millis(), self.epoch());
+        self.report_use(&pool, is_report_due);
+        Some(Visited { pool, at })
     }
 
     /// Returns an idle connection of `tenant` that needs no check. If there is none, returns the tenant's pool, if that
     /// is cached. Does not wait, do I/O or allocate.
-    pub(crate) fn get_now(&self, tenant: &str) -> Result<Loan, Option<Arc<Pool>>> {
+    pub(crate) fn try_get_idle(&self, tenant: &str) -> Result<Loan, Option<Visited>> {
         let pool = self.index.find(tenant).ok_or(None)?;
-        self.get_now_from(pool).map_err(Some)
+        self.try_get_idle_from(pool).map_err(Some)
     }
 
     /// Returns an idle connection of `pool` that needs no check, or else the pool.
-    pub(crate) fn get_now_from(&self, pool: Arc<Pool>) -> Result<Loan, Arc<Pool>> {
-        let now = Instant::now();
-        let mut state = pool.state();
-        let is_news = state.note_use(now, self.epoch());
-        // If the runtime was not driven for a while, it must first notice which sockets have ended.
-        let is_overdue = self.shared.pace.is_overdue(now);
-        let connection = if is_overdue { None } else { state.reuse() };
-        drop(state);
-        self.note_use(&pool, is_news);
-        let Some(connection) = connection else {
-            return Err(pool);
+    #[inline]
+    pub(crate) fn try_get_idle_from(&self, pool: Arc<Pool>) -> Result<Loan, Visited> {
+        let Shared { clock, pace, .. } = &*self.shared;
+        let at = clock.now();
+        let now = at.millis();
+        let mut state = pool.state_of_idle();
+        let is_report_due = state.note_use(now, self.epoch());
+        // If the sweep is late, the runtime was not driven for a while, and must first notice which sockets have ended.
+        let connection = if pace.is_sweep_overdue(now) {
+            None
+        } else {
+            state.reuse(self.shared.verify_after, now)
         };
-        let lease = Loan::new(connection, pool);
-        if lease.connection().health_at(now, &self.shared.config) == Health::Healthy {
-            return Ok(lease);
+        drop(state);
+        self.report_use(&pool, is_report_due);
+        match connection {
+            Some(connection) => Ok(Loan::new(connection, pool)),
+            None => Err(Visited { pool, at }),
         }
-        let pool = Arc::clone(lease.pool());
-        drop(lease);
-        pool.state().reused -= 1;
-        Err(pool)
     }
 
     /// Returns the number of the current epoch.
@@ -116,55 +155,80 @@ impl PoolCache {
         self.epochs.load(Relaxed)
     }
 
-    /// Reports the use of `pool` to the cache if a report is due (`is_news`), or if the cache is small and its order
-    /// changes.
-    fn note_use(&self, pool: &Arc<Pool>, is_news: bool) {
-        let is_one_of_few = self.shared.config.max_pools <= EXACT_LRU_MAX;
-        if is_news || is_one_of_few && self.last.load(Relaxed) != address(pool) {
-            self.last.store(address(pool), Relaxed);
-            // This call may run the eviction listener, so no lock is held.
-            self.cached.get(pool.tenant.as_str());
+    /// Reports the use of `pool` to the cache if `is_report_due`, or if the cache is small and its order changes.
+    #[inline]
+    fn report_use(&self, pool: &Arc<Pool>, is_report_due: bool) {
+        if is_report_due || self.is_exact && self.last_reported.load(Relaxed) != address(pool) {
+            self.report(pool);
         }
     }
 
-    /// Puts the pool of `tenant` into the cache and sets its endpoint. Takes the tenant's pool that is still in use, or
+    #[cold]
+    fn report(&self, pool: &Arc<Pool>) {
+        self.last_reported.store(address(pool), Relaxed);
+        self.order().pools.get(pool.key());
+    }
+
+    /// Puts the pool of `tenant` into the cache and sets its endpoint. Takes the tenant's pool that still exists, or
     /// creates one.
-    pub(crate) fn insert(&self, tenant: &TenantId, located: Located) -> Arc<Pool> {
-        let pool = self.live_or_new(tenant, Arc::clone(&located.endpoint));
-        pool.set_endpoint(located.endpoint, located.fresh);
-        if located.created {
-            pool.notify_changed();
+    pub(crate) fn insert(&self, tenant: &TenantId, found: FoundEndpoint) -> Arc<Pool> {
+        let pool = self.live_or_new(tenant, Arc::clone(&found.endpoint));
+        pool.set_endpoint(found.endpoint, found.is_authoritative);
+        if found.created {
+            pool.notify_changed(); // a refusal of the tenant's earlier database does not hold for the new one
         }
-        pool.allow();
-        let mut insertions = lock(&self.insertions);
-        *insertions += 1;
-        let part = (self.shared.config.max_pools / EPOCH_FRACTION).max(1);
-        let turn = *insertions / part;
-        self.epochs.store(turn, Relaxed);
-        let entry = Entry {
-            pool: Arc::clone(&pool),
-            stay: pool.revive(turn),
-        };
-        self.last.store(address(&pool), Relaxed);
-        // The index comes first: the cache may evict the entry at once.
-        self.index.insert(tenant, entry.clone());
-        self.cached.insert(tenant.clone(), entry);
-        drop(insertions);
-        self.cached.run_pending_tasks(); // evicts the surplus now, in LRU order
+        pool.allow(); // after the endpoint is set: until then, connections would be opened at the earlier one
+        let mut order = self.order();
+        order.insertions += 1;
+        let epoch_length = (self.shared.config.max_pools / EPOCH_FRACTION).max(1);
+        let epoch = order.insertions / epoch_length;
+        self.epochs.store(epoch, Relaxed);
+        pool.revive(epoch);
+        self.last_reported.store(address(&pool), Relaxed);
+        let earlier = order.pools.insert(Arc::clone(&pool));
+        self.index.insert(tenant, &pool);
+        let mut evicted = Vec::new();
+        while order.pools.len() as u64 > self.shared.config.max_pools {
+            let oldest = order.pools.pop_oldest();
+            evicted.extend(oldest.map(|pool| self.take_out(pool)));
+        }
+        drop(order);
+        drop(earlier);
+        self.close_evicted(evicted);
         pool
     }
 
-    /// Returns the pool of `tenant` that is still in use, or a new one at `endpoint`.
+    fn order(&self) -> MutexGuard<'_, Order> {
+        lock(&self.order)
+    }
+
+    /// Takes a pool that has left the order out of the index, under the order's lock.
+    fn take_out(&self, pool: Arc<Pool>) -> Evicted {
+        self.index.remove(pool.tenant.as_str());
+        let idle = pool.retire();
+        Evicted { pool, idle }
+    }
+
+    /// Closes the idle connections of pools that have left the cache.
+    fn close_evicted(&self, evicted: impl IntoIterator<Item = Evicted>) {
+        for Evicted { pool, idle } in evicted {
+            count(&self.shared.stats.evicted);
+            tracing::debug!(tenant = pool.tenant.as_str(), "evict");
+            idle.into_iter().for_each(Connection::close);
+        }
+    }
+
+    /// Returns the pool of `tenant` that still exists, or a new one at `endpoint`.
     fn live_or_new(&self, tenant: &TenantId, endpoint: Arc<Endpoint>) -> Arc<Pool> {
-        let mut alive = lock(&self.live);
-        let known = alive.get(tenant).and_then(Weak::upgrade);
-        if let Some(pool) = known {
+        let mut live = lock(&self.live);
+        let existing = live.get(tenant).and_then(Weak::upgrade);
+        if let Some(pool) = existing {
             return pool;
         }
         let pool = Pool::new(tenant.clone(), endpoint, Arc::clone(&self.shared));
-        alive.insert(tenant.clone(), Arc::downgrade(&pool));
-        if alive.len() as u64 > 2 * self.shared.config.max_pools {
-            alive.retain(|_, pool| pool.strong_count() > 0);
+        live.insert(tenant.clone(), Arc::downgrade(&pool));
+        if live.len() as u64 > 2 * self.shared.config.max_pools {
+            live.retain(|_, pool| pool.strong_count() > 0);
         }
         pool
     }
@@ -174,35 +238,35 @@ impl PoolCache {
         let found = self.remove(tenant);
         self.shared.refusals.clear(tenant);
         if let Some(pool) = self.live(tenant) {
-            pool.condemn(Instant::now()); // leased connections too, also if the pool is cached again
+            pool.condemn(Instant::now()); // connections on loan too, also if the pool is cached again
             pool.notify_changed(); // a wake may be waiting for a refusal to end
         }
         found
     }
 
     fn remove(&self, tenant: &str) -> bool {
-        let found = self.cached.remove(tenant);
-        if let Some(entry) = &found {
-            self.index.remove(tenant, entry.stay); // now: the eviction listener may run later
-            entry.pool.retire(entry.stay);
-        }
-        self.cached.run_pending_tasks();
-        found.is_some()
+        let mut order = self.order();
+        let pool = order.pools.remove(tenant.as_bytes());
+        let evicted = pool.map(|pool| self.take_out(pool));
+        drop(order);
+        let found = evicted.is_some();
+        self.close_evicted(evicted);
+        found
     }
 
-    /// Takes the pool of `tenant` out of use until the tenant is looked up again. Answers all waiting callers with
-    /// `why`. Returns whether the pool was in use until now.
+    /// Forbids the pool of `tenant` to serve until the tenant is looked up again. Answers all waiting callers with
+    /// `why`. Returns whether the pool was allowed to serve until now.
     pub(crate) fn forbid(&self, tenant: &TenantId, why: &Unserved) -> bool {
         let Some(pool) = self.live(tenant.as_str()) else {
             return false;
         };
-        let is_news = pool.check_allowed().is_ok();
+        let was_allowed = pool.check_allowed().is_ok();
         pool.forbid(why); // before the removal: a caller that still finds the pool gets no connection
         self.remove(tenant.as_str());
-        is_news
+        was_allowed
     }
 
-    /// Returns the pool of `tenant` that is still in use, cached or not.
+    /// Returns the pool of `tenant` that still exists, cached or not.
     pub(crate) fn live(&self, tenant: &str) -> Option<Arc<Pool>> {
         lock(&self.live).get(tenant).and_then(Weak::upgrade)
     }
@@ -218,9 +282,7 @@ impl PoolCache {
 
     /// Returns how many calls of `get` were answered with an idle connection, and how many connections are idle now.
     pub(crate) fn reused_and_idle(&self) -> (u64, usize) {
-        let alive = lock(&self.live);
-        let pools: Vec<_> = alive.values().filter_map(Weak::upgrade).collect();
-        drop(alive); // before the pools: one of them may be dropped here
+        let pools = existing(&self.live);
         let before = self.shared.stats.reused.load(Relaxed);
         pools.iter().fold((before, 0), |(reused, idle), pool| {
             let state = pool.state();
@@ -230,20 +292,22 @@ impl PoolCache {
 
     /// Evicts every pool.
     pub(crate) fn evict_all(&self) {
-        let insertions = lock(&self.insertions); // so that no insertion is half done, and missed here
-        for (tenant, entry) in &self.cached {
-            self.index.remove(tenant.as_str(), entry.stay);
-            entry.pool.retire(entry.stay);
-        }
-        self.cached.invalidate_all();
-        drop(insertions);
-        self.cached.run_pending_tasks();
+        let mut order = self.order();
+        let pools = iter::from_fn(|| order.pools.pop_oldest());
+        let evicted: Vec<_> = pools.map(|pool| self.take_out(pool)).collect();
+        drop(order);
+        self.close_evicted(evicted);
     }
 
     pub(crate) fn len(&self) -> u64 {
-        self.cached.run_pending_tasks();
-        self.cached.entry_count()
+        self.order().pools.len() as u64
     }
+}
+
+/// Returns every pool that still exists. The caller may drop the last reference to one, so no lock is held any more.
+fn existing(live: &LivePools) -> Vec<Arc<Pool>> {
+    let live = lock(live);
+    live.values().filter_map(Weak::upgrade).collect()
 }
 
 fn address(pool: &Arc<Pool>) -> usize {
@@ -252,10 +316,15 @@ fn address(pool: &Arc<Pool>) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, thread};
+    use std::{collections::BTreeMap, thread, time::Duration};
 
     use super::*;
-    use crate::{catalog::lookup::Lookup, model::tenant::TenantId, router::TenantRouter};
+    use crate::{
+        catalog::lookup::Lookup,
+        model::{error::ErrorKind, tenant::TenantId},
+        router::TenantRouter,
+        telemetry::labels::Reason,
+    };
 
     /// Number of tenants; the cache holds a quarter of them.
     const TENANTS: u64 = 64;
@@ -266,11 +335,11 @@ mod tests {
         |_: TenantId| std::future::ready(Ok(None))
     }
 
-    fn located(tenant: &TenantId) -> Located {
+    fn found(tenant: &TenantId) -> FoundEndpoint {
         let endpoint = Endpoint::postgres(tenant.as_str(), "db", "app", "secret");
-        Located {
+        FoundEndpoint {
             endpoint: Arc::new(endpoint),
-            fresh: false,
+            is_authoritative: false,
             created: false,
         }
     }
@@ -283,7 +352,7 @@ mod tests {
             chance ^= chance << 17;
             let tenant = TenantId::parse(&format!("{}", chance % TENANTS)).unwrap();
             match chance >> 32 & 0xff {
-                0..128 => drop(pools.insert(&tenant, located(&tenant))),
+                0..128 => drop(pools.insert(&tenant, found(&tenant))),
                 128..192 => drop(pools.find(tenant.as_str())),
                 192..254 => drop(pools.evict(tenant.as_str())),
                 _ => pools.evict_all(),
@@ -291,24 +360,18 @@ mod tests {
         }
     }
 
-    /// Returns the pools in the cache and those in the index, by tenant and stay.
-    fn held(pools: &PoolCache) -> [BTreeMap<String, (u64, usize)>; 2] {
-        let it = |tenant: &TenantId, entry: &Entry| {
-            let is_retired = entry.pool.state().retired;
-            assert!(!is_retired, "{tenant} is held, and out of use");
-            (tenant.to_string(), (entry.stay, address(&entry.pool)))
+    /// Returns the pools in the order and those in the index, by tenant.
+    fn held(pools: &PoolCache) -> [BTreeMap<String, usize>; 2] {
+        let by_tenant = |pool: &Arc<Pool>| {
+            let is_retired = pool.state().retired;
+            assert!(!is_retired, "{} is held, and retired", pool.tenant);
+            (pool.tenant.to_string(), address(pool))
         };
-        let cached = pools
-            .cached
-            .iter()
-            .map(|(tenant, entry)| it(&tenant, &entry));
-        let found = pools.index.entries();
+        let order = pools.order();
+        let found = pools.index.pools();
         [
-            cached.collect(),
-            found
-                .iter()
-                .map(|(tenant, entry)| it(tenant, entry))
-                .collect(),
+            order.pools.iter().map(by_tenant).collect(),
+            found.iter().map(by_tenant).collect(),
         ]
     }
 
@@ -335,5 +398,21 @@ mod tests {
                 assert_eq!(pool.state().retired, !is_held, "{}", pool.tenant);
             }
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_that_comes_to_a_pool_after_the_end_gets_closed_at_once() {
+        let router = TenantRouter::builder(lookup()).build().unwrap();
+        let acme = TenantId::parse("acme").unwrap();
+        let pool = router.inner.pools.insert(&acme, found(&acme));
+        pool.state().dialing = 1; // so that no new attempt finds out
+        router.inner.shared.life.terminate();
+        let (now, at) = (Instant::now(), pool.shared.clock.now());
+        let until = now + Duration::from_secs(20);
+        let got = pool.get(until, at).await.err().unwrap();
+        let woken = pool.wake(until, Reason::Warm, None).await.unwrap_err();
+        let kinds = [got, woken].map(|it| it.error().kind());
+        assert_eq!(kinds, [ErrorKind::Closed; 2]);
+        assert_eq!(now.elapsed(), Duration::ZERO);
     }
 }

@@ -3,11 +3,7 @@
 use std::{mem, sync::Arc, time::Duration};
 
 use super::{Pool, VERIFY_TIMEOUT, session_reset::reset};
-use crate::{
-    connection::{Connection, ConnectionInner},
-    model::endpoint::Route,
-    telemetry::stats::count,
-};
+use crate::{connection::Connection, model::endpoint::Route, telemetry::stats::count};
 
 /// Longest wait for a query that the last caller left running outside a transaction: it was probably abandoned.
 const SETTLE_TIMEOUT: Duration = Duration::from_millis(10);
@@ -24,7 +20,7 @@ pub(super) struct Cleanup {
 }
 
 impl Cleanup {
-    pub(crate) fn new(connection: Connection, pool: &Arc<Pool>) -> Self {
+    pub(super) fn new(connection: Connection, pool: &Arc<Pool>) -> Self {
         pool.state().settling += 1;
         Self {
             connection: Some(connection),
@@ -36,30 +32,25 @@ impl Cleanup {
     /// Waits briefly for work that is about to end, such as a rollback, and resets the session if that is due. If one
     /// of the two fails, cancels the query and closes the connection.
     pub(super) async fn run(mut self) {
-        let clean = self.settle().await;
-        let reset = clean && self.reset().await;
-        self.settled();
-        if reset {
+        let is_clean = self.settle().await;
+        let is_reset = is_clean && self.reset().await;
+        self.end_settling();
+        if is_reset {
             if let Some(connection) = self.connection.take() {
                 self.pool.hand_out(connection);
             }
             return;
         }
-        self.pool.start_due_dials(); // a waiter that counted on this connection needs another
-        self.give_up(clean).await;
+        self.pool.start_due_attempts(); // a waiter that counted on this connection needs another
+        self.give_up(is_clean).await;
     }
 
     /// Sends a cancel request before the connection is closed. `clean`: no query is left, and only the reset failed.
     async fn give_up(&self, clean: bool) {
-        let Some(ConnectionInner {
-            client,
-            status,
-            endpoint,
-            ..
-        }) = self.connection.as_deref()
-        else {
+        let Some(connection) = &self.connection else {
             return;
         };
+        let Connection { status, .. } = connection;
         if status.is_unanswered() && status.silent_for() >= VERIFY_TIMEOUT {
             self.pool.suspect_silent_for(VERIFY_TIMEOUT);
         }
@@ -78,39 +69,41 @@ impl Cleanup {
         if clean && status.is_idle() {
             return; // nothing to cancel
         }
-        let token = client.cancel_token();
-        let peer = status.peer.get();
+        let (token, peer) = (connection.client.cancel_token(), status.peer.get());
+        let endpoint = &connection.endpoint;
         let sent = shared.dialer.cancel(token, endpoint, Route::Pooled, peer);
         let _ = sent.await; // the connection is closed in any case
     }
 
+    /// Waits briefly until no request runs on the connection. Returns whether that is so.
     async fn settle(&self) -> bool {
-        let Some(ConnectionInner { status, .. }) = self.connection.as_deref() else {
+        let Some(Connection { status, .. }) = &self.connection else {
             return false;
         };
         if status.is_idle() && status.session.needs_reset() {
             return true; // requests not written yet go out before the reset
         }
-        let patience = if status.in_transaction() {
+        let limit = if status.in_transaction() {
             ROLLBACK_TIMEOUT
         } else {
             SETTLE_TIMEOUT
         };
-        status.clean_within(patience).await
+        status.clean_within(limit).await
     }
 
     /// Resets the session if it may hold state of the last caller. Returns whether the connection may be used again.
     async fn reset(&self) -> bool {
         let longest_silence = self.pool.shared.config.verify_after;
-        match self.connection.as_deref() {
-            Some(ConnectionInner { client, status, .. }) => {
-                reset(client, status, longest_silence).await
+        match &self.connection {
+            Some(connection) => {
+                reset(&connection.client, &connection.status, longest_silence).await
             }
             None => false,
         }
     }
 
-    fn settled(&mut self) {
+    /// Tells the pool that the connection no longer counts as one that will be free soon.
+    fn end_settling(&mut self) {
         if mem::take(&mut self.settling) {
             self.pool.state().settling -= 1;
         }
@@ -119,7 +112,7 @@ impl Cleanup {
 
 impl Drop for Cleanup {
     fn drop(&mut self) {
-        self.settled();
+        self.end_settling();
         if let Some(connection) = self.connection.take() {
             connection.close();
         }

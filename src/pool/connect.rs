@@ -3,11 +3,12 @@
 pub(super) mod attempt;
 pub(crate) mod deadpool;
 pub(super) mod retries;
+mod spare;
 pub(crate) mod task;
 
 use std::{
     pin::{Pin, pin},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -15,44 +16,64 @@ use futures_util::{FutureExt, future::Either};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use self::retries::{FIRST_WAIT, LONGEST_WAIT, Retries};
-use super::{Pool, Wake, refusals::Refusal};
+use super::{
+    Pool, Wake,
+    refusals::{Refusal, is_gone},
+};
 use crate::{
-    connection::{dial::Dialed, verdict},
+    connection::{
+        dial::{Dialed, Start},
+        verdict,
+    },
     limits::budget::Permit,
     model::{
         endpoint::{Endpoint, Route},
         error::{Error, ErrorKind, Stage},
     },
-    sync::{progress::Progress, retry::chance},
+    sync::{lock, progress::Progress, retry::chance},
     telemetry::{labels::Reason, stats::count},
 };
 
-/// Longest silence of a login while other tenants need its permit. A wake takes less than this.
-const OUTSTAYED: Duration = Duration::from_secs(10);
+/// Time of a login after which it gives its permit up to a tenant without a connection. A wake takes less than this.
+const PREEMPT_AFTER: Duration = Duration::from_secs(10);
 /// Silence of a login after which a second login starts beside it. Up to half as much is added at random, so that
 /// logins sent together are not repeated together. Observed: a login that Neon's proxy never answered blocked its
 /// tenant for 60 s, while a second login took 85 ms.
-const SILENCE: Duration = Duration::from_secs(10);
+const SILENT_AFTER: Duration = Duration::from_secs(10);
 /// Interval between checks whether another tenant needs the permit of a silent login.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Longest wait for a new lookup of a tenant's endpoint.
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// A login in progress.
+type Login<'a> = Pin<Box<dyn Future<Output = Result<Dialed, Error>> + Send + 'a>>;
+
+/// The next try after a failed one.
+enum NextTry {
+    /// It begins at once: the tenant has moved, or something else has changed.
+    Now,
+    /// It begins after this wait. The error is that of the failed try.
+    After(Duration, Error),
+}
+
 /// Opens one connection of a tenant at its pooled or its direct host.
 pub(super) struct Connector<'a> {
-    pub(crate) pool: &'a Arc<Pool>,
+    pub(super) pool: &'a Arc<Pool>,
     pub(super) route: Route,
     pub(super) progress: &'a Progress,
+    /// The instant from which on the silence of the login in progress shows that the compute is starting.
+    pub(super) silent_from: Mutex<Option<Instant>>,
 }
 
 impl Connector<'_> {
     /// Tries until the compute is up, the login is refused, or the deadline passes. The first try uses `permit`.
     /// Between tries no permit is held, so that other tenants can use it.
     pub(super) async fn try_until_up(&self, permit: Permit) -> Result<Dialed, Error> {
-        let mut plan = Retries::new(!self.pool.state().fresh);
+        let mut retries = Retries::new(!self.pool.state().is_authoritative);
         let (mut permit, mut silent) = (Some(permit), None);
         loop {
             let (endpoint, changes) = (self.pool.endpoint(), self.pool.change_count());
+            // The last two arms end all logins in progress, which frees their permits, and begin again.
             let dialed = tokio::select! {
                 biased;
                 dialed = self.try_with_backup(&endpoint, permit.take(), &mut silent) => dialed,
@@ -61,22 +82,25 @@ impl Connector<'_> {
             };
             let err = match dialed {
                 Ok(Some(dialed)) => return Ok(dialed),
-                Ok(None) => continue, // it is silent; a second one starts beside it
+                Ok(None) => continue, // this login is silent; the next round starts a second one beside it
                 Err(err) => err,
             };
-            let step = self.decide_next(&mut plan, &endpoint, changes, err).await?;
-            let Some((wait, err)) = step else {
-                silent = None; // it went to the tenant's earlier endpoint
-                continue;
-            };
-            if let Some(dialed) = self.backoff_wait(wait, err, &mut silent).await? {
-                return Ok(dialed);
+            let next_try = self
+                .decide_next(&mut retries, &endpoint, changes, err)
+                .await?;
+            match next_try {
+                NextTry::Now => silent = None, // the silent login went to the tenant's earlier endpoint
+                NextTry::After(wait, err) => {
+                    if let Some(dialed) = self.backoff_wait(wait, err, &mut silent).await? {
+                        return Ok(dialed);
+                    }
+                }
             }
         }
     }
 
     /// Runs [`try_until_up`](Self::try_until_up) as the tenant's wake, and counts it as one.
-    pub(crate) async fn wake(&self, permit: Permit, reason: Reason) -> Result<Dialed, Error> {
+    pub(super) async fn wake(&self, permit: Permit, reason: Reason) -> Result<Dialed, Error> {
         let Pool { tenant, shared, .. } = &**self.pool;
         let (id, reason_name) = (tenant.as_str(), reason.name());
         shared.stats.wake_started(reason);
@@ -97,31 +121,31 @@ impl Connector<'_> {
         dialed
     }
 
-    /// Decides what to do after `err`. Returns the wait before the next try, or `None` to try again at once. Returns an
-    /// error if there must be no next try.
+    /// Decides when to try again after the failure `err`. Returns an error if there must be no other try.
     async fn decide_next(
         &self,
-        plan: &mut Retries,
+        retries: &mut Retries,
         endpoint: &Arc<Endpoint>,
         changes: u64,
         err: Error,
-    ) -> Result<Option<(Duration, Error)>, Error> {
+    ) -> Result<NextTry, Error> {
         let is_changed = self.pool.change_count() != changes;
-        if is_changed && !self.progress.remaining().is_zero() && plan.takes_change() {
-            return Ok(Some((FIRST_WAIT, err))); // the failure may be older than the change
+        if is_changed && !self.progress.remaining().is_zero() && retries.try_after_change() {
+            return Ok(NextTry::After(FIRST_WAIT, err)); // the failure may be older than the change
         }
         let next = verdict::next(err.kind());
-        if plan.should_relocate(next) && self.relocated(endpoint, changes).await? {
-            return Ok(None);
+        if retries.take_relocation(next) && self.look_up_again(endpoint, changes).await? {
+            return Ok(NextTry::Now);
         }
-        match plan.wait(next, &err) {
-            Some(wait) => Ok(Some((wait, err))),
+        match retries.wait(next, &err) {
+            Some(wait) => Ok(NextTry::After(wait, err)),
             None => Err(err),
         }
     }
 
-    /// Logs in, beside the `silent` login if there is one; the first success counts. If there is none and this login is
-    /// silent for about `SILENCE`, it becomes the `silent` one, goes on, and `None` is returned.
+    /// Logs in with `permit`, or with a new permit if that is `None`. A `silent` login goes on beside this one, and the
+    /// first success counts. Without a `silent` login: if this login gets no answer for about `SILENT_AFTER`, stores it
+    /// as the `silent` one and returns `None`.
     async fn try_with_backup<'b>(
         &'b self,
         endpoint: &Arc<Endpoint>,
@@ -130,7 +154,7 @@ impl Connector<'_> {
     ) -> Result<Option<Dialed>, Error> {
         let permit = match permit {
             Some(permit) => Some(permit),
-            None => match self.beside(silent, self.permit()).await {
+            None => match self.race_silent_login(silent, self.permit()).await {
                 Either::Left(dialed) => return Ok(Some(dialed)),
                 Either::Right(permit) => permit?,
             },
@@ -138,18 +162,18 @@ impl Connector<'_> {
         let permit = permit.ok_or_else(|| self.progress.timed_out())?;
         let endpoint = Arc::clone(endpoint);
         let mut login: Login<'b> =
-            Box::pin(async move { self.dial_and_record(&endpoint, permit).await });
+            Box::pin(async move { self.dial_and_record(&endpoint, Start::Permit(permit)).await });
         let is_second = silent.is_some();
-        let silence = SILENCE + SILENCE / 2 * u32::from(chance()) / u32::from(u8::MAX);
-        let answered = timeout(silence, self.beside(silent, &mut login)).await;
+        let silence = SILENT_AFTER + SILENT_AFTER / 2 * u32::from(chance()) / u32::from(u8::MAX);
+        let answered = timeout(silence, self.race_silent_login(silent, &mut login)).await;
         let answered = match answered {
             Ok(answered) => answered,
             Err(_) if is_second => {
                 self.note_silence(2, self.progress.remaining());
-                self.beside(silent, &mut login).await
+                self.race_silent_login(silent, &mut login).await
             }
             Err(_) => {
-                self.note_silence(1, SILENCE);
+                self.note_silence(1, SILENT_AFTER);
                 *silent = Some(login);
                 return Ok(None);
             }
@@ -160,8 +184,8 @@ impl Connector<'_> {
         }
     }
 
-    /// Awaits `work` beside a silent login. Returns the login's connection if that comes first.
-    async fn beside<T>(
+    /// Awaits `work`, and the silent login beside it. Returns the login's connection if that comes first.
+    async fn race_silent_login<T>(
         &self,
         silent: &mut Option<Login<'_>>,
         work: impl Future<Output = T>,
@@ -187,9 +211,9 @@ impl Connector<'_> {
     /// Records, for callers that run out of time, that `count` logins have had no answer, and when that may change.
     fn note_silence(&self, count: usize, wait: Duration) {
         let message = if count == 1 {
-            "a login has had no answer for long; a second one goes out beside it"
+            "a login has had no answer for a long time; a second one is sent in parallel"
         } else {
-            "two logins side by side have had no answer for long"
+            "two parallel logins have had no answer for a long time"
         };
         let err = Error::new(ErrorKind::Connect, message).with_retry_after(wait);
         self.progress.note(&err);
@@ -197,22 +221,24 @@ impl Connector<'_> {
     }
 
     /// Returns a permit for one more connection, or `None` if no caller of this tenant waits for one any more.
-    pub(crate) async fn permit(&self) -> Result<Option<Permit>, Error> {
+    pub(super) async fn permit(&self) -> Result<Option<Permit>, Error> {
         let dialer = &self.pool.shared.dialer;
-        let holder = (self.route == Route::Pooled).then(|| self.pool.as_owner());
-        let mut taken = pin!(dialer.permit(holder.as_ref(), self.progress));
-        if let Some(taken) = taken.as_mut().now_or_never() {
-            return taken.map(Some);
+        let owner = (self.route == Route::Pooled).then(|| self.pool.as_owner());
+        let mut permit = pin!(dialer.permit(owner.as_ref(), self.progress));
+        if let Some(permit) = permit.as_mut().now_or_never() {
+            return permit.map(Some);
         }
         // For callers whose deadline passes before the permit comes.
-        self.pool.record_failure(self.route, dialer.all_in_use());
+        self.pool
+            .record_failure(self.route, dialer.all_in_use_error());
         loop {
             tokio::select! {
                 biased;
-                taken = &mut taken => return taken.map(Some),
-                () = self.pool.changed.notified() => {} // the budget notifies too, if no caller waits any more
+                permit = &mut permit => return permit.map(Some),
+                // The budget also notifies `changed`, by `Owner::reconsider`, if no caller waits any more.
+                () = self.pool.changed.notified() => {}
             }
-            if holder.is_some() && !self.pool.state().is_wanted() {
+            if owner.is_some() && !self.pool.state().is_wanted() {
                 return Ok(None);
             }
         }
@@ -232,27 +258,27 @@ impl Connector<'_> {
     /// Waits until a login has been silent for long and a tenant without a connection waits for a permit. A hung login
     /// must not hold a permit that other tenants need.
     pub(super) async fn preempted(&self) {
-        sleep(OUTSTAYED).await;
+        sleep(PREEMPT_AFTER).await;
         while !self.pool.shared.dialer.budget.some_have_none() {
             sleep(LOOK_AGAIN).await;
         }
     }
 
-    /// Looks the tenant up again, and returns whether its endpoint or credential differs from `known`. Also returns
+    /// Looks the tenant up again, and sets the pool's endpoint. Returns whether it differs from `known`. Also returns
     /// `true` if something has changed since `changes` was counted: the change is newer than the answer, and a login
     /// may work now. Returns an error if the tenant has no usable database any more.
-    async fn relocated(&self, known: &Arc<Endpoint>, changes: u64) -> Result<bool, Error> {
+    async fn look_up_again(&self, known: &Arc<Endpoint>, changes: u64) -> Result<bool, Error> {
         let Pool { tenant, shared, .. } = &**self.pool;
         let limit = ASK_TIMEOUT.min(self.progress.remaining());
         let progress = Progress::new(Stage::Lookup, limit);
-        let asked = shared
+        let lookup = shared
             .source
             .relocate(tenant, known, &progress, &shared.stats);
-        let asked = timeout(limit, asked).await;
+        let answer = timeout(limit, lookup).await;
         if self.pool.change_count() != changes {
             return Ok(true);
         }
-        match asked.unwrap_or_else(|_| Err(progress.timed_out())) {
+        match answer.unwrap_or_else(|_| Err(progress.timed_out())) {
             Ok(now) => Ok(now.is_some_and(|it| self.pool.replace_endpoint(Some(known), it, true))),
             Err(err) if is_gone(err.kind()) => {
                 if let Some(catalog) = shared.source.catalog() {
@@ -261,7 +287,7 @@ impl Connector<'_> {
                 Err(err)
             }
             Err(err) => {
-                tracing::debug!(tenant = tenant.as_str(), %err, "cannot ask where the tenant lives now");
+                tracing::debug!(tenant = tenant.as_str(), %err, "cannot look the tenant up again");
                 Ok(false)
             }
         }
@@ -276,11 +302,18 @@ impl Connector<'_> {
         silent: &mut Option<Login<'_>>,
     ) -> Result<Option<Dialed>, Error> {
         if wait > LONGEST_WAIT {
-            let refusal = self.pool.refuse(self.route, &Refusal::new(err));
+            // The server asks for a longer wait than any backoff. Such a failure is a refusal: it answers the callers
+            // that cannot wait for its end.
+            let refusal = self
+                .pool
+                .refuse(self.route, &Refusal::new(err, self.pool.endpoint()));
             if refusal.until() >= self.progress.deadline() {
                 return Err(refusal.error());
             }
-            return match self.beside(silent, self.wait_out_refusal()).await {
+            return match self
+                .race_silent_login(silent, self.wait_out_refusal())
+                .await
+            {
                 Either::Left(dialed) => Ok(Some(dialed)),
                 Either::Right(waited) => waited.map(|()| None),
             };
@@ -288,8 +321,9 @@ impl Connector<'_> {
         self.progress.note(&err);
         let in_time = Instant::now() + wait < self.progress.deadline();
         if in_time || self.route == Route::Pooled {
-            // A pooled wake waits even past its deadline, because the next wake, if one is wanted, begins at once.
-            if let Either::Left(dialed) = self.beside(silent, sleep(wait)).await {
+            // A pooled wake waits even past its deadline. The next wake begins as soon as this one ends, and its first
+            // login would follow the failed one without a pause.
+            if let Either::Left(dialed) = self.race_silent_login(silent, sleep(wait)).await {
                 return Ok(Some(dialed));
             }
         }
@@ -324,23 +358,25 @@ impl Connector<'_> {
     }
 
     /// Tries to log in once.
-    pub(crate) async fn dial_and_record(
+    pub(super) async fn dial_and_record(
         &self,
         endpoint: &Arc<Endpoint>,
-        permit: Permit,
+        start: Start,
     ) -> Result<Dialed, Error> {
         let Pool { tenant, shared, .. } = &**self.pool;
         count(&shared.stats.dials);
         if let Some(catalog) = shared.source.catalog() {
-            catalog.refresh_if_stale(tenant);
+            catalog.refresh_if_stale(tenant); // while the pool is cached, no lookup does this
         }
-        self.pool.state().fresh = false;
+        self.pool.state().is_authoritative = false; // so that the next wake may look the tenant up again
         let (tenant, began) = (tenant.as_str(), Instant::now());
         let deadline = self.progress.deadline();
+        let on_opened = |took| self.note_login_sent(took);
         let dialed = shared
             .dialer
-            .dial(endpoint, self.route, deadline, permit)
+            .dial(endpoint, self.route, deadline, start, on_opened)
             .await;
+        *lock(&self.silent_from) = None;
         let elapsed = began.elapsed();
         match dialed {
             Ok(dialed) => {
@@ -357,14 +393,3 @@ impl Connector<'_> {
         }
     }
 }
-
-/// Returns whether the catalog says that the tenant has no usable database.
-fn is_gone(kind: ErrorKind) -> bool {
-    matches!(
-        kind,
-        ErrorKind::Deleted | ErrorKind::Held | ErrorKind::UnknownTenant
-    )
-}
-
-/// A login in progress.
-type Login<'a> = Pin<Box<dyn Future<Output = Result<Dialed, Error>> + Send + 'a>>;

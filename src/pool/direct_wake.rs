@@ -1,6 +1,6 @@
 //! Direct connections as wakes: a sleeping database gets one login, pooled or direct.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use tokio::time::Instant;
 
@@ -35,22 +35,28 @@ impl Drop for DirectWake {
         state.dialing -= 1;
         state.logging_in -= 1;
         drop(state);
-        self.0.start_due_dials(); // callers may be waiting for a pooled connection
+        self.0.start_due_attempts(); // callers may be waiting for a pooled connection
     }
 }
 
 impl Pool {
     /// Opens a direct connection for a caller that waits until `until`. If the database is asleep, this login is the
-    /// wake, unless another login is in progress.
-    pub(crate) async fn open_direct(self: &Arc<Self>, until: Instant) -> Result<Dialed, Unserved> {
+    /// wake, unless another login is in progress. A wake counts with `reason`. Returns whether there was one.
+    pub(crate) async fn open_direct(
+        self: &Arc<Self>,
+        until: Instant,
+        reason: Reason,
+    ) -> Result<(Dialed, bool), Unserved> {
         let left = until.saturating_duration_since(Instant::now());
         let progress = Progress::new(Stage::Checkout, left);
         let opening = Connector {
             pool: self,
             route: Route::Direct,
             progress: &progress,
+            silent_from: Mutex::default(),
         };
         let mut has_waited = false;
+        let mut has_woken = false;
         loop {
             opening.wait_out_refusal().await?;
             let permit = opening.permit().await?;
@@ -58,7 +64,8 @@ impl Pool {
             self.check_allowed()?;
             let dialed = match self.direct_role() {
                 Role::Waking(wake) => {
-                    let dialed = self.wake_directly(permit).await;
+                    let dialed = self.wake_directly(permit, reason).await;
+                    has_woken = true;
                     self.note_direct(&dialed);
                     drop(wake);
                     dialed
@@ -66,7 +73,7 @@ impl Pool {
                 Role::Waiting if !has_waited => {
                     drop(permit); // other logins need it more
                     has_waited = true;
-                    self.wake(until, Reason::Request, None).await?;
+                    has_woken |= self.wake(until, reason, None).await?;
                     continue;
                 }
                 // `Waiting` for the second time: an open connection answered the wake, which proves enough.
@@ -76,7 +83,7 @@ impl Pool {
                     dialed
                 }
             };
-            return Ok(dialed?);
+            return Ok((dialed?, has_woken));
         }
     }
 
@@ -94,14 +101,19 @@ impl Pool {
     }
 
     /// Runs the wake with its own deadline, whatever the caller's is: the wake belongs to the tenant.
-    async fn wake_directly(self: &Arc<Self>, permit: Permit) -> Result<Dialed, Error> {
+    async fn wake_directly(
+        self: &Arc<Self>,
+        permit: Permit,
+        reason: Reason,
+    ) -> Result<Dialed, Error> {
         let progress = Progress::new(Stage::Wake, self.shared.config.wake_timeout);
         let opening = Connector {
             pool: self,
             route: Route::Direct,
             progress: &progress,
+            silent_from: Mutex::default(),
         };
-        opening.wake(permit, Reason::Request).await
+        opening.wake(permit, reason).await
     }
 
     /// Records what a direct login proves about the database.
@@ -109,7 +121,8 @@ impl Pool {
         let mut state = self.state();
         match dialed {
             Ok(dialed) => {
-                state.direct.push(Arc::clone(&dialed.status));
+                let direct = &mut state.rare.make().direct;
+                direct.push(Arc::clone(&dialed.status));
                 if Arc::ptr_eq(&dialed.endpoint, &state.endpoint) {
                     state.lost = None;
                     self.tell_awake(&mut state, &dialed.status);
@@ -120,7 +133,7 @@ impl Pool {
             Err(err) if matches!(err.kind(), ErrorKind::Timeout(_)) => state.note_asleep(),
             Err(err) => {
                 drop(state);
-                self.refuse(Route::Direct, &Refusal::new(err.clone()));
+                self.refuse(Route::Direct, &Refusal::new(err.clone(), self.endpoint()));
             }
         }
     }

@@ -11,12 +11,17 @@ impl Pool {
         Arc::clone(&self.state().endpoint)
     }
 
-    /// Sets the tenant's endpoint and returns whether it is another one. Connections of the earlier generation are
+    /// Sets the tenant's endpoint and returns whether it is another one. Connections at the earlier endpoint are
     /// closed when no caller uses them any more. A new connection limit alone does not make it another endpoint.
-    pub(crate) fn set_endpoint(self: &Arc<Self>, endpoint: Arc<Endpoint>, fresh: bool) -> bool {
-        let news = self.replace_endpoint(None, endpoint, fresh);
-        self.start_due_dials(); // there may be room for more connections now
-        news
+    pub(crate) fn set_endpoint(
+        self: &Arc<Self>,
+        endpoint: Arc<Endpoint>,
+        is_authoritative: bool,
+    ) -> bool {
+        self.shared.refusals.end_outdated(&self.tenant, &endpoint);
+        let is_moved = self.replace_endpoint(None, endpoint, is_authoritative);
+        self.start_due_attempts(); // there may be room for more connections now
+        is_moved
     }
 
     /// Sets the endpoint like [`set_endpoint`](Self::set_endpoint), unless the present one is no longer `known`. Then
@@ -25,7 +30,7 @@ impl Pool {
         &self,
         known: Option<&Arc<Endpoint>>,
         endpoint: Arc<Endpoint>,
-        fresh: bool,
+        is_authoritative: bool,
     ) -> bool {
         let mut state = self.state();
         if known.is_some_and(|known| !Arc::ptr_eq(known, &state.endpoint)) {
@@ -34,19 +39,24 @@ impl Pool {
         let config = &self.shared.config;
         let surplus = state.set_max_connections(endpoint.max_connections, config);
         if state.endpoint.is_same_place(&endpoint) {
-            state.fresh |= fresh;
+            state.is_authoritative |= is_authoritative;
             drop(state);
             surplus.into_iter().for_each(Connection::close);
             return false;
         }
         self.shared.pace.shorten_to(&endpoint, config);
         state.endpoint = endpoint;
-        state.fresh = fresh;
+        // A connection that comes back is then closed, also by code that does not compare its endpoint.
+        state.open.iter().for_each(|status| status.expire());
+        state.is_authoritative = is_authoritative;
         state.note_asleep();
-        state.early_ends = 0;
-        (state.last_failure, state.repeated_since) = (None, None);
-        let outdated = state.take_idle(|_| true);
+        state.rare.reset(|rare| {
+            rare.early_ends = 0;
+            (rare.last_failure, rare.repeated_since) = (None, None);
+        });
+        let (outdated, spares) = (state.take_idle(|_| true), state.spares.take());
         drop(state);
+        drop(spares);
         let closed = outdated.into_iter().chain(surplus);
         closed.for_each(Connection::close);
         count(&self.shared.stats.moved);

@@ -19,26 +19,26 @@ impl Pool {
     /// Fails the longest waiter and all wake waiters with `err`.
     pub(super) fn fail_one(&self, err: &Error) {
         let mut state = self.state();
-        let (waiter, wakers) = (state.next_waiter(), state.take_wake_waiters(|_| true));
+        let (waiter, wake_waiters) = (state.next_waiter(), state.take_wake_waiters(|_| true));
         drop(state);
         if let Some(waiter) = waiter {
-            drop(waiter.turn.send(Err(err.clone().into())));
+            drop(waiter.sender.send(Err(err.clone().into())));
         }
-        fail_wake_waiters(wakers, &err.clone().into());
+        fail_wake_waiters(wake_waiters, &err.clone().into());
     }
 
     /// Fails every waiter and every wake waiter with `err`.
     pub(super) fn fail_all(&self, err: &Error) {
         let mut state = self.state();
-        let (failed, wakers) = (
+        let (failed, wake_waiters) = (
             state.take_waiters(|_| true),
             state.take_wake_waiters(|_| true),
         );
         drop(state);
         for waiter in failed {
-            drop(waiter.turn.send(Err(err.clone().into())));
+            drop(waiter.sender.send(Err(err.clone().into())));
         }
-        fail_wake_waiters(wakers, &err.clone().into());
+        fail_wake_waiters(wake_waiters, &err.clone().into());
     }
 
     /// Stores `refusal` unless one is active, and answers with it the waiters that gain nothing by waiting. Returns the
@@ -58,21 +58,22 @@ impl Pool {
         refusal
     }
 
-    /// Answers with `refusal` the waiters that gain nothing by waiting. Returns whether any caller still waits.
+    /// Answers with `refusal` the waiters that gain nothing by waiting, unless an open connection may still serve them.
+    /// Returns whether any caller still waits.
     pub(super) fn reject_waiters(&self, refusal: &Refusal) -> bool {
         let mut state = self.state();
         if !state.open.is_empty() {
-            return state.is_wanted(); // an open connection may still serve the waiters
+            return state.is_wanted();
         }
         let failed = state.take_waiters(|waiter| refusal.answers(waiter.until));
-        let wakers = state.take_wake_waiters(|waker| refusal.answers(waker.until));
+        let wake_waiters = state.take_wake_waiters(|waiter| refusal.answers(waiter.until));
         let wanted = state.is_wanted();
         drop(state);
         let why = refusal.error().into();
         for waiter in failed {
-            drop(waiter.turn.send(Err(Unserved::clone(&why))));
+            drop(waiter.sender.send(Err(Unserved::clone(&why))));
         }
-        fail_wake_waiters(wakers, &why);
+        fail_wake_waiters(wake_waiters, &why);
         wanted
     }
 
@@ -87,10 +88,11 @@ impl Pool {
             RetryDecision::RetrySlowly => failure.with_retry_after(state.rest_of_repetition()),
             _ => failure,
         };
-        state.last_failure = Some(Noted::new(failure.clone()));
+        state.rare.make().last_failure = Some(Noted::new(failure.clone()));
         failure
     }
 
+    /// Returns the error for a caller that has waited in the pool since `started` and runs out of time.
     pub(crate) fn out_of_time(&self, started: Instant) -> Error {
         let state = self.state();
         let waited_for = if state.believes_asleep() {
@@ -98,9 +100,9 @@ impl Pool {
         } else {
             Stage::Checkout
         };
-        let failure = state.last_failure.as_ref().map(Noted::error);
+        let failure = state.rare.last_failure.as_ref().map(Noted::error);
         let err = timed_out(waited_for, started.elapsed(), failure);
-        let full = state.full(&self.shared.config);
+        let full = state.full_message(&self.shared.config);
         drop(state);
         match full.filter(|_| waited_for == Stage::Checkout && err.source().is_none()) {
             Some(full) => err.with_more(&full),

@@ -1,4 +1,4 @@
-//! Taking a pool out of use: no caller gets a connection, not even one that is being opened.
+//! Forbidding a pool to serve: no caller gets a connection, not even one that is being opened.
 
 use tokio::time::Instant;
 
@@ -20,7 +20,7 @@ pub(crate) enum Unserved {
 impl Unserved {
     /// Returns the reason for a tenant that has moved or is being recreated: it must be looked up again.
     pub(crate) fn relocate() -> Self {
-        let message = "the tenant's database has moved, or is being made anew; ask again";
+        let message = "the tenant's database has moved, or is being created again; call again";
         Self::Relocate(Error::new(ErrorKind::Connect, message))
     }
 
@@ -44,44 +44,45 @@ impl From<Error> for Unserved {
 }
 
 impl Pool {
-    /// Takes the pool out of use until it is [allowed](Self::allow) again. Answers all callers in the queue with `why`,
-    /// closes idle connections now and leased ones when they come back, and gives up attempts in progress.
-    pub(crate) fn forbid(&self, why: &Unserved) {
+    /// Forbids the pool to serve until it is [allowed](Self::allow) again. Answers all callers in the queue with `why`,
+    /// closes idle connections now and those on loan when they come back, and gives up attempts in progress.
+    pub(super) fn forbid(&self, why: &Unserved) {
         let mut state = self.state();
-        state.forbidden = Some(why.clone());
+        state.rare.make().forbidden = Some(why.clone());
         state.condemn_all(Instant::now());
-        let idle = state.take_idle(|_| true);
-        let (waiters, wakers) = (
+        let (idle, spares) = (state.take_idle(|_| true), state.spares.take());
+        let (waiters, wake_waiters) = (
             state.take_waiters(|_| true),
             state.take_wake_waiters(|_| true),
         );
         drop(state);
+        drop(spares);
         idle.into_iter().for_each(Connection::close);
         for waiter in waiters {
-            drop(waiter.turn.send(Err(why.clone())));
+            drop(waiter.sender.send(Err(why.clone())));
         }
-        fail_wake_waiters(wakers, why);
+        fail_wake_waiters(wake_waiters, why);
         self.changed.notify_waiters();
     }
 
-    /// Puts the pool into use again. Earlier connections stay out of use.
+    /// Allows the pool to serve again. Earlier connections are still not handed out.
     pub(super) fn allow(&self) {
-        self.state().forbidden = None;
+        self.state().rare.reset(|rare| rare.forbidden = None);
     }
 
-    /// Returns an error while the pool is out of use.
+    /// Returns an error unless the pool is allowed to serve.
     pub(crate) fn check_allowed(&self) -> Result<(), Unserved> {
-        self.state().forbidden.clone().map_or(Ok(()), Err)
+        self.state().rare.forbidden.clone().map_or(Ok(()), Err)
     }
 
-    /// Waits until the pool is put out of use.
+    /// Waits until the pool is not allowed to serve any more.
     ///
     /// # Cancel safety
     /// Dropping the future changes nothing.
     pub(crate) async fn until_forbidden(&self) {
         loop {
             let changed = self.changed.notified();
-            if self.state().forbidden.is_some() {
+            if self.state().rare.forbidden.is_some() {
                 return;
             }
             changed.await;

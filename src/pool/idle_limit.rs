@@ -8,14 +8,17 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::Notify, time::Instant};
+use tokio::sync::Notify;
 
 use crate::{
     model::{
         config::Config,
         endpoint::{DEFAULT_SUSPEND_WINDOW, Endpoint},
     },
-    sync::lock,
+    sync::{
+        clock::{Clock, millis},
+        lock,
+    },
 };
 
 /// Share of the suspend window after which an idle connection is closed, in fifths.
@@ -39,8 +42,8 @@ pub(super) struct Pace {
     // Locked for a few instructions.
     shortest: Mutex<Shortest>,
     pub(super) shortened: Notify,
-    began: Instant,
-    /// Whole seconds after `began` from which the next sweep counts as overdue.
+    clock: Clock,
+    /// Milliseconds by `clock` after which the next sweep counts as overdue.
     overdue: AtomicU64,
 }
 
@@ -53,7 +56,7 @@ struct Shortest {
 }
 
 impl Pace {
-    pub(crate) fn new(config: &Config) -> Self {
+    pub(super) fn new(config: &Config, clock: Clock) -> Self {
         let usual = config
             .idle_after
             .min(config.max_lifetime)
@@ -65,21 +68,22 @@ impl Pace {
                 seen: usual,
             }),
             shortened: Notify::new(),
-            began: Instant::now(),
+            clock,
             overdue: AtomicU64::new(u64::MAX),
         }
     }
 
     /// Returns whether the runtime was not driven for a while, so that sockets may have ended without their tasks
-    /// knowing.
-    pub(super) fn is_overdue(&self, now: Instant) -> bool {
-        now.duration_since(self.began).as_secs() > self.overdue.load(Relaxed)
+    /// knowing. `now`: milliseconds by the clock of the router.
+    #[inline]
+    pub(super) fn is_sweep_overdue(&self, now: u64) -> bool {
+        now > self.overdue.load(Relaxed)
     }
 
     /// Records that the next sweep is due in `tick`.
     pub(super) fn note_next(&self, tick: Duration) {
-        let overdue = self.began.elapsed() + tick + OVERDUE;
-        self.overdue.store(overdue.as_secs(), Relaxed);
+        let now = self.clock.now().millis();
+        self.overdue.store(now + millis(tick + OVERDUE), Relaxed);
     }
 
     /// Shortens the interval if the idle limit of `endpoint` requires it.

@@ -12,8 +12,8 @@ pub(crate) struct Loan {
 }
 
 impl Loan {
-    pub(crate) fn new(connection: Connection, pool: Arc<Pool>) -> Self {
-        connection.status.lend();
+    /// Returns the loan of a connection of `pool` that was marked as lent.
+    pub(super) fn new(connection: Connection, pool: Arc<Pool>) -> Self {
         Self {
             connection: Some(connection),
             pool,
@@ -27,13 +27,16 @@ impl Loan {
     pub(crate) fn connection(&self) -> &Connection {
         self.connection
             .as_ref()
-            .expect("only drop, end and discard take it")
+            .expect("only drop, close and clean_up take it")
     }
 
     pub(crate) fn connection_mut(&mut self) -> &mut Connection {
-        self.connection
+        let connection = self
+            .connection
             .as_mut()
-            .expect("only drop, end and discard take it")
+            .expect("only drop, close and clean_up take it");
+        connection.status.note_mutable();
+        connection
     }
 
     pub(crate) fn tenant(&self) -> &TenantId {
@@ -48,7 +51,7 @@ impl Loan {
     }
 
     /// Hands the connection to the cleanup, which cancels and closes it unless it becomes clean in time.
-    pub(super) fn discard(mut self) {
+    pub(super) fn clean_up(mut self) {
         if let Some(connection) = self.connection.take() {
             self.pool.clean_up(connection);
         }
@@ -56,6 +59,7 @@ impl Loan {
 }
 
 impl Drop for Loan {
+    #[inline]
     fn drop(&mut self) {
         if let Some(connection) = self.connection.take() {
             self.pool.check_in(connection);

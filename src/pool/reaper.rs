@@ -72,7 +72,7 @@ fn look_for_a_suspend(clocks: &mut Clocks, pools: &[Arc<Pool>]) {
     if suspended >= SUSPENDED {
         tracing::info!(
             ?suspended,
-            "the machine was suspended; every connection is asked before it is used"
+            "the machine was suspended; every connection is checked before its next use"
         );
         for pool in pools {
             pool.suspect_silent_for(Duration::ZERO);
@@ -98,10 +98,10 @@ impl Pool {
             .iter()
             .filter_map(|status| status.held_beyond(config.warn_held_after))
             .collect();
-        let news = state.take_use_delta();
+        let uses = state.take_use_delta();
         drop(state);
-        if news > 0 {
-            self.shared.stats.busiest.add(&self.tenant, f64::from(news));
+        if uses > 0 {
+            self.shared.stats.busiest.add(&self.tenant, f64::from(uses));
         }
         for connection in due {
             count(&self.shared.stats.closed_idle);
@@ -113,7 +113,7 @@ impl Pool {
                 tenant = self.tenant.as_str(),
                 ?held,
                 in_transaction,
-                "a connection is held for long; an open transaction keeps the database awake and billed"
+                "a connection is held for a long time; an open transaction keeps the database awake and billed"
             );
         }
     }

@@ -3,7 +3,7 @@
 //! A refusal stays true when the tenant's pool is evicted, and Neon's proxy would only repeat it (30 s). So it is kept
 //! here, per tenant and host, and answers callers at once.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use moka::{policy::EvictionPolicy, sync::Cache};
 use tokio::time::Instant;
@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::{
     connection::verdict::REPEATED,
     model::{
-        endpoint::Route,
+        endpoint::{Endpoint, Route},
         error::{Error, ErrorKind},
         tenant::TenantId,
     },
@@ -30,6 +30,8 @@ const LONGEST: Duration = Duration::from_secs(120);
 #[derive(Clone, Debug)]
 pub(crate) struct Refusal {
     error: Error,
+    /// The tenant's endpoint when it was refused.
+    endpoint: Arc<Endpoint>,
     until: Instant,
     /// Time of the first such answer: from then on Neon's proxy repeats it.
     since: Instant,
@@ -38,11 +40,12 @@ pub(crate) struct Refusal {
 }
 
 impl Refusal {
-    pub(crate) fn new(error: Error) -> Self {
+    pub(super) fn new(error: Error, endpoint: Arc<Endpoint>) -> Self {
         let wait = error.retry_after().unwrap_or(BRIEFLY).min(LONGEST);
         let now = Instant::now();
         Self {
             error,
+            endpoint,
             until: now + wait,
             since: now,
             mended: false,
@@ -69,10 +72,16 @@ impl Refusal {
         self.error.kind()
     }
 
-    /// Returns whether the refusal answers a caller that waits until `patience`. It does if waiting does not help, or
+    /// Returns whether a record or an answer of the application's lookup, by which the tenant is served at `endpoint`,
+    /// contradicts the refusal.
+    fn is_outdated(&self, endpoint: &Endpoint) -> bool {
+        is_gone(self.error.kind()) || !self.endpoint.is_same_place(endpoint)
+    }
+
+    /// Returns whether the refusal answers a caller that waits until `deadline`. It does if waiting does not help, or
     /// if the refusal ends too late to leave time for a login.
-    pub(crate) fn answers(&self, patience: Instant) -> bool {
-        !self.error.kind().is_transient() || patience <= self.until + ONE_CONNECT
+    pub(crate) fn answers(&self, deadline: Instant) -> bool {
+        !self.error.kind().is_transient() || deadline <= self.until + ONE_CONNECT
     }
 
     /// Returns the error for a caller, with the time that is left as its `retry_after`.
@@ -91,7 +100,7 @@ pub(crate) struct Refusals {
 
 impl Refusals {
     /// Creates an empty store for at most `most` tenants per host.
-    pub(crate) fn new(most: u64) -> Self {
+    pub(super) fn new(most: u64) -> Self {
         let cache = || {
             Cache::builder()
                 .max_capacity(most)
@@ -122,6 +131,18 @@ impl Refusals {
         (!refusal.mended && Instant::now() < refusal.until).then_some(refusal)
     }
 
+    /// Ends the refusals of `tenant` that are outdated now that the tenant is known to be served at `endpoint`. They
+    /// may have outlived the pool that met them.
+    pub(super) fn end_outdated(&self, tenant: &TenantId, endpoint: &Endpoint) {
+        let is_outdated = |route| {
+            let refusal = self.get(tenant, route);
+            refusal.is_some_and(|it| it.is_outdated(endpoint))
+        };
+        if is_outdated(Route::Pooled) || is_outdated(Route::Direct) {
+            self.clear(tenant.as_str());
+        }
+    }
+
     /// Ends the refusals of `tenant`: a change may have removed their cause.
     pub(crate) fn clear(&self, tenant: &str) {
         let Ok(id) = TenantId::parse(tenant) else {
@@ -148,14 +169,26 @@ impl Refusals {
     }
 }
 
+/// Returns whether an error of that kind says that the tenant has no usable database.
+pub(super) fn is_gone(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::Deleted | ErrorKind::Held | ErrorKind::UnknownTenant
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
 
+    fn endpoint() -> Arc<Endpoint> {
+        Arc::new(Endpoint::postgres("localhost", "app", "app", "hunter2"))
+    }
+
     fn refusal(kind: ErrorKind, wait: Duration) -> Refusal {
-        Refusal::new(Error::new(kind, "no").with_retry_after(wait))
+        Refusal::new(Error::new(kind, "no").with_retry_after(wait), endpoint())
     }
 
     #[tokio::test(start_paused = true)]
@@ -195,6 +228,24 @@ mod tests {
         assert!(refusals.get(&acme, Route::Direct).is_some());
         refusals.clear("acme");
         assert!(refusals.get(&acme, Route::Direct).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_ends_when_the_tenant_is_served_again_or_lives_elsewhere() {
+        let (refusals, acme) = (Refusals::new(10), TenantId::parse("acme").unwrap());
+        let elsewhere = Endpoint::postgres("elsewhere", "app", "app", "hunter2");
+        for (kind, now_at, ends) in [
+            (ErrorKind::Deleted, &*endpoint(), true),
+            (ErrorKind::Disabled, &endpoint(), false),
+            (ErrorKind::Disabled, &elsewhere, true),
+        ] {
+            refusals.keep(&acme, Route::Direct, refusal(kind, SECOND));
+            refusals.end_outdated(&acme, now_at);
+            let is_over = refusals.get(&acme, Route::Direct).is_none();
+            assert_eq!(is_over, ends, "{kind:?}, {now_at:?}");
+        }
+        let printed = format!("{refusals:?}");
+        assert!(!printed.contains("hunter2"), "{printed}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -11,7 +11,10 @@ use crate::{
     limits::{callers::CallerLimit, hints::HintBudget},
     model::{config::Config, tenant::TenantId},
     provision::source::Source,
-    sync::shutdown::Shutdown,
+    sync::{
+        clock::{Clock, millis},
+        shutdown::Shutdown,
+    },
     telemetry::{stats::Stats, top::Shown},
 };
 
@@ -25,8 +28,12 @@ pub(crate) struct Shared {
     pub(crate) dialer: Arc<Dialer>,
     pub(crate) refusals: Refusals,
     pub(crate) hints: Arc<HintBudget>,
-    pub(crate) waiting: Arc<CallerLimit<TenantId>>,
+    pub(crate) waiting: CallerLimit<TenantId>,
+    /// The interval of the sweep. A late sweep shows that the runtime was not driven.
     pub(super) pace: Pace,
+    pub(crate) clock: Clock,
+    /// Milliseconds of silence after which an idle connection is pinged before it is used.
+    pub(crate) verify_after: u64,
     #[cfg_attr(not(feature = "metrics"), allow(dead_code, reason = "for metrics"))]
     // The tenants that metrics show by name. Locked while metrics are emitted.
     pub(crate) shown: Mutex<Shown<TenantId>>,
@@ -52,7 +59,9 @@ impl Shared {
             refusals: Refusals::new(config.max_pools.saturating_mul(REFUSALS_PER_POOL)),
             hints: HintBudget::new(config.hints_per_minute),
             waiting: CallerLimit::new(config.waiting_per_tenant, config.waiting_callers),
-            pace: Pace::new(&config),
+            pace: Pace::new(&config, dialer.clock),
+            clock: dialer.clock,
+            verify_after: millis(config.verify_after),
             shown: Mutex::new(Shown::new(config.tenants_in_metrics)),
             source,
             dialer,

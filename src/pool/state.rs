@@ -1,78 +1,79 @@
 //! The mutable state of a pool, and the decisions that follow from it.
 
+mod idle;
 mod queue;
+mod rare;
+pub(super) mod spares;
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, iter, sync::Arc, time::Duration};
 
 use tokio::{sync::oneshot, time::Instant};
 
-use self::queue::SHORT_QUEUE;
+use self::{idle::Idle, queue::SHORT_QUEUE, rare::Rare, spares::Spares};
 use super::{Unserved, loan::Loan};
 use crate::{
-    connection::{Connection, status::ConnectionStatus, verdict::REPEATED},
+    connection::{
+        Connection,
+        status::{ConnectionStatus, health::Health},
+        verdict::REPEATED,
+    },
     model::{config::Config, endpoint::Endpoint, error::ErrorKind},
-    sync::progress::Noted,
     telemetry::labels::Reason,
 };
 
-/// Interval at which a pool's use is reported to the cache. The LRU order is right up to this.
-const NEWS_AFTER: Duration = Duration::from_secs(1);
+/// Interval at which a pool's use is reported to the cache, in milliseconds. The LRU order is right up to this.
+const REPORT_EVERY: u64 = 1000;
 
 /// Number of past wakes that a pool keeps.
 const WAKES: usize = 4;
 
 /// Everything that changes in a pool.
+///
+/// The order is the order in memory: the fields that every `get` and every check-in reads come first, side by side.
+#[repr(C)]
 pub(crate) struct State {
-    /// The tenant's endpoint. Another endpoint is another generation: connections are told apart by it.
-    pub(crate) endpoint: Arc<Endpoint>,
-    /// Most connections, over all generations; `None` for the router's `pool_size`. It changes without a move, so the
-    /// number in `endpoint` may be out of date.
-    max_connections: Option<usize>,
-    /// `true` if the endpoint came from its source, not a cache, and no login has tried it yet.
-    pub(super) fresh: bool,
-    /// Idle connections. Last in, first out, so that a quiet tenant's surplus grows old.
-    idle: Vec<Connection>,
+    idle: Idle<Connection>,
+    /// Time of the last report of a use to the cache, in milliseconds by the clock of the router.
+    touched_at: u64,
+    /// Epoch of the cache at that report.
+    touched_epoch: u64,
+    /// Number of `get` calls answered with an idle connection at once.
+    pub(crate) reused: u64,
+    /// `true` if a check-in found the state [usual](Self::is_usual) and nothing was changed since, other than by calls
+    /// that take and give back idle connections.
+    was_usual: bool,
+    /// `true` while the pool is out of the cache: connections that come back are closed.
+    pub(crate) retired: bool,
+    /// `true` if the endpoint came from the authority (`FoundEndpoint::is_authoritative`) and no login has tried it
+    /// yet, so that another lookup would return the same.
+    pub(super) is_authoritative: bool,
+    /// Number of these in `dialing` that have begun to log in.
+    pub(super) logging_in: u32,
+    /// Time of the last loss of a connection, since which the compute may be asleep. `None` if it was proved awake
+    /// since.
+    pub(crate) lost: Option<Instant>,
+    /// The part that most pools never have.
+    pub(crate) rare: Rare,
     /// Callers that wait for a connection. First come, first served. Empty while a connection is idle.
     waiters: VecDeque<Waiter>,
-    /// Callers that only want the database awake, and no connection.
-    wakers: Vec<WakeWaiter>,
+    /// Connections whose tasks have not ended, idle or not.
+    pub(crate) open: Vec<Arc<ConnectionStatus>>,
+    /// Most connections, those at earlier endpoints included; `None` for the router's `pool_size`. A new limit alone
+    /// does not replace `endpoint`, so the limit in `endpoint` may be out of date.
+    max_connections: Option<usize>,
+    /// The tenant's endpoint. Connections that were opened at an earlier one are not handed out any more.
+    pub(crate) endpoint: Arc<Endpoint>,
     /// Length of the queue at which it is searched for waiters that left.
     prune_waiters_at: usize,
     /// Number of attempts in progress.
     pub(crate) dialing: usize,
-    /// Number of these that have begun to log in.
-    pub(super) logging_in: usize,
-    /// Number of connections in cleanup, which will probably be free in a moment.
+    /// Connections that are opened for the callers in the queue, and that log in when the wake is over.
+    pub(super) spares: Option<Box<Spares>>,
+    /// Number of connections in cleanup. Most are clean within milliseconds, so no others are opened in their place.
     pub(super) settling: usize,
-    /// Connections whose tasks have not ended, idle or not.
-    pub(crate) open: Vec<Arc<ConnectionStatus>>,
-    /// Direct connections whose tasks have not ended. They prove that the compute is awake, and count for nothing else.
-    pub(crate) direct: Vec<Arc<ConnectionStatus>>,
-    /// Time of the last loss of a connection, since which the compute may be asleep. `None` if it was proved awake
-    /// since.
-    pub(crate) lost: Option<Instant>,
-    /// Reason for which no caller gets a connection; `None` while the pool is in use.
-    pub(super) forbidden: Option<Unserved>,
-    /// Number of connections in a row that ended as soon as they were open.
-    pub(super) early_ends: u32,
-    /// Start of trust: connections opened before this instant are not trusted.
-    condemned: Option<Instant>,
-    pub(crate) last_failure: Option<Noted>,
     /// Number of changes that may have removed the cause of a failure.
     pub(super) change_count: u64,
-    /// Time since which Neon's proxy may only be repeating that the control plane failed.
-    pub(super) repeated_since: Option<Instant>,
-    /// `true` while the pool is out of the cache: connections that come back are closed.
-    pub(crate) retired: bool,
-    /// Number of times that the pool has entered the cache.
-    pub(super) cache_epoch: u64,
-    /// Time of the last report of a use to the cache.
-    touched_at: Instant,
-    /// Cache epoch of that report.
-    touched_epoch: u64,
-    /// Number of `get` calls answered with an idle connection at once.
-    pub(crate) reused: u64,
-    /// Number of `get` calls answered in another way.
+    /// Number of `get` calls answered in another way than those in `reused`.
     pub(super) lent: u64,
     /// Number of both that was reported for the list of the busiest tenants.
     reported_uses: u64,
@@ -102,71 +103,68 @@ pub(super) struct WakeWaiter {
 
 /// A caller in the queue.
 pub(super) struct Waiter {
-    pub(super) turn: oneshot::Sender<Result<Loan, Unserved>>,
+    pub(super) sender: oneshot::Sender<Result<Loan, Unserved>>,
     /// Deadline of the caller.
     pub(super) until: Instant,
 }
 
 impl State {
-    pub(crate) fn new(endpoint: Arc<Endpoint>) -> Self {
+    pub(super) fn new(endpoint: Arc<Endpoint>) -> Self {
         Self {
-            max_connections: endpoint.max_connections,
-            endpoint,
-            fresh: false,
-            idle: Vec::new(),
-            waiters: VecDeque::new(),
-            wakers: Vec::new(),
-            prune_waiters_at: SHORT_QUEUE,
-            dialing: 0,
-            logging_in: 0,
-            settling: 0,
-            open: Vec::new(),
-            direct: Vec::new(),
-            lost: None,
-            forbidden: None,
-            early_ends: 0,
-            condemned: None,
-            last_failure: None,
-            change_count: 0,
-            repeated_since: None,
-            retired: false,
-            cache_epoch: 0,
-            touched_at: Instant::now(),
+            idle: Idle::new(),
+            touched_at: 0,
             touched_epoch: 0,
             reused: 0,
+            was_usual: false,
+            retired: false,
+            is_authoritative: false,
+            logging_in: 0,
+            lost: None,
+            rare: Rare::default(),
+            waiters: VecDeque::new(),
+            open: Vec::new(),
+            max_connections: endpoint.max_connections,
+            endpoint,
+            prune_waiters_at: SHORT_QUEUE,
+            dialing: 0,
+            spares: None,
+            settling: 0,
+            change_count: 0,
             lent: 0,
             reported_uses: 0,
             wakes: Vec::new(),
         }
     }
 
-    /// Records a use of the pool at `now`, in cache epoch `turn`. Returns whether to report the use to the cache.
+    /// Records a use of the pool at `now`, in milliseconds by the clock of the router, and in `epoch` of the cache.
+    /// Returns whether to report the use to the cache.
     ///
     /// Touching the cache on every `get` would dominate its cost, so a pool is touched once per epoch, which keeps hot
     /// pools cached, and once per second, which keeps the LRU order roughly right.
-    pub(super) fn note_use(&mut self, now: Instant, turn: u64) -> bool {
-        let is_news =
-            self.touched_epoch != turn || now.duration_since(self.touched_at) >= NEWS_AFTER;
-        if is_news {
-            (self.touched_at, self.touched_epoch) = (now, turn);
+    pub(super) fn note_use(&mut self, now: u64, epoch: u64) -> bool {
+        let since = now.saturating_sub(self.touched_at);
+        let is_report_due = self.touched_epoch != epoch || since >= REPORT_EVERY;
+        if is_report_due {
+            (self.touched_at, self.touched_epoch) = (now, epoch);
         }
-        is_news
+        is_report_due
     }
 
     /// Returns whether the compute may be asleep: no open connection proves that it is awake.
     pub(crate) fn believes_asleep(&self) -> bool {
-        self.lost.is_some() || (self.open.is_empty() && self.direct.is_empty())
+        self.lost.is_some() || (self.open.is_empty() && self.rare.direct.is_empty())
     }
 
     /// Returns for how long Neon's proxy may go on repeating that the control plane failed, counted from the first
     /// time.
     pub(super) fn rest_of_repetition(&mut self) -> Duration {
         let now = Instant::now();
-        let since = self
+        let rare = self.rare.make();
+        let since = rare
             .repeated_since
             .filter(|it| now < *it + REPEATED)
             .unwrap_or(now);
-        self.repeated_since = Some(since);
+        rare.repeated_since = Some(since);
         (since + REPEATED).saturating_duration_since(now)
     }
 
@@ -177,8 +175,9 @@ impl State {
         config: &Config,
     ) -> Vec<Connection> {
         self.max_connections = most;
-        let surplus = self.surplus(config).min(self.idle.len());
-        let taken: Vec<_> = self.idle.drain(..surplus).collect(); // those idle for longest
+        let surplus = self.surplus(config);
+        let oldest = iter::from_fn(|| self.idle.pop_oldest());
+        let taken: Vec<_> = oldest.take(surplus).collect();
         for connection in &taken {
             connection.status.unpark();
             connection.status.mark_closing(); // now, so that `surplus` does not count it as one that stays
@@ -192,8 +191,8 @@ impl State {
         if self.open.len() <= limit {
             return 0; // the usual case: only a lowered limit leaves a surplus
         }
-        let stay = self.open.iter().filter(|open| !open.is_closing());
-        stay.count().saturating_sub(limit)
+        let staying = self.open.iter().filter(|open| !open.is_closing());
+        staying.count().saturating_sub(limit)
     }
 
     /// Returns the limit of the tenant's connections, those being opened included.
@@ -201,28 +200,8 @@ impl State {
         self.max_connections.unwrap_or(config.pool_size)
     }
 
-    /// Returns the reason for a caller's wait, if it is that all connections that the tenant may have are held.
-    pub(super) fn full(&self, config: &Config) -> Option<String> {
-        let limit = self.limit(config);
-        if self.open.len() < limit || !self.idle.is_empty() {
-            return None;
-        }
-        let setting = match self.max_connections {
-            Some(_) => "max_connections of the tenant's entry",
-            None => "pool_size",
-        };
-        let held = self.open.iter().map(|it| it.held_for()).max();
-        let held = held.filter(|it| !it.is_zero()).map_or(String::new(), |it| {
-            format!(", one of them for {it:.1?} or more")
-        });
-        Some(format!(
-            "all {limit} connections that the tenant may have are held{held}; hold them for less time, or raise \
-             {setting}"
-        ))
-    }
-
-    /// Returns the number of attempts that are due now, and their reason.
-    pub(super) fn dials_due(&mut self, config: &Config) -> (usize, Reason) {
+    /// Returns the number of attempts that may begin now, if there are callers for them.
+    pub(super) fn room_for_dials(&self, config: &Config) -> usize {
         let at_once = if self.believes_asleep() {
             1
         } else {
@@ -230,38 +209,73 @@ impl State {
         };
         let taken = self.open.len() + self.dialing;
         let room = self.limit(config).saturating_sub(taken);
-        let room = room.min(at_once.saturating_sub(self.dialing));
+        room.min(at_once.saturating_sub(self.dialing))
+    }
+
+    /// Returns the number of attempts that are due now, and their reason.
+    pub(super) fn attempts_due(&mut self, config: &Config) -> (usize, Reason) {
+        let room = self.room_for_dials(config);
         if room == 0 {
             return (0, Reason::Request); // before the search of the queue, which may be long
         }
-        self.waiters.retain(|waiter| !waiter.turn.is_closed());
-        self.wakers.retain(|waker| !waker.done.is_closed());
-        let coming = self.dialing + self.settling;
-        let wakes = coming == 0 && !self.wakers.is_empty();
-        let due = self.waiters.len().max(usize::from(wakes));
-        let due = due.saturating_sub(coming).min(room);
-        let first = self.wakers.first().filter(|_| self.waiters.is_empty());
-        (due, first.map_or(Reason::Request, |it| it.reason))
+        self.waiters.retain(|waiter| !waiter.sender.is_closed());
+        self.rare
+            .reset(|rare| rare.wake_waiters.retain(|it| !it.done.is_closed()));
+        let wake_waiters = &self.rare.wake_waiters;
+        // One attempt for each waiter that gets no connection from an attempt or a cleanup in progress. One is enough
+        // for all wake waiters.
+        let in_progress = self.dialing + self.settling;
+        let needs_wake = in_progress == 0 && !wake_waiters.is_empty();
+        let due = self.waiters.len().max(usize::from(needs_wake));
+        let due = due.saturating_sub(in_progress).min(room);
+        let only_to_wake = wake_waiters.first().filter(|_| self.waiters.is_empty());
+        (due, only_to_wake.map_or(Reason::Request, |it| it.reason))
     }
 
-    /// Removes and returns an idle connection, and counts it as reused.
-    pub(super) fn reuse(&mut self) -> Option<Connection> {
-        let connection = self.pop_idle()?;
+    /// Lends the next idle connection to a caller at `now`, and counts it as reused, if it can be used as it is.
+    /// `verify_after`, `now`: as for the connection's [health](ConnectionStatus::health).
+    pub(super) fn reuse(&mut self, verify_after: u64, now: u64) -> Option<Connection> {
+        let next = self.idle.newest()?;
+        if next.status.health(verify_after, now) != Health::Healthy {
+            return None;
+        }
+        let connection = self.idle.pop()?;
+        connection.status.unpark();
+        connection.status.lend(Some(now));
         self.reused += 1;
         Some(connection)
     }
 
-    /// Keeps a connection idle. Returns it as an error if its task wrote a request just before the task could see that
-    /// the connection is idle.
-    pub(super) fn push_idle(&mut self, connection: Connection) -> Result<(), Connection> {
-        connection.status.park();
-        if connection.status.is_stray() {
-            connection.status.unpark();
-            return Err(connection);
+    /// Returns whether no caller waits, and nothing has happened that counts for a connection that comes back.
+    #[inline]
+    pub(super) fn is_usual(&mut self, config: &Config) -> bool {
+        if !self.was_usual {
+            self.was_usual = self.is_usual_now(config);
         }
-        if self.idle.len() == self.idle.capacity() {
-            // Doubles from one on. A `Vec` would begin with four, and most tenants need one.
-            self.idle.reserve_exact(self.idle.len().max(1));
+        debug_assert_eq!(self.was_usual, self.is_usual_now(config));
+        self.was_usual
+    }
+
+    fn is_usual_now(&self, config: &Config) -> bool {
+        let is_quiet = self.waiters.is_empty() && self.rare.is_absent() && self.lost.is_none();
+        is_quiet && !self.retired && self.open.len() <= self.limit(config)
+    }
+
+    /// Notes that the state may be changed in any way.
+    pub(super) fn note_access(&mut self) {
+        self.was_usual = false;
+    }
+
+    /// Keeps a clean connection idle.
+    pub(super) fn push_clean(&mut self, connection: Connection) {
+        connection.status.park_clean();
+        self.idle.push(connection);
+    }
+
+    /// Keeps a connection idle. Returns it as an error if a request of its last user has turned up on it.
+    pub(super) fn push_idle(&mut self, connection: Connection) -> Result<(), Connection> {
+        if !connection.status.park() {
+            return Err(connection);
         }
         self.idle.push(connection);
         Ok(())
@@ -270,9 +284,9 @@ impl State {
     /// Returns the number of connections handed out since the last call.
     pub(super) fn take_use_delta(&mut self) -> u32 {
         let all = self.reused + self.lent;
-        let news = all.saturating_sub(self.reported_uses);
+        let uses = all.saturating_sub(self.reported_uses);
         self.reported_uses = all;
-        u32::try_from(news).unwrap_or(u32::MAX)
+        u32::try_from(uses).unwrap_or(u32::MAX)
     }
 
     /// Records a wake.
@@ -286,7 +300,7 @@ impl State {
 
     /// Returns the idle connection that would be handed out next.
     pub(crate) fn next_idle(&self) -> Option<&Connection> {
-        self.idle.last()
+        self.idle.newest()
     }
 
     /// Returns the number of idle connections.
@@ -294,51 +308,61 @@ impl State {
         self.idle.len()
     }
 
+    /// Removes and returns an idle connection, which it lends.
     pub(super) fn pop_idle(&mut self) -> Option<Connection> {
         let connection = self.idle.pop()?;
         connection.status.unpark();
+        connection.status.lend(None);
         Some(connection)
     }
 
     /// Returns the last use of the connection that has been idle for longest.
     pub(super) fn idle_since(&self) -> Option<Instant> {
-        let oldest = self.idle.first()?;
+        let oldest = self.idle.oldest()?;
         Some(oldest.status.last_heard())
     }
 
     /// Removes and returns the connection that has been idle for longest, if it was not used after `instant`.
     pub(super) fn take_oldest_idle(&mut self, instant: Instant) -> Option<Connection> {
         self.idle_since().filter(|since| *since <= instant)?;
-        let connection = self.idle.remove(0);
+        let connection = self.idle.pop_oldest()?;
         connection.status.unpark();
         Some(connection)
     }
 
     /// Removes and returns the idle connections for which `is_one` is true.
     pub(super) fn take_idle(&mut self, is_one: impl Fn(&Connection) -> bool) -> Vec<Connection> {
-        let taken: Vec<_> = self.idle.extract_if(.., |it| is_one(it)).collect();
+        let taken = self.idle.take(is_one);
         for connection in &taken {
             connection.status.unpark();
         }
         taken
     }
 
+    /// Notes that a connection is open.
+    pub(super) fn add_open(&mut self, status: &Arc<ConnectionStatus>) {
+        if self.open.len() == self.open.capacity() {
+            self.open.reserve_exact(self.open.len().max(1)); // as for `idle`
+        }
+        self.open.push(Arc::clone(status));
+    }
+
     /// Notes that a connection's task has ended.
     pub(super) fn remove_open(&mut self, status: &Arc<ConnectionStatus>) {
-        self.direct.retain(|open| !Arc::ptr_eq(open, status));
+        self.rare
+            .reset(|rare| rare.direct.retain(|open| !Arc::ptr_eq(open, status)));
         self.open.retain(|open| !Arc::ptr_eq(open, status));
         if self.open.is_empty() {
             // The pool may stay empty for long, and its spare capacity is larger than the rest of it.
             self.open.shrink_to_fit();
             self.idle.shrink_to_fit();
             self.waiters.shrink_to_fit();
-            self.wakers.shrink_to_fit();
         }
     }
 
     /// Notes that a connection was lost at `instant`: the compute may be asleep, unless it has taken a login since.
     pub(super) fn note_loss(&mut self, instant: Instant) {
-        let mut open = self.open.iter().chain(&self.direct);
+        let mut open = self.open.iter().chain(&self.rare.direct);
         if open.all(|open| open.opened() <= instant) {
             self.lost = self.lost.max(Some(instant));
         }
@@ -358,23 +382,27 @@ impl State {
 
     /// Stops trusting all connections that were opened before `now`.
     pub(super) fn condemn_all(&mut self, now: Instant) {
-        self.condemned = self.condemned.max(Some(now));
+        let rare = self.rare.make();
+        rare.condemned = rare.condemned.max(Some(now));
         self.lost = self.lost.max(Some(now));
     }
 
     /// Stops trusting connections that were opened before `instant`. Returns the idle ones.
     pub(super) fn condemn(&mut self, instant: Instant) -> Vec<Connection> {
-        let condemned = self.condemned.max(Some(instant));
-        self.condemned = condemned;
+        let rare = self.rare.make();
+        rare.condemned = rare.condemned.max(Some(instant));
+        let condemned = rare.condemned;
         self.note_loss(instant);
         self.take_idle(|it| condemned.is_some_and(|instant| it.status.opened() < instant))
     }
 
-    /// Returns whether `connection` must not be used any more: it is not trusted, or of an earlier generation.
+    /// Returns whether `connection` must not be used any more: it is not trusted, or it was opened at an earlier
+    /// endpoint.
     pub(super) fn condemns(&self, connection: &Connection) -> bool {
-        self.forbidden.is_some()
+        self.rare.forbidden.is_some()
             || !Arc::ptr_eq(&self.endpoint, &connection.endpoint)
             || self
+                .rare
                 .condemned
                 .is_some_and(|instant| connection.status.opened() < instant)
     }

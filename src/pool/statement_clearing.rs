@@ -45,13 +45,13 @@ pub(super) struct StatementClearing(OnceLock<Box<Clearings>>);
 #[derive(Debug)]
 struct Clearings {
     /// Number of the last clearing that was requested.
-    asked: AtomicU64,
+    requested: AtomicU64,
     /// Number of the last one that began.
     begun: AtomicU64,
     /// Number of the last one that is done.
     done: AtomicU64,
-    /// Permit to run one.
-    turn: Semaphore,
+    /// The permit to run one.
+    one_at_a_time: Semaphore,
     // The time at which the next refused statement may begin one at the average rate. Locked for a few instructions.
     next: Mutex<Option<Instant>>,
 }
@@ -60,10 +60,10 @@ impl StatementClearing {
     fn clearings(&self) -> &Clearings {
         self.0.get_or_init(|| {
             Box::new(Clearings {
-                asked: AtomicU64::new(0),
+                requested: AtomicU64::new(0),
                 begun: AtomicU64::new(0),
                 done: AtomicU64::new(0),
-                turn: Semaphore::new(1),
+                one_at_a_time: Semaphore::new(1),
                 next: Mutex::default(),
             })
         })
@@ -72,7 +72,7 @@ impl StatementClearing {
     /// Returns the clearings, if one was requested and is not done.
     fn due(&self) -> Option<&Clearings> {
         let clearings = self.0.get()?;
-        let is_due = clearings.done.load(Acquire) < clearings.asked.load(Acquire);
+        let is_due = clearings.done.load(Acquire) < clearings.requested.load(Acquire);
         is_due.then_some(clearings)
     }
 
@@ -85,7 +85,7 @@ impl StatementClearing {
 impl Clearings {
     /// Returns whether a refused statement should request one more clearing.
     fn is_wanted(&self) -> bool {
-        if self.begun.load(Acquire) < self.asked.load(Acquire) {
+        if self.begun.load(Acquire) < self.requested.load(Acquire) {
             return false; // one is requested and has not begun
         }
         let now = Instant::now();
@@ -97,6 +97,14 @@ impl Clearings {
         }
         is_in_rate
     }
+}
+
+/// The outcome of a clearing for one caller.
+pub(super) enum Cleared {
+    /// A loan that the caller may use: its statements are cleared, or no clearing was due.
+    Ready(Loan),
+    /// The caller must take another connection.
+    TakeAnother,
 }
 
 /// A server connection, as Postgres describes it.
@@ -118,16 +126,16 @@ impl Pool {
     }
 
     /// Notes a refused statement if Postgres refused one on `connection`, once for each connection.
-    pub(super) fn request_clearing_for(&self, connection: &Connection) {
+    pub(super) fn request_statement_clearing_for(&self, connection: &Connection) {
         if connection.status.take_outdated() {
             self.request_clearing();
         }
     }
 
     /// Requests that all statements are cleared before the next connection is handed out. The connections that are open
-    /// now are closed, leased ones when they come back, with the statements that their drivers have cached.
+    /// now are closed, those on loan when they come back, with the statements that their drivers have cached.
     pub(crate) fn clear_statements(&self) {
-        self.clearing.clearings().asked.fetch_add(1, AcqRel);
+        self.clearing.clearings().requested.fetch_add(1, AcqRel);
         let mut state = self.state();
         state.open.iter().for_each(|status| status.expire());
         let idle = state.take_idle(|_| true);
@@ -135,67 +143,67 @@ impl Pool {
         idle.into_iter().for_each(Connection::close);
     }
 
-    /// Clears the statements if that is due. Returns `lease`, or another one, with cleared statements, or `None` if the
-    /// caller must get another one.
+    /// Clears the statements if that is due. Returns `loan`, or another one, with cleared statements, unless the caller
+    /// must take another one.
     pub(super) async fn with_cleared_statements(
         self: &Arc<Self>,
-        lease: Loan,
+        loan: Loan,
         until: Instant,
-    ) -> Result<Option<Loan>, Unserved> {
+    ) -> Result<Cleared, Unserved> {
         let Some(clearings) = self.clearing.due() else {
-            return Ok(Some(lease));
+            return Ok(Cleared::Ready(loan));
         };
-        let Ok(turn) = clearings.turn.try_acquire() else {
-            drop(lease); // the caller that clears may need it
-            drop(clearings.turn.acquire().await);
-            return Ok(None);
+        let Ok(permit) = clearings.one_at_a_time.try_acquire() else {
+            drop(loan); // the caller that clears may need it
+            drop(clearings.one_at_a_time.acquire().await); // waits until that caller is done
+            return Ok(Cleared::TakeAnother);
         };
-        let number = clearings.asked.load(Acquire);
+        let number = clearings.requested.load(Acquire);
         clearings.begun.fetch_max(number, AcqRel);
-        let lease = Box::pin(self.close_servers(lease, until)).await?;
+        let cleared = Box::pin(self.close_servers(loan, until)).await?;
         clearings.done.fetch_max(number, AcqRel);
-        drop(turn);
-        Ok(lease)
+        drop(permit);
+        Ok(cleared)
     }
 
-    /// Closes the pooler's idle server connections. Returns a lease with a new one behind it, or `None` if the server
-    /// did not answer.
+    /// Closes the pooler's idle server connections. Returns a loan with a new one behind it, unless the server did not
+    /// answer.
     async fn close_servers(
         self: &Arc<Self>,
-        mut lease: Loan,
+        mut loan: Loan,
         until: Instant,
-    ) -> Result<Option<Loan>, Unserved> {
+    ) -> Result<Cleared, Unserved> {
         let (mut first, mut last) = (None, None);
         let (mut closed, mut new) = (0, 0);
         loop {
-            let asked = begin(&lease, first.as_deref(), last.as_deref());
-            let Ok(Some(server)) = timeout(ANSWER_TIMEOUT, asked).await else {
+            let answer = begin(&loan, first.as_deref(), last.as_deref());
+            let Ok(Some(server)) = timeout(ANSWER_TIMEOUT, answer).await else {
                 break;
             };
             new += u32::from(server.is_new);
             let is_last = server.is_new && (new == MOST_NEW || !server.has_older);
             if is_last || closed == MOST_SERVERS {
-                let rollback = lease.connection().client.batch_execute("ROLLBACK");
+                let rollback = loan.connection().client.batch_execute("ROLLBACK");
                 if matches!(timeout(ANSWER_TIMEOUT, rollback).await, Ok(Ok(()))) {
                     tracing::debug!(tenant = self.tenant.as_str(), closed, "statements cleared");
-                    return Ok(Some(lease));
+                    return Ok(Cleared::Ready(loan));
                 }
                 break;
             }
             first = first.or_else(|| Some(server.time.clone()));
             last = Some(server.time);
             closed += 1;
-            lease.close();
-            lease = self.next(until, true, &mut false).await?;
+            loan.close();
+            loan = self.take_or_queue(until, true).await?.loan;
         }
-        lease.close();
-        Ok(None)
+        loan.close();
+        Ok(Cleared::TakeAnother)
     }
 }
 
 /// Begins a transaction and returns the server connection that it has. `first`, `last`: the times at which the first
 /// one and the one before answered, by the server's clock.
-async fn begin(lease: &Loan, first: Option<&str>, last: Option<&str>) -> Option<Server> {
+async fn begin(loan: &Loan, first: Option<&str>, last: Option<&str>) -> Option<Server> {
     let [first, last] = [first, last].map(|time| time.unwrap_or("infinity"));
     // Numbers, because the format of a timestamp depends on the session.
     let sql = format!(
@@ -206,7 +214,7 @@ async fn begin(lease: &Loan, first: Option<&str>, last: Option<&str>) -> Option<
          AND extract(epoch FROM other.backend_start) < '{first}') \
          FROM pg_stat_activity AS it WHERE it.pid = pg_backend_pid()"
     );
-    let answer = lease.connection().client.simple_query(&sql).await.ok()?;
+    let answer = loan.connection().client.simple_query(&sql).await.ok()?;
     answer.iter().find_map(|message| match message {
         SimpleQueryMessage::Row(row) => Some(Server {
             time: row.get(0)?.to_owned(),
@@ -223,15 +231,15 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn refused_statements_begin_a_few_clearings_at_once_and_then_some_now_and_then() {
-        let plans = StatementClearing::default();
-        let clearings = plans.clearings();
+        let clearing = StatementClearing::default();
+        let clearings = clearing.clearings();
         let begin = || {
-            let number = clearings.asked.fetch_add(1, AcqRel) + 1;
-            assert!(plans.is_clearing_due());
+            let number = clearings.requested.fetch_add(1, AcqRel) + 1;
+            assert!(clearing.is_clearing_due());
             assert!(!clearings.is_wanted(), "one that is to begin is enough");
             clearings.begun.fetch_max(number, AcqRel);
             clearings.done.fetch_max(number, AcqRel);
-            assert!(!plans.is_clearing_due());
+            assert!(!clearing.is_clearing_due());
         };
         let clear = || (0..100).filter(|_| clearings.is_wanted()).map(|_| begin());
         assert_eq!(clear().count(), 5);

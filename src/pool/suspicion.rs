@@ -11,23 +11,23 @@ use crate::connection::Connection;
 pub(crate) const VERIFY_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Pool {
-    /// Returns the lease if the server answers on its connection.
+    /// Returns the loan if the server answers on its connection.
     ///
     /// The ping runs in its own task: a caller that leaves must not return a silent connection to the pool.
-    pub(super) async fn ping(self: &Arc<Self>, lease: Loan) -> Option<Loan> {
+    pub(super) async fn ping(self: &Arc<Self>, loan: Loan) -> Option<Loan> {
         let pool = Arc::clone(self);
         let verified = self.shared.runtime.spawn(async move {
-            let asked = Instant::now();
-            let answer = timeout(VERIFY_TIMEOUT, lease.connection().client.check_connection());
+            let pinged_at = Instant::now();
+            let answer = timeout(VERIFY_TIMEOUT, loan.connection().client.check_connection());
             if matches!(answer.await, Ok(Ok(()))) {
-                return Some(lease);
+                return Some(loan);
             }
-            let suspected = lease.connection().status.is_suspect();
-            lease.close();
+            let suspected = loan.connection().status.is_suspect();
+            loan.close();
             if suspected {
-                pool.close_suspects(asked);
+                pool.close_suspects(pinged_at);
             } else {
-                pool.condemn(asked);
+                pool.condemn(pinged_at);
             }
             None
         });
@@ -44,11 +44,11 @@ impl Pool {
         }
     }
 
-    /// Closes the idle suspects after one of them did not answer the ping sent at `asked`. Suspects in use go on: their
+    /// Closes the idle suspects after one of them did not answer the ping of `pinged_at`. Suspects in use go on: their
     /// next answer clears them.
-    fn close_suspects(&self, asked: Instant) {
+    fn close_suspects(&self, pinged_at: Instant) {
         let mut state = self.state();
-        state.note_loss(asked);
+        state.note_loss(pinged_at);
         let suspects = state.take_idle(|it| it.status.is_suspect());
         drop(state);
         suspects.into_iter().for_each(Connection::close);

@@ -38,17 +38,17 @@ impl Pool {
         reason: Reason,
         hinted: Option<Instant>,
     ) -> Result<bool, Unserved> {
-        let started = Instant::now();
+        let started = self.shared.clock.now();
         let awake = match self.join_wake(until, reason, hinted)? {
             Wait::Over => return Ok(false),
             Wait::ForWake(awake) => awake,
-            Wait::ForConnection => return self.get(until).await.map(|(_, slept)| slept),
+            Wait::ForConnection => return self.get(until, started).await.map(|it| it.was_asleep),
         };
-        self.start_due_dials();
+        self.start_due_attempts();
         match timeout_at(until, awake).await {
             Ok(Ok(answer)) => answer.map(|()| true),
             Ok(Err(_)) => Err(Error::closed().into()),
-            Err(_) => Err(self.out_of_time(started).into()),
+            Err(_) => Err(self.out_of_time(started.instant).into()),
         }
     }
 
@@ -59,9 +59,11 @@ impl Pool {
         reason: Reason,
         hinted: Option<Instant>,
     ) -> Result<Wait, Unserved> {
-        let refusal = self.refusal(until);
-        let mut state = self.state();
-        if let Some(why) = &state.forbidden {
+        let (mut state, refusal) = self.state_and_refusal(until);
+        if self.shared.life.is_terminated() {
+            return Err(Error::closed().into()); // under the lock: a caller that waits earlier is answered
+        }
+        if let Some(why) = &state.rare.forbidden {
             return Err(why.clone());
         }
         if !state.believes_asleep() {
@@ -71,7 +73,7 @@ impl Pool {
             // No attempt would begin. A usable connection proves as much.
             return Ok(Wait::ForConnection);
         }
-        if let Some(refusal) = refusal.filter(|_| state.open.is_empty()) {
+        if let Some(refusal) = refusal {
             return Err(refusal.error().into());
         }
         let (done, awake) = oneshot::channel();
@@ -88,8 +90,8 @@ impl Pool {
     /// back in order.
     pub(super) fn tell_awake(&self, state: &mut State, status: &ConnectionStatus) {
         let mut marked = false;
-        for waker in state.take_wake_waiters(|_| true) {
-            match waker.hinted {
+        for waiter in state.take_wake_waiters(|_| true) {
+            match waiter.hinted {
                 Some(at) if marked => self.shared.hints.give_back(at), // one wake for two hints
                 Some(at) => {
                     status.mark_hinted(at); // its use proves that the hint was right
@@ -97,14 +99,14 @@ impl Pool {
                 }
                 None => {}
             }
-            drop(waker.done.send(Ok(())));
+            drop(waiter.done.send(Ok(())));
         }
     }
 }
 
-/// Answers all `wakers` with `why`.
-pub(super) fn fail_wake_waiters(wakers: Vec<WakeWaiter>, why: &Unserved) {
-    for waker in wakers {
-        drop(waker.done.send(Err(why.clone())));
+/// Answers all `waiters` with `why`.
+pub(super) fn fail_wake_waiters(waiters: Vec<WakeWaiter>, why: &Unserved) {
+    for waiter in waiters {
+        drop(waiter.done.send(Err(why.clone())));
     }
 }

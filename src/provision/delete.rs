@@ -30,14 +30,11 @@ impl ProvisionEngine {
         progress: &Progress,
         stats: &Stats,
     ) -> Result<(), Error> {
-        loop {
-            let (lease, record) = self.take_lease(tenant, progress).await?;
-            let work = self.job(&lease, tenant, progress, stats);
-            let deletion = lease.run(work.delete(record, drain, &buried)).await;
-            if let Some(()) = LeaseError::unless_lost(deletion)? {
-                return Ok(());
-            }
-        }
+        let buried = &buried;
+        self.with_lease(tenant, progress, stats, |job, record| async move {
+            job.delete(record, drain, buried).await
+        })
+        .await
     }
 
     /// Reverses the deletion of `tenant`.
@@ -47,14 +44,10 @@ impl ProvisionEngine {
         progress: &Progress,
         stats: &Stats,
     ) -> Result<(), Error> {
-        loop {
-            let (lease, record) = self.take_lease(tenant, progress).await?;
-            let work = self.job(&lease, tenant, progress, stats);
-            let recovery = lease.run(work.undelete(record)).await;
-            if let Some(()) = LeaseError::unless_lost(recovery)? {
-                return Ok(());
-            }
-        }
+        self.with_lease(tenant, progress, stats, |job, record| async move {
+            job.undelete(record).await
+        })
+        .await
     }
 
     /// Deletes `project`, a database of `tenant`, if `is_surplus` holds for the tenant's record. Otherwise returns
@@ -67,17 +60,15 @@ impl ProvisionEngine {
         progress: &Progress,
         stats: &Stats,
     ) -> Result<bool, Error> {
-        loop {
-            let (lease, record) = self.take_lease(tenant, progress).await?;
+        let is_surplus = &is_surplus;
+        self.with_lease(tenant, progress, stats, |job, record| async move {
             if !is_surplus(&record) {
                 return Ok(false);
             }
-            let work = self.job(&lease, tenant, progress, stats);
-            let removal = lease.run(work.remove(record, project)).await;
-            if let Some(()) = LeaseError::unless_lost(removal)? {
-                return Ok(true);
-            }
-        }
+            job.remove(record, project).await?;
+            Ok(true)
+        })
+        .await
     }
 }
 
@@ -121,14 +112,16 @@ impl ProvisionJob<'_> {
             self.lease.ensure_fresh().await?;
             // The deletion must not be sent after the lease has ended: another process may have reversed it by then.
             let in_time = self.progress.by(self.lease.valid_until());
-            self.on.control_plane.delete(project, &in_time).await?;
+            self.engine.control_plane.delete(project, &in_time).await?;
         }
         self.reach(Failpoint::Destroyed).await;
         Ok(())
     }
 
     async fn undelete(&self, mut record: Record) -> Result<(), LeaseError> {
-        let Self { on, progress, .. } = self;
+        let Self {
+            engine, progress, ..
+        } = self;
         match record.state {
             State::Ready => return Ok(()),
             State::Deleted => {}
@@ -138,7 +131,7 @@ impl ProvisionJob<'_> {
             | State::Held
             | State::Deleting) => {
                 let message = format!(
-                    "the tenant's record is {}: there is no deletion to take back",
+                    "the tenant's record is {}: there is no deletion to undo",
                     state.as_str()
                 );
                 return Err(Error::new(ErrorKind::Conflict, message).into());
@@ -146,15 +139,15 @@ impl ProvisionJob<'_> {
         }
         let project = record.project().ok_or_else(nothing_to_recover)?.to_owned();
         let in_time = progress.by(self.lease.valid_until());
-        let recovered = on.control_plane.recover(&project, &in_time).await;
+        let recovered = engine.control_plane.recover(&project, &in_time).await;
         recovered.map_err(|err| match err.kind() {
             ErrorKind::NotFound => nothing_to_recover().with_source(err),
             _ => err,
         })?;
         self.reach(Failpoint::Recovered).await;
-        on.control_plane.ready(&project, progress).await?;
+        engine.control_plane.ready(&project, progress).await?;
         let login = record.endpoint.as_ref().map(Endpoint::login);
-        let found = on
+        let found = engine
             .control_plane
             .database(&project, login.as_ref(), progress)
             .await?;
@@ -166,8 +159,8 @@ impl ProvisionJob<'_> {
             return self.publish_found(&mut record).await;
         }
         record.state = State::Ready;
-        record.endpoint = Some(database.endpoint);
-        record.placement = Some(database.placement);
+        record.set_database(database.placement, database.endpoint);
+        record.schema.forget(); // of the time to which the database went back
         self.write_last(&record).await
     }
 
@@ -179,7 +172,7 @@ impl ProvisionJob<'_> {
         }
         self.reach(Failpoint::Condemned).await;
         let in_time = self.progress.by(self.lease.valid_until());
-        Ok(self.on.control_plane.delete(project, &in_time).await?)
+        Ok(self.engine.control_plane.delete(project, &in_time).await?)
     }
 }
 

@@ -1,11 +1,12 @@
 //! Brings a tenant's record to `Ready`: reads it, waits for another process that holds the lease, or does the work.
 
-use std::time::Duration;
+use std::{future::Future, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep};
 
 use super::{
-    LeaseError, LeaseGuard, Policy, ProvisionEngine, Provisioned, job::ProvisionJob, ownership,
+    LeaseError, LeaseGuard, Policy, ProvisionEngine, Provisioned, Taken, job::ProvisionJob,
+    ownership,
 };
 use crate::{
     catalog::{
@@ -26,9 +27,9 @@ use crate::{
 };
 
 /// First wait while another process works on the same tenant, or after the catalog has failed.
-const FIRST_WAIT: Duration = Duration::from_millis(50);
+pub(super) const FIRST_WAIT: Duration = Duration::from_millis(50);
 /// Longest such wait.
-const LONGEST_WAIT: Duration = Duration::from_secs(1);
+pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// The reason for creating a database.
 #[derive(Clone, Debug)]
@@ -46,19 +47,19 @@ pub(crate) enum CreateReason {
 /// A database that may be used.
 #[derive(Debug)]
 pub(crate) struct Published {
-    pub(crate) endpoint: Endpoint,
-    /// Stamp of the record that says so.
+    pub(super) endpoint: Endpoint,
+    /// Stamp up to which this process knows all changes of the record.
     pub(super) known_at: Stamp,
     /// The database's origin, as the caller is told: created by this call or there before.
     pub(crate) outcome: Provisioned,
 }
 
-/// The outcome of one look at a tenant.
-enum Try {
+/// The outcome of one try to bring a record to `Ready`.
+enum TryOutcome {
     Done(Published),
     /// Another process holds the lease, for this much longer unless it renews the lease.
     Busy(Duration),
-    /// The lease was lost during the work. Look again.
+    /// The lease was lost during the work. Read the record again.
     Again,
 }
 
@@ -76,7 +77,7 @@ impl ProvisionEngine {
     pub(crate) async fn provision(
         &self,
         tenant: &TenantId,
-        demand: &CreateReason,
+        reason: &CreateReason,
         progress: &Progress,
         stats: &Stats,
     ) -> Result<Published, Error> {
@@ -85,12 +86,12 @@ impl ProvisionEngine {
         let mut plan = None;
         loop {
             let busy_for = match self
-                .try_once(tenant, demand, &mut plan, progress, stats)
+                .try_once(tenant, reason, &mut plan, progress, stats)
                 .await?
             {
-                Try::Done(published) => return Ok(published),
-                Try::Busy(left) => left,
-                Try::Again => Duration::ZERO,
+                TryOutcome::Done(published) => return Ok(published),
+                TryOutcome::Busy(left) => left,
+                TryOutcome::Again => Duration::ZERO,
             };
             progress.note(&busy(busy_for));
             pause(&mut waits, progress).await?;
@@ -101,51 +102,51 @@ impl ProvisionEngine {
     async fn try_once(
         &self,
         tenant: &TenantId,
-        demand: &CreateReason,
+        reason: &CreateReason,
         plan: &mut Option<Plan>,
         progress: &Progress,
         stats: &Stats,
-    ) -> Result<Try, Error> {
+    ) -> Result<TryOutcome, Error> {
         let known_at = self.catalog.entries.stamp();
         let known = self.record(tenant, progress).await?;
         if let Some(record) = &known {
             if record.state == State::Ready {
                 let endpoint = self.endpoint_of(tenant, record, progress).await?;
                 let plan = record.plan.clone();
-                return Ok(Try::Done(Published {
+                return Ok(TryOutcome::Done(Published {
                     endpoint,
                     known_at,
                     outcome: Provisioned::Existing { plan },
                 }));
             }
-            refuse_if_withdrawn(record, demand)?;
+            refuse_if_withdrawn(record, reason)?;
             if let Some(left) = record.leased_for {
-                return Ok(Try::Busy(left));
+                return Ok(TryOutcome::Busy(left));
             }
         }
         let plan = match plan {
             Some(plan) => plan,
-            None => plan.insert(self.admit(tenant, known.as_ref(), demand, progress).await?),
+            None => plan.insert(self.admit(tenant, known.as_ref(), reason, progress).await?),
         };
         let (lease, record) = match self.try_take_lease(tenant, progress).await? {
-            Ok(claimed) => claimed,
-            Err(left) => return Ok(Try::Busy(left)),
+            Taken::Lease(lease, record) => (lease, *record),
+            Taken::HeldFor(left) => return Ok(TryOutcome::Busy(left)),
         };
-        refuse_if_withdrawn(&record, demand)?;
-        let work = self.job(&lease, tenant, progress, stats);
-        match lease.run(work.run(record, plan)).await {
-            Ok((endpoint, outcome)) => Ok(Try::Done(Published {
+        refuse_if_withdrawn(&record, reason)?;
+        let job = self.job(&lease, tenant, progress, stats);
+        match lease.run(job.run(record, plan)).await {
+            Ok((endpoint, outcome)) => Ok(TryOutcome::Done(Published {
                 endpoint,
                 known_at: lease.known_at(),
                 outcome,
             })),
             Err(LeaseError::Failed(err)) => Err(err),
-            Err(LeaseError::Lost) => Ok(Try::Again),
+            Err(LeaseError::Lost) => Ok(TryOutcome::Again),
         }
     }
 
     /// Returns the tenant's record, and repeats the read while the catalog is down.
-    pub(crate) async fn record(
+    pub(super) async fn record(
         &self,
         tenant: &TenantId,
         progress: &Progress,
@@ -154,13 +155,12 @@ impl ProvisionEngine {
         retry(progress, waits, || self.catalog.read_record(tenant)).await
     }
 
-    /// Takes the lease on `tenant`, and repeats the call while the catalog is down. Returns the remaining time if
-    /// another owner holds the lease.
+    /// Takes the lease on `tenant` unless another owner holds it. Repeats the call while the catalog is down.
     pub(super) async fn try_take_lease(
         &self,
         tenant: &TenantId,
         progress: &Progress,
-    ) -> Result<Result<(LeaseGuard, Record), Duration>, Error> {
+    ) -> Result<Taken, Error> {
         let waits = backoff(FIRST_WAIT, LONGEST_WAIT);
         let time = self.settings.lease_time;
         // All tries use the same owner: a try whose answer got lost may have granted the lease.
@@ -170,11 +170,11 @@ impl ProvisionEngine {
     }
 
     /// Takes the lease on a tenant that has a record, and waits while another owner holds it.
-    pub(super) async fn take_lease(
+    async fn take_lease(
         &self,
         tenant: &TenantId,
         progress: &Progress,
-    ) -> Result<(LeaseGuard, Record), Error> {
+    ) -> Result<(Arc<LeaseGuard>, Record), Error> {
         progress.enter(Stage::Provision);
         let mut waits = backoff(FIRST_WAIT, LONGEST_WAIT);
         loop {
@@ -183,23 +183,44 @@ impl ProvisionEngine {
                 return Err(Error::new(ErrorKind::UnknownTenant, message));
             }
             match self.try_take_lease(tenant, progress).await? {
-                Ok(claimed) => return Ok(claimed),
-                Err(left) => progress.note(&busy(left)),
+                Taken::Lease(lease, record) => return Ok((lease, *record)),
+                Taken::HeldFor(left) => progress.note(&busy(left)),
             }
             pause(&mut waits, progress).await?;
         }
     }
 
+    /// Runs `work` on the tenant's record under its lease. Runs it again, on the record as it is then, if the lease is
+    /// lost.
+    pub(super) async fn with_lease<'a, T, Fut>(
+        &'a self,
+        tenant: &'a TenantId,
+        progress: &'a Progress,
+        stats: &'a Stats,
+        work: impl Fn(ProvisionJob<'a>, Record) -> Fut,
+    ) -> Result<T, Error>
+    where
+        Fut: Future<Output = Result<T, LeaseError>>,
+    {
+        loop {
+            let (lease, record) = self.take_lease(tenant, progress).await?;
+            let job = self.job(&lease, tenant, progress, stats);
+            if let Some(done) = LeaseError::unless_lost(lease.run(work(job, record)).await)? {
+                return Ok(done);
+            }
+        }
+    }
+
     pub(super) fn job<'a>(
         &'a self,
-        claim: &'a LeaseGuard,
+        lease: &Arc<LeaseGuard>,
         tenant: &'a TenantId,
         progress: &'a Progress,
         stats: &'a Stats,
     ) -> ProvisionJob<'a> {
         ProvisionJob {
-            on: self,
-            lease: claim,
+            engine: self,
+            lease: Arc::clone(lease),
             tenant,
             progress,
             stats,
@@ -233,18 +254,18 @@ impl ProvisionEngine {
             // The password was removed from the record. The rest, such as the host, may have been changed too, and a
             // changed host must not get the password. So the whole endpoint is read again.
             self.check_owner(tenant, placement, progress).await?;
-            let asked = self
+            let request = self
                 .control_plane
                 .database(&placement.project, Some(&login), progress);
-            let now = asked.await?.ok_or_else(gone)?.endpoint;
+            let now = request.await?.ok_or_else(gone)?.endpoint;
             return Ok(Endpoint {
                 max_connections: record.max_connections,
                 ..now
             });
         }
-        let asked = self.control_plane.password(placement, &login, progress);
+        let request = self.control_plane.password(placement, &login, progress);
         Ok(Endpoint {
-            password: asked.await?.ok_or_else(gone)?,
+            password: request.await?.ok_or_else(gone)?,
             ..endpoint
         })
     }
@@ -264,7 +285,7 @@ impl ProvisionEngine {
         match tags.as_ref().and_then(ownership::owner) {
             Some(owner) if owner != ours => {
                 let message = format!(
-                    "the catalog's record names project {}, which is another tenant's; mend the record",
+                    "the catalog's record names project {}, which belongs to another tenant; repair the record",
                     placement.project
                 );
                 Err(Error::new(ErrorKind::BadRecord, message))
@@ -273,22 +294,23 @@ impl ProvisionEngine {
         }
     }
 
-    /// Returns the plan for a new database, if one may be created.
+    /// Returns the plan for a new database, if one may be created. Asks the policy, waits for a place within
+    /// `creations_per_minute`, and lets the control plane check the plan. A creation that was begun takes no place.
     async fn admit(
         &self,
         tenant: &TenantId,
         known: Option<&Record>,
-        demand: &CreateReason,
+        reason: &CreateReason,
         progress: &Progress,
     ) -> Result<Plan, Error> {
-        let plan = match demand {
+        let plan = match reason {
             CreateReason::Order(plan) | CreateReason::Recreate(plan) => plan.clone(),
             CreateReason::Access | CreateReason::Finish => {
                 // An earlier call was allowed to create the database.
                 let begun =
                     known.is_some_and(|it| it.state == State::Preparing || !it.attempts.is_empty());
-                if !begun && matches!(demand, CreateReason::Finish) {
-                    let message = "no such tenant, and nothing of its database was begun";
+                if !begun && matches!(reason, CreateReason::Finish) {
+                    let message = "no such tenant, and no creation of its database was started";
                     return Err(Error::new(ErrorKind::UnknownTenant, message));
                 }
                 let usual = &self.settings.plan;
@@ -300,8 +322,9 @@ impl ProvisionEngine {
                 plan
             }
         };
-        let settled = known.is_some_and(|record| record.state == State::Preparing);
-        if !settled {
+        // A database that is being prepared needs a plan only if it vanishes.
+        let is_preparing = known.is_some_and(|record| record.state == State::Preparing);
+        if !is_preparing {
             let checked = plan.check();
             checked.map_err(|err| Error::new(ErrorKind::Refused, err.to_string()))?;
             self.control_plane.check(&plan, progress).await?;
@@ -310,8 +333,8 @@ impl ProvisionEngine {
     }
 }
 
-/// Waits before the next look. Returns an error if that would come after the deadline.
-async fn pause(
+/// Waits before the next try. Returns an error if that would come after the deadline.
+pub(super) async fn pause(
     waits: &mut (impl Iterator<Item = Duration> + Send),
     progress: &Progress,
 ) -> Result<(), Error> {
@@ -324,8 +347,8 @@ async fn pause(
 }
 
 /// Refuses a creation for a tenant that is held, being deleted, or deleted (unless it is to be created again).
-fn refuse_if_withdrawn(record: &Record, demand: &CreateReason) -> Result<(), Error> {
-    match (record.state, demand) {
+fn refuse_if_withdrawn(record: &Record, reason: &CreateReason) -> Result<(), Error> {
+    match (record.state, reason) {
         (State::Claimed | State::Creating | State::Preparing | State::Ready, _)
         | (State::Deleted, CreateReason::Recreate(_)) => Ok(()),
         (State::Held, _) => Err(held()),

@@ -33,10 +33,16 @@ pub enum Failpoint {
     Condemned,
     /// The deletion of a database was reversed; the catalog does not say so yet.
     Recovered,
+    /// The lease for a migration is held; no session is open.
+    SchemaLeased,
+    /// The catalog has the version after a step that is not the last.
+    SchemaNoted,
+    /// The catalog has the outcome of a migration.
+    SchemaWritten,
 }
 
 impl Failpoint {
-    /// Every point.
+    /// Every point of the work on a database.
     pub const ALL: [Self; 12] = [
         Self::Claimed,
         Self::Ordering,
@@ -51,6 +57,9 @@ impl Failpoint {
         Self::Condemned,
         Self::Recovered,
     ];
+
+    /// Every point of a migration, besides those within it ([`Moment`](crate::Moment)).
+    pub const MIGRATION: [Self; 3] = [Self::SchemaLeased, Self::SchemaNoted, Self::SchemaWritten];
 }
 
 /// The function that a test runs at each step; by default there is none.
@@ -60,7 +69,7 @@ pub(super) struct Steps(Option<Arc<Reach>>);
 type Reach = dyn Fn(Failpoint, TenantId) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync;
 
 impl Steps {
-    pub(crate) fn new<Fut>(
+    pub(super) fn new<Fut>(
         reach: impl Fn(Failpoint, TenantId) -> Fut + Send + Sync + 'static,
     ) -> Self
     where

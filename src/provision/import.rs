@@ -2,7 +2,7 @@
 
 use super::{LeaseError, ProvisionEngine, failpoint::Failpoint, job::ProvisionJob, ownership};
 use crate::{
-    catalog::{Record, State},
+    catalog::{Record, SchemaState, State},
     control_plane::Database,
     model::{
         endpoint::Login,
@@ -14,12 +14,13 @@ use crate::{
 };
 
 impl ProvisionEngine {
-    /// Makes `project` the database of `tenant`, which must have none.
+    /// Makes `project` the database of `tenant`, which must have none. Its schema is in the state `schema`.
     pub(crate) async fn import(
         &self,
         tenant: &TenantId,
         project: &str,
         login: Option<&Login>,
+        schema: &SchemaState,
         progress: &Progress,
         stats: &Stats,
     ) -> Result<(), Error> {
@@ -34,8 +35,8 @@ impl ProvisionEngine {
             Some(owner) if owner == (self.namespace.as_str(), tenant.as_str()) => {}
             Some((namespace, other)) => {
                 let message = format!(
-                    "project {project:?} was created for tenant {other:?} of namespace {namespace:?}; \
-                     delete it there, or remove the annotations of its branches"
+                    "project {project:?} was created for tenant {other:?} of namespace {namespace:?}; delete that \
+                     tenant there, or remove the annotations of the project's branches"
                 );
                 return Err(Error::new(ErrorKind::Conflict, message));
             }
@@ -46,14 +47,11 @@ impl ProvisionEngine {
             .await?;
         let database = database.ok_or_else(gone)?;
         self.make_record(tenant, progress).await?;
-        loop {
-            let (lease, record) = self.take_lease(tenant, progress).await?;
-            let work = self.job(&lease, tenant, progress, stats);
-            let import = lease.run(work.import(record, database.clone())).await;
-            if let Some(()) = LeaseError::unless_lost(import)? {
-                return Ok(());
-            }
-        }
+        let database = &database;
+        self.with_lease(tenant, progress, stats, |job, record| async move {
+            job.import(record, database.clone(), schema.clone()).await
+        })
+        .await
     }
 
     /// Creates a record for the tenant if it has none.
@@ -70,25 +68,34 @@ impl ProvisionEngine {
 }
 
 impl ProvisionJob<'_> {
-    async fn import(&self, mut record: Record, database: Database) -> Result<(), LeaseError> {
+    async fn import(
+        &self,
+        mut record: Record,
+        database: Database,
+        schema: SchemaState,
+    ) -> Result<(), LeaseError> {
         let same = record.project() == Some(database.placement.project.as_str());
         match record.state {
             State::Ready if same => return Ok(()),
             State::Claimed | State::Creating if record.attempts.is_empty() => {}
             state => {
                 let message = format!(
-                    "the tenant has a record already, which is {}",
+                    "the tenant already has a record, in the state {}",
                     state.as_str()
                 );
                 return Err(Error::new(ErrorKind::Conflict, message).into());
             }
         }
         let project = &database.placement.project;
-        self.on.control_plane.ready(project, self.progress).await?;
+        self.engine
+            .control_plane
+            .ready(project, self.progress)
+            .await?;
         record.state = State::Ready;
         record.placement = Some(database.placement);
         record.endpoint = Some(database.endpoint);
-        record.max_connections = self.on.settings.plan.max_connections;
+        record.max_connections = self.engine.settings.plan.max_connections;
+        record.schema = schema;
         record.attempt = None;
         self.write_last(&record).await?;
         self.reach(Failpoint::Published).await;

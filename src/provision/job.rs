@@ -5,38 +5,42 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use super::{
-    LeaseError, LeaseGuard, ProvisionEngine, Provisioned, failpoint::Failpoint, ownership,
+    LeaseError, LeaseGuard, ProvisionEngine, Provisioned,
+    failpoint::Failpoint,
+    ownership,
+    prepare::{Connections, Preparation},
 };
 use crate::{
-    catalog::{Attempt, Record, State, cached},
-    control_plane::{Database, Found, Order},
+    catalog::{Attempt, Record, SchemaState, State, cached},
+    control_plane::{Database, Order},
     model::{
         endpoint::Endpoint,
         error::{Error, ErrorKind},
         plan::Plan,
         tenant::TenantId,
     },
-    sync::{progress::Progress, retry::backoff},
+    schema::RunError,
+    sync::progress::Progress,
     telemetry::stats::{Stats, count},
 };
 
 /// First wait before the next search for a database whose creation got no answer.
-const FIRST_WAIT: Duration = Duration::from_millis(250);
+pub(super) const FIRST_WAIT: Duration = Duration::from_millis(250);
 /// Longest such wait.
-const LONGEST_WAIT: Duration = Duration::from_secs(5);
+pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// Most attempts that a record keeps. If there are more, the oldest ones are taken to have created nothing.
 const MOST_ATTEMPTS: usize = 100;
 
 /// The work on one tenant's database.
 pub(super) struct ProvisionJob<'a> {
-    pub(super) on: &'a ProvisionEngine,
-    pub(super) lease: &'a LeaseGuard,
-    pub(crate) tenant: &'a TenantId,
+    pub(super) engine: &'a ProvisionEngine,
+    pub(super) lease: Arc<LeaseGuard>,
+    pub(super) tenant: &'a TenantId,
     pub(super) progress: &'a Progress,
-    pub(crate) stats: &'a Stats,
+    pub(super) stats: &'a Stats,
 }
 
 /// The origin of a database.
@@ -87,7 +91,7 @@ impl ProvisionJob<'_> {
             match record.state {
                 State::Ready => {
                     let endpoint = self
-                        .on
+                        .engine
                         .endpoint_of(self.tenant, record, self.progress)
                         .await?;
                     return Ok((endpoint, origin.outcome(record)));
@@ -98,7 +102,7 @@ impl ProvisionJob<'_> {
                     give_up_old(record);
                     self.write(record).await?;
                 }
-                State::Claimed if !self.on.settings.search_first => {
+                State::Claimed if !self.engine.settings.search_first => {
                     origin = self.create(record, plan).await?;
                 }
                 State::Claimed | State::Creating => match self.search(record).await? {
@@ -115,85 +119,12 @@ impl ProvisionJob<'_> {
         }
     }
 
-    /// Returns the database that has the tenant's name and provably is the tenant's, if there is one. After a creation
-    /// that got no answer, searches until its database cannot turn up any more.
-    pub(super) async fn search(&self, record: &mut Record) -> Result<Option<Database>, LeaseError> {
-        let doubt = record.attempt.as_ref().map(|attempt| attempt.doubt);
-        let in_doubt_until = Instant::now() + doubt.unwrap_or_default();
-        let found = self.search_until(in_doubt_until, record).await;
-        if let Some(attempt) = &mut record.attempt {
-            attempt.doubt = in_doubt_until.saturating_duration_since(Instant::now());
-        }
-        found
-    }
-
-    async fn search_until(
-        &self,
-        in_doubt_until: Instant,
-        record: &Record,
-    ) -> Result<Option<Database>, LeaseError> {
-        let mut waits = backoff(FIRST_WAIT, LONGEST_WAIT);
-        loop {
-            if let Some(database) = self.find(record).await? {
-                self.reach(Failpoint::Found).await;
-                return Ok(Some(database));
-            }
-            let now = Instant::now();
-            if now >= in_doubt_until {
-                return Ok(None);
-            }
-            let message = "a creation got no answer, and the project cannot be found yet";
-            self.progress
-                .note(&Error::new(ErrorKind::ControlPlane, message));
-            let wait = waits.next().unwrap_or(LONGEST_WAIT).min(LONGEST_WAIT);
-            let wait = wait.min(in_doubt_until - now);
-            if now + wait >= self.progress.deadline() {
-                return Err(self.progress.timed_out().into());
-            }
-            sleep(wait).await;
-        }
-    }
-
-    /// Searches for the tenant's database once. Takes the oldest of several, as every other process does.
-    pub(crate) async fn find(&self, record: &Record) -> Result<Option<Database>, Error> {
-        let Self { on, progress, .. } = self;
-        let name = ownership::name(&on.namespace, self.tenant);
-        let mut named = on.control_plane.find(&name, progress).await?;
-        named.retain(|found| !record.condemned.contains(&found.id));
-        let mut ours = Vec::new();
-        let mut foreign = None;
-        for Found { id, .. } in named {
-            match on.control_plane.tags(&id, progress).await? {
-                Some(tags) if self.is_owner(&tags) => ours.push(id),
-                Some(_) => foreign = Some(id),
-                None => {}
-            }
-        }
-        let Some((id, others)) = ours.split_first() else {
-            return foreign.map_or(Ok(None), |id| Err(not_ours(&name, &id)));
-        };
-        for duplicate in others {
-            tracing::warn!(
-                tenant = self.tenant.as_str(),
-                served = id,
-                duplicate,
-                "the tenant has two projects; the older one is served, and the other is left to reconcile"
-            );
-        }
-        on.control_plane.database(id, None, progress).await
-    }
-
-    fn is_owner(&self, tags: &ownership::Tags) -> bool {
-        let it = (self.on.namespace.as_str(), self.tenant.as_str());
-        ownership::owner(tags) == Some(it)
-    }
-
     /// Sends one creation. The attempt is in the catalog before that.
     async fn create(&self, record: &mut Record, plan: &Plan) -> Result<Origin, LeaseError> {
-        let window = self.on.settings.lost_answer_window;
+        let window = self.engine.settings.lost_answer_window;
         let id = uuid::Uuid::new_v4().to_string();
-        let tags = ownership::tags(&self.on.namespace, self.tenant, &id);
-        let name = ownership::name(&self.on.namespace, self.tenant);
+        let tags = ownership::tags(&self.engine.namespace, self.tenant, &id);
+        let name = ownership::name(&self.engine.namespace, self.tenant);
         let order = Order::new(name, tags, plan.clone());
         self.lease.ensure_fresh().await?;
         let earlier = record.clone();
@@ -203,7 +134,7 @@ impl ProvisionJob<'_> {
         record.attempts.push(id.clone());
         let superfluous = record.attempts.len().saturating_sub(MOST_ATTEMPTS);
         record.attempts.drain(..superfluous);
-        let lasts = self.on.settings.lease_time + window;
+        let lasts = self.engine.settings.lease_time + window;
         record.attempt = Some(Attempt::new(&id, lasts));
         if let Err(halt) = self.write(record).await {
             *record = earlier; // nothing was sent
@@ -213,7 +144,7 @@ impl ProvisionJob<'_> {
         // The creation must not be sent after the lease has ended: the next holder of the lease searches for its
         // database only for a limited time.
         let in_time = self.progress.by(self.lease.valid_until());
-        match self.on.control_plane.create(&order, &in_time).await {
+        match self.engine.control_plane.create(&order, &in_time).await {
             Ok(database) => {
                 self.reach(Failpoint::Created).await;
                 self.place(record, database).await?;
@@ -265,6 +196,7 @@ impl ProvisionJob<'_> {
         record.state = State::Preparing;
         record.placement = Some(database.placement);
         record.endpoint = Some(database.endpoint);
+        record.schema = SchemaState::default(); // read when the database is prepared
         record.attempt = None;
         self.write(record).await?;
         self.reach(Failpoint::Placed).await;
@@ -273,16 +205,18 @@ impl ProvisionJob<'_> {
 
     /// Makes the database fit for use. Returns `false` if it has vanished.
     pub(super) async fn prepare(&self, record: &mut Record) -> Result<bool, LeaseError> {
-        let Self { on, progress, .. } = self;
+        let Self {
+            engine, progress, ..
+        } = self;
         let ready = match record.project() {
-            Some(project) => on.control_plane.ready(project, progress).await,
+            Some(project) => engine.control_plane.ready(project, progress).await,
             None => Err(Error::new(ErrorKind::NotFound, "no project is known")),
         };
         match ready {
             Ok(()) => {}
             Err(err) if err.kind() == ErrorKind::NotFound => {
                 // The control plane may not show the new database everywhere yet.
-                let window = on.settings.lost_answer_window;
+                let window = engine.settings.lost_answer_window;
                 let last = record.attempts.last();
                 record.attempt = last.map(|id| Attempt::new(id, window));
                 record.state = State::Creating;
@@ -294,30 +228,63 @@ impl ProvisionJob<'_> {
             Err(err) => return Err(err.into()),
         }
         self.reach(Failpoint::Operational).await;
-        if let Err(err) = self.run_hook(record).await? {
-            // The endpoint in the record may be out of date.
-            let may_be_old = matches!(
-                err.kind(),
-                ErrorKind::BadCredential | ErrorKind::EndpointNotFound
-            );
-            if !may_be_old || !self.place_again(record).await? {
-                return Err(err.into());
-            }
-            self.run_hook(record).await??;
+        if engine.settings.hook.is_some() || engine.schema.is_some() {
+            self.run_preparation(record).await?;
         }
         self.reach(Failpoint::Prepared).await;
         Ok(true)
     }
 
-    /// Runs the prepare hook, if there is one.
-    async fn run_hook(&self, record: &mut Record) -> Result<Result<(), Error>, LeaseError> {
-        let Self { on, progress, .. } = self;
-        let Some(hook) = &on.settings.hook else {
-            return Ok(Ok(()));
+    /// Runs the prepare hook and the schema's steps, and once more if the endpoint in the record was out of date.
+    async fn run_preparation(&self, record: &mut Record) -> Result<(), LeaseError> {
+        let schema = self.engine.schema.as_deref();
+        if let Some(err) = schema.and_then(|schema| schema.held_back(&record.schema)) {
+            return Err(err.into());
+        }
+        let Err(err) = self.run_preparation_once(record).await? else {
+            return Ok(());
         };
+        let may_be_old = matches!(
+            err.kind(),
+            ErrorKind::BadCredential | ErrorKind::EndpointNotFound
+        );
+        if !may_be_old || !self.place_again(record).await? {
+            return Err(err.into());
+        }
+        Ok(self.run_preparation_once(record).await??)
+    }
+
+    /// Writes the state of the schema, or its failure, to `record`.
+    async fn run_preparation_once(
+        &self,
+        record: &mut Record,
+    ) -> Result<Result<(), Error>, LeaseError> {
         let endpoint = Arc::new(self.endpoint(record).await?);
-        let prepared = hook.run(&on.dialer, self.tenant, &endpoint, progress, self.stats);
-        Ok(prepared.await)
+        let preparation = Preparation {
+            dialer: &self.engine.dialer,
+            tenant: self.tenant,
+            endpoint: &endpoint,
+            progress: self.progress,
+            stats: self.stats,
+            connections: Connections::default(),
+        };
+        let (hook, schema) = (&self.engine.settings.hook, &self.engine.schema);
+        let work = preparation.run(hook.as_ref(), schema.as_deref(), &record.schema);
+        let done = Box::pin(work).await;
+        Ok(match done {
+            Ok(None) => Ok(()),
+            Ok(Some(state)) => {
+                record.schema = state;
+                Ok(())
+            }
+            Err(RunError::Failed(failed)) => {
+                let err = failed.record(&mut record.schema);
+                self.write(record).await?;
+                Err(err)
+            }
+            Err(RunError::Later(err)) => Err(err),
+            Err(RunError::Moved) => Err(Error::new(ErrorKind::Connect, "the database has moved")),
+        })
     }
 
     /// Updates the record with the control plane's endpoint. Returns whether it had changed.
@@ -326,18 +293,17 @@ impl ProvisionJob<'_> {
             return Ok(false);
         };
         let login = endpoint.login();
-        let asked = self
-            .on
+        let request = self
+            .engine
             .control_plane
             .database(project, Some(&login), self.progress);
-        let Some(now) = asked
+        let Some(now) = request
             .await?
-            .filter(|now| !self.on.is_same(record, &now.endpoint))
+            .filter(|now| !self.engine.is_same(record, &now.endpoint))
         else {
             return Ok(false);
         };
-        record.placement = Some(now.placement);
-        record.endpoint = Some(now.endpoint);
+        record.set_database(now.placement, now.endpoint);
         self.write(record).await?;
         Ok(true)
     }
@@ -368,7 +334,7 @@ impl ProvisionJob<'_> {
     /// Returns the endpoint, password included, and keeps it in `record`, so that the password is read once.
     async fn endpoint(&self, record: &mut Record) -> Result<Endpoint, LeaseError> {
         let endpoint = self
-            .on
+            .engine
             .endpoint_of(self.tenant, record, self.progress)
             .await?;
         record.endpoint = Some(endpoint.clone());
@@ -376,19 +342,19 @@ impl ProvisionJob<'_> {
     }
 
     /// Writes `record`, without the password if the catalog keeps none.
-    pub(crate) async fn write(&self, record: &Record) -> Result<(), LeaseError> {
-        let written = self.on.kept(record);
+    pub(super) async fn write(&self, record: &Record) -> Result<(), LeaseError> {
+        let written = self.engine.kept(record);
         self.lease.write(&written, self.progress).await
     }
 
     /// Writes `record`, and gives the lease back with the same write.
     pub(super) async fn write_last(&self, record: &Record) -> Result<(), LeaseError> {
-        let written = self.on.kept(record);
+        let written = self.engine.kept(record);
         self.lease.write_last(&written, self.progress).await
     }
 
     pub(super) async fn reach(&self, step: Failpoint) {
-        self.on.settings.steps.hit(step, self.tenant).await;
+        self.engine.settings.steps.hit(step, self.tenant).await;
     }
 }
 
@@ -399,13 +365,5 @@ fn give_up_old(record: &mut Record) {
         .condemned
         .extend(record.placement.take().map(|it| it.project));
     record.endpoint = None;
-    record.schema_version = 0;
-}
-
-fn not_ours(name: &str, id: &str) -> Error {
-    let message = format!(
-        "a project named {name:?} exists ({id}) whose annotations do not name this tenant; \
-         find out whose it is, then rename it or annotate its default branch"
-    );
-    Error::new(ErrorKind::Conflict, message)
+    record.schema = SchemaState::default();
 }

@@ -60,6 +60,14 @@ impl From<Error> for LeaseError {
     }
 }
 
+/// The outcome of a request for a lease.
+pub(super) enum Taken {
+    /// The lease, and the record as it is now.
+    Lease(Arc<LeaseGuard>, Box<Record>),
+    /// Another owner holds the lease, for this much longer unless it renews it.
+    HeldFor(Duration),
+}
+
 /// A lease that is held. Dropping the guard gives it back.
 pub(super) struct LeaseGuard {
     catalog: Arc<CachedCatalog>,
@@ -75,19 +83,18 @@ pub(super) struct LeaseGuard {
 }
 
 impl LeaseGuard {
-    /// Requests the lease on `tenant` for `time`, as `owner`, an id that no other work uses. Returns the guard and the
-    /// record, or the remaining time if another owner holds the lease.
+    /// Requests the lease on `tenant` for `time`, as `owner`, an id that no other work uses.
     pub(super) async fn take(
         catalog: &Arc<CachedCatalog>,
         tenant: &TenantId,
         owner: &str,
         time: Duration,
-    ) -> Result<Result<(Self, Record), Duration>, Error> {
+    ) -> Result<Taken, Error> {
         let (asked, known_at) = (Instant::now(), catalog.entries.stamp());
         match catalog.lease(tenant, owner, time).await? {
-            Leased::Held(left) => Ok(Err(left)),
+            Leased::Held(left) => Ok(Taken::HeldFor(left)),
             Leased::Granted(lease, record) => {
-                let claim = Self {
+                let guard = Self {
                     catalog: Arc::clone(catalog),
                     lease,
                     time,
@@ -95,7 +102,7 @@ impl LeaseGuard {
                     known_at: Mutex::new(known_at),
                     runtime: Handle::current(),
                 };
-                Ok(Ok((claim, *record)))
+                Ok(Taken::Lease(Arc::new(guard), record))
             }
         }
     }
@@ -176,12 +183,23 @@ impl LeaseGuard {
     }
 
     /// Writes `record`, and repeats the write while the catalog is down and the lease is held.
-    pub(crate) async fn write(
+    pub(super) async fn write(
         &self,
         record: &Record,
         progress: &Progress,
     ) -> Result<(), LeaseError> {
         self.write_then(record, AfterWrite::Keep, progress).await
+    }
+
+    /// Writes `record` once, where the work can do without the write. A lost lease ends the work soon.
+    pub(super) async fn try_write(&self, record: &Record) {
+        let written = self
+            .catalog
+            .write(&self.lease, record, AfterWrite::Keep)
+            .await;
+        if let Ok(Some(stamp)) = written {
+            *lock(&self.known_at) = stamp;
+        }
     }
 
     /// Writes `record`, and gives the lease back with the same write.
@@ -223,7 +241,7 @@ impl Drop for LeaseGuard {
                 tracing::debug!(
                     tenant = lease.tenant.as_str(),
                     %err,
-                    "a lease could not be given back; it runs out by itself"
+                    "a lease could not be released; it expires by itself"
                 );
             }
         });
@@ -242,13 +260,16 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    async fn claim(catalog: &Arc<CachedCatalog>) -> Result<LeaseGuard, Duration> {
+    async fn take(catalog: &Arc<CachedCatalog>) -> Option<Arc<LeaseGuard>> {
         let acme = TenantId::parse("acme").unwrap();
         let owner = uuid::Uuid::new_v4().to_string();
         let taken = LeaseGuard::take(catalog, &acme, &owner, 3 * SECOND)
             .await
             .unwrap();
-        taken.map(|(claim, _)| claim)
+        match taken {
+            Taken::Lease(lease, _) => Some(lease),
+            Taken::HeldFor(_) => None,
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -257,18 +278,18 @@ mod tests {
             Arc::new(Memory::new()),
             &Config::default(),
         ));
-        let ours = claim(&catalog).await.unwrap();
+        let ours = take(&catalog).await.unwrap();
         let work = async {
             for _ in 0..60 {
                 sleep(SECOND).await;
-                assert!(claim(&catalog).await.is_err(), "it is ours");
+                assert!(take(&catalog).await.is_none(), "it is ours");
             }
             Ok(())
         };
         assert!(ours.run(work).await.is_ok());
         drop(ours);
         tokio::task::yield_now().await;
-        assert!(claim(&catalog).await.is_ok());
+        assert!(take(&catalog).await.is_some());
     }
 
     #[tokio::test(start_paused = true)]
@@ -277,7 +298,7 @@ mod tests {
             Arc::new(Memory::new()),
             &Config::default(),
         ));
-        let (ours, sent) = (claim(&catalog).await.unwrap(), AtomicBool::new(false));
+        let (ours, sent) = (take(&catalog).await.unwrap(), AtomicBool::new(false));
         let work = async {
             tokio::time::advance(4 * SECOND).await;
             sent.store(true, Relaxed);
@@ -293,7 +314,7 @@ mod tests {
             Arc::new(Memory::new()),
             &Config::default(),
         ));
-        let ours = claim(&catalog).await.unwrap();
+        let ours = take(&catalog).await.unwrap();
         let progress = Progress::new(crate::model::error::Stage::Provision, 60 * SECOND);
         let found = catalog.read_record(&TenantId::parse("acme").unwrap()).await;
         let record = found.unwrap().unwrap();

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Most reads of the catalog for one lookup. A read is repeated if its answer was out of date on arrival.
-const TURNS: u32 = 3;
+const MOST_READS: u32 = 3;
 /// Longest time for reading one password from the control plane.
 const PASSWORD_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -36,14 +36,14 @@ pub(crate) enum LookupOutcome {
 }
 
 /// The answer that a record gives by itself.
-enum Told {
+enum RecordAnswer {
     Outcome(Result<LookupOutcome, Error>),
     /// The tenant may be used, and its password has to be read from the control plane.
     WithoutPassword(Box<Record>),
 }
 
 /// The answer of a record, and whether it is the newest: no newer one is cached or has to be read.
-type Applied = (Told, bool);
+type Applied = (RecordAnswer, bool);
 
 impl ProvisionEngine {
     /// Returns the endpoint of `tenant` if it has a database, or an error if it must not be used. Answers from the
@@ -66,10 +66,10 @@ impl ProvisionEngine {
             Some(Entry::Known(known)) => Some(known),
             None => None,
         };
-        if let Some(known) = known.as_ref().filter(|known| !known.is_untrusted) {
+        if let Some(known) = known.as_ref().filter(|known| !known.freshness.is_untrusted) {
             return Ok(Some(self.hit(tenant, known)));
         }
-        let _under_way = self.catalog.lookups.try_enter()?;
+        let _permit = self.catalog.lookups.try_enter()?;
         match (self.lookup_uncached(tenant).await, known) {
             (Ok(LookupOutcome::At(endpoint)), _) => Ok(Some(endpoint)),
             (Ok(LookupOutcome::Unfinished | LookupOutcome::Unknown), _) => Ok(None),
@@ -83,7 +83,7 @@ impl ProvisionEngine {
     }
 
     /// Returns whether the database of `tenant` was begun and not finished, by the catalog's last answer.
-    pub(crate) fn is_unfinished(&self, tenant: &TenantId) -> bool {
+    pub(super) fn is_unfinished(&self, tenant: &TenantId) -> bool {
         let entry = self.catalog.entries.get(tenant);
         matches!(entry, Some(Entry::Denied(denied)) if matches!(denied.denial, Denial::Unfinished))
     }
@@ -91,16 +91,16 @@ impl ProvisionEngine {
     fn hit(&self, tenant: &TenantId, known: &Known) -> Arc<Endpoint> {
         let CachedCatalog { entries, stats, .. } = &*self.catalog;
         count(&stats.hits);
-        if entries.is_expired(known) {
+        if entries.is_expired(&known.freshness) {
             count(&stats.stale);
             self.catalog.refresh_if_stale(tenant);
         }
         Arc::clone(&known.endpoint)
     }
 
-    /// Returns whether a pool at `endpoint`, which was looked up after `asked`, agrees with the entry of `tenant`.
+    /// Returns whether a pool at `endpoint`, which was looked up after `asked_at`, agrees with the entry of `tenant`.
     /// Without an entry it agrees unless a change was reported since.
-    pub(crate) fn agrees(&self, tenant: &TenantId, endpoint: &Endpoint, asked: Stamp) -> bool {
+    pub(crate) fn agrees(&self, tenant: &TenantId, endpoint: &Endpoint, asked_at: Stamp) -> bool {
         let entries = &self.catalog.entries;
         match entries.get(tenant) {
             Some(Entry::Known(known)) => *known.endpoint == *endpoint,
@@ -108,23 +108,25 @@ impl ProvisionEngine {
                 Denial::Unknown(_) | Denial::Broken(_) => true,
                 Denial::Unfinished | Denial::Refused(_) => false,
             },
-            None => entries.is_unchanged_since(tenant, asked),
+            None => entries.is_unchanged_since(tenant, asked_at),
         }
     }
 
     /// Reads the endpoint of `tenant` from the catalog, whatever its entry says, and stores the answer as the entry.
     /// The password may have to be read from the control plane.
     pub(super) async fn lookup_uncached(&self, tenant: &TenantId) -> Result<LookupOutcome, Error> {
-        let mut turns = 0;
+        let mut reads = 0;
         loop {
-            turns += 1;
-            let asked = self.catalog.entries.stamp();
-            let (told, newest) = self.read_and_cache(tenant, asked).await?;
-            let (outcome, newest) = match told {
-                Told::Outcome(outcome) => (outcome, newest),
-                Told::WithoutPassword(record) => self.with_password(tenant, asked, &record).await,
+            reads += 1;
+            let asked_at = self.catalog.entries.stamp();
+            let (answer, newest) = self.read_and_cache(tenant, asked_at).await?;
+            let (outcome, newest) = match answer {
+                RecordAnswer::Outcome(outcome) => (outcome, newest),
+                RecordAnswer::WithoutPassword(record) => {
+                    self.with_password(tenant, asked_at, &record).await
+                }
             };
-            if newest || turns == TURNS {
+            if newest || reads == MOST_READS {
                 return outcome;
             }
         }
@@ -132,59 +134,98 @@ impl ProvisionEngine {
 
     /// Reads the record of `tenant` again, and asks no control plane: the next lookup does that if a password is
     /// missing.
-    pub(crate) async fn refresh_entry(&self, tenant: &TenantId) -> Result<(), Error> {
-        for _ in 0..TURNS {
-            let asked = self.catalog.entries.stamp();
-            let (told, mut newest) = self.read_and_cache(tenant, asked).await?;
-            if let Told::WithoutPassword(record) = told {
-                let entries = &self.catalog.entries;
-                newest = entries.mark_moved(tenant, asked, record.generation);
-            }
-            if newest {
+    async fn refresh_entry(&self, tenant: &TenantId) -> Result<(), Error> {
+        for _ in 0..MOST_READS {
+            let asked_at = self.catalog.entries.stamp();
+            let read = self.catalog.read_record(tenant).await;
+            if self.refresh_with(tenant, asked_at, read)? {
                 break;
             }
         }
         Ok(())
     }
 
+    /// Reads the records of `tenants` again with one call, as [`refresh_entry`](Self::refresh_entry) does.
+    pub(crate) async fn refresh_entries(&self, tenants: &[TenantId]) -> Result<(), Error> {
+        match tenants {
+            [] => return Ok(()),
+            [tenant] => return self.refresh_entry(tenant).await,
+            _ => {}
+        }
+        let asked_at = self.catalog.entries.stamp();
+        let answers = self.catalog.read_records(tenants).await?;
+        for (tenant, read) in tenants.iter().zip(answers) {
+            if !self.refresh_with(tenant, asked_at, read)? {
+                self.refresh_entry(tenant).await?; // it has changed under way
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores what was read of `tenant`. Returns whether it is the newest.
+    fn refresh_with(
+        &self,
+        tenant: &TenantId,
+        asked_at: Stamp,
+        read: Result<Option<Record>, Error>,
+    ) -> Result<bool, Error> {
+        match self.apply(tenant, asked_at, read)? {
+            (RecordAnswer::WithoutPassword(record), _) => {
+                let entries = &self.catalog.entries;
+                Ok(entries.mark_moved(tenant, asked_at, record.generation))
+            }
+            (RecordAnswer::Outcome(_), newest) => Ok(newest),
+        }
+    }
+
     /// Reads the record of `tenant`. Returns an error only if the catalog failed.
-    async fn read_and_cache(&self, tenant: &TenantId, asked: Stamp) -> Result<Applied, Error> {
-        match self.catalog.read_record(tenant).await {
-            Ok(Some(record)) => Ok(self.apply_record(tenant, asked, record)),
-            Ok(None) => Ok(self.apply_missing(tenant, asked)),
+    async fn read_and_cache(&self, tenant: &TenantId, asked_at: Stamp) -> Result<Applied, Error> {
+        let read = self.catalog.read_record(tenant).await;
+        self.apply(tenant, asked_at, read)
+    }
+
+    fn apply(
+        &self,
+        tenant: &TenantId,
+        asked_at: Stamp,
+        read: Result<Option<Record>, Error>,
+    ) -> Result<Applied, Error> {
+        match read {
+            Ok(Some(record)) => Ok(self.apply_record(tenant, asked_at, record)),
+            Ok(None) => Ok(self.apply_missing(tenant, asked_at)),
             Err(err) if err.kind() == ErrorKind::BadRecord => {
-                Ok(self.apply_broken(tenant, asked, err))
+                Ok(self.apply_broken(tenant, asked_at, err))
             }
             Err(err) => Err(err),
         }
     }
 
-    fn apply_record(&self, tenant: &TenantId, asked: Stamp, record: Record) -> Applied {
+    fn apply_record(&self, tenant: &TenantId, asked_at: Stamp, record: Record) -> Applied {
         let entries = &self.catalog.entries;
         let generation = Some(record.generation);
         let refusal = match record.state {
-            State::Ready => return self.apply_ready(tenant, asked, record),
+            State::Ready => return self.apply_ready(tenant, asked_at, record),
             State::Claimed | State::Creating | State::Preparing => {
                 let denial = Denial::Unfinished;
-                let newest = entries.insert_denial(tenant, asked, generation, denial);
-                return (Told::Outcome(Ok(LookupOutcome::Unfinished)), newest);
+                let newest = entries.insert_denial(tenant, asked_at, generation, denial);
+                return (RecordAnswer::Outcome(Ok(LookupOutcome::Unfinished)), newest);
             }
             State::Held => cached::held(),
             State::Deleting | State::Deleted => cached::deleted(),
         };
         let denial = Denial::Refused(refusal.clone());
-        let newest = entries.insert_denial(tenant, asked, generation, denial);
-        (Told::Outcome(Err(refusal)), newest)
+        let newest = entries.insert_denial(tenant, asked_at, generation, denial);
+        (RecordAnswer::Outcome(Err(refusal)), newest)
     }
 
-    fn apply_ready(&self, tenant: &TenantId, asked: Stamp, record: Record) -> Applied {
+    fn apply_ready(&self, tenant: &TenantId, asked_at: Stamp, record: Record) -> Applied {
         let stored = |endpoint: &Endpoint| !endpoint.password.expose().is_empty();
         let endpoint = match (&record.endpoint, &record.placement) {
             (None, _) | (_, None) => Err(no_endpoint()),
             (Some(endpoint), _) if stored(endpoint) => Ok(Arc::new(endpoint.clone())),
             (Some(_), _) => match self.remembered(tenant, &record) {
                 Some(endpoint) => Ok(endpoint),
-                None => return (Told::WithoutPassword(Box::new(record)), true),
+                None => return (RecordAnswer::WithoutPassword(Box::new(record)), true),
             },
         };
         let checked = endpoint.and_then(|mut endpoint| {
@@ -197,10 +238,13 @@ impl ProvisionEngine {
             Ok(endpoint) => {
                 let generation = Some(record.generation);
                 let entries = &self.catalog.entries;
-                let newest = entries.insert_known(tenant, asked, generation, &endpoint);
-                (Told::Outcome(Ok(LookupOutcome::At(endpoint))), newest)
+                let newest = entries.insert_known(tenant, asked_at, generation, &endpoint);
+                (
+                    RecordAnswer::Outcome(Ok(LookupOutcome::At(endpoint))),
+                    newest,
+                )
             }
-            Err(err) => self.apply_broken(tenant, asked, err),
+            Err(err) => self.apply_broken(tenant, asked_at, err),
         }
     }
 
@@ -210,18 +254,18 @@ impl ProvisionEngine {
         let Some(Entry::Known(known)) = self.catalog.entries.get(tenant) else {
             return None;
         };
-        let is_same = match known.generation {
+        let is_same = match known.freshness.generation {
             Some(generation) => generation == record.generation,
             None => self.is_same(record, &known.endpoint),
         };
-        (is_same && !known.is_untrusted).then_some(known.endpoint)
+        (is_same && !known.freshness.is_untrusted).then_some(known.endpoint)
     }
 
     /// Reads the password that belongs to a record from the control plane.
     async fn with_password(
         &self,
         tenant: &TenantId,
-        asked: Stamp,
+        asked_at: Stamp,
         record: &Record,
     ) -> (Result<LookupOutcome, Error>, bool) {
         let progress = Progress::new(Stage::Lookup, PASSWORD_TIMEOUT);
@@ -235,7 +279,7 @@ impl ProvisionEngine {
             Ok(endpoint) => {
                 let (endpoint, generation) = (Arc::new(endpoint), Some(record.generation));
                 let entries = &self.catalog.entries;
-                let newest = entries.insert_known(tenant, asked, generation, &endpoint);
+                let newest = entries.insert_known(tenant, asked_at, generation, &endpoint);
                 (Ok(LookupOutcome::At(endpoint)), newest)
             }
             Err(err) => {
@@ -243,7 +287,7 @@ impl ProvisionEngine {
                 let is_wrong = err.kind() == ErrorKind::Misconfigured;
                 if is_wrong || is_about_record(err.kind()) {
                     let entries = &self.catalog.entries;
-                    entries.insert_broken(tenant, asked, err.clone());
+                    entries.insert_broken(tenant, asked_at, err.clone());
                 }
                 (Err(err), true)
             }
@@ -252,30 +296,31 @@ impl ProvisionEngine {
 
     /// Handles a missing record. A cached tenant keeps being served: if its record vanished, others probably did too,
     /// and new databases for all of them would make the loss worse.
-    fn apply_missing(&self, tenant: &TenantId, asked: Stamp) -> Applied {
+    fn apply_missing(&self, tenant: &TenantId, asked_at: Stamp) -> Applied {
         let entries = &self.catalog.entries;
         if let Some((endpoint, is_news)) = entries.mark_missing(tenant) {
             if is_news {
                 tracing::error!(
                     tenant = tenant.as_str(),
-                    "the catalog has no record of a tenant that was known; it is still served. Was the catalog restored?"
+                    "the catalog has lost the record of a tenant, which is still served. Was the catalog restored?"
                 );
             }
-            return (Told::Outcome(Ok(LookupOutcome::At(endpoint))), true);
+            return (RecordAnswer::Outcome(Ok(LookupOutcome::At(endpoint))), true);
         }
         if entries.was_refused(tenant) {
-            let message = "the catalog has lost its record of the tenant, which cannot be served and is not created \
-                           anew; see whether the catalog was restored, then provision or import it";
-            return self.apply_broken(tenant, asked, Error::new(ErrorKind::BadRecord, message));
+            let message = "the catalog has lost its record of the tenant, so the tenant is not served, and no new \
+                           database is created for it; check whether the catalog was restored from a backup, then \
+                           provision or import the tenant";
+            return self.apply_broken(tenant, asked_at, Error::new(ErrorKind::BadRecord, message));
         }
-        let newest = entries.insert_denial(tenant, asked, None, Denial::Unknown(None));
-        (Told::Outcome(Ok(LookupOutcome::Unknown)), newest)
+        let newest = entries.insert_denial(tenant, asked_at, None, Denial::Unknown(None));
+        (RecordAnswer::Outcome(Ok(LookupOutcome::Unknown)), newest)
     }
 
-    fn apply_broken(&self, tenant: &TenantId, asked: Stamp, err: Error) -> Applied {
+    fn apply_broken(&self, tenant: &TenantId, asked_at: Stamp, err: Error) -> Applied {
         let entries = &self.catalog.entries;
-        let newest = entries.insert_broken(tenant, asked, err.clone());
-        (Told::Outcome(Err(err)), newest)
+        let newest = entries.insert_broken(tenant, asked_at, err.clone());
+        (RecordAnswer::Outcome(Err(err)), newest)
     }
 
     /// Caches the endpoint of `tenant` after its database was created or adopted.
@@ -292,20 +337,20 @@ impl ProvisionEngine {
         endpoint
     }
 
-    /// Caches the refusal of `tenant` that was found after `asked`.
-    pub(super) fn remember_refusal(&self, tenant: &TenantId, asked: Stamp, err: &Error) {
+    /// Caches the refusal of `tenant` that was found after `asked_at`.
+    pub(super) fn remember_refusal(&self, tenant: &TenantId, asked_at: Stamp, err: &Error) {
         let entries = &self.catalog.entries;
         match err.kind() {
             ErrorKind::Deleted | ErrorKind::Held => {
                 let denial = Denial::Refused(err.clone());
-                entries.insert_denial(tenant, asked, Some(0), denial);
+                entries.insert_denial(tenant, asked_at, Some(0), denial);
             }
             ErrorKind::UnknownTenant => {
                 let denial = Denial::Unknown(Some(err.clone()));
-                entries.insert_denial(tenant, asked, None, denial);
+                entries.insert_denial(tenant, asked_at, None, denial);
             }
             kind if is_about_record(kind) => {
-                entries.insert_broken(tenant, asked, err.clone());
+                entries.insert_broken(tenant, asked_at, err.clone());
             }
             _ => {}
         }
@@ -319,7 +364,7 @@ impl ProvisionEngine {
         limit: usize,
     ) -> Result<(u64, Option<TenantId>), Error> {
         let entries = &self.catalog.entries;
-        let asked = entries.stamp();
+        let asked_at = entries.stamp();
         let page = self.catalog.list(after, limit).await?;
         let last = page.last().map(|record| record.tenant.clone());
         let mut remembered = 0;
@@ -330,8 +375,7 @@ impl ProvisionEngine {
             };
             // A record without a password would take a call of the control plane.
             if !endpoint.password.expose().is_empty() && endpoint.check().is_ok() {
-                let endpoint = Arc::new(endpoint);
-                let newest = entries.insert_known(&tenant, asked, Some(generation), &endpoint);
+                let newest = entries.insert_known(&tenant, asked_at, Some(generation), &endpoint);
                 remembered += u64::from(newest);
             }
         }
@@ -348,6 +392,6 @@ fn is_about_record(kind: ErrorKind) -> bool {
 
 /// Returns the error for a record that is ready but lacks its endpoint or its project.
 pub(super) fn no_endpoint() -> Error {
-    let message = "the catalog's record says neither where the tenant lives nor in which project";
+    let message = "the catalog's record lacks the tenant's endpoint or its project";
     Error::new(ErrorKind::BadRecord, message)
 }

@@ -51,14 +51,16 @@ impl Policy {
             Self::OnFirstAccess => Ok(usual.clone()),
             Self::Explicit if begun => Ok(usual.clone()),
             Self::Explicit => Err(unknown(
-                "no such tenant, and no access creates one; create it with `Fleet::provision`, or name a policy by \
-                 which an access does: `Provisioner::decide` or `on_first_access`",
+                "no such tenant, and no policy creates it on access; create it with `Fleet::provision`, or set a \
+                 policy: `Provisioner::decide` or `on_first_access`",
             )),
             Self::Ask(decide) => match decide(tenant.clone()).await {
                 Ok(Decision::Create(plan)) => Ok(plan),
-                Ok(Decision::Refuse) => Err(unknown("no such tenant, and it is not to be created")),
+                Ok(Decision::Refuse) => Err(unknown(
+                    "no such tenant, and the policy of the application does not create it",
+                )),
                 Err(err) => {
-                    let message = "the application could not decide whether to create the tenant";
+                    let message = "the policy of the application failed to decide whether to create the tenant";
                     Err(Error::new(ErrorKind::Catalog, message).with_source(err))
                 }
             },

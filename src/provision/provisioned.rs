@@ -3,7 +3,7 @@
 /// The outcome of an order for a tenant's database. Returned by
 /// [`Fleet::provision_with`](crate::Fleet::provision_with).
 #[derive(Clone, Debug, Eq, PartialEq)]
-#[must_use = "a tenant that has a database keeps the plan that it has"]
+#[must_use = "a tenant that already has a database keeps its plan"]
 #[non_exhaustive]
 pub enum Provisioned {
     /// This call created the database, by the plan that it was given.

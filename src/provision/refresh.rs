@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, sync::Arc};
 
-use super::{LeaseError, ProvisionEngine};
+use super::{LeaseError, ProvisionEngine, Taken};
 use crate::{
     catalog::{Record, State, cached::Stamp},
     control_plane::Database,
@@ -23,7 +23,7 @@ impl ProvisionEngine {
     /// Reads the endpoint of the published database of `tenant` from the control plane, and writes it to the record.
     /// Returns `None` if the database is gone. The request names the project's id, so no other database can be taken
     /// for it.
-    pub(crate) async fn refresh(
+    pub(super) async fn reread_from_control_plane(
         &self,
         tenant: &TenantId,
         progress: &Progress,
@@ -38,10 +38,10 @@ impl ProvisionEngine {
         };
         let login = endpoint.login();
         let recovery = progress.of(Class::Recovery);
-        let asked = self
+        let request = self
             .control_plane
             .database(project, Some(&login), &recovery);
-        let Some(now) = asked.await? else {
+        let Some(now) = request.await? else {
             return Ok(None);
         };
         let endpoint = Arc::new(Endpoint {
@@ -59,7 +59,7 @@ impl ProvisionEngine {
         Ok(Some(endpoint))
     }
 
-    /// Compares the endpoint in the record of `tenant` with the control plane's. If they differ and `mend` is set,
+    /// Compares the endpoint in the record of `tenant` with the control plane's. If they differ and `repair` is set,
     /// repairs the record.
     pub(crate) async fn compare(
         &self,
@@ -76,8 +76,8 @@ impl ProvisionEngine {
             return Ok(Compared::Same);
         };
         let login = endpoint.login();
-        let asked = self.control_plane.database(project, Some(&login), progress);
-        let Some(now) = asked.await? else {
+        let request = self.control_plane.database(project, Some(&login), progress);
+        let Some(now) = request.await? else {
             return Ok(Compared::Same); // gone, which `Fleet::reconcile` reports as `Missing`
         };
         if self.is_same(&record, &now.endpoint) {
@@ -113,14 +113,13 @@ impl ProvisionEngine {
         now: Database,
         progress: &Progress,
     ) -> Result<Option<Stamp>, Error> {
-        let Ok((lease, mut record)) = self.try_take_lease(tenant, progress).await? else {
+        let Taken::Lease(lease, mut record) = self.try_take_lease(tenant, progress).await? else {
             return Ok(None);
         };
         if record.state != State::Ready || record.project() != Some(project) {
             return Ok(None);
         }
-        record.endpoint = Some(now.endpoint);
-        record.placement = Some(now.placement);
+        record.set_database(now.placement, now.endpoint);
         match lease.write_last(&self.kept(&record), progress).await {
             Ok(()) => Ok(Some(lease.known_at())),
             Err(LeaseError::Lost) => Ok(None),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{LeaseError, ProvisionEngine, job::ProvisionJob};
+use super::{LeaseError, ProvisionEngine, Taken, job::ProvisionJob};
 use crate::{
     catalog::{Record, State},
     model::{error::Error, tenant::TenantId},
@@ -43,12 +43,12 @@ impl ProvisionEngine {
             Some(record) if record.is_unfinished() => {}
             Some(_) | None => return Ok(Resumed::LeftAlone),
         }
-        let Ok((lease, record)) = self.try_take_lease(tenant, progress).await? else {
+        let Taken::Lease(lease, record) = self.try_take_lease(tenant, progress).await? else {
             return Ok(Resumed::LeftAlone);
         };
-        let work = self.job(&lease, tenant, progress, stats);
-        let settled = lease.run(work.resume_record(record)).await;
-        Ok(LeaseError::unless_lost(settled)?.unwrap_or(Resumed::LeftAlone))
+        let job = self.job(&lease, tenant, progress, stats);
+        let resumed = lease.run(job.resume_record(*record)).await;
+        Ok(LeaseError::unless_lost(resumed)?.unwrap_or(Resumed::LeftAlone))
     }
 }
 
@@ -57,7 +57,7 @@ impl ProvisionJob<'_> {
         if matches!(record.state, State::Claimed | State::Creating) {
             match self.find(&record).await? {
                 Some(database) => {
-                    let plan = &self.on.settings.plan;
+                    let plan = &self.engine.settings.plan;
                     self.adopt(&mut record, database, plan).await?;
                 }
                 None if record.is_in_doubt() => return Ok(Resumed::InDoubt),

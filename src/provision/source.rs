@@ -23,7 +23,7 @@ use crate::{
 /// The source of tenants' endpoints.
 pub(crate) enum Source {
     /// The application's own table.
-    Lookup(OwnLookup),
+    Lookup(AppLookup),
     /// Records that the router keeps itself. Missing databases can be created.
     Provisioning(Box<ProvisionEngine>),
 }
@@ -41,31 +41,32 @@ pub(crate) enum OnMissing {
 }
 
 /// The application's own table, and the limit on simultaneous lookups.
-pub(crate) struct OwnLookup {
+pub(crate) struct AppLookup {
     lookup: Box<dyn AnyLookup>,
     limit: LookupLimit,
 }
 
 /// A tenant's endpoint, and how reliable it is.
 #[derive(Debug)]
-pub(crate) struct Located {
+pub(crate) struct FoundEndpoint {
     pub(crate) endpoint: Arc<Endpoint>,
-    /// `true` if the answer comes from the authority, so that asking again would give the same one.
-    pub(crate) fresh: bool,
+    /// `true` if the answer comes from the authority (the application's own table, or Neon), so that another lookup now
+    /// would return the same.
+    pub(crate) is_authoritative: bool,
     /// `true` if this call created or adopted the database.
     pub(crate) created: bool,
 }
 
-impl OwnLookup {
+impl AppLookup {
     pub(crate) fn new(lookup: Box<dyn AnyLookup>, config: &Config) -> Self {
         let limit = LookupLimit::new(config);
         Self { lookup, limit }
     }
 
     async fn lookup(&self, tenant: &TenantId) -> Result<Option<Arc<Endpoint>>, Error> {
-        let _under_way = self.limit.try_enter()?;
-        let known = self.lookup.lookup(tenant).await.map_err(lookup_failed)?;
-        Ok(known.map(Arc::new))
+        let _permit = self.limit.try_enter()?;
+        let found = self.lookup.lookup(tenant).await.map_err(lookup_failed)?;
+        Ok(found.map(Arc::new))
     }
 }
 
@@ -75,24 +76,26 @@ impl Source {
         &self,
         tenant: &TenantId,
         stats: &Stats,
-    ) -> Result<Option<Located>, Error> {
+    ) -> Result<Option<FoundEndpoint>, Error> {
         count(&stats.lookups);
         let began = Instant::now();
-        let (known, fresh) = match self {
-            Self::Lookup(own) => (own.lookup(tenant).await, true),
-            // Records hold an earlier answer of Neon, which is the authority.
-            Self::Provisioning(provisioning) => (provisioning.lookup_cached(tenant).await, false),
+        let (found, is_authoritative) = match self {
+            Self::Lookup(app) => (app.lookup(tenant).await, true),
+            // Reads the catalog if no entry is cached. Even so a record only holds an earlier answer of Neon.
+            Self::Provisioning(engine) => (engine.lookup_cached(tenant).await, false),
         };
-        let known = known.map_err(|err| err.with_stage(Stage::Lookup));
+        let found = found.map_err(|err| err.with_stage(Stage::Lookup));
         let (tenant, elapsed) = (tenant.as_str(), began.elapsed());
-        let code = known.as_ref().err().map(|err| err.kind().code());
-        let is_known = known.as_ref().ok().map(Option::is_some);
+        let code = found.as_ref().err().map(|err| err.kind().code());
+        let is_known = found.as_ref().ok().map(Option::is_some);
         tracing::debug!(tenant, ?elapsed, known = is_known, code, "lookup");
-        let known = known?;
-        known.as_ref().map_or(Ok(()), |endpoint| endpoint.check())?;
-        Ok(known.map(|endpoint| Located {
+        let endpoint = found?;
+        endpoint
+            .as_ref()
+            .map_or(Ok(()), |endpoint| endpoint.check())?;
+        Ok(endpoint.map(|endpoint| FoundEndpoint {
             endpoint,
-            fresh,
+            is_authoritative,
             created: false,
         }))
     }
@@ -105,33 +108,36 @@ impl Source {
         on_missing: OnMissing,
         progress: &Progress,
         stats: &Stats,
-    ) -> Result<Option<Located>, Error> {
+    ) -> Result<Option<FoundEndpoint>, Error> {
         let known = self.lookup(tenant, stats).await?;
         if known.is_some() {
             return Ok(known);
         }
         match (self, on_missing) {
             (_, OnMissing::Ignore) => Ok(None),
-            (Self::Lookup(_), _) => Err(missing()),
-            (Self::Provisioning(on), OnMissing::Finish) => {
-                if !on.is_unfinished(tenant) {
+            (Self::Lookup(_), _) => Err(unknown_tenant()),
+            (Self::Provisioning(engine), OnMissing::Finish) => {
+                if !engine.is_unfinished(tenant) {
                     return Ok(None);
                 }
-                match create(on, tenant, &CreateReason::Finish, progress, stats).await {
+                match create(engine, tenant, &CreateReason::Finish, progress, stats).await {
+                    // No error: a caller in this flight with `AskPolicy` starts another flight.
                     Err(err) if err.kind() == ErrorKind::UnknownTenant => Ok(None),
                     finished => finished.map(Some),
                 }
             }
-            (Self::Provisioning(on), OnMissing::AskPolicy) => {
-                let asked = on.catalog.entries.stamp();
-                let created = create(on, tenant, &CreateReason::Access, progress, stats).await;
-                let created = created.inspect_err(|err| on.remember_refusal(tenant, asked, err));
+            (Self::Provisioning(engine), OnMissing::AskPolicy) => {
+                let asked_at = engine.catalog.entries.stamp();
+                let created = create(engine, tenant, &CreateReason::Access, progress, stats).await;
+                let created =
+                    created.inspect_err(|err| engine.remember_refusal(tenant, asked_at, err));
                 created.map(Some)
             }
         }
     }
 
-    /// Looks up the present endpoint of a tenant that cannot be reached at `known`. Creates nothing.
+    /// Looks up the present endpoint of a tenant that cannot be reached at `known`. Returns `None` if the tenant has no
+    /// database, or an unfinished one, as far as the catalog and Neon know. Creates nothing.
     pub(crate) async fn relocate(
         &self,
         tenant: &TenantId,
@@ -139,14 +145,15 @@ impl Source {
         progress: &Progress,
         stats: &Stats,
     ) -> Result<Option<Arc<Endpoint>>, Error> {
-        let Self::Provisioning(provisioning) = self else {
+        let Self::Provisioning(engine) = self else {
             let now = self.lookup(tenant, stats).await?;
-            return now.map(|it| Some(it.endpoint)).ok_or_else(missing);
+            return now.map(|it| Some(it.endpoint)).ok_or_else(unknown_tenant);
         };
         count(&stats.lookups);
-        match provisioning.lookup_uncached(tenant).await? {
+        match engine.lookup_uncached(tenant).await? {
+            // Neon may know another endpoint than the catalog. If so, this also repairs the record.
             LookupOutcome::At(same) if same.is_same_place(known) => {
-                provisioning.refresh(tenant, progress).await
+                engine.reread_from_control_plane(tenant, progress).await
             }
             LookupOutcome::At(now) => Ok(Some(now)),
             LookupOutcome::Unfinished | LookupOutcome::Unknown => Ok(None),
@@ -157,58 +164,61 @@ impl Source {
     pub(crate) fn catalog(&self) -> Option<&CachedCatalog> {
         match self {
             Self::Lookup(_) => None,
-            Self::Provisioning(provisioning) => Some(&provisioning.catalog),
+            Self::Provisioning(engine) => Some(&engine.catalog),
         }
     }
 
-    /// Returns the present stamp, if the router keeps its own catalog.
+    /// Returns the stamp of this moment in the order of all changes of cached entries; `None` if the application has
+    /// its own table.
     pub(crate) fn stamp(&self) -> Option<Stamp> {
         self.catalog().map(|catalog| catalog.entries.stamp())
     }
 
-    /// Returns whether a pool at `endpoint`, which was looked up after `asked`, agrees with what the router knows of
-    /// `tenant` now.
+    /// Returns whether `endpoint`, which was looked up after `asked_at`, agrees with what the router knows of `tenant`
+    /// now. If it does not, the endpoint changed during the lookup.
     pub(crate) fn agrees(
         &self,
         tenant: &TenantId,
         endpoint: &Endpoint,
-        asked: Option<Stamp>,
+        asked_at: Option<Stamp>,
     ) -> bool {
-        match (self, asked) {
-            (Self::Provisioning(it), Some(asked)) => it.agrees(tenant, endpoint, asked),
+        match (self, asked_at) {
+            (Self::Provisioning(it), Some(asked_at)) => it.agrees(tenant, endpoint, asked_at),
             _ => true,
         }
     }
 }
 
+/// Creates the database of `tenant`, or finds it again, and caches its endpoint.
 async fn create(
-    on: &ProvisionEngine,
+    engine: &ProvisionEngine,
     tenant: &TenantId,
-    demand: &CreateReason,
+    reason: &CreateReason,
     progress: &Progress,
     stats: &Stats,
-) -> Result<Located, Error> {
-    let created = on.provision(tenant, demand, progress, stats);
+) -> Result<FoundEndpoint, Error> {
+    let created = engine.provision(tenant, reason, progress, stats);
     let published = created.await.inspect_err(|err| {
         let (id, elapsed) = (tenant.as_str(), progress.elapsed());
         tracing::debug!(tenant = id, ?elapsed, code = err.kind().code(), %err, "provision");
     })?;
-    let endpoint = on.remember_new(tenant, published);
-    Ok(Located {
+    let endpoint = engine.remember_new(tenant, published);
+    Ok(FoundEndpoint {
         endpoint,
-        fresh: true,
+        is_authoritative: true,
         created: true,
     })
 }
 
 /// Returns the error for a call that may not create a missing database.
 pub(crate) fn not_created() -> Error {
-    let message = "no such tenant, and a request creates none; create it with `Fleet::provision`, or let requests do \
-                   it: `Tenants::on_first_access`, and a policy of the provisioner";
+    let message = "no such tenant, and requests do not create tenants; create it with `Fleet::provision`, or let \
+                   requests create it: set `Tenants::on_first_access`, and a policy of the provisioner";
     Error::new(ErrorKind::UnknownTenant, message).with_stage(Stage::Lookup)
 }
 
-fn missing() -> Error {
+/// Returns the error for a tenant that the application's own table does not have.
+fn unknown_tenant() -> Error {
     let message = "no such tenant; its entry is missing in the catalog";
     Error::new(ErrorKind::UnknownTenant, message).with_stage(Stage::Lookup)
 }

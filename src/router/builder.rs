@@ -17,8 +17,9 @@ use crate::{
     pool::shared::Shared,
     provision::{
         Provisioner,
-        source::{OwnLookup, Source},
+        source::{AppLookup, Source},
     },
+    schema::{CheckedSchema, Schema},
 };
 
 /// Builds a [`TenantRouter`]. Nothing is checked before [`build`](Self::build), and no setter panics.
@@ -26,6 +27,7 @@ use crate::{
 pub struct RouterBuilder {
     source: Unchecked,
     config: Config,
+    schema: Option<Schema>,
     pipes: Option<Pipes>,
 }
 
@@ -39,6 +41,7 @@ impl RouterBuilder {
         Self {
             source: Unchecked::Lookup(Box::new(lookup)),
             config: Config::default(),
+            schema: None,
             pipes: None,
         }
     }
@@ -47,6 +50,7 @@ impl RouterBuilder {
         Self {
             source: Unchecked::Provisioner(Box::new(provisioner)),
             config: Config::default(),
+            schema: None,
             pipes: None,
         }
     }
@@ -190,7 +194,8 @@ impl RouterBuilder {
     /// Sets the time after which a tenant's record is read again from the catalog, in the background; up to a tenth
     /// more or less by chance. Defaults to 5 minutes. It is the longest time to notice a change of a tenant that is
     /// looked up or woken, if nothing reports the change earlier ([`catalog_poll`](Self::catalog_poll)). Until the
-    /// record is read, the old entry is used.
+    /// record is read, the old entry is used. While the catalog answers the polls for changes, all changes are known,
+    /// and at most 2 records a second are read because of their age.
     pub fn catalog_ttl(mut self, time: Duration) -> Self {
         self.config.catalog_ttl = time;
         self
@@ -209,6 +214,13 @@ impl RouterBuilder {
     /// announcement may get lost. One call serves all tenants.
     pub fn catalog_poll(mut self, interval: impl Into<Option<Duration>>) -> Self {
         self.config.catalog_poll = interval.into();
+        self
+    }
+
+    /// Sets the schema of the tenants' databases. Defaults to none. A router that provisions applies it to each new
+    /// database before that is served. [`migrate`](TenantRouter::migrate) applies it to the others; an access does not.
+    pub fn schema(mut self, schema: Schema) -> Self {
+        self.schema = Some(schema);
         self
     }
 
@@ -265,9 +277,10 @@ impl RouterBuilder {
     /// Returns an error if a setting cannot work, or if there is no current tokio runtime. No connection is opened.
     pub fn build(self) -> Result<TenantRouter, InvalidConfig> {
         self.config.check()?;
+        let schema = self.schema.map(CheckedSchema::new).transpose()?;
         let runtime = Handle::try_current().map_err(|_| {
             InvalidConfig::new(
-                "no tokio runtime here: call build() inside the one that lives longest",
+                "no tokio runtime is running here; call `build` inside the runtime that lives longest",
             )
         })?;
         let tls = tls::for_postgres(&self.config.root_certificates)?;
@@ -279,14 +292,15 @@ impl RouterBuilder {
         let dialer = Dialer::new(budget, Arc::clone(&config.resolve), self.pipes, tls);
         let dialer = Arc::new(dialer);
         let source = match self.source {
-            Unchecked::Lookup(lookup) => Source::Lookup(OwnLookup::new(lookup, config)),
+            Unchecked::Lookup(lookup) => Source::Lookup(AppLookup::new(lookup, config)),
             Unchecked::Provisioner(provisioner) => {
-                let provisioning = provisioner.check(Arc::clone(&dialer), &self.config)?;
+                let provisioning =
+                    provisioner.check(Arc::clone(&dialer), &self.config, schema.clone())?;
                 Source::Provisioning(Box::new(provisioning))
             }
         };
         let shared = Shared::new(self.config, source, dialer, runtime);
-        Ok(TenantRouter::new(shared))
+        Ok(TenantRouter::new(shared, schema))
     }
 }
 

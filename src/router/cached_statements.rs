@@ -65,9 +65,9 @@ impl Inner {
         tenant: &str,
         on_missing: OnMissing,
     ) -> Result<(), Error> {
-        let lease = self.get(tenant, on_missing, None).await?;
-        Arc::clone(lease.pool()).clear_statements();
-        drop(lease);
+        let loan = self.get(tenant, on_missing, None).await?;
+        Arc::clone(loan.pool()).clear_statements();
+        drop(loan);
         self.get(tenant, on_missing, None).await.map(drop)
     }
 }

@@ -32,20 +32,20 @@ impl TenantRouter {
     }
 
     /// Ends the router gently. Later calls return `ErrorKind::Closed` at once. Calls that wait already are still
-    /// served, the fleet's calls under way finish, and connections in use stay until they come back. Once `patience` is
+    /// served, the fleet's calls under way finish, and connections in use stay until they come back. Once `limit` is
     /// over, the rest ends as by [`close`](Self::close), without further waiting. Returns `false` if something was
     /// left: a waiting caller that was turned away, or a connection still in use.
     ///
     /// Call this after the web server has stopped, because a request that calls the router twice would fail at its
-    /// second call. Choose a shorter `patience` than the time that the process gets to stop (Kubernetes: 30 seconds in
-    /// all by default).
+    /// second call. Choose a shorter `limit` than the time that the process gets to stop (Kubernetes: 30 seconds in all
+    /// by default).
     ///
     /// # Cancel safety
     /// From the first poll on, later calls are turned away. If the future is dropped before it returns, the router
     /// stays in that state: idle connections are closed, and those in use when they come back.
-    pub async fn close_within(&self, patience: Duration) -> bool {
+    pub async fn close_within(&self, limit: Duration) -> bool {
         let Inner { pools, shared, .. } = &*self.inner;
-        let until = Instant::now() + patience.min(LONGEST);
+        let until = Instant::now() + limit.min(LONGEST);
         shared.life.stop_accepting();
         pools.evict_all(); // a caller that waits for one of their connections still gets it
         shared.jobs.close();

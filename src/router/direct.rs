@@ -39,14 +39,13 @@ impl Inner {
         let Self { pools, shared, .. } = self;
         let tenant = TenantId::parse(tenant).map_err(Error::from);
         let tenant = tenant.inspect_err(|err| shared.stats.broke(err))?;
-        let patience = shared.config.get_timeout;
-        let until = Instant::now() + patience;
+        let until = Instant::now() + shared.config.get_timeout;
         let span = spans::direct(tenant.as_str());
         let open = async {
             if shared.life.is_stopping() {
                 return Err(Error::closed());
             }
-            let place = self.enter(&tenant)?;
+            let slot = self.take_caller_slot(&tenant, None, self.shared.clock.now().nanos)?;
             let mut known = pools.find(tenant.as_str());
             let opened = loop {
                 let pool = if let Some(pool) = known.take() {
@@ -60,7 +59,7 @@ impl Inner {
                     opened => break opened.map_err(Unserved::into_error)?,
                 }
             };
-            place.served();
+            slot.served(self.shared.clock.now().nanos);
             Ok(opened)
         };
         let opened = tokio::select! {

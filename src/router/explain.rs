@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::{Inner, TenantRouter, handle::TenantHandle};
 use crate::{
     catalog::cached::{Denial, Entry},
-    connection::Health,
+    connection::status::health::Health,
     model::{
         endpoint::Route,
         error::{Error, ErrorKind, Stage},
@@ -241,7 +241,7 @@ impl Inner {
             },
             Some(Entry::Known(known)) => Remembered::At {
                 host: known.endpoint.host(Route::Pooled).to_owned(),
-                stale: known.is_untrusted || catalog.entries.is_expired(&known),
+                stale: known.freshness.is_untrusted || catalog.entries.is_expired(&known.freshness),
             },
         }
     }
@@ -250,10 +250,10 @@ impl Inner {
 /// Returns what a `get` would do with a pool in this state.
 fn next_of(pool: &Pool, state: &State, refused: bool) -> NextGet {
     if let Some(connection) = state.next_idle() {
-        return match connection.health(&pool.shared.config) {
+        return match pool.health_of(connection) {
             Health::Healthy => NextGet::Reuse,
             Health::Pending | Health::NeedsPing => NextGet::Verify,
-            Health::CancelPending | Health::Closed => NextGet::Open,
+            Health::Closed => NextGet::Open,
         };
     }
     let full = state.open.len() + state.dialing >= state.limit(&pool.shared.config);
@@ -269,7 +269,7 @@ fn next_of(pool: &Pool, state: &State, refused: bool) -> NextGet {
 impl PoolState {
     fn new(pool: &Pool, state: &State) -> Self {
         let (asleep, because) = match (state.open.is_empty(), state.lost.is_some()) {
-            (true, false) if !state.direct.is_empty() => {
+            (true, false) if !state.rare.direct.is_empty() => {
                 (false, "a direct connection is open, and none was lost")
             }
             (true, _) if state.wakes.is_empty() => (true, "no connection has been opened yet"),
@@ -277,7 +277,7 @@ impl PoolState {
             (false, true) => (true, "a connection was lost that the router did not close"),
             (false, false) => (false, "connections are open, and none was lost"),
         };
-        let failure = state.last_failure.as_ref();
+        let failure = state.rare.last_failure.as_ref();
         Self {
             host: state.endpoint.host(Route::Pooled).to_owned(),
             cached: !state.retired,

@@ -30,8 +30,14 @@ use crate::{
 
 /// Changes per call of the catalog.
 const PAGE: usize = 500;
-/// Records that are read concurrently.
+/// Shortest time from one question for changes to the next, so that notifications of many writes cost few questions.
+/// The first one after a silence is followed at once.
+const SPACING: Duration = Duration::from_millis(50);
+/// Calls that read records concurrently.
 const SIDE_BY_SIDE: usize = 8;
+/// Records per call at first. Afterwards as many as the catalog reads in time, up to [`MOST_RECORDS`].
+const FIRST_RECORDS: usize = 64;
+const MOST_RECORDS: usize = 500;
 /// Shortest wait after a failure.
 const SHORTEST_REST: Duration = Duration::from_millis(250);
 
@@ -80,22 +86,26 @@ impl Follower {
     /// Reads and applies changes in a loop.
     async fn follow_changes(&self, provisioning: &ProvisionEngine) {
         loop {
-            let rest = match self.hear_changes(provisioning).await {
+            let asked_at = Instant::now();
+            let heard = self.hear_changes(provisioning).await;
+            provisioning.catalog.note_asked_for_changes();
+            let next_at = match heard {
                 Ok(()) => {
-                    *lock(&provisioning.catalog.stats.heard) = Instant::now();
-                    self.news(provisioning).await
+                    provisioning.catalog.note_heard();
+                    self.news(provisioning).await;
+                    asked_at + SPACING
                 }
                 Err(err) => {
-                    tracing::debug!(%err, "cannot ask the catalog what has changed");
-                    err.retry_after().unwrap_or_default().max(SHORTEST_REST)
+                    tracing::debug!(%err, "cannot read the catalog's changes");
+                    Instant::now() + rest_after(&err)
                 }
             };
-            sleep(rest).await;
+            sleep_until(next_at).await;
         }
     }
 
-    /// Waits until the catalog may have changes, or the next poll is due. Returns zero: no further rest is needed.
-    async fn news(&self, provisioning: &ProvisionEngine) -> Duration {
+    /// Waits until the catalog may have changes, or the next poll is due.
+    async fn news(&self, provisioning: &ProvisionEngine) {
         let interval = async {
             match self.shared.config.catalog_poll {
                 Some(interval) => {
@@ -109,7 +119,6 @@ impl Follower {
             () = provisioning.catalog.changed() => {}
             () = interval => {}
         }
-        Duration::ZERO
     }
 
     /// Reads and applies all changes after those in `seen`.
@@ -165,57 +174,85 @@ impl Follower {
     /// Reads the records of queued tenants. While the catalog is down, all of them wait.
     async fn refresh_queued(&self, provisioning: &ProvisionEngine) {
         let refresh = &provisioning.catalog.refresh;
+        let in_time = self.shared.config.catalog_timeout / 4;
         let (mut reads, mut rest_until) = (FuturesUnordered::new(), Instant::now());
+        let mut most = FIRST_RECORDS;
         loop {
             let next = async {
                 sleep_until(rest_until).await;
-                refresh.pop().await
+                refresh.pop(most).await
             };
             tokio::select! {
                 biased;
-                Some(rest) = reads.next() => rest_until = rest_until.max(Instant::now() + rest),
-                reading = next, if reads.len() < SIDE_BY_SIDE => {
-                    reads.push(self.refresh(provisioning, reading));
+                Some(read) = reads.next() => match read {
+                    Ok((records, took)) if records == most && took <= in_time => {
+                        most = (most * 2).min(MOST_RECORDS);
+                    }
+                    Ok(_) => {}
+                    // One record at a time, until the catalog answers: perhaps it has failed over one of them.
+                    Err(rest) => (most, rest_until) = (1, rest_until.max(Instant::now() + rest)),
+                },
+                batch = next, if reads.len() < SIDE_BY_SIDE => {
+                    reads.push(self.refresh(provisioning, batch));
                 }
             }
         }
     }
 
-    /// Reads the record of one tenant, unless its entry is fresh by now, and updates its pool. Returns the time for
-    /// which no other record is to be read.
-    async fn refresh(&self, provisioning: &ProvisionEngine, reading: Reading<'_>) -> Duration {
-        let tenant = reading.tenant();
-        let id = tenant.as_str();
-        // A panic over one tenant must not stop the others.
-        let work = AssertUnwindSafe(self.refresh_one(provisioning, tenant)).catch_unwind();
-        match work.await {
-            Ok(Ok(())) => {}
-            Ok(Err(err)) if err.kind() == ErrorKind::Catalog => {
-                tracing::debug!(tenant = id, %err, "cannot read the catalog again");
-                provisioning.catalog.refresh.push(tenant);
-                return err.retry_after().unwrap_or_default().max(SHORTEST_REST);
-            }
-            Ok(Err(err)) => {
-                tracing::warn!(tenant = id, %err, "cannot follow a change of the tenant");
-            }
-            Err(_) => tracing::error!(tenant = id, "a panic over the tenant's record"),
-        }
-        Duration::ZERO
-    }
-
-    async fn refresh_one(
+    /// Reads the records of some tenants, those without a fresh entry, and updates the tenants' pools. Returns the
+    /// number of tenants and the time it took; after a failure, the time for which no other record is to be read.
+    async fn refresh(
         &self,
         provisioning: &ProvisionEngine,
-        tenant: &TenantId,
-    ) -> Result<(), Error> {
-        if provisioning.catalog.entries.is_stale(tenant) {
-            provisioning.refresh_entry(tenant).await?;
+        batch: Vec<Reading<'_>>,
+    ) -> Result<(usize, Duration), Duration> {
+        let (began, id) = (Instant::now(), batch[0].tenant().as_str());
+        // A panic over one tenant must not stop the others.
+        let work = AssertUnwindSafe(self.refresh_batch(provisioning, &batch)).catch_unwind();
+        let rest = match work.await {
+            Ok(Ok(())) => return Ok((batch.len(), began.elapsed())),
+            Ok(Err(err)) if err.kind() == ErrorKind::Catalog => {
+                tracing::debug!(tenant = id, %err, "cannot read the tenant's record again");
+                rest_after(&err)
+            }
+            // Each is read by itself next.
+            Ok(Err(_)) | Err(_) if batch.len() > 1 => Duration::ZERO,
+            Ok(Err(err)) => {
+                tracing::warn!(tenant = id, %err, "cannot apply a change of the tenant");
+                return Ok((1, began.elapsed()));
+            }
+            Err(_) => {
+                tracing::error!(tenant = id, "a panic while the tenant's record was read");
+                return Ok((1, began.elapsed()));
+            }
+        };
+        for reading in &batch {
+            provisioning.catalog.refresh.push(reading.tenant());
         }
+        Err(rest)
+    }
+
+    async fn refresh_batch(
+        &self,
+        provisioning: &ProvisionEngine,
+        batch: &[Reading<'_>],
+    ) -> Result<(), Error> {
+        let entries = &provisioning.catalog.entries;
+        let stale = batch.iter().map(Reading::tenant);
+        let stale: Vec<_> = stale.filter(|it| entries.is_stale(it)).cloned().collect();
+        provisioning.refresh_entries(&stale).await?;
         if let Some(pools) = self.pools.upgrade() {
-            sync_pool(&pools, provisioning, tenant);
+            for reading in batch {
+                sync_pool(&pools, provisioning, reading.tenant());
+            }
         }
         Ok(())
     }
+}
+
+/// Returns the rest after a failed call of the catalog.
+fn rest_after(err: &Error) -> Duration {
+    err.retry_after().unwrap_or_default().max(SHORTEST_REST)
 }
 
 /// The position in the changes of a catalog.
@@ -249,11 +286,11 @@ fn sync_pool(pools: &PoolCache, provisioning: &ProvisionEngine, tenant: &TenantI
     };
     let entries = &provisioning.catalog.entries;
     loop {
-        let asked = entries.stamp();
+        let asked_at = entries.stamp();
         match entries.get(tenant) {
-            Some(Entry::Known(known)) if !known.is_untrusted => {
+            Some(Entry::Known(known)) if !known.freshness.is_untrusted => {
                 pool.set_endpoint(Arc::clone(&known.endpoint), false);
-                if provisioning.agrees(tenant, &known.endpoint, asked) {
+                if provisioning.agrees(tenant, &known.endpoint, asked_at) {
                     return; // otherwise the entry has changed since
                 }
             }
@@ -273,13 +310,13 @@ fn sync_pool(pools: &PoolCache, provisioning: &ProvisionEngine, tenant: &TenantI
 
 /// Closes the connections of a tenant whose database must not be used, those in use when they come back.
 fn close_pool(pools: &PoolCache, tenant: &TenantId, why: &Unserved) {
-    let (is_news, tenant) = (pools.forbid(tenant, why), tenant.as_str());
+    let (was_allowed, tenant) = (pools.forbid(tenant, why), tenant.as_str());
     match why {
-        _ if !is_news => {}
+        _ if !was_allowed => {}
         Unserved::Failed(_) => {
             tracing::info!(
                 tenant,
-                "the tenant may not be used any more; its connections are closed"
+                "the tenant was held or deleted; its connections are closed"
             );
         }
         Unserved::Relocate(_) => {

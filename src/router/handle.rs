@@ -12,7 +12,7 @@ use crate::{
     client::{
         TenantClient,
         direct::DirectClient,
-        transaction::{Access, Transaction, TransactionOptions, Tx},
+        transaction::{Access, TransactionOptions, Tx},
     },
     model::{error::Error, tenant::TenantId},
     pool::{Pool, loan::Loan},
@@ -97,7 +97,11 @@ impl TenantHandle {
     /// # Cancel safety
     /// Dropping the future gives up this caller's place and nothing else.
     pub async fn get(&self) -> Result<TenantClient, Error> {
-        self.lease(None).await.map(TenantClient::new)
+        let loan = match self.idle_loan() {
+            Some(loan) => loan,
+            None => Box::pin(self.loan_by_id(None)).await?,
+        };
+        Ok(TenantClient::new(loan))
     }
 
     /// Runs `work` in a read-only transaction, as [`TenantRouter::read`] does.
@@ -131,9 +135,8 @@ impl TenantHandle {
         Fut: Future<Output = Result<T, E>> + Send,
         E: From<Error> + From<tokio_postgres::Error>,
     {
-        let transaction = Transaction::new(options, Access::ReadOnly);
-        let target = Target::Handle(self);
-        self.router.inner.run(target, transaction, work).await
+        let (inner, target) = (&self.router.inner, Target::Handle(self));
+        inner.run(target, options, Access::ReadOnly, work).await
     }
 
     /// Runs `work` in a transaction and commits it, as [`TenantRouter::transaction`] does.
@@ -169,9 +172,8 @@ impl TenantHandle {
         Fut: Future<Output = Result<T, E>> + Send,
         E: From<Error> + From<tokio_postgres::Error>,
     {
-        let transaction = Transaction::new(options, Access::Default);
-        let target = Target::Handle(self);
-        self.router.inner.run(target, transaction, work).await
+        let (inner, target) = (&self.router.inner, Target::Handle(self));
+        inner.run(target, options, Access::Default, work).await
     }
 
     /// Opens a direct connection, as [`TenantRouter::direct`] does.
@@ -196,27 +198,33 @@ impl TenantHandle {
         self.router.hint(&self.tenant)
     }
 
-    /// Returns a connection, within `patience`, or within `get_timeout` if that is `None`.
-    pub(crate) async fn lease(&self, patience: Option<Duration>) -> Result<Loan, Error> {
-        let inner = &*self.router.inner;
-        let pool = lock(&self.pool).upgrade();
-        let pool = pool.filter(|_| !inner.shared.life.is_stopping());
-        // A pool that has left the cache, or whose tenant has moved, has no idle connection.
-        match pool.map(|pool| inner.pools.get_now_from(pool)) {
-            Some(Ok(lease)) => {
-                spans::record_idle_hit(self.tenant.as_str());
-                Ok(lease)
-            }
-            _ => Box::pin(self.lease_by_id(patience)).await,
+    /// Returns a connection, within `time`, or within `get_timeout` if that is `None`.
+    pub(crate) async fn loan(&self, time: Option<Duration>) -> Result<Loan, Error> {
+        match self.idle_loan() {
+            Some(loan) => Ok(loan),
+            None => Box::pin(self.loan_by_id(time)).await,
         }
     }
 
+    /// Returns an idle connection of the pool that the last one came from.
+    fn idle_loan(&self) -> Option<Loan> {
+        let inner = &*self.router.inner;
+        let pool = lock(&self.pool).upgrade()?;
+        if inner.shared.life.is_stopping() {
+            return None;
+        }
+        // A pool that has left the cache, or whose tenant has moved, has no idle connection.
+        let loan = inner.pools.try_get_idle_from(pool).ok()?;
+        spans::record_idle_hit(self.tenant.as_str());
+        Some(loan)
+    }
+
     /// Returns a connection by the tenant's id, and remembers the pool that it came from.
-    async fn lease_by_id(&self, patience: Option<Duration>) -> Result<Loan, Error> {
+    async fn loan_by_id(&self, time: Option<Duration>) -> Result<Loan, Error> {
         let id = self.tenant.as_str();
-        let lease = self.router.inner.get(id, self.on_missing, patience).await?;
-        *lock(&self.pool) = Arc::downgrade(lease.pool());
-        Ok(lease)
+        let loan = self.router.inner.get(id, self.on_missing, time).await?;
+        *lock(&self.pool) = Arc::downgrade(loan.pool());
+        Ok(loan)
     }
 }
 

@@ -17,32 +17,33 @@ use crate::{
     telemetry::spans,
 };
 
-/// The result of a flight.
+/// The outcome of a flight.
 #[derive(Clone)]
-pub(crate) enum Location {
-    Located(LocatedPool),
-    /// The tenant has no database, and this is all that the flight was allowed to do about it.
+pub(super) enum FlightOutcome {
+    Found(FoundPool),
+    /// The tenant has no database. The flight was started with this value, which did not let it create one.
     Missing(OnMissing),
 }
 
 /// The pool that a flight has led to.
 #[derive(Clone)]
-pub(crate) struct LocatedPool {
-    pub(crate) pool: Arc<Pool>,
+pub(super) struct FoundPool {
+    pub(super) pool: Arc<Pool>,
     /// `true` if the flight created or adopted the tenant's database.
     pub(super) created: bool,
 }
 
 /// Returns the stage for which a caller of a flight has waited.
-pub(super) fn lookup_stage(result: Result<&LocatedPool, Option<Stage>>) -> Stage {
+pub(super) fn lookup_stage(result: Result<&FoundPool, Option<Stage>>) -> Stage {
     match result {
-        Ok(LocatedPool { created: true, .. }) => Stage::Provision,
+        Ok(FoundPool { created: true, .. }) => Stage::Provision,
         Ok(_) => Stage::Lookup,
         Err(stage) => stage.unwrap_or(Stage::Lookup),
     }
 }
 
-pub(super) type FlightFuture = Pin<Box<dyn Future<Output = Result<Location, Error>> + Send>>;
+/// One round of a flight.
+pub(super) type FlightRound = Pin<Box<dyn Future<Output = Result<FlightOutcome, Error>> + Send>>;
 
 impl Inner {
     /// Returns the pool of a tenant that is not in the cache.
@@ -50,65 +51,79 @@ impl Inner {
         &self,
         tenant: &TenantId,
         on_missing: OnMissing,
-        patience: Duration,
-    ) -> Result<LocatedPool, Error> {
-        let until = Instant::now() + patience;
+        limit: Duration,
+    ) -> Result<FoundPool, Error> {
+        let until = Instant::now() + limit;
         loop {
-            let patience = until.saturating_duration_since(Instant::now());
+            let left = until.saturating_duration_since(Instant::now());
             let find = || self.flight_for(tenant, on_missing);
-            match self.flights.get_or_start(tenant, patience, find).await? {
-                Location::Located(arrived) => return Ok(arrived),
-                Location::Missing(by) if by >= on_missing => return Err(source::not_created()),
-                Location::Missing(_) => {} // another call's flight, which was allowed less
+            let outcome = tokio::select! {
+                biased;
+                () = self.shared.life.terminated() => return Err(Error::closed()),
+                outcome = self.flights.get_or_start(tenant, left, find) => outcome?,
+            };
+            match outcome {
+                FlightOutcome::Found(found) => return Ok(found),
+                // A flight that this call started could do no more.
+                FlightOutcome::Missing(allowed) if allowed >= on_missing => {
+                    return Err(source::not_created());
+                }
+                // Another call started the flight, and may do less about it than this call: start another flight.
+                FlightOutcome::Missing(_) => {}
             }
         }
     }
 
-    /// Returns a flight that finds a tenant's endpoint, creates its database if that is allowed, and creates its pool.
-    pub(crate) fn flight_for(
+    /// Returns the progress and the work of a flight, which finds a tenant's endpoint, creates its database if that is
+    /// allowed, and creates its pool. The work runs once more for each result that has become out of date.
+    pub(super) fn flight_for(
         &self,
         tenant: &TenantId,
         on_missing: OnMissing,
-    ) -> (Progress, impl FnMut() -> FlightFuture + Send + 'static) {
+    ) -> (Progress, impl FnMut() -> FlightRound + Send + 'static) {
         let progress = Progress::new(Stage::Lookup, self.shared.config.provision_timeout);
         let (pools, shared) = (Arc::clone(&self.pools), Arc::clone(&self.shared));
-        let (tenant, seen) = (tenant.clone(), progress.clone());
+        let (tenant, work_progress) = (tenant.clone(), progress.clone());
         let mut first = true;
         let name = tenant.as_str();
         let span = spans::detached(tracing::debug_span!(parent: None, "flight", tenant = name));
-        let flight = move || -> FlightFuture {
-            let again = !mem::replace(&mut first, false);
-            let (tenant, seen) = (tenant.clone(), seen.clone());
+        let next_round = move || -> FlightRound {
+            let is_repeated = !mem::replace(&mut first, false);
+            let (tenant, progress) = (tenant.clone(), work_progress.clone());
             let (pools, shared) = (Arc::clone(&pools), Arc::clone(&shared));
             let work = async move {
-                if again {
+                if is_repeated {
                     pools.evict(tenant.as_str()); // the result of an earlier round may be stale
                 } else if let Some(pool) = pools.find(tenant.as_str()) {
                     // Another flight ended between the caller's look and this one.
-                    return Ok(Location::Located(LocatedPool {
+                    return Ok(FlightOutcome::Found(FoundPool {
                         pool,
                         created: false,
                     }));
                 }
                 let Shared { source, stats, .. } = &*shared;
-                let asked = source.stamp();
-                let locate = source.lookup_or_create(&tenant, on_missing, &seen, stats);
-                let located = timeout_at(seen.deadline(), locate).await;
-                let Some(located) = located.map_err(|_| seen.timed_out())?? else {
-                    return Ok(Location::Missing(on_missing));
+                let asked_at = source.stamp(); // before the lookup, so that `agrees` sees changes during it
+                let lookup = source.lookup_or_create(&tenant, on_missing, &progress, stats);
+                let found = timeout_at(progress.deadline(), lookup)
+                    .await
+                    .unwrap_or_else(|_| Err(progress.timed_out()))?;
+                let Some(found) = found else {
+                    return Ok(FlightOutcome::Missing(on_missing));
                 };
-                let endpoint = Arc::clone(&located.endpoint);
-                let created = located.created;
-                let pool = pools.insert(&tenant, located);
-                // In this order: the follower marks a change before it looks for the pool.
-                if !source.agrees(&tenant, &endpoint, asked) {
+                let endpoint = Arc::clone(&found.endpoint);
+                let created = found.created;
+                let pool = pools.insert(&tenant, found);
+                // A change of the catalog may arrive now. The follower (`follow.rs`) first marks the entry, then looks
+                // for the pool. The flight first inserts the pool, then checks the entry. So one of them sees the
+                // other's first step.
+                if !source.agrees(&tenant, &endpoint, asked_at) {
                     pools.forbid(&tenant, &Unserved::relocate());
-                    seen.mark_stale(Stale::Wrong);
+                    progress.mark_stale(Stale::Wrong); // no caller gets this result; the next round begins
                 }
-                Ok(Location::Located(LocatedPool { pool, created }))
+                Ok(FlightOutcome::Found(FoundPool { pool, created }))
             };
             Box::pin(work.instrument(span.clone()))
         };
-        (progress, flight)
+        (progress, next_round)
     }
 }

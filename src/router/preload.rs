@@ -12,10 +12,11 @@ impl TenantRouter {
     /// [`known_tenants`](crate::RouterBuilder::known_tenants). Call this after start-up, if at all. It wakes no
     /// database.
     ///
-    /// A tenant that changes during the call is not remembered; its first use reads the catalog. A tenant whose
-    /// [password is read from the control plane](crate::Provisioner::passwords_from_control_plane) is not remembered
-    /// either, as that would take a call for each. On a router with an application's own `Lookup`, this does nothing
-    /// and returns 0.
+    /// Right after the start, the call first waits until the router has asked the catalog for changes, for the time of
+    /// one call at most. A tenant that changes during the call is not remembered; its first use reads the catalog. A
+    /// tenant whose [password is read from the control plane](crate::Provisioner::passwords_from_control_plane) is not
+    /// remembered either, as that would take a call for each. On a router with an application's own `Lookup`, this does
+    /// nothing and returns 0.
     ///
     /// # Errors
     /// `ErrorKind::Catalog` if the catalog fails, and `ErrorKind::Closed`. Tenants that were read before the error stay
@@ -28,6 +29,12 @@ impl TenantRouter {
         let Source::Provisioning(provisioning) = &shared.source else {
             return Ok(0);
         };
+        tokio::select! {
+            biased;
+            () = shared.life.terminated() => return Err(Error::closed()),
+            // Otherwise it would make all that is read here stale.
+            () = provisioning.catalog.first_changes() => {}
+        }
         let (mut after, mut remembered) = (None, 0);
         while remembered < provisioning.catalog.most_known() {
             let page = tokio::select! {

@@ -126,7 +126,7 @@ fn set(config: &mut Config, name: &str, value: &str) -> Result<(), InvalidConfig
         "warn_held_after" => config.warn_held_after = time(name, value)?,
         _ => {
             return Err(InvalidConfig::new(format!(
-                "there is no setting {name:?}; settings have the names of RouterBuilder's methods"
+                "there is no setting {name:?}; use the name of one of RouterBuilder's methods"
             )));
         }
     }
@@ -137,13 +137,13 @@ fn count<T: FromStr>(name: &str, value: &str) -> Result<T, InvalidConfig> {
     value
         .trim()
         .parse()
-        .map_err(|_| InvalidConfig::new(format!("{name} must be a number, and not {value:?}")))
+        .map_err(|_| InvalidConfig::new(format!("{name} must be a number, not {value:?}")))
 }
 
 fn time(name: &str, value: &str) -> Result<Duration, InvalidConfig> {
     humantime::parse_duration(value.trim()).map_err(|_| {
         InvalidConfig::new(format!(
-            "{name} must be a time like \"20s\" or \"4min\", and not {value:?}"
+            "{name} must be a time like \"20s\" or \"4min\", not {value:?}"
         ))
     })
 }
@@ -244,7 +244,13 @@ mod tests {
                 .split_once("`](crate::RouterBuilder::")
         });
         let pairs = rows.filter_map(|(name, rest)| Some((name, rest.split(" | ").nth(1)?)));
-        let apart = ["wake_reserve", "resolve", "root_certificate", "settings"];
+        let apart = [
+            "wake_reserve",
+            "resolve",
+            "root_certificate",
+            "schema",
+            "settings",
+        ];
         let pairs = pairs.filter(|(name, _)| !apart.contains(name));
         let pairs = pairs.map(|(name, default)| (name.to_owned(), default.replace(',', "")));
         let documented = Settings(pairs.collect());

@@ -65,9 +65,10 @@ impl TenantRouter {
         Fut: Future<Output = Result<T, E>> + Send,
         E: From<Error> + From<tokio_postgres::Error>,
     {
-        let transaction = Transaction::new(options, Access::ReadOnly);
         let target = Target::Id(tenant.as_ref());
-        self.inner.run(target, transaction, work).await
+        self.inner
+            .run(target, options, Access::ReadOnly, work)
+            .await
     }
 
     /// Runs `work` in a transaction on the database of `tenant` and commits it if `work` returns `Ok`.
@@ -139,9 +140,8 @@ impl TenantRouter {
         Fut: Future<Output = Result<T, E>> + Send,
         E: From<Error> + From<tokio_postgres::Error>,
     {
-        let transaction = Transaction::new(options, Access::Default);
         let target = Target::Id(tenant.as_ref());
-        self.inner.run(target, transaction, work).await
+        self.inner.run(target, options, Access::Default, work).await
     }
 }
 
@@ -153,24 +153,27 @@ pub(super) enum Target<'a> {
 }
 
 impl Inner {
+    /// Runs `work` until it succeeds, fails, or may not be run again. Each run gets a connection of its own.
     pub(super) async fn run<T, E, Fut>(
         &self,
         target: Target<'_>,
-        mut transaction: Transaction<'_>,
+        options: &TransactionOptions,
+        access: Access,
         mut work: impl FnMut(Tx) -> Fut,
     ) -> Result<T, E>
     where
         Fut: Future<Output = Result<T, E>> + Send,
         E: From<Error> + From<tokio_postgres::Error>,
     {
+        let mut transaction = Transaction::new(options, access);
         loop {
-            let patience = Some(transaction.remaining());
-            let lease = match target {
-                Target::Id(tenant) => self.get(tenant, OnMissing::AskPolicy, patience).await,
-                Target::Handle(handle) => handle.lease(patience).await,
+            let time = Some(transaction.remaining());
+            let loan = match target {
+                Target::Id(tenant) => self.get(tenant, OnMissing::AskPolicy, time).await,
+                Target::Handle(handle) => handle.loan(time).await,
             };
-            let lease = lease.map_err(|err| transaction.explain(err))?;
-            if let Some(result) = transaction.run(lease, &mut work).await {
+            let loan = loan.map_err(|err| transaction.explain(err))?;
+            if let Some(result) = transaction.run(loan, &mut work).await {
                 return result;
             }
         }

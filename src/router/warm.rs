@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::{task::JoinHandle, time::Instant};
 
-use super::{Inner, TenantRouter, locate::Location};
+use super::{Inner, TenantRouter, locate::FlightOutcome};
 use crate::{
     model::{endpoint::Route, error::Error, tenant::TenantId},
     pool::{Pool, Unserved, shared::Shared},
@@ -88,8 +88,8 @@ impl Inner {
                     .get_or_start(tenant, config.get_timeout, find)
                     .await?
                 {
-                    Location::Located(arrived) => Some(arrived.pool),
-                    Location::Missing(_) => None,
+                    FlightOutcome::Found(found) => Some(found.pool),
+                    FlightOutcome::Missing(_) => None,
                 }
             };
             let Some(pool) = pool.filter(|pool| !pool.is_up_or_waking()) else {

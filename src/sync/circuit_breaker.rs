@@ -118,27 +118,31 @@ impl State {
 }
 
 impl Breaker {
-    /// Returns a [`Probe`] for one call. Waits for it until `until`, as long as only the first wait of an outage and
-    /// the probe after it are in the way.
+    /// Returns a [`CallPermit`] for one call. Waits for it until `until`, as long as only the first wait of an outage
+    /// and the probe after it are in the way.
     ///
     /// # Cancel safety
     /// Dropping the future changes nothing.
-    pub(crate) async fn acquire(&self, kind: Kind, until: Instant) -> Result<Probe<'_>, Open> {
+    pub(crate) async fn acquire(
+        &self,
+        kind: Kind,
+        until: Instant,
+    ) -> Result<CallPermit<'_>, BreakerOpen> {
         loop {
             let changed = self.changed.notified(); // before the check, so that no change is missed
-            let shut = match self.enter(kind) {
-                Err(shut) if shut.is_brief && Instant::now() < until => shut,
+            let open = match self.enter(kind) {
+                Err(open) if open.is_brief && Instant::now() < until => open,
                 done => return done,
             };
-            let _ = timeout_at(until.min(Instant::now() + shut.left), changed).await;
+            let _ = timeout_at(until.min(Instant::now() + open.left), changed).await;
         }
     }
 
-    /// Returns a [`Probe`] for one call now. A kind of call that was answered the last time may try once per outage, at
-    /// any time, because only another kind may be failing.
-    pub(super) fn enter(&self, kind: Kind) -> Result<Probe<'_>, Open> {
+    /// Returns a [`CallPermit`] for one call now. A kind of call that was answered the last time may try once per
+    /// outage, at any time, because only another kind may be failing.
+    pub(super) fn enter(&self, kind: Kind) -> Result<CallPermit<'_>, BreakerOpen> {
         let mut inner = self.inner();
-        let era = match inner.state.entered(Instant::now()) {
+        let epoch = match inner.state.entered(Instant::now()) {
             Ok(state) => {
                 self.transition(&mut inner, state);
                 Some(inner.epoch)
@@ -149,23 +153,23 @@ impl Breaker {
             }
             Err(left) => {
                 let is_tried = inner.streaks[kind] == 0;
-                return Err(Open {
+                return Err(BreakerOpen {
                     left,
                     is_brief: is_tried || inner.state.is_first() && !inner.is_silent,
                     last_failure: inner.last_failure.clone(),
                 });
             }
         };
-        Ok(Probe {
+        Ok(CallPermit {
             breaker: self,
             kind,
-            era,
+            epoch,
             began: inner.began,
         })
     }
 
     /// Returns whether no call passes now.
-    pub(crate) fn is_shut(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         self.inner().state.entered(Instant::now()).is_err()
     }
 
@@ -195,15 +199,15 @@ impl Inner {
         self.state.entered(now).err().unwrap_or_default()
     }
 
-    /// Returns whether `pass` is a try in the present outage.
-    fn is_tried_by(&self, pass: &Probe<'_>) -> bool {
-        pass.era.is_none() && self.state != State::Closed && self.began == pass.began
+    /// Returns whether the call of `permit` is a try in the present outage.
+    fn is_tried_by(&self, permit: &CallPermit<'_>) -> bool {
+        permit.epoch.is_none() && self.state != State::Closed && self.began == permit.began
     }
 }
 
 /// The refusal of a call while no call passes.
 #[derive(Debug)]
-pub(crate) struct Open {
+pub(crate) struct BreakerOpen {
     /// Time until a call may pass again.
     pub(crate) left: Duration,
     /// The failure for which no call passes.
@@ -215,16 +219,16 @@ pub(crate) struct Open {
 /// The right to make one call. Dropping it records that the answer was not waited for.
 #[must_use]
 #[derive(Debug)]
-pub(crate) struct Probe<'a> {
+pub(crate) struct CallPermit<'a> {
     breaker: &'a Breaker,
     kind: Kind,
-    /// Epoch for which its outcome counts; `None` if it is a try beside the probes.
-    era: Option<u64>,
-    /// Outage in which it was given, or the last one before.
+    /// Epoch in which the outcome of the call counts; `None` if the call is a try beside the probes.
+    epoch: Option<u64>,
+    /// Outage in which the permit was given, or the last one before.
     began: u64,
 }
 
-impl Probe<'_> {
+impl CallPermit<'_> {
     /// Records that the call was answered.
     pub(crate) fn succeeded(self) {
         let mut inner = self.breaker.inner();
@@ -257,7 +261,7 @@ impl Probe<'_> {
     }
 
     fn is_of(&self, inner: &Inner) -> bool {
-        self.era == Some(inner.epoch)
+        self.epoch == Some(inner.epoch)
     }
 
     fn fail(&self, inner: &mut Inner, is_silent: bool, err: &Error) -> (bool, Duration) {
@@ -281,7 +285,7 @@ impl Probe<'_> {
     }
 }
 
-impl Drop for Probe<'_> {
+impl Drop for CallPermit<'_> {
     fn drop(&mut self) {
         let mut inner = self.breaker.inner();
         if self.is_of(&inner) {
@@ -327,11 +331,11 @@ mod tests {
         let breaker = Breaker::default();
         let (first, _) = breaker.enter(FIND).unwrap().failed(&failure());
         assert!(first);
-        let shut = breaker.enter(FIND).unwrap_err();
-        assert!(shut.left <= FIRST_WAIT && shut.last_failure.is_some());
+        let open = breaker.enter(FIND).unwrap_err();
+        assert!(open.left <= FIRST_WAIT && open.last_failure.is_some());
         tokio::time::advance(FIRST_WAIT).await;
         let probe = breaker.enter(FIND).unwrap();
-        assert!(breaker.is_shut(), "one at a time");
+        assert!(breaker.is_open(), "one at a time");
         probe.succeeded();
         assert!(breaker.enter(FIND).is_ok() && breaker.enter(FIND).is_ok());
     }
@@ -341,8 +345,8 @@ mod tests {
         let breaker = Breaker::default();
         let herd: Vec<_> = (0..10).map(|_| breaker.enter(FIND).unwrap()).collect();
         let mut openings = 0;
-        for pass in herd {
-            openings += u32::from(pass.failed(&failure()).0);
+        for permit in herd {
+            openings += u32::from(permit.failed(&failure()).0);
         }
         assert_eq!(openings, 1);
         assert!(breaker.enter(FIND).unwrap_err().left <= FIRST_WAIT);
@@ -351,7 +355,7 @@ mod tests {
         let (late, other) = (breaker.enter(FIND).unwrap(), breaker.enter(FIND).unwrap());
         other.failed(&failure());
         late.succeeded();
-        assert!(breaker.is_shut());
+        assert!(breaker.is_open());
     }
 
     #[tokio::test(start_paused = true)]
@@ -365,9 +369,9 @@ mod tests {
         late.next().unwrap().failed(&failure());
         drop(late.next());
         probe.succeeded();
-        assert!(!breaker.is_shut(), "it was the probe that counted");
+        assert!(!breaker.is_open(), "it was the probe that counted");
         late.next().unwrap().failed(&failure());
-        assert!(!breaker.is_shut());
+        assert!(!breaker.is_open());
     }
 
     #[tokio::test(start_paused = true)]
@@ -376,17 +380,17 @@ mod tests {
         breaker.enter(FIND).unwrap().failed(&failure());
         tokio::time::advance(FIRST_WAIT).await;
         drop(breaker.enter(FIND).unwrap());
-        assert!(breaker.is_shut());
+        assert!(breaker.is_open());
         tokio::time::advance(SECOND).await;
         breaker.enter(FIND).unwrap().succeeded();
-        assert!(!breaker.is_shut());
+        assert!(!breaker.is_open());
     }
 
     #[tokio::test(start_paused = true)]
     async fn nobody_else_giving_up_opens_it() {
         let breaker = Breaker::default();
         drop(breaker.enter(FIND).unwrap());
-        assert!(!breaker.is_shut());
+        assert!(!breaker.is_open());
     }
 
     /// Makes a kind of call that was answered before fail until calls fail at once.
@@ -435,23 +439,23 @@ mod tests {
         let tried = breaker.enter(CHANGES).unwrap();
         assert!(breaker.enter(CHANGES).is_err(), "once");
         tried.failed(&failure());
-        assert!(breaker.enter(CHANGES).is_err() && breaker.is_shut());
+        assert!(breaker.enter(CHANGES).is_err() && breaker.is_open());
         tokio::time::advance(FIRST_WAIT * 2).await;
         breaker.enter(CHANGES).unwrap().succeeded();
-        assert!(!breaker.is_shut());
+        assert!(!breaker.is_open());
 
         outage(&breaker).await;
         tokio::time::advance(FIRST_WAIT * 2).await;
         let probe = breaker.enter(FIND).unwrap();
         let tried = breaker.enter(CHANGES).unwrap();
         tried.succeeded();
-        assert!(!breaker.is_shut(), "also beside a probe");
+        assert!(!breaker.is_open(), "also beside a probe");
         probe.failed(&failure());
-        assert!(!breaker.is_shut());
+        assert!(!breaker.is_open());
 
         outage(&breaker).await;
         drop(breaker.enter(CHANGES).unwrap());
-        assert!(breaker.is_shut());
+        assert!(breaker.is_open());
     }
 
     #[tokio::test(start_paused = true)]
@@ -484,20 +488,20 @@ mod tests {
             |subject: &str| breaker.enter(FIND).unwrap().unanswered(subject, &failure());
         for _ in 0..3 {
             assert_eq!(unanswered("acme"), (false, FIRST_WAIT));
-            assert!(!breaker.is_shut());
+            assert!(!breaker.is_open());
         }
         breaker.enter(FIND).unwrap().succeeded();
         assert!(!unanswered("globex").0, "one was answered in between");
         assert!(unanswered("acme").0);
         let now = Instant::now();
-        let shut = breaker.acquire(FIND, now + SECOND).await.unwrap_err();
+        let open = breaker.acquire(FIND, now + SECOND).await.unwrap_err();
         assert!(
-            shut.left <= FIRST_WAIT && Instant::now() == now,
+            open.left <= FIRST_WAIT && Instant::now() == now,
             "it is not waited out"
         );
         tokio::time::advance(FIRST_WAIT).await;
         let probe = breaker.enter(FIND).unwrap();
         assert!(!probe.unanswered("acme", &failure()).0);
-        assert!(breaker.is_shut());
+        assert!(breaker.is_open());
     }
 }

@@ -126,7 +126,7 @@ impl Progress {
     }
 
     /// Forgets the failure that was noted last.
-    pub(super) fn forget_failure(&self) {
+    pub(crate) fn forget_failure(&self) {
         self.seen().last_failure = None;
     }
 
@@ -162,9 +162,9 @@ impl Progress {
         }
     }
 
-    /// Returns the error for a caller that stops waiting now while the work goes on. It has the last failure as its
+    /// Returns the error for a caller that runs out of time while the work goes on. It has the last failure as its
     /// source.
-    pub(super) fn unfinished(&self) -> Error {
+    pub(super) fn caller_timed_out(&self) -> Error {
         let err = self.timed_out();
         if self.stage() != Stage::Provision {
             return err;
@@ -187,13 +187,16 @@ impl Progress {
 /// Returns the message about a creation that goes on, after `failure` was met last.
 fn creating(failure: Option<&Error>) -> &'static str {
     match failure.map(Error::kind) {
-        None => "the tenant's database is being created, which goes on; come back later",
+        None => {
+            "the tenant's database is being created; the creation continues, so call again later"
+        }
         Some(ErrorKind::Locked) => {
-            "the tenant's database is being created, and something else is at it; that goes on, come back later"
+            "the tenant's database is being created, and waits for other work on it to end; the creation continues, so \
+             call again later"
         }
         Some(_) => {
-            "the tenant's database cannot be created for now; that is tried again, so come back later, and see to the \
-             cause if it stays so"
+            "the tenant's database cannot be created at the moment; tenantry tries again, so call again later, and fix \
+             the cause if this persists"
         }
     }
 }

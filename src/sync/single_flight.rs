@@ -30,14 +30,14 @@ type Table<K, V> = Mutex<HashMap<K, Flight<V>>>;
 
 #[derive(Clone)]
 struct Flight<V> {
-    landed: watch::Receiver<Landed<V>>,
+    outcome: watch::Receiver<Outcome<V>>,
     progress: Progress,
     /// Number of rounds that have begun.
     rounds: u64,
 }
 
 /// The outcome of the last round that has ended.
-struct Landed<V> {
+struct Outcome<V> {
     /// Number of the round, from one on.
     round: u64,
     /// `true` if the outcome is out of date, so that another round has begun.
@@ -45,9 +45,9 @@ struct Landed<V> {
     result: Option<Result<V, Error>>,
 }
 
-impl<V> Landed<V> {
-    /// Returns whether the outcome answers a caller that joined when `rounds` had begun. Stale work is repeated for
-    /// each caller, but not forever: the second round that began after the caller joined is good enough.
+impl<V> Outcome<V> {
+    /// Returns whether the outcome answers a caller that joined when `rounds` had begun. A stale outcome does not. But
+    /// so that no caller waits forever, a stale one does if its round was the second to begin after the caller joined.
     fn answers(&self, rounds: u64) -> bool {
         self.result.is_some() && (!self.is_stale || self.round >= rounds + 2)
     }
@@ -66,14 +66,14 @@ where
         }
     }
 
-    /// Joins the flight for `key`, or starts one with `build`, and waits for `patience` at most.
+    /// Joins the flight for `key`, or starts one with `build`, and waits for `limit` at most.
     ///
     /// # Cancel safety
     /// Dropping this future leaves the flight running for the other callers.
     pub(crate) async fn get_or_start<W, Fut>(
         &self,
         key: &K,
-        patience: Duration,
+        limit: Duration,
         build: impl FnOnce() -> (Progress, W),
     ) -> Result<V, Error>
     where
@@ -82,13 +82,13 @@ where
     {
         let mut flight = self.in_progress_or_new(key, build);
         let rounds = flight.rounds;
-        let answered = flight.landed.wait_for(|landed| landed.answers(rounds));
-        match timeout(patience, answered).await {
-            Ok(Ok(landed)) => (landed.result)
+        let answered = flight.outcome.wait_for(|outcome| outcome.answers(rounds));
+        match timeout(limit, answered).await {
+            Ok(Ok(outcome)) => (outcome.result)
                 .clone()
                 .unwrap_or_else(|| Err(Error::closed())),
             Ok(Err(_)) => Err(Error::closed()),
-            Err(_) => Err(flight.progress.unfinished()),
+            Err(_) => Err(flight.progress.caller_timed_out()),
         }
     }
 
@@ -107,35 +107,36 @@ where
             return flight.clone();
         }
         let (progress, mut work) = build();
-        let (announce, landed) = watch::channel(Landed {
+        let (sender, outcome) = watch::channel(Outcome {
             round: 0,
             is_stale: false,
             result: None,
         });
         let flight = Flight {
-            landed,
+            outcome,
             progress: progress.clone(),
             rounds: 0,
         };
-        // This caller joins before round 1 begins, so round 2 is good enough for it. A later caller joins during
-        // round 1, and waits for round 3.
-        let under_way = Flight {
+        // This caller joins before round 1 begins, so the stale outcome of round 2 answers it. A later caller joins
+        // during round 1, and only that of round 3 answers it.
+        let joinable = Flight {
             rounds: 1,
             ..flight.clone()
         };
-        table.insert(key.clone(), under_way);
+        table.insert(key.clone(), joinable);
         drop(table); // a runtime that has ended drops the task at once, and its guard takes the lock
-        let landing = FlightGuard {
+        let guard = FlightGuard {
             table: Arc::clone(&self.table),
             key: key.clone(),
-            announce,
+            sender,
         };
         self.runtime.spawn(async move {
             for round in 1.. {
                 let result = work().await;
-                let stale = landing.try_finish(&progress);
+                let stale = guard.try_finish(&progress);
+                // A wrong result answers no caller, however long it has waited.
                 if stale != Some(Stale::Wrong) {
-                    landing.announce(round, stale.is_some(), result);
+                    guard.announce(round, stale.is_some(), result);
                 }
                 if stale.is_none() {
                     return;
@@ -167,11 +168,11 @@ where
 struct FlightGuard<K: Eq + Hash, V> {
     table: Arc<Table<K, V>>,
     key: K,
-    announce: watch::Sender<Landed<V>>,
+    sender: watch::Sender<Outcome<V>>,
 }
 
 impl<K: Eq + Hash, V> FlightGuard<K, V> {
-    /// Frees the key, or begins another round if the result is out of date. Returns that mark.
+    /// Frees the key, or begins another round if the result is marked as stale. Returns the mark.
     fn try_finish(&self, progress: &Progress) -> Option<Stale> {
         let mut table = lock(&self.table);
         let stale = progress.take_stale();
@@ -184,7 +185,7 @@ impl<K: Eq + Hash, V> FlightGuard<K, V> {
 
     fn announce(&self, round: u64, is_stale: bool, result: Result<V, Error>) {
         let result = Some(result);
-        self.announce.send_replace(Landed {
+        self.sender.send_replace(Outcome {
             round,
             is_stale,
             result,
@@ -194,8 +195,8 @@ impl<K: Eq + Hash, V> FlightGuard<K, V> {
 
 impl<K: Eq + Hash, V> Drop for FlightGuard<K, V> {
     fn drop(&mut self) {
-        let is_over = |landed: &Landed<V>| landed.result.is_some() && !landed.is_stale;
-        if is_over(&self.announce.borrow()) {
+        let is_over = |outcome: &Outcome<V>| outcome.result.is_some() && !outcome.is_stale;
+        if is_over(&self.sender.borrow()) {
             return;
         }
         lock(&self.table).remove(&self.key);
@@ -231,7 +232,7 @@ mod tests {
             }
         }
 
-        async fn join(&self, patience: Duration) -> Result<u32, Error> {
+        async fn join(&self, limit: Duration) -> Result<u32, Error> {
             let departures = Arc::clone(&self.departures);
             let build = || {
                 let work = move || {
@@ -243,7 +244,7 @@ mod tests {
                 };
                 (Progress::new(Stage::Lookup, 60 * SECOND), work)
             };
-            self.flights.get_or_start(&"acme", patience, build).await
+            self.flights.get_or_start(&"acme", limit, build).await
         }
     }
 
@@ -262,11 +263,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_became_stale_meanwhile_is_done_again_before_anybody_hears_of_it() {
         let airport = Airport::new();
-        let (landed, ()) = tokio::join!(airport.join(10 * SECOND), async {
+        let (outcome, ()) = tokio::join!(airport.join(10 * SECOND), async {
             sleep(SECOND).await;
             airport.flights.mark_stale(&"acme");
         });
-        assert_eq!(landed.unwrap(), 2);
+        assert_eq!(outcome.unwrap(), 2);
         assert_eq!(airport.flights.len(), 0);
     }
 

@@ -11,11 +11,19 @@ pub(crate) enum Reason {
     Hint,
     /// A database is prepared before its first use.
     Fleet,
+    /// A tenant's schema is migrated.
+    Migration,
 }
 
 impl Reason {
     #[cfg_attr(not(feature = "metrics"), allow(dead_code, reason = "for metrics"))]
-    pub(super) const ALL: [Self; 4] = [Self::Request, Self::Warm, Self::Hint, Self::Fleet];
+    pub(super) const ALL: [Self; 5] = [
+        Self::Request,
+        Self::Warm,
+        Self::Hint,
+        Self::Fleet,
+        Self::Migration,
+    ];
 
     /// Returns the name in metrics, spans and explanations.
     pub(crate) const fn name(self) -> &'static str {
@@ -24,6 +32,7 @@ impl Reason {
             Self::Warm => "warm",
             Self::Hint => "hint",
             Self::Fleet => "fleet",
+            Self::Migration => "migration",
         }
     }
 }

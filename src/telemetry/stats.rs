@@ -62,6 +62,7 @@ pub(crate) struct Counts {
     wakes_by_warm: WakeCounters,
     wakes_by_hint: WakeCounters,
     wakes_by_fleet: WakeCounters,
+    wakes_by_migration: WakeCounters,
 }
 
 #[derive(Debug, Default)]
@@ -180,6 +181,7 @@ impl Stats {
             Reason::Warm => &self.wakes_by_warm,
             Reason::Hint => &self.wakes_by_hint,
             Reason::Fleet => &self.wakes_by_fleet,
+            Reason::Migration => &self.wakes_by_migration,
         }
     }
 
@@ -200,6 +202,7 @@ impl Stats {
             wakes_by_warm: self.wakes_by_warm.snapshot(),
             wakes_by_hint: self.wakes_by_hint.snapshot(),
             wakes_by_fleet: self.wakes_by_fleet.snapshot(),
+            wakes_by_migration: self.wakes_by_migration.snapshot(),
             hints_ignored: self.hints_ignored.load(Relaxed),
             closed: self.closed.load(Relaxed),
             closed_by_peer: self.closed_by_peer.load(Relaxed),

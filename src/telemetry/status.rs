@@ -77,6 +77,8 @@ pub struct Status {
     pub wakes_by_hint: WakeCount,
     /// Wakes that prepare a database before its first use, or that another operation of the fleet started.
     pub wakes_by_fleet: WakeCount,
+    /// Wakes that migrate a tenant's schema.
+    pub wakes_by_migration: WakeCount,
     /// Calls of `hint` that did nothing because the budget for needless wakes was used up, or because only the
     /// connections of `wake_reserve` were left.
     pub hints_ignored: u64,

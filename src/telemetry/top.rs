@@ -41,7 +41,7 @@ struct Counts<K> {
 }
 
 impl<K: Clone + Eq + Hash + Ord> Top<K> {
-    pub(crate) fn new() -> Self {
+    pub(super) fn new() -> Self {
         let counts = Counts {
             of: HashMap::new(),
             total: 0.0,

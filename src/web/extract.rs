@@ -29,7 +29,7 @@ use crate::{
 /// # let _ = app;
 /// ```
 #[derive(Clone, Debug)]
-#[must_use = "it extracts nothing until it is the application's state"]
+#[must_use = "this does nothing until it is the application's state"]
 pub struct Tenants {
     router: TenantRouter,
     identify: Identify,
@@ -73,7 +73,7 @@ impl Tenants {
 /// # Errors
 /// 404 if the request names no tenant; 400 if the name is not a tenant id or cannot be read. Both are problem+json.
 #[derive(Clone, Debug)]
-#[allow(clippy::exhaustive_structs, reason = "handlers take it apart")]
+#[allow(clippy::exhaustive_structs, reason = "handlers destructure it")]
 pub struct Tenant(pub TenantHandle);
 
 impl<S> FromRequestParts<S> for Tenant

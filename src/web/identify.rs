@@ -40,7 +40,7 @@ type ByAsking = dyn Fn(RequestHead) -> Asked + Send + Sync;
 /// # let _ = identify; Ok(()) }
 /// ```
 #[derive(Clone)]
-#[must_use = "it identifies nobody until `Tenants` or a `WarmLayer` has it"]
+#[must_use = "it does nothing until it is passed to `Tenants` or a `WarmLayer`"]
 pub struct Identify(Vec<Way>);
 
 #[derive(Clone)]
@@ -85,9 +85,9 @@ impl Identify {
             let host = host::of(head)?;
             match host.as_deref().and_then(|it| it.strip_suffix(&suffix)) {
                 Some(label) if host::is_label(label) => Ok(Some(label.to_owned())),
-                Some(label) if !label.contains('.') => {
-                    Err(unusable("the host's first label is none of a host name"))
-                }
+                Some(label) if !label.contains('.') => Err(unusable(
+                    "the host's first label is not valid in a host name",
+                )),
                 Some(_) | None => Ok(None),
             }
         }))
@@ -114,7 +114,8 @@ impl Identify {
             }
             let segment = rest.split('/').next().unwrap_or_default();
             let decoded = decode(segment).filter(|it| !it.is_empty());
-            let message = "the path's segment that names the tenant is empty, or no UTF-8 in percent-encoding";
+            let message =
+                "the path segment that names the tenant is empty, or is not percent-encoded UTF-8";
             decoded.map(Some).ok_or_else(|| unusable(message))
         }))
     }
@@ -137,7 +138,7 @@ impl Identify {
     pub fn header(name: &str) -> Result<Self, InvalidConfig> {
         let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| {
             InvalidConfig::new(format!(
-                "header({name:?}): this is no header's name; write one like \"x-tenant\""
+                "header({name:?}): this is not a header name; write one like \"x-tenant\""
             ))
         })?;
         Ok(Self::by(move |head| {
@@ -265,7 +266,7 @@ fn unusable(message: &'static str) -> Error {
 fn agreed(this: Option<String>, other: Option<String>) -> Result<Option<String>, Error> {
     match (this, other) {
         (Some(this), Some(other)) if this != other => Err(unusable(
-            "the request names two tenants, each in a way of its own",
+            "the request names two different tenants, in two ways",
         )),
         (this, other) => Ok(this.or(other)),
     }
@@ -280,7 +281,7 @@ async fn ask(tenant: &ByAsking, head: &Parts) -> Result<Option<String>, Error> {
     let asked = Progress::new(Stage::Lookup, ASK_TIMEOUT);
     let answer = timeout(ASK_TIMEOUT, tenant(named)).await;
     answer.map_err(|_| asked.timed_out())?.map_err(|err| {
-        let message = "asking which tenant the request is for failed";
+        let message = "the application's function for `Identify::resolve_with` failed";
         Error::new(ErrorKind::Catalog, message).with_source(err)
     })
 }
@@ -312,7 +313,7 @@ fn path_prefix(prefix: &str) -> Result<String, InvalidConfig> {
     }
     let is_sent_so = |it: u8| it.is_ascii_graphic() && !b"\"<>\\^`|".contains(&it);
     if !prefix.bytes().all(is_sent_so) {
-        return refuse("this holds what paths have percent-encoded");
+        return refuse("this contains characters that paths percent-encode");
     }
     let segments = prefix.trim_matches('/');
     Ok(if segments.is_empty() {

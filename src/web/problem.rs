@@ -109,6 +109,7 @@ fn status_of(kind: ErrorKind) -> StatusCode {
         | ErrorKind::Held
         | ErrorKind::Locked
         | ErrorKind::Provisioning
+        | ErrorKind::Schema(_)
         | ErrorKind::StaleCredential
         | ErrorKind::Timeout(_)
         | ErrorKind::Unreachable => StatusCode::SERVICE_UNAVAILABLE,

@@ -53,7 +53,7 @@ use crate::{model::current_tenant, router::TenantRouter};
 /// # let _ = app;
 /// ```
 #[derive(Clone, Debug)]
-#[must_use = "a layer does nothing until a service has it"]
+#[must_use = "a layer does nothing until it is applied to a service"]
 pub struct WarmLayer {
     router: TenantRouter,
     identify: Identify,

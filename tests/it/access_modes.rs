@@ -2,19 +2,19 @@
 
 use tenantry::{Error, TenantRouter, tokio_postgres::error::SqlState};
 
-use crate::support::{Stage, run_on};
+use crate::support::{TestEnv, query_text};
 
 /// A tenant with an empty table, whose database its operator has set read-only since.
-async fn read_only_database() -> (Stage, TenantRouter) {
-    let stage = Stage::new().await;
-    let router = stage.router();
+async fn read_only_database() -> (TestEnv, TenantRouter) {
+    let env = TestEnv::new().await;
+    let router = env.router();
     let client = router.get("acme").await.unwrap();
-    run_on(&client, "CREATE TABLE keys (key int)").await;
+    query_text(&client, "CREATE TABLE keys (key int)").await;
     let operator = "ALTER DATABASE neondb SET default_transaction_read_only = on";
-    run_on(&client, operator).await;
+    query_text(&client, operator).await;
     drop(client);
-    stage.suspend("acme").await; // it holds for sessions that begin now, the pooler's too
-    (stage, router)
+    env.suspend("acme").await; // it holds for sessions that begin now, the pooler's too
+    (env, router)
 }
 
 async fn insert(router: &TenantRouter, first: &str) -> Result<(), Option<SqlState>> {
@@ -36,7 +36,7 @@ async fn a_transaction_writes_nothing_to_a_database_that_its_operator_set_read_o
     let refused = insert(&router, "").await.unwrap_err();
     assert_eq!(refused, Some(SqlState::READ_ONLY_SQL_TRANSACTION));
     let client = router.get("acme").await.unwrap();
-    assert_eq!(run_on(&client, "SELECT count(*) FROM keys").await, "0");
+    assert_eq!(query_text(&client, "SELECT count(*) FROM keys").await, "0");
     drop(client);
     insert(&router, "SET TRANSACTION READ WRITE").await.unwrap();
 }

@@ -65,9 +65,9 @@ async fn a_creation_is_read_as_neon_answers_it() {
 
 /// Notes which hosts are asked for, and knows none.
 #[derive(Clone, Default)]
-struct Nowhere(Arc<Mutex<Vec<String>>>);
+struct FailingResolver(Arc<Mutex<Vec<String>>>);
 
-impl Resolve for Nowhere {
+impl Resolve for FailingResolver {
     async fn resolve(&self, host: &str, _port: u16) -> io::Result<Vec<SocketAddr>> {
         self.0.lock().unwrap().push(host.to_owned());
         Err(io::Error::other("no such host"))
@@ -87,7 +87,7 @@ async fn a_tenant_is_provisioned_from_that_answer_and_looked_for_at_the_pooled_h
         operations("finished"),
     ])
     .await;
-    let hosts = Nowhere::default();
+    let hosts = FailingResolver::default();
     let provisioner =
         Provisioner::new(Memory::new(), api.client().build().unwrap(), "test").on_first_access();
     let router = TenantRouter::provisioning(provisioner)
@@ -107,7 +107,7 @@ async fn a_tenant_is_provisioned_from_that_answer_and_looked_for_at_the_pooled_h
 }
 
 #[tokio::test]
-async fn what_is_new_missing_or_null_in_an_answer_does_not_lose_it() {
+async fn new_missing_or_null_fields_do_not_make_an_answer_unreadable() {
     let mut strange = created_project();
     strange["project"]["settings"] = Value::Null;
     strange["project"]["name"] = Value::Null;
@@ -146,26 +146,23 @@ async fn what_is_new_missing_or_null_in_an_answer_does_not_lose_it() {
 }
 
 #[tokio::test]
-async fn a_success_that_cannot_be_read_says_what_it_was_and_nothing_of_its_words() {
-    const HALF: &str = r#"{"project":{"id":"p-1"},"connection_uris":[{"connection_parameters":{"password":"hunter2""#;
+async fn an_unreadable_success_is_an_error_that_describes_the_body_without_quoting_it() {
+    const TRUNCATED_BODY: &str = r#"{"project":{"id":"p-1"},"connection_uris":[{"connection_parameters":{"password":"hunter2""#;
     for (reply, text) in [
         (
             Reply::Html(201),
-            "a page of html, from the network in front of it",
+            "a page of html, probably from a proxy in front of it",
         ),
         (Reply::Text(200, ""), "an empty body"),
         (Reply::Text(204, ""), "an empty body"),
         (
-            Reply::Text(201, HALF),
-            "a body that is not as described (line 1",
+            Reply::Text(201, TRUNCATED_BODY),
+            "a body of unexpected form (line 1",
         ),
-        (
-            Reply::Text(201, "hunter2"),
-            "a body that is not as described",
-        ),
+        (Reply::Text(201, "hunter2"), "a body of unexpected form"),
         (
             Reply::Text(201, r#"{"project":"hunter2"}"#),
-            "a body that is not as described",
+            "a body of unexpected form",
         ),
     ] {
         let api = ScriptedApi::new([reply]).await;
@@ -175,40 +172,40 @@ async fn a_success_that_cannot_be_read_says_what_it_was_and_nothing_of_its_words
             .await
             .unwrap_err();
         assert_eq!(err.kind(), ErrorKind::ControlPlane, "it may have happened");
-        let told = err.to_string();
+        let message = err.to_string();
         assert!(
-            told.contains(text) && told.contains("[request req-1]"),
-            "{told}"
+            message.contains(text) && message.contains("[request req-1]"),
+            "{message}"
         );
         assert!(!format!("{err:?}").contains("hunter2"), "{err:?}");
-        assert_eq!(api.seen().len(), 1, "not sent again");
+        assert_eq!(api.requests().len(), 1, "not sent again");
     }
 }
 
 #[tokio::test]
 async fn a_refusal_says_what_to_change() {
-    let told = |message: &str| json!({ "code": "", "message": message });
+    let error_body = |message: &str| json!({ "code": "", "message": message });
     for (reply, kind, text) in [
         (
             Reply::Html(403),
             ErrorKind::Refused,
-            "with a page of html, from the network in front of it",
+            "with a page of html, probably from a proxy in front of it",
         ),
         (Reply::Text(418, "plain words"), ErrorKind::Refused, "418"),
         (
-            Reply::Json(400, told("org_id is required")),
+            Reply::Json(400, error_body("org_id is required")),
             ErrorKind::Refused,
             "name the organization with org_id",
         ),
         (
-            Reply::Json(404, told("not allowed for organization API keys")),
+            Reply::Json(404, error_body("not allowed for organization API keys")),
             ErrorKind::Refused,
             "use the personal api key",
         ),
         (
             Reply::Json(
                 423,
-                told("Your project has exceeded the active time quota."),
+                error_body("Your project has exceeded the active time quota."),
             ),
             ErrorKind::QuotaExhausted(ExhaustedQuota::Other),
             "a limit of the plan",
@@ -259,7 +256,7 @@ async fn projects_are_transferred_and_a_refusal_says_what_stands_in_the_way() {
         let (api, moved) = transfer(done).await;
         moved.unwrap();
         let path = "POST /api/v2/organizations/org-a/projects/transfer";
-        assert_eq!(api.seen(), [path]);
+        assert_eq!(api.requests(), [path]);
         let body = json!({ "destination_org_id": "org-b", "project_ids": ["p-1", "p-2"] });
         assert_eq!(api.bodies(), [body]);
     }
@@ -298,7 +295,7 @@ async fn a_list_without_its_key_is_no_empty_list() {
     ];
     for err in errors {
         let err = format!("{:?}", err.expect("an error"));
-        assert!(err.contains("a body that is not as described"), "{err}");
+        assert!(err.contains("a body of unexpected form"), "{err}");
     }
 
     let null = json!({ "projects": null, "branches": null, "endpoints": null, "operations": null });
@@ -341,10 +338,10 @@ async fn an_answer_that_breaks_off_keeps_the_id_of_its_request() {
     for (reply, text) in [
         (
             Reply::HalfBody(201),
-            "answered 201 Created and broke off [request req-1]",
+            "answered 201 Created and closed the connection before the end of its answer [request req-1]",
         ),
         (Reply::HalfBody(404), "[request req-1]"),
-        (Reply::Hangup, "broke off before it answered"),
+        (Reply::Hangup, "closed the connection before it answered"),
     ] {
         let api = ScriptedApi::new([reply]).await;
         let neon = api.client().build().unwrap();
@@ -355,7 +352,7 @@ async fn an_answer_that_breaks_off_keeps_the_id_of_its_request() {
 }
 
 #[tokio::test]
-async fn an_odd_part_does_not_fail_the_whole() {
+async fn a_malformed_part_does_not_fail_the_whole_answer() {
     let mut odd = created_project();
     odd["connection_uris"][0]["connection_parameters"]
         .as_object_mut()

@@ -19,7 +19,7 @@ async fn use_for(router: &TenantRouter, tenant: &str, time: Duration) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_more_connections_are_open_than_there_may_be() {
+async fn open_connections_never_exceed_max_connections() {
     let backend = Backend::default();
     backend.set(Step::Login, Gate::Slow(20 * MILLISECOND));
     let router = backend.router().max_connections(8).build().unwrap();
@@ -55,7 +55,7 @@ async fn a_login_given_up_half_way_counts_until_the_server_has_noticed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn at_the_bound_the_least_recently_used_gives_way_and_the_others_stay() {
+async fn at_the_limit_only_the_least_recently_used_connection_is_closed() {
     let backend = Backend::default();
     let builder = backend.router().max_connections(3);
     let router = builder.build().unwrap();
@@ -71,7 +71,7 @@ async fn at_the_bound_the_least_recently_used_gives_way_and_the_others_stay() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wake_does_not_wait_for_those_who_have_connections() {
+async fn a_wake_does_not_wait_for_tenants_that_hold_connections() {
     let backend = Backend::default();
     let builder = backend.router().max_connections(4).wake_reserve(1);
     let router = builder.pool_size(10).build().unwrap();
@@ -83,7 +83,7 @@ async fn a_wake_does_not_wait_for_those_who_have_connections() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_waits_in_vain_hears_what_to_change() {
+async fn a_call_that_gets_no_connection_fails_with_the_setting_to_change() {
     let backend = Backend::default();
     let router = backend.router().max_connections(1).build().unwrap();
     let held = router.get("busy").await.unwrap();
@@ -124,7 +124,10 @@ async fn a_busy_tenant_cannot_keep_the_last_connection_from_a_quiet_one() {
     }
     assert!(longest <= 700 * MILLISECOND, "{longest:?}");
     let counts = backend.counts();
-    assert!(counts.asked("SELECT 1") > 100, "and the busy one goes on");
+    assert!(
+        counts.query_count("SELECT 1") > 100,
+        "and the busy one goes on"
+    );
     busy.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
@@ -157,7 +160,7 @@ async fn a_tenant_that_fell_asleep_while_its_attempts_waited_gets_one_login() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nor_does_it_get_another_while_one_is_under_way() {
+async fn a_tenant_gets_no_second_login_while_one_is_under_way() {
     let backend = Backend::default();
     let builder = backend.router().max_connections(2).wake_reserve(0);
     let router = builder.build().unwrap();
@@ -183,7 +186,7 @@ async fn nor_does_it_get_another_while_one_is_under_way() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nor_by_a_direct_connection_that_waited_for_its_place() {
+async fn a_waiting_direct_connection_starts_no_second_login_while_one_is_under_way() {
     let backend = Backend::default();
     let builder = backend.router().max_connections(3).wake_reserve(0);
     let router = builder.build().unwrap();
@@ -210,7 +213,7 @@ async fn nor_by_a_direct_connection_that_waited_for_its_place() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_nobodys_does_not_wait_for_ever() {
+async fn a_direct_connection_gets_a_place_though_every_connection_is_in_use() {
     let backend = Backend::default();
     let router = backend.router().max_connections(2).wake_reserve(0);
     let router = router.build().unwrap();
@@ -229,7 +232,7 @@ async fn what_is_nobodys_does_not_wait_for_ever() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn logins_without_an_answer_do_not_keep_others_out() {
+async fn logins_without_an_answer_do_not_block_other_tenants() {
     let backend = Backend::default();
     for dark in ["dark1", "dark2"] {
         backend.set_at(dark, Step::Login, Gate::Stuck);
@@ -260,7 +263,7 @@ async fn a_direct_connection_counts_and_is_no_reason_to_wait_behind_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hint_costs_nobody_a_connection() {
+async fn a_hint_takes_no_connection_from_another_tenant() {
     let backend = Backend::default();
     let router = backend.router().max_connections(1).build().unwrap();
     use_for(&router, "acme", MILLISECOND).await;
@@ -270,7 +273,7 @@ async fn a_hint_costs_nobody_a_connection() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn callers_beyond_the_bound_are_told_when_to_come_back() {
+async fn callers_beyond_the_limit_are_told_when_to_retry() {
     let backend = Backend::default();
     backend.set(Step::Login, Gate::Stuck);
     let builder = backend.router().waiting_per_tenant(3).waiting_callers(5);
@@ -297,4 +300,26 @@ async fn callers_beyond_the_bound_are_told_when_to_come_back() {
         it.await.unwrap();
     }
     assert_eq!(router.status().waiting, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_limit_of_a_tenant_counts_the_callers_of_its_evicted_pool_too() {
+    let backend = Backend::default();
+    let builder = backend.router().waiting_per_tenant(2).pool_size(1);
+    let router = builder.build().unwrap();
+    let held = router.get("a").await.unwrap();
+    let wait = |()| {
+        let router = router.clone();
+        tokio::spawn(async move { drop(router.get("a").await.unwrap()) })
+    };
+    let waiting = [(), ()].map(wait);
+    sleep(MILLISECOND).await;
+    router.evict("a");
+    let err = router.get("a").await.unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::Overloaded);
+    drop(held);
+    for it in waiting {
+        it.await.unwrap();
+    }
+    drop(router.get("a").await.unwrap());
 }

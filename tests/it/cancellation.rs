@@ -18,11 +18,11 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::support::{Backend, Call, Case, Failure, Gate, Place, Scene, Step};
+use super::support::{Backend, Call, CallTest, Case, Failure, FaultPoint, Gate, Step};
 
 const SECOND: Duration = Duration::from_secs(1);
-/// How late a timer may be.
-const MOMENT: Duration = Duration::from_millis(5);
+/// The time by which a timer may be late.
+const TIMER_SLACK: Duration = Duration::from_millis(5);
 const REFUSED: Gate = Gate::Fail(Failure::Error {
     code: "XX000",
     text: "Couldn't connect to compute node",
@@ -36,9 +36,9 @@ const GATES: [Gate; 5] = [
     Gate::Stuck,
 ];
 
-/// What a caller who stays must be told.
+/// The outcome that a caller must get if it stays.
 #[derive(Debug, Eq, PartialEq)]
-enum End {
+enum CallOutcome {
     Served,
     Failed(ErrorKind),
     /// Nothing, for as long as it waits: its own query has no answer.
@@ -46,25 +46,25 @@ enum End {
 }
 
 /// The answer to a call, and how long it may take.
-fn expected(case: Case) -> (End, Duration) {
-    use End::{Failed, Served};
-    match (case.place, case.gate) {
+fn expected(case: Case) -> (CallOutcome, Duration) {
+    use CallOutcome::{Failed, Served};
+    match (case.point, case.gate) {
         // The closure's own error.
-        (Place::At(Step::Rollback), _) => (Failed(ErrorKind::InvalidTenant), SECOND),
+        (FaultPoint::At(Step::Rollback), _) => (Failed(ErrorKind::InvalidTenant), SECOND),
         (_, Gate::Open) => (Served, Duration::ZERO),
         // Late, or by another connection.
-        (_, Gate::Slow(_)) | (Place::Queue | Place::At(Step::Verify), Gate::Fail(_)) => {
+        (_, Gate::Slow(_)) | (FaultPoint::Queue | FaultPoint::At(Step::Verify), Gate::Fail(_)) => {
             (Served, SECOND)
         }
         // Tried until the end.
-        (Place::At(Step::Open | Step::Login), Gate::Fail(_)) | (_, Gate::Stuck) => {
+        (FaultPoint::At(Step::Open | Step::Login), Gate::Fail(_)) | (_, Gate::Stuck) => {
             expected_if_stuck(case)
         }
-        (Place::At(step), Gate::Fail(_)) => expected_if_failed(case, step),
+        (FaultPoint::At(step), Gate::Fail(_)) => expected_if_failed(case, step),
     }
 }
 
-fn expected_if_failed(case: Case, step: Step) -> (End, Duration) {
+fn expected_if_failed(case: Case, step: Step) -> (CallOutcome, Duration) {
     let kind = match (step, case.gate) {
         (Step::Lookup, _) => ErrorKind::Catalog,
         (Step::Create, _) => ErrorKind::Refused, // the control plane's own
@@ -72,17 +72,17 @@ fn expected_if_failed(case: Case, step: Step) -> (End, Duration) {
         // Tried until the end, more and more slowly: a compute that ends what it has let in is not up yet.
         (Step::Begin, CUT) => {
             let kind = ErrorKind::Timeout(Stage::Wake);
-            return (End::Failed(kind), 30 * SECOND);
+            return (CallOutcome::Failed(kind), 30 * SECOND);
         }
-        (_, CUT) if !case.call.is_by_hand() => ErrorKind::Connect,
+        (_, CUT) if !case.call.hands_out_client() => ErrorKind::Connect,
         _ => ErrorKind::Query,
     };
-    (End::Failed(kind), SECOND)
+    (CallOutcome::Failed(kind), SECOND)
 }
 
-fn expected_if_stuck(case: Case) -> (End, Duration) {
-    let kind = match case.place {
-        Place::At(Step::Create) => ErrorKind::Provisioning, // which goes on
+fn expected_if_stuck(case: Case) -> (CallOutcome, Duration) {
+    let kind = match case.point {
+        FaultPoint::At(Step::Create) => ErrorKind::Provisioning, // which goes on
         _ => ErrorKind::Timeout(stage_of(case)),
     };
     let limit = if case.call.is_in_transaction() {
@@ -90,30 +90,32 @@ fn expected_if_stuck(case: Case) -> (End, Duration) {
     } else {
         20 * SECOND
     };
-    match (case.place, case.call) {
-        (Place::At(Step::Verify), _) => (End::Served, 3 * SECOND),
-        (Place::At(Step::Query), call) if call.is_by_hand() => (End::Nothing, 60 * SECOND),
-        (Place::At(Step::Commit), Call::Transaction) => {
-            (End::Failed(ErrorKind::CommitUnknown), 30 * SECOND)
+    match (case.point, case.call) {
+        (FaultPoint::At(Step::Verify), _) => (CallOutcome::Served, 3 * SECOND),
+        (FaultPoint::At(Step::Query), call) if call.hands_out_client() => {
+            (CallOutcome::Nothing, 60 * SECOND)
         }
-        _ => (End::Failed(kind), limit),
+        (FaultPoint::At(Step::Commit), Call::Transaction) => {
+            (CallOutcome::Failed(ErrorKind::CommitUnknown), 30 * SECOND)
+        }
+        _ => (CallOutcome::Failed(kind), limit),
     }
 }
 
-/// What a caller waits for who comes to a place and no further.
+/// Returns the stage at which a caller waits that comes to the fault point and no further.
 fn stage_of(case: Case) -> Stage {
-    match (case.place, case.call) {
-        (Place::At(Step::Lookup), _) => Stage::Lookup,
-        (Place::At(Step::Create), _) => Stage::Provision,
-        (Place::Queue | Place::At(Step::Verify), _)
-        | (Place::At(Step::Open | Step::Login), Call::DirectAwake) => Stage::Checkout,
-        (Place::At(Step::Open | Step::Login), _) => Stage::Wake,
-        (Place::At(Step::Begin | Step::Query | Step::Rollback), _) => Stage::Query,
-        (Place::At(Step::Commit), _) => Stage::Commit,
+    match (case.point, case.call) {
+        (FaultPoint::At(Step::Lookup), _) => Stage::Lookup,
+        (FaultPoint::At(Step::Create), _) => Stage::Provision,
+        (FaultPoint::Queue | FaultPoint::At(Step::Verify), _)
+        | (FaultPoint::At(Step::Open | Step::Login), Call::DirectAwake) => Stage::Checkout,
+        (FaultPoint::At(Step::Open | Step::Login), _) => Stage::Wake,
+        (FaultPoint::At(Step::Begin | Step::Query | Step::Rollback), _) => Stage::Query,
+        (FaultPoint::At(Step::Commit), _) => Stage::Commit,
     }
 }
 
-/// Whether `err` is told after something else has failed, and not only waited for.
+/// Returns whether `err` is a timeout after something else had failed, and not only after a wait.
 fn has_failed(case: Case, err: &Error) -> bool {
     matches!(
         (case.gate, err.kind()),
@@ -121,82 +123,82 @@ fn has_failed(case: Case, err: &Error) -> bool {
     )
 }
 
-/// Every call that comes to `place` meets every gate there: once its caller stays, once it leaves.
-async fn every_call_at(place: Place) {
-    for call in Call::ALL.into_iter().filter(|it| it.comes_to(place)) {
+/// Every call that comes to `point` meets every gate there: once its caller stays, once it leaves.
+async fn every_call_at(point: FaultPoint) {
+    for call in Call::ALL.into_iter().filter(|it| it.reaches(point)) {
         for gate in GATES {
-            let case = Case { call, place, gate };
-            let mut scene = Scene::before(case).await;
-            let (told, took) = scene.stays().await;
-            let told = match told {
-                None => End::Nothing,
-                Some(Ok(())) => End::Served,
+            let case = Case { call, point, gate };
+            let mut call_test = CallTest::new(case).await;
+            let (outcome, took) = call_test.run().await;
+            let outcome = match outcome {
+                None => CallOutcome::Nothing,
+                Some(Ok(())) => CallOutcome::Served,
                 Some(Err(err)) => {
                     let says_why = err.source().is_some() || !has_failed(case, &err);
                     assert!(says_why, "{case:?}: {err:?}");
-                    End::Failed(err.kind())
+                    CallOutcome::Failed(err.kind())
                 }
             };
-            let (right, limit) = expected(case);
-            assert_eq!(told, right, "{case:?}");
-            assert!(took <= limit + MOMENT, "{case:?}: {took:?}");
-            scene.ends_in_order().await;
+            let (wanted, limit) = expected(case);
+            assert_eq!(outcome, wanted, "{case:?}");
+            assert!(took <= limit + TIMER_SLACK, "{case:?}: {took:?}");
+            call_test.assert_clean_end().await;
 
-            let mut scene = Scene::before(case).await;
-            scene.leaves().await;
-            scene.ends_in_order().await;
+            let mut call_test = CallTest::new(case).await;
+            call_test.cancel_at_point().await;
+            call_test.assert_clean_end().await;
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn trouble_in_a_look_up_leaves_nothing_behind() {
-    every_call_at(Place::At(Step::Lookup)).await;
+    every_call_at(FaultPoint::At(Step::Lookup)).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn trouble_in_a_creation_leaves_nothing_behind() {
-    every_call_at(Place::At(Step::Create)).await;
+    every_call_at(FaultPoint::At(Step::Create)).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn trouble_in_opening_a_stream_leaves_nothing_behind() {
-    every_call_at(Place::At(Step::Open)).await;
+    every_call_at(FaultPoint::At(Step::Open)).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn trouble_in_a_login_leaves_nothing_behind() {
-    every_call_at(Place::At(Step::Login)).await;
+    every_call_at(FaultPoint::At(Step::Login)).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn trouble_in_the_queue_leaves_nothing_behind() {
-    every_call_at(Place::Queue).await;
+    every_call_at(FaultPoint::Queue).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn trouble_in_a_check_of_an_idle_connection_leaves_nothing_behind() {
-    every_call_at(Place::At(Step::Verify)).await;
+    every_call_at(FaultPoint::At(Step::Verify)).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn trouble_in_begin_leaves_nothing_behind() {
-    every_call_at(Place::At(Step::Begin)).await;
+    every_call_at(FaultPoint::At(Step::Begin)).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn trouble_in_a_query_leaves_nothing_behind() {
-    every_call_at(Place::At(Step::Query)).await;
+    every_call_at(FaultPoint::At(Step::Query)).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn trouble_in_commit_leaves_nothing_behind() {
-    every_call_at(Place::At(Step::Commit)).await;
+    every_call_at(FaultPoint::At(Step::Commit)).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn trouble_in_rollback_leaves_nothing_behind() {
-    every_call_at(Place::At(Step::Rollback)).await;
+    every_call_at(FaultPoint::At(Step::Rollback)).await;
 }
 
 /// Drops each call at each turn of the runtime that it takes, on a tenant that has to be created or woken, and on one
@@ -204,36 +206,36 @@ async fn trouble_in_rollback_leaves_nothing_behind() {
 #[tokio::test(start_paused = true)]
 async fn a_call_may_be_dropped_at_any_moment() {
     for call in Call::ALL {
-        let places = [
+        let points = [
             Step::Lookup,
             Step::Create,
             Step::Verify,
             Step::Query,
             Step::Rollback,
         ];
-        for place in places.map(Place::At) {
-            if !call.comes_to(place) {
+        for point in points.map(FaultPoint::At) {
+            if !call.reaches(point) {
                 continue;
             }
             let gate = Gate::Open;
-            let case = Case { call, place, gate };
-            let mut turns = 0;
+            let case = Case { call, point, gate };
+            let mut polls = 0;
             loop {
-                let mut scene = Scene::before(case).await;
-                let done = scene.leaves_after(turns).await;
-                scene.ends_in_order().await;
+                let mut call_test = CallTest::new(case).await;
+                let done = call_test.cancel_after_polls(polls).await;
+                call_test.assert_clean_end().await;
                 if done {
                     break;
                 }
-                turns += 1;
+                polls += 1;
             }
-            assert!(turns > 4, "{case:?} has more than {turns} moments");
+            assert!(polls > 4, "{case:?} has more than {polls} moments");
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn callers_who_have_left_the_queue_wake_nobody() {
+async fn callers_that_left_the_queue_start_no_wake() {
     let backend = Backend::default();
     let router = backend.router().pool_size(1).build().unwrap();
     let held = router.get("acme").await.unwrap();
@@ -247,7 +249,7 @@ async fn callers_who_have_left_the_queue_wake_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_panic_while_connecting_is_told_and_takes_no_place() {
+async fn a_panic_while_connecting_is_an_error_and_takes_no_place() {
     let (backend, panics) = (Backend::default(), AtomicBool::new(true));
     let pipes = backend.clone();
     let router = backend.router().pool_size(1).open_streams(move |host, _| {
@@ -265,7 +267,7 @@ async fn a_panic_while_connecting_is_told_and_takes_no_place() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_check_that_its_caller_has_left_still_condemns_the_dead_ones_beside() {
+async fn an_abandoned_ping_still_closes_the_other_dead_connections() {
     let backend = Backend::default();
     let router = backend.router().pool_size(8).build().unwrap();
     let clients = (0..8).map(|_| router.get("acme"));
@@ -292,13 +294,13 @@ async fn a_begin_without_an_answer_is_sent_again_on_another_connection() {
         backend.set(Step::Begin, Gate::Open);
     });
     done.unwrap();
-    assert!(start.elapsed() <= 5 * SECOND + MOMENT);
+    assert!(start.elapsed() <= 5 * SECOND + TIMER_SLACK);
     assert_eq!(backend.counts().commits, 1);
 }
 
 /// Callers leave on one thread while another hands them a connection.
 #[test]
-fn whoever_leaves_while_a_connection_is_handed_over_locks_nobody_out() {
+fn a_caller_that_leaves_during_a_handover_blocks_no_other_caller() {
     const CALLERS: usize = 12;
     const CALLS: u32 = 20_000;
     let runtime = Builder::new_multi_thread()
@@ -338,5 +340,5 @@ fn whoever_leaves_while_a_connection_is_handed_over_locks_nobody_out() {
     runtime.spawn(async move { done.send(all.await) });
     let all_done = all_done.recv_timeout(120 * SECOND);
     runtime.shutdown_background();
-    all_done.expect("somebody waits for ever").unwrap();
+    all_done.expect("a caller waits for ever").unwrap();
 }

@@ -6,7 +6,7 @@ use sqlx::{Connection as _, postgres::PgConnectOptions};
 use tenantry::{Catalog, catalog::Postgres, emulator::CatalogServer};
 use url::Url;
 
-use crate::support::{chain, column, session, tenant};
+use crate::support::{column, error_chain, session, tenant};
 
 #[tokio::test]
 async fn the_url_of_a_catalog_server_is_a_url_to_every_client() {
@@ -19,11 +19,14 @@ async fn the_url_of_a_catalog_server_is_a_url_to_every_client() {
             "{url}"
         );
         let options = PgConnectOptions::from_str(&url).unwrap();
-        let mut guest = sqlx::PgConnection::connect_with(&options).await.unwrap();
-        let who = "SELECT current_user || ' in ' || current_database()";
-        let told: String = sqlx::query_scalar(who).fetch_one(&mut guest).await.unwrap();
-        assert_eq!(told, "neondb_owner in neondb", "{url}");
-        assert_eq!(column(&session(&url).await, who).await, [told], "{url}");
+        let mut sqlx_client = sqlx::PgConnection::connect_with(&options).await.unwrap();
+        let query = "SELECT current_user || ' in ' || current_database()";
+        let answer: String = sqlx::query_scalar(query)
+            .fetch_one(&mut sqlx_client)
+            .await
+            .unwrap();
+        assert_eq!(answer, "neondb_owner in neondb", "{url}");
+        assert_eq!(column(&session(&url).await, query).await, [answer], "{url}");
     }
 }
 
@@ -55,7 +58,7 @@ async fn a_connection_string_is_taken_as_libpq_takes_it() {
     ] {
         let catalog = build(&text).unwrap();
         let found = catalog.find(&tenant("acme")).await;
-        assert_eq!(found.map_err(|err| chain(&err)), Ok(None), "{text:?}");
+        assert_eq!(found.map_err(|err| error_chain(&err)), Ok(None), "{text:?}");
     }
 }
 
@@ -79,7 +82,7 @@ const REFUSED: [(&str, &str); 12] = [
 ];
 
 #[test]
-fn what_is_not_supported_is_refused_with_what_to_do_instead() {
+fn unsupported_options_are_refused_with_an_alternative() {
     for (option, says) in REFUSED {
         let (name, _) = option.split_once('=').unwrap();
         for text in [

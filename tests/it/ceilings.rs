@@ -1,4 +1,4 @@
-//! How many connections a tenant may have: by its entry in the catalog, and by its plan.
+//! The most connections that a tenant may have: by its entry in the catalog, and by its plan.
 
 use std::{
     sync::{
@@ -10,22 +10,24 @@ use std::{
 
 use futures_util::future::join_all;
 use tenantry::{
-    Decision, ErrorKind, Failpoint as ProvisionStep, Fleet, Plan, Provisioner, Stage as CallStage,
-    TenantClient, TenantRouter, catalog::Memory, fleet::Provisioned,
+    Decision, ErrorKind, Failpoint as ProvisionStep, Fleet, Plan, Provisioner, Stage, TenantClient,
+    TenantRouter, catalog::Memory, fleet::Provisioned,
 };
 use tokio::{
     task::JoinHandle,
     time::{Instant, sleep, timeout},
 };
 
-use crate::support::{Backend, Counts, Gate, Ledger, Projects, Stage, Step, place_of};
+use crate::support::{
+    Backend, Counts, FakeCatalog, FakeControlPlane, Gate, Step, TestEnv, current_database,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
-/// Enough for all that takes no time.
-const MOMENT: Duration = Duration::from_millis(1);
+/// Enough for all that takes no time, and for a notification to be followed soon after others.
+const MOMENT: Duration = Duration::from_millis(101);
 
 /// Callers who ask for `tenant` all at once, each for a query; and how long all of them take.
-async fn crowd(router: &TenantRouter, tenant: &str, callers: usize) -> Duration {
+async fn run_callers(router: &TenantRouter, tenant: &str, callers: usize) -> Duration {
     let began = Instant::now();
     let calls = (0..callers).map(|_| async {
         let client = router.get(tenant).await.unwrap();
@@ -36,18 +38,18 @@ async fn crowd(router: &TenantRouter, tenant: &str, callers: usize) -> Duration 
 }
 
 /// So many connections of `tenant`, all of them in use.
-async fn held(router: &TenantRouter, tenant: &str, count: usize) -> Vec<TenantClient> {
+async fn hold_connections(router: &TenantRouter, tenant: &str, count: usize) -> Vec<TenantClient> {
     let held = join_all((0..count).map(|_| router.get(tenant))).await;
     held.into_iter().map(Result::unwrap).collect()
 }
 
-/// Somebody who asks for `tenant`, and is told where it is.
-fn caller(router: &TenantRouter, tenant: &'static str) -> JoinHandle<String> {
+/// Spawns a caller of `tenant` that returns the name of its database.
+fn spawn_caller(router: &TenantRouter, tenant: &'static str) -> JoinHandle<String> {
     let router = router.clone();
-    tokio::spawn(async move { place_of(&router.get(tenant).await.unwrap()).await })
+    tokio::spawn(async move { current_database(&router.get(tenant).await.unwrap()).await })
 }
 
-fn opened(counts: &Counts, host: &str) -> u64 {
+fn opened_at(counts: &Counts, host: &str) -> u64 {
     counts.opened.get(host).copied().unwrap_or_default()
 }
 
@@ -55,7 +57,7 @@ fn opened(counts: &Counts, host: &str) -> u64 {
 async fn each_tenant_has_as_many_connections_as_its_entry_says_and_the_others_as_many_as_the_router()
  {
     let backend = Backend::default();
-    let builder = backend.router_to(|tenant| {
+    let builder = backend.router_with_lookup(|tenant| {
         let endpoint = Backend::endpoint(tenant);
         Some(match tenant {
             "small" => endpoint.max_connections(1),
@@ -65,23 +67,24 @@ async fn each_tenant_has_as_many_connections_as_its_entry_says_and_the_others_as
     });
     let router = builder.pool_size(3).build().unwrap();
     backend.set(Step::Query, Gate::Slow(SECOND));
-    let crowds = ["small", "large", "usual"].map(|tenant| crowd(&router, tenant, 12));
-    let took = join_all(crowds).await;
+    let runs = ["small", "large", "usual"].map(|tenant| run_callers(&router, tenant, 12));
+    let took = join_all(runs).await;
     assert_eq!(took, [12 * SECOND, 2 * SECOND, 4 * SECOND]);
     let counts = backend.counts();
-    let opened = ["small", "large", "usual"].map(|tenant| opened(&counts, tenant));
+    let opened = ["small", "large", "usual"].map(|tenant| opened_at(&counts, tenant));
     assert_eq!(opened, [1, 6, 3]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn connections_in_opening_are_counted_and_those_past_the_pooler_are_not() {
     let backend = Backend::default();
-    let builder = backend.router_to(|tenant| Some(Backend::endpoint(tenant).max_connections(2)));
+    let builder =
+        backend.router_with_lookup(|tenant| Some(Backend::endpoint(tenant).max_connections(2)));
     let router = builder.pool_size(8).build().unwrap();
-    let _held = held(&router, "acme", 1).await;
+    let _held = hold_connections(&router, "acme", 1).await;
     let _direct = router.direct("acme").await.unwrap();
     backend.set(Step::Login, Gate::Stuck);
-    let callers: Vec<_> = (0..5).map(|_| caller(&router, "acme")).collect();
+    let callers: Vec<_> = (0..5).map(|_| spawn_caller(&router, "acme")).collect();
     sleep(SECOND).await;
     assert_eq!(backend.counts().waiting(Step::Login), 1);
     backend.set(Step::Login, Gate::Open);
@@ -95,38 +98,38 @@ async fn connections_in_opening_are_counted_and_those_past_the_pooler_are_not() 
 async fn a_connection_still_in_use_where_the_tenant_lived_counts_where_it_lives() {
     let (backend, host) = (Backend::default(), Arc::new(Mutex::new("old")));
     let now = Arc::clone(&host);
-    let builder = backend.router_to(move |_| {
+    let builder = backend.router_with_lookup(move |_| {
         let host = *now.lock().unwrap();
         Some(Backend::endpoint(host).max_connections(2))
     });
     let router = builder.build().unwrap();
-    let mut at_old = held(&router, "acme", 2).await;
+    let mut at_old = hold_connections(&router, "acme", 2).await;
     *host.lock().unwrap() = "new";
     router.evict("acme");
-    let callers = [caller(&router, "acme"), caller(&router, "acme")];
+    let callers = [spawn_caller(&router, "acme"), spawn_caller(&router, "acme")];
     sleep(SECOND).await;
     assert_eq!(router.status().moved, 1);
-    assert_eq!(opened(&backend.counts(), "new"), 0);
+    assert_eq!(opened_at(&backend.counts(), "new"), 0);
     drop(at_old.pop());
     for caller in callers {
         assert_eq!(caller.await.unwrap(), "new");
     }
-    assert_eq!(opened(&backend.counts(), "new"), 1);
-    assert_eq!(place_of(&at_old[0]).await, "old");
+    assert_eq!(opened_at(&backend.counts(), "new"), 1);
+    assert_eq!(current_database(&at_old[0]).await, "old");
     drop(at_old);
-    drop(held(&router, "acme", 2).await);
-    assert_eq!(opened(&backend.counts(), "new"), 2);
+    drop(hold_connections(&router, "acme", 2).await);
+    assert_eq!(opened_at(&backend.counts(), "new"), 2);
 }
 
-/// A router that follows `ledger`, where `acme` has as many connections as the router says.
-async fn follower(
-    ledger: &Ledger,
+/// A router that follows `catalog`, where `acme` has as many connections as the router says.
+async fn following_router(
+    catalog: &FakeCatalog,
     set_up: fn(Provisioner) -> Provisioner,
 ) -> (Backend, TenantRouter) {
     let backend = Backend::default();
-    ledger.publish("acme", "acme").await;
-    let provisioner = set_up(Projects::provisioner(&backend, ledger.clone()));
-    let router = backend.at(TenantRouter::provisioning(provisioner));
+    catalog.publish("acme", "acme").await;
+    let provisioner = set_up(FakeControlPlane::provisioner(&backend, catalog.clone()));
+    let router = backend.configure(TenantRouter::provisioning(provisioner));
     let router = router.build().unwrap();
     sleep(MOMENT).await;
     (backend, router)
@@ -137,23 +140,23 @@ async fn a_ceiling_that_changes_closes_what_is_too_many_and_nothing_else() {
     let kept: fn(Provisioner) -> Provisioner = |it| it;
     let not_kept = Provisioner::passwords_from_control_plane;
     for (set_up, keeps_none) in [(kept, false), (not_kept, true)] {
-        let ledger = Ledger::new();
-        let (backend, router) = follower(&ledger, set_up).await;
+        let catalog = FakeCatalog::new();
+        let (backend, router) = following_router(&catalog, set_up).await;
         if keeps_none {
-            let change = ledger.change("acme", |it| it.password = "".into());
+            let change = catalog.change_endpoint("acme", |it| it.password = "".into());
             change.await;
             sleep(MOMENT).await;
         }
-        let mut leased = held(&router, "acme", 4).await;
+        let mut leased = hold_connections(&router, "acme", 4).await;
         drop(leased.split_off(3));
         sleep(MOMENT).await;
         assert_eq!(backend.counts().open, 4);
         // One is idle, and goes at once; the others go when they come back.
-        ledger.limit("acme", Some(2)).await;
+        catalog.set_max_connections("acme", Some(2)).await;
         sleep(MOMENT).await;
         assert_eq!(backend.counts().open, 3);
         for client in &leased {
-            assert_eq!(place_of(client).await, "acme");
+            assert_eq!(current_database(client).await, "acme");
         }
         drop(leased.pop());
         sleep(MOMENT).await;
@@ -161,13 +164,13 @@ async fn a_ceiling_that_changes_closes_what_is_too_many_and_nothing_else() {
         drop(leased);
         sleep(MOMENT).await;
         assert_eq!(backend.counts().open, 2);
-        let mut leased = held(&router, "acme", 2).await;
+        let mut leased = hold_connections(&router, "acme", 2).await;
         assert_eq!(backend.counts().logins_done, 4);
 
-        let callers = [caller(&router, "acme"), caller(&router, "acme")];
+        let callers = [spawn_caller(&router, "acme"), spawn_caller(&router, "acme")];
         sleep(SECOND).await;
         assert!(callers.iter().all(|it| !it.is_finished()));
-        ledger.limit("acme", Some(3)).await;
+        catalog.set_max_connections("acme", Some(3)).await;
         sleep(MOMENT).await;
         assert!(callers.iter().all(JoinHandle::is_finished));
         leased.push(router.get("acme").await.unwrap());
@@ -175,8 +178,8 @@ async fn a_ceiling_that_changes_closes_what_is_too_many_and_nothing_else() {
         assert_eq!(router.status().moved, 0);
 
         // The place changes at the same time as the number, and by itself.
-        ledger.limit("acme", None).await;
-        let change = ledger.change("acme", |it| it.role = "other".into());
+        catalog.set_max_connections("acme", None).await;
+        let change = catalog.change_endpoint("acme", |it| it.role = "other".into());
         change.await;
         sleep(MOMENT).await;
         // Where the control plane has the password, the next caller has it read, and no caller waits for it before.
@@ -189,13 +192,13 @@ async fn a_ceiling_that_changes_closes_what_is_too_many_and_nothing_else() {
 
 #[tokio::test(start_paused = true)]
 async fn a_ceiling_lowered_under_a_login_holds_for_what_that_brings() {
-    let ledger = Ledger::new();
-    let (backend, router) = follower(&ledger, |it| it).await;
-    let leased = held(&router, "acme", 1).await;
+    let catalog = FakeCatalog::new();
+    let (backend, router) = following_router(&catalog, |it| it).await;
+    let leased = hold_connections(&router, "acme", 1).await;
     backend.set(Step::Login, Gate::Stuck);
-    let callers: Vec<_> = (0..3).map(|_| caller(&router, "acme")).collect();
+    let callers: Vec<_> = (0..3).map(|_| spawn_caller(&router, "acme")).collect();
     backend.until_waiting(Step::Login).await;
-    ledger.limit("acme", Some(1)).await;
+    catalog.set_max_connections("acme", Some(1)).await;
     sleep(MOMENT).await;
     backend.set(Step::Login, Gate::Open);
     sleep(SECOND).await;
@@ -209,8 +212,8 @@ async fn a_ceiling_lowered_under_a_login_holds_for_what_that_brings() {
     assert_eq!(backend.counts().open, 1);
 }
 
-/// How many connections the catalog lets `tenant` have.
-async fn recorded(fleet: &Fleet, tenant: &str) -> Option<usize> {
+/// Returns the most connections that the catalog lets `tenant` have.
+async fn recorded_limit(fleet: &Fleet, tenant: &str) -> Option<usize> {
     let record = fleet.record(tenant).await.unwrap().unwrap();
     assert_eq!(record.endpoint.unwrap().max_connections, None);
     record.max_connections
@@ -219,7 +222,7 @@ async fn recorded(fleet: &Fleet, tenant: &str) -> Option<usize> {
 #[tokio::test(start_paused = true)]
 async fn two_plans_are_two_ceilings() {
     let backend = Backend::default();
-    let router = Projects::router_with(&backend, |provisioner| {
+    let router = FakeControlPlane::router_with(&backend, |provisioner| {
         provisioner.decide(|tenant| async move {
             let plan = if tenant.as_str().starts_with("free") {
                 Plan::new().named("free").max_connections(1)
@@ -232,24 +235,24 @@ async fn two_plans_are_two_ceilings() {
     let router = router.pool_size(2).build().unwrap();
     for turn in 0..2 {
         backend.set(Step::Query, Gate::Slow(SECOND));
-        let crowds = ["free-acme", "pro-acme"].map(|tenant| crowd(&router, tenant, 8));
-        assert_eq!(join_all(crowds).await, [8 * SECOND, 2 * SECOND], "{turn}");
+        let runs = ["free-acme", "pro-acme"].map(|tenant| run_callers(&router, tenant, 8));
+        assert_eq!(join_all(runs).await, [8 * SECOND, 2 * SECOND], "{turn}");
         router.evict("free-acme");
         router.evict("pro-acme");
     }
     let fleet = router.fleet().unwrap();
-    assert_eq!(recorded(&fleet, "free-acme").await, Some(1));
-    assert_eq!(recorded(&fleet, "pro-acme").await, Some(4));
+    assert_eq!(recorded_limit(&fleet, "free-acme").await, Some(1));
+    assert_eq!(recorded_limit(&fleet, "pro-acme").await, Some(4));
     let huge = Plan::new().max_connections(7);
     let done = fleet.provision_with("huge", &huge).await.unwrap();
     assert_eq!(done, Provisioned::Created);
-    assert_eq!(recorded(&fleet, "huge").await, Some(7));
-    drop(held(&router, "huge", 7).await);
-    assert_eq!(opened(&backend.counts(), "huge"), 7);
+    assert_eq!(recorded_limit(&fleet, "huge").await, Some(7));
+    drop(hold_connections(&router, "huge", 7).await);
+    assert_eq!(opened_at(&backend.counts(), "huge"), 7);
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_finishes_a_creation_keeps_the_ceiling_by_which_it_was_ordered() {
+async fn a_resumed_creation_keeps_the_ceiling_it_was_ordered_with() {
     for stop_at in [
         ProvisionStep::Created,
         ProvisionStep::Placed,
@@ -258,7 +261,7 @@ async fn who_finishes_a_creation_keeps_the_ceiling_by_which_it_was_ordered() {
         let (backend, stopped) = (Backend::default(), Arc::new(AtomicBool::new(false)));
         let once = Arc::clone(&stopped);
         let usual = Plan::new().max_connections(1);
-        let router = Projects::router_with(&backend, |provisioner| {
+        let router = FakeControlPlane::router_with(&backend, |provisioner| {
             let stopping = provisioner.at_each_step(move |step, _| {
                 assert!(
                     step != stop_at || once.swap(true, SeqCst),
@@ -277,86 +280,87 @@ async fn who_finishes_a_creation_keeps_the_ceiling_by_which_it_was_ordered() {
         let plan = Plan::new().max_connections(3);
         let err = fleet.provision_with("acme", &plan).await.unwrap_err();
         assert_eq!(err.kind(), ErrorKind::Internal);
-        drop(held(&router, "acme", 3).await);
-        assert_eq!(recorded(&fleet, "acme").await, Some(3), "{stop_at:?}");
+        drop(hold_connections(&router, "acme", 3).await);
+        assert_eq!(recorded_limit(&fleet, "acme").await, Some(3), "{stop_at:?}");
     }
 }
 
 #[tokio::test]
 async fn a_database_that_is_adopted_or_imported_has_the_ceiling_of_the_provisioners_plan() {
-    let stage = Stage::new().await;
+    let env = TestEnv::new().await;
     let router = |most| {
         let plan = Plan::new().max_connections(most);
-        let router = stage.provisioning(|provisioner| provisioner.plan(plan));
+        let router = env.provisioning(|provisioner| provisioner.plan(plan));
         router.build().unwrap()
     };
     drop(router(1).get("acme").await.unwrap());
     let restarted = router(2); // its catalog is empty
     drop(restarted.get("acme").await.unwrap());
     let fleet = restarted.fleet().unwrap();
-    assert_eq!(recorded(&fleet, "acme").await, Some(2));
+    assert_eq!(recorded_limit(&fleet, "acme").await, Some(2));
     assert_eq!(restarted.status().adopted, 1);
 
-    let project = stage.project().await.project.id;
+    let project = env.project().await.project.id;
     fleet.import("globex", &project, None).await.unwrap();
-    assert_eq!(recorded(&fleet, "globex").await, Some(2));
-    drop(held(&restarted, "globex", 2).await);
+    assert_eq!(recorded_limit(&fleet, "globex").await, Some(2));
+    drop(hold_connections(&restarted, "globex", 2).await);
     assert_eq!(restarted.status().connections, 3);
     // Moved by Neon, which knows nothing of it.
-    let id = stage.witness("acme").endpoint_id;
-    stage.emulator.move_endpoint(&id).await.unwrap();
+    let id = env.witness("acme").endpoint_id;
+    env.emulator.move_endpoint(&id).await.unwrap();
     restarted.evict("acme");
     drop(restarted.get("acme").await.unwrap());
-    assert_eq!(recorded(&fleet, "acme").await, Some(2));
+    assert_eq!(recorded_limit(&fleet, "acme").await, Some(2));
 }
 
 #[tokio::test(start_paused = true)]
-async fn none_at_all_is_refused_wherever_it_is_said() {
+async fn a_ceiling_of_zero_is_refused_wherever_it_is_set() {
     let backend = Backend::default();
     let none = || Plan::new().max_connections(0);
-    let provisioner = Projects::provisioner(&backend, Memory::new()).plan(none());
+    let provisioner = FakeControlPlane::provisioner(&backend, Memory::new()).plan(none());
     let err = TenantRouter::provisioning(provisioner).build().unwrap_err();
     assert!(err.to_string().contains("max_connections"), "{err}");
 
-    let router = Projects::router_with(&backend, |provisioner| {
+    let router = FakeControlPlane::router_with(&backend, |provisioner| {
         provisioner.decide(move |_| async move { Ok(Decision::Create(none())) })
     });
     let router = router.build().unwrap();
     let fleet = router.fleet().unwrap();
-    for told in [
+    for result in [
         router.get("acme").await.map(drop),
         fleet.provision_with("acme", &none()).await.map(drop),
     ] {
-        let err = told.unwrap_err();
+        let err = result.unwrap_err();
         assert_eq!(err.kind(), ErrorKind::Refused);
         assert!(err.to_string().contains("max_connections"), "{err}");
     }
     assert_eq!(backend.counts().created, 0);
 
-    let table = backend.router_to(|tenant| Some(Backend::endpoint(tenant).max_connections(0)));
-    let ledger = Ledger::new();
-    let (_backend, follower) = follower(&ledger, |it| it).await;
-    ledger.limit("acme", Some(0)).await;
+    let table =
+        backend.router_with_lookup(|tenant| Some(Backend::endpoint(tenant).max_connections(0)));
+    let catalog = FakeCatalog::new();
+    let (_backend, follower) = following_router(&catalog, |it| it).await;
+    catalog.set_max_connections("acme", Some(0)).await;
     for router in [table.build().unwrap(), follower] {
         let err = router.get("acme").await.unwrap_err();
         assert_eq!(err.kind(), ErrorKind::BadRecord);
-        assert_eq!(err.stage(), Some(CallStage::Lookup));
+        assert_eq!(err.stage(), Some(Stage::Lookup));
         assert!(err.to_string().contains("max_connections"), "{err}");
     }
 }
 
 #[tokio::test]
 async fn a_password_that_was_rotated_and_is_read_again_leaves_the_ceiling() {
-    let stage = Stage::new().await;
-    let router = stage.provisioning(|provisioner| {
+    let env = TestEnv::new().await;
+    let router = env.provisioning(|provisioner| {
         let provisioner = provisioner.passwords_from_control_plane();
         provisioner.plan(Plan::new().max_connections(1))
     });
     let router = router.build().unwrap();
     drop(router.get("acme").await.unwrap());
-    let id = stage.witness("acme").endpoint_id;
-    stage.emulator.rotate_password(&id).await.unwrap();
-    stage.suspend("acme").await;
+    let id = env.witness("acme").endpoint_id;
+    env.emulator.rotate_password(&id).await.unwrap();
+    env.suspend("acme").await;
     let _held = router.get("acme").await.unwrap();
     assert_eq!(router.status().moved, 1);
     let second = timeout(Duration::from_millis(300), router.get("acme"));

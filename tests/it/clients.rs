@@ -26,8 +26,8 @@ use tokio::{
 use crate::support::LONG;
 
 /// The example `neon_emulator` in a process of its own, and what it printed.
-struct Running {
-    _process: Tied,
+struct EmulatorProcess {
+    _process: InterruptOnDrop,
     // Held open: it may print more.
     _output: BufReader<ChildStdout>,
     /// The API's host and port.
@@ -38,10 +38,10 @@ struct Running {
     pooled: String,
 }
 
-impl Running {
+impl EmulatorProcess {
     /// Starts it and reads what it prints.
     fn start() -> Self {
-        let mut process = Tied::start(&example("neon_emulator"));
+        let mut process = InterruptOnDrop::start(&example("neon_emulator"));
         let mut output = BufReader::new(process.0.stdout.take().unwrap());
         let lines = output.by_ref().lines().map_while(Result::ok);
         let lines: Vec<_> = lines.take(5).collect();
@@ -63,7 +63,7 @@ impl Running {
         }
     }
 
-    /// How libpq reaches the project's two hosts.
+    /// Returns the connection strings by which libpq reaches the project's two hosts.
     fn hosts(&self) -> [String; 2] {
         [
             self.pooled.replacen("-pooler.", ".", 1),
@@ -92,7 +92,7 @@ impl Running {
         .await;
     }
 
-    /// How often the compute was started.
+    /// Returns how often the compute was started.
     async fn wakes(&self) -> u64 {
         let answer = self.http("GET /_emulator/endpoints").await;
         let seen: Value = serde_json::from_str(&answer).expect(&answer);
@@ -116,18 +116,18 @@ impl Running {
 
     /// A program of the Postgres installation that knows the password and speaks English. It ends when it is dropped.
     fn client(&self, name: &str) -> Command {
-        let mut command = Command::new(program(name));
+        let mut command = Command::new(find_program(name));
         command.env("PGPASSWORD", &self.password);
         command.env("LC_ALL", "C").kill_on_drop(true);
         command
     }
 }
 
-/// A process that gets Ctrl-C when this is dropped, or when the test ends in whatever way, so that it takes with it what
-/// it has started.
-struct Tied(process::Child);
+/// A process that gets Ctrl-C when this is dropped, or when the test ends in whatever way, so that it takes with it
+/// what it has started.
+struct InterruptOnDrop(process::Child);
 
-impl Tied {
+impl InterruptOnDrop {
     fn start(program: &Path) -> Self {
         let process = process::Command::new("sh")
             .args(["-c", r#""$0" & cat; kill -INT $!; wait"#])
@@ -139,7 +139,7 @@ impl Tied {
     }
 }
 
-impl Drop for Tied {
+impl Drop for InterruptOnDrop {
     fn drop(&mut self) {
         drop(self.0.stdin.take());
         let _ = self.0.wait();
@@ -160,17 +160,17 @@ fn example(name: &str) -> PathBuf {
 }
 
 /// A program on `PATH` or, where the distributions keep those of the server off it, beside the newest server.
-fn program(name: &str) -> PathBuf {
+fn find_program(name: &str) -> PathBuf {
     let path = env::var_os("PATH").unwrap_or_default();
     let on_path = env::split_paths(&path);
-    let told = process::Command::new("pg_config").arg("--bindir").output();
-    let told = told.map(|output| String::from_utf8_lossy(&output.stdout).trim().into());
+    let reported = process::Command::new("pg_config").arg("--bindir").output();
+    let reported = reported.map(|output| String::from_utf8_lossy(&output.stdout).trim().into());
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
     let mut versions: Vec<_> = versions.flatten().map(|entry| entry.path()).collect();
     versions.sort();
     let beside_server = versions.into_iter().rev().map(|it| it.join("bin"));
     on_path
-        .chain(told)
+        .chain(reported)
         .chain(beside_server)
         .map(|place| place.join(name))
         .find(|path| path.is_file())
@@ -188,10 +188,10 @@ impl Dialogue {
     /// Through pipes, as in a script.
     fn piped(mut command: Command) -> Self {
         let (theirs, input) = std::io::pipe().unwrap();
-        let (output, said) = std::io::pipe().unwrap();
-        command.stdin(theirs).stderr(said.try_clone().unwrap());
-        let program = command.stdout(said).spawn().unwrap();
-        Self::of(program, input.into(), output.into())
+        let (output, write_end) = std::io::pipe().unwrap();
+        command.stdin(theirs).stderr(write_end.try_clone().unwrap());
+        let program = command.stdout(write_end).spawn().unwrap();
+        Self::from_ends(program, input.into(), output.into())
     }
 
     /// At a terminal, as before a person.
@@ -205,10 +205,10 @@ impl Dialogue {
         command.stdin(theirs.try_clone().unwrap());
         command.stdout(theirs.try_clone().unwrap()).stderr(theirs);
         let program = command.spawn().unwrap();
-        Self::of(program, ours.try_clone().unwrap(), ours)
+        Self::from_ends(program, ours.try_clone().unwrap(), ours)
     }
 
-    fn of(program: Child, input: OwnedFd, output: OwnedFd) -> Self {
+    fn from_ends(program: Child, input: OwnedFd, output: OwnedFd) -> Self {
         let [input, output] = [input, output].map(|end| File::from_std(end.into()));
         Self {
             program,
@@ -217,26 +217,26 @@ impl Dialogue {
         }
     }
 
-    async fn say(&mut self, line: &str) {
+    async fn send_line(&mut self, line: &str) {
         let line = format!("{line}\n");
         self.input.write_all(line.as_bytes()).await.unwrap();
         self.input.flush().await.unwrap();
     }
 
-    /// What it says up to `mark`, which it must.
-    async fn until(&mut self, mark: &str) -> String {
-        let mut said = String::new();
-        while !said.ends_with(mark) {
+    /// Reads the output up to `mark`, which must come.
+    async fn read_until(&mut self, mark: &str) -> String {
+        let mut output = String::new();
+        while !output.ends_with(mark) {
             match timeout(LONG, self.output.read_u8()).await {
-                Ok(Ok(byte)) => said.push(char::from(byte)),
-                silent => panic!("no {mark:?} after {said:?}: {silent:?}"),
+                Ok(Ok(byte)) => output.push(char::from(byte)),
+                silent => panic!("no {mark:?} after {output:?}: {silent:?}"),
             }
         }
-        said
+        output
     }
 
     /// The rest of what it says. It must end well.
-    async fn end(mut self) -> String {
+    async fn finish(mut self) -> String {
         drop(self.input);
         let mut rest = Vec::new();
         // A terminal whose program has ended gives an error, not an end.
@@ -251,100 +251,100 @@ impl Dialogue {
 
 #[tokio::test]
 async fn psql_at_its_prompt_connects_again_by_itself() {
-    let running = Running::start();
-    for (suspends, host) in (1..).zip(running.hosts()) {
-        let mut psql = running.client("psql");
+    let emulator = EmulatorProcess::start();
+    for (suspends, host) in (1..).zip(emulator.hosts()) {
+        let mut psql = emulator.client("psql");
         psql.args(["-XnAt", "-P", "pager=off", &host]);
         let mut psql = Dialogue::at_terminal(psql);
-        psql.until("=> ").await;
-        psql.say("SELECT 40 + 1;").await;
-        psql.until("41\r\n").await;
-        psql.until("=> ").await;
-        running.suspend().await;
-        psql.say("SELECT 40 + 2;").await;
-        psql.until("The connection to the server was lost. Attempting reset: Succeeded.")
+        psql.read_until("=> ").await;
+        psql.send_line("SELECT 40 + 1;").await;
+        psql.read_until("41\r\n").await;
+        psql.read_until("=> ").await;
+        emulator.suspend().await;
+        psql.send_line("SELECT 40 + 2;").await;
+        psql.read_until("The connection to the server was lost. Attempting reset: Succeeded.")
             .await;
-        psql.until("=> ").await;
-        psql.say("SELECT 40 + 3;").await;
-        psql.until("43\r\n").await;
-        psql.say("\\q").await;
-        psql.end().await;
-        assert_eq!(running.wakes().await, 1 + suspends, "{host}");
+        psql.read_until("=> ").await;
+        psql.send_line("SELECT 40 + 3;").await;
+        psql.read_until("43\r\n").await;
+        psql.send_line("\\q").await;
+        psql.finish().await;
+        assert_eq!(emulator.wakes().await, 1 + suspends, "{host}");
     }
 }
 
 /// Away from a terminal psql ends with code 2 at a lost connection, so its script connects again before it goes on.
 #[tokio::test]
 async fn a_script_of_psql_goes_on_once_it_connects_again() {
-    let running = Running::start();
-    for host in running.hosts() {
-        let mut psql = running.client("psql");
+    let emulator = EmulatorProcess::start();
+    for host in emulator.hosts() {
+        let mut psql = emulator.client("psql");
         psql.args(["-XAt", "-v", "ON_ERROR_STOP=1", &host]);
         let mut psql = Dialogue::piped(psql);
-        psql.say("SELECT 40 + 1;").await;
-        psql.until("41\n").await;
-        running.suspend().await;
-        psql.say("\\connect\nSELECT 40 + 2;").await;
-        let said = psql.end().await;
+        psql.send_line("SELECT 40 + 1;").await;
+        psql.read_until("41\n").await;
+        emulator.suspend().await;
+        psql.send_line("\\connect\nSELECT 40 + 2;").await;
+        let output = psql.finish().await;
         // Before that, what the server said last, if psql has read it by then.
         let connected = "You are now connected to database \"neondb\" as user \"neondb_owner\".";
-        assert!(said.ends_with(&format!("{connected}\n42\n")), "{said}");
+        assert!(output.ends_with(&format!("{connected}\n42\n")), "{output}");
     }
-    assert_eq!(running.wakes().await, 3);
+    assert_eq!(emulator.wakes().await, 3);
 }
 
 /// A suspend at the end of every transaction, each of which has a connection of its own (`-C`). Without that, pgbench
 /// gives up a client whose connection is lost, whatever its `--max-tries`.
 #[tokio::test]
 async fn pgbench_with_a_connection_for_each_transaction_loses_none() {
-    let running = Running::start();
+    let emulator = EmulatorProcess::start();
     let script = Path::new(env!("CARGO_TARGET_TMPDIR")).join("suspended_after_each.sql");
     let text = "SELECT count(*) FROM pgbench_accounts;\n\\shell echo done; read suspended\n";
     fs::write(&script, text).unwrap();
-    for host in running.hosts() {
-        let mut fill = running.client("pgbench");
+    for host in emulator.hosts() {
+        let mut fill = emulator.client("pgbench");
         let filled = fill.args(["-i", "-q", &host]).output().await.unwrap();
         assert!(filled.status.success(), "{filled:?}");
-        let mut pgbench = running.client("pgbench");
+        let mut pgbench = emulator.client("pgbench");
         pgbench.args(["-n", "-C", "-t", "3", "-f"]).arg(&script);
         pgbench.arg(&host);
         let mut pgbench = Dialogue::piped(pgbench);
         for _ in 0..3 {
-            pgbench.until("done\n").await;
-            running.suspend().await;
-            pgbench.say("").await;
+            pgbench.read_until("done\n").await;
+            emulator.suspend().await;
+            pgbench.send_line("").await;
         }
-        let said = pgbench.end().await;
-        assert!(said.contains("actually processed: 3/3"), "{said}");
+        let output = pgbench.finish().await;
+        assert!(output.contains("actually processed: 3/3"), "{output}");
     }
     // The first fill found it awake; the second and every transaction but each first had to wake it.
-    assert_eq!(running.wakes().await, 1 + 2 + 1 + 2);
+    assert_eq!(emulator.wakes().await, 1 + 2 + 1 + 2);
 }
 
 /// sqlx cannot be told an address for a name, so the endpoint is named by option. Its pool tests a connection before it
 /// gives it out (`test_before_acquire`, which is on by default), and dials another.
 #[tokio::test]
 async fn a_pool_of_sqlx_answers_the_next_query() {
-    let running = Running::start();
+    let emulator = EmulatorProcess::start();
     for (name, address) in [
-        (running.endpoint().to_owned(), "127.0.0.1"),
-        (format!("{}-pooler", running.endpoint()), "localhost"),
+        (emulator.endpoint().to_owned(), "127.0.0.1"),
+        (format!("{}-pooler", emulator.endpoint()), "localhost"),
     ] {
         let url = format!(
             "postgres://{}:{}@{address}:{}/{}?sslmode=verify-full&sslrootcert={}&options=endpoint%3D{name}",
-            running.parameter("user"),
-            running.password,
-            running.parameter("port"),
-            running.parameter("dbname"),
-            running.parameter("sslrootcert"),
+            emulator.parameter("user"),
+            emulator.password,
+            emulator.parameter("port"),
+            emulator.parameter("dbname"),
+            emulator.parameter("sslrootcert"),
         );
         let pool = PgPoolOptions::new().max_connections(1).connect(&url);
         let pool = pool.await.unwrap();
         let sum = || sqlx::query_scalar::<_, i32>("SELECT 40 + $1").bind(2);
         assert_eq!(sum().fetch_one(&pool).await.unwrap(), 42);
-        running.suspend().await;
+        emulator.suspend().await;
         assert_eq!(sum().fetch_one(&pool).await.unwrap(), 42);
         pool.close().await;
     }
-    assert_eq!(running.wakes().await, 3);
+    assert_eq!(emulator.wakes().await, 3);
 }

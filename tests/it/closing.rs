@@ -4,17 +4,17 @@ use std::time::Duration;
 
 use tenantry::{ErrorKind, TenantRouter};
 use tokio::{
-    task::JoinHandle,
+    task::{JoinHandle, JoinSet},
     time::{Instant, sleep},
 };
 
-use crate::support::{Backend, Gate, Projects, Step, place_of};
+use crate::support::{Backend, FakeControlPlane, Gate, Step, current_database, eventually};
 
 const SECOND: Duration = Duration::from_secs(1);
 
 /// A router with one connection of a tenant that is held, one that lies idle, and a caller who waits for a wake of 2
 /// seconds.
-async fn scene() -> (
+async fn busy_router() -> (
     Backend,
     TenantRouter,
     tenantry::TenantClient,
@@ -31,7 +31,7 @@ async fn scene() -> (
             let client = router.get("waiting").await;
             let client = client.map_err(|err| err.kind())?;
             sleep(SECOND).await;
-            Ok(place_of(&client).await)
+            Ok(current_database(&client).await)
         }
     });
     backend.until_waiting(Step::Login).await;
@@ -39,8 +39,8 @@ async fn scene() -> (
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_is_at_it_finishes_and_nobody_new_begins() {
-    let (backend, router, held, caller) = scene().await;
+async fn running_calls_finish_and_new_calls_are_refused() {
+    let (backend, router, held, caller) = busy_router().await;
     let handle = router.handle("idle").unwrap();
     assert!(router.is_ready());
     let began = Instant::now();
@@ -60,7 +60,7 @@ async fn who_is_at_it_finishes_and_nobody_new_begins() {
         assert_eq!(refused.unwrap().kind(), ErrorKind::Closed);
     }
     assert!(!router.hint("idle"));
-    assert_eq!(place_of(&held).await, "held");
+    assert_eq!(current_database(&held).await, "held");
     drop(held);
     assert_eq!(caller.await.unwrap().unwrap(), "waiting");
     assert!(closing.await.unwrap());
@@ -69,19 +69,19 @@ async fn who_is_at_it_finishes_and_nobody_new_begins() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn when_the_time_is_over_who_still_waits_hears_so() {
-    let (backend, router, held, caller) = scene().await;
+async fn callers_that_still_wait_get_closed_when_the_time_is_over() {
+    let (backend, router, held, caller) = busy_router().await;
     let began = Instant::now();
     assert!(!router.close_within(SECOND).await);
     assert_eq!(began.elapsed().as_secs(), 1);
     assert_eq!(caller.await.unwrap(), Err(ErrorKind::Closed));
-    assert_eq!(place_of(&held).await, "held", "what is held stays");
+    assert_eq!(current_database(&held).await, "held", "what is held stays");
     drop(held);
     backend.until_empty().await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_router_that_nobody_uses_ends_at_once() {
+async fn an_idle_router_closes_at_once() {
     let router = Backend::default().router().build().unwrap();
     drop(router.get("acme").await.unwrap());
     let began = Instant::now();
@@ -91,9 +91,9 @@ async fn a_router_that_nobody_uses_ends_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_fleet_is_at_ends_and_nothing_new_is_begun() {
+async fn a_running_fleet_call_finishes_and_new_ones_are_refused() {
     let backend = Backend::default();
-    let router = Projects::router(&backend).build().unwrap();
+    let router = FakeControlPlane::router(&backend).build().unwrap();
     let fleet = router.fleet().unwrap();
     backend.set(Step::Create, Gate::Slow(3 * SECOND));
     let provisioning = tokio::spawn({
@@ -116,8 +116,8 @@ async fn what_the_fleet_is_at_ends_and_nothing_new_is_begun() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_close_that_nobody_waits_for_keeps_nothing_open_that_comes_back() {
-    let (backend, router, held, caller) = scene().await;
+async fn a_cancelled_close_still_closes_connections_that_come_back() {
+    let (backend, router, held, caller) = busy_router().await;
     // One whose pool comes into the cache only after all were dropped from there.
     backend.set(Step::Lookup, Gate::Slow(SECOND));
     let late = tokio::spawn({
@@ -131,4 +131,71 @@ async fn a_close_that_nobody_waits_for_keeps_nothing_open_that_comes_back() {
     drop(held);
     sleep(SECOND).await;
     assert_eq!(backend.counts().open, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn callers_that_wait_for_a_lent_connection_of_any_tenant_get_closed_at_once() {
+    const TENANTS: usize = 20;
+    const CALLERS: usize = 5;
+    let backend = Backend::default();
+    let router = backend.router().pool_size(1).build().unwrap();
+    let (mut held, mut callers) = (Vec::new(), JoinSet::new());
+    for tenant in (0..TENANTS).map(|n| format!("tenant-{n}")) {
+        held.push(router.get(&tenant).await.unwrap());
+        for _ in 0..CALLERS {
+            let (router, tenant) = (router.clone(), tenant.clone());
+            callers.spawn(async move { router.get(&tenant).await.map(drop) });
+        }
+    }
+    let all = (TENANTS * CALLERS) as u64;
+    eventually("all wait", || router.status().waiting == all).await;
+    let began = Instant::now();
+    let closing = tokio::spawn({
+        let router = router.clone();
+        async move { router.close().await }
+    });
+    while let Some(ended) = callers.join_next().await {
+        assert_eq!(ended.unwrap().unwrap_err().kind(), ErrorKind::Closed);
+    }
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    assert_eq!(router.status().waiting, 0);
+    drop(held);
+    closing.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_comes_back_as_the_router_closes_serves_no_caller() {
+    let backend = Backend::default();
+    let router = backend.router().pool_size(1).build().unwrap();
+    let held = router.get("acme").await.unwrap();
+    let caller = tokio::spawn({
+        let router = router.clone();
+        async move { router.get("acme").await.map(drop) }
+    });
+    eventually("it waits", || router.status().waiting == 1).await;
+    drop(held); // hands the connection over; the caller does not run before the router is closed
+    router.close().await;
+    let err = caller.await.unwrap().unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::Closed);
+    backend.until_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_whose_connection_is_being_checked_gets_closed_at_once() {
+    let backend = Backend::default();
+    let router = backend.router().build().unwrap();
+    drop(router.get("acme").await.unwrap());
+    sleep(31 * SECOND).await; // so that the server is asked whether it lives
+    backend.set(Step::Verify, Gate::Stuck);
+    let caller = tokio::spawn({
+        let router = router.clone();
+        async move { router.get("acme").await.map(drop) }
+    });
+    backend.until_waiting(Step::Verify).await;
+    let began = Instant::now();
+    let closing = tokio::spawn(async move { router.close().await });
+    let err = caller.await.unwrap().unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::Closed);
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    closing.await.unwrap();
 }

@@ -9,7 +9,7 @@ use tenantry::{
 };
 
 use crate::{
-    methods::{answering, assert_sent, scripted},
+    methods::{api_with_answer, api_with_script, assert_sent},
     support::Reply,
 };
 
@@ -23,7 +23,7 @@ async fn endpoints_are_listed_shown_and_updated() {
         "id": "ep-1", "host": "h", "disabled": true, "pending_state": "active",
         "autoscaling_limit_min_cu": 0.25, "autoscaling_limit_max_cu": 2,
     }] });
-    let (api, neon) = answering(200, listed).await;
+    let (api, neon) = api_with_answer(200, listed).await;
     let endpoint_1 = &neon.list_project_endpoints("p-1").await.unwrap()[0];
     assert!(endpoint_1.disabled && endpoint_1.pending_state.as_deref() == Some("active"));
     let limits = [
@@ -33,12 +33,12 @@ async fn endpoints_are_listed_shown_and_updated() {
     assert!(limits.iter().eq(&[0.25, 2.0]), "{limits:?}");
     assert_sent(&api, "GET /api/v2/projects/p-1/endpoints", Value::Null);
 
-    let (api, neon) = answering(200, endpoint()).await;
+    let (api, neon) = api_with_answer(200, endpoint()).await;
     let shown = neon.get_project_endpoint("p-1", "ep-1").await.unwrap();
     assert_eq!(shown.current_state, "idle");
     assert_sent(&api, "GET /api/v2/projects/p-1/endpoints/ep-1", Value::Null);
 
-    let (api, neon) = answering(200, endpoint()).await;
+    let (api, neon) = api_with_answer(200, endpoint()).await;
     let update = UpdateEndpoint::new()
         .compute_units(0.5, 4.0)
         .suspend(Suspend::Default)
@@ -55,13 +55,13 @@ async fn endpoints_are_listed_shown_and_updated() {
 #[tokio::test]
 async fn a_compute_is_started_suspended_and_restarted() {
     let path = "POST /api/v2/projects/p-1/endpoints/ep-1";
-    let (api, neon) = answering(200, endpoint()).await;
+    let (api, neon) = api_with_answer(200, endpoint()).await;
     neon.start_project_endpoint("p-1", "ep-1").await.unwrap();
     assert_sent(&api, &format!("{path}/start"), Value::Null);
-    let (api, neon) = answering(200, endpoint()).await;
+    let (api, neon) = api_with_answer(200, endpoint()).await;
     neon.suspend_project_endpoint("p-1", "ep-1").await.unwrap();
     assert_sent(&api, &format!("{path}/suspend"), Value::Null);
-    let (api, neon) = answering(200, endpoint()).await;
+    let (api, neon) = api_with_answer(200, endpoint()).await;
     neon.restart_project_endpoint("p-1", "ep-1").await.unwrap();
     assert_sent(&api, &format!("{path}/restart"), Value::Null);
 }
@@ -69,7 +69,7 @@ async fn a_compute_is_started_suspended_and_restarted() {
 #[tokio::test]
 async fn a_password_is_revealed_and_reset_for_a_role_of_any_name() {
     let path = "/api/v2/projects/p-1/branches/br-1/roles/app%2Fweb%20%C3%A9";
-    let (api, neon) = answering(200, json!({ "password": "hunter2" })).await;
+    let (api, neon) = api_with_answer(200, json!({ "password": "hunter2" })).await;
     let password = neon
         .get_project_branch_role_password("p-1", "br-1", "app/web é")
         .await
@@ -78,7 +78,7 @@ async fn a_password_is_revealed_and_reset_for_a_role_of_any_name() {
     assert_sent(&api, &format!("GET {path}/reveal_password"), Value::Null);
 
     let role = json!({ "branch_id": "br-1", "name": "app/web é", "password": "hunter3" });
-    let (api, neon) = answering(200, json!({ "role": role, "operations": [] })).await;
+    let (api, neon) = api_with_answer(200, json!({ "role": role, "operations": [] })).await;
     let password = neon
         .reset_project_branch_role_password("p-1", "br-1", "app/web é")
         .await
@@ -87,7 +87,7 @@ async fn a_password_is_revealed_and_reset_for_a_role_of_any_name() {
     assert_sent(&api, &format!("POST {path}/reset_password"), Value::Null);
 
     let not_stored = json!({ "code": "", "message": "passwords are not stored" });
-    let (_api, neon) = answering(412, not_stored).await;
+    let (_api, neon) = api_with_answer(412, not_stored).await;
     let err = neon
         .get_project_branch_role_password("p-1", "br-1", "app")
         .await
@@ -102,12 +102,12 @@ async fn a_password_is_revealed_and_reset_for_a_role_of_any_name() {
 #[tokio::test]
 async fn a_connection_uri_names_the_endpoint_the_role_and_the_pooler() {
     let uri = "postgresql://app:hunter2@ep-1-pooler.neon.tech/db?sslmode=require";
-    let (api, neon) = answering(200, json!({ "uri": uri })).await;
-    let told = neon
+    let (api, neon) = api_with_answer(200, json!({ "uri": uri })).await;
+    let answer = neon
         .get_connection_uri("p-1", "ep-1", "d b", "r&r", true)
         .await
         .unwrap();
-    assert_eq!(told.expose(), uri);
+    assert_eq!(answer.expose(), uri);
     let query = "endpoint_id=ep-1&database_name=d+b&role_name=r%26r&pooled=true";
     assert_sent(
         &api,
@@ -120,7 +120,7 @@ async fn a_connection_uri_names_the_endpoint_the_role_and_the_pooler() {
 async fn operations_are_listed_shown_and_waited_for() {
     let operation =
         |status: &str| json!({ "id": "op-1", "action": "start_compute", "status": status });
-    let (api, neon) = answering(200, json!({ "operation": operation("cancelled") })).await;
+    let (api, neon) = api_with_answer(200, json!({ "operation": operation("cancelled") })).await;
     let shown = neon.get_project_operation("p-1", "op-1").await.unwrap();
     assert!(!shown.is_pending() && !shown.has_failed());
     assert_sent(
@@ -130,14 +130,14 @@ async fn operations_are_listed_shown_and_waited_for() {
     );
 
     let states = ["scheduling", "running", "a state of tomorrow"];
-    let (api, neon) = scripted(
+    let (api, neon) = api_with_script(
         states.map(|status| Reply::Json(200, json!({ "operations": [operation(status)] }))),
     )
     .await;
     let ended = neon.wait_for_operations("p-1").await.unwrap();
     assert_eq!(ended[0].status, "a state of tomorrow");
     let path = "GET /api/v2/projects/p-1/operations?limit=10";
-    assert_eq!(api.seen(), [path; 3]);
+    assert_eq!(api.requests(), [path; 3]);
 }
 
 #[tokio::test]
@@ -151,7 +151,7 @@ async fn consumption_is_asked_for_by_project_and_metric() {
         }] }],
         "pagination": { "cursor": "p-1" },
     });
-    let (api, neon) = answering(200, answer).await;
+    let (api, neon) = api_with_answer(200, answer).await;
     let from = UNIX_EPOCH + Duration::from_secs(1_735_689_600);
     let metrics = ["compute_unit_seconds", "extra_branches_month"];
     let query = ConsumptionQuery::new("org-a", from, from + Duration::from_secs(3600), metrics)

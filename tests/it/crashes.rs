@@ -3,19 +3,19 @@
 use futures_util::stream::{self, StreamExt};
 use tenantry::Failpoint;
 
-use crate::support::{Crew, Site, is_own, serve};
+use crate::support::{Deployment, ReplicaSet, is_seed_of, run_as_replica};
 
 #[tokio::test]
 async fn a_replica_process_answers() {
-    if serve().await {
+    if run_as_replica().await {
         return; // this process is one
     }
-    let site = Site::new().await;
-    let mut replica = site.replica().await;
+    let deployment = Deployment::new().await;
+    let mut replica = deployment.replica().await;
     let seeded = replica.ask("get acme").await.unwrap();
-    assert!(is_own("acme", &seeded), "{seeded}");
+    assert!(is_seed_of("acme", &seeded), "{seeded}");
     assert_eq!(replica.ask("status").await.unwrap(), "1 0");
-    let records = site.all_records().await;
+    let records = deployment.all_records().await;
     assert_eq!(records[0].leased_for, None, "the lease was given back");
     replica.ask("delete acme").await.unwrap();
     let refused = replica.ask("get acme").await.unwrap_err();
@@ -24,9 +24,9 @@ async fn a_replica_process_answers() {
     replica.stop_at(Failpoint::Placed, 1).await;
     let call = replica.ask("get globex");
     assert_eq!(replica.stopped_at(Failpoint::Placed).await, "globex");
-    replica.go_on();
+    replica.resume();
     let seeded = call.await.unwrap();
-    assert!(is_own("globex", &seeded), "{seeded}");
+    assert!(is_seed_of("globex", &seeded), "{seeded}");
     let call = replica.ask("get initech");
     replica.kill().await;
     assert_eq!(call.await, Err("killed".to_owned()));
@@ -46,30 +46,41 @@ const PROVISIONING: [&[Failpoint]; 7] = [
 /// 200 tenants. In each round some have a row seeded and are served; more are only published, and their computes never
 /// start, because the first start of a real Postgres begins with a copy of all its files.
 ///
-/// Each replica is killed when two tenants stay at its step and the others are wherever they are. One of the two is left
-/// as it is, for the one reconcile at the end; all others are asked for at two replicas that live.
+/// Each replica is killed when two tenants stay at its step and the others are wherever they are. One of the two is
+/// left as it is, for the one reconcile at the end; all others are asked for at two replicas that live.
 #[tokio::test]
 async fn replicas_killed_at_every_step_leave_one_database_for_each_tenant() {
-    let site = Site::new().await;
-    let crew = Crew::of(&site).await;
+    let deployment = Deployment::new().await;
+    let replicas = ReplicaSet::new(&deployment).await;
     let tenants = |name: &str, count| (0..count).map(|n| format!("{name}-{n}")).collect();
-    crew.condemn(tenants("twice", 4)).await;
+    replicas.kill_before_delete(tenants("twice", 4)).await;
     let seeded = PROVISIONING.map(|steps| (steps, "get", 5));
     let plain = PROVISIONING.map(|steps| (steps, "provision", 23));
     let rounds = seeded.into_iter().chain(plain).enumerate();
     stream::iter(rounds)
         .map(|(round, (steps, verb, count))| {
-            crew.through_kills(steps, verb, tenants(&format!("{verb}-{round}"), count))
+            replicas.run_through_kills(steps, verb, tenants(&format!("{verb}-{round}"), count))
         })
         .buffer_unordered(7)
         .collect::<Vec<_>>()
         .await;
 
-    crew.through_kills(&[Failpoint::Buried], "delete", crew.some(2, 6))
+    replicas
+        .run_through_kills(&[Failpoint::Buried], "delete", replicas.live_tenants(2, 6))
         .await;
-    crew.through_kills(&[Failpoint::Recovered], "undelete", crew.deleted())
+    replicas
+        .run_through_kills(
+            &[Failpoint::Recovered],
+            "undelete",
+            replicas.deleted_tenants(),
+        )
         .await;
-    crew.through_kills(&[Failpoint::Destroyed], "delete", crew.some(2, 6))
+    replicas
+        .run_through_kills(
+            &[Failpoint::Destroyed],
+            "delete",
+            replicas.live_tenants(2, 6),
+        )
         .await;
-    crew.ends_in_order().await;
+    replicas.assert_consistent().await;
 }

@@ -1,8 +1,8 @@
 //! Many tenants, more callers than connections, and everything that can go wrong: the budget holds on real Postgres
 //! processes.
 
-mod trouble;
-mod visitor;
+mod caller;
+mod faults;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -29,32 +29,35 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::support::{LONG, Stage, eventually};
+use crate::support::{LONG, TestEnv, eventually};
 
 const TENANTS: usize = 200;
-/// Tenants that have visitors at the same time: the next ones all the time, until each had its turn. No more than 40 are
+/// Tenants that have callers at the same time: a window that moves on until each tenant was in it. No more than 40 are
 /// awake then, unless the machine is too busy to suspend the others in time.
-const VISITED: usize = 26;
-const VISITORS: usize = 120;
+const ACTIVE_TENANTS: usize = 26;
+const CALLERS: usize = 120;
 const BUDGET: usize = 64;
-/// How many of them are for tenants that have none.
+/// The connections of the budget that are kept for tenants that have none.
 const RESERVE: usize = 4;
-/// How long visitors come at least.
+/// The shortest time of the load.
 const LOAD: Duration = Duration::from_secs(50);
-/// How long they come at most, where the machine is too busy to get far in that time.
-const LONGEST_LOAD: Duration = Duration::from_secs(300);
-/// How long anybody waits.
-const PATIENCE: Duration = Duration::from_secs(8);
-/// How long a connection that was cut may look well to whoever gets it.
-const UNNOTICED: Duration = Duration::from_secs(2);
+/// The longest time of the load, where the machine is too busy to get far in the shortest.
+const MAX_LOAD: Duration = Duration::from_secs(300);
+/// The fewest calls that are served before the next tenant becomes active, and before the next fault. On a machine that
+/// serves slowly, both keep its pace.
+const SERVED_BETWEEN: u64 = 2;
+/// The longest time that a call waits.
+const GET_TIMEOUT: Duration = Duration::from_secs(8);
+/// The time for which a connection that was cut may look alive to its next caller.
+const LOSS_GRACE: Duration = Duration::from_secs(2);
 
 /// A router with as many tenants as there are, and what happens there.
-struct Town {
-    stage: Stage,
+struct LoadTest {
+    env: TestEnv,
     router: TenantRouter,
     tenants: Vec<Tenant>,
     opened: Instant,
-    /// Whether no visitors come any more.
+    /// `true` once the load is over.
     closed: AtomicBool,
     report: Mutex<Report>,
 }
@@ -62,28 +65,28 @@ struct Town {
 struct Tenant {
     id: String,
     endpoint_id: String,
-    /// Until when its connections are cut on purpose.
+    /// The time until which its connections are cut on purpose.
     cut: Mutex<Option<Instant>>,
 }
 
-/// What was seen.
+/// The observations of a load test.
 #[derive(Debug, Default)]
 struct Report {
-    /// How often calls ended so.
+    /// The number of calls that ended in each way.
     ends: BTreeMap<String, u32>,
     /// Ends that nobody should see.
     wrong: Vec<String>,
     most_awake: usize,
     looks: u32,
-    /// Looks at which somebody waited because the budget was used up.
+    /// Samples at which a caller waited because the budget was used up.
     full: u32,
 }
 
-impl Town {
+impl LoadTest {
     async fn new() -> Arc<Self> {
-        // Nothing starts before it is visited, nor stops by itself.
-        let stage = Stage::with(|emulator| emulator.start_on_create(false)).await;
-        let neon = stage.neon();
+        // No compute starts before its first call, nor stops by itself.
+        let env = TestEnv::with(|emulator| emulator.start_on_create(false)).await;
+        let neon = env.neon();
         let create = |n| {
             let neon = &neon;
             async move {
@@ -116,16 +119,16 @@ impl Town {
             let endpoint = table.get(tenant.as_str()).cloned();
             async move { Ok::<_, BoxError>(endpoint) }
         };
-        let router = stage.at(TenantRouter::builder(lookup));
+        let router = env.configure(TenantRouter::builder(lookup));
         let router = router
             .max_connections(BUDGET)
             .wake_reserve(RESERVE)
-            .max_pools(VISITED as u64 - 4) // so that pools are evicted while they are used
-            .get_timeout(PATIENCE)
-            .wake_timeout(PATIENCE);
+            .max_pools(ACTIVE_TENANTS as u64 - 4) // so that pools are evicted while they are used
+            .get_timeout(GET_TIMEOUT)
+            .wake_timeout(2 * LONG); // a busy machine starts a compute slowly
         Arc::new(Self {
             router: router.build().unwrap(),
-            stage,
+            env,
             tenants,
             opened: Instant::now(),
             closed: AtomicBool::new(false),
@@ -137,10 +140,10 @@ impl Town {
         !self.closed.load(Relaxed)
     }
 
-    /// Whether so much has happened that something is proved.
-    fn has_seen_enough(&self) -> bool {
+    /// Returns whether enough has happened to prove something.
+    fn has_enough_coverage(&self) -> bool {
         let (status, report) = (self.router.status(), self.report.lock().unwrap());
-        let witnesses = self.stage.emulator.witnesses().into_iter();
+        let witnesses = self.env.emulator.witnesses().into_iter();
         let woken = witnesses.filter(|it| !it.wakes.is_empty()).count();
         let closed = [
             status.closed_for_others > 100,
@@ -151,42 +154,54 @@ impl Town {
         is_full && woken > TENANTS * 9 / 10 && !closed.contains(&false)
     }
 
-    /// The first tenant that has visitors now.
-    fn first_visited(&self) -> usize {
-        let step = LOAD.as_millis() / TENANTS as u128;
-        usize::try_from(self.opened.elapsed().as_millis() / step).unwrap() % TENANTS
+    /// The calls that got a connection so far.
+    fn served(&self) -> u64 {
+        let status = self.router.status();
+        status.gets_warm + status.gets_reopened + status.gets_cold
     }
 
-    /// A tenant that has visitors now. A few have more than the others.
-    fn pick(&self, rng: &mut Rng) -> usize {
+    /// The first tenant that has callers now.
+    fn first_active(&self) -> usize {
+        let step = LOAD.as_millis() / TENANTS as u128;
+        let in_time = usize::try_from(self.opened.elapsed().as_millis() / step).unwrap();
+        let served = usize::try_from(self.served() / SERVED_BETWEEN).unwrap();
+        in_time.min(served) % TENANTS
+    }
+
+    /// A tenant that has callers now. A few have more than the others.
+    fn pick_tenant(&self, rng: &mut Rng) -> usize {
         let place = if rng.u8(..3) == 0 {
-            VISITED / 2 + rng.usize(..4)
+            ACTIVE_TENANTS / 2 + rng.usize(..4)
         } else {
-            rng.usize(..VISITED)
+            rng.usize(..ACTIVE_TENANTS)
         };
-        (self.first_visited() + place) % TENANTS
+        (self.first_active() + place) % TENANTS
     }
 
     /// Takes note that connections of a tenant are cut, from now until then.
-    fn cut(&self, tenant: usize, until: Instant) {
+    fn mark_cut(&self, tenant: usize, until: Instant) {
         let mut cut = self.tenants[tenant].cut.lock().unwrap();
         *cut = (*cut).max(Some(until));
     }
 
-    /// Takes note of how a visit ended that began then: everybody is served, or told when to come back, or has lost a
+    /// Records how a call ended that began then: it was served, or told when to retry, or has lost a
     /// connection that was cut on purpose or for want of time.
-    fn note(&self, tenant: usize, call: &str, began: Instant, end: &Result<(), Error>) {
+    fn record_result(&self, tenant: usize, call: &str, began: Instant, end: &Result<(), Error>) {
         let cut = *self.tenants[tenant].cut.lock().unwrap();
-        let is_cut = cut.is_some_and(|cut| cut + UNNOTICED >= began);
+        let is_cut = cut.is_some_and(|cut| cut + LOSS_GRACE >= began);
         let mut report = self.report.lock().unwrap();
         let (how, right) = match end {
             Ok(()) => ("served".to_owned(), true),
             Err(err) => {
-                let told = err.retry_after().is_some();
-                let how = format!("{:?}, told when: {told}", err.kind());
+                let says_when = err.retry_after().is_some();
+                let how = format!("{:?}, told when: {says_when}", err.kind());
                 // The time of a transaction may be over while its COMMIT is under way.
-                let is_over = err.kind() == ErrorKind::CommitUnknown && began.elapsed() >= PATIENCE;
-                (how, told || is_over || is_cut && is_about_a_loss(err))
+                let is_over =
+                    err.kind() == ErrorKind::CommitUnknown && began.elapsed() >= GET_TIMEOUT;
+                (
+                    how,
+                    says_when || is_over || is_cut && is_connection_loss(err),
+                )
             }
         };
         *report.ends.entry(format!("{call}: {how}")).or_default() += 1;
@@ -197,55 +212,57 @@ impl Town {
         }
     }
 
-    /// Visitors come, and everything goes wrong, until it is over.
-    async fn live_through(self: &Arc<Self>, mut rng: Rng) {
-        let spawn = |rng: Rng| tokio::spawn(visitor::come(Arc::clone(self), rng));
-        let visitors: Vec<_> = (0..VISITORS).map(|_| spawn(rng.fork())).collect();
-        let keeper = tokio::spawn(trouble::keep_most_asleep(Arc::clone(self)));
-        let trouble = tokio::spawn(trouble::make(Arc::clone(self), rng));
-        self.watch().await;
-        for ended in [keeper, trouble] {
+    /// Runs callers and random faults until the load is over.
+    async fn run_random_load(self: &Arc<Self>, mut rng: Rng) {
+        let spawn = |rng: Rng| tokio::spawn(caller::run(Arc::clone(self), rng));
+        let callers: Vec<_> = (0..CALLERS).map(|_| spawn(rng.fork())).collect();
+        let suspender = tokio::spawn(faults::keep_most_asleep(Arc::clone(self)));
+        let faults = tokio::spawn(faults::inject(Arc::clone(self), rng));
+        self.wait_until_done().await;
+        for ended in [suspender, faults] {
             ended.await.unwrap();
         }
-        let gone = timeout(LONG, join_all(visitors)).await;
-        for visitor in gone.expect("somebody waits for ever") {
-            visitor.unwrap();
+        let gone = timeout(LONG, join_all(callers)).await;
+        for caller in gone.expect("a caller waits for ever") {
+            caller.unwrap();
         }
     }
 
     /// More want a connection at once than there are, and keep it, while nothing goes wrong; then some who have none.
-    async fn rush(self: &Arc<Self>) {
-        let emulator = &self.stage.emulator;
+    async fn exhaust_budget(self: &Arc<Self>) {
+        let emulator = &self.env.emulator;
         emulator.suspend_all().await;
         let (over, is_over) = watch::channel(false);
-        let come = |tenant, direct| {
-            tokio::spawn(visitor::stay(
+        let hold = |tenant, direct| {
+            tokio::spawn(caller::hold_until_over(
                 Arc::clone(self),
                 tenant,
                 direct,
                 is_over.clone(),
             ))
         };
-        let crowd = (0..3 * VISITED).map(|n| come(n % VISITED, n % 3 == 0));
+        let crowd = (0..3 * ACTIVE_TENANTS).map(|n| hold(n % ACTIVE_TENANTS, n % 3 == 0));
         let mut callers: Vec<_> = crowd.collect();
         let all_but_the_reserve = || emulator.open_sessions() >= BUDGET - RESERVE;
         eventually("all but the reserve is used", all_but_the_reserve).await;
-        callers.extend((VISITED..VISITED + 2 * RESERVE).map(|tenant| come(tenant, false)));
+        callers.extend(
+            (ACTIVE_TENANTS..ACTIVE_TENANTS + 2 * RESERVE).map(|tenant| hold(tenant, false)),
+        );
         let all = || emulator.open_sessions() >= BUDGET;
         eventually("all is used", all).await;
-        sleep(Duration::from_secs(1)).await; // whoever comes now would be too many
+        sleep(Duration::from_secs(1)).await; // any further connection would be too many
         over.send(true).unwrap();
         for caller in callers {
             caller.await.unwrap();
         }
     }
 
-    /// Looks at the router all the time, and closes the town when enough was seen.
-    async fn watch(&self) {
+    /// Samples the router's status, and ends the load when enough was covered.
+    async fn wait_until_done(&self) {
         let mut is_over = false;
         while !is_over {
             let open_for = self.opened.elapsed();
-            is_over = open_for > LOAD && self.has_seen_enough() || open_for > LONGEST_LOAD;
+            is_over = open_for > LOAD && self.has_enough_coverage() || open_for > MAX_LOAD;
             let status = self.router.status();
             {
                 let mut report = self.report.lock().unwrap();
@@ -258,8 +275,8 @@ impl Town {
     }
 }
 
-/// Whether it is what the user of a connection hears that ends under it.
-fn is_about_a_loss(err: &Error) -> bool {
+/// Returns whether `err` comes from a connection that ended while it was in use.
+fn is_connection_loss(err: &Error) -> bool {
     let driver = err
         .source()
         .and_then(|source| source.downcast_ref::<tokio_postgres::Error>());
@@ -283,14 +300,14 @@ fn seed() -> u64 {
 async fn a_crowd_never_has_more_sessions_than_the_budget_allows() {
     let seed = seed();
     println!("to repeat this: TENANTRY_SEED={seed}"); // seen if it fails
-    let town = Town::new().await;
-    town.live_through(Rng::with_seed(seed)).await;
-    town.rush().await;
-    town.router.close().await;
-    let status = town.router.status();
-    let emulator = &town.stage.emulator;
+    let load_test = LoadTest::new().await;
+    load_test.run_random_load(Rng::with_seed(seed)).await;
+    load_test.exhaust_budget().await;
+    load_test.router.close().await;
+    let status = load_test.router.status();
+    let emulator = &load_test.env.emulator;
     eventually("no session is left", || emulator.open_sessions() == 0).await;
-    let report = town.report.lock().unwrap();
+    let report = load_test.report.lock().unwrap();
     println!("{report:#?}\n{status:#?}"); // the same
     assert!(report.wrong.is_empty(), "{:#?}", report.wrong);
     let left = (status.budget_used, status.budget_waiting);
@@ -298,5 +315,5 @@ async fn a_crowd_never_has_more_sessions_than_the_budget_allows() {
     let most_open = emulator.most_open_sessions();
     assert_eq!(most_open, BUDGET, "as many as may be, and no more");
     drop(report);
-    assert!(town.has_seen_enough(), "nothing is proved");
+    assert!(load_test.has_enough_coverage(), "nothing is proved");
 }

@@ -8,18 +8,18 @@ use std::{
 };
 
 use tenantry::{
-    ErrorKind, Resolve, Stage as CallStage, TenantRouter, emulator::EmulatorResolver,
+    ErrorKind, Resolve, Stage, TenantRouter, emulator::EmulatorResolver,
     tokio_postgres::error::SqlState,
 };
 
-use crate::support::{LONG, Stage, eventually, in_the_end, run_on};
+use crate::support::{LONG, TestEnv, eventually, query_text, retry_timeouts};
 
 const WAKE_DELAY: Duration = Duration::from_millis(300);
 
 #[tokio::test]
 async fn a_direct_connection_has_a_session_of_its_own() {
-    let stage = Stage::new().await;
-    let router = stage.router();
+    let env = TestEnv::new().await;
+    let router = env.router();
     let mut direct = router.direct("acme").await.unwrap();
     assert_eq!(direct.tenant().as_str(), "acme");
     direct
@@ -29,11 +29,11 @@ async fn a_direct_connection_has_a_session_of_its_own() {
     let path = direct.query_one("SHOW search_path", &[]).await.unwrap();
     assert_eq!(path.get::<_, &str>(0), "pg_catalog");
     let client = router.get("acme").await.unwrap();
-    run_on(&client, "NOTIFY news, 'hello'").await;
-    let told = tokio::time::timeout(LONG, direct.notification())
+    query_text(&client, "NOTIFY news, 'hello'").await;
+    let notification = tokio::time::timeout(LONG, direct.notification())
         .await
         .unwrap();
-    assert_eq!(told.unwrap().payload(), "hello");
+    assert_eq!(notification.unwrap().payload(), "hello");
     drop(direct);
     drop(client);
     router.evict("acme");
@@ -42,14 +42,14 @@ async fn a_direct_connection_has_a_session_of_its_own() {
 
 #[tokio::test]
 async fn a_direct_connection_to_a_sleeping_database_waits_for_its_one_wake() {
-    let stage = Stage::with(|emulator| emulator.wake_delay(WAKE_DELAY)).await;
-    let router = stage.router();
-    stage.asleep(&router, "acme").await;
-    let before = stage.witness("acme");
+    let env = TestEnv::with(|emulator| emulator.wake_delay(WAKE_DELAY)).await;
+    let router = env.router();
+    env.create_suspended(&router, "acme").await;
+    let before = env.witness("acme");
     let (direct, pooled) = tokio::join!(router.direct("acme"), router.get("acme"));
     direct.unwrap().simple_query("SELECT 1").await.unwrap();
     drop(pooled.unwrap());
-    let after = stage.witness("acme");
+    let after = env.witness("acme");
     let woken = after.wakes.last().unwrap();
     let asleep = after.auth_attempts[before.auth_attempts.len()..]
         .iter()
@@ -62,35 +62,35 @@ async fn a_direct_connection_to_a_sleeping_database_waits_for_its_one_wake() {
 
 #[tokio::test]
 async fn direct_connections_are_bounded_and_a_place_is_free_again_when_one_is_dropped() {
-    let stage = Stage::new().await;
-    drop(stage.router().get("acme").await.unwrap()); // so that the creation takes none of the time below
-    let router = stage.builder("test").direct_connections(1);
+    let env = TestEnv::new().await;
+    drop(env.router().get("acme").await.unwrap()); // so that the creation takes none of the time below
+    let router = env.builder("test").direct_connections(1);
     let router = router.get_timeout(Duration::from_secs(5)).build().unwrap();
-    let first = in_the_end(|| router.direct("acme")).await;
+    let first = retry_timeouts(|| router.direct("acme")).await;
     let err = router.direct("acme").await.unwrap_err();
-    assert_eq!(err.kind(), ErrorKind::Timeout(CallStage::Checkout));
+    assert_eq!(err.kind(), ErrorKind::Timeout(Stage::Checkout));
     drop(first);
-    drop(in_the_end(|| router.direct("acme")).await);
+    drop(retry_timeouts(|| router.direct("acme")).await);
 }
 
 #[tokio::test]
 async fn a_notification_ends_when_the_database_falls_asleep() {
-    let stage = Stage::new().await;
-    let router = stage.router();
+    let env = TestEnv::new().await;
+    let router = env.router();
     let mut direct = router.direct("acme").await.unwrap();
     direct.batch_execute("LISTEN news").await.unwrap();
-    stage.suspend("acme").await;
-    let told = tokio::time::timeout(LONG, direct.notification())
+    env.suspend("acme").await;
+    let notification = tokio::time::timeout(LONG, direct.notification())
         .await
         .unwrap();
-    assert!(told.is_none());
+    assert!(notification.is_none());
     assert!(direct.is_closed());
 }
 
 #[tokio::test]
 async fn a_cancel_token_stops_the_query_pooled_and_direct() {
-    let stage = Stage::new().await;
-    let router = stage.router();
+    let env = TestEnv::new().await;
+    let router = env.router();
     let (client, direct) = (
         router.get("acme").await.unwrap(),
         router.direct("acme").await.unwrap(),
@@ -121,9 +121,9 @@ async fn a_cancel_token_stops_the_query_pooled_and_direct() {
 }
 
 #[tokio::test]
-async fn a_cancel_token_of_a_connection_that_was_given_back_stops_nobody() {
-    let stage = Stage::new().await;
-    let router = stage.builder("test").pool_size(1).build().unwrap();
+async fn a_cancel_token_of_a_returned_connection_cancels_nothing() {
+    let env = TestEnv::new().await;
+    let router = env.builder("test").pool_size(1).build().unwrap();
     let client = router.get("acme").await.unwrap();
     let token = client.cancel_token();
     drop(client);
@@ -140,8 +140,8 @@ async fn a_cancel_token_of_a_connection_that_was_given_back_stops_nobody() {
 
 #[tokio::test]
 async fn a_direct_query_that_is_dropped_ends_at_the_server_too() {
-    let stage = Stage::new().await;
-    let router = stage.router();
+    let env = TestEnv::new().await;
+    let router = env.router();
     let direct = router.direct("acme").await.unwrap();
     let query = direct.simple_query("SELECT pg_sleep(61)");
     assert!(
@@ -154,19 +154,19 @@ async fn a_direct_query_that_is_dropped_ends_at_the_server_too() {
     let sql = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(61)%' \
                AND pid <> pg_backend_pid() AND state = 'active'";
     let start = tokio::time::Instant::now();
-    while run_on(&client, sql).await != "0" {
+    while query_text(&client, sql).await != "0" {
         assert!(start.elapsed() < LONG, "the query runs on");
     }
 }
 
 #[tokio::test]
-async fn a_sleeping_database_is_woken_by_one_login_whoever_it_is_for() {
-    let stage = Stage::with(|it| it.wake_delay(Duration::from_millis(350))).await;
-    let router = stage.router();
-    stage.asleep(&router, "acme").await;
-    let before = stage.witness("acme");
+async fn a_direct_connection_to_a_sleeping_database_is_the_login_that_wakes_it() {
+    let env = TestEnv::with(|it| it.wake_delay(Duration::from_millis(350))).await;
+    let router = env.router();
+    env.create_suspended(&router, "acme").await;
+    let before = env.witness("acme");
     let direct = router.direct("acme").await.unwrap();
-    let after = stage.witness("acme");
+    let after = env.witness("acme");
     assert_eq!(after.wakes.len(), before.wakes.len() + 1);
     assert_eq!(after.auth_attempts.len(), before.auth_attempts.len() + 1);
     assert_eq!(router.status().wakes_by_request.started, 2);
@@ -178,13 +178,13 @@ async fn a_sleeping_database_is_woken_by_one_login_whoever_it_is_for() {
 
 #[tokio::test]
 async fn callers_of_both_kinds_share_the_wake() {
-    let stage = Stage::with(|it| it.wake_delay(Duration::from_millis(350))).await;
-    let router = stage.router();
-    stage.asleep(&router, "acme").await;
-    let before = stage.witness("acme");
+    let env = TestEnv::with(|it| it.wake_delay(Duration::from_millis(350))).await;
+    let router = env.router();
+    env.create_suspended(&router, "acme").await;
+    let before = env.witness("acme");
     let (direct, pooled) = tokio::join!(router.direct("acme"), router.get("acme"));
     drop((direct.unwrap(), pooled.unwrap()));
-    let after = stage.witness("acme");
+    let after = env.witness("acme");
     let woken = after.wakes.last().unwrap();
     let new = &after.auth_attempts[before.auth_attempts.len()..];
     let asleep = new.iter().filter(|at| **at < woken.at + woken.took).count();
@@ -193,12 +193,12 @@ async fn callers_of_both_kinds_share_the_wake() {
 }
 
 /// Resolves the names of an emulator, and panics once.
-struct Panics {
+struct PanickingResolver {
     names: EmulatorResolver,
     left: AtomicBool,
 }
 
-impl Resolve for Panics {
+impl Resolve for PanickingResolver {
     async fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
         let is_first = self.left.swap(false, Relaxed);
         assert!(!is_first, "a panic in the application's own resolver");
@@ -207,20 +207,20 @@ impl Resolve for Panics {
 }
 
 #[tokio::test]
-async fn a_panic_in_the_resolver_is_told_as_one_and_the_next_call_works() {
-    let stage = Stage::new().await;
-    let router = stage.router();
+async fn a_panic_in_the_resolver_is_an_internal_error_and_the_next_call_works() {
+    let env = TestEnv::new().await;
+    let router = env.router();
     drop(router.get("acme").await.unwrap());
-    let it = stage.witness("acme");
-    let endpoint = stage.endpoint(&it).await;
+    let it = env.witness("acme");
+    let endpoint = env.endpoint(&it).await;
     let lookup = move |_| std::future::ready(Ok(Some(endpoint.clone())));
-    let names = Panics {
-        names: stage.emulator.resolver(),
+    let names = PanickingResolver {
+        names: env.emulator.resolver(),
         left: true.into(),
     };
     let router = TenantRouter::builder(lookup)
         .resolve(names)
-        .root_certificate(stage.emulator.root_certificate());
+        .root_certificate(env.emulator.root_certificate());
     let router = router.build().unwrap();
     let err = router.direct("acme").await.unwrap_err();
     assert_eq!(err.kind(), ErrorKind::Internal, "{err}");

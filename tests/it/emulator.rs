@@ -19,12 +19,12 @@ use tenantry::{
 use tokio::{net::TcpStream, task::JoinHandle};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use crate::support::{LONG, Stage, eventually};
+use crate::support::{LONG, TestEnv, eventually};
 
 /// A client's half of a connection, and how its task ends.
 pub(crate) type Connected = (Client, JoinHandle<Result<(), tokio_postgres::Error>>);
 
-impl Stage {
+impl TestEnv {
     fn tls(&self) -> MakeRustlsConnect {
         let mut config = (*self.tls_config()).clone();
         config.alpn_protocols.clear();
@@ -46,7 +46,7 @@ impl Stage {
     }
 }
 
-pub(crate) fn login(at: &ConnectionParameters) -> Config {
+pub(crate) fn login_config(at: &ConnectionParameters) -> Config {
     let mut config = Config::new();
     config
         .user(&at.role)
@@ -60,17 +60,17 @@ fn parameters(created: &CreatedProject) -> &ConnectionParameters {
     &created.connection_uris[0].connection_parameters
 }
 
-async fn soon<T>(future: impl Future<Output = T>) -> T {
+async fn with_timeout<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(LONG, future).await.expect("too long")
 }
 
 #[tokio::test]
 async fn an_endpoint_is_found_by_sni_or_by_option() {
-    let stage = Stage::new().await;
-    let created = stage.project().await;
+    let env = TestEnv::new().await;
+    let created = env.project().await;
     let at = parameters(&created);
     for host in [&at.host, &at.pooler_host] {
-        let (client, _) = stage.connect(host, &login(at)).await.unwrap();
+        let (client, _) = env.connect(host, &login_config(at)).await.unwrap();
         assert_eq!(
             client
                 .query_one("SELECT current_user::text", &[])
@@ -83,19 +83,19 @@ async fn an_endpoint_is_found_by_sni_or_by_option() {
     // The certificate is valid for the loopback address, for clients that cannot resolve the emulator's names.
     for host in ["127.0.0.1", "localhost"] {
         let option = format!("endpoint={}", created.endpoints[0].id);
-        let (client, _) = stage
-            .connect(host, login(at).options(&option))
+        let (client, _) = env
+            .connect(host, login_config(at).options(&option))
             .await
             .unwrap();
         client.batch_execute("SELECT 1").await.unwrap();
     }
-    assert_eq!(stage.emulator.witnesses()[0].sessions.len(), 4);
+    assert_eq!(env.emulator.witnesses()[0].sessions.len(), 4);
 }
 
 #[tokio::test]
-async fn what_neon_refuses_is_refused_with_its_text_and_code() {
-    let stage = Stage::new().await;
-    let created = stage.project().await;
+async fn the_emulator_refuses_logins_with_neons_texts_and_codes() {
+    let env = TestEnv::new().await;
+    let created = env.project().await;
     let at = parameters(&created);
     let nowhere = at.host.replacen("ep-", "ep-no-", 1);
     let cases = [
@@ -112,9 +112,9 @@ async fn what_neon_refuses_is_refused_with_its_text_and_code() {
         ),
     ];
     for (host, option, text) in cases {
-        let mut config = login(at);
+        let mut config = login_config(at);
         option.map(|option| config.options(option));
-        let err = stage.connect(host, &config).await.expect_err(text);
+        let err = env.connect(host, &config).await.expect_err(text);
         let db = err.as_db_error().expect(text);
         assert!(db.message().starts_with(text), "{}", db.message());
         assert_eq!(
@@ -122,8 +122,8 @@ async fn what_neon_refuses_is_refused_with_its_text_and_code() {
             ("ERROR", &SqlState::INTERNAL_ERROR)
         );
     }
-    let mut plain = login(at);
-    let stream = TcpStream::connect(stage.emulator.proxy_address())
+    let mut plain = login_config(at);
+    let stream = TcpStream::connect(env.emulator.proxy_address())
         .await
         .unwrap();
     let refused = plain
@@ -140,8 +140,7 @@ async fn what_neon_refuses_is_refused_with_its_text_and_code() {
             .starts_with("connection is insecure")
     );
     assert!(
-        stage
-            .connect(&at.host, login(at).password("wrong"))
+        env.connect(&at.host, login_config(at).password("wrong"))
             .await
             .is_err()
     );
@@ -149,25 +148,31 @@ async fn what_neon_refuses_is_refused_with_its_text_and_code() {
 
 #[tokio::test]
 async fn suspend_tells_direct_sessions_and_cuts_pooled_ones_without_a_word() {
-    let stage = Stage::new().await;
-    let created = stage.project().await;
+    let env = TestEnv::new().await;
+    let created = env.project().await;
     let at = parameters(&created);
-    let (direct, direct_end) = stage.connect(&at.host, &login(at)).await.unwrap();
-    let (pooled, pooled_end) = stage.connect(&at.pooler_host, &login(at)).await.unwrap();
+    let (direct, direct_end) = env.connect(&at.host, &login_config(at)).await.unwrap();
+    let (pooled, pooled_end) = env
+        .connect(&at.pooler_host, &login_config(at))
+        .await
+        .unwrap();
     direct
         .batch_execute("CREATE TABLE t AS SELECT 1 AS n")
         .await
         .unwrap();
-    assert!(stage.emulator.suspend(&created.endpoints[0].id).await);
+    assert!(env.emulator.suspend(&created.endpoints[0].id).await);
 
-    let told = soon(direct_end).await.unwrap().unwrap_err();
-    assert_eq!(told.code(), Some(&SqlState::ADMIN_SHUTDOWN));
-    let cut = soon(pooled_end).await.unwrap().unwrap_err();
+    let err = with_timeout(direct_end).await.unwrap().unwrap_err();
+    assert_eq!(err.code(), Some(&SqlState::ADMIN_SHUTDOWN));
+    let cut = with_timeout(pooled_end).await.unwrap().unwrap_err();
     assert!(cut.is_closed() && cut.code().is_none(), "{cut:?}");
     assert!(direct.is_closed() && pooled.is_closed());
 
     // It comes back with its data on the next connection, through either host.
-    let (client, _) = stage.connect(&at.pooler_host, &login(at)).await.unwrap();
+    let (client, _) = env
+        .connect(&at.pooler_host, &login_config(at))
+        .await
+        .unwrap();
     assert_eq!(
         client
             .query_one("SELECT n FROM t", &[])
@@ -176,17 +181,17 @@ async fn suspend_tells_direct_sessions_and_cuts_pooled_ones_without_a_word() {
             .get::<_, i32>(0),
         1
     );
-    assert_eq!(stage.emulator.witnesses()[0].wakes.len(), 2);
+    assert_eq!(env.emulator.witnesses()[0].wakes.len(), 2);
 }
 
 #[tokio::test]
-async fn it_sleeps_after_its_window_though_connections_are_open_and_not_while_one_works() {
+async fn a_compute_sleeps_after_its_window_though_connections_are_open_and_not_while_one_works() {
     // So long that a busy machine takes no pause of that length between two statements.
     let window = Duration::from_millis(2500);
-    let stage = Stage::with(|emulator| emulator.suspend_after(window)).await;
-    let created = stage.project().await;
+    let env = TestEnv::with(|emulator| emulator.suspend_after(window)).await;
+    let created = env.project().await;
     let at = parameters(&created);
-    let (client, end) = stage.connect(&at.host, &login(at)).await.unwrap();
+    let (client, end) = env.connect(&at.host, &login_config(at)).await.unwrap();
     let working = Instant::now();
     client
         .batch_execute("SELECT pg_sleep(4)")
@@ -198,58 +203,58 @@ async fn it_sleeps_after_its_window_though_connections_are_open_and_not_while_on
         .batch_execute("COMMIT")
         .await
         .expect("awake as long as a transaction is open");
-    assert!(stage.emulator.witnesses()[0].suspends.is_empty());
-    let told = soon(end).await.unwrap().unwrap_err();
-    assert_eq!(told.code(), Some(&SqlState::ADMIN_SHUTDOWN));
+    assert!(env.emulator.witnesses()[0].suspends.is_empty());
+    let err = with_timeout(end).await.unwrap().unwrap_err();
+    assert_eq!(err.code(), Some(&SqlState::ADMIN_SHUTDOWN));
     assert!(working.elapsed() > Duration::from_secs(4) + window + window / 2);
-    assert!(!stage.emulator.witnesses()[0].is_awake);
+    assert!(!env.emulator.witnesses()[0].is_awake);
 }
 
 #[tokio::test]
 async fn a_query_is_cancelled_through_either_host() {
-    let stage = Stage::new().await;
-    let created = stage.project().await;
+    let env = TestEnv::new().await;
+    let created = env.project().await;
     let at = parameters(&created);
     for host in [&at.host, &at.pooler_host] {
-        let (client, _) = stage.connect(host, &login(at)).await.unwrap();
+        let (client, _) = env.connect(host, &login_config(at)).await.unwrap();
         let token = client.cancel_token();
         let cancel = async {
             let running = || async {
-                let (other, _) = stage.connect(&at.host, &login(at)).await.unwrap();
+                let (other, _) = env.connect(&at.host, &login_config(at)).await.unwrap();
                 let count = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)' AND state = 'active'";
                 other.query_one(count, &[]).await.unwrap().get::<_, i64>(0) > 0
             };
             while !running().await {}
-            let stream = TcpStream::connect(stage.emulator.proxy_address())
+            let stream = TcpStream::connect(env.emulator.proxy_address())
                 .await
                 .unwrap();
-            let tls =
-                MakeTlsConnect::<TcpStream>::make_tls_connect(&mut stage.tls(), host).unwrap();
+            let tls = MakeTlsConnect::<TcpStream>::make_tls_connect(&mut env.tls(), host).unwrap();
             token.cancel_query_raw(stream, tls).await.unwrap();
         };
-        let (result, ()) =
-            soon(async { tokio::join!(client.batch_execute("SELECT pg_sleep(60)"), cancel) }).await;
+        let (result, ()) = with_timeout(async {
+            tokio::join!(client.batch_execute("SELECT pg_sleep(60)"), cancel)
+        })
+        .await;
         assert_eq!(result.unwrap_err().code(), Some(&SqlState::QUERY_CANCELED));
     }
 }
 
 #[tokio::test]
 async fn a_wake_takes_the_delay_and_little_more() {
-    let stage = Stage::with(|emulator| emulator.wake_delay(Duration::from_millis(350))).await;
-    let created = stage.project().await;
+    let env = TestEnv::with(|emulator| emulator.wake_delay(Duration::from_millis(350))).await;
+    let created = env.project().await;
     let at = parameters(&created);
-    stage.emulator.suspend(&created.endpoints[0].id).await;
+    env.emulator.suspend(&created.endpoints[0].id).await;
     let start = Instant::now();
     let callers = (0..10).map(|_| async {
-        stage
-            .connect(&at.pooler_host, &login(at))
+        env.connect(&at.pooler_host, &login_config(at))
             .await
             .map(|(client, _)| client)
     });
     let clients = futures_util::future::join_all(callers).await;
     assert!(clients.iter().all(Result::is_ok));
     assert!(start.elapsed() >= Duration::from_millis(350));
-    let it = stage.emulator.witnesses().remove(0);
+    let it = env.emulator.witnesses().remove(0);
     assert_eq!(it.wakes.len(), 2, "one start for ten clients");
     assert!(it.wakes[1].took >= Duration::from_millis(350));
     assert_eq!(it.most_open_sessions, 10);
@@ -257,20 +262,20 @@ async fn a_wake_takes_the_delay_and_little_more() {
 
 #[tokio::test]
 async fn sessions_count_over_all_computes_until_postgres_has_ended_them() {
-    let stage = Stage::new().await;
-    let (first, second) = (stage.project().await, stage.project().await);
+    let env = TestEnv::new().await;
+    let (first, second) = (env.project().await, env.project().await);
     let at = parameters(&first);
-    let mut wrong = login(at);
+    let mut wrong = login_config(at);
     wrong.password("wrong");
-    assert!(stage.connect(&at.host, &wrong).await.is_err());
-    assert_eq!(stage.emulator.most_open_sessions(), 0);
-    let (direct, _) = stage.connect(&at.host, &login(at)).await.unwrap();
+    assert!(env.connect(&at.host, &wrong).await.is_err());
+    assert_eq!(env.emulator.most_open_sessions(), 0);
+    let (direct, _) = env.connect(&at.host, &login_config(at)).await.unwrap();
     let other = parameters(&second);
-    let (pooled, _) = stage
-        .connect(&other.pooler_host, &login(other))
+    let (pooled, _) = env
+        .connect(&other.pooler_host, &login_config(other))
         .await
         .unwrap();
-    assert_eq!(stage.emulator.open_sessions(), 2);
+    assert_eq!(env.emulator.open_sessions(), 2);
 
     let start = Instant::now();
     let sleep = direct.batch_execute("SELECT pg_sleep(1)");
@@ -278,61 +283,64 @@ async fn sessions_count_over_all_computes_until_postgres_has_ended_them() {
     assert!(left.is_err());
     drop((direct, pooled));
     eventually("the pooler has ended its session", || {
-        stage.emulator.open_sessions() == 1
+        env.emulator.open_sessions() == 1
     })
     .await;
-    eventually("so has Postgres", || stage.emulator.open_sessions() == 0).await;
+    eventually("so has Postgres", || env.emulator.open_sessions() == 0).await;
     assert!(start.elapsed() >= Duration::from_millis(900), "it slept on");
-    assert_eq!(stage.emulator.most_open_sessions(), 2);
+    assert_eq!(env.emulator.most_open_sessions(), 2);
 }
 
 #[tokio::test]
 async fn deleting_a_project_ends_its_compute_and_recovering_it_brings_its_data_back() {
-    let stage = Stage::new().await;
-    let created = stage.project().await;
+    let env = TestEnv::new().await;
+    let created = env.project().await;
     let (at, id) = (parameters(&created), &created.project.id);
-    let (client, _) = stage.connect(&at.host, &login(at)).await.unwrap();
+    let (client, _) = env.connect(&at.host, &login_config(at)).await.unwrap();
     client
         .batch_execute("CREATE TABLE t AS SELECT 1 AS n")
         .await
         .unwrap();
-    stage.neon().delete_project(id).await.unwrap();
+    env.neon().delete_project(id).await.unwrap();
     eventually("its sessions are closed", || client.is_closed()).await;
-    assert!(stage.connect(&at.host, &login(at)).await.is_err());
-    assert!(stage.emulator.witnesses().is_empty());
+    assert!(env.connect(&at.host, &login_config(at)).await.is_err());
+    assert!(env.emulator.witnesses().is_empty());
 
-    let recovered = stage.neon().recover_project(id).await.unwrap();
+    let recovered = env.neon().recover_project(id).await.unwrap();
     assert_eq!(recovered.id, *id);
-    let (client, _) = stage.connect(&at.pooler_host, &login(at)).await.unwrap();
+    let (client, _) = env
+        .connect(&at.pooler_host, &login_config(at))
+        .await
+        .unwrap();
     let row = client.query_one("SELECT n FROM t", &[]).await.unwrap();
     assert_eq!(row.get::<_, i32>(0), 1);
 }
 
 #[tokio::test]
-async fn hostile_clients_disturb_nobody() {
+async fn hostile_clients_do_not_disturb_others() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let stage = Stage::new().await;
-    let created = stage.project().await;
+    let env = TestEnv::new().await;
+    let created = env.project().await;
     for bytes in [
         &b"GET / HTTP/1.1\r\n\r\n"[..],
         b"\xff\xff\xff\xff\xff\xff\xff\xff",
         b"\x16\x03\x01\x00\x05hello",
         b"",
     ] {
-        let mut stream = TcpStream::connect(stage.emulator.proxy_address())
+        let mut stream = TcpStream::connect(env.emulator.proxy_address())
             .await
             .unwrap();
         stream.write_all(bytes).await.unwrap();
         stream.shutdown().await.unwrap();
         let mut answer = Vec::new();
-        let _ = soon(stream.read_to_end(&mut answer)).await;
+        let _ = with_timeout(stream.read_to_end(&mut answer)).await;
     }
     let at = parameters(&created);
-    stage.connect(&at.host, &login(at)).await.unwrap();
+    env.connect(&at.host, &login_config(at)).await.unwrap();
 }
 
 #[test]
-fn it_works_wherever_the_folder_for_temporary_files_is() {
+fn the_emulator_works_in_any_temporary_folder() {
     let place = env::temp_dir().join(format!("tenantry-test-{}", process::id()));
     fs::create_dir(&place).unwrap();
     let open_up = |path: &Path| fs::set_permissions(path, Permissions::from_mode(0o777)).unwrap();

@@ -1,4 +1,4 @@
-//! What is done to tenants as a whole: created, imported, deleted, taken back, compared with what is there.
+//! Operations on whole tenants: they are created, imported, deleted, undeleted, and compared with what is there.
 
 use std::{
     sync::{
@@ -15,9 +15,9 @@ use tenantry::{
     neon::{CreateProject, ListProjects},
 };
 
-use crate::support::{Backend, DOWN, Gate, Ledger, Projects, Stage, run_on};
+use crate::support::{Backend, DOWN, FakeCatalog, FakeControlPlane, Gate, TestEnv, query_text};
 
-const NOW: Duration = Duration::ZERO;
+const NO_DELAY: Duration = Duration::ZERO;
 
 fn fleet(router: &TenantRouter) -> Fleet {
     router
@@ -26,21 +26,21 @@ fn fleet(router: &TenantRouter) -> Fleet {
 }
 
 /// A router that creates nothing on access.
-fn explicit(stage: &Stage) -> TenantRouter {
-    let provisioner = Provisioner::new(Memory::new(), stage.neon(), "test").explicit();
-    let router = stage.at(TenantRouter::provisioning(provisioner));
+fn explicit_router(env: &TestEnv) -> TenantRouter {
+    let provisioner = Provisioner::new(Memory::new(), env.neon(), "test").explicit();
+    let router = env.configure(TenantRouter::provisioning(provisioner));
     router.build().expect("router")
 }
 
-/// How many projects there are.
-async fn projects(stage: &Stage) -> usize {
+/// Returns the number of projects.
+async fn project_count(env: &TestEnv) -> usize {
     let wanted = ListProjects::new().limit(400);
-    let page = stage.neon().list_projects(&wanted).await.unwrap();
+    let page = env.neon().list_projects(&wanted).await.unwrap();
     page.projects.len()
 }
 
-/// What was found, in short.
-fn troubles(report: &Report) -> Vec<(Trouble, &str)> {
+/// Returns the findings of `report`, in short.
+fn findings_of(report: &Report) -> Vec<(Trouble, &str)> {
     let mut found: Vec<_> = report
         .findings
         .iter()
@@ -60,17 +60,17 @@ fn troubles(report: &Report) -> Vec<(Trouble, &str)> {
 
 #[tokio::test]
 async fn explicit_creates_nothing_on_access_and_the_fleet_creates_without_waking() {
-    let stage = Stage::new().await;
-    let router = explicit(&stage);
+    let env = TestEnv::new().await;
+    let router = explicit_router(&env);
     let err = router.get("acme").await.unwrap_err();
     assert_eq!(err.kind(), ErrorKind::UnknownTenant);
-    assert_eq!(projects(&stage).await, 0);
+    assert_eq!(project_count(&env).await, 0);
 
     let plan = Plan::new().named("pro").region("aws-eu-central-1");
     let done = fleet(&router).provision_with("acme", &plan).await.unwrap();
     assert_eq!(done, Provisioned::Created);
     fleet(&router).provision("acme").await.unwrap(); // it has one
-    let it = stage.witness("acme");
+    let it = env.witness("acme");
     assert_eq!(
         it.wakes.len(),
         1,
@@ -95,32 +95,32 @@ async fn explicit_creates_nothing_on_access_and_the_fleet_creates_without_waking
 
 #[tokio::test]
 async fn a_deleted_tenant_is_refused_stays_deleted_and_comes_back_with_its_data() {
-    let stage = Stage::new().await;
-    let router = stage.router();
+    let env = TestEnv::new().await;
+    let router = env.router();
     let client = router.get("acme").await.unwrap();
-    run_on(&client, "CREATE TABLE t AS SELECT 'kept' AS what").await;
+    query_text(&client, "CREATE TABLE t AS SELECT 'kept' AS what").await;
     drop(client);
 
-    fleet(&router).delete_after("acme", NOW).await.unwrap();
-    assert_eq!(projects(&stage).await, 0);
+    fleet(&router).delete_after("acme", NO_DELAY).await.unwrap();
+    assert_eq!(project_count(&env).await, 0);
     for _ in 0..2 {
         let err = router.get("acme").await.unwrap_err();
         assert_eq!(err.kind(), ErrorKind::Deleted);
     }
-    assert_eq!(projects(&stage).await, 0, "no access creates it again");
-    fleet(&router).delete_after("acme", NOW).await.unwrap(); // may be repeated
+    assert_eq!(project_count(&env).await, 0, "no access creates it again");
+    fleet(&router).delete_after("acme", NO_DELAY).await.unwrap(); // may be repeated
 
     fleet(&router).undelete("acme").await.unwrap();
     let client = router.get("acme").await.unwrap();
-    assert_eq!(run_on(&client, "SELECT what FROM t").await, "kept");
+    assert_eq!(query_text(&client, "SELECT what FROM t").await, "kept");
     let err = fleet(&router).undelete("globex").await.unwrap_err();
     assert_eq!(err.kind(), ErrorKind::UnknownTenant);
 }
 
 #[tokio::test]
 async fn deleting_closes_idle_connections_at_once_and_those_in_use_when_they_come_back() {
-    let stage = Stage::new().await;
-    let router = stage.router();
+    let env = TestEnv::new().await;
+    let router = env.router();
     let (used, idle) = (
         router.get("acme").await.unwrap(),
         router.get("acme").await.unwrap(),
@@ -134,7 +134,7 @@ async fn deleting_closes_idle_connections_at_once_and_those_in_use_when_they_com
         router.status().connections == 1
     })
     .await;
-    assert_eq!(run_on(&used, "SELECT 'still here'").await, "still here");
+    assert_eq!(query_text(&used, "SELECT 'still here'").await, "still here");
     drop(used);
     deletion.await.unwrap().unwrap();
     assert_eq!(router.status().connections, 0);
@@ -142,10 +142,10 @@ async fn deleting_closes_idle_connections_at_once_and_those_in_use_when_they_com
 
 #[tokio::test]
 async fn a_tombstone_gives_way_only_to_an_explicit_order_and_then_to_an_empty_database() {
-    let stage = Stage::new().await;
-    let router = stage.router();
-    run_on(&router.get("acme").await.unwrap(), "CREATE TABLE t ()").await;
-    fleet(&router).delete_after("acme", NOW).await.unwrap();
+    let env = TestEnv::new().await;
+    let router = env.router();
+    query_text(&router.get("acme").await.unwrap(), "CREATE TABLE t ()").await;
+    fleet(&router).delete_after("acme", NO_DELAY).await.unwrap();
     let err = fleet(&router).provision("acme").await.unwrap_err();
     assert_eq!(
         err.kind(),
@@ -157,16 +157,16 @@ async fn a_tombstone_gives_way_only_to_an_explicit_order_and_then_to_an_empty_da
     assert_eq!(done.unwrap(), Provisioned::Created);
     let client = router.get("acme").await.unwrap();
     let tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'";
-    assert_eq!(run_on(&client, tables).await, "0");
+    assert_eq!(query_text(&client, tables).await, "0");
     let err = fleet(&router).undelete("acme").await;
     assert!(err.is_ok(), "it is there: {err:?}");
 }
 
 #[tokio::test]
 async fn an_existing_project_becomes_a_tenant_and_never_two() {
-    let stage = Stage::new().await;
-    let router = explicit(&stage);
-    let theirs = stage.project().await.project.id;
+    let env = TestEnv::new().await;
+    let router = explicit_router(&env);
+    let theirs = env.project().await.project.id;
     fleet(&router).import("acme", &theirs, None).await.unwrap();
     fleet(&router).import("acme", &theirs, None).await.unwrap();
     drop(router.get("acme").await.unwrap());
@@ -182,7 +182,7 @@ async fn an_existing_project_becomes_a_tenant_and_never_two() {
         ErrorKind::UnknownTenant,
         "an import that failed allows nothing"
     );
-    let other = stage.project().await.project.id;
+    let other = env.project().await.project.id;
     let err = fleet(&router)
         .import("acme", &other, None)
         .await
@@ -194,18 +194,18 @@ async fn an_existing_project_becomes_a_tenant_and_never_two() {
         .unwrap_err();
     assert_eq!(err.kind(), ErrorKind::NotFound, "{err:?}");
     fleet(&router).provision("hooli").await.unwrap();
-    let hoolis = stage.witness("hooli").project_id;
+    let hoolis = env.witness("hooli").project_id;
     let err = fleet(&router)
         .import("initech", &hoolis, None)
         .await
         .unwrap_err();
     assert_eq!(err.kind(), ErrorKind::Conflict, "{err:?}");
     let report = fleet(&router)
-        .reconcile(&Reconcile::repair().grace(NOW))
+        .reconcile(&Reconcile::repair().grace(NO_DELAY))
         .await
         .unwrap();
     assert_eq!(
-        projects(&stage).await,
+        project_count(&env).await,
         3,
         "none of them was touched: {report:?}"
     );
@@ -213,24 +213,24 @@ async fn an_existing_project_becomes_a_tenant_and_never_two() {
 
 #[tokio::test]
 async fn reconcile_removes_a_duplicate_of_a_known_attempt_and_nothing_else() {
-    let stage = Stage::new().await;
-    let router = stage.router();
+    let env = TestEnv::new().await;
+    let router = env.router();
     drop(router.get("acme").await.unwrap());
     let record = fleet(&router).record("acme").await.unwrap().unwrap();
-    let known = stage.second_project("acme", &record.attempts[0]).await;
-    let unknown = stage.second_project("acme", "another-catalogs").await;
-    let foreign = stage
+    let known = env.second_project("acme", &record.attempts[0]).await;
+    let unknown = env.second_project("acme", "another-catalogs").await;
+    let foreign = env
         .neon()
         .create_project(&CreateProject::new("test-foreign"))
         .await;
-    let other = stage
+    let other = env
         .neon()
         .create_project(&CreateProject::new("testing"))
         .await;
     let all = [foreign.unwrap().project.id, other.unwrap().project.id];
 
     let dry = fleet(&router)
-        .reconcile(&Reconcile::dry_run().grace(NOW))
+        .reconcile(&Reconcile::dry_run().grace(NO_DELAY))
         .await
         .unwrap();
     let expected = |duplicate| {
@@ -240,20 +240,20 @@ async fn reconcile_removes_a_duplicate_of_a_known_attempt_and_nothing_else() {
             (Trouble::Orphan, "reported"),
         ]
     };
-    assert_eq!(troubles(&dry), expected("reported"));
-    assert_eq!(projects(&stage).await, 5, "a dry run changes nothing");
+    assert_eq!(findings_of(&dry), expected("reported"));
+    assert_eq!(project_count(&env).await, 5, "a dry run changes nothing");
     let young = fleet(&router).reconcile(&Reconcile::repair()).await;
     let young = young.unwrap();
     assert_eq!(
-        troubles(&young),
+        findings_of(&young),
         expected("left"),
         "it may be younger than the grace"
     );
-    let repair = Reconcile::repair().grace(NOW);
-    let mended = fleet(&router).reconcile(&repair).await.unwrap();
-    assert_eq!(troubles(&mended), expected("repaired"));
+    let repair = Reconcile::repair().grace(NO_DELAY);
+    let repaired = fleet(&router).reconcile(&repair).await.unwrap();
+    assert_eq!(findings_of(&repaired), expected("repaired"));
 
-    let left = stage
+    let left = env
         .neon()
         .list_projects(&ListProjects::new().limit(400))
         .await
@@ -266,37 +266,37 @@ async fn reconcile_removes_a_duplicate_of_a_known_attempt_and_nothing_else() {
     assert!(all.iter().all(|it| left.contains(it)), "{left:?}");
     drop(router.get("acme").await.unwrap());
 
-    let last = Reconcile::repair().grace(NOW).remove_unrecorded();
+    let last = Reconcile::repair().grace(NO_DELAY).remove_unrecorded();
     fleet(&router).reconcile(&last).await.unwrap();
     assert_eq!(
-        projects(&stage).await,
+        project_count(&env).await,
         3,
         "the one that nobody recorded is gone as well"
     );
 }
 
 #[tokio::test]
-async fn reconcile_tells_what_is_missing_and_never_makes_an_empty_one_in_its_place() {
-    let stage = Stage::new().await;
-    let router = stage.router();
+async fn reconcile_reports_a_missing_database_and_never_creates_an_empty_one() {
+    let env = TestEnv::new().await;
+    let router = env.router();
     drop(router.get("acme").await.unwrap());
-    let project = stage.witness("acme").project_id;
-    stage.neon().delete_project(&project).await.unwrap();
+    let project = env.witness("acme").project_id;
+    env.neon().delete_project(&project).await.unwrap();
     let report = fleet(&router)
-        .reconcile(&Reconcile::repair().grace(NOW))
+        .reconcile(&Reconcile::repair().grace(NO_DELAY))
         .await
         .unwrap();
-    assert_eq!(troubles(&report), [(Trouble::Missing, "reported")]);
+    assert_eq!(findings_of(&report), [(Trouble::Missing, "reported")]);
     assert!(
         report
             .findings
             .iter()
             .any(tenantry::fleet::Finding::needs_attention)
     );
-    assert_eq!(projects(&stage).await, 0);
-    stage.neon().recover_project(&project).await.unwrap();
+    assert_eq!(project_count(&env).await, 0);
+    env.neon().recover_project(&project).await.unwrap();
     let report = fleet(&router)
-        .reconcile(&Reconcile::repair().grace(NOW))
+        .reconcile(&Reconcile::repair().grace(NO_DELAY))
         .await
         .unwrap();
     assert!(
@@ -309,27 +309,30 @@ async fn reconcile_tells_what_is_missing_and_never_makes_an_empty_one_in_its_pla
 }
 
 #[tokio::test]
-async fn a_deleted_tenants_database_that_somebody_recovered_is_found() {
-    let stage = Stage::new().await;
-    let router = stage.router();
+async fn reconcile_finds_a_deleted_tenants_database_that_was_recovered() {
+    let env = TestEnv::new().await;
+    let router = env.router();
     drop(router.get("acme").await.unwrap());
-    let project = stage.witness("acme").project_id;
-    fleet(&router).delete_after("acme", NOW).await.unwrap();
-    stage.neon().recover_project(&project).await.unwrap();
+    let project = env.witness("acme").project_id;
+    fleet(&router).delete_after("acme", NO_DELAY).await.unwrap();
+    env.neon().recover_project(&project).await.unwrap();
     let dry = fleet(&router)
         .reconcile(&Reconcile::dry_run())
         .await
         .unwrap();
-    assert_eq!(troubles(&dry), [(Trouble::DeletedButPresent, "reported")]);
+    assert_eq!(
+        findings_of(&dry),
+        [(Trouble::DeletedButPresent, "reported")]
+    );
     let report = fleet(&router)
-        .reconcile(&Reconcile::repair().grace(NOW).remove_deleted())
+        .reconcile(&Reconcile::repair().grace(NO_DELAY).remove_deleted())
         .await
         .unwrap();
     assert_eq!(
-        troubles(&report),
+        findings_of(&report),
         [(Trouble::DeletedButPresent, "repaired")]
     );
-    assert_eq!(projects(&stage).await, 0);
+    assert_eq!(project_count(&env).await, 0);
     assert_eq!(
         router.get("acme").await.unwrap_err().kind(),
         ErrorKind::Deleted
@@ -337,9 +340,9 @@ async fn a_deleted_tenants_database_that_somebody_recovered_is_found() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_orders_by_a_plan_is_told_that_a_tenant_keeps_the_one_it_has() {
+async fn provisioning_with_a_plan_returns_the_plan_that_an_existing_tenant_keeps() {
     let backend = Backend::default();
-    let router = Projects::router(&backend).build().unwrap();
+    let router = FakeControlPlane::router(&backend).build().unwrap();
     let (free, pro) = (Plan::new().named("free"), Plan::new().named("pro"));
     let fleet = fleet(&router);
     let kept = Provisioned::Existing {
@@ -365,24 +368,24 @@ async fn who_orders_by_a_plan_is_told_that_a_tenant_keeps_the_one_it_has() {
     assert_eq!(backend.counts().created, 2);
 }
 
-/// Ledger of 2500 tenants, three of which cannot be used.
-async fn many() -> (Backend, Ledger, TenantRouter) {
-    let (backend, ledger) = (Backend::default(), Ledger::new());
+/// A catalog of 2500 tenants, three of which cannot be used.
+async fn router_with_many_tenants() -> (Backend, FakeCatalog, TenantRouter) {
+    let (backend, catalog) = (Backend::default(), FakeCatalog::new());
     for number in 0..2500 {
-        ledger.publish(&format!("t{number:04}"), "host").await;
+        catalog.publish(&format!("t{number:04}"), "host").await;
     }
-    ledger.turn("t0001", State::Deleting).await;
-    ledger.turn("t0001", State::Deleted).await;
-    ledger.turn("t1000", State::Held).await;
-    ledger.turn("t2499", State::Deleting).await;
-    let provisioner = Projects::provisioner(&backend, ledger.clone());
-    let router = backend.at(TenantRouter::provisioning(provisioner));
-    (backend, ledger, router.build().unwrap())
+    catalog.set_state("t0001", State::Deleting).await;
+    catalog.set_state("t0001", State::Deleted).await;
+    catalog.set_state("t1000", State::Held).await;
+    catalog.set_state("t2499", State::Deleting).await;
+    let provisioner = FakeControlPlane::provisioner(&backend, catalog.clone());
+    let router = backend.configure(TenantRouter::provisioning(provisioner));
+    (backend, catalog, router.build().unwrap())
 }
 
 #[tokio::test(start_paused = true)]
 async fn all_tenants_are_listed_with_their_states_over_all_pages() {
-    let (backend, _ledger, router) = many().await;
+    let (backend, _ledger, router) = router_with_many_tenants().await;
     let mut tenants = fleet(&router).list();
     let mut seen = Vec::new();
     while let Some(record) = tenants.next().await.unwrap() {
@@ -406,14 +409,14 @@ async fn all_tenants_are_listed_with_their_states_over_all_pages() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_tenant_is_visited_once_so_many_at_once_and_none_is_woken() {
-    let (backend, _ledger, router) = many().await;
+async fn for_each_visits_each_tenant_once_with_limited_concurrency_and_wakes_none() {
+    let (backend, _ledger, router) = router_with_many_tenants().await;
     let (now, most) = (AtomicU64::new(0), AtomicU64::new(0));
     let seen = Arc::new(Mutex::new(Vec::new()));
-    let told = Arc::clone(&seen);
+    let log = Arc::clone(&seen);
     let how = ForEach::new()
         .concurrency(7)
-        .on_progress(move |visit| told.lock().unwrap().push((visit.succeeded, visit.failed)));
+        .on_progress(move |visit| log.lock().unwrap().push((visit.succeeded, visit.failed)));
     let work = |record: tenantry::catalog::Record| {
         let (now, most) = (&now, &most);
         async move {
@@ -444,20 +447,20 @@ async fn each_tenant_is_visited_once_so_many_at_once_and_none_is_woken() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn visits_outlast_a_catalog_that_fails_for_a_while_and_can_begin_in_the_midst() {
-    let (_backend, ledger, router) = many().await;
+async fn for_each_outlasts_a_catalog_outage_and_can_start_after_any_tenant() {
+    let (_backend, catalog, router) = router_with_many_tenants().await;
     let after = ForEach::new().after("t2489".parse().unwrap());
-    ledger.set(DOWN);
+    catalog.set(DOWN);
     let fleet = fleet(&router);
     let ok = |_| async { Ok::<_, tenantry::Error>(()) };
     let (visits, ()) = futures_util::future::join(fleet.for_each(&after, ok), async {
         tokio::time::sleep(Duration::from_secs(10)).await;
-        ledger.set(Gate::Open);
+        catalog.set(Gate::Open);
     })
     .await;
     let visits = visits.unwrap();
     assert_eq!((visits.succeeded, visits.skipped), (9, 1));
-    ledger.set(DOWN);
+    catalog.set(DOWN);
     let err = fleet.for_each(&after, ok).await.unwrap_err();
     assert_eq!(
         err.kind(),

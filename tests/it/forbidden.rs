@@ -2,17 +2,22 @@
 
 use std::time::Duration;
 
-use tenantry::{Error, ErrorKind, TenantClient, TenantRouter, catalog::State};
+use tenantry::{Endpoint, Error, ErrorKind, TenantClient, TenantRouter, catalog::State};
 use tokio::{
     task::JoinHandle,
     time::{sleep, timeout},
 };
 
-use crate::support::{Backend, Failure, Gate, Ledger, Projects, Step, place, without_spinning};
+use crate::support::{
+    Backend, ENDPOINT_NOT_FOUND, Failure, FakeCatalog, FakeControlPlane, Gate, Step,
+    served_database, without_spinning,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// Enough for all that takes no time.
 const MOMENT: Duration = Duration::from_millis(1);
+/// Time in which the router follows a change: twice the time between two questions for changes.
+const FOLLOWED: Duration = Duration::from_millis(101);
 /// A failure that passes, as Neon's proxy tells it.
 const NOT_UP: Gate = Gate::Fail(Failure::Error {
     code: "XX000",
@@ -20,36 +25,36 @@ const NOT_UP: Gate = Gate::Fail(Failure::Error {
 });
 
 /// A router that serves one tenant, whose database then falls asleep.
-async fn asleep() -> (Backend, Ledger, TenantRouter) {
-    let (backend, ledger) = (Backend::default(), Ledger::new());
-    ledger.publish("acme", "acme").await;
-    let provisioner = Projects::provisioner(&backend, ledger.clone());
-    let router = backend.at(TenantRouter::provisioning(provisioner));
+async fn sleeping_tenant() -> (Backend, FakeCatalog, TenantRouter) {
+    let (backend, catalog) = (Backend::default(), FakeCatalog::new());
+    catalog.publish("acme", "acme").await;
+    let provisioner = FakeControlPlane::provisioner(&backend, catalog.clone());
+    let router = backend.configure(TenantRouter::provisioning(provisioner));
     let router = router.build().unwrap();
-    assert_eq!(place(&router, "acme").await.unwrap(), "acme");
+    assert_eq!(served_database(&router, "acme").await.unwrap(), "acme");
     backend.suspend();
     sleep(MOMENT).await;
-    (backend, ledger, router)
+    (backend, catalog, router)
 }
 
-fn caller(router: &TenantRouter) -> JoinHandle<Result<TenantClient, Error>> {
+fn spawn_get(router: &TenantRouter) -> JoinHandle<Result<TenantClient, Error>> {
     let router = router.clone();
     tokio::spawn(async move { router.get("acme").await })
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_waits_behind_a_slow_wake_is_told_as_soon_as_it_is_heard() {
+async fn a_caller_behind_a_slow_wake_fails_as_soon_as_the_change_is_noticed() {
     for (state, kind) in [
         (State::Held, ErrorKind::Held),
         (State::Deleting, ErrorKind::Deleted),
     ] {
-        let (backend, ledger, router) = asleep().await;
+        let (backend, catalog, router) = sleeping_tenant().await;
         backend.set(Step::Login, Gate::Slow(8 * SECOND));
-        let waiting = caller(&router);
+        let waiting = spawn_get(&router);
         sleep(SECOND).await;
-        ledger.turn("acme", state).await;
-        let told = timeout(SECOND, waiting).await.expect("told at once");
-        assert_eq!(told.unwrap().unwrap_err().kind(), kind);
+        catalog.set_state("acme", state).await;
+        let answer = timeout(SECOND, waiting).await.expect("told at once");
+        assert_eq!(answer.unwrap().unwrap_err().kind(), kind);
         let logins = backend.counts().logins_done;
         sleep(60 * SECOND).await;
         assert_eq!(
@@ -63,34 +68,54 @@ async fn who_waits_behind_a_slow_wake_is_told_as_soon_as_it_is_heard() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_waits_behind_logins_that_fail_is_told_and_no_more_are_sent() {
-    let (backend, ledger, router) = asleep().await;
+async fn a_caller_behind_failing_logins_fails_and_no_more_logins_are_sent() {
+    let (backend, catalog, router) = sleeping_tenant().await;
     backend.set(Step::Login, NOT_UP);
-    let waiting = caller(&router);
+    let waiting = spawn_get(&router);
     sleep(SECOND).await;
-    ledger.turn("acme", State::Held).await;
-    let told = timeout(SECOND, waiting).await.expect("told at once");
-    assert_eq!(told.unwrap().unwrap_err().kind(), ErrorKind::Held);
+    catalog.set_state("acme", State::Held).await;
+    let answer = timeout(SECOND, waiting).await.expect("told at once");
+    assert_eq!(answer.unwrap().unwrap_err().kind(), ErrorKind::Held);
     let logins = backend.counts().logins_started;
     sleep(60 * SECOND).await;
     assert_eq!(backend.counts().logins_started, logins);
     // What was refused is not remembered beyond the record that said so.
     backend.set(Step::Login, Gate::Open);
-    ledger.turn("acme", State::Ready).await;
+    catalog.set_state("acme", State::Ready).await;
     sleep(MOMENT).await;
-    assert_eq!(place(&router, "acme").await.unwrap(), "acme");
+    assert_eq!(served_database(&router, "acme").await.unwrap(), "acme");
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_waits_while_the_same_process_deletes_the_tenant_is_told() {
-    let (backend, _ledger, router) = asleep().await;
+async fn a_refusal_that_a_wake_met_ends_with_the_record_that_said_so() {
+    for host in ["acme", "new"] {
+        let (backend, catalog, router) = sleeping_tenant().await;
+        // The router follows this change at once, and the next one 50 ms later: the wake reads the record first.
+        catalog.set_max_connections("acme", Some(3)).await;
+        sleep(MOMENT).await;
+        catalog.set_state("acme", State::Held).await;
+        backend.set(Step::Login, Gate::Fail(ENDPOINT_NOT_FOUND));
+        let err = router.get("acme").await.unwrap_err();
+        assert_eq!(err.kind(), ErrorKind::Held);
+        backend.set(Step::Login, Gate::Open);
+        let moves = |endpoint: &mut Endpoint| *endpoint = Backend::endpoint(host);
+        catalog.change_endpoint("acme", moves).await;
+        catalog.set_state("acme", State::Ready).await;
+        sleep(FOLLOWED).await;
+        assert_eq!(served_database(&router, "acme").await.unwrap(), host);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiting_caller_fails_when_the_same_process_deletes_the_tenant() {
+    let (backend, _ledger, router) = sleeping_tenant().await;
     backend.set(Step::Login, Gate::Slow(8 * SECOND));
-    let waiting = caller(&router);
+    let waiting = spawn_get(&router);
     sleep(SECOND).await;
     let fleet = router.fleet().unwrap();
     let deletion = tokio::spawn(async move { fleet.delete("acme").await });
-    let told = timeout(SECOND, waiting).await.expect("told at once");
-    assert_eq!(told.unwrap().unwrap_err().kind(), ErrorKind::Deleted);
+    let answer = timeout(SECOND, waiting).await.expect("told at once");
+    assert_eq!(answer.unwrap().unwrap_err().kind(), ErrorKind::Deleted);
     deletion.await.unwrap().unwrap();
     sleep(60 * SECOND).await;
     assert_eq!(router.status().connections, 0);
@@ -98,7 +123,7 @@ async fn who_waits_while_the_same_process_deletes_the_tenant_is_told() {
 
 #[tokio::test(start_paused = true)]
 async fn neither_a_direct_connection_nor_a_warm_up_gets_a_tenant_that_is_held() {
-    let (backend, ledger, router) = asleep().await;
+    let (backend, catalog, router) = sleeping_tenant().await;
     backend.set(Step::Login, Gate::Slow(8 * SECOND));
     let direct = {
         let router = router.clone();
@@ -106,9 +131,9 @@ async fn neither_a_direct_connection_nor_a_warm_up_gets_a_tenant_that_is_held() 
     };
     let warm = router.warm("acme");
     sleep(SECOND).await;
-    ledger.turn("acme", State::Held).await;
-    let told = timeout(SECOND, async { (direct.await.unwrap(), warm.wait().await) });
-    let (direct, warm) = told.await.expect("told at once");
+    catalog.set_state("acme", State::Held).await;
+    let answer = timeout(SECOND, async { (direct.await.unwrap(), warm.wait().await) });
+    let (direct, warm) = answer.await.expect("told at once");
     assert_eq!(direct.unwrap_err().kind(), ErrorKind::Held);
     assert_eq!(warm.unwrap_err().kind(), ErrorKind::Held);
     sleep(60 * SECOND).await;
@@ -116,21 +141,21 @@ async fn neither_a_direct_connection_nor_a_warm_up_gets_a_tenant_that_is_held() 
 }
 
 #[test]
-fn who_waits_while_the_tenant_is_created_anew_gets_the_new_database_without_a_storm() {
+fn a_waiting_caller_gets_the_new_database_of_a_recreated_tenant_without_a_storm() {
     without_spinning(|| async {
-        let (backend, ledger, router) = asleep().await;
+        let (backend, catalog, router) = sleeping_tenant().await;
         backend.set(Step::Login, NOT_UP);
         backend.set(Step::Create, Gate::Slow(10 * SECOND));
-        let waiting = caller(&router);
+        let waiting = spawn_get(&router);
         sleep(SECOND).await;
-        let (logins, finds) = (backend.counts().logins_started, ledger.finds());
+        let (logins, finds) = (backend.counts().logins_started, catalog.finds());
         for state in [State::Deleting, State::Deleted, State::Claimed] {
-            ledger.turn("acme", state).await;
+            catalog.set_state("acme", state).await;
         }
         sleep(5 * SECOND).await;
         let (logins, finds) = (
             backend.counts().logins_started - logins,
-            ledger.finds() - finds,
+            catalog.finds() - finds,
         );
         assert!(logins <= 1, "{logins} logins to what is being created");
         assert!(finds <= 5, "{finds} reads in 5 s");
@@ -142,23 +167,23 @@ fn who_waits_while_the_tenant_is_created_anew_gets_the_new_database_without_a_st
 }
 
 #[test]
-fn what_stays_unfinished_for_long_is_read_now_and_then_and_not_dialed() {
+fn a_record_that_stays_unfinished_is_read_now_and_then_and_not_dialed() {
     without_spinning(|| async {
-        let (backend, ledger, router) = asleep().await;
+        let (backend, catalog, router) = sleeping_tenant().await;
         backend.set(Step::Login, NOT_UP);
-        let waiting = caller(&router);
+        let waiting = spawn_get(&router);
         sleep(SECOND).await;
-        let (logins, finds) = (backend.counts().logins_started, ledger.finds());
+        let (logins, finds) = (backend.counts().logins_started, catalog.finds());
         // Another replica works on it for as long as this takes.
         for state in [State::Deleting, State::Deleted, State::Claimed] {
-            ledger.turn("acme", state).await;
+            catalog.set_state("acme", state).await;
         }
-        ledger.hold("acme", State::Creating).await;
-        let told = waiting.await.unwrap().unwrap_err();
-        assert_eq!(told.kind(), ErrorKind::Provisioning, "{told}");
+        catalog.set_state_and_lease("acme", State::Creating).await;
+        let answer = waiting.await.unwrap().unwrap_err();
+        assert_eq!(answer.kind(), ErrorKind::Provisioning, "{answer}");
         let (logins, finds) = (
             backend.counts().logins_started - logins,
-            ledger.finds() - finds,
+            catalog.finds() - finds,
         );
         assert!(logins <= 1, "{logins} logins");
         assert!(finds <= 60, "{finds} reads in 20 s");
@@ -166,12 +191,12 @@ fn what_stays_unfinished_for_long_is_read_now_and_then_and_not_dialed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_eviction_in_a_loop_does_not_turn_the_waits_between_logins_off() {
-    let (backend, _ledger, router) = asleep().await;
+async fn evictions_in_a_loop_do_not_disable_the_waits_between_logins() {
+    let (backend, _ledger, router) = sleeping_tenant().await;
     backend.set(Step::Open, Gate::Slow(10 * MOMENT));
     backend.set(Step::Login, NOT_UP);
     let logins = backend.counts().logins_started;
-    let waiting = caller(&router);
+    let waiting = spawn_get(&router);
     sleep(5 * MOMENT).await;
     for _ in 0..1000 {
         router.evict("acme");

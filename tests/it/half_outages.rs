@@ -7,7 +7,8 @@ use tenantry::{ErrorKind, Stage, TenantRouter, catalog::Postgres, emulator::Cata
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::support::{
-    Backend, DOWN, Gate, Half, LONG, Ledger, Projects, Trouble, keys, place, replica, session,
+    Backend, CatalogFault, DOWN, FakeCatalog, FakeControlPlane, FaultyCatalog, Gate, LONG,
+    catalog_builder, keys, served_database, session,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -15,38 +16,42 @@ const SECOND: Duration = Duration::from_secs(1);
 const MOMENT: Duration = Duration::from_millis(1);
 
 /// A router on a catalog that holds these tenants, of which it knows none.
-async fn scene(tenants: &[&str]) -> (Backend, Half, Ledger, TenantRouter) {
-    let (backend, ledger) = (Backend::default(), Ledger::new());
+async fn router_on(tenants: &[&str]) -> (Backend, FaultyCatalog, FakeCatalog, TenantRouter) {
+    let (backend, catalog) = (Backend::default(), FakeCatalog::new());
     for tenant in tenants {
-        ledger.publish(tenant, tenant).await;
+        catalog.publish(tenant, tenant).await;
     }
-    let half = Half::of(&ledger);
-    let provisioner = Projects::provisioner(&backend, half.clone());
-    let router = backend.at(TenantRouter::provisioning(provisioner));
+    let faulty = FaultyCatalog::new(&catalog);
+    let provisioner = FakeControlPlane::provisioner(&backend, faulty.clone());
+    let router = backend.configure(TenantRouter::provisioning(provisioner));
     let router = router.build().unwrap();
     sleep(SECOND).await;
-    (backend, half, ledger, router)
+    (backend, faulty, catalog, router)
 }
 
 #[tokio::test(start_paused = true)]
-async fn writes_that_are_rejected_keep_nobody_from_being_looked_up() {
+async fn rejected_writes_do_not_block_look_ups() {
     let names: Vec<_> = (0..100).map(|number| format!("old-{number}")).collect();
     let tenants: Vec<_> = names.iter().map(String::as_str).collect();
-    for trouble in [Trouble::Rejected, Trouble::Fails, Trouble::Silent(None)] {
-        let (_backend, half, _ledger, router) = scene(&tenants).await;
-        half.set("lease", trouble.clone());
-        let newcomers = (0..20).map(|number| {
+    for fault in [
+        CatalogFault::Rejected,
+        CatalogFault::Fails,
+        CatalogFault::Silent(None),
+    ] {
+        let (_backend, faulty, _ledger, router) = router_on(&tenants).await;
+        faulty.set("lease", fault.clone());
+        let new_tenants = (0..20).map(|number| {
             let router = router.clone();
             async move { router.get(&format!("new-{number}")).await.map(drop) }
         });
-        let newcomers = tokio::spawn(join_all(newcomers));
+        let new_tenants = tokio::spawn(join_all(new_tenants));
         for tenant in &tenants {
             sleep(SECOND / 5).await;
             let began = Instant::now();
-            assert_eq!(place(&router, tenant).await.unwrap(), *tenant);
-            assert!(began.elapsed() < SECOND / 10, "{trouble:?}");
+            assert_eq!(served_database(&router, tenant).await.unwrap(), *tenant);
+            assert!(began.elapsed() < SECOND / 10, "{fault:?}");
         }
-        for answer in newcomers.await.unwrap() {
+        for answer in new_tenants.await.unwrap() {
             let kind = answer.unwrap_err().kind();
             let expected = [ErrorKind::Catalog, ErrorKind::Timeout(Stage::Provision)];
             assert!(
@@ -55,28 +60,40 @@ async fn writes_that_are_rejected_keep_nobody_from_being_looked_up() {
             );
         }
         let outages = router.status().catalog_outages;
-        assert_eq!(outages, u64::from(trouble != Trouble::Rejected));
-        half.set("lease", None);
+        assert_eq!(outages, u64::from(fault != CatalogFault::Rejected));
+        faulty.set("lease", None);
         sleep(6 * SECOND).await;
-        assert_eq!(place(&router, "new").await.unwrap(), "new", "{trouble:?}");
+        assert_eq!(
+            served_database(&router, "new").await.unwrap(),
+            "new",
+            "{fault:?}"
+        );
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_catalog_that_cannot_tell_changes_still_looks_tenants_up() {
-    for trouble in [Trouble::Rejected, Trouble::Fails, Trouble::Silent(None)] {
+    for fault in [
+        CatalogFault::Rejected,
+        CatalogFault::Fails,
+        CatalogFault::Silent(None),
+    ] {
         let names: Vec<_> = (0..300).map(|number| format!("t{number}")).collect();
         let tenants: Vec<_> = names.iter().map(String::as_str).collect();
-        let (_backend, half, ledger, router) = scene(&tenants).await;
-        half.set("changes", trouble.clone());
-        ledger.publish("news", "news").await;
+        let (_backend, faulty, catalog, router) = router_on(&tenants).await;
+        faulty.set("changes", fault.clone());
+        catalog.publish("news", "news").await;
         for tenant in tenants {
             sleep(SECOND / 7).await;
             let began = Instant::now();
-            assert_eq!(place(&router, tenant).await.unwrap(), tenant, "{trouble:?}");
-            assert!(began.elapsed() < SECOND / 10, "{trouble:?}");
+            assert_eq!(
+                served_database(&router, tenant).await.unwrap(),
+                tenant,
+                "{fault:?}"
+            );
+            assert!(began.elapsed() < SECOND / 10, "{fault:?}");
         }
-        let (calls, outages) = (half.calls("changes"), router.status().catalog_outages);
+        let (calls, outages) = (faulty.calls("changes"), router.status().catalog_outages);
         assert!(
             calls < 60 && outages <= 1,
             "{calls} calls, {outages} outages"
@@ -85,10 +102,10 @@ async fn a_catalog_that_cannot_tell_changes_still_looks_tenants_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_tenant_of_whom_nothing_is_answered_keeps_no_other_out() {
+async fn one_tenant_without_an_answer_blocks_no_other_tenant() {
     for operation in ["find", "lease", "write"] {
-        let (_backend, half, _ledger, router) = scene(&["old"]).await;
-        half.set(operation, Trouble::Silent(Some("stuck")));
+        let (_backend, faulty, _ledger, router) = router_on(&["old"]).await;
+        faulty.set(operation, CatalogFault::Silent(Some("stuck")));
         let stuck = tokio::spawn({
             let router = router.clone();
             async move { router.get("stuck").await.map(drop) }
@@ -97,7 +114,7 @@ async fn one_tenant_of_whom_nothing_is_answered_keeps_no_other_out() {
             sleep(SECOND / 4).await;
             let began = Instant::now();
             let tenant = format!("new-{number}");
-            assert_eq!(place(&router, &tenant).await.unwrap(), tenant);
+            assert_eq!(served_database(&router, &tenant).await.unwrap(), tenant);
             assert!(began.elapsed() < SECOND, "{operation}");
         }
         stuck.await.unwrap().unwrap_err();
@@ -107,23 +124,23 @@ async fn one_tenant_of_whom_nothing_is_answered_keeps_no_other_out() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_failed_call_turns_nobody_away_who_has_time() {
+async fn one_failed_call_rejects_no_caller_that_can_wait() {
     let names: Vec<_> = (0..200).map(|number| format!("t{number}")).collect();
     let tenants: Vec<_> = names.iter().map(String::as_str).collect();
-    let (_backend, _half, ledger, router) = scene(&tenants).await;
-    ledger.set(DOWN);
+    let (_backend, _half, catalog, router) = router_on(&tenants).await;
+    catalog.set(DOWN);
     let err = router.get("first").await.unwrap_err();
     assert_eq!(err.kind(), ErrorKind::Catalog);
-    ledger.set(Gate::Open);
+    catalog.set(Gate::Open);
     let began = Instant::now();
-    let calls = ledger.calls();
+    let calls = catalog.calls();
     let others = names.into_iter().map(|tenant| {
         let router = router.clone();
         async move { router.get(&tenant).await.map(drop) }
     });
     let others = tokio::spawn(join_all(others));
     sleep(MOMENT).await;
-    assert_eq!(ledger.calls(), calls, "it is not stormed");
+    assert_eq!(catalog.calls(), calls, "it is not stormed");
     for answer in others.await.unwrap() {
         answer.unwrap();
     }
@@ -132,11 +149,11 @@ async fn one_failed_call_turns_nobody_away_who_has_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_catalog_that_stays_down_is_told_once_the_first_wait_is_over() {
-    let (_backend, _half, ledger, router) = scene(&[]).await;
-    ledger.set(DOWN);
+async fn a_catalog_that_stays_down_is_reported_once_the_first_wait_is_over() {
+    let (_backend, _half, catalog, router) = router_on(&[]).await;
+    catalog.set(DOWN);
     router.get("first").await.unwrap_err();
-    let (began, calls) = (Instant::now(), ledger.calls());
+    let (began, calls) = (Instant::now(), catalog.calls());
     let others = (0..200).map(|number| {
         let router = router.clone();
         async move { router.get(&format!("t{number}")).await.map(drop) }
@@ -147,34 +164,35 @@ async fn a_catalog_that_stays_down_is_told_once_the_first_wait_is_over() {
         assert!(err.retry_after().is_some());
     }
     assert!(began.elapsed() <= SECOND / 4, "{:?}", began.elapsed());
-    assert_eq!(ledger.calls(), calls + 1, "one of them has probed");
+    assert_eq!(catalog.calls(), calls + 1, "one of them has probed");
 }
 
 /// Asks for newcomers, who get nothing, and for tenants that are in the catalog, who are all served.
-async fn only_newcomers_fail(router: &TenantRouter, what: &str) {
-    let newcomers = ["a", "b", "c", "d"].map(|it| {
+async fn assert_only_new_tenants_fail(router: &TenantRouter, what: &str) {
+    let new_tenants = ["a", "b", "c", "d"].map(|it| {
         let (router, tenant) = (router.clone(), format!("{it} {what}"));
         async move { router.get(&tenant).await.map(drop) }
     });
-    let newcomers = tokio::spawn(join_all(newcomers));
+    let new_tenants = tokio::spawn(join_all(new_tenants));
     for number in 0..20 {
         let tenant = format!("old-{number}");
-        let served = place(router, &tenant).await;
+        let served = served_database(router, &tenant).await;
         assert_eq!(served.expect(what), tenant);
         sleep(SECOND / 10).await;
     }
-    for answer in newcomers.await.unwrap() {
+    for answer in new_tenants.await.unwrap() {
         answer.expect_err(what);
     }
 }
 
 #[tokio::test]
-async fn a_catalog_whose_tables_take_no_writes_still_serves_all_who_are_in_it() {
+async fn a_catalog_with_read_only_tables_still_serves_every_recorded_tenant() {
     let server = CatalogServer::start().await.unwrap();
     let admin = session(&server.url()).await;
     let app = "CREATE ROLE app LOGIN; GRANT CREATE ON DATABASE neondb TO app";
     admin.batch_execute(app).await.unwrap();
-    replica(&server).build().unwrap().migrate().await.unwrap();
+    let owner = catalog_builder(&server).build().unwrap();
+    owner.migrate().await.unwrap();
     let tables = "ALL TABLES IN SCHEMA tenantry";
     let grant = format!("GRANT INSERT, UPDATE ON {tables} TO app");
     let reading = format!("GRANT USAGE ON SCHEMA tenantry TO app; GRANT SELECT ON {tables} TO app");
@@ -184,13 +202,15 @@ async fn a_catalog_whose_tables_take_no_writes_still_serves_all_who_are_in_it() 
     let url = server.url().replace("//neondb_owner@", "//app@");
     let router = || {
         let catalog = Postgres::builder(url.as_str()).keys(keys()).timeout(SECOND);
-        let provisioner = Projects::provisioner(&backend, catalog.build().unwrap());
-        let router = backend.at(TenantRouter::provisioning(provisioner));
+        let provisioner = FakeControlPlane::provisioner(&backend, catalog.build().unwrap());
+        let router = backend.configure(TenantRouter::provisioning(provisioner));
         router.get_timeout(3 * SECOND).build().unwrap()
     };
     let before = router();
     for number in 0..20 {
-        place(&before, &format!("old-{number}")).await.unwrap();
+        served_database(&before, &format!("old-{number}"))
+            .await
+            .unwrap();
     }
     drop(before);
     for (number, (take, give)) in [
@@ -212,7 +232,7 @@ async fn a_catalog_whose_tables_take_no_writes_still_serves_all_who_are_in_it() 
     {
         admin.batch_execute(&take).await.unwrap();
         let router = router(); // a new process
-        only_newcomers_fail(&router, &take).await;
+        assert_only_new_tenants_fail(&router, &take).await;
         admin.batch_execute(give).await.unwrap();
         let mut last = None;
         let back = async {

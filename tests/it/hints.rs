@@ -6,7 +6,7 @@ use futures_util::future::try_join_all;
 use tenantry::{TenantRouter, WakeCount};
 use tokio::time::sleep;
 
-use super::support::{Backend, Failure, Gate, Projects, Step, eventually, run_on};
+use super::support::{Backend, Failure, FakeControlPlane, Gate, Step, eventually, query_text};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -14,51 +14,54 @@ const DISABLED: Failure = Failure::Error {
     code: "XX000",
     text: "The endpoint has been disabled. Enable it using Neon API and retry.",
 };
-const WHO: &str = "SELECT current_database()";
+const CURRENT_DATABASE: &str = "SELECT current_database()";
 
-fn with_budget(per_minute: usize) -> (Backend, TenantRouter) {
+fn router_with_hint_budget(per_minute: usize) -> (Backend, TenantRouter) {
     let backend = Backend::default();
     let router = backend.router().hints_per_minute(per_minute);
     (backend, router.build().unwrap())
 }
 
 /// Waits until a wake of `tenant` that is under way has ended.
-async fn woken(router: &TenantRouter) {
+async fn wait_until_awake(router: &TenantRouter) {
     // Until it has begun.
     sleep(Duration::from_millis(1)).await;
     eventually("it is awake", || router.status().attempts == 0).await;
 }
 
-fn by_hint(router: &TenantRouter) -> u64 {
+fn hint_wakes(router: &TenantRouter) -> u64 {
     router.status().wakes_by_hint.started
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_hint_wakes_a_tenant_that_sleeps_and_the_next_caller_need_not_wait() {
-    let (backend, router) = with_budget(1);
+    let (backend, router) = router_with_hint_budget(1);
     backend.set(Step::Login, Gate::Slow(SECOND));
     assert!(router.hint("acme"));
     sleep(2 * SECOND).await;
     backend.set(Step::Login, Gate::Stuck);
     assert_eq!(
-        run_on(&router.get("acme").await.unwrap(), WHO).await,
+        query_text(&router.get("acme").await.unwrap(), CURRENT_DATABASE).await,
         "acme"
     );
     let status = router.status();
-    assert_eq!((by_hint(&router), status.wakes_by_request.started), (1, 0));
+    assert_eq!(
+        (hint_wakes(&router), status.wakes_by_request.started),
+        (1, 0)
+    );
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_only_wants_a_database_awake_has_no_connection_opened_for_others() {
-    let (backend, router) = with_budget(1);
+async fn hints_and_warm_ups_open_no_connections_beyond_the_one_that_wakes() {
+    let (backend, router) = router_with_hint_budget(1);
     backend.set(Step::Login, Gate::Slow(SECOND));
     assert!(router.hint("acme"));
     let warm = router.warm("acme");
-    sleep(SECOND / 2).await; // all of them wait, whoever came first
+    sleep(SECOND / 2).await; // all of them wait, in whatever order they came
     let another = router.warm("acme");
     let caller = router.get("acme").await.unwrap();
     warm.wait().await.unwrap();
-    assert_eq!(run_on(&caller, WHO).await, "acme");
+    assert_eq!(query_text(&caller, CURRENT_DATABASE).await, "acme");
     drop(caller);
     another.wait().await.unwrap();
     let _caller = router.get("acme").await.unwrap();
@@ -66,7 +69,7 @@ async fn who_only_wants_a_database_awake_has_no_connection_opened_for_others() {
     assert_eq!(backend.counts().opened["acme"], 1);
     let another = router.get("acme").await.unwrap();
     assert_eq!(
-        run_on(&another, WHO).await,
+        query_text(&another, CURRENT_DATABASE).await,
         "acme",
         "and nothing is kept from others"
     );
@@ -75,7 +78,7 @@ async fn who_only_wants_a_database_awake_has_no_connection_opened_for_others() {
 
 #[tokio::test(start_paused = true)]
 async fn a_hint_of_a_tenant_that_is_awake_or_waking_does_nothing_and_costs_nothing() {
-    let (backend, router) = with_budget(1);
+    let (backend, router) = router_with_hint_budget(1);
     drop(router.get("acme").await.unwrap());
     let held = router.get("globex").await.unwrap();
     backend.set(Step::Login, Gate::Stuck);
@@ -89,7 +92,7 @@ async fn a_hint_of_a_tenant_that_is_awake_or_waking_does_nothing_and_costs_nothi
     let after = backend.counts();
     assert_eq!(after.reached(Step::Open), before.reached(Step::Open));
     assert!(after.queries.is_empty());
-    assert_eq!((by_hint(&router), router.status().hints_ignored), (0, 0));
+    assert_eq!((hint_wakes(&router), router.status().hints_ignored), (0, 0));
     backend.set(Step::Login, Gate::Open);
     waking.wait().await.unwrap();
     drop(held);
@@ -98,106 +101,115 @@ async fn a_hint_of_a_tenant_that_is_awake_or_waking_does_nothing_and_costs_nothi
 
 #[tokio::test(start_paused = true)]
 async fn a_hint_after_the_compute_fell_asleep_wakes_it_again() {
-    let (backend, router) = with_budget(1);
+    let (backend, router) = router_with_hint_budget(1);
     drop(router.get("acme").await.unwrap());
     backend.suspend();
     backend.until_empty().await;
     sleep(SECOND).await;
     assert!(router.hint("acme"));
-    woken(&router).await;
-    assert_eq!((by_hint(&router), backend.counts().open), (1, 1));
+    wait_until_awake(&router).await;
+    assert_eq!((hint_wakes(&router), backend.counts().open), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]
 async fn needless_wakes_by_hint_stay_within_the_budget_of_a_minute() {
-    let (backend, router) = with_budget(3);
+    let (backend, router) = router_with_hint_budget(3);
     let hints = (0..10).filter(|n| router.hint(&format!("tenant-{n}")));
     assert_eq!(hints.count(), 3);
-    woken(&router).await;
-    assert_eq!((by_hint(&router), router.status().hints_ignored), (3, 7));
+    wait_until_awake(&router).await;
+    assert_eq!((hint_wakes(&router), router.status().hints_ignored), (3, 7));
     assert_eq!(backend.counts().logins_done, 3);
     sleep(59 * SECOND).await;
     assert!(!router.hint("tenant-3"));
     sleep(SECOND).await;
     let hints = (10..20).filter(|n| router.hint(&format!("tenant-{n}")));
     assert_eq!(hints.count(), 3);
-    woken(&router).await;
-    assert_eq!((by_hint(&router), router.status().hints_ignored), (6, 15));
+    wait_until_awake(&router).await;
+    assert_eq!(
+        (hint_wakes(&router), router.status().hints_ignored),
+        (6, 15)
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_hint_that_was_right_gives_its_place_back() {
-    let (backend, router) = with_budget(1);
+    let (backend, router) = router_with_hint_budget(1);
     for n in 0..20 {
         let tenant = format!("tenant-{n}");
         assert!(router.hint(&tenant), "{tenant}");
         // By a caller who comes after the wake, and by one who comes into it.
         if n % 2 == 0 {
-            woken(&router).await;
+            wait_until_awake(&router).await;
         } else {
             backend.set(Step::Login, Gate::Slow(SECOND));
             backend.until_waiting(Step::Login).await;
         }
         let client = router.get(&tenant).await.unwrap();
-        assert_eq!(run_on(&client, WHO).await, tenant);
+        assert_eq!(query_text(&client, CURRENT_DATABASE).await, tenant);
         backend.set(Step::Login, Gate::Open);
     }
     let status = router.status();
-    assert_eq!((by_hint(&router), status.hints_ignored), (20, 0));
+    assert_eq!((hint_wakes(&router), status.hints_ignored), (20, 0));
     // Once each: the second use gives nothing.
     drop(router.get("tenant-0").await.unwrap());
     assert!(router.hint("acme"));
-    woken(&router).await;
+    wait_until_awake(&router).await;
     assert!(!router.hint("globex"));
 }
 
 #[tokio::test(start_paused = true)]
 async fn several_hints_of_one_tenant_cost_one() {
-    let (_backend, router) = with_budget(2);
+    let (_backend, router) = router_with_hint_budget(2);
     for _ in 0..2 {
         router.hint("acme");
     }
-    woken(&router).await;
+    wait_until_awake(&router).await;
     assert!(router.hint("globex"));
-    woken(&router).await;
-    assert_eq!(by_hint(&router), 2);
+    wait_until_awake(&router).await;
+    assert_eq!(hint_wakes(&router), 2);
     assert!(!router.hint("initech"));
 }
 
 #[tokio::test(start_paused = true)]
-async fn hints_of_a_tenant_that_cannot_be_had_cost_one() {
-    let (backend, router) = with_budget(2);
+async fn hints_of_an_unreachable_tenant_cost_one() {
+    let (backend, router) = router_with_hint_budget(2);
     backend.set(Step::Login, Gate::Fail(DISABLED));
     for _ in 0..5 {
         router.hint("acme");
-        woken(&router).await;
+        wait_until_awake(&router).await;
     }
     backend.set(Step::Login, Gate::Open);
     assert!(router.hint("globex"));
-    woken(&router).await;
+    wait_until_awake(&router).await;
     let status = router.status();
-    assert_eq!((by_hint(&router), status.wakes_by_hint.succeeded), (2, 1));
+    assert_eq!(
+        (hint_wakes(&router), status.wakes_by_hint.succeeded),
+        (2, 1)
+    );
     assert_eq!(status.hints_ignored, 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hint_of_a_tenant_that_nobody_knows_creates_nothing() {
+async fn a_hint_of_an_unknown_tenant_creates_nothing() {
     let backend = Backend::default();
-    let router = Projects::router(&backend).build().unwrap();
+    let router = FakeControlPlane::router(&backend).build().unwrap();
     router.hint("acme");
     router.hint("");
     sleep(MINUTE).await;
     let counts = backend.counts();
     assert_eq!((counts.created, counts.reached(Step::Open)), (0, 0));
     let status = router.status();
-    assert_eq!((status.pools, status.lookups, by_hint(&router)), (0, 1, 0));
+    assert_eq!(
+        (status.pools, status.lookups, hint_wakes(&router)),
+        (0, 1, 0)
+    );
     drop(router.get("acme").await.unwrap());
     assert_eq!(backend.counts().created, 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn hints_can_be_turned_off() {
-    let (backend, router) = with_budget(0);
+    let (backend, router) = router_with_hint_budget(0);
     assert!(!router.hint("acme"));
     sleep(MINUTE).await;
     assert_eq!(backend.counts().reached(Step::Open), 0);
@@ -207,7 +219,7 @@ async fn hints_can_be_turned_off() {
 
 #[tokio::test(start_paused = true)]
 async fn each_wake_is_counted_with_its_reason_and_its_time() {
-    let (backend, router) = with_budget(10);
+    let (backend, router) = router_with_hint_budget(10);
     backend.set(Step::Login, Gate::Slow(3 * SECOND));
     let count = |started, succeeded: u32| {
         let mut count = WakeCount::default();
@@ -236,7 +248,7 @@ async fn each_wake_is_counted_with_its_reason_and_its_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_warm_up_of_a_tenant_whose_connections_are_all_open_hears_by_one_of_them() {
+async fn a_warm_up_is_answered_by_an_open_connection_if_no_other_may_be_opened() {
     let backend = Backend::default();
     let router = backend.router().pool_size(1).build().unwrap();
     drop(router.get("acme").await.unwrap());
@@ -254,7 +266,7 @@ async fn a_warm_up_of_a_tenant_whose_connections_are_all_open_hears_by_one_of_th
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_warm_up_of_what_is_awake_is_no_wait() {
+async fn a_warm_up_of_an_awake_tenant_does_not_wait() {
     let backend = Backend::default();
     let router = backend.router().pool_size(1).build().unwrap();
     let _held = router.get("acme").await.unwrap();

@@ -1,4 +1,4 @@
-//! A tenant with a connection at hand: what `get` costs, and that whoever is used stays.
+//! Tenants with an idle connection: the cost of `get`, and that tenants in use stay in the cache.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,7 +8,7 @@ use tokio::time::advance;
 
 use crate::support::Backend;
 
-/// More than so few that the cache hears of each use.
+/// Too many for the cache to record each use.
 const POOLS: u64 = 256;
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -16,7 +16,7 @@ const SECOND: Duration = Duration::from_secs(1);
 type Use = Box<dyn Fn()>;
 
 /// Both ways to use the tenant `hot`: by its id, and by a handle.
-async fn ways(router: &TenantRouter) -> [(&'static str, Use); 2] {
+async fn ways_to_get(router: &TenantRouter) -> [(&'static str, Use); 2] {
     drop(router.get("hot").await.unwrap());
     let hot: Arc<TenantHandle> = Arc::new(router.handle("hot").unwrap());
     drop(hot.get().await.unwrap());
@@ -29,8 +29,8 @@ async fn ways(router: &TenantRouter) -> [(&'static str, Use); 2] {
 #[tokio::test(start_paused = true)]
 async fn a_get_with_a_connection_at_hand_allocates_nothing() {
     let router = Backend::default().router().build().unwrap();
-    for (name, once) in ways(&router).await {
-        let counted = allocation_counter::measure(|| (0..1000).for_each(|_| once()));
+    for (name, get_once) in ways_to_get(&router).await {
+        let counted = allocation_counter::measure(|| (0..1000).for_each(|_| get_once()));
         assert_eq!(counted.count_total, 0, "by {name}");
     }
     assert_eq!(router.status().gets_warm, 2001);
@@ -41,11 +41,11 @@ async fn a_tenant_used_all_the_time_outlives_a_flood_of_new_ones() {
     for way in [0, 1] {
         let backend = Backend::default();
         let router = backend.router().max_pools(POOLS).build().unwrap();
-        let ways = ways(&router).await;
-        let (name, once) = &ways[way];
+        let ways = ways_to_get(&router).await;
+        let (name, get_once) = &ways[way];
         for tenant in 0..8 * POOLS {
             drop(router.get(&format!("new-{tenant}")).await.unwrap());
-            once();
+            get_once();
         }
         assert_eq!(backend.counts().opened["hot"], 1, "by {name}");
         assert!(router.status().evicted > 6 * POOLS, "by {name}");
@@ -53,34 +53,34 @@ async fn a_tenant_used_all_the_time_outlives_a_flood_of_new_ones() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_was_used_first_of_all_and_then_most_is_not_the_first_to_leave() {
+async fn the_oldest_tenant_is_not_evicted_first_if_it_is_used_most() {
     for way in [0, 1] {
         let backend = Backend::default();
         let router = backend.router().max_pools(POOLS).build().unwrap();
-        let ways = ways(&router).await;
-        let (name, once) = &ways[way];
+        let ways = ways_to_get(&router).await;
+        let (name, get_once) = &ways[way];
         let others: Vec<_> = (1..POOLS).map(|tenant| format!("old-{tenant}")).collect();
         for round in 0..2 {
             // While nothing changes, each is used; the one that matters before the others.
             for tenant in &others {
-                once();
+                get_once();
                 drop(router.get(tenant).await.unwrap());
             }
             advance(2 * SECOND).await;
             assert_eq!(router.status().pools, POOLS, "{round}");
         }
-        once();
+        get_once();
         for tenant in 0..POOLS - 1 {
             drop(router.get(&format!("new-{tenant}")).await.unwrap());
         }
-        once();
+        get_once();
         assert_eq!(backend.counts().opened["hot"], 1, "by {name}");
         assert_eq!(router.status().pools, POOLS);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_a_few_tenants_the_one_used_least_recently_leaves() {
+async fn a_small_cache_evicts_the_least_recently_used_tenant() {
     let backend = Backend::default();
     let router = backend.router().max_pools(3).build().unwrap();
     for tenant in ["a", "b", "c", "a", "b", "c", "b", "a"] {

@@ -1,4 +1,4 @@
-//! Whose request it is: what names a tenant and cannot be read is refused, and no other way is tried in its place.
+//! The tenant that a request is for: a name that cannot be read is refused, and no other way is tried in its place.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ type Header = (&'static str, &'static [u8]);
 const ACME: Header = ("host", b"acme.example.com");
 const NO_TENANT: Header = ("host", b"example.com");
 
-fn ways() -> Identify {
+fn all_ways() -> Identify {
     let by_header = Identify::header("x-tenant").unwrap();
     let by_path = Identify::after_path("/t/").unwrap();
     let by_host = Identify::subdomain_of("example.com").unwrap();
@@ -35,7 +35,7 @@ fn app(backend: &Backend, identify: Identify) -> Router {
         .with_state(Tenants::new(router, identify))
 }
 
-async fn ask(app: &Router, uri: &str, headers: &[Header]) -> (StatusCode, String) {
+async fn send_request(app: &Router, uri: &str, headers: &[Header]) -> (StatusCode, String) {
     let mut request = Request::builder().uri(uri).body(Body::empty()).unwrap();
     for (name, value) in headers {
         let value = HeaderValue::from_bytes(value).unwrap();
@@ -50,7 +50,7 @@ async fn ask(app: &Router, uri: &str, headers: &[Header]) -> (StatusCode, String
 #[tokio::test(start_paused = true)]
 async fn a_name_that_cannot_be_read_is_a_bad_request_and_no_other_way_is_tried() {
     let backend = Backend::default();
-    let app = app(&backend, ways());
+    let app = app(&backend, all_ways());
     let cases: &[(&str, &[Header])] = &[
         ("/", &[ACME, ("x-tenant", "café".as_bytes())]),
         ("/", &[ACME, ("x-tenant", b"")]),
@@ -75,7 +75,7 @@ async fn a_name_that_cannot_be_read_is_a_bad_request_and_no_other_way_is_tried()
     ];
     let mut wrong = Vec::new();
     for (uri, headers) in cases {
-        let (status, body) = ask(&app, uri, headers).await;
+        let (status, body) = send_request(&app, uri, headers).await;
         let code = body.contains(r#""code":"invalid_tenant""#);
         if status != StatusCode::BAD_REQUEST || !code {
             wrong.push((uri, headers, status, body));
@@ -94,7 +94,7 @@ async fn a_host_below_the_domain_that_is_no_host_name_is_a_bad_request() {
     let backend = Backend::default();
     let app = app(
         &backend,
-        ways().or(Identify::head(|_| Some("last".to_owned()))),
+        all_ways().or(Identify::head(|_| Some("last".to_owned()))),
     );
     let long = format!("{}.example.com", "a".repeat(64));
     let mut wrong = Vec::new();
@@ -130,11 +130,11 @@ async fn a_host_below_the_domain_that_is_no_host_name_is_a_bad_request() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_absent_leaves_the_request_to_the_next_way() {
+async fn an_absent_name_leaves_the_request_to_the_next_way() {
     let backend = Backend::default();
     let app = app(
         &backend,
-        ways().or(Identify::head(|_| Some("last".to_owned()))),
+        all_ways().or(Identify::head(|_| Some("last".to_owned()))),
     );
     let cases: &[(&str, &[Header], &str)] = &[
         ("/", &[ACME, ("x-tenant", b"globex")], "globex"),
@@ -160,7 +160,7 @@ async fn what_is_absent_leaves_the_request_to_the_next_way() {
         ("/", &[], "last"),
     ];
     for (uri, headers, tenant) in cases {
-        let answer = ask(&app, uri, headers).await;
+        let answer = send_request(&app, uri, headers).await;
         assert_eq!(
             answer,
             (StatusCode::OK, (*tenant).to_owned()),
@@ -181,7 +181,7 @@ async fn a_prefix_is_whole_segments_of_the_path() {
             ("/t", StatusCode::NOT_FOUND),
             ("/x/t/acme", StatusCode::NOT_FOUND),
         ] {
-            let answer = ask(&app, path, &[NO_TENANT]).await;
+            let answer = send_request(&app, path, &[NO_TENANT]).await;
             assert_eq!(answer.0, status, "{path} after {prefix}: {answer:?}");
         }
     }
@@ -207,13 +207,13 @@ async fn a_domain_is_found_however_it_is_written() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_question_hears_the_path_that_was_sent() {
+async fn a_resolver_gets_the_path_that_was_sent() {
     let router = Backend::default().router().build().unwrap();
     let asks = Identify::resolve_with(|named| async move { Ok(Some(named.path)) });
     let inner = Router::new()
         .fallback(|Tenant(tenant): Tenant| async move { tenant.tenant().to_string() })
         .with_state(Tenants::new(router, asks));
     let app = Router::new().nest("/t", inner);
-    let answer = ask(&app, "/t/acme/notes", &[NO_TENANT]).await;
+    let answer = send_request(&app, "/t/acme/notes", &[NO_TENANT]).await;
     assert_eq!(answer, (StatusCode::OK, "/t/acme/notes".to_owned()));
 }

@@ -14,6 +14,7 @@ const FLOORS: &[&[&str]] = &[
     &["limits"],
     &["telemetry"],
     &["connection"],
+    &["schema"],
     &["neon"],
     &["catalog"],
     &["control_plane"],
@@ -24,7 +25,7 @@ const FLOORS: &[&[&str]] = &[
     &["fleet", "web"],
     &["manual"],
 ];
-/// Stands beside the house: it names the lowest floor only, and no folder names it.
+/// Stands apart from the floors: it names the lowest floor only, and no folder names it.
 const EMULATOR: &str = "emulator";
 
 #[test]
@@ -101,7 +102,7 @@ fn check(file: &Path, name: &str) -> Result<(), String> {
     }
 }
 
-/// Whether a path of `super::` leads to the crate's root.
+/// Returns whether a path of `super::` in `code` leads to the crate's root.
 fn leaves_its_folder(file: &Path, code: &str) -> bool {
     let depth = file.components().count();
     code.contains(&"super::".repeat(depth))

@@ -1,4 +1,4 @@
-//! What must not grow with the callers, nor shrink to nothing.
+//! Costs that must not grow with the callers, and limits that must not shrink to nothing.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const MILLISECOND: Duration = Duration::from_millis(1);
 
 /// Time in which `count` callers, one after the other, join the queue of a tenant that is being woken.
-async fn queueing(count: usize) -> Duration {
+async fn time_to_queue(count: usize) -> Duration {
     let backend = Backend::default();
     let builder = backend.router().waiting_per_tenant(100_000);
     let router = builder.waiting_callers(100_000).build().unwrap();
@@ -36,12 +36,12 @@ async fn queueing(count: usize) -> Duration {
 }
 
 #[tokio::test]
-async fn a_herd_does_not_cost_its_square() {
+async fn the_cost_of_queueing_does_not_grow_quadratically() {
     let mut small = Duration::MAX;
     let mut large = Duration::MAX;
     for _ in 0..3 {
-        small = small.min(queueing(2000).await);
-        large = large.min(queueing(16_000).await);
+        small = small.min(time_to_queue(2000).await);
+        large = large.min(time_to_queue(16_000).await);
     }
     assert!(
         large < 30 * small,
@@ -50,19 +50,19 @@ async fn a_herd_does_not_cost_its_square() {
 }
 
 /// The processor's time that this thread has had.
-fn cpu() -> Duration {
+fn thread_cpu_time() -> Duration {
     clock_gettime(ClockId::ThreadCPUTime).try_into().unwrap()
 }
 
-/// The processor's time that it takes for `count` tenants to wait at the bound, for ten seconds in which nothing happens, and
-/// for all of them to leave.
-async fn waiting_at_the_bound(count: usize) -> [Duration; 3] {
+/// The processor's time that it takes for `count` tenants to wait at the bound, for ten seconds in which nothing
+/// happens, and for all of them to leave.
+async fn cost_of_waiting_at_limit(count: usize) -> [Duration; 3] {
     let backend = Backend::default();
     let builder = backend.router().max_connections(2).wake_reserve(0);
     let router = builder.max_pools(100_000).get_timeout(60 * SECOND);
     let router = router.build().unwrap();
     let held = join_all(["a", "b"].map(|tenant| router.get(tenant))).await;
-    let (mut callers, came) = (JoinSet::new(), cpu());
+    let (mut callers, came) = (JoinSet::new(), thread_cpu_time());
     for tenant in 0..count {
         let router = router.clone();
         callers.spawn(async move { router.get(&tenant.to_string()).await.map(drop) });
@@ -70,14 +70,14 @@ async fn waiting_at_the_bound(count: usize) -> [Duration; 3] {
     while router.status().budget_waiting < count as u64 {
         sleep(MILLISECOND).await;
     }
-    let waited = cpu();
+    let waited = thread_cpu_time();
     sleep(10 * SECOND).await;
-    let left = cpu();
+    let left = thread_cpu_time();
     callers.abort_all();
     while router.status().budget_waiting > 0 {
         sleep(100 * MILLISECOND).await;
     }
-    let gone = cpu();
+    let gone = thread_cpu_time();
     drop(held);
     [
         waited.saturating_sub(came),
@@ -87,11 +87,11 @@ async fn waiting_at_the_bound(count: usize) -> [Duration; 3] {
 }
 
 #[tokio::test(start_paused = true)]
-async fn tenants_that_wait_at_the_bound_do_not_cost_their_square() {
+async fn the_cost_of_waiting_at_the_limit_does_not_grow_quadratically() {
     let mut times = [[Duration::MAX; 3]; 2];
     for _ in 0..3 {
         for (times, count) in times.iter_mut().zip([500, 4000]) {
-            let took = waiting_at_the_bound(count).await;
+            let took = cost_of_waiting_at_limit(count).await;
             *times = std::array::from_fn(|part| times[part].min(took[part]));
         }
     }
@@ -106,9 +106,9 @@ async fn tenants_that_wait_at_the_bound_do_not_cost_their_square() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn hints_that_wake_nobody_leave_the_budget_to_those_that_do() {
+async fn hints_that_wake_no_tenant_leave_the_budget_to_those_that_do() {
     let backend = Backend::default();
-    let builder = backend.at(TenantRouter::builder(|tenant: TenantId| async move {
+    let builder = backend.configure(TenantRouter::builder(|tenant: TenantId| async move {
         let name = tenant.as_str();
         let endpoint = Endpoint::postgres(name, name, "app", "secret").without_tls();
         Ok((name == "acme").then_some(endpoint))
@@ -127,7 +127,7 @@ async fn hints_that_wake_nobody_leave_the_budget_to_those_that_do() {
 #[tokio::test(start_paused = true)]
 async fn a_suspend_window_of_zero_is_the_default_and_keeps_connections() {
     let backend = Backend::default();
-    let builder = backend.at(TenantRouter::builder(|tenant: TenantId| async move {
+    let builder = backend.configure(TenantRouter::builder(|tenant: TenantId| async move {
         let name = tenant.as_str();
         let endpoint = Endpoint::postgres(name, name, "app", "secret").without_tls();
         Ok(Some(endpoint.suspend_window(Duration::ZERO)))

@@ -12,14 +12,14 @@ use futures_util::future::join_all;
 use tenantry::{ErrorKind, Provisioner, TenantRouter, catalog::State};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::support::{Backend, Gate, Ledger, Projects, Step, place};
+use crate::support::{Backend, FakeCatalog, FakeControlPlane, Gate, Step, served_database};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// Enough for all that takes no time.
 const MOMENT: Duration = Duration::from_millis(1);
 
 #[tokio::test(start_paused = true)]
-async fn no_more_are_under_way_than_callers_may_wait_though_all_of_them_leave() {
+async fn look_ups_under_way_never_exceed_the_limit_of_callers_though_all_of_them_leave() {
     let backend = Backend::default();
     backend.set(Step::Lookup, Gate::Stuck);
     let router = backend.router().waiting_callers(100).build().unwrap();
@@ -38,36 +38,36 @@ async fn no_more_are_under_way_than_callers_may_wait_though_all_of_them_leave() 
     }
     backend.set(Step::Lookup, Gate::Open);
     sleep(MOMENT).await;
-    place(&router, "t999").await.unwrap();
+    served_database(&router, "t999").await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_record_that_makes_no_sense_is_read_once_in_a_while_and_not_once_a_call() {
-    let (backend, ledger) = (Backend::default(), Ledger::silent());
-    ledger.publish("acme", "acme").await;
-    ledger.break_record("acme");
-    let provisioner = Projects::provisioner(&backend, ledger.clone());
-    let router = backend.at(TenantRouter::provisioning(provisioner));
+async fn an_invalid_record_is_read_again_now_and_then_and_not_for_each_call() {
+    let (backend, catalog) = (Backend::default(), FakeCatalog::without_notifications());
+    catalog.publish("acme", "acme").await;
+    catalog.break_record("acme");
+    let provisioner = FakeControlPlane::provisioner(&backend, catalog.clone());
+    let router = backend.configure(TenantRouter::provisioning(provisioner));
     let router = router.build().unwrap();
     for _ in 0..1000 {
         let err = router.get("acme").await.unwrap_err();
         assert_eq!(err.kind(), ErrorKind::BadRecord);
     }
-    assert_eq!(ledger.finds(), 1);
+    assert_eq!(catalog.finds(), 1);
     sleep(11 * SECOND).await;
     router.get("acme").await.unwrap_err();
-    assert_eq!(ledger.finds(), 2, "it may have been mended");
+    assert_eq!(catalog.finds(), 2, "it may have been mended");
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_endpoint_without_a_password_that_cannot_work_is_read_once_in_a_while_and_not_once_a_call()
- {
-    let (backend, ledger) = (Backend::default(), Ledger::silent());
-    let provisioner = Projects::provisioner(&backend, ledger.clone());
+async fn an_unusable_endpoint_without_a_password_is_read_again_now_and_then_and_not_for_each_call()
+{
+    let (backend, catalog) = (Backend::default(), FakeCatalog::without_notifications());
+    let provisioner = FakeControlPlane::provisioner(&backend, catalog.clone());
     let router = TenantRouter::provisioning(provisioner.passwords_from_control_plane());
-    let router = backend.at(router).build().unwrap();
-    ledger.publish("acme", "acme").await;
-    let made_wrong = ledger.change("acme", |endpoint| {
+    let router = backend.configure(router).build().unwrap();
+    catalog.publish("acme", "acme").await;
+    let made_wrong = catalog.change_endpoint("acme", |endpoint| {
         endpoint.password = "".into();
         endpoint.direct_host = "https://acme.test".into();
         endpoint.pooled_host = "https://acme.test".into();
@@ -77,18 +77,19 @@ async fn an_endpoint_without_a_password_that_cannot_work_is_read_once_in_a_while
         let err = router.get("acme").await.unwrap_err();
         assert_eq!(err.kind(), ErrorKind::Misconfigured);
     }
-    assert_eq!(ledger.finds(), 1);
+    assert_eq!(catalog.finds(), 1);
     sleep(11 * SECOND).await;
     router.get("acme").await.unwrap_err();
-    assert_eq!(ledger.finds(), 2, "it may have been mended");
+    assert_eq!(catalog.finds(), 2, "it may have been mended");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_tenant_that_a_wrong_set_up_kept_from_being_created_is_created_once_it_is_right() {
+async fn a_tenant_is_created_once_a_misconfiguration_is_fixed() {
     let (backend, wrong) = (Backend::default(), Arc::new(AtomicBool::new(true)));
-    let projects = Projects::misconfigured_while(&backend, Arc::clone(&wrong));
-    let provisioner = Provisioner::new(Ledger::silent(), projects, "test").on_first_access();
-    let router = backend.at(TenantRouter::provisioning(provisioner));
+    let control_plane = FakeControlPlane::misconfigured_while(&backend, Arc::clone(&wrong));
+    let provisioner = Provisioner::new(FakeCatalog::without_notifications(), control_plane, "test")
+        .on_first_access();
+    let router = backend.configure(TenantRouter::provisioning(provisioner));
     let router = router.build().unwrap();
     for _ in 0..2 {
         let err = router.get("acme").await.unwrap_err();
@@ -96,11 +97,11 @@ async fn a_tenant_that_a_wrong_set_up_kept_from_being_created_is_created_once_it
         sleep(11 * SECOND).await;
     }
     wrong.store(false, Relaxed);
-    place(&router, "acme").await.unwrap();
+    served_database(&router, "acme").await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_look_up_comes_to_an_end_though_the_tenant_is_evicted_again_and_again() {
+async fn a_look_up_ends_though_the_tenant_is_evicted_again_and_again() {
     let backend = Backend::default();
     backend.set(Step::Lookup, Gate::Slow(SECOND));
     let router = backend.router().build().unwrap();
@@ -122,29 +123,32 @@ async fn a_look_up_comes_to_an_end_though_the_tenant_is_evicted_again_and_again(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_control_plane_that_does_not_answer_keeps_no_change_from_being_heard() {
-    let (backend, ledger) = (Backend::default(), Ledger::new());
+async fn a_silent_control_plane_does_not_delay_changes_of_the_catalog() {
+    let (backend, catalog) = (Backend::default(), FakeCatalog::new());
     let silent = Arc::new(AtomicBool::new(false));
-    let projects = Projects::silent_while(&backend, Arc::clone(&silent));
-    let provisioner = Provisioner::new(ledger.clone(), projects, "test").on_first_access();
+    let control_plane = FakeControlPlane::silent_while(&backend, Arc::clone(&silent));
+    let provisioner = Provisioner::new(catalog.clone(), control_plane, "test").on_first_access();
     let router = TenantRouter::provisioning(provisioner.passwords_from_control_plane());
-    let router = backend.at(router).build().unwrap();
+    let router = backend.configure(router).build().unwrap();
     let tenants: Vec<_> = (0..80).map(|number| format!("t{number}")).collect();
     for tenant in tenants.iter().map(String::as_str).chain(["globex"]) {
-        ledger.publish(tenant, tenant).await;
-        let kept = ledger.change(tenant, |endpoint| endpoint.password = "".into());
+        catalog.publish(tenant, tenant).await;
+        let kept = catalog.change_endpoint(tenant, |endpoint| endpoint.password = "".into());
         kept.await;
     }
     sleep(SECOND).await;
-    let served = tenants.iter().map(|tenant| place(&router, tenant));
+    let served = tenants
+        .iter()
+        .map(|tenant| served_database(&router, tenant));
     assert!(join_all(served).await.iter().all(Result::is_ok));
-    place(&router, "globex").await.unwrap();
+    served_database(&router, "globex").await.unwrap();
     silent.store(true, Relaxed);
     for tenant in &tenants {
-        let moved = ledger.change(tenant, |endpoint| endpoint.direct_host = "else".into());
+        let moved =
+            catalog.change_endpoint(tenant, |endpoint| endpoint.direct_host = "else".into());
         moved.await;
     }
-    ledger.turn("globex", State::Deleting).await;
+    catalog.set_state("globex", State::Deleting).await;
     sleep(SECOND).await;
     let err = router.get("globex").await.unwrap_err();
     assert_eq!(err.kind(), ErrorKind::Deleted);
@@ -152,5 +156,5 @@ async fn a_control_plane_that_does_not_answer_keeps_no_change_from_being_heard()
     let waits = timeout(5 * SECOND, router.get("t0")).await;
     assert!(waits.is_err(), "its password is not known");
     silent.store(false, Relaxed);
-    place(&router, "t1").await.unwrap();
+    served_database(&router, "t1").await.unwrap();
 }

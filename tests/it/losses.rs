@@ -6,25 +6,25 @@ use futures_util::join;
 use tenantry::{Error, ErrorKind, Stage, TenantRouter, TransactionOptions};
 use tokio::time::{Instant, advance, sleep};
 
-use super::support::{Backend, Failure, Gate, Step, run_on};
+use super::support::{Backend, Failure, Gate, Step, query_text};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MILLISECOND: Duration = Duration::from_millis(1);
-const WHO: &str = "SELECT current_database()";
+const CURRENT_DATABASE: &str = "SELECT current_database()";
 
-fn stage() -> (Backend, TenantRouter) {
+fn backend_and_router() -> (Backend, TenantRouter) {
     let backend = Backend::default();
     let router = backend.router().build().expect("router");
     (backend, router)
 }
 
-fn within(limit: Duration) -> TransactionOptions {
+fn with_timeout(limit: Duration) -> TransactionOptions {
     TransactionOptions::new().timeout(limit)
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_closure_committed_is_not_run_again_when_its_connection_is_lost_afterwards() {
-    let (backend, router) = stage();
+async fn a_closure_that_committed_is_not_run_again_when_its_connection_is_lost_afterwards() {
+    let (backend, router) = backend_and_router();
     let mut runs = 0;
     let ended = router.transaction("acme", |tx| {
         runs += 1;
@@ -33,7 +33,7 @@ async fn what_the_closure_committed_is_not_run_again_when_its_connection_is_lost
             tx.simple_query("INSERT").await?;
             tx.simple_query("COMMIT").await?;
             backend.set(Step::Query, Gate::Fail(Failure::Cut));
-            tx.simple_query(WHO).await?;
+            tx.simple_query(CURRENT_DATABASE).await?;
             Ok::<_, Error>(())
         }
     });
@@ -42,7 +42,7 @@ async fn what_the_closure_committed_is_not_run_again_when_its_connection_is_lost
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_closure_may_have_committed_is_not_run_again_when_the_answer_is_lost() {
+async fn a_closure_that_may_have_committed_is_not_run_again_when_the_answer_is_lost() {
     let long = format!("INSERT INTO t VALUES ('{}'); COMMIT", "x".repeat(1000));
     let texts = [
         ("COMMIT", true),
@@ -53,7 +53,7 @@ async fn what_the_closure_may_have_committed_is_not_run_again_when_the_answer_is
         ("INSERT INTO t VALUES ('a;/*b'); COMMIT", false),
     ];
     for (sql, prepared) in texts {
-        let (backend, router) = stage();
+        let (backend, router) = backend_and_router();
         backend.set(Step::Commit, Gate::Fail(Failure::Lost));
         let mut runs = 0;
         let ended = router.transaction("acme", |tx| {
@@ -81,7 +81,7 @@ async fn what_the_closure_may_have_committed_is_not_run_again_when_the_answer_is
 #[tokio::test(start_paused = true)]
 async fn a_chained_transaction_is_not_run_again_and_one_with_a_savepoint_is() {
     for (sql, runs_wanted) in [("COMMIT AND CHAIN", 1), ("ROLLBACK TO s", 2)] {
-        let (backend, router) = stage();
+        let (backend, router) = backend_and_router();
         let mut runs = 0;
         let ended = router.transaction("acme", |tx| {
             runs += 1;
@@ -106,7 +106,7 @@ async fn a_chained_transaction_is_not_run_again_and_one_with_a_savepoint_is() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_ends_every_connection_at_its_first_begin_is_not_logged_in_to_without_a_pause() {
+async fn a_server_that_ends_connections_at_begin_is_not_dialed_again_without_a_pause() {
     let texts = [
         ("08P01", "server login has been failing, try again later"),
         (
@@ -115,10 +115,10 @@ async fn what_ends_every_connection_at_its_first_begin_is_not_logged_in_to_witho
         ),
     ];
     for (code, text) in texts {
-        let (backend, router) = stage();
+        let (backend, router) = backend_and_router();
         backend.set(Step::Login, Gate::Slow(MILLISECOND));
         backend.set(Step::Begin, Gate::Fail(Failure::Fatal { code, text }));
-        let (options, start) = (within(10 * SECOND), Instant::now());
+        let (options, start) = (with_timeout(10 * SECOND), Instant::now());
         let ended = router.transaction_with("acme", &options, |tx| async move {
             drop(tx);
             Ok::<_, Error>(())
@@ -131,8 +131,8 @@ async fn what_ends_every_connection_at_its_first_begin_is_not_logged_in_to_witho
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_notices_the_loss_later_does_not_end_the_wake_that_it_began() {
-    let (backend, router) = stage();
+async fn a_transaction_that_notices_a_loss_late_does_not_end_the_wake_after_it() {
+    let (backend, router) = backend_and_router();
     let both = (
         router.get("acme").await.unwrap(),
         router.get("acme").await.unwrap(),
@@ -164,8 +164,8 @@ async fn whoever_notices_the_loss_later_does_not_end_the_wake_that_it_began() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_opened_since_a_loss_lives_though_somebody_notices_the_loss_later() {
-    let (backend, router) = stage();
+async fn connections_opened_since_a_loss_stay_open_though_a_transaction_notices_it_late() {
+    let (backend, router) = backend_and_router();
     let both = (
         router.get("acme").await.unwrap(),
         router.get("acme").await.unwrap(),
@@ -197,8 +197,8 @@ async fn what_was_opened_since_a_loss_lives_though_somebody_notices_the_loss_lat
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_begin_that_takes_long_has_its_time_and_costs_nobody_else_a_connection() {
-    let (backend, router) = stage();
+async fn a_slow_begin_has_its_time_and_costs_no_other_connection() {
+    let (backend, router) = backend_and_router();
     let held = router.get("acme").await.unwrap();
     backend.set(Step::Begin, Gate::Slow(6 * SECOND));
     let start = Instant::now();
@@ -217,8 +217,8 @@ async fn a_begin_that_takes_long_has_its_time_and_costs_nobody_else_a_connection
 
 #[tokio::test(start_paused = true)]
 async fn no_commit_is_sent_when_the_time_is_over() {
-    let (backend, router) = stage();
-    let options = within(SECOND);
+    let (backend, router) = backend_and_router();
+    let options = with_timeout(SECOND);
     let late = router.transaction_with("acme", &options, |tx| async move {
         tx.simple_query("INSERT").await?;
         advance(2 * SECOND).await; // as if it had computed for so long
@@ -228,12 +228,12 @@ async fn no_commit_is_sent_when_the_time_is_over() {
     assert_eq!(err.kind(), ErrorKind::Timeout(Stage::Query));
     sleep(SECOND).await;
     let counts = backend.counts();
-    assert_eq!((counts.asked("COMMIT"), counts.commits), (0, 0));
+    assert_eq!((counts.query_count("COMMIT"), counts.commits), (0, 0));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_conflict_is_told_from_what_was_only_ignored_behind_it() {
-    let (backend, router) = stage();
+async fn a_conflict_is_recognized_though_later_statements_were_ignored() {
+    let (backend, router) = backend_and_router();
     let conflict = Failure::Error {
         code: "40001",
         text: "could not serialize access due to concurrent update",
@@ -260,13 +260,13 @@ async fn a_conflict_is_told_from_what_was_only_ignored_behind_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_conflict_behind_what_the_closure_committed_is_not_run_again() {
+async fn a_conflict_after_a_commit_by_the_closure_is_not_run_again() {
     let conflict = Failure::Error {
         code: "40001",
         text: "could not serialize access due to concurrent update",
     };
     for step in [Step::Query, Step::Commit] {
-        let (backend, router) = stage();
+        let (backend, router) = backend_and_router();
         let options = TransactionOptions::new().retry_conflicts(true);
         let mut runs = 0;
         let ended = router.transaction_with("acme", &options, |tx| {
@@ -287,9 +287,9 @@ async fn a_conflict_behind_what_the_closure_committed_is_not_run_again() {
 
 #[tokio::test(start_paused = true)]
 async fn a_transaction_may_wait_for_its_connection_as_long_as_its_own_time_lasts() {
-    let (backend, router) = stage();
+    let (backend, router) = backend_and_router();
     backend.set(Step::Login, Gate::Slow(25 * SECOND));
-    let (options, start) = (within(60 * SECOND), Instant::now());
+    let (options, start) = (with_timeout(60 * SECOND), Instant::now());
     let done = router.transaction_with("acme", &options, |tx| async move {
         drop(tx);
         Ok::<_, Error>(())
@@ -297,5 +297,5 @@ async fn a_transaction_may_wait_for_its_connection_as_long_as_its_own_time_lasts
     done.await.unwrap();
     assert_eq!(start.elapsed(), 25 * SECOND, "more than get_timeout");
     let client = router.get("acme").await.unwrap();
-    assert_eq!(run_on(&client, WHO).await, "acme");
+    assert_eq!(query_text(&client, CURRENT_DATABASE).await, "acme");
 }

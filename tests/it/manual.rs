@@ -1,4 +1,4 @@
-//! What the manual says of the code is what is there.
+//! Checks that what the manual says of the code is there.
 
 use std::{fs, path::PathBuf};
 
@@ -65,7 +65,7 @@ fn setters(code: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_file_on_the_way_of_a_request_is_there() {
+fn every_file_named_on_the_page_about_a_request_exists() {
     let quoted = REQUEST.split('`').skip(1).step_by(2);
     let files: Vec<_> = quoted
         .filter(|it| it.rsplit_once('.').is_some_and(|(_, kind)| kind == "rs"))
@@ -85,7 +85,7 @@ fn rows_below(heading: &str, page: &'static str) -> Vec<&'static str> {
 }
 
 #[test]
-fn every_test_that_the_page_of_promises_names_is_there() {
+fn every_test_named_on_the_page_of_promises_exists() {
     let promises = rows_below("\n# Promises and their tests\n", PROMISES);
     assert!(promises.len() >= 10, "{promises:#?}");
     let mut missing = Vec::new();
@@ -98,7 +98,8 @@ fn every_test_that_the_page_of_promises_names_is_there() {
     assert_eq!(missing, Vec::<&str>::new(), "named as a test");
 }
 
-/// Whether this names a test of this binary (`module::name`), all of a module (`module::…`), or a file with tests.
+/// Returns whether `name` is a test of this binary (`module::name`), all of a module (`module::…`), or a file with
+/// tests.
 fn is_a_test(name: &str) -> bool {
     let Some((module, test)) = name.split_once("::") else {
         let file = fs::read_to_string(root().join(name));

@@ -1,9 +1,9 @@
 //! Everything that can go wrong at a database, by what was asked of it and when: the exact outcome of each.
 
 mod call;
+mod event_test;
 mod markdown;
-mod mend;
-mod scene;
+mod recovery;
 mod table;
 
 use std::{
@@ -13,84 +13,84 @@ use std::{
 
 use futures_util::future::join_all;
 
-use scene::{Ground, Scene};
+use event_test::{EventTest, SharedEnv};
 use table::{Event, Row, State};
 
-/// Events that are played at the same time. Each has three computes.
+/// Events that run at the same time. Each has three computes.
 const SIDE_BY_SIDE: usize = 4;
 
-/// An event, and the states to play it in.
-type Act = (&'static Row, &'static Event, &'static [State]);
+/// An event, and the states to run it in.
+type MatrixCase = (&'static Row, &'static Event, &'static [State]);
 
-/// Plays each event of `rows` in all states.
-async fn play(rows: &'static [Row]) {
-    play_in(rows, &[&State::ALL]).await;
+/// Runs each event of `rows` in all states.
+async fn run_rows(rows: &'static [Row]) {
+    run_rows_in(rows, &[&State::ALL]).await;
 }
 
-/// The same; what is apart in `states` is played at the same time.
-async fn play_in(rows: &'static [Row], states: &'static [&'static [State]]) {
-    let patience = rows[0].patience;
-    let acts = rows.iter().flat_map(|row| {
+/// The same; the groups in `states` run at the same time.
+async fn run_rows_in(rows: &'static [Row], states: &'static [&'static [State]]) {
+    let deadline = rows[0].deadline;
+    let cases = rows.iter().flat_map(|row| {
         let events = row.events.iter();
         events.flat_map(move |event| states.iter().map(move |states| (row, event, *states)))
     });
-    let acts = Mutex::new(acts);
-    let next = || acts.lock().unwrap().next();
-    let failed = join_all((0..SIDE_BY_SIDE).map(|_| play_all(patience, next))).await;
+    let cases = Mutex::new(cases);
+    let next = || cases.lock().unwrap().next();
+    let failed = join_all((0..SIDE_BY_SIDE).map(|_| run_all(deadline, next))).await;
     let failed = failed.concat();
     assert!(failed.is_empty(), "as told above: {failed:?}");
 }
 
-/// Plays what is next until nothing is. What fails does not keep the others from being played.
-async fn play_all(patience: Duration, next: impl Fn() -> Option<Act>) -> Vec<&'static Event> {
-    let (mut ground, mut failed) = (None, Vec::new());
+/// Runs the next case until there is none. A failed case does not stop the others.
+async fn run_all(deadline: Duration, next: impl Fn() -> Option<MatrixCase>) -> Vec<&'static Event> {
+    let (mut shared, mut failed) = (None, Vec::new());
     while let Some((row, event, states)) = next() {
-        assert_eq!(row.patience, patience, "{event:?}");
-        let here = match ground.take() {
-            Some(ground) => ground,
-            None => Arc::new(Ground::new(patience).await),
+        assert_eq!(row.deadline, deadline, "{event:?}");
+        let env = match shared.take() {
+            Some(shared) => shared,
+            None => Arc::new(SharedEnv::new(deadline).await),
         };
-        let scene = Scene::new(Arc::clone(&here), row, event);
-        let played = tokio::spawn(play_one(scene, states));
-        match played.await {
-            Ok(()) => ground = Some(here),
+        let event_test = EventTest::new(Arc::clone(&env), row, event);
+        let ran = tokio::spawn(run_one(event_test, states));
+        match ran.await {
+            Ok(()) => shared = Some(env),
             Err(_) => failed.push(event),
         }
     }
     failed
 }
 
-async fn play_one(scene: Scene, states: &'static [State]) {
+async fn run_one(event_test: EventTest, states: &'static [State]) {
     for &state in states {
-        if let Some(expected) = scene.row.cells(state) {
-            Box::pin(scene.play(state, expected)).await;
+        if let Some(expected) = event_test.row.cells(state) {
+            Box::pin(event_test.run(state, expected)).await;
         }
     }
 }
 
 #[tokio::test]
-async fn a_quota_is_told_at_once_to_who_needs_a_wake_and_to_nobody_else() {
-    play(table::QUOTAS).await;
+async fn a_quota_fails_calls_that_need_a_wake_at_once_and_no_others() {
+    run_rows(table::QUOTAS).await;
 }
 
 #[tokio::test]
-async fn a_refusal_is_told_at_once_to_who_needs_a_wake_and_to_nobody_else() {
-    play(table::REFUSALS).await;
+async fn a_refusal_fails_calls_that_need_a_wake_at_once_and_no_others() {
+    run_rows(table::REFUSALS).await;
 }
 
 #[tokio::test]
 async fn a_control_plane_that_stays_busy_costs_a_call_its_time_and_no_more() {
-    play(table::BUSY).await;
+    run_rows(table::BUSY).await;
 }
 
 #[tokio::test]
 async fn a_compute_that_cannot_be_reached_costs_a_call_its_time_and_no_more() {
-    play(table::UNREACHABLE).await;
+    run_rows(table::UNREACHABLE).await;
 }
 
 #[tokio::test]
-async fn what_passes_in_time_is_waited_out() {
-    play(table::PASSING).await;
+async fn faults_that_pass_in_time_are_waited_out() {
+    run_rows(table::PASSING).await;
 }
 
 #[tokio::test]
@@ -99,15 +99,15 @@ async fn a_recovery_is_waited_out_although_the_pooler_looks_again_after_fifteen_
         &[State::Asleep, State::Idle],
         &[State::MidQuery, State::Suspended],
     ];
-    play_in(table::RECOVERY, &APART).await;
+    run_rows_in(table::RECOVERY, &APART).await;
 }
 
 #[tokio::test]
-async fn what_happens_to_a_running_database_reaches_nobody_who_could_be_saved() {
-    play(table::HAPPENINGS).await;
+async fn an_event_at_a_running_database_fails_no_call_that_can_be_run_again() {
+    run_rows(table::RUNNING).await;
 }
 
 #[tokio::test]
 async fn a_compute_that_says_nothing_costs_a_call_its_time_and_no_more() {
-    play(table::FROZEN).await;
+    run_rows(table::FROZEN).await;
 }

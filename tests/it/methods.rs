@@ -1,4 +1,5 @@
-//! Each method of the client about projects and branches: exactly what it sends, and what it makes of the answer as Neon describes it.
+//! Each method of the client about projects and branches: exactly what it sends, and what it makes of the answer as
+//! Neon describes it.
 
 use std::time::Duration;
 
@@ -15,19 +16,21 @@ use tokio::{
 use crate::support::{LONG, Reply, ScriptedApi};
 
 /// An API that gives these answers, and a client of it.
-pub(crate) async fn scripted(replies: impl IntoIterator<Item = Reply>) -> (ScriptedApi, Neon) {
+pub(crate) async fn api_with_script(
+    replies: impl IntoIterator<Item = Reply>,
+) -> (ScriptedApi, Neon) {
     let api = ScriptedApi::new(replies).await;
     let neon = api.client().org_id("org-a").build().unwrap();
     (api, neon)
 }
 
-pub(crate) async fn answering(status: u16, body: Value) -> (ScriptedApi, Neon) {
-    scripted([Reply::Json(status, body)]).await
+pub(crate) async fn api_with_answer(status: u16, body: Value) -> (ScriptedApi, Neon) {
+    api_with_script([Reply::Json(status, body)]).await
 }
 
 /// Fails unless exactly this was sent.
 pub(crate) fn assert_sent(api: &ScriptedApi, request: &str, body: Value) {
-    assert_eq!(api.seen(), [format!("{request} ").trim_end()]);
+    assert_eq!(api.requests(), [format!("{request} ").trim_end()]);
     assert_eq!(api.bodies(), [body]);
     api.assert_done();
 }
@@ -35,7 +38,7 @@ pub(crate) fn assert_sent(api: &ScriptedApi, request: &str, body: Value) {
 #[tokio::test]
 async fn a_project_is_created_with_its_plan() {
     let answer = json!({ "project": { "id": "p-1" }, "connection_uris": [] });
-    let (api, neon) = answering(201, answer).await;
+    let (api, neon) = api_with_answer(201, answer).await;
     let mut order = CreateProject::new("acme");
     order.plan = Plan::new().pg_version(17).never_suspend();
     order.annotations.insert("tenant".into(), "acme".into());
@@ -62,7 +65,7 @@ async fn projects_are_listed_by_the_page() {
         "pagination": { "cursor": "p-1" },
         "applications": {}, "integrations": {},
     });
-    let (api, neon) = answering(200, answer).await;
+    let (api, neon) = api_with_answer(200, answer).await;
     let list = ListProjects::new()
         .search("a&b")
         .cursor("p-0")
@@ -87,7 +90,7 @@ async fn a_project_says_what_it_consumed_and_what_it_may() {
         "written_data_bytes": 1024, "data_transfer_bytes": 2048,
         "settings": { "quota": { "active_time_seconds": 3600, "logical_size_bytes": 0 } },
     } });
-    let (api, neon) = answering(200, answer).await;
+    let (api, neon) = api_with_answer(200, answer).await;
     let project = neon.get_project("p-1").await.unwrap();
     let consumed = [
         project.active_time_seconds,
@@ -105,7 +108,7 @@ async fn a_project_says_what_it_consumed_and_what_it_may() {
 #[tokio::test]
 async fn a_project_is_updated_with_a_whole_quota() {
     let answer = json!({ "project": { "id": "p-1", "name": "new" }, "operations": [] });
-    let (api, neon) = answering(200, answer).await;
+    let (api, neon) = api_with_answer(200, answer).await;
     let mut quota = Quota::default();
     quota.written_bytes = Some(9);
     let plan = Plan::new().compute_units(0.25, 1.0).quota(quota);
@@ -134,10 +137,10 @@ async fn a_project_is_updated_with_a_whole_quota() {
 #[tokio::test]
 async fn a_project_is_deleted_and_recovered() {
     let answer = json!({ "project": { "id": "p-1" }, "branches": [] });
-    let (api, neon) = answering(200, answer.clone()).await;
+    let (api, neon) = api_with_answer(200, answer.clone()).await;
     assert_eq!(neon.delete_project("p-1").await.unwrap().id, "p-1");
     assert_sent(&api, "DELETE /api/v2/projects/p-1", Value::Null);
-    let (api, neon) = answering(200, answer).await;
+    let (api, neon) = api_with_answer(200, answer).await;
     assert_eq!(neon.recover_project("p-1").await.unwrap().id, "p-1");
     assert_sent(&api, "POST /api/v2/projects/p-1/recover", Value::Null);
 }
@@ -150,7 +153,7 @@ async fn a_branch_is_created_with_a_compute_unless_told_otherwise() {
         "operations": [{ "id": "op-1", "action": "create_branch", "status": "running", "branch_id": "br-1" }],
         "roles": [], "databases": [],
     });
-    let (api, neon) = answering(201, answer.clone()).await;
+    let (api, neon) = api_with_answer(201, answer.clone()).await;
     let mut order = CreateBranch::new("acme");
     order.parent_id = Some("br-0".into());
     order.annotations.insert("tenant".into(), "acme".into());
@@ -166,7 +169,7 @@ async fn a_branch_is_created_with_a_compute_unless_told_otherwise() {
     });
     assert_sent(&api, "POST /api/v2/projects/p-1/branches", body);
 
-    let (api, neon) = answering(201, answer).await;
+    let (api, neon) = api_with_answer(201, answer).await;
     let mut bare = CreateBranch::new("bare");
     bare.with_endpoint = false;
     neon.create_project_branch("p-1", &bare).await.unwrap();
@@ -177,7 +180,7 @@ async fn a_branch_is_created_with_a_compute_unless_told_otherwise() {
 #[tokio::test]
 async fn a_branch_of_a_name_that_is_taken_is_a_conflict() {
     let taken = json!({ "code": "", "message": "branch already exists", "request_id": "body-id" });
-    let (_api, neon) = answering(409, taken).await;
+    let (_api, neon) = api_with_answer(409, taken).await;
     let err = neon
         .create_project_branch("p-1", &CreateBranch::new("main"))
         .await
@@ -200,7 +203,8 @@ async fn branches_are_listed_through_all_pages_with_their_annotations() {
         )
     };
     let empty = Reply::Json(200, json!({ "branches": [], "annotations": {} }));
-    let (api, neon) = scripted([page("br-1", Some("a=/b")), page("br-2", Some("c")), empty]).await;
+    let (api, neon) =
+        api_with_script([page("br-1", Some("a=/b")), page("br-2", Some("c")), empty]).await;
     let branches = neon.list_project_branches("p-1").await.unwrap();
     let noted: Vec<_> = branches
         .iter()
@@ -209,14 +213,14 @@ async fn branches_are_listed_through_all_pages_with_their_annotations() {
     assert_eq!(noted, ["br-1", "br-2"]);
     let path = "GET /api/v2/projects/p-1/branches?limit=10000";
     let sent = ["", "&cursor=a%3D%2Fb", "&cursor=c"].map(|cursor| format!("{path}{cursor}"));
-    assert_eq!(api.seen(), sent);
+    assert_eq!(api.requests(), sent);
     api.assert_done();
 }
 
 #[tokio::test]
 async fn a_branch_is_shown_with_its_annotations_and_deleted_once() {
     let answer = json!({ "branch": { "id": "br-1" }, "annotation": { "object": {}, "value": { "a": "b" } } });
-    let (api, neon) = answering(200, answer).await;
+    let (api, neon) = api_with_answer(200, answer).await;
     let branch = neon.get_project_branch("p-1", "br-1").await.unwrap();
     assert_eq!(branch.annotations["a"], "b");
     assert_sent(&api, "GET /api/v2/projects/p-1/branches/br-1", Value::Null);
@@ -226,7 +230,7 @@ async fn a_branch_is_shown_with_its_annotations_and_deleted_once() {
         (Reply::Json(200, deleted), Some("br-1")),
         (Reply::Text(204, ""), None),
     ] {
-        let (api, neon) = scripted([reply]).await;
+        let (api, neon) = api_with_script([reply]).await;
         let gone = neon.delete_project_branch("p-1", "br-1").await.unwrap();
         assert_eq!(gone.map(|branch| branch.id).as_deref(), expected);
         assert_sent(
@@ -240,25 +244,25 @@ async fn a_branch_is_shown_with_its_annotations_and_deleted_once() {
 #[tokio::test]
 async fn a_change_of_unknown_outcome_is_sent_once() {
     for lost in [Reply::Html(502), Reply::Hangup, Reply::Html(200)] {
-        let (api, neon) = scripted([lost.clone(), lost]).await;
+        let (api, neon) = api_with_script([lost.clone(), lost]).await;
         let update = UpdateProject::new().name("new");
         let changed = neon.update_project("p-1", &update).await.unwrap_err();
         assert_eq!(changed.kind(), ErrorKind::ControlPlane);
         let deleted = neon.delete_project("p-1").await.unwrap_err();
         assert_eq!(deleted.kind(), ErrorKind::ControlPlane);
         let sent = ["PATCH /api/v2/projects/p-1", "DELETE /api/v2/projects/p-1"];
-        assert_eq!(api.seen(), sent);
+        assert_eq!(api.requests(), sent);
     }
     let api = ScriptedApi::endless(Reply::Slow(Duration::from_secs(60))).await;
-    let hurried = api.client().request_timeout(Duration::from_millis(100));
+    let hurried = api.client().request_timeout(Duration::from_secs(5));
     let neon = hurried.build().unwrap();
     let created = neon.create_project(&CreateProject::new("p")).await;
     assert_eq!(created.unwrap_err().kind(), ErrorKind::ControlPlane);
-    assert_eq!(api.seen(), ["POST /api/v2/projects"]);
+    assert_eq!(api.requests(), ["POST /api/v2/projects"]);
 }
 
 #[tokio::test]
-async fn a_creation_that_reached_nobody_is_sent_again() {
+async fn a_creation_that_reached_no_server_is_sent_again() {
     // Bound, so that it is nobody else's, and not listened at for a while.
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();

@@ -4,7 +4,7 @@ use std::{fs, io, net::SocketAddr, time::Duration};
 
 use rcgen::{CertificateParams, KeyPair};
 use tenantry::{
-    BoxError, Endpoint, Error, ErrorKind, Resolve, Stage as CallStage, TenantRouter,
+    BoxError, Endpoint, Error, ErrorKind, Resolve, Stage, TenantRouter,
     emulator::CatalogServer,
     tokio_postgres::{Config, NoTls},
 };
@@ -14,22 +14,22 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::support::{Backend, Failure, Gate, Gateway, LONG, Step, ThroughRelay, folder};
+use crate::support::{Backend, Failure, FixedResolver, Gate, Gateway, LONG, Step, folder};
 
 /// By when whatever cannot pass is told. It is retried for 20 s if it is not known for that.
-const AT_ONCE: Duration = Duration::from_secs(10);
+const AT_ONCE: Duration = Duration::from_secs(15);
 
-fn here() -> Endpoint {
+fn local_endpoint() -> Endpoint {
     Endpoint::postgres("localhost", "neondb", "neondb_owner", "none")
 }
 
-/// What a caller is told whose tenant lives at `endpoint`, found at `address`.
-async fn told(endpoint: Endpoint, address: SocketAddr) -> Error {
+/// Returns the error that a caller gets whose tenant lives at `endpoint`, found at `address`.
+async fn connect_error(endpoint: Endpoint, address: SocketAddr) -> Error {
     let lookup = move |_| {
         let endpoint = endpoint.clone();
         async move { Ok::<_, BoxError>(Some(endpoint)) }
     };
-    let router = TenantRouter::builder(lookup).resolve(ThroughRelay(address));
+    let router = TenantRouter::builder(lookup).resolve(FixedResolver(address));
     let router = router.build().unwrap();
     let began = Instant::now();
     let err = router.get("acme").await.unwrap_err();
@@ -49,16 +49,16 @@ fn assert_misconfigured(err: &Error, advice: &str) {
 }
 
 #[tokio::test]
-async fn a_postgres_without_tls_is_told_where_tls_is_required() {
+async fn a_postgres_without_tls_is_an_error_where_tls_is_required() {
     let server = CatalogServer::start().await.unwrap();
     let gateway = Gateway::to(&server.url()).await;
-    let err = told(here(), gateway.address).await;
+    let err = connect_error(local_endpoint(), gateway.address).await;
     assert_misconfigured(&err, "use Endpoint::without_tls");
-    assert_eq!(err.stage(), Some(CallStage::Wake));
+    assert_eq!(err.stage(), Some(Stage::Wake));
 }
 
 #[tokio::test]
-async fn a_postgres_that_lets_nobody_in_unencrypted_is_told_apart_from_one_that_lets_nobody_in() {
+async fn a_postgres_that_rejects_unencrypted_logins_is_an_error_about_tls() {
     let server = CatalogServer::start().await.unwrap();
     let gateway = Gateway::to(&server.url()).await;
     let mut admin: Config = server.url().parse().unwrap();
@@ -81,7 +81,7 @@ async fn a_postgres_that_lets_nobody_in_unencrypted_is_told_apart_from_one_that_
             let login = server.url().parse::<Config>().unwrap().connect(NoTls).await;
             match login {
                 Err(err) if format!("{err:?}").contains(entry) => {
-                    break told(here().without_tls(), gateway.address).await;
+                    break connect_error(local_endpoint().without_tls(), gateway.address).await;
                 }
                 _ => sleep(Duration::from_millis(10)).await,
             }
@@ -91,8 +91,9 @@ async fn a_postgres_that_lets_nobody_in_unencrypted_is_told_apart_from_one_that_
     }
 }
 
-/// A PgBouncer in front of `server` that has one database, takes passwords, and listens beside its socket as `more` says.
-async fn pooler(server: &CatalogServer, more: &str) -> String {
+/// A PgBouncer in front of `server` that has one database, takes passwords, and listens beside its socket as `more`
+/// says.
+async fn start_pgbouncer(server: &CatalogServer, more: &str) -> String {
     let folder = folder(server);
     let users = folder.join("users.txt");
     fs::write(&users, "\"neondb_owner\" \"secret\"\n").unwrap();
@@ -106,20 +107,23 @@ async fn pooler(server: &CatalogServer, more: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_pgbouncer_that_knows_no_such_database_or_user_or_password_is_told_at_once() {
+async fn a_pgbouncer_without_that_database_user_or_password_is_an_immediate_error() {
     let server = CatalogServer::start().await.unwrap();
-    let url = pooler(&server, "auth_type = scram-sha-256").await;
+    let url = start_pgbouncer(&server, "auth_type = scram-sha-256").await;
     let gateway = Gateway::to(&url).await;
     let at = |database: &str, role: &str, password: &str| {
         Endpoint::postgres("localhost", database, role, password).without_tls()
     };
-    let err = told(at("nodb", "neondb_owner", "secret"), gateway.address).await;
+    let err = connect_error(at("nodb", "neondb_owner", "secret"), gateway.address).await;
     assert_misconfigured(&err, "no such database: nodb");
     for (role, password) in [("nobody", "secret"), ("neondb_owner", "wrong")] {
-        let err = told(at("neondb", role, password), gateway.address).await;
+        let err = connect_error(at("neondb", role, password), gateway.address).await;
         assert_eq!(err.kind(), ErrorKind::BadCredential, "{role}: {err:?}");
         assert!(format!("{err:?}").contains("SASL authentication failed"));
-        assert!(err.to_string().contains("check role and password"), "{err}");
+        assert!(
+            err.to_string().contains("check the role and password"),
+            "{err}"
+        );
     }
 }
 
@@ -128,16 +132,16 @@ async fn a_pgbouncer_that_asks_the_database_for_its_users_says_no_such_user_at_o
     let server = CatalogServer::start().await.unwrap();
     let query = "auth_type = scram-sha-256\nauth_user = cloud_admin\n\
                  auth_query = SELECT rolname::text, ''::text FROM pg_roles WHERE rolname = $1";
-    let url = pooler(&server, query).await;
+    let url = start_pgbouncer(&server, query).await;
     let gateway = Gateway::to(&url).await;
     let endpoint = Endpoint::postgres("localhost", "neondb", "nobody", "secret").without_tls();
-    let err = told(endpoint, gateway.address).await;
+    let err = connect_error(endpoint, gateway.address).await;
     assert_eq!(err.kind(), ErrorKind::BadCredential, "{err:?}");
     assert!(format!("{err:?}").contains("no such user"), "{err:?}");
 }
 
 #[tokio::test]
-async fn a_pgbouncer_that_requires_tls_is_told_where_there_is_none() {
+async fn a_pgbouncer_that_requires_tls_is_an_error_where_there_is_none() {
     let server = CatalogServer::start().await.unwrap();
     let folder = folder(&server);
     let key = KeyPair::generate().unwrap();
@@ -155,15 +159,15 @@ async fn a_pgbouncer_that_requires_tls_is_told_where_there_is_none() {
         folder.join("key.pem").display(),
         folder.join("certificate.pem").display(),
     );
-    pooler(&server, &tls).await;
-    let err = told(here().without_tls(), address).await;
+    start_pgbouncer(&server, &tls).await;
+    let err = connect_error(local_endpoint().without_tls(), address).await;
     assert_misconfigured(&err, "do not use Endpoint::without_tls");
-    let err = told(here(), address).await;
+    let err = connect_error(local_endpoint(), address).await;
     assert_misconfigured(&err, "add its root certificate");
 }
 
 #[tokio::test]
-async fn a_server_whose_tls_is_another_one_is_told_at_once() {
+async fn a_failed_tls_handshake_is_an_immediate_error() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let server = tokio::spawn(async move {
@@ -176,13 +180,13 @@ async fn a_server_whose_tls_is_another_one_is_told_at_once() {
             let _ = client.read_to_end(&mut Vec::new()).await;
         }
     });
-    let err = told(here(), address).await;
+    let err = connect_error(local_endpoint(), address).await;
     assert_misconfigured(&err, "tls");
     server.abort();
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_server_does_not_take_at_start_up_is_told_at_once_by_the_class_of_its_code() {
+async fn startup_parameters_that_a_server_refuses_are_an_immediate_error() {
     for (code, text) in [
         ("22023", "invalid value for parameter \"work_mem\": \"x\""),
         ("42704", "unrecognized configuration parameter \"foo\""),
@@ -199,32 +203,32 @@ async fn what_a_server_does_not_take_at_start_up_is_told_at_once_by_the_class_of
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_code_that_nobody_knows_may_pass() {
+async fn an_unknown_error_code_is_retried() {
     let backend = Backend::default();
     let (code, text) = ("ZZ999", "of a later release");
     backend.set(Step::Login, Gate::Fail(Failure::Fatal { code, text }));
     let router = backend.router().build().unwrap();
-    let mend = async {
+    let repair = async {
         backend
             .until("it tries again", |it| it.logins_started > 2)
             .await;
         backend.set(Step::Login, Gate::Open);
     };
-    let (got, ()) = tokio::join!(router.get("acme"), mend);
+    let (got, ()) = tokio::join!(router.get("acme"), repair);
     drop(got.unwrap());
 }
 
 /// Fails the test if it is asked anything.
-struct Unasked;
+struct UnusedResolver;
 
-impl Resolve for Unasked {
+impl Resolve for UnusedResolver {
     async fn resolve(&self, host: &str, _port: u16) -> io::Result<Vec<SocketAddr>> {
         panic!("asked for {host:?}");
     }
 }
 
 #[tokio::test]
-async fn what_is_no_host_is_refused_before_anybody_is_asked_and_is_not_repeated() {
+async fn an_invalid_host_is_refused_before_it_is_resolved_and_is_not_repeated() {
     for (host, advice) in [
         ("", "empty"),
         (
@@ -245,11 +249,11 @@ async fn what_is_no_host_is_refused_before_anybody_is_asked_and_is_not_repeated(
                 let endpoint = endpoint.clone();
                 async move { Ok::<_, BoxError>(Some(endpoint)) }
             };
-            let router = TenantRouter::builder(lookup).resolve(Unasked);
+            let router = TenantRouter::builder(lookup).resolve(UnusedResolver);
             let router = router.build().unwrap();
             let err = router.get("acme").await.unwrap_err();
             assert_misconfigured(&err, advice);
-            assert_eq!(err.stage(), Some(CallStage::Lookup));
+            assert_eq!(err.stage(), Some(Stage::Lookup));
             assert!(!format!("{err:?}").contains("hunter2"), "{err:?}");
             let err = router.direct("acme").await.unwrap_err();
             assert_misconfigured(&err, advice);

@@ -14,16 +14,16 @@ use tenantry::{
     emulator::{Fault, Reason},
 };
 
-use crate::support::{Stage, eventually, run_on};
+use crate::support::{TestEnv, eventually, query_text};
 
 /// A table of the application's own: one row, and how often it was read.
 #[derive(Clone)]
-struct Table {
+struct LookupTable {
     row: Arc<Mutex<Option<Endpoint>>>,
     reads: Arc<AtomicU32>,
 }
 
-impl Table {
+impl LookupTable {
     fn new(endpoint: Endpoint) -> Self {
         Self {
             row: Arc::new(Mutex::new(Some(endpoint))),
@@ -39,55 +39,57 @@ impl Table {
         self.reads.load(Relaxed)
     }
 
-    fn router(&self, stage: &Stage) -> TenantRouter {
+    fn router(&self, env: &TestEnv) -> TenantRouter {
         let table = self.clone();
         let lookup = move |_: TenantId| {
             table.reads.fetch_add(1, Relaxed);
             let row = table.row.lock().unwrap().clone();
             std::future::ready(Ok::<_, BoxError>(row))
         };
-        stage.at(TenantRouter::builder(lookup)).build().unwrap()
+        env.configure(TenantRouter::builder(lookup))
+            .build()
+            .unwrap()
     }
 }
 
-/// A stage with one project, and where it is.
-async fn one_project() -> (Stage, Endpoint, String) {
-    let stage = Stage::new().await;
-    stage.project().await;
-    let it = stage.emulator.witnesses().remove(0);
-    let endpoint = stage.endpoint(&it).await;
-    (stage, endpoint, it.endpoint_id)
+/// A test environment with one project, and the project's endpoint.
+async fn env_with_project() -> (TestEnv, Endpoint, String) {
+    let env = TestEnv::new().await;
+    env.project().await;
+    let it = env.emulator.witnesses().remove(0);
+    let endpoint = env.endpoint(&it).await;
+    (env, endpoint, it.endpoint_id)
 }
 
 #[tokio::test]
 async fn a_rotated_password_is_read_again_from_the_applications_table() {
-    let (stage, endpoint, id) = one_project().await;
-    let table = Table::new(endpoint.clone());
-    let router = table.router(&stage);
+    let (env, endpoint, id) = env_with_project().await;
+    let table = LookupTable::new(endpoint.clone());
+    let router = table.router(&env);
     drop(router.get("acme").await.unwrap());
-    let password = stage.emulator.rotate_password(&id).await.unwrap();
+    let password = env.emulator.rotate_password(&id).await.unwrap();
     let mut rotated = endpoint;
     rotated.password = password;
     table.set(Some(rotated));
-    stage.emulator.suspend(&id).await;
+    env.emulator.suspend(&id).await;
     let client = router.get("acme").await.unwrap();
-    assert_eq!(run_on(&client, "SELECT 'here'").await, "here");
+    assert_eq!(query_text(&client, "SELECT 'here'").await, "here");
     assert_eq!((table.reads(), router.status().moved), (2, 1));
 }
 
 #[tokio::test]
 async fn a_wrong_password_has_one_second_try_after_the_table_was_read_once() {
-    let (stage, mut endpoint, id) = one_project().await;
-    let table = Table::new(endpoint.clone());
-    let router = table.router(&stage);
+    let (env, mut endpoint, id) = env_with_project().await;
+    let table = LookupTable::new(endpoint.clone());
+    let router = table.router(&env);
     drop(router.get("acme").await.unwrap());
-    stage.emulator.rotate_password(&id).await.unwrap();
-    stage.emulator.suspend(&id).await;
-    let attempts = stage.emulator.witnesses()[0].auth_attempts.len();
+    env.emulator.rotate_password(&id).await.unwrap();
+    env.emulator.suspend(&id).await;
+    let attempts = env.emulator.witnesses()[0].auth_attempts.len();
     let err = router.get("acme").await.unwrap_err();
     assert_eq!(err.kind(), ErrorKind::BadCredential);
     assert_eq!(
-        stage.emulator.witnesses()[0].auth_attempts.len(),
+        env.emulator.witnesses()[0].auth_attempts.len(),
         attempts + 2
     );
     assert_eq!(table.reads(), 2);
@@ -95,10 +97,10 @@ async fn a_wrong_password_has_one_second_try_after_the_table_was_read_once() {
     let again = router.get("acme").await.unwrap_err();
     assert!(again.retry_after() <= err.retry_after());
     assert_eq!(
-        stage.emulator.witnesses()[0].auth_attempts.len(),
+        env.emulator.witnesses()[0].auth_attempts.len(),
         attempts + 2
     );
-    endpoint.password = stage.emulator.rotate_password(&id).await.unwrap();
+    endpoint.password = env.emulator.rotate_password(&id).await.unwrap();
     table.set(Some(endpoint));
     router.evict("acme");
     drop(router.get("acme").await.unwrap());
@@ -106,113 +108,113 @@ async fn a_wrong_password_has_one_second_try_after_the_table_was_read_once() {
 
 #[tokio::test]
 async fn a_tenant_that_moved_is_found_and_its_old_connections_are_not_used_again() {
-    let (stage, endpoint, id) = one_project().await;
-    let table = Table::new(endpoint.clone());
-    let router = table.router(&stage);
+    let (env, endpoint, id) = env_with_project().await;
+    let table = LookupTable::new(endpoint.clone());
+    let router = table.router(&env);
     let held = router.get("acme").await.unwrap();
-    run_on(&held, "CREATE TABLE place AS SELECT 'old' AS name").await;
-    let other = stage.project().await;
-    let it = stage.emulator.witnesses();
+    query_text(&held, "CREATE TABLE place AS SELECT 'old' AS name").await;
+    let other = env.project().await;
+    let it = env.emulator.witnesses();
     let it = it
         .iter()
         .find(|it| it.project_id == other.project.id)
         .unwrap();
-    let there = stage.endpoint(it).await;
-    let elsewhere = stage.at(TenantRouter::builder({
+    let there = env.endpoint(it).await;
+    let elsewhere = env.configure(TenantRouter::builder({
         let there = there.clone();
         move |_: TenantId| std::future::ready(Ok::<_, BoxError>(Some(there.clone())))
     }));
     let elsewhere = elsewhere.build().unwrap();
     let client = elsewhere.get("acme").await.unwrap();
-    run_on(&client, "CREATE TABLE place AS SELECT 'new' AS name").await;
+    query_text(&client, "CREATE TABLE place AS SELECT 'new' AS name").await;
     table.set(Some(there));
-    let old = stage.emulator.witnesses();
+    let old = env.emulator.witnesses();
     let old = old.iter().find(|it| it.endpoint_id == id).unwrap();
-    stage.neon().delete_project(&old.project_id).await.unwrap();
+    env.neon().delete_project(&old.project_id).await.unwrap();
     drop(held);
     eventually("its end is known", || router.status().connections == 0).await;
     let client = router.get("acme").await.unwrap();
-    assert_eq!(run_on(&client, "SELECT name FROM place").await, "new");
+    assert_eq!(query_text(&client, "SELECT name FROM place").await, "new");
     assert_eq!(router.status().moved, 1);
 }
 
 #[tokio::test]
-async fn a_tenant_that_the_table_has_no_more_is_unknown() {
-    let (stage, endpoint, id) = one_project().await;
-    let table = Table::new(endpoint);
-    let router = table.router(&stage);
+async fn a_tenant_removed_from_the_table_is_unknown() {
+    let (env, endpoint, id) = env_with_project().await;
+    let table = LookupTable::new(endpoint);
+    let router = table.router(&env);
     drop(router.get("acme").await.unwrap());
     table.set(None);
-    stage.emulator.rotate_password(&id).await.unwrap();
-    stage.emulator.suspend(&id).await;
+    env.emulator.rotate_password(&id).await.unwrap();
+    env.emulator.suspend(&id).await;
     let err = router.get("acme").await.unwrap_err();
     assert_eq!(err.kind(), ErrorKind::UnknownTenant);
 }
 
 #[tokio::test]
 async fn a_password_rotated_at_neon_reaches_a_router_that_provisions() {
-    let stage = Stage::new().await;
-    let router = stage.router();
+    let env = TestEnv::new().await;
+    let router = env.router();
     drop(router.get("acme").await.unwrap());
-    let id = stage.witness("acme").endpoint_id;
-    stage.emulator.rotate_password(&id).await.unwrap();
-    stage.suspend("acme").await;
+    let id = env.witness("acme").endpoint_id;
+    env.emulator.rotate_password(&id).await.unwrap();
+    env.suspend("acme").await;
     let client = router.get("acme").await.unwrap();
-    assert_eq!(run_on(&client, "SELECT 'here'").await, "here");
+    assert_eq!(query_text(&client, "SELECT 'here'").await, "here");
     drop(client);
-    // It is in the catalog too: a tenant that is looked up anew needs no second try.
+    // It is in the catalog too: a tenant that is looked up again needs no second try.
     router.evict("acme");
-    let attempts = stage.witness("acme").auth_attempts.len();
+    let attempts = env.witness("acme").auth_attempts.len();
     drop(router.get("acme").await.unwrap());
-    assert_eq!(stage.witness("acme").auth_attempts.len(), attempts + 1);
+    assert_eq!(env.witness("acme").auth_attempts.len(), attempts + 1);
 }
 
 #[tokio::test]
 async fn a_password_that_is_not_kept_is_read_again_once_when_it_was_rotated() {
-    let stage = Stage::new().await;
-    let provisioner = Provisioner::new(Memory::new(), stage.neon(), "test").on_first_access();
+    let env = TestEnv::new().await;
+    let provisioner = Provisioner::new(Memory::new(), env.neon(), "test").on_first_access();
     let provisioner = provisioner.passwords_from_control_plane();
-    let router = stage.at(TenantRouter::provisioning(provisioner));
+    let router = env.configure(TenantRouter::provisioning(provisioner));
     let router = router.max_pools(1).build().unwrap();
     drop(router.get("acme").await.unwrap());
-    let id = stage.witness("acme").endpoint_id;
-    stage.emulator.rotate_password(&id).await.unwrap();
-    stage.suspend("acme").await;
+    let id = env.witness("acme").endpoint_id;
+    env.emulator.rotate_password(&id).await.unwrap();
+    env.suspend("acme").await;
     drop(router.get("acme").await.unwrap());
     drop(router.get("globex").await.unwrap());
     assert_eq!(router.status().pools, 1);
-    let attempts = stage.witness("acme").auth_attempts.len();
+    let attempts = env.witness("acme").auth_attempts.len();
     drop(router.get("acme").await.unwrap());
-    assert_eq!(stage.witness("acme").auth_attempts.len(), attempts + 1);
+    assert_eq!(env.witness("acme").auth_attempts.len(), attempts + 1);
 }
 
 #[tokio::test]
 async fn an_endpoint_moved_at_neon_reaches_a_router_that_provisions() {
-    let stage = Stage::new().await;
-    let router = stage.router();
+    let env = TestEnv::new().await;
+    let router = env.router();
     let client = router.get("acme").await.unwrap();
-    run_on(&client, "CREATE TABLE t AS SELECT 'kept' AS note").await;
+    query_text(&client, "CREATE TABLE t AS SELECT 'kept' AS note").await;
     drop(client);
-    let id = stage.witness("acme").endpoint_id;
-    stage.emulator.move_endpoint(&id).await.unwrap();
+    let id = env.witness("acme").endpoint_id;
+    env.emulator.move_endpoint(&id).await.unwrap();
     eventually("its end is known", || router.status().connections == 0).await;
     let client = router.get("acme").await.unwrap();
-    assert_eq!(run_on(&client, "SELECT note FROM t").await, "kept");
+    assert_eq!(query_text(&client, "SELECT note FROM t").await, "kept");
     assert_eq!(router.status().moved, 1);
 }
 
 #[tokio::test]
-async fn an_active_compute_limit_is_told_to_those_who_cannot_wait_for_it() {
-    let stage = Stage::new().await;
-    let router = stage
+async fn an_active_compute_limit_is_an_error_for_callers_that_cannot_wait_for_it() {
+    let env = TestEnv::new().await;
+    let router = env
         .builder("test")
         .get_timeout(Duration::from_secs(20))
         .build()
         .unwrap();
-    stage.asleep(&router, "acme").await;
-    let id = stage.witness("acme").endpoint_id;
+    env.create_suspended(&router, "acme").await;
+    let id = env.witness("acme").endpoint_id;
     let full = Fault::wake_refused(Reason::ActiveEndpointsLimit, None);
-    stage.emulator.set_fault(&id, full);
+    env.emulator.set_fault(&id, full);
     let err = router.get("acme").await.unwrap_err();
     assert_eq!(err.kind(), ErrorKind::ActiveComputeLimit);
     assert!(err.kind().is_transient());

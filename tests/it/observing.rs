@@ -1,4 +1,4 @@
-//! What an operator sees: status, who is busiest, and why a tenant is where it is.
+//! An operator's view: status, the busiest tenants, and why a tenant is where it is.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use serde_json::Value;
 use tenantry::{NextGet, Remembered, TenantRouter};
 use tokio::time::sleep;
 
-use crate::support::{Backend, DOWN, Failure, Gate, Ledger, Projects, Step};
+use crate::support::{Backend, DOWN, Failure, FakeCatalog, FakeControlPlane, Gate, Step};
 
 const SECOND: Duration = Duration::from_secs(1);
 const DISABLED: Gate = Gate::Fail(Failure::Error {
@@ -17,7 +17,7 @@ const DISABLED: Gate = Gate::Fail(Failure::Error {
 #[tokio::test(start_paused = true)]
 async fn a_call_is_counted_by_the_way_in_which_it_came_to_its_connection() {
     let backend = Backend::default();
-    let router = Projects::router(&backend).build().unwrap();
+    let router = FakeControlPlane::router(&backend).build().unwrap();
     let by_path = || {
         let it = router.status();
         let paths = [it.gets_warm, it.gets_reopened, it.gets_cold];
@@ -48,11 +48,11 @@ async fn a_call_is_counted_by_the_way_in_which_it_came_to_its_connection() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_calls_most_and_who_fails_most_is_known_by_name() {
+async fn the_busiest_and_the_most_failing_tenants_are_listed_by_name() {
     let backend = Backend::default();
     let lookup = |tenant: &str| (tenant != "nobody").then(|| Backend::endpoint(tenant));
     let router = backend
-        .router_to(lookup)
+        .router_with_lookup(lookup)
         .waiting_per_tenant(1)
         .build()
         .unwrap();
@@ -89,10 +89,10 @@ async fn who_calls_most_and_who_fails_most_is_known_by_name() {
 
 #[tokio::test(start_paused = true)]
 async fn a_tenant_is_explained_in_each_state() {
-    let (backend, ledger) = (Backend::default(), Ledger::new());
-    ledger.publish("acme", "acme").await;
-    let provisioner = Projects::provisioner(&backend, ledger.clone());
-    let builder = backend.at(TenantRouter::provisioning(provisioner));
+    let (backend, catalog) = (Backend::default(), FakeCatalog::new());
+    catalog.publish("acme", "acme").await;
+    let provisioner = FakeControlPlane::provisioner(&backend, catalog.clone());
+    let builder = backend.configure(TenantRouter::provisioning(provisioner));
     let router = builder.pool_size(1).build().unwrap();
     let next = |tenant: &str| router.explain(tenant).unwrap().next;
 
@@ -124,8 +124,9 @@ async fn a_tenant_is_explained_in_each_state() {
     );
     assert_eq!(
         known.to_string(),
-        "tenant \"acme\"\nnext get: an idle connection, at once\ncatalog: at acme\npool: at acme, awake: connections are \
-         open, and none was lost; 1 open of 1, 1 idle, 0 opening, 0 waiting\nwake 2.0s ago, for request: up after 2.0s\n"
+        "tenant \"acme\"\nnext get: returns an idle connection at once\ncatalog: at acme\npool: at acme, awake: \
+         connections are open, and none was lost; 1 open of 1, 1 idle, 0 opening, 0 waiting\nwake 2.0s ago, for request: up \
+         after 2.0s\n"
     );
     sleep(40 * SECOND).await;
     assert_eq!(next("acme"), NextGet::Verify);
@@ -138,10 +139,10 @@ async fn a_tenant_is_explained_in_each_state() {
 
 #[tokio::test(start_paused = true)]
 async fn a_refusal_and_a_creation_are_explained_and_nothing_is_touched() {
-    let (backend, ledger) = (Backend::default(), Ledger::new());
-    ledger.publish("acme", "acme").await;
-    let provisioner = Projects::provisioner(&backend, ledger.clone());
-    let router = backend.at(TenantRouter::provisioning(provisioner));
+    let (backend, catalog) = (Backend::default(), FakeCatalog::new());
+    catalog.publish("acme", "acme").await;
+    let provisioner = FakeControlPlane::provisioner(&backend, catalog.clone());
+    let router = backend.configure(TenantRouter::provisioning(provisioner));
     let router = router.build().unwrap();
     let next = |tenant: &str| router.explain(tenant).unwrap().next;
     drop(router.get("acme").await.unwrap());
@@ -169,7 +170,7 @@ async fn a_refusal_and_a_creation_are_explained_and_nothing_is_touched() {
     let (opened, lookups, reads) = (
         backend.counts().opened,
         router.status().lookups,
-        ledger.calls(),
+        catalog.calls(),
     );
     for _ in 0..100 {
         next("acme");
@@ -178,7 +179,7 @@ async fn a_refusal_and_a_creation_are_explained_and_nothing_is_touched() {
         router.busiest(5);
     }
     assert_eq!(backend.counts().opened, opened);
-    assert_eq!((router.status().lookups, ledger.calls()), (lookups, reads));
+    assert_eq!((router.status().lookups, catalog.calls()), (lookups, reads));
 
     backend.set(Step::Login, Gate::Open);
     backend.set(Step::Create, Gate::Stuck);
@@ -198,7 +199,7 @@ async fn a_refusal_and_a_creation_are_explained_and_nothing_is_touched() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn asking_about_a_tenant_does_not_keep_it_in_the_cache() {
+async fn explaining_a_tenant_does_not_keep_it_in_the_cache() {
     let backend = Backend::default();
     let router = backend.router().max_pools(2).build().unwrap();
     for tenant in ["old", "young"] {
@@ -213,16 +214,16 @@ async fn asking_about_a_tenant_does_not_keep_it_in_the_cache() {
 
 #[tokio::test(start_paused = true)]
 async fn a_catalog_that_has_never_answered_grows_stale() {
-    let (backend, ledger) = (Backend::default(), Ledger::new());
-    ledger.set(DOWN);
-    let provisioner = Projects::provisioner(&backend, ledger.clone());
+    let (backend, catalog) = (Backend::default(), FakeCatalog::new());
+    catalog.set(DOWN);
+    let provisioner = FakeControlPlane::provisioner(&backend, catalog.clone());
     let router = backend
-        .at(TenantRouter::provisioning(provisioner))
+        .configure(TenantRouter::provisioning(provisioner))
         .build()
         .unwrap();
     sleep(600 * SECOND).await;
     assert!(router.status().catalog_staleness >= 600 * SECOND);
-    ledger.set(Gate::Open);
+    catalog.set(Gate::Open);
     sleep(120 * SECOND).await;
     assert!(router.status().catalog_staleness < 60 * SECOND);
 }

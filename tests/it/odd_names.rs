@@ -10,7 +10,7 @@ use tenantry::{
 };
 use tokio::time::Instant;
 
-use crate::support::{LONG, Stage, folder, keys, publish, run_on, superuser, tenant};
+use crate::support::{LONG, TestEnv, folder, keys, publish, query_text, superuser, tenant};
 
 const ODD_DATABASE: &str = "my db/?#%20\u{fc}";
 const ODD_ROLE: &str = "r&r:%41@\u{fc}";
@@ -66,43 +66,43 @@ async fn a_catalogs_url_may_have_any_password_role_and_database() {
 }
 
 /// Creates a project with an odd database and an odd role; its id.
-async fn odd_project(stage: &Stage) -> String {
+async fn odd_project(env: &TestEnv) -> String {
     let branch = json!({ "database_name": ODD_DATABASE, "role_name": ODD_ROLE });
     let body = json!({ "project": { "name": "odd", "branch": branch } });
-    let http = reqwest::Client::builder().tls_backend_preconfigured((*stage.tls_config()).clone());
+    let http = reqwest::Client::builder().tls_backend_preconfigured((*env.tls_config()).clone());
     let request = http
         .build()
         .unwrap()
-        .post(format!("{}/projects", stage.emulator.api_url()))
-        .bearer_auth(stage.emulator.api_key().expose())
+        .post(format!("{}/projects", env.emulator.api_url()))
+        .bearer_auth(env.emulator.api_key().expose())
         .json(&body);
     let answer = request.send().await.unwrap().error_for_status().unwrap();
     let answer: serde_json::Value = answer.json().await.unwrap();
     let id = answer["project"]["id"].as_str().unwrap().to_owned();
-    stage.neon().wait_for_operations(&id).await.unwrap();
+    env.neon().wait_for_operations(&id).await.unwrap();
     id
 }
 
-const WHERE: &str = "SELECT current_user || ' in ' || current_database()";
+const USER_AND_DATABASE: &str = "SELECT current_user || ' in ' || current_database()";
 
 #[tokio::test]
 async fn a_tenant_may_live_in_any_database_under_any_role() {
-    let stage = Stage::new().await;
-    let project = odd_project(&stage).await;
-    let router = stage.router();
+    let env = TestEnv::new().await;
+    let project = odd_project(&env).await;
+    let router = env.router();
     let fleet = router.fleet().unwrap();
     let login = Login::new(ODD_DATABASE, ODD_ROLE);
     fleet.import("acme", &project, Some(login)).await.unwrap();
     let there = format!("{ODD_ROLE} in {ODD_DATABASE}");
     let pooled = router.get("acme").await.unwrap();
-    assert_eq!(run_on(&pooled, WHERE).await, there);
+    assert_eq!(query_text(&pooled, USER_AND_DATABASE).await, there);
     let direct = router.direct("acme").await.unwrap();
-    let row = direct.query_one(WHERE, &[]).await.unwrap();
+    let row = direct.query_one(USER_AND_DATABASE, &[]).await.unwrap();
     assert_eq!(row.get::<_, &str>(0), there);
 
     // As an application has it that keeps Neon's URIs in a table of its own.
-    let witness = stage.emulator.witnesses().swap_remove(0);
-    let neon = stage.neon();
+    let witness = env.emulator.witnesses().swap_remove(0);
+    let neon = env.neon();
     let id = &witness.endpoint_id;
     let uri = neon.get_connection_uri(&project, id, ODD_DATABASE, ODD_ROLE, true);
     let config: Config = uri.await.unwrap().expose().parse().unwrap();

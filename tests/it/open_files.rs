@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use tenantry::Endpoint;
 use tracing_subscriber::fmt::MakeWriter;
 
-/// What was logged.
+/// The bytes that were logged.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -28,8 +28,8 @@ impl<'a> MakeWriter<'a> for Log {
     }
 }
 
-/// What a router for so many connections logs when it is built.
-fn logged(max_connections: usize) -> String {
+/// Returns what a router for so many connections logs when it is built.
+fn log_of_router(max_connections: usize) -> String {
     let log = Log::default();
     let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).finish();
     tracing::subscriber::with_default(subscriber, || {
@@ -46,11 +46,14 @@ fn logged(max_connections: usize) -> String {
 
 #[tokio::test]
 async fn a_budget_beyond_the_limit_on_open_files_is_warned_of() {
-    let told = logged(4_000_000_000);
+    let log_output = log_of_router(4_000_000_000);
     assert!(
-        told.contains("WARN") && told.contains("ulimit -n"),
-        "{told}"
+        log_output.contains("WARN") && log_output.contains("ulimit -n"),
+        "{log_output}"
     );
-    assert!(told.contains("4000000100"), "what to set: {told}");
-    assert_eq!(logged(10), "");
+    assert!(
+        log_output.contains("4000000100"),
+        "what to set: {log_output}"
+    );
+    assert_eq!(log_of_router(10), "");
 }

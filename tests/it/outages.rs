@@ -1,4 +1,4 @@
-//! A catalog that is down: those who are known go on, the others are told in time, and nobody storms it.
+//! A catalog that is down: known tenants are served, calls for others fail in time, and the router sends few probes.
 
 use std::{error::Error as _, time::Duration};
 
@@ -6,25 +6,25 @@ use futures_util::future::join_all;
 use tenantry::{ErrorKind, RouterBuilder, Stage, Status, TenantRouter};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::support::{Backend, DOWN, Gate, Ledger, Projects, Step, place};
+use crate::support::{Backend, DOWN, FakeCatalog, FakeControlPlane, Gate, Step, served_database};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 /// The longest time between two probes.
 const PROBE: Duration = Duration::from_secs(5);
 
-fn builder(backend: &Backend, ledger: &Ledger) -> RouterBuilder {
-    let provisioner = Projects::provisioner(backend, ledger.clone());
-    backend.at(TenantRouter::provisioning(provisioner))
+fn builder(backend: &Backend, catalog: &FakeCatalog) -> RouterBuilder {
+    let provisioner = FakeControlPlane::provisioner(backend, catalog.clone());
+    backend.configure(TenantRouter::provisioning(provisioner))
 }
 
 /// A router with one pool at most, so that every change of tenant is a look-up.
-fn forgetful(backend: &Backend, ledger: &Ledger) -> TenantRouter {
-    builder(backend, ledger).max_pools(1).build().unwrap()
+fn single_pool_router(backend: &Backend, catalog: &FakeCatalog) -> TenantRouter {
+    builder(backend, catalog).max_pools(1).build().unwrap()
 }
 
-/// What was counted of the catalog between two moments: calls, failures, outages.
-fn counted(before: &Status, after: &Status) -> (u64, u64, u64) {
+/// Returns what was counted of the catalog between two moments: calls, failures, outages.
+fn counts_between(before: &Status, after: &Status) -> (u64, u64, u64) {
     (
         after.catalog_calls - before.catalog_calls,
         after.catalog_failures - before.catalog_failures,
@@ -33,20 +33,20 @@ fn counted(before: &Status, after: &Status) -> (u64, u64, u64) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn known_tenants_go_on_while_the_catalog_is_down_however_old_what_is_known_of_them() {
-    let (backend, ledger) = (Backend::default(), Ledger::new());
-    let router = forgetful(&backend, &ledger);
+async fn known_tenants_are_served_while_the_catalog_is_down_however_old_their_records_are() {
+    let (backend, catalog) = (Backend::default(), FakeCatalog::new());
+    let router = single_pool_router(&backend, &catalog);
     for tenant in ["acme", "globex"] {
-        assert_eq!(place(&router, tenant).await.unwrap(), tenant);
+        assert_eq!(served_database(&router, tenant).await.unwrap(), tenant);
     }
-    ledger.set(DOWN);
+    catalog.set(DOWN);
     for age in [SECOND, HOUR, 24 * HOUR] {
         sleep(age).await;
         let before = router.status();
         for tenant in ["acme", "globex", "acme", "globex"] {
             assert_eq!(router.status().pools, 1); // and so the other one is looked up
             let start = Instant::now();
-            assert_eq!(place(&router, tenant).await.unwrap(), tenant);
+            assert_eq!(served_database(&router, tenant).await.unwrap(), tenant);
             assert!(start.elapsed() < SECOND / 10, "it waits for nobody");
         }
         let after = router.status();
@@ -57,42 +57,42 @@ async fn known_tenants_go_on_while_the_catalog_is_down_however_old_what_is_known
 }
 
 #[tokio::test(start_paused = true)]
-async fn known_tenants_go_on_while_the_catalog_says_nothing() {
-    let (backend, ledger) = (Backend::default(), Ledger::new());
-    let router = forgetful(&backend, &ledger);
+async fn known_tenants_are_served_while_the_catalog_is_silent() {
+    let (backend, catalog) = (Backend::default(), FakeCatalog::new());
+    let router = single_pool_router(&backend, &catalog);
     for tenant in ["acme", "globex"] {
-        place(&router, tenant).await.unwrap();
+        served_database(&router, tenant).await.unwrap();
     }
-    ledger.set(Gate::Stuck);
+    catalog.set(Gate::Stuck);
     sleep(HOUR).await;
     let start = Instant::now();
     for tenant in ["acme", "globex"] {
-        assert_eq!(place(&router, tenant).await.unwrap(), tenant);
+        assert_eq!(served_database(&router, tenant).await.unwrap(), tenant);
     }
     assert!(start.elapsed() < SECOND / 10);
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_was_evicted_is_served_from_memory_if_nobody_can_be_asked() {
-    let (backend, ledger) = (Backend::default(), Ledger::new());
-    let router = builder(&backend, &ledger).build().unwrap();
-    place(&router, "acme").await.unwrap();
-    let finds = ledger.finds();
+async fn an_evicted_tenant_is_served_from_memory_while_the_catalog_is_down() {
+    let (backend, catalog) = (Backend::default(), FakeCatalog::new());
+    let router = builder(&backend, &catalog).build().unwrap();
+    served_database(&router, "acme").await.unwrap();
+    let finds = catalog.finds();
     router.evict("acme");
-    place(&router, "acme").await.unwrap();
-    assert_eq!(ledger.finds(), finds + 1, "evict means to ask again");
-    ledger.set(DOWN);
+    served_database(&router, "acme").await.unwrap();
+    assert_eq!(catalog.finds(), finds + 1, "evict means to ask again");
+    catalog.set(DOWN);
     router.evict("acme");
-    assert_eq!(place(&router, "acme").await.unwrap(), "acme");
+    assert_eq!(served_database(&router, "acme").await.unwrap(), "acme");
 }
 
 #[tokio::test(start_paused = true)]
 async fn ten_thousand_calls_in_a_minute_of_outage_cost_a_few_probes() {
-    let (backend, ledger) = (Backend::default(), Ledger::new());
-    let router = builder(&backend, &ledger).build().unwrap();
+    let (backend, catalog) = (Backend::default(), FakeCatalog::new());
+    let router = builder(&backend, &catalog).build().unwrap();
     sleep(SECOND).await;
-    ledger.set(DOWN);
-    let (before, calls, start) = (router.status(), ledger.calls(), Instant::now());
+    catalog.set(DOWN);
+    let (before, calls, start) = (router.status(), catalog.calls(), Instant::now());
     let mut waited = 0;
     for number in 0..10_000 {
         let asked = Instant::now();
@@ -116,35 +116,35 @@ async fn ten_thousand_calls_in_a_minute_of_outage_cost_a_few_probes() {
     assert!(took >= 60 * SECOND && waited == 1);
     // 0.25 s doubling to 5 s, each a quarter shorter at most: 5 in the first 8 s, then one in 3.75 s.
     let most = 6 + u64::try_from(took.as_millis() / 3750).unwrap();
-    let (made, failed, outages) = counted(&before, &router.status());
+    let (made, failed, outages) = counts_between(&before, &router.status());
     assert!(made <= most, "{made} calls, {most} probes");
-    assert_eq!((made, made), (failed, ledger.calls() - calls));
+    assert_eq!((made, made), (failed, catalog.calls() - calls));
     assert_eq!(outages, 1);
 
-    ledger.set(Gate::Open);
+    catalog.set(Gate::Open);
     sleep(PROBE).await;
-    assert_eq!(place(&router, "t0").await.unwrap(), "t0");
+    assert_eq!(served_database(&router, "t0").await.unwrap(), "t0");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_catalog_that_says_nothing_costs_each_call_its_time_at_most_and_then_nothing() {
-    let (backend, ledger) = (Backend::default(), Ledger::new());
-    let router = builder(&backend, &ledger)
+async fn a_silent_catalog_costs_each_call_its_time_at_most_and_then_nothing() {
+    let (backend, catalog) = (Backend::default(), FakeCatalog::new());
+    let router = builder(&backend, &catalog)
         .catalog_timeout(2 * SECOND)
         .build()
         .unwrap();
     sleep(SECOND).await;
-    ledger.set(Gate::Stuck);
+    catalog.set(Gate::Stuck);
     let before = router.status();
     let start = Instant::now();
-    let herd = (0..50).map(|number| {
+    let calls = (0..50).map(|number| {
         let router = router.clone();
         async move { router.get(&format!("t{number}")).await.unwrap_err().kind() }
     });
-    let told = join_all(herd).await;
-    assert_eq!(told, [ErrorKind::Catalog; 50]);
+    let errors = join_all(calls).await;
+    assert_eq!(errors, [ErrorKind::Catalog; 50]);
     assert_eq!(start.elapsed().as_secs(), 2);
-    let (calls, failures, outages) = counted(&before, &router.status());
+    let (calls, failures, outages) = counts_between(&before, &router.status());
     assert_eq!(
         (calls, failures, outages),
         (50, 50, 1),
@@ -159,46 +159,46 @@ async fn a_catalog_that_says_nothing_costs_each_call_its_time_at_most_and_then_n
         err.retry_after() <= Some(SECOND / 4),
         "they did not make it longer"
     );
-    let (calls, ..) = counted(&before, &router.status());
+    let (calls, ..) = counts_between(&before, &router.status());
     assert_eq!(calls, 50);
 
-    ledger.set(Gate::Open);
+    catalog.set(Gate::Open);
     sleep(PROBE).await;
-    assert_eq!(place(&router, "later").await.unwrap(), "later");
+    assert_eq!(served_database(&router, "later").await.unwrap(), "later");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_catalog_that_is_back_is_noticed_though_nobody_calls() {
-    let (backend, ledger) = (Backend::default(), Ledger::new());
-    let router = builder(&backend, &ledger)
+async fn a_catalog_that_is_back_is_noticed_without_calls() {
+    let (backend, catalog) = (Backend::default(), FakeCatalog::new());
+    let router = builder(&backend, &catalog)
         .catalog_poll(None)
         .build()
         .unwrap();
     sleep(SECOND).await;
-    ledger.set(DOWN);
+    catalog.set(DOWN);
     router.get("acme").await.unwrap_err();
     sleep(HOUR).await;
-    ledger.set(Gate::Open);
+    catalog.set(Gate::Open);
     // The first one probes.
-    assert_eq!(place(&router, "acme").await.unwrap(), "acme");
-    assert_eq!(place(&router, "globex").await.unwrap(), "globex");
+    assert_eq!(served_database(&router, "acme").await.unwrap(), "acme");
+    assert_eq!(served_database(&router, "globex").await.unwrap(), "globex");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_creation_that_an_outage_comes_upon_goes_on_soon_after_it() {
+async fn a_creation_interrupted_by_an_outage_goes_on_soon_after_it() {
     for outage in [SECOND, 10 * SECOND] {
-        let (backend, ledger) = (Backend::default(), Ledger::new());
-        let router = builder(&backend, &ledger).build().unwrap();
+        let (backend, catalog) = (Backend::default(), FakeCatalog::new());
+        let router = builder(&backend, &catalog).build().unwrap();
         backend.set(Step::Create, Gate::Stuck);
         let caller = tokio::spawn({
             let router = router.clone();
-            async move { place(&router, "acme").await }
+            async move { served_database(&router, "acme").await }
         });
         backend.until_waiting(Step::Create).await;
-        ledger.set(DOWN);
+        catalog.set(DOWN);
         backend.set(Step::Create, Gate::Open);
         sleep(outage).await;
-        ledger.set(Gate::Open);
+        catalog.set(Gate::Open);
         let back = timeout(PROBE + SECOND, caller).await;
         assert_eq!(back.expect("soon").unwrap().unwrap(), "acme");
         assert_eq!(backend.counts().created, 1);
@@ -206,17 +206,17 @@ async fn a_creation_that_an_outage_comes_upon_goes_on_soon_after_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn more_look_ups_than_may_wait_are_told_to_come_back() {
-    let (backend, ledger) = (Backend::default(), Ledger::new());
-    let router = builder(&backend, &ledger).build().unwrap();
+async fn look_ups_beyond_the_limit_are_told_when_to_retry() {
+    let (backend, catalog) = (Backend::default(), FakeCatalog::new());
+    let router = builder(&backend, &catalog).build().unwrap();
     sleep(SECOND).await;
-    ledger.set(Gate::Stuck);
-    let herd = (0..1100).map(|number| {
+    catalog.set(Gate::Stuck);
+    let calls = (0..1100).map(|number| {
         let router = router.clone();
         async move { router.get(&format!("t{number}")).await.unwrap_err() }
     });
-    let told = join_all(herd).await;
-    let overloaded = told
+    let errors = join_all(calls).await;
+    let overloaded = errors
         .iter()
         .filter(|err| err.kind() == ErrorKind::Overloaded);
     let overloaded: Vec<_> = overloaded.collect();
@@ -226,11 +226,11 @@ async fn more_look_ups_than_may_wait_are_told_to_come_back() {
 
 #[tokio::test(start_paused = true)]
 async fn a_record_that_cannot_be_read_is_no_outage() {
-    let (backend, ledger) = (Backend::default(), Ledger::new());
-    let router = builder(&backend, &ledger).build().unwrap();
-    ledger.break_record("acme");
+    let (backend, catalog) = (Backend::default(), FakeCatalog::new());
+    let router = builder(&backend, &catalog).build().unwrap();
+    catalog.break_record("acme");
     let err = router.get("acme").await.unwrap_err();
     assert_eq!(err.kind(), ErrorKind::BadRecord);
-    assert_eq!(place(&router, "globex").await.unwrap(), "globex");
+    assert_eq!(served_database(&router, "globex").await.unwrap(), "globex");
     assert_eq!(router.status().catalog_outages, 0);
 }

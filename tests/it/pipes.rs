@@ -12,38 +12,38 @@ use tenantry::{
 };
 use tokio::time::Instant;
 
-use super::support::{Backend, Counts, Failure, Gate, Step, run_on};
+use super::support::{Backend, Counts, Failure, Gate, Step, query_text};
 
 const SECOND: Duration = Duration::from_secs(1);
-const WHO: &str = "SELECT current_database()";
+const CURRENT_DATABASE: &str = "SELECT current_database()";
 const FAULT: Failure = Failure::Error {
     code: "XX000",
     text: "Couldn't connect to compute node",
 };
 
-fn stage() -> (Backend, TenantRouter) {
+fn backend_and_router() -> (Backend, TenantRouter) {
     let backend = Backend::default();
     let router = backend.router().build().expect("router");
     (backend, router)
 }
 
-/// Whose database `client` is connected to, by the server's own word.
-async fn whose(client: &TenantClient) -> Result<String, Error> {
-    let rows = client.query_typed(WHO, &[]).await?;
+/// Returns the tenant whose database `client` is connected to, by the server's own word.
+async fn current_database(client: &TenantClient) -> Result<String, Error> {
+    let rows = client.query_typed(CURRENT_DATABASE, &[]).await?;
     Ok(rows[0].get(0))
 }
 
-fn code(err: &Error) -> Option<&str> {
+fn sqlstate(err: &Error) -> Option<&str> {
     err.code().map(SqlState::code)
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_way_to_ask_is_answered_by_the_tenants_own_server() {
-    let (backend, router) = stage();
+async fn every_kind_of_query_is_answered_by_the_tenants_own_server() {
+    let (backend, router) = backend_and_router();
     for tenant in ["acme", "globex"] {
         let mut client = router.get(tenant).await.unwrap();
-        assert_eq!(whose(&client).await.unwrap(), tenant);
-        assert_eq!(run_on(&client, WHO).await, tenant);
+        assert_eq!(current_database(&client).await.unwrap(), tenant);
+        assert_eq!(query_text(&client, CURRENT_DATABASE).await, tenant);
         let row = client.query_one("SELECT $1::text", &[&"x"]).await.unwrap();
         assert_eq!(row.get::<_, &str>(0), tenant);
         let tx = client.transaction().await.unwrap();
@@ -54,7 +54,10 @@ async fn every_way_to_ask_is_answered_by_the_tenants_own_server() {
     }
     let counts = backend.counts();
     assert_eq!((counts.logins_started, counts.logins_done), (2, 2));
-    assert_eq!((counts.asked(WHO), counts.commits), (4, 2));
+    assert_eq!(
+        (counts.query_count(CURRENT_DATABASE), counts.commits),
+        (4, 2)
+    );
     assert_eq!(router.status().gets_warm, 2);
 }
 
@@ -70,7 +73,7 @@ async fn a_stuck_login_costs_a_caller_its_time_and_the_wake_nothing() {
     assert_eq!(start.elapsed(), 9 * SECOND);
     backend.set(Step::Login, Gate::Open);
     let client = router.get("acme").await.unwrap();
-    assert_eq!(whose(&client).await.unwrap(), "acme");
+    assert_eq!(current_database(&client).await.unwrap(), "acme");
     assert_eq!(start.elapsed(), 9 * SECOND);
     let counts = backend.counts();
     assert_eq!((counts.logins_started, counts.logins_done), (1, 1));
@@ -89,7 +92,7 @@ async fn thousands_of_tenants_have_connections_side_by_side() {
             tokio::spawn(async move {
                 let tenant = format!("tenant-{n}");
                 let client = router.get(&tenant).await.unwrap();
-                assert_eq!(whose(&client).await.unwrap(), tenant);
+                assert_eq!(current_database(&client).await.unwrap(), tenant);
                 client
             })
         })
@@ -108,9 +111,9 @@ async fn thousands_of_tenants_have_connections_side_by_side() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_close_nothing_is_open_at_whatever_step_it_was() {
+async fn after_a_close_at_any_step_nothing_is_open() {
     for step in Step::ALL.into_iter().filter(|it| *it != Step::Create) {
-        let (backend, router) = stage();
+        let (backend, router) = backend_and_router();
         let caller = tokio::spawn({
             let router = router.clone();
             async move {
@@ -119,7 +122,7 @@ async fn after_close_nothing_is_open_at_whatever_step_it_was() {
                 let mut client = router.get("acme").await.unwrap();
                 for end in ["COMMIT", "ROLLBACK"] {
                     let tx = client.transaction().await.unwrap();
-                    tx.batch_execute(WHO).await.unwrap();
+                    tx.batch_execute(CURRENT_DATABASE).await.unwrap();
                     tx.batch_execute(end).await.unwrap();
                 }
                 std::future::pending::<()>().await;
@@ -136,8 +139,8 @@ async fn after_close_nothing_is_open_at_whatever_step_it_was() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_way_to_fail_is_told_as_the_script_says() {
-    let (backend, router) = stage();
+async fn each_scripted_failure_reaches_the_client() {
+    let (backend, router) = backend_and_router();
     backend.set(Step::Open, Gate::Fail(Failure::Cut));
     let caller = tokio::spawn({
         let router = router.clone();
@@ -153,53 +156,63 @@ async fn each_way_to_fail_is_told_as_the_script_says() {
     let client = caller.await.unwrap().unwrap();
 
     backend.set(Step::Query, Gate::Fail(FAULT));
-    let err = whose(&client).await.unwrap_err();
-    assert_eq!(code(&err), Some("XX000"));
+    let err = current_database(&client).await.unwrap_err();
+    assert_eq!(sqlstate(&err), Some("XX000"));
     backend.set(Step::Query, Gate::Open);
-    assert_eq!(whose(&client).await.unwrap(), "acme", "it goes on");
+    assert_eq!(
+        current_database(&client).await.unwrap(),
+        "acme",
+        "it goes on"
+    );
 
     let fatal = Failure::Fatal {
         code: "57P01",
         text: "terminating connection due to administrator command",
     };
     backend.set(Step::Query, Gate::Fail(fatal));
-    let err = whose(&client).await.unwrap_err();
-    assert_eq!(code(&err), Some("57P01"));
+    let err = current_database(&client).await.unwrap_err();
+    assert_eq!(sqlstate(&err), Some("57P01"));
     backend.until_empty().await;
     assert_eq!(backend.counts().terminates, 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_timeout_has_what_a_failing_login_said_as_its_source() {
-    let (backend, router) = stage();
+    let (backend, router) = backend_and_router();
     backend.set(Step::Login, Gate::Fail(FAULT));
     let err = router.get("acme").await.unwrap_err();
     assert_eq!(err.kind(), ErrorKind::Timeout(Stage::Wake));
     let cause = err.source().unwrap().source().unwrap();
-    assert_eq!(code(cause.downcast_ref().unwrap()), Some("XX000"));
+    assert_eq!(sqlstate(cause.downcast_ref().unwrap()), Some("XX000"));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failed_transaction_takes_nothing_but_its_end() {
-    let (backend, router) = stage();
+async fn a_failed_transaction_accepts_only_its_end() {
+    let (backend, router) = backend_and_router();
     let client = router.get("acme").await.unwrap();
     client
         .batch_execute("BEGIN; SET LOCAL a = 1")
         .await
         .unwrap();
     backend.set(Step::Query, Gate::Fail(FAULT));
-    assert_eq!(code(&whose(&client).await.unwrap_err()), Some("XX000"));
+    assert_eq!(
+        sqlstate(&current_database(&client).await.unwrap_err()),
+        Some("XX000")
+    );
     backend.set(Step::Query, Gate::Open);
-    assert_eq!(code(&whose(&client).await.unwrap_err()), Some("25P02"));
+    assert_eq!(
+        sqlstate(&current_database(&client).await.unwrap_err()),
+        Some("25P02")
+    );
     client.batch_execute("COMMIT").await.unwrap();
-    assert_eq!(whose(&client).await.unwrap(), "acme");
+    assert_eq!(current_database(&client).await.unwrap(), "acme");
     assert_eq!(backend.counts().commits, 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lost_answer_to_a_commit_is_a_commit_that_nobody_heard_of() {
+async fn a_commit_with_a_lost_answer_may_or_may_not_be_done() {
     for (failure, commits) in [(Failure::Cut, 0), (Failure::Lost, 1)] {
-        let (backend, router) = stage();
+        let (backend, router) = backend_and_router();
         let mut client = router.get("acme").await.unwrap();
         backend.set(Step::Commit, Gate::Fail(failure));
         let tx = client.transaction().await.unwrap();
@@ -211,11 +224,11 @@ async fn a_lost_answer_to_a_commit_is_a_commit_that_nobody_heard_of() {
 
 #[tokio::test(start_paused = true)]
 async fn a_query_dropped_half_way_is_cancelled_and_its_connection_closed() {
-    let (backend, router) = stage();
+    let (backend, router) = backend_and_router();
     let client = router.get("acme").await.unwrap();
     backend.set(Step::Query, Gate::Stuck);
     tokio::select! {
-        _ = whose(&client) => panic!("it is stuck"),
+        _ = current_database(&client) => panic!("it is stuck"),
         () = backend.until_waiting(Step::Query) => {}
     }
     drop(client);
@@ -224,33 +237,33 @@ async fn a_query_dropped_half_way_is_cancelled_and_its_connection_closed() {
     assert_eq!((counts.cancels, counts.terminates), (1, 1));
     backend.set(Step::Query, Gate::Open);
     let client = router.get("acme").await.unwrap();
-    assert_eq!(whose(&client).await.unwrap(), "acme");
+    assert_eq!(current_database(&client).await.unwrap(), "acme");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_request_to_cancel_ends_the_query_and_not_the_session() {
-    let (backend, router) = stage();
+    let (backend, router) = backend_and_router();
     let client = router.get("acme").await.unwrap();
     backend.set(Step::Query, Gate::Slow(60 * SECOND));
-    let (ended, ()) = tokio::join!(whose(&client), async {
+    let (ended, ()) = tokio::join!(current_database(&client), async {
         backend.until_waiting(Step::Query).await;
         client.cancel_token().cancel().await.unwrap();
     });
-    assert_eq!(code(&ended.unwrap_err()), Some("57014"));
+    assert_eq!(sqlstate(&ended.unwrap_err()), Some("57014"));
     let start = Instant::now();
-    assert_eq!(whose(&client).await.unwrap(), "acme");
+    assert_eq!(current_database(&client).await.unwrap(), "acme");
     assert_eq!(start.elapsed(), 60 * SECOND);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_does_not_answer_is_replaced_after_two_seconds() {
-    let (backend, router) = stage();
+    let (backend, router) = backend_and_router();
     drop(router.get("acme").await.unwrap());
     tokio::time::sleep(31 * SECOND).await;
     backend.set(Step::Verify, Gate::Stuck);
     let start = Instant::now();
     let client = router.get("acme").await.unwrap();
-    assert_eq!(whose(&client).await.unwrap(), "acme");
+    assert_eq!(current_database(&client).await.unwrap(), "acme");
     assert_eq!(start.elapsed(), 2 * SECOND);
     assert_eq!(backend.counts().logins_done, 2);
     let one_left = |counts: &Counts| counts.open == 1;
@@ -259,7 +272,7 @@ async fn a_connection_that_does_not_answer_is_replaced_after_two_seconds() {
 
 #[tokio::test(start_paused = true)]
 async fn callers_that_leave_early_do_not_keep_a_dead_connection_in_use() {
-    let (backend, router) = stage();
+    let (backend, router) = backend_and_router();
     drop(router.get("acme").await.unwrap());
     tokio::time::sleep(31 * SECOND).await;
     backend.set(Step::Verify, Gate::Stuck);
@@ -296,7 +309,7 @@ async fn a_login_that_hangs_where_the_tenant_lived_does_not_keep_it_from_where_i
         *host.lock().unwrap() = "new";
         router.evict("acme");
         let client = router.get("acme").await.unwrap();
-        assert_eq!(whose(&client).await.unwrap(), "acme");
+        assert_eq!(current_database(&client).await.unwrap(), "acme");
     });
     drop(client.unwrap());
     assert_eq!((old.counts().logins_done, new.counts().logins_done), (0, 2));

@@ -3,18 +3,18 @@
 use futures_util::future::join_all;
 use tenantry::{Error, TenantClient, TenantRouter};
 
-use crate::support::{Stage, run_on};
+use crate::support::{TestEnv, query_text};
 
-const ALL: &str = "SELECT * FROM notes";
+const SELECT_ALL: &str = "SELECT * FROM notes";
 
 /// Runs `sql` past the pooler.
-async fn change(router: &TenantRouter, sql: &str) {
+async fn execute_direct(router: &TenantRouter, sql: &str) {
     let direct = router.direct("acme").await.unwrap();
     direct.batch_execute(sql).await.unwrap();
 }
 
 /// Has so many server connections of the pooler prepare `sql`: those of transactions that run side by side.
-async fn prepare(router: &TenantRouter, count: usize, sql: &str) {
+async fn prepare_on_connections(router: &TenantRouter, count: usize, sql: &str) {
     let clients: Vec<_> = join_all((0..count).map(|_| router.get("acme"))).await;
     let clients: Vec<TenantClient> = clients.into_iter().map(Result::unwrap).collect();
     for client in &clients {
@@ -30,7 +30,7 @@ async fn prepare(router: &TenantRouter, count: usize, sql: &str) {
 }
 
 /// Returns the number of columns of `sql`, by a connection that is taken for it.
-async fn columns(router: &TenantRouter, sql: &str) -> Result<usize, Error> {
+async fn column_count(router: &TenantRouter, sql: &str) -> Result<usize, Error> {
     let client = router.get("acme").await?;
     let statement = client.prepare_cached(sql).await?;
     let rows = client.query(&statement, &[]).await?;
@@ -38,28 +38,28 @@ async fn columns(router: &TenantRouter, sql: &str) -> Result<usize, Error> {
     Ok(rows[0].len())
 }
 
-async fn notes() -> (Stage, TenantRouter) {
-    let stage = Stage::new().await;
-    let router = stage.router();
+async fn env_with_notes() -> (TestEnv, TenantRouter) {
+    let env = TestEnv::new().await;
+    let router = env.router();
     let table = "CREATE TABLE notes (note text); INSERT INTO notes VALUES ('one')";
-    change(&router, table).await;
-    (stage, router)
+    execute_direct(&router, table).await;
+    (env, router)
 }
 
 #[tokio::test]
 async fn a_new_column_fails_one_pooled_query_at_the_most() {
     for count in [1, 3] {
-        let (_stage, router) = notes().await;
-        prepare(&router, count, ALL).await;
+        let (_stage, router) = env_with_notes().await;
+        prepare_on_connections(&router, count, SELECT_ALL).await;
         for width in 2..5 {
-            change(
+            execute_direct(
                 &router,
                 &format!("ALTER TABLE notes ADD COLUMN c{width} int"),
             )
             .await;
             let mut failures = Vec::new();
             for _ in 0..8 {
-                match columns(&router, ALL).await {
+                match column_count(&router, SELECT_ALL).await {
                     Ok(columns) => assert_eq!(columns, width),
                     Err(err) => failures.push(err),
                 }
@@ -70,12 +70,12 @@ async fn a_new_column_fails_one_pooled_query_at_the_most() {
 }
 
 #[tokio::test]
-async fn nor_does_it_fail_another_one_while_the_first_ones_connection_is_cleaned_up() {
-    let (_stage, router) = notes().await;
-    prepare(&router, 3, ALL).await;
-    change(&router, "ALTER TABLE notes ADD COLUMN c2 int").await;
+async fn a_new_column_fails_no_second_query_while_the_first_connection_is_cleaned_up() {
+    let (_stage, router) = env_with_notes().await;
+    prepare_on_connections(&router, 3, SELECT_ALL).await;
+    execute_direct(&router, "ALTER TABLE notes ADD COLUMN c2 int").await;
     let client = router.get("acme").await.unwrap();
-    let statement = client.prepare_cached(ALL).await.unwrap();
+    let statement = client.prepare_cached(SELECT_ALL).await.unwrap();
     tokio::select! {
         biased;
         refused = client.query(&statement, &[]) => drop(refused.unwrap_err()),
@@ -83,48 +83,48 @@ async fn nor_does_it_fail_another_one_while_the_first_ones_connection_is_cleaned
     }
     drop(client); // while it sleeps
     for _ in 0..8 {
-        assert_eq!(columns(&router, ALL).await.unwrap(), 2);
+        assert_eq!(column_count(&router, SELECT_ALL).await.unwrap(), 2);
     }
 }
 
 #[tokio::test]
 async fn a_new_column_fails_no_read_and_no_transaction() {
-    let (_stage, router) = notes().await;
-    prepare(&router, 4, ALL).await;
+    let (_stage, router) = env_with_notes().await;
+    prepare_on_connections(&router, 4, SELECT_ALL).await;
     for width in 2..5 {
-        change(
+        execute_direct(
             &router,
             &format!("ALTER TABLE notes ADD COLUMN c{width} int"),
         )
         .await;
         let read = router.read("acme", |tx| async move {
-            Ok::<_, Error>(tx.query(ALL, &[]).await?[0].len())
+            Ok::<_, Error>(tx.query(SELECT_ALL, &[]).await?[0].len())
         });
         assert_eq!(read.await.unwrap(), width);
         let written = router.transaction("acme", |tx| async move {
             tx.batch_execute("INSERT INTO notes VALUES ('two')").await?;
-            let statement = tx.prepare_cached(ALL).await?;
+            let statement = tx.prepare_cached(SELECT_ALL).await?;
             Ok::<_, Error>(tx.query(&statement, &[]).await?[0].len())
         });
         assert_eq!(written.await.unwrap(), width);
     }
     let client = router.get("acme").await.unwrap();
-    let count = run_on(&client, "SELECT count(*) FROM notes").await;
+    let count = query_text(&client, "SELECT count(*) FROM notes").await;
     assert_eq!(count, "4", "each was written once");
 }
 
 #[tokio::test]
-async fn a_type_that_was_dropped_and_created_anew_fails_one_pooled_query_at_the_most() {
-    let (_stage, router) = notes().await;
+async fn a_type_that_was_recreated_fails_one_pooled_query_at_the_most() {
+    let (_stage, router) = env_with_notes().await;
     let mood = "CREATE TYPE mood AS ENUM ('fine'); CREATE TABLE moods (mood mood)";
-    change(&router, mood).await;
+    execute_direct(&router, mood).await;
     let insert = "INSERT INTO moods VALUES ($1::text::mood) RETURNING mood::text";
     let typed = "SELECT count(*) FROM moods WHERE mood = $1";
     let client = router.get("acme").await.unwrap();
     client.query(insert, &[&"fine"]).await.unwrap();
     client.prepare(typed).await.unwrap();
     drop(client);
-    change(
+    execute_direct(
         &router,
         &format!("DROP TABLE moods; DROP TYPE mood; {mood}"),
     )
@@ -141,15 +141,15 @@ async fn a_type_that_was_dropped_and_created_anew_fails_one_pooled_query_at_the_
 
 #[tokio::test]
 async fn a_failure_that_the_closure_handles_is_its_own() {
-    let (_stage, router) = notes().await;
-    prepare(&router, 1, ALL).await;
-    change(&router, "ALTER TABLE notes ADD COLUMN c int").await;
+    let (_stage, router) = env_with_notes().await;
+    prepare_on_connections(&router, 1, SELECT_ALL).await;
+    execute_direct(&router, "ALTER TABLE notes ADD COLUMN c int").await;
     let mut runs = 0;
     let done = router.transaction("acme", |tx| {
         runs += 1;
         async move {
             tx.batch_execute("SAVEPOINT s").await?;
-            let failed = tx.query(ALL, &[]).await.is_err();
+            let failed = tx.query(SELECT_ALL, &[]).await.is_err();
             tx.batch_execute("ROLLBACK TO s").await?;
             tx.batch_execute("INSERT INTO notes VALUES ('two')").await?;
             Ok::<_, Error>(failed)
@@ -158,40 +158,40 @@ async fn a_failure_that_the_closure_handles_is_its_own() {
     assert!(done.await.unwrap());
     assert_eq!(runs, 1);
     assert_eq!(
-        columns(&router, ALL).await.unwrap(),
+        column_count(&router, SELECT_ALL).await.unwrap(),
         2,
         "none is handed on that may fail"
     );
 }
 
 #[tokio::test]
-async fn cleared_statements_are_prepared_anew_also_for_other_routers() {
-    let (stage, router) = notes().await;
-    let other = stage.builder("test").build().unwrap();
+async fn cleared_statements_are_prepared_again_also_for_other_routers() {
+    let (env, router) = env_with_notes().await;
+    let other = env.builder("test").build().unwrap();
     let id = "SELECT id FROM notes WHERE id = $1";
-    change(&router, "ALTER TABLE notes ADD COLUMN id int DEFAULT 1").await;
+    execute_direct(&router, "ALTER TABLE notes ADD COLUMN id int DEFAULT 1").await;
     for router in [&router, &other] {
-        prepare(router, 3, ALL).await;
+        prepare_on_connections(router, 3, SELECT_ALL).await;
         let client = router.get("acme").await.unwrap();
         client.query(id, &[&1_i32]).await.unwrap();
     }
-    change(&router, "ALTER TABLE notes ALTER COLUMN id TYPE bigint").await;
+    execute_direct(&router, "ALTER TABLE notes ALTER COLUMN id TYPE bigint").await;
     router.clear_cached_statements("acme").await.unwrap();
     for router in [&router, &other] {
         for _ in 0..4 {
             let client = router.get("acme").await.unwrap();
             let rows = client.query(id, &[&1_i64]).await.unwrap();
             assert_eq!(rows[0].get::<_, i64>(0), 1);
-            client.query(ALL, &[]).await.unwrap();
+            client.query(SELECT_ALL, &[]).await.unwrap();
         }
     }
     let handle = router.handle("acme").unwrap();
-    change(&router, "ALTER TABLE notes ALTER COLUMN id TYPE text").await;
+    execute_direct(&router, "ALTER TABLE notes ALTER COLUMN id TYPE text").await;
     handle.clear_cached_statements().await.unwrap();
     let held = join_all((0..4).map(|_| handle.get())).await;
     for client in held {
         let client = client.unwrap();
-        let statement = client.prepare_cached(ALL).await.unwrap();
+        let statement = client.prepare_cached(SELECT_ALL).await.unwrap();
         let rows = client.query(&statement, &[]).await.unwrap();
         assert_eq!(rows[0].get::<_, &str>("id"), "1");
     }
@@ -199,13 +199,13 @@ async fn cleared_statements_are_prepared_anew_also_for_other_routers() {
 
 #[tokio::test]
 async fn an_error_that_clearing_does_not_help_clears_a_few_times_and_no_more() {
-    let (stage, router) = notes().await;
+    let (env, router) = env_with_notes().await;
     let raise = "DO $$ BEGIN RAISE EXCEPTION 'cache lookup failed for type 1' USING ERRCODE = 'XX000'; END $$";
     for _ in 0..50 {
         let client = router.get("acme").await.unwrap();
         client.batch_execute(raise).await.unwrap_err();
     }
-    let logins = stage.witness("acme").auth_attempts.len();
+    let logins = env.witness("acme").auth_attempts.len();
     assert!(logins <= 100, "{logins} logins for 50 errors");
     drop(router.get("acme").await.unwrap());
     assert_eq!(router.status().connections, 1);

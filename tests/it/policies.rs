@@ -1,4 +1,4 @@
-//! Who gets a database, by which plan, and how many at once.
+//! The tenants that get a database, by which plan, and how many at once.
 
 use std::{
     sync::{
@@ -10,12 +10,12 @@ use std::{
 
 use tenantry::{Decision, ErrorKind, Plan, Provisioner};
 
-use crate::support::{Backend, Projects, Stage};
+use crate::support::{Backend, FakeControlPlane, TestEnv};
 
 #[tokio::test]
-async fn the_application_decides_who_gets_a_database_and_by_which_plan() {
-    let stage = Stage::new().await;
-    let router = stage.provisioning(|provisioner| {
+async fn the_application_decides_which_tenant_gets_a_database_and_by_which_plan() {
+    let env = TestEnv::new().await;
+    let router = env.provisioning(|provisioner| {
         provisioner.decide(|tenant| async move {
             match tenant.as_str().split_once('-') {
                 Some(("eu", _)) => Ok(Decision::Create(
@@ -33,8 +33,7 @@ async fn the_application_decides_who_gets_a_database_and_by_which_plan() {
         drop(router.get(tenant).await.unwrap());
     }
     let region = |tenant: &str| {
-        stage
-            .witness(tenant)
+        env.witness(tenant)
             .host
             .split_once('.')
             .unwrap()
@@ -52,7 +51,7 @@ async fn the_application_decides_who_gets_a_database_and_by_which_plan() {
         assert_eq!(err.kind(), kind, "{err:?}");
     }
     assert_eq!(
-        stage.emulator.witnesses().len(),
+        env.emulator.witnesses().len(),
         2,
         "nothing was created for the others"
     );
@@ -61,17 +60,17 @@ async fn the_application_decides_who_gets_a_database_and_by_which_plan() {
 #[tokio::test(start_paused = true)]
 async fn a_flood_of_new_ids_meets_a_limit_and_not_the_api() {
     let backend = Backend::default();
-    let router = Projects::router_with(&backend, |it| it.creations_per_minute(60));
+    let router = FakeControlPlane::router_with(&backend, |it| it.creations_per_minute(60));
     let router = router.get_timeout(Duration::from_secs(50)).build().unwrap();
     let calls = (0..1000).map(|n| {
         let router = router.clone();
         tokio::spawn(async move { router.get(&format!("tenant-{n}")).await.map(drop) })
     });
-    let (mut served, mut told) = (0, Vec::new());
+    let (mut served, mut errors) = (0, Vec::new());
     for call in futures_util::future::join_all(calls).await {
         match call.unwrap() {
             Ok(()) => served += 1,
-            Err(err) => told.push(err),
+            Err(err) => errors.push(err),
         }
     }
     let created = backend.counts().created;
@@ -80,24 +79,26 @@ async fn a_flood_of_new_ids_meets_a_limit_and_not_the_api() {
         "60 a minute, and 6 at once: {created}"
     );
     assert!(served > 0 && served <= created, "{served}");
-    for err in &told {
+    for err in &errors {
         assert!(
             matches!(err.kind(), ErrorKind::Overloaded | ErrorKind::Provisioning),
             "{err:?}"
         );
         assert!(err.retry_after().is_some(), "{err:?}");
     }
-    let turned_away = told.iter().filter(|it| it.kind() == ErrorKind::Overloaded);
-    assert!(turned_away.count() > 900);
+    let overloaded = errors
+        .iter()
+        .filter(|it| it.kind() == ErrorKind::Overloaded);
+    assert!(overloaded.count() > 900);
     // Known tenants are none of it.
     drop(router.get("tenant-0").await.unwrap());
 }
 
 #[tokio::test]
-async fn a_known_tenant_is_not_asked_about_again() {
-    let (stage, asked) = (Stage::new().await, Arc::new(AtomicU32::new(0)));
+async fn the_policy_is_not_asked_again_about_a_known_tenant() {
+    let (env, asked) = (TestEnv::new().await, Arc::new(AtomicU32::new(0)));
     let counter = Arc::clone(&asked);
-    let router = stage.provisioning(|provisioner| {
+    let router = env.provisioning(|provisioner| {
         provisioner.decide(move |_| {
             counter.fetch_add(1, Relaxed);
             async { Ok(Decision::Create(Plan::new())) }
@@ -113,8 +114,8 @@ async fn a_known_tenant_is_not_asked_about_again() {
 
 #[tokio::test]
 async fn without_passwords_in_the_catalog_they_are_read_from_the_api() {
-    let stage = Stage::new().await;
-    let router = stage.provisioning(Provisioner::passwords_from_control_plane);
+    let env = TestEnv::new().await;
+    let router = env.provisioning(Provisioner::passwords_from_control_plane);
     let router = router.build().unwrap();
     drop(router.get("acme").await.unwrap());
     let record = router.fleet().unwrap().record("acme").await.unwrap();
@@ -122,5 +123,5 @@ async fn without_passwords_in_the_catalog_they_are_read_from_the_api() {
     assert_eq!(endpoint.password.expose(), "");
     router.evict("acme");
     drop(router.get("acme").await.unwrap());
-    assert_eq!(stage.emulator.witnesses().len(), 1);
+    assert_eq!(env.emulator.witnesses().len(), 1);
 }

@@ -1,34 +1,34 @@
-//! What differs through the pooler, held against what Neon's PgBouncer was observed to do.
+//! The differences that the pooler makes, held against what Neon's PgBouncer was observed to do.
 
 use std::time::Duration;
 
 use tokio::time::timeout;
 
-use crate::support::{Project, RawClient, Seen, Stage};
+use crate::support::{Message, Project, RawClient, TestEnv};
 
 /// Messages of the extended protocol: what prepares and executes a named statement.
-fn prepare(name: &str, sql: &str) -> Vec<u8> {
+fn parse_message(name: &str, sql: &str) -> Vec<u8> {
     [name.as_bytes(), b"\0", sql.as_bytes(), b"\0\0\0"].concat()
 }
 
-async fn execute(client: &mut RawClient, name: &str) -> Vec<Seen> {
+async fn execute(client: &mut RawClient, name: &str) -> Vec<Message> {
     let bind = [b"\0", name.as_bytes(), b"\0\0\0\0\0\0\0"].concat();
     let all: [(u8, &[u8]); 3] = [(b'B', &bind), (b'E', b"\0\0\0\0\0"), (b'S', b"")];
     client.send_all(&all).await;
     client.until_ready().await
 }
 
-fn tags(seen: &[Seen]) -> String {
+fn tags(seen: &[Message]) -> String {
     seen.iter().map(|message| message.tag).collect()
 }
 
 #[tokio::test]
 async fn deallocating_all_statements_breaks_those_that_the_pooler_remembers() {
-    let stage = Stage::new().await;
-    let project = Project::new(&stage).await;
+    let env = TestEnv::new().await;
+    let project = Project::new(&env).await;
     let [_, pooled] = project.hosts();
-    let mut client = project.session(&stage, pooled).await;
-    client.send(b'P', &prepare("s1", "SELECT 1")).await;
+    let mut client = project.session(&env, pooled).await;
+    client.send(b'P', &parse_message("s1", "SELECT 1")).await;
     let seen = execute(&mut client, "s1").await;
     assert_eq!(tags(&seen), "12DCZ");
     client.query("DEALLOCATE ALL").await;
@@ -45,15 +45,15 @@ async fn deallocating_all_statements_breaks_those_that_the_pooler_remembers() {
 
 #[tokio::test]
 async fn discarding_and_listening_are_taken_and_no_notification_comes() {
-    let stage = Stage::new().await;
-    let project = Project::new(&stage).await;
+    let env = TestEnv::new().await;
+    let project = Project::new(&env).await;
     let [direct, pooled] = project.hosts();
-    let mut listener = project.session(&stage, pooled).await;
+    let mut listener = project.session(&env, pooled).await;
     assert_eq!(tags(&listener.query("DISCARD ALL").await), "CZ");
     assert_eq!(tags(&listener.query("LISTEN news").await), "CZ");
-    let mut direct = project.session(&stage, direct).await;
+    let mut direct = project.session(&env, direct).await;
     direct.query("LISTEN news").await;
-    let mut speaker = project.session(&stage, &project.at.host).await;
+    let mut speaker = project.session(&env, &project.at.host).await;
     speaker.query("NOTIFY news").await;
     let heard = direct.next().await.expect("a notification");
     assert_eq!(heard.tag, 'A', "it was sent by now");
@@ -68,18 +68,18 @@ async fn discarding_and_listening_are_taken_and_no_notification_comes() {
 
 #[tokio::test]
 async fn parameters_that_an_option_lets_through_are_refused_by_the_pooler() {
-    let stage = Stage::new().await;
-    let project = Project::new(&stage).await;
+    let env = TestEnv::new().await;
+    let project = Project::new(&env).await;
     let [direct, pooled] = project.hosts();
     let more = [
         ("options", "neon_proxy_params_compat:true"),
         ("statement_timeout", "1234"),
     ];
     let password = project.at.password.expose();
-    let mut client = RawClient::connect(&stage, direct).await;
+    let mut client = RawClient::connect(&env, direct).await;
     let seen = client.log_in(password, &more).await;
     assert!(tags(&seen).ends_with('Z'), "{seen:?}");
-    let mut client = RawClient::connect(&stage, pooled).await;
+    let mut client = RawClient::connect(&env, pooled).await;
     let seen = client.log_in(password, &more).await;
     let text = seen.last().unwrap().field('M').unwrap();
     let unsupported = "unsupported startup parameter: statement_timeout. Please use unpooled";
@@ -88,11 +88,11 @@ async fn parameters_that_an_option_lets_through_are_refused_by_the_pooler() {
 
 #[tokio::test]
 async fn both_hosts_report_the_same_parameters() {
-    let stage = Stage::new().await;
-    let project = Project::new(&stage).await;
+    let env = TestEnv::new().await;
+    let project = Project::new(&env).await;
     let mut reported = Vec::new();
     for host in project.hosts() {
-        let (_, seen) = project.log_in(&stage, host).await;
+        let (_, seen) = project.log_in(&env, host).await;
         let statuses = seen.iter().filter(|message| message.tag == 'S');
         let names = statuses.map(|it| it.body.split(|byte| *byte == 0).next().unwrap().to_vec());
         let mut names: Vec<_> = names.collect();

@@ -12,19 +12,21 @@ const VAGUE: [&str; 7] = [
     "meanwhile",
     "all the same",
 ];
-/// Most uses of all of them together, in all of `src` and the README.
+/// Most uses of all of them together, in all of these folders and the README.
 const MOST_VAGUE: usize = 2;
+/// Folders whose texts are checked.
+const FOLDERS: [&str; 3] = ["src", "benches", "examples"];
 /// Longest line, in characters.
 const LONGEST: usize = 120;
 
-/// Returns every source file and page of `src` with its path, and the README.
+/// Returns every file of these folders with its path, and the README.
 fn texts() -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut texts = vec![(
         "README.md".to_owned(),
         fs::read_to_string(root.join("README.md")).unwrap(),
     )];
-    let mut folders = vec![root.join("src")];
+    let mut folders: Vec<_> = FOLDERS.iter().map(|folder| root.join(folder)).collect();
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
@@ -41,7 +43,7 @@ fn texts() -> Vec<(String, String)> {
 }
 
 /// Returns the places, with the line, of every line that `is_wrong`.
-fn lines_that(is_wrong: impl Fn(&str, &str) -> bool) -> Vec<String> {
+fn lines_where(is_wrong: impl Fn(&str, &str) -> bool) -> Vec<String> {
     let texts = texts();
     let places = texts.iter().flat_map(|(name, text)| {
         let lines = text.lines().enumerate();
@@ -51,8 +53,8 @@ fn lines_that(is_wrong: impl Fn(&str, &str) -> bool) -> Vec<String> {
     places.collect()
 }
 
-/// Whether `text` has `phrase` as words of their own.
-fn has(text: &str, phrase: &str) -> bool {
+/// Returns whether `text` has `phrase` as words of their own.
+fn has_phrase(text: &str, phrase: &str) -> bool {
     let text = text.to_lowercase();
     text.match_indices(phrase).any(|(at, _)| {
         let is_letter = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
@@ -63,7 +65,7 @@ fn has(text: &str, phrase: &str) -> bool {
 
 #[test]
 fn actors_are_named() {
-    let vague = lines_that(|_, line| VAGUE.iter().any(|phrase| has(line, phrase)));
+    let vague = lines_where(|_, line| VAGUE.iter().any(|phrase| has_phrase(line, phrase)));
     assert!(vague.len() <= MOST_VAGUE, "{vague:#?}");
 }
 
@@ -82,7 +84,7 @@ fn no_line_of_documentation_begins_with_a_question_word() {
     };
     assert!(begins("    /// What holds"), "the test sees such a line");
     assert!(!begins("/// Whatever"));
-    assert_eq!(lines_that(|_, line| begins(line)), Vec::<String>::new());
+    assert_eq!(lines_where(|_, line| begins(line)), Vec::<String>::new());
 }
 
 #[test]
@@ -99,5 +101,5 @@ fn lines_fit_on_a_screen() {
         is_prose && !is_whole && line.chars().count() > LONGEST
     };
     assert!(is_too_long("src/a.rs", &format!("/// {}", "a ".repeat(60))));
-    assert_eq!(lines_that(is_too_long), Vec::<String>::new());
+    assert_eq!(lines_where(is_too_long), Vec::<String>::new());
 }

@@ -8,12 +8,12 @@ use tenantry::{
     neon::CreateProject,
 };
 
-use crate::support::{Reply, ScriptedApi, Stage, eventually, run_on};
+use crate::support::{Reply, ScriptedApi, TestEnv, eventually, query_text};
 
 #[tokio::test]
 async fn a_hundred_callers_on_a_new_tenant_make_one_project() {
-    let stage = Stage::new().await;
-    let router = stage.router();
+    let env = TestEnv::new().await;
+    let router = env.router();
     let calls = (0..100).map(|_| {
         let router = router.clone();
         tokio::spawn(async move { router.get("acme").await.map(drop) })
@@ -21,31 +21,31 @@ async fn a_hundred_callers_on_a_new_tenant_make_one_project() {
     for call in futures_util::future::join_all(calls).await {
         call.unwrap().unwrap();
     }
-    assert_eq!(stage.emulator.witnesses().len(), 1);
+    assert_eq!(env.emulator.witnesses().len(), 1);
     assert_eq!(router.status().provisioned, 1);
     assert_eq!(router.status().lookups, 1);
 }
 
 #[tokio::test]
 async fn callers_that_give_up_do_not_stop_the_creation() {
-    let stage = Stage::with(|emulator| emulator.operation_time(Duration::from_millis(200))).await;
-    let router = stage.router();
+    let env = TestEnv::with(|emulator| emulator.operation_time(Duration::from_millis(200))).await;
+    let router = env.router();
     for _ in 0..5 {
         let impatient = tokio::time::timeout(Duration::from_millis(10), router.get("acme"));
         assert!(impatient.await.is_err());
     }
     eventually("it is created", || router.status().provisioned == 1).await;
     drop(router.get("acme").await.unwrap());
-    assert_eq!(stage.emulator.witnesses().len(), 1);
+    assert_eq!(env.emulator.witnesses().len(), 1);
 }
 
 #[tokio::test]
 async fn after_a_restart_with_memory_the_old_projects_are_adopted() {
-    let stage = Stage::new().await;
+    let env = TestEnv::new().await;
     let tenants = ["acme", "globex"];
-    let before = stage.router();
+    let before = env.router();
     for tenant in tenants {
-        run_on(
+        query_text(
             &before.get(tenant).await.unwrap(),
             &format!("CREATE TABLE t AS SELECT '{tenant}' AS owner"),
         )
@@ -54,35 +54,34 @@ async fn after_a_restart_with_memory_the_old_projects_are_adopted() {
     before.close().await;
     drop(before);
 
-    let after = stage.router();
+    let after = env.router();
     for tenant in tenants {
         assert_eq!(
-            run_on(&after.get(tenant).await.unwrap(), "SELECT owner FROM t").await,
+            query_text(&after.get(tenant).await.unwrap(), "SELECT owner FROM t").await,
             tenant
         );
     }
     assert_eq!((after.status().adopted, after.status().provisioned), (2, 0));
-    assert_eq!(stage.emulator.witnesses().len(), 2);
+    assert_eq!(env.emulator.witnesses().len(), 2);
 }
 
 #[tokio::test]
 async fn a_project_of_that_name_without_our_mark_is_a_conflict() {
-    let stage = Stage::new().await;
-    let router = stage.router();
+    let env = TestEnv::new().await;
+    let router = env.router();
     drop(router.get("acme").await.unwrap());
-    let ours = stage.witness("acme");
+    let ours = env.witness("acme");
     router.close().await;
-    stage.neon().delete_project(&ours.project_id).await.unwrap();
-    stage
-        .neon()
+    env.neon().delete_project(&ours.project_id).await.unwrap();
+    env.neon()
         .create_project(&CreateProject::new(&ours.project_name))
         .await
         .unwrap();
 
-    let err = stage.router().get("acme").await.unwrap_err();
+    let err = env.router().get("acme").await.unwrap_err();
     assert_eq!(err.kind(), ErrorKind::Conflict);
     assert_eq!(
-        stage.emulator.witnesses().len(),
+        env.emulator.witnesses().len(),
         1,
         "nothing was created beside it"
     );
@@ -90,22 +89,22 @@ async fn a_project_of_that_name_without_our_mark_is_a_conflict() {
 
 #[tokio::test]
 async fn the_plan_is_applied_at_creation() {
-    let stage = Stage::new().await;
+    let env = TestEnv::new().await;
     let plan = Plan::new()
         .region("aws-eu-central-1")
         .compute_units(0.5, 2.0)
         .suspend_after(Duration::from_secs(120));
-    let provisioner = Provisioner::new(Memory::new(), stage.neon(), "test")
+    let provisioner = Provisioner::new(Memory::new(), env.neon(), "test")
         .on_first_access()
         .plan(plan);
-    let router = stage
-        .at(TenantRouter::provisioning(provisioner))
+    let router = env
+        .configure(TenantRouter::provisioning(provisioner))
         .build()
         .unwrap();
     drop(router.get("acme").await.unwrap());
-    let it = stage.witness("acme");
+    let it = env.witness("acme");
     assert!(it.host.contains(".eu-central-1."), "{}", it.host);
-    let endpoint = stage
+    let endpoint = env
         .neon()
         .get_project_endpoint(&it.project_id, &it.endpoint_id)
         .await
@@ -115,19 +114,19 @@ async fn the_plan_is_applied_at_creation() {
 
 #[tokio::test]
 async fn a_plan_that_neon_refuses_is_an_error_that_says_why() {
-    let stage = Stage::new().await;
-    let provisioner = Provisioner::new(Memory::new(), stage.neon(), "test")
+    let env = TestEnv::new().await;
+    let provisioner = Provisioner::new(Memory::new(), env.neon(), "test")
         .on_first_access()
         .plan(Plan::new().region("mars-north-1"));
-    let router = stage
-        .at(TenantRouter::provisioning(provisioner))
+    let router = env
+        .configure(TenantRouter::provisioning(provisioner))
         .build()
         .unwrap();
     let err = router.get("acme").await.unwrap_err();
     assert_eq!(err.kind(), ErrorKind::Refused);
     assert!(err.to_string().contains("there is no region"), "{err}");
     assert!(err.to_string().contains("aws-us-east-2"), "{err}");
-    assert!(stage.emulator.witnesses().is_empty(), "nothing was ordered");
+    assert!(env.emulator.witnesses().is_empty(), "nothing was ordered");
 }
 
 #[tokio::test]
@@ -150,13 +149,13 @@ async fn a_creation_whose_answer_is_lost_is_looked_up_and_not_repeated() {
             .build()
             .unwrap();
     let warm = router.warm("acme");
-    eventually("the script is used up", || api.seen().len() == 6).await;
+    eventually("the script is used up", || api.requests().len() == 6).await;
     let posts = api
-        .seen()
+        .requests()
         .iter()
         .filter(|request| request.starts_with("POST"))
         .count();
-    assert_eq!(posts, 1, "{:?}", api.seen());
+    assert_eq!(posts, 1, "{:?}", api.requests());
     api.assert_done();
     drop((warm, router));
 }
@@ -181,16 +180,15 @@ async fn a_bad_namespace_is_refused_when_the_router_is_built() {
 
 #[tokio::test]
 async fn a_lost_answer_ends_with_one_project_though_the_search_misses_it_for_a_while() {
-    let stage = Stage::new().await;
-    stage.emulator.set_search_lag(Duration::from_secs(2));
-    stage
-        .emulator
+    let env = TestEnv::new().await;
+    env.emulator.set_search_lag(Duration::from_secs(2));
+    env.emulator
         .fail_api("POST /projects", ApiFault::AnswerLost, 1);
-    let router = stage.router();
-    let answer = run_on(&router.get("acme").await.unwrap(), "SELECT 'served'").await;
+    let router = env.router();
+    let answer = query_text(&router.get("acme").await.unwrap(), "SELECT 'served'").await;
     assert_eq!(answer, "served");
     assert_eq!(
-        stage.emulator.witnesses().len(),
+        env.emulator.witnesses().len(),
         1,
         "looked up, not created again"
     );
@@ -198,12 +196,11 @@ async fn a_lost_answer_ends_with_one_project_though_the_search_misses_it_for_a_w
 
 #[tokio::test]
 async fn while_a_creation_is_in_doubt_later_calls_look_for_it_too() {
-    let stage = Stage::new().await;
-    stage.emulator.set_search_lag(Duration::from_secs(3));
-    stage
-        .emulator
+    let env = TestEnv::new().await;
+    env.emulator.set_search_lag(Duration::from_secs(3));
+    env.emulator
         .fail_api("POST /projects", ApiFault::AnswerLost, 1);
-    let router = stage
+    let router = env
         .builder("test")
         .provision_timeout(Duration::from_secs(1))
         .build()
@@ -220,7 +217,7 @@ async fn while_a_creation_is_in_doubt_later_calls_look_for_it_too() {
     };
     drop(served);
     assert_eq!(
-        stage.emulator.witnesses().len(),
+        env.emulator.witnesses().len(),
         1,
         "three flights, one project"
     );
@@ -228,27 +225,22 @@ async fn while_a_creation_is_in_doubt_later_calls_look_for_it_too() {
 
 #[tokio::test]
 async fn refusals_that_pass_end_with_one_project() {
-    let stage = Stage::new().await;
-    stage
-        .emulator
-        .fail_api("POST /projects", ApiFault::Locked, 1);
-    stage.emulator.fail_api(
+    let env = TestEnv::new().await;
+    env.emulator.fail_api("POST /projects", ApiFault::Locked, 1);
+    env.emulator.fail_api(
         "POST /projects",
         ApiFault::RateLimited {
             retry_after: Some(1),
         },
         1,
     );
-    stage
-        .emulator
+    env.emulator
         .fail_api("POST /projects", ApiFault::Status(503), 1);
-    stage
-        .emulator
+    env.emulator
         .fail_api("GET /projects", ApiFault::Html(524), 2);
-    stage
-        .emulator
+    env.emulator
         .fail_api("GET /projects", ApiFault::Slow { milliseconds: 300 }, 1);
-    let router = stage.router();
+    let router = env.router();
     drop(router.get("acme").await.unwrap());
-    assert_eq!(stage.emulator.witnesses().len(), 1);
+    assert_eq!(env.emulator.witnesses().len(), 1);
 }

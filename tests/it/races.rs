@@ -12,11 +12,11 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::support::{Backend, Counts, Gate, Step, Table, run_on};
+use super::support::{Backend, Counts, Gate, Step, TenantTable, query_text};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MILLISECOND: Duration = Duration::from_millis(1);
-const WHO: &str = "SELECT current_database()";
+const CURRENT_DATABASE: &str = "SELECT current_database()";
 
 #[tokio::test(start_paused = true)]
 async fn a_cancel_request_under_way_does_not_stop_the_next_users_query() {
@@ -30,18 +30,18 @@ async fn a_cancel_request_under_way_does_not_stop_the_next_users_query() {
     drop(client);
     let other = router.get("acme").await.unwrap();
     backend.set(Step::Query, Gate::Slow(SECOND));
-    assert_eq!(run_on(&other, WHO).await, "acme");
+    assert_eq!(query_text(&other, CURRENT_DATABASE).await, "acme");
     cancelled.await.unwrap().unwrap();
     assert_eq!(backend.counts().cancels, 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cancel_request_that_comes_too_late_costs_nobody_a_connection() {
+async fn a_cancel_request_that_comes_too_late_costs_no_connection() {
     let backend = Backend::default();
     let router = backend.router().build().unwrap();
     for _ in 0..3 {
         let client = router.get("acme").await.unwrap();
-        assert_eq!(run_on(&client, WHO).await, "acme");
+        assert_eq!(query_text(&client, CURRENT_DATABASE).await, "acme");
         let token = client.cancel_token();
         drop(client);
         token.cancel().await.unwrap();
@@ -54,7 +54,7 @@ async fn a_cancel_request_that_comes_too_late_costs_nobody_a_connection() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cancel_request_of_the_user_before_costs_nobody_the_place_in_the_queue() {
+async fn a_cancel_request_of_the_previous_user_keeps_the_order_of_the_queue() {
     let backend = Backend::default();
     let router = backend.router().pool_size(1).build().unwrap();
     let client = router.get("acme").await.unwrap();
@@ -78,42 +78,42 @@ async fn a_cancel_request_of_the_user_before_costs_nobody_the_place_in_the_queue
 
 #[tokio::test(start_paused = true)]
 async fn a_hint_shares_its_look_up_and_takes_note_of_an_eviction_during_it() {
-    let (backend, table) = (Backend::default(), Table::at("old"));
+    let (backend, table) = (Backend::default(), TenantTable::with_host("old"));
     let router = table.router(&backend).build().unwrap();
-    table.takes(SECOND);
+    table.set_delay(SECOND);
     assert!(router.hint("acme"));
     sleep(SECOND / 2).await;
     table.set("new");
     router.evict("acme");
     let client = router.get("acme").await.unwrap();
-    assert_eq!(run_on(&client, WHO).await, "new");
+    assert_eq!(query_text(&client, CURRENT_DATABASE).await, "new");
     drop(client);
     sleep(2 * SECOND).await;
     let client = router.get("acme").await.unwrap();
-    assert_eq!(run_on(&client, WHO).await, "new");
-    assert_eq!(table.asked(), 2);
+    assert_eq!(query_text(&client, CURRENT_DATABASE).await, "new");
+    assert_eq!(table.lookups(), 2);
     assert_eq!(backend.counts().opened.get("old"), None);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hint_whose_tenant_is_evicted_before_anybody_asks_does_not_keep_the_old_place() {
-    let (backend, table) = (Backend::default(), Table::at("old"));
+async fn a_hint_does_not_keep_the_old_place_of_a_tenant_that_is_evicted_before_the_next_call() {
+    let (backend, table) = (Backend::default(), TenantTable::with_host("old"));
     let router = table.router(&backend).build().unwrap();
-    table.takes(SECOND);
+    table.set_delay(SECOND);
     assert!(router.hint("acme"));
     sleep(SECOND / 2).await;
     table.set("new");
     router.evict("acme");
     sleep(3 * SECOND).await;
     let client = router.get("acme").await.unwrap();
-    assert_eq!(run_on(&client, WHO).await, "new");
+    assert_eq!(query_text(&client, CURRENT_DATABASE).await, "new");
 }
 
 /// The server's ends of the connections that are open.
-type Ends = Arc<Mutex<Vec<DuplexStream>>>;
+type ServerEnds = Arc<Mutex<Vec<DuplexStream>>>;
 
-/// A router whose connections are logged in by somebody who then says nothing, and who lays his ends down in `ends`.
-fn silent(ends: &Ends) -> RouterBuilder {
+/// A router whose connections are logged in by a server that then sends nothing, and that keeps its ends in `ends`.
+fn silent_router(ends: &ServerEnds) -> RouterBuilder {
     const WELCOME: &[u8] = b"R\0\0\0\x08\0\0\0\0K\0\0\0\x0c\0\0\0\x01\0\0\0\x01Z\0\0\0\x05I";
     let ends = Arc::clone(ends);
     let router = TenantRouter::builder(|tenant: TenantId| async move {
@@ -138,9 +138,9 @@ fn silent(ends: &Ends) -> RouterBuilder {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_end_that_meets_a_caller_costs_it_no_time() {
-    let ends = Ends::default();
-    let router = silent(&ends).build().unwrap();
+async fn a_connection_that_ends_as_it_is_taken_costs_its_caller_no_time() {
+    let ends = ServerEnds::default();
+    let router = silent_router(&ends).build().unwrap();
     drop(router.get("acme").await.unwrap());
     sleep(SECOND).await;
     ends.lock().unwrap().clear(); // the connection's task has not heard of it yet
@@ -153,7 +153,7 @@ async fn an_end_that_meets_a_caller_costs_it_no_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_eviction_closes_what_was_in_use_though_the_tenant_came_back_meanwhile() {
+async fn an_eviction_closes_connections_in_use_though_the_tenant_is_used_again() {
     let backend = Backend::default();
     let router = backend.router().build().unwrap();
     let held = router.get("acme").await.unwrap();
@@ -165,7 +165,7 @@ async fn an_eviction_closes_what_was_in_use_though_the_tenant_came_back_meanwhil
     sleep(SECOND).await;
     assert_eq!(backend.counts().open, 1);
     let client = router.get("acme").await.unwrap();
-    assert_eq!(run_on(&client, WHO).await, "acme");
+    assert_eq!(query_text(&client, CURRENT_DATABASE).await, "acme");
     assert_eq!(backend.counts().logins_done, 2);
 }
 
@@ -177,7 +177,7 @@ async fn a_direct_connection_dropped_with_a_query_just_sent_has_it_cancelled() {
     sleep(SECOND).await;
     backend.set(Step::Query, Gate::Slow(60 * SECOND));
     {
-        let mut query = std::pin::pin!(client.simple_query(WHO));
+        let mut query = std::pin::pin!(client.simple_query(CURRENT_DATABASE));
         assert!(poll!(query.as_mut()).is_pending());
     }
     drop(client); // the connection's task has not written it yet

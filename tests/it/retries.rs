@@ -1,4 +1,4 @@
-//! When a refused login is tried again, to the millisecond, and what callers hear meanwhile.
+//! The times at which a refused login is tried again, to the millisecond, and the errors that callers get until then.
 
 use std::{
     sync::atomic::{AtomicU32, Ordering::SeqCst},
@@ -8,36 +8,37 @@ use std::{
 use tenantry::{Error, ErrorKind, Stage, TransactionOptions};
 use tokio::time::{Instant, sleep};
 
-use super::support::{Backend, Failure, Gate, Step, run_on};
+use super::support::{Backend, Failure, Gate, Step, query_text};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MILLISECOND: Duration = Duration::from_millis(1);
-/// For how long Neon's proxy repeats an answer of its control plane, and a little more.
-const REPEATED: Duration = Duration::from_millis(30_500);
-const WHO: &str = "SELECT current_database()";
+/// The time for which Neon's proxy repeats an answer of its control plane, and a little more.
+const REPEAT_WINDOW: Duration = Duration::from_millis(30_500);
+const CURRENT_DATABASE: &str = "SELECT current_database()";
 
-const fn said(text: &'static str) -> Gate {
+const fn login_fails_with(text: &'static str) -> Gate {
     let code = "XX000";
     Gate::Fail(Failure::Error { code, text })
 }
 
-const CONTROL_PLANE: Gate = said("Control plane request failed");
-const PASSWORD: Gate = said("password authentication failed for user 'x'");
-const DISABLED: Gate = said("The endpoint has been disabled. Enable it using Neon API and retry.");
-const ACTIVE: Gate = said(
+const CONTROL_PLANE: Gate = login_fails_with("Control plane request failed");
+const PASSWORD: Gate = login_fails_with("password authentication failed for user 'x'");
+const DISABLED: Gate =
+    login_fails_with("The endpoint has been disabled. Enable it using Neon API and retry.");
+const ACTIVE: Gate = login_fails_with(
     "You have exceeded the limit of concurrently active endpoints. Please suspend some endpoints or contact Neon \
      support to increase the limit.",
 );
 
 /// The times at which logins began, from `start`.
-fn logins(backend: &Backend, start: Instant) -> Vec<Duration> {
+fn login_offsets(backend: &Backend, start: Instant) -> Vec<Duration> {
     let times = backend.counts().login_times;
     times.into_iter().map(|at| at - start).collect()
 }
 
-/// Whether the two are the same, as far as timers are that exact.
-fn is_about(time: Duration, right: Duration) -> bool {
-    time.abs_diff(right) <= 5 * MILLISECOND
+/// Returns whether `time` is `expected`, as far as timers are that exact.
+fn is_close(time: Duration, expected: Duration) -> bool {
+    time.abs_diff(expected) <= 5 * MILLISECOND
 }
 
 fn retry_after(err: &Error) -> Duration {
@@ -52,11 +53,11 @@ async fn a_failing_control_plane_is_asked_more_and_more_slowly_until_the_callers
     let start = Instant::now();
     let err = router.get("acme").await.unwrap_err();
     assert_eq!(err.kind(), ErrorKind::Timeout(Stage::Wake));
-    assert!(is_about(start.elapsed(), 45 * SECOND));
+    assert!(is_close(start.elapsed(), 45 * SECOND));
 
-    let logins = logins(&backend, start);
-    assert!(is_about(logins[0], Duration::ZERO), "{logins:?}");
-    assert!(is_about(logins[1], SECOND / 2), "{logins:?}");
+    let logins = login_offsets(&backend, start);
+    assert!(is_close(logins[0], Duration::ZERO), "{logins:?}");
+    assert!(is_close(logins[1], SECOND / 2), "{logins:?}");
     let waits: Vec<_> = logins
         .windows(2)
         .map(|it| it[1].saturating_sub(it[0]))
@@ -84,14 +85,17 @@ async fn a_failing_control_plane_is_worth_another_try_when_the_proxy_has_forgott
         let err = router.get("acme").await.unwrap_err();
         // Counted from the first answer that the proxy can only have repeated since.
         let mut first = Duration::ZERO;
-        for login in logins(&backend, start) {
-            if login >= first + REPEATED {
+        for login in login_offsets(&backend, start) {
+            if login >= first + REPEAT_WINDOW {
                 first = login;
             }
         }
-        let right = (first + REPEATED).saturating_sub(patience).max(SECOND);
-        let told = retry_after(&err);
-        assert!(is_about(told, right), "{seconds}: {told:?}, not {right:?}");
+        let expected = (first + REPEAT_WINDOW).saturating_sub(patience).max(SECOND);
+        let wait = retry_after(&err);
+        assert!(
+            is_close(wait, expected),
+            "{seconds}: {wait:?}, not {expected:?}"
+        );
     }
 }
 
@@ -117,25 +121,25 @@ async fn a_refused_password_has_one_second_try_and_the_table_is_asked_where_it_w
     let start = Instant::now();
     let err = router.get("acme").await.unwrap_err();
     assert_eq!(err.kind(), ErrorKind::BadCredential);
-    let times = logins(&backend, start);
-    assert!(is_about(times[1], SECOND), "{times:?}");
+    let times = login_offsets(&backend, start);
+    assert!(is_close(times[1], SECOND), "{times:?}");
     assert_eq!((times.len(), router.status().lookups), (2, 1), "just asked");
 
     sleep(retry_after(&err)).await;
     let start = Instant::now();
     let err = router.get("acme").await.unwrap_err();
     assert_eq!(err.kind(), ErrorKind::BadCredential);
-    let times = logins(&backend, start);
-    assert!(is_about(times[2], Duration::ZERO) && is_about(times[3], SECOND));
+    let times = login_offsets(&backend, start);
+    assert!(is_close(times[2], Duration::ZERO) && is_close(times[3], SECOND));
     assert_eq!((times.len(), router.status().lookups), (4, 2));
-    assert!(is_about(start.elapsed(), SECOND));
+    assert!(is_close(start.elapsed(), SECOND));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_password_that_was_rotated_is_tried_at_once() {
     let backend = Backend::default();
     let (asked, table) = (AtomicU32::new(0), backend.clone());
-    let router = backend.router_to(move |tenant| {
+    let router = backend.router_with_lookup(move |tenant| {
         let mut endpoint = Backend::endpoint(tenant);
         if asked.fetch_add(1, SeqCst) > 0 {
             endpoint.password = "rotated".into();
@@ -151,8 +155,8 @@ async fn a_password_that_was_rotated_is_tried_at_once() {
 
     let start = Instant::now();
     let client = router.get("acme").await.unwrap();
-    assert_eq!(run_on(&client, WHO).await, "acme");
-    assert!(is_about(start.elapsed(), Duration::ZERO));
+    assert_eq!(query_text(&client, CURRENT_DATABASE).await, "acme");
+    assert!(is_close(start.elapsed(), Duration::ZERO));
     let counts = backend.counts();
     assert_eq!((counts.logins_started, counts.logins_done), (3, 2));
     assert_eq!((router.status().lookups, router.status().moved), (2, 1));
@@ -162,7 +166,7 @@ async fn a_password_that_was_rotated_is_tried_at_once() {
 async fn a_tenant_that_moved_is_reached_at_once_and_its_old_connections_leave() {
     let backend = Backend::default();
     let asked = AtomicU32::new(0);
-    let router = backend.router_to(move |tenant| {
+    let router = backend.router_with_lookup(move |tenant| {
         let mut endpoint = Backend::endpoint(tenant);
         if asked.fetch_add(1, SeqCst) > 0 {
             endpoint.pooled_host = "elsewhere".into();
@@ -175,14 +179,18 @@ async fn a_tenant_that_moved_is_reached_at_once_and_its_old_connections_leave() 
 
     let start = Instant::now();
     let client = router.get("acme").await.unwrap();
-    assert_eq!(run_on(&client, WHO).await, "acme");
-    assert!(is_about(start.elapsed(), Duration::ZERO));
+    assert_eq!(query_text(&client, CURRENT_DATABASE).await, "acme");
+    assert!(is_close(start.elapsed(), Duration::ZERO));
     // One beside the open connection, then the wake: one at the old place, one at the new.
     let counts = backend.counts();
     assert_eq!((counts.opened["acme"], counts.opened["elsewhere"]), (3, 1));
     assert_eq!((router.status().lookups, router.status().moved), (2, 1));
 
-    assert_eq!(run_on(&held, WHO).await, "acme", "not under its user");
+    assert_eq!(
+        query_text(&held, CURRENT_DATABASE).await,
+        "acme",
+        "not under its user"
+    );
     drop(held);
     sleep(SECOND).await;
     let counts = backend.counts();
@@ -193,20 +201,20 @@ async fn a_tenant_that_moved_is_reached_at_once_and_its_old_connections_leave() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_refused_is_told_again_without_a_login_until_it_may_have_changed() {
+async fn a_refusal_is_repeated_without_a_login_until_it_may_have_changed() {
     let backend = Backend::default();
     backend.set(Step::Login, DISABLED);
     let router = backend.router().build().unwrap();
     let first = router.get("acme").await.unwrap_err();
     assert_eq!(first.kind(), ErrorKind::Disabled);
-    assert_eq!(retry_after(&first), REPEATED);
+    assert_eq!(retry_after(&first), REPEAT_WINDOW);
     sleep(10 * SECOND).await;
     let start = Instant::now();
     let again = router.get("acme").await.unwrap_err();
     assert_eq!(again.kind(), ErrorKind::Disabled);
-    assert!(is_about(
+    assert!(is_close(
         retry_after(&again),
-        REPEATED.saturating_sub(10 * SECOND)
+        REPEAT_WINDOW.saturating_sub(10 * SECOND)
     ));
     assert_eq!(start.elapsed(), Duration::ZERO);
     assert_eq!(backend.counts().logins_started, 1);
@@ -217,13 +225,13 @@ async fn what_was_refused_is_told_again_without_a_login_until_it_may_have_change
 
     backend.set(Step::Login, Gate::Open);
     router.get("acme").await.unwrap_err();
-    sleep(REPEATED).await;
+    sleep(REPEAT_WINDOW).await;
     drop(router.get("acme").await.unwrap());
     assert_eq!(backend.counts().logins_started, 3, "and so does time");
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_refused_outlives_the_pool_and_evict_forgets_it_all_the_same() {
+async fn a_refusal_outlives_the_pool_and_evict_forgets_it() {
     let backend = Backend::default();
     let router = backend.router().max_pools(1).build().unwrap();
     backend.set_at("acme", Step::Login, DISABLED);
@@ -241,7 +249,7 @@ async fn what_was_refused_outlives_the_pool_and_evict_forgets_it_all_the_same() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_has_the_time_waits_for_a_limit_to_pass_and_who_has_not_is_told_at_once() {
+async fn a_caller_with_enough_time_waits_for_a_limit_to_pass_and_others_fail_at_once() {
     let backend = Backend::default();
     backend.set(Step::Login, ACTIVE);
     let router = backend.router().get_timeout(60 * SECOND).build().unwrap();
@@ -252,25 +260,25 @@ async fn who_has_the_time_waits_for_a_limit_to_pass_and_who_has_not_is_told_at_o
     });
     for seconds in [0, 10, 10] {
         sleep(seconds * SECOND).await;
-        let told = Instant::now();
+        let asked = Instant::now();
         let options = TransactionOptions::new().timeout(5 * SECOND);
         let work = |_| async { Ok::<_, Error>(()) };
         let err = router.read_with("acme", &options, work).await.unwrap_err();
         assert_eq!(err.kind(), ErrorKind::ActiveComputeLimit);
-        let left = REPEATED.saturating_sub(start.elapsed());
-        assert!(is_about(retry_after(&err), left), "{err:?}");
-        assert!(is_about(told.elapsed(), Duration::ZERO));
+        let left = REPEAT_WINDOW.saturating_sub(start.elapsed());
+        assert!(is_close(retry_after(&err), left), "{err:?}");
+        assert!(is_close(asked.elapsed(), Duration::ZERO));
         backend.set(Step::Login, Gate::Open);
     }
     patient.await.unwrap().unwrap();
-    assert!(is_about(start.elapsed(), REPEATED));
-    let times = logins(&backend, start);
+    assert!(is_close(start.elapsed(), REPEAT_WINDOW));
+    let times = login_offsets(&backend, start);
     assert_eq!(times.len(), 2);
-    assert!(is_about(times[1], REPEATED), "{times:?}");
+    assert!(is_close(times[1], REPEAT_WINDOW), "{times:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_waits_for_a_limit_to_pass_is_served_as_soon_as_somebody_says_that_it_has() {
+async fn a_caller_that_waits_for_a_limit_to_pass_is_served_as_soon_as_evict_is_called() {
     let backend = Backend::default();
     backend.set(Step::Login, ACTIVE);
     let router = backend.router().get_timeout(60 * SECOND).build().unwrap();
@@ -283,13 +291,13 @@ async fn who_waits_for_a_limit_to_pass_is_served_as_soon_as_somebody_says_that_i
     backend.set(Step::Login, Gate::Open);
     router.evict("acme");
     patient.await.unwrap().unwrap();
-    assert!(is_about(start.elapsed(), 10 * SECOND));
+    assert!(is_close(start.elapsed(), 10 * SECOND));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_at_one_host_is_none_at_the_other() {
+async fn a_refusal_at_one_host_does_not_apply_to_the_other() {
     let backend = Backend::default();
-    let router = backend.router_to(|tenant| {
+    let router = backend.router_with_lookup(|tenant| {
         let mut endpoint = Backend::endpoint(tenant);
         endpoint.pooled_host = "pooled".into();
         Some(endpoint)
@@ -312,7 +320,7 @@ async fn a_refusal_at_one_host_is_none_at_the_other() {
     assert_eq!(opened(), (1, 1), "and its login says nothing of the other");
 
     // The other way round.
-    sleep(REPEATED).await;
+    sleep(REPEAT_WINDOW).await;
     router.evict("acme");
     backend.until_empty().await;
     backend.set_at("acme", Step::Login, Gate::Open);

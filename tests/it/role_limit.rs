@@ -5,16 +5,16 @@ use std::path::Path;
 use futures_util::future::join_all;
 use tenantry::{BoxError, Endpoint, TenantClient, TenantRouter, emulator::CatalogServer};
 
-use crate::support::{Gateway, Stage, folder, superuser};
+use crate::support::{Gateway, TestEnv, folder, superuser};
 
-async fn limit(folder: &Path) {
+async fn limit_role_to_one_connection(folder: &Path) {
     let operator = superuser(folder, "neondb").await;
     let limit = "ALTER ROLE neondb_owner CONNECTION LIMIT 1";
     operator.batch_execute(limit).await.unwrap();
 }
 
 /// Ten callers at once who each ask something; what each is told.
-async fn ten_at_once(router: &TenantRouter) -> Vec<Result<String, tenantry::Error>> {
+async fn run_ten_callers(router: &TenantRouter) -> Vec<Result<String, tenantry::Error>> {
     let call = || async {
         let client: TenantClient = router.get("acme").await?;
         let row = client.query_one("SELECT 'told'", &[]).await?;
@@ -24,9 +24,9 @@ async fn ten_at_once(router: &TenantRouter) -> Vec<Result<String, tenantry::Erro
 }
 
 #[tokio::test]
-async fn a_role_with_one_connection_serves_everybody_by_it() {
+async fn a_role_with_one_connection_serves_all_callers() {
     let server = CatalogServer::start().await.unwrap();
-    limit(&folder(&server)).await;
+    limit_role_to_one_connection(&folder(&server)).await;
     let gateway = Gateway::to(&server.url()).await;
     let there = Endpoint::postgres("127.0.0.1", "neondb", "neondb_owner", "none");
     let there = there.port(gateway.address.port()).without_tls();
@@ -35,8 +35,8 @@ async fn a_role_with_one_connection_serves_everybody_by_it() {
         async move { Ok::<_, BoxError>(Some(there)) }
     };
     let router = TenantRouter::builder(lookup).build().unwrap();
-    for told in ten_at_once(&router).await {
-        assert_eq!(told.unwrap(), "told");
+    for answer in run_ten_callers(&router).await {
+        assert_eq!(answer.unwrap(), "told");
     }
     // Past the pool there is none left, and that is what is said.
     let held = router.get("acme").await.unwrap();
@@ -46,26 +46,23 @@ async fn a_role_with_one_connection_serves_everybody_by_it() {
         "{err:?}"
     );
     drop(held);
-    for told in ten_at_once(&router).await {
-        assert_eq!(told.unwrap(), "told");
+    for answer in run_ten_callers(&router).await {
+        assert_eq!(answer.unwrap(), "told");
     }
 }
 
 #[tokio::test]
-async fn a_role_with_one_connection_serves_everybody_through_the_pooler() {
-    let stage = Stage::new().await;
-    let router = stage.router();
+async fn a_role_with_one_connection_serves_all_callers_through_the_pooler() {
+    let env = TestEnv::new().await;
+    let router = env.router();
     drop(router.get("acme").await.unwrap());
-    let compute = stage
-        .emulator
-        .folder()
-        .join(stage.witness("acme").branch_id);
-    limit(&compute).await;
-    for told in ten_at_once(&router).await {
-        assert_eq!(told.unwrap(), "told");
+    let compute = env.emulator.folder().join(env.witness("acme").branch_id);
+    limit_role_to_one_connection(&compute).await;
+    for answer in run_ten_callers(&router).await {
+        assert_eq!(answer.unwrap(), "told");
     }
     router.evict("acme");
-    for told in ten_at_once(&router).await {
-        assert_eq!(told.unwrap(), "told");
+    for answer in run_ten_callers(&router).await {
+        assert_eq!(answer.unwrap(), "told");
     }
 }

@@ -7,43 +7,43 @@ use tokio::time::Instant;
 use tenantry::{ErrorKind, TenantRouter};
 use tokio::runtime::{Builder, Runtime};
 
-use crate::support::{Stage, run_on};
+use crate::support::{TestEnv, eventually, query_text};
 
 /// A runtime that stands still for this long is noticed.
-const UNDRIVEN: Duration = Duration::from_secs(8);
+const STALL: Duration = Duration::from_secs(8);
 
 #[test]
 fn when_a_callers_runtime_ends_the_rest_go_on() {
-    let (home, guest) = (Runtime::new().unwrap(), Runtime::new().unwrap());
-    let stage = home.block_on(Stage::with(|emulator| {
+    let (router_runtime, caller_runtime) = (Runtime::new().unwrap(), Runtime::new().unwrap());
+    let env = router_runtime.block_on(TestEnv::with(|emulator| {
         emulator.wake_delay(Duration::from_millis(300))
     }));
-    let router = home.block_on(async { stage.router() });
-    home.block_on(stage.asleep(&router, "acme"));
+    let router = router_runtime.block_on(async { env.router() });
+    router_runtime.block_on(env.create_suspended(&router, "acme"));
 
     // The guest starts the wake, and waits for it when its runtime ends.
     let client = router.clone();
-    guest.spawn(async move { client.get("acme").await.map(drop) });
+    caller_runtime.spawn(async move { client.get("acme").await.map(drop) });
     while router.status().wakes_by_request.started < 2 {
         std::thread::yield_now();
     }
-    guest.shutdown_background();
-    let answer =
-        home.block_on(async { run_on(&router.get("acme").await.unwrap(), "SELECT 1").await });
+    caller_runtime.shutdown_background();
+    let answer = router_runtime
+        .block_on(async { query_text(&router.get("acme").await.unwrap(), "SELECT 1").await });
     assert_eq!(answer, "1");
     assert_eq!(
-        stage.witness("acme").wakes.len(),
+        env.witness("acme").wakes.len(),
         2,
         "the guest's wake was the one that served"
     );
 
     let other = Runtime::new().unwrap();
     assert_eq!(
-        other.block_on(async { run_on(&router.get("acme").await.unwrap(), "SELECT 2").await }),
+        other.block_on(async { query_text(&router.get("acme").await.unwrap(), "SELECT 2").await }),
         "2"
     );
     assert_eq!(
-        stage.witness("acme").sessions.len(),
+        env.witness("acme").sessions.len(),
         2,
         "runtimes share connections"
     );
@@ -51,18 +51,18 @@ fn when_a_callers_runtime_ends_the_rest_go_on() {
 
 #[test]
 fn when_the_routers_own_runtime_ends_every_call_says_closed() {
-    let (home, guest) = (Runtime::new().unwrap(), Runtime::new().unwrap());
-    let stage = guest.block_on(Stage::new());
-    let router = home.block_on(async { stage.router() });
-    guest.block_on(stage.asleep(&router, "acme"));
-    let held = guest.block_on(router.get("acme")).unwrap();
-    guest.block_on(stage.asleep(&router, "globex"));
-    stage.emulator.set_wake_delay(Duration::from_secs(20));
-    let waiting = guest.spawn({
+    let (router_runtime, caller_runtime) = (Runtime::new().unwrap(), Runtime::new().unwrap());
+    let env = caller_runtime.block_on(TestEnv::new());
+    let router = router_runtime.block_on(async { env.router() });
+    caller_runtime.block_on(env.create_suspended(&router, "acme"));
+    let held = caller_runtime.block_on(router.get("acme")).unwrap();
+    caller_runtime.block_on(env.create_suspended(&router, "globex"));
+    env.emulator.set_wake_delay(Duration::from_secs(20));
+    let waiting = caller_runtime.spawn({
         let router = router.clone();
         async move { router.get("globex").await.map(drop) }
     });
-    let new = guest.spawn({
+    let new = caller_runtime.spawn({
         let router = router.clone();
         async move { router.get("initech").await.map(drop) }
     });
@@ -70,22 +70,27 @@ fn when_the_routers_own_runtime_ends_every_call_says_closed() {
         std::thread::yield_now();
     }
     let start = Instant::now();
-    home.shutdown_background();
+    router_runtime.shutdown_background();
     for call in [waiting, new] {
         assert_eq!(
-            guest.block_on(call).unwrap().unwrap_err().kind(),
+            caller_runtime.block_on(call).unwrap().unwrap_err().kind(),
             ErrorKind::Closed
         );
     }
     for tenant in ["acme", "globex", "nobody-yet"] {
         assert_eq!(
-            guest.block_on(router.get(tenant)).unwrap_err().kind(),
+            caller_runtime
+                .block_on(router.get(tenant))
+                .unwrap_err()
+                .kind(),
             ErrorKind::Closed,
             "{tenant}"
         );
     }
     assert!(
-        guest.block_on(held.batch_execute("SELECT 1")).is_err(),
+        caller_runtime
+            .block_on(held.batch_execute("SELECT 1"))
+            .is_err(),
         "its socket went with the runtime"
     );
     drop(held);
@@ -99,14 +104,17 @@ fn when_the_routers_own_runtime_ends_every_call_says_closed() {
 
 #[test]
 fn an_idle_router_notices_the_end_of_its_runtime() {
-    let (home, guest) = (Runtime::new().unwrap(), Runtime::new().unwrap());
-    let stage = guest.block_on(Stage::new());
-    let router = home.block_on(async { stage.router() });
-    drop(guest.block_on(router.get("acme")).unwrap());
-    home.shutdown_timeout(Duration::from_secs(5));
+    let (router_runtime, caller_runtime) = (Runtime::new().unwrap(), Runtime::new().unwrap());
+    let env = caller_runtime.block_on(TestEnv::new());
+    let router = router_runtime.block_on(async { env.router() });
+    drop(caller_runtime.block_on(router.get("acme")).unwrap());
+    router_runtime.shutdown_timeout(Duration::from_secs(5));
     for tenant in ["acme", "nobody-yet"] {
         assert_eq!(
-            guest.block_on(router.get(tenant)).unwrap_err().kind(),
+            caller_runtime
+                .block_on(router.get(tenant))
+                .unwrap_err()
+                .kind(),
             ErrorKind::Closed,
             "{tenant}"
         );
@@ -115,12 +123,12 @@ fn an_idle_router_notices_the_end_of_its_runtime() {
 
 #[tokio::test]
 async fn close_ends_waiting_calls_and_all_connections() {
-    let stage = Stage::new().await;
-    let router = stage.router();
-    stage.asleep(&router, "acme").await;
+    let env = TestEnv::new().await;
+    let router = env.router();
+    env.create_suspended(&router, "acme").await;
     drop(router.get("acme").await.unwrap());
-    stage.asleep(&router, "globex").await;
-    stage.emulator.set_wake_delay(Duration::from_secs(20));
+    env.create_suspended(&router, "globex").await;
+    env.emulator.set_wake_delay(Duration::from_secs(20));
     let waiting = tokio::spawn({
         let router = router.clone();
         async move { router.get("globex").await.map(drop) }
@@ -138,24 +146,24 @@ async fn close_ends_waiting_calls_and_all_connections() {
         ErrorKind::Closed
     );
     assert_eq!(router.status().connections, 0);
-    assert_eq!(stage.witness("acme").open_sessions, 0);
+    assert_eq!(env.witness("acme").open_sessions, 0);
 }
 
 #[tokio::test]
 async fn a_dropped_router_leaves_no_connection() {
-    let stage = Stage::new().await;
-    let router = stage.router();
+    let env = TestEnv::new().await;
+    let router = env.router();
     let held = router.get("acme").await.unwrap();
     drop(router.get("globex").await.unwrap());
     drop(router);
-    crate::support::eventually("the idle one closes", || {
-        stage.witness("globex").open_sessions == 0
+    eventually("the idle one closes", || {
+        env.witness("globex").open_sessions == 0
     })
     .await;
-    assert_eq!(run_on(&held, "SELECT 1").await, "1");
+    assert_eq!(query_text(&held, "SELECT 1").await, "1");
     drop(held);
-    crate::support::eventually("the held one closes", || {
-        stage.witness("acme").open_sessions == 0
+    eventually("the held one closes", || {
+        env.witness("acme").open_sessions == 0
     })
     .await;
 }
@@ -172,23 +180,27 @@ fn without_a_runtime_build_says_what_to_do() {
 }
 
 #[test]
-fn what_ended_while_nobody_drove_the_runtime_is_not_handed_out() {
-    let home = Builder::new_current_thread().enable_all().build().unwrap();
+fn connections_that_ended_while_the_runtime_stood_still_are_not_handed_out() {
+    let router_runtime = Builder::new_current_thread().enable_all().build().unwrap();
     let emulators = Runtime::new().unwrap();
-    let stage = emulators.block_on(Stage::new());
-    let router = home.block_on(async { stage.router() });
+    let env = emulators.block_on(TestEnv::new());
+    let router = router_runtime.block_on(async { env.router() });
     let ask = |router: TenantRouter| async move {
         let (one, other) = tokio::join!(router.get("acme"), router.get("acme"));
-        run_on(&one.unwrap(), "SELECT 1").await + &run_on(&other.unwrap(), "SELECT 2").await
+        query_text(&one.unwrap(), "SELECT 1").await + &query_text(&other.unwrap(), "SELECT 2").await
     };
-    assert_eq!(home.block_on(ask(router.clone())), "12");
+    assert_eq!(router_runtime.block_on(ask(router.clone())), "12");
     for spawned in [false, true] {
-        std::thread::sleep(UNDRIVEN); // time itself is under test
-        emulators.block_on(stage.suspend("acme"));
+        std::thread::sleep(STALL); // time itself is under test
+        emulators.block_on(async {
+            env.suspend("acme").await;
+            let is_closed = || env.witness("acme").open_sessions == 0;
+            eventually("the sessions are closed", is_closed).await;
+        });
         let answer = if spawned {
-            home.block_on(async { tokio::spawn(ask(router.clone())).await.unwrap() })
+            router_runtime.block_on(async { tokio::spawn(ask(router.clone())).await.unwrap() })
         } else {
-            home.block_on(ask(router.clone()))
+            router_runtime.block_on(ask(router.clone()))
         };
         assert_eq!(answer, "12", "spawned: {spawned}");
     }

@@ -1,4 +1,4 @@
-//! What becomes of secrets in a catalog, and of records that make no sense.
+//! The secrets in a catalog, and records that make no sense.
 
 use tenantry::{
     Catalog, Endpoint, KeyRing, Lookup, Namespace, TenantRouter,
@@ -7,8 +7,8 @@ use tenantry::{
 };
 
 use crate::support::{
-    Backend, Ledger, PASSWORD, Projects, chain, column, keys, leased, place, publish, replica,
-    session, tenant,
+    Backend, FakeCatalog, FakeControlPlane, PASSWORD, catalog_builder, column, error_chain, keys,
+    publish, served_database, session, take_lease, tenant,
 };
 
 #[tokio::test]
@@ -28,19 +28,19 @@ async fn passwords_without_keys_are_refused_before_anything_is_opened() {
         .unwrap()
         .bind(&namespace, true)
         .unwrap();
-    let untold = nowhere()
+    let unbound = nowhere()
         .build()
         .unwrap()
         .find(&tenant("acme"))
         .await
         .unwrap_err();
-    assert!(untold.to_string().contains("namespace"), "{untold}");
+    assert!(unbound.to_string().contains("namespace"), "{unbound}");
 }
 
 #[tokio::test]
-async fn no_secret_is_in_the_tables_nor_in_what_is_printed() {
+async fn no_secret_is_in_the_tables_or_in_printed_values() {
     let server = CatalogServer::start().await.unwrap();
-    let catalog = replica(&server).build().unwrap();
+    let catalog = catalog_builder(&server).build().unwrap();
     publish(&catalog, "acme").await;
     let admin = session(&server.url()).await;
     let mut stored = String::new();
@@ -62,18 +62,19 @@ async fn no_secret_is_in_the_tables_nor_in_what_is_printed() {
         assert!(!stored.contains(secret), "{stored}");
     }
     // With another key of the same id, and with a password for the catalog itself that is in use nowhere.
-    let stranger = replica(&server).keys(KeyRing::new("k1", *b"hunter2-in-clear-hunter2-in-clea"));
-    let stranger = stranger.build().unwrap();
-    let err = stranger.find(&tenant("acme")).await.unwrap_err();
+    let wrong_key =
+        catalog_builder(&server).keys(KeyRing::new("k1", *b"hunter2-in-clear-hunter2-in-clea"));
+    let wrong_key = wrong_key.build().unwrap();
+    let err = wrong_key.find(&tenant("acme")).await.unwrap_err();
     assert!(
         err.is::<InvalidRecord>() && err.to_string().contains("seal is broken"),
         "{err}"
     );
-    let printed = format!("{} {stranger:?} {catalog:#?}", chain(&err));
+    let printed = format!("{} {wrong_key:?} {catalog:#?}", error_chain(&err));
     assert!(!printed.contains("hunter2"), "{printed}");
     let url = format!("postgres://app:{PASSWORD}@localhost:1/app");
     let nowhere = Postgres::builder(url).namespace("test").build().unwrap();
-    let printed = chain(&nowhere.find(&tenant("acme")).await.unwrap_err());
+    let printed = error_chain(&nowhere.find(&tenant("acme")).await.unwrap_err());
     assert!(
         printed.contains("cannot be reached") && !printed.contains("hunter2"),
         "{printed}"
@@ -83,7 +84,7 @@ async fn no_secret_is_in_the_tables_nor_in_what_is_printed() {
 #[tokio::test]
 async fn a_row_that_was_edited_does_not_send_its_password_elsewhere() {
     let server = CatalogServer::start().await.unwrap();
-    let catalog = replica(&server).build().unwrap();
+    let catalog = catalog_builder(&server).build().unwrap();
     publish(&catalog, "victim").await;
     let admin = session(&server.url()).await;
     for edit in [
@@ -107,7 +108,7 @@ async fn a_row_that_was_edited_does_not_send_its_password_elsewhere() {
         } else {
             "test"
         };
-        let reader = replica(&server).namespace(place).build().unwrap();
+        let reader = catalog_builder(&server).namespace(place).build().unwrap();
         let id = if edit.starts_with("tenant") {
             "evil"
         } else {
@@ -122,9 +123,9 @@ async fn a_row_that_was_edited_does_not_send_its_password_elsewhere() {
 }
 
 #[tokio::test]
-async fn a_record_that_makes_no_sense_is_nobody_elses_problem() {
+async fn an_invalid_record_does_not_affect_other_tenants() {
     let server = CatalogServer::start().await.unwrap();
-    let catalog = replica(&server).build().unwrap();
+    let catalog = catalog_builder(&server).build().unwrap();
     for id in ["a", "b", "c", "d"] {
         publish(&catalog, id).await;
     }
@@ -155,10 +156,10 @@ async fn a_record_that_makes_no_sense_is_nobody_elses_problem() {
 }
 
 #[tokio::test]
-async fn what_went_wrong_is_written_whatever_its_text() {
+async fn the_last_error_is_written_whatever_its_text() {
     let server = CatalogServer::start().await.unwrap();
-    let catalog = replica(&server).build().unwrap();
-    let (lease, mut record) = leased(&catalog, "acme").await;
+    let catalog = catalog_builder(&server).build().unwrap();
+    let (lease, mut record) = take_lease(&catalog, "acme").await;
     record.last_error = Some("a\0b".into());
     assert!(
         catalog
@@ -187,7 +188,7 @@ async fn what_went_wrong_is_written_whatever_its_text() {
 #[tokio::test]
 async fn resealing_reaches_every_password_while_writers_go_on() {
     let server = CatalogServer::start().await.unwrap();
-    let old = replica(&server).build().unwrap();
+    let old = catalog_builder(&server).build().unwrap();
     let ids: Vec<_> = (0..30)
         .map(|number| format!("tenant-{number:02}"))
         .collect();
@@ -197,7 +198,7 @@ async fn resealing_reaches_every_password_while_writers_go_on() {
     let admin = session(&server.url()).await;
     let many = "INSERT INTO tenantry.namespaces VALUES ('filler', 0)"; // of another namespace: not touched
     admin.batch_execute(many).await.unwrap();
-    let new = replica(&server)
+    let new = catalog_builder(&server)
         .keys(KeyRing::new("k2", [8; 32]).and("k1", [7; 32]))
         .build()
         .unwrap();
@@ -209,8 +210,8 @@ async fn resealing_reaches_every_password_while_writers_go_on() {
         .generation;
     let writers = async {
         for id in ids.iter().cycle().take(60) {
-            let (lease, mut record) = leased(&new, id).await;
-            record.schema_version += 1;
+            let (lease, mut record) = take_lease(&new, id).await;
+            record.schema.version += 1;
             assert!(
                 new.write(&lease, &record, AfterWrite::Release)
                     .await
@@ -223,7 +224,7 @@ async fn resealing_reaches_every_password_while_writers_go_on() {
     assert_eq!(new.reseal().await.unwrap(), 0);
     let by_key = column(&admin, "SELECT DISTINCT key_id FROM tenantry.tenants").await;
     assert_eq!(by_key, ["k2"]);
-    let newest = replica(&server)
+    let newest = catalog_builder(&server)
         .keys(KeyRing::new("k2", [8; 32]))
         .build()
         .unwrap();
@@ -231,7 +232,7 @@ async fn resealing_reaches_every_password_while_writers_go_on() {
         let found = newest.find(&tenant(id)).await.unwrap().unwrap();
         assert_eq!(found.endpoint.unwrap().password.expose(), PASSWORD);
         assert_eq!(
-            (found.schema_version, found.generation),
+            (found.schema.version, found.generation),
             (2, generation),
             "{id}"
         );
@@ -241,14 +242,14 @@ async fn resealing_reaches_every_password_while_writers_go_on() {
 #[tokio::test]
 async fn resealing_does_all_it_can_and_says_what_it_cannot() {
     let server = CatalogServer::start().await.unwrap();
-    let old = replica(&server).build().unwrap();
+    let old = catalog_builder(&server).build().unwrap();
     for id in ["a", "b", "c"] {
         publish(&old, id).await;
     }
     let admin = session(&server.url()).await;
     let sql = "UPDATE tenantry.tenants SET key_id = 'lost' WHERE tenant = 'b'";
     admin.batch_execute(sql).await.unwrap();
-    let new = replica(&server)
+    let new = catalog_builder(&server)
         .keys(KeyRing::new("k2", [8; 32]).and("k1", [7; 32]))
         .build()
         .unwrap();
@@ -277,7 +278,7 @@ async fn resealing_does_all_it_can_and_says_what_it_cannot() {
     );
     let err = keyless.lookup(&tenant("a")).await.unwrap_err();
     assert!(
-        err.is::<InvalidRecord>() && err.to_string().contains("keys"),
+        err.is::<InvalidRecord>() && err.to_string().contains("KeyRing"),
         "{err}"
     );
     assert!(
@@ -287,11 +288,11 @@ async fn resealing_does_all_it_can_and_says_what_it_cannot() {
 }
 
 #[tokio::test]
-async fn resealing_never_overwrites_what_was_written_meanwhile() {
+async fn resealing_never_overwrites_a_concurrent_write() {
     let server = CatalogServer::start().await.unwrap();
-    publish(&replica(&server).build().unwrap(), "acme").await;
+    publish(&catalog_builder(&server).build().unwrap(), "acme").await;
     let keys = KeyRing::new("k2", [8; 32]).and("k1", [7; 32]);
-    let new = replica(&server).keys(keys).build().unwrap();
+    let new = catalog_builder(&server).keys(keys).build().unwrap();
     let (admin, watch) = (session(&server.url()).await, session(&server.url()).await);
     let hold = "BEGIN; SELECT FROM tenantry.tenants WHERE tenant = 'acme' FOR UPDATE";
     admin.batch_execute(hold).await.unwrap();
@@ -299,34 +300,34 @@ async fn resealing_never_overwrites_what_was_written_meanwhile() {
         // It has read the old password, and is about to write it back.
         let waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
         while column(&watch, waiting).await.is_empty() {}
-        let sql = "UPDATE tenantry.tenants SET credential = 'of somebody else'; COMMIT";
+        let sql = "UPDATE tenantry.tenants SET credential = 'of another writer'; COMMIT";
         admin.batch_execute(sql).await.unwrap();
     };
     let (resealed, ()) = tokio::join!(new.reseal(), writer);
     assert!(resealed.is_err(), "what is there now does not open");
     let left = "SELECT encode(credential, 'escape') FROM tenantry.tenants";
-    assert_eq!(column(&admin, left).await, ["of somebody else"]);
+    assert_eq!(column(&admin, left).await, ["of another writer"]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_record_without_its_password_is_completed_where_the_control_plane_has_it() {
-    let (backend, ledger) = (Backend::default(), Ledger::new());
+    let (backend, catalog) = (Backend::default(), FakeCatalog::new());
     let router = || {
-        let provisioner = Projects::provisioner(&backend, ledger.replica());
-        backend.at(TenantRouter::provisioning(provisioner))
+        let provisioner = FakeControlPlane::provisioner(&backend, catalog.replica());
+        backend.configure(TenantRouter::provisioning(provisioner))
     };
     let first = router().build().unwrap();
     for tenant in ["acme", "globex"] {
         drop(first.get(tenant).await.unwrap());
     }
-    // Somebody who can write to the catalog takes the seal away, and has the password sent elsewhere.
+    // An attacker with write access to the catalog removes the seal and redirects the password.
     let edit = |endpoint: &mut Endpoint| {
         let mut edited = Endpoint::postgres("evil", "acme", "app", "");
         edited = edited.without_tls();
         *endpoint = edited;
     };
-    ledger.change("acme", edit).await;
+    catalog.change_endpoint("acme", edit).await;
     let second = router().build().unwrap();
-    assert_eq!(place(&second, "acme").await.unwrap(), "acme");
+    assert_eq!(served_database(&second, "acme").await.unwrap(), "acme");
     assert!(!backend.counts().opened.contains_key("evil"));
 }

@@ -1,4 +1,4 @@
-//! No secret in any `Debug`, error or log, and none sent to whoever answers.
+//! No secret in any `Debug`, error or log, and none sent to an untrusted server.
 
 use std::{
     error::Error as _,
@@ -14,18 +14,18 @@ use tenantry::{
 };
 use tracing_subscriber::{filter::LevelFilter, fmt::MakeWriter};
 
-use crate::support::{Stage, run_on};
+use crate::support::{TestEnv, query_text};
 
-/// What must not be logged, and the lines in which it was. Everything in this process is watched from the first
-/// `watch` on, whichever test logs it.
+/// The writer that finds the lines in which a secret was logged. It watches everything in this process from the first
+/// `detect_leaks` on, whichever test logs it.
 #[derive(Clone, Copy, Default)]
-struct Watchman;
+struct LeakDetector;
 
 static SECRETS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 static LEAKS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 static LINES: Mutex<usize> = Mutex::new(0);
 
-impl io::Write for Watchman {
+impl io::Write for LeakDetector {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(line);
         let secrets = SECRETS.lock().unwrap_or_else(PoisonError::into_inner);
@@ -44,7 +44,7 @@ impl io::Write for Watchman {
     }
 }
 
-impl<'a> MakeWriter<'a> for Watchman {
+impl<'a> MakeWriter<'a> for LeakDetector {
     type Writer = Self;
 
     fn make_writer(&'a self) -> Self {
@@ -52,13 +52,13 @@ impl<'a> MakeWriter<'a> for Watchman {
     }
 }
 
-/// Logs everything that anybody in the process says, at the finest level, to the watchman.
-fn watch(secrets: impl IntoIterator<Item = String>) {
+/// Sends everything that the process logs, at the finest level, to the leak detector.
+fn detect_leaks(secrets: impl IntoIterator<Item = String>) {
     static START: Once = Once::new();
     START.call_once(|| {
         let everything = tracing_subscriber::fmt()
             .with_max_level(LevelFilter::TRACE)
-            .with_writer(Watchman)
+            .with_writer(LeakDetector)
             .finish();
         tracing::subscriber::set_global_default(everything).unwrap();
         tracing_log::LogTracer::init().unwrap();
@@ -84,14 +84,14 @@ fn assert_nothing_leaked() {
 }
 
 #[tokio::test]
-async fn no_secret_is_logged_printed_or_told() {
-    let stage = Stage::new().await;
+async fn no_secret_is_logged_printed_or_returned_in_an_error() {
+    let env = TestEnv::new().await;
     let wrong_password = "wrong-password".to_owned();
-    watch([
-        stage.emulator.api_key().expose().to_owned(),
+    detect_leaks([
+        env.emulator.api_key().expose().to_owned(),
         wrong_password.clone(),
     ]);
-    let neon = stage.neon();
+    let neon = env.neon();
     let created = neon.create_project(&CreateProject::new("p")).await.unwrap();
     let at = created.connection_uris[0].connection_parameters.clone();
     let (id, compute) = (&created.project.id, &created.endpoints[0].id);
@@ -100,11 +100,11 @@ async fn no_secret_is_logged_printed_or_told() {
         .await
         .unwrap();
     let secrets = [
-        stage.emulator.api_key().expose().to_owned(),
+        env.emulator.api_key().expose().to_owned(),
         at.password.expose().to_owned(),
         wrong_password,
     ];
-    watch([secrets[1].clone()]);
+    detect_leaks([secrets[1].clone()]);
     assert_clean(&(&created, &at, &neon, uri), &secrets);
 
     // A whole life of a tenant at the finest log level, and a refused one.
@@ -118,7 +118,7 @@ async fn no_secret_is_logged_printed_or_told() {
     let mut wrong = known.clone();
     wrong.password = secrets[2].as_str().into();
     assert_clean(&(&known, &wrong), &secrets);
-    let router = stage.at(TenantRouter::builder(move |tenant: tenantry::TenantId| {
+    let router = env.configure(TenantRouter::builder(move |tenant: tenantry::TenantId| {
         let endpoint = if tenant.as_str() == "acme" {
             known.clone()
         } else {
@@ -129,10 +129,10 @@ async fn no_secret_is_logged_printed_or_told() {
     assert_clean(&router, &secrets);
     let router = router.build().unwrap();
     let client = router.get("acme").await.unwrap();
-    run_on(&client, "SELECT 1").await;
+    query_text(&client, "SELECT 1").await;
     assert_clean(&(&client, &*client, &router), &secrets);
     drop(client);
-    stage.emulator.suspend_all().await;
+    env.emulator.suspend_all().await;
     drop(router.get("acme").await.unwrap());
     let refused = router.get("globex").await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::BadCredential);
@@ -141,14 +141,14 @@ async fn no_secret_is_logged_printed_or_told() {
 }
 
 #[tokio::test]
-async fn no_api_key_is_logged_printed_or_told() {
-    let stage = Stage::new().await;
+async fn no_api_key_is_logged_printed_or_returned_in_an_error() {
+    let env = TestEnv::new().await;
     let secrets = [
         "napi_wrong_key".to_owned(),
-        stage.emulator.api_key().expose().to_owned(),
+        env.emulator.api_key().expose().to_owned(),
     ];
-    watch(secrets.clone());
-    let builder = Neon::builder("napi_wrong_key").base_url(stage.emulator.api_url());
+    detect_leaks(secrets.clone());
+    let builder = Neon::builder("napi_wrong_key").base_url(env.emulator.api_url());
     assert_clean(&builder, &secrets);
     let refused = builder
         .build()
@@ -157,18 +157,18 @@ async fn no_api_key_is_logged_printed_or_told() {
         .await
         .unwrap_err();
     assert_clean(&refused, &secrets);
-    let provisioner = Provisioner::new(Memory::new(), stage.neon(), "test").on_first_access();
+    let provisioner = Provisioner::new(Memory::new(), env.neon(), "test").on_first_access();
     assert_clean(&provisioner, &secrets);
-    drop(stage.router().get("initech").await.unwrap());
+    drop(env.router().get("initech").await.unwrap());
     assert_nothing_leaked();
 }
 
 #[tokio::test]
-async fn what_an_applications_own_error_says_is_told_to_the_application_and_not_logged() {
-    let stage = Stage::new().await;
+async fn the_text_of_an_applications_own_error_is_returned_and_not_logged() {
+    let env = TestEnv::new().await;
     let secret = "CREATE ROLE app PASSWORD 'hunter2-of-a-hook'";
-    watch([secret.to_owned()]);
-    let router = stage.provisioning(|provisioner| {
+    detect_leaks([secret.to_owned()]);
+    let router = env.provisioning(|provisioner| {
         provisioner.prepare(move |_| async move { Err(secret.into()) })
     });
     let router = router.build().unwrap();
@@ -188,22 +188,22 @@ async fn what_an_applications_own_error_says_is_told_to_the_application_and_not_
 }
 
 #[tokio::test]
-async fn no_password_is_sent_to_a_server_that_nobody_vouches_for() {
-    let stage = Stage::new().await;
-    stage.project().await;
-    let compute = stage.emulator.witnesses().remove(0);
-    let endpoint = stage.endpoint(&compute).await;
+async fn no_password_is_sent_to_a_server_with_an_untrusted_certificate() {
+    let env = TestEnv::new().await;
+    env.project().await;
+    let compute = env.emulator.witnesses().remove(0);
+    let endpoint = env.endpoint(&compute).await;
     let lookup = move |_| {
         let endpoint = endpoint.clone();
         async move { Ok(Some(endpoint)) }
     };
     // By its addresses, and without its root certificate.
-    let router = TenantRouter::builder(lookup).resolve(stage.emulator.resolver());
+    let router = TenantRouter::builder(lookup).resolve(env.emulator.resolver());
     let err = router.build().unwrap().get("acme").await.unwrap_err();
     assert_eq!(err.kind(), ErrorKind::Misconfigured);
     let causes = successors(err.source(), |&cause| cause.source());
     let cause = causes.last().unwrap().to_string();
     assert!(cause.contains("UnknownIssuer"), "{cause}");
-    let compute = stage.emulator.witnesses().remove(0);
+    let compute = env.emulator.witnesses().remove(0);
     assert_eq!(compute.auth_attempts.len(), 0);
 }

@@ -1,4 +1,5 @@
-//! When sessions are reset, and what a reset costs: on scripted servers, which count what they are asked.
+//! The moments at which sessions are reset, and the cost of a reset: on scripted servers, which count what they are
+//! asked.
 
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use crate::support::{Backend, Counts, Failure, Gate, Step};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// How often a session was reset.
+/// Returns how often a session was reset.
 fn resets(counts: &Counts) -> u64 {
     let resets = counts
         .queries
@@ -19,13 +20,13 @@ fn resets(counts: &Counts) -> u64 {
     resets.map(|(_, count)| count).sum()
 }
 
-async fn set_something(router: &TenantRouter) {
+async fn set_parameter(router: &TenantRouter) {
     let client = router.get("acme").await.unwrap();
     client.batch_execute("SET a = 1").await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_what_may_have_left_something_is_followed_by_a_reset() {
+async fn only_statements_that_may_change_the_session_are_followed_by_a_reset() {
     let backend = Backend::default();
     let router = backend.router().pool_size(1).build().unwrap();
     for _ in 0..3 {
@@ -60,19 +61,19 @@ async fn only_what_may_have_left_something_is_followed_by_a_reset() {
     sleep(60 * SECOND).await; // nor later, by itself
     drop(router.get("acme").await.unwrap());
     assert_eq!(resets(&backend.counts()), 0);
-    set_something(&router).await;
+    set_parameter(&router).await;
     drop(router.get("acme").await.unwrap());
-    set_something(&router).await;
+    set_parameter(&router).await;
     sleep(SECOND).await;
     let counts = backend.counts();
     assert_eq!((resets(&counts), counts.logins_done), (2, 1));
 }
 
 #[tokio::test(start_paused = true)]
-async fn always_is_after_each_use_and_an_unused_connection_is_not_used() {
+async fn reset_always_runs_after_each_use_and_not_after_a_get_without_a_query() {
     let backend = Backend::default();
     let at = |tenant: &str| Some(Backend::endpoint(tenant).session_reset(SessionReset::Always));
-    let router = backend.router_to(at).pool_size(1).build().unwrap();
+    let router = backend.router_with_lookup(at).pool_size(1).build().unwrap();
     for _ in 0..3 {
         let client = router.get("acme").await.unwrap();
         client.query_typed("SELECT 1", &[]).await.unwrap();
@@ -89,22 +90,26 @@ async fn nothing_is_reset_behind_a_pooler() {
         let pooled = format!("{tenant}-pooler");
         Some(Endpoint::neon(tenant, pooled, tenant, "app", "secret").without_tls())
     };
-    let router = backend.router_to(neon).pool_size(1).build().unwrap();
+    let router = backend
+        .router_with_lookup(neon)
+        .pool_size(1)
+        .build()
+        .unwrap();
     for _ in 0..3 {
-        set_something(&router).await;
+        set_parameter(&router).await;
     }
     sleep(SECOND).await;
     assert_eq!(resets(&backend.counts()), 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_comes_during_a_reset_waits_for_it_and_opens_nothing() {
+async fn a_caller_during_a_reset_waits_for_it_and_opens_no_connection() {
     let backend = Backend::default();
     let router = backend.router().build().unwrap();
-    set_something(&router).await;
+    set_parameter(&router).await;
     drop(router.get("acme").await.unwrap());
     backend.set(Step::Query, Gate::Slow(SECOND / 100));
-    set_something(&router).await;
+    set_parameter(&router).await;
     assert!(
         router.get("acme").now_or_never().is_none(),
         "not before it is reset"
@@ -123,9 +128,9 @@ async fn a_connection_that_cannot_be_reset_is_closed_and_its_place_is_free() {
     for gate in [Gate::Stuck, Gate::Fail(fails), Gate::Fail(Failure::Cut)] {
         let backend = Backend::default();
         let router = backend.router().pool_size(1).build().unwrap();
-        set_something(&router).await;
+        set_parameter(&router).await;
         drop(router.get("acme").await.unwrap());
-        set_something(&router).await;
+        set_parameter(&router).await;
         backend.set(Step::Query, gate);
         let began = Instant::now();
         let client = router.get("acme").await.unwrap();
@@ -142,7 +147,7 @@ async fn a_connection_that_cannot_be_reset_is_closed_and_its_place_is_free() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_has_long_been_silent_is_closed_and_not_asked() {
+async fn a_connection_that_has_long_been_silent_is_closed_and_not_reset() {
     let backend = Backend::default();
     let router = backend.router().pool_size(1).build().unwrap();
     let client = router.get("acme").await.unwrap();
@@ -157,9 +162,9 @@ async fn a_connection_that_has_long_been_silent_is_closed_and_not_asked() {
 async fn a_reset_does_not_outlive_the_router() {
     let backend = Backend::default();
     let router = backend.router().pool_size(1).build().unwrap();
-    set_something(&router).await;
+    set_parameter(&router).await;
     drop(router.get("acme").await.unwrap());
-    set_something(&router).await;
+    set_parameter(&router).await;
     backend.set(Step::Query, Gate::Stuck);
     let began = Instant::now();
     router.close().await;

@@ -14,17 +14,17 @@ use tokio::{
     task::yield_now,
 };
 
-use crate::support::run_on;
+use crate::support::query_text;
 
 const PIPE: usize = 16 * 1024;
 
 /// A plain Postgres server with the database of one tenant.
-struct Plain {
+struct PlainServer {
     // Ends when it is dropped.
     server: CatalogServer,
 }
 
-impl Plain {
+impl PlainServer {
     async fn start() -> Self {
         let server = CatalogServer::start().await.unwrap();
         Self { server }
@@ -51,11 +51,13 @@ fn router_at(url: &str, set_up: impl Fn(Endpoint) -> Endpoint) -> RouterBuilder 
         let endpoint = endpoint.clone();
         async move { Ok(Some(endpoint)) }
     });
-    builder.open_streams(move |_, _| socket(&config))
+    builder.open_streams(move |_, _| connect_socket(&config))
 }
 
 /// A pipe to the socket that `config` names.
-fn socket(config: &Config) -> impl Future<Output = io::Result<DuplexStream>> + Send + use<> {
+fn connect_socket(
+    config: &Config,
+) -> impl Future<Output = io::Result<DuplexStream>> + Send + use<> {
     let [Host::Unix(folder)] = config.get_hosts() else {
         panic!("the server has no socket");
     };
@@ -71,9 +73,9 @@ fn socket(config: &Config) -> impl Future<Output = io::Result<DuplexStream>> + S
     }
 }
 
-/// Which session of the server it is.
-async fn session_of(client: &TenantClient) -> String {
-    run_on(client, "SELECT pg_backend_pid()").await
+/// Returns the process id of the server's session behind `client`.
+async fn backend_pid(client: &TenantClient) -> String {
+    query_text(client, "SELECT pg_backend_pid()").await
 }
 
 /// A table of which each role sees its own rows.
@@ -87,7 +89,7 @@ const ROWS_BY_ROLE: &str = "
 
 #[tokio::test]
 async fn a_role_that_one_caller_set_does_not_reach_the_next_one_under_row_level_security() {
-    let plain = Plain::start().await;
+    let plain = PlainServer::start().await;
     let router = plain.router();
     let client = router.get("acme").await.unwrap();
     client.batch_execute(ROWS_BY_ROLE).await.unwrap();
@@ -95,22 +97,28 @@ async fn a_role_that_one_caller_set_does_not_reach_the_next_one_under_row_level_
 
     let client = router.get("acme").await.unwrap();
     client.batch_execute("SET ROLE alice").await.unwrap();
-    assert_eq!(run_on(&client, "SELECT note FROM notes").await, "of alice");
-    let session = session_of(&client).await;
+    assert_eq!(
+        query_text(&client, "SELECT note FROM notes").await,
+        "of alice"
+    );
+    let session = backend_pid(&client).await;
     drop(client);
 
     let client = router.get("acme").await.unwrap();
-    assert_eq!(run_on(&client, "SELECT current_user").await, "neondb_owner");
-    assert_eq!(run_on(&client, "SELECT count(*) FROM notes").await, "2");
     assert_eq!(
-        session_of(&client).await,
+        query_text(&client, "SELECT current_user").await,
+        "neondb_owner"
+    );
+    assert_eq!(query_text(&client, "SELECT count(*) FROM notes").await, "2");
+    assert_eq!(
+        backend_pid(&client).await,
         session,
         "it was reset, not closed"
     );
 }
 
-/// What a caller leaves, and a query that answers with `clean` where it is not there.
-const LEFT: &[(&str, &str, &str)] = &[
+/// The statements by which a caller leaves something, each with a query and its answer where nothing is left.
+const LEFTOVERS: &[(&str, &str, &str)] = &[
     (
         "SET search_path TO pg_catalog",
         "SHOW search_path",
@@ -163,36 +171,36 @@ const LEFT: &[(&str, &str, &str)] = &[
     ),
 ];
 
-/// What of `LEFT` reaches the next caller.
-async fn reached(router: &TenantRouter) -> Vec<&'static str> {
+/// Returns the statements of `LEFTOVERS` that affect the next caller.
+async fn leftovers_seen(router: &TenantRouter) -> Vec<&'static str> {
     let mut reached = Vec::new();
-    for (leaves, asks, clean) in LEFT {
+    for (leaves, asks, clean) in LEFTOVERS {
         let client = router.get("acme").await.unwrap();
         client.batch_execute(leaves).await.unwrap();
-        assert_ne!(run_on(&client, asks).await, *clean, "{leaves}");
+        assert_ne!(query_text(&client, asks).await, *clean, "{leaves}");
         drop(client);
         let client = router.get("acme").await.unwrap();
-        reached.extend((run_on(&client, asks).await != *clean).then_some(*leaves));
+        reached.extend((query_text(&client, asks).await != *clean).then_some(*leaves));
     }
     reached
 }
 
 #[tokio::test]
 async fn nothing_that_a_caller_leaves_in_a_session_reaches_the_next_one() {
-    let plain = Plain::start().await;
-    assert_eq!(reached(&plain.router()).await, [""; 0]);
+    let plain = PlainServer::start().await;
+    assert_eq!(leftovers_seen(&plain.router()).await, [""; 0]);
 }
 
 #[tokio::test]
 async fn everything_reaches_the_next_caller_where_sessions_are_never_reset() {
-    let plain = Plain::start().await;
+    let plain = PlainServer::start().await;
     let router = plain.router_with(|endpoint| endpoint.session_reset(SessionReset::Never));
-    assert_eq!(reached(&router).await.len(), LEFT.len());
+    assert_eq!(leftovers_seen(&router).await.len(), LEFTOVERS.len());
 }
 
 #[tokio::test]
-async fn what_a_transaction_sets_for_its_session_does_not_reach_the_next_caller() {
-    let plain = Plain::start().await;
+async fn session_settings_of_a_transaction_do_not_reach_the_next_caller() {
+    let plain = PlainServer::start().await;
     let router = plain.router();
     for _ in 0..2 {
         let set = router.transaction("acme", |tx| async move {
@@ -201,7 +209,7 @@ async fn what_a_transaction_sets_for_its_session_does_not_reach_the_next_caller(
         });
         set.await.unwrap();
         let client = router.get("acme").await.unwrap();
-        let user = run_on(&client, "SELECT current_setting('app.who', true)").await;
+        let user = query_text(&client, "SELECT current_setting('app.who', true)").await;
         assert_eq!(user, "");
     }
 }
@@ -209,12 +217,12 @@ async fn what_a_transaction_sets_for_its_session_does_not_reach_the_next_caller(
 #[tokio::test]
 async fn prepared_statements_outlive_a_reset() {
     const ASKS: &str = "SELECT current_user::text, $1::int4";
-    let plain = Plain::start().await;
+    let plain = PlainServer::start().await;
     let router = plain.router();
     let moods = "CREATE TYPE mood0 AS ENUM ('sad'); CREATE TYPE mood1 AS ENUM ('sad')";
     let client = router.get("acme").await.unwrap();
     client.batch_execute(moods).await.unwrap();
-    let session = session_of(&client).await;
+    let session = backend_pid(&client).await;
     drop(client);
     for n in [0, 1] {
         let client = router.get("acme").await.unwrap();
@@ -226,18 +234,18 @@ async fn prepared_statements_outlive_a_reset() {
         let mood = format!("SELECT 'sad'::mood{n}");
         client.query_one(&mood, &[]).await.unwrap();
         client.batch_execute("SET app.who = 'alice'").await.unwrap();
-        assert_eq!(session_of(&client).await, session);
+        assert_eq!(backend_pid(&client).await, session);
     }
 }
 
 #[tokio::test]
 async fn a_prepared_statement_that_leaves_something_does_so_each_time_it_is_run() {
     const SETS: &str = "SELECT set_config('app.who', $1, false)";
-    let plain = Plain::start().await;
+    let plain = PlainServer::start().await;
     let router = plain.router();
     for _ in 0..3 {
         let client = router.get("acme").await.unwrap();
-        let user = run_on(&client, "SELECT current_setting('app.who', true)").await;
+        let user = query_text(&client, "SELECT current_setting('app.who', true)").await;
         assert_eq!(user, "");
         let sets = client.prepare_cached(SETS).await.unwrap();
         client.query_one(&sets, &[&"alice"]).await.unwrap();
@@ -250,7 +258,7 @@ async fn a_prepared_statement_that_leaves_something_does_so_each_time_it_is_run(
 #[tokio::test]
 async fn statements_that_are_gone_are_not_handed_on() {
     const ASKS: &str = "SELECT $1::int4";
-    let plain = Plain::start().await;
+    let plain = PlainServer::start().await;
     let router = plain.router();
     for gone in ["DISCARD ALL", "DEALLOCATE ALL", "SELECT 1; deallocate all"] {
         for _ in 0..2 {
@@ -261,16 +269,16 @@ async fn statements_that_are_gone_are_not_handed_on() {
         }
     }
     let client = router.get("acme").await.unwrap();
-    let session = session_of(&client).await;
+    let session = backend_pid(&client).await;
     client.batch_execute("DISCARD ALL").await.unwrap();
     drop(client);
     let client = router.get("acme").await.unwrap();
-    assert_eq!(session_of(&client).await, session, "there were none");
+    assert_eq!(backend_pid(&client).await, session, "there were none");
 }
 
 #[tokio::test]
-async fn a_request_that_its_caller_abandoned_leaves_nothing_either() {
-    let plain = Plain::start().await;
+async fn an_abandoned_request_leaves_nothing_in_the_session() {
+    let plain = PlainServer::start().await;
     let router = plain.router();
     for waits in [false, true] {
         let client = router.get("acme").await.unwrap();
@@ -284,14 +292,14 @@ async fn a_request_that_its_caller_abandoned_leaves_nothing_either() {
         assert!(set.now_or_never().is_none());
         drop(client);
         let client = next.await.unwrap();
-        let user = run_on(&client, "SELECT current_setting('app.who', true)").await;
+        let user = query_text(&client, "SELECT current_setting('app.who', true)").await;
         assert_eq!(user, "", "{waits}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nor_does_it_if_its_answer_comes_while_the_connection_is_handed_on() {
-    let plain = Plain::start().await;
+async fn an_abandoned_request_leaves_nothing_though_its_answer_comes_during_the_handover() {
+    let plain = PlainServer::start().await;
     let router = plain.router();
     for round in 0..300 {
         let client = router.get("acme").await.unwrap();
@@ -305,7 +313,7 @@ async fn nor_does_it_if_its_answer_comes_while_the_connection_is_handed_on() {
         drop(client.batch_execute("SET app.who = 'alice'").now_or_never());
         drop(client);
         let client = next.await.unwrap();
-        let who = run_on(&client, "SELECT current_setting('app.who', true)").await;
+        let who = query_text(&client, "SELECT current_setting('app.who', true)").await;
         assert_eq!(who, "", "{round}");
     }
 }
@@ -317,8 +325,8 @@ const HIDDEN: &str = "
     CREATE FUNCTION listens() RETURNS void AS $$ BEGIN EXECUTE 'LISTEN changes'; END $$ LANGUAGE plpgsql";
 
 #[tokio::test]
-async fn what_a_function_hides_is_undone_if_the_server_tells_of_it_or_always() {
-    let plain = Plain::start().await;
+async fn state_that_a_function_sets_is_reset_if_the_server_reports_it_or_always() {
+    let plain = PlainServer::start().await;
     let always = plain.router_with(|endpoint| endpoint.session_reset(SessionReset::Always));
     always
         .get("acme")
@@ -332,7 +340,7 @@ async fn what_a_function_hides_is_undone_if_the_server_tells_of_it_or_always() {
         let client = router.get("acme").await.unwrap();
         client.query_typed(call, &[]).await.unwrap();
         drop(client);
-        run_on(&router.get("acme").await.unwrap(), asks).await
+        query_text(&router.get("acme").await.unwrap(), asks).await
     };
     let locks =
         "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()";
@@ -350,12 +358,12 @@ async fn what_a_function_hides_is_undone_if_the_server_tells_of_it_or_always() {
     client.query_typed("NOTIFY changes", &[]).await.unwrap();
     drop(client);
     let client = if_needed.get("acme").await.unwrap();
-    assert_eq!(run_on(&client, listens).await, "0");
+    assert_eq!(query_text(&client, listens).await, "0");
 }
 
 #[tokio::test]
 async fn a_connection_on_which_nothing_was_left_comes_back_at_once() {
-    let plain = Plain::start().await;
+    let plain = PlainServer::start().await;
     let router = plain.router();
     let client = router.get("acme").await.unwrap();
     client
@@ -377,13 +385,14 @@ async fn a_connection_on_which_nothing_was_left_comes_back_at_once() {
     }
 }
 
-/// What sticks to a client of the pooler, and the others' settings: as on the manual's page about security.
+/// The settings that stick to a client of the pooler, and those that reach other clients: as on the manual's page about
+/// security.
 #[tokio::test]
 async fn through_a_pooler_some_settings_stick_to_the_client_and_the_others_reach_other_clients() {
-    let plain = Plain::start().await;
+    let plain = PlainServer::start().await;
     let config: Config = plain.server.pooled_url().await.unwrap().parse().unwrap();
     let connect = async || {
-        let stream = socket(&config).await.unwrap();
+        let stream = connect_socket(&config).await.unwrap();
         let (client, connection) = config.connect_raw(stream, NoTls).await.unwrap();
         tokio::spawn(connection);
         client

@@ -11,13 +11,16 @@ use tokio::time::{Instant, timeout};
 use url::Url;
 
 use crate::support::{
-    LEASE, LONG, Stage, chain, column, keys, leased, publish, replica, session, tenant,
+    LEASE, LONG, TestEnv, catalog_builder, column, error_chain, keys, publish, session, take_lease,
+    tenant,
 };
 
 #[tokio::test]
 async fn eight_replicas_set_the_catalog_up_at_once() {
     let server = CatalogServer::start().await.unwrap();
-    let replicas: Vec<_> = (0..8).map(|_| replica(&server).build().unwrap()).collect();
+    let replicas: Vec<_> = (0..8)
+        .map(|_| catalog_builder(&server).build().unwrap())
+        .collect();
     let work = replicas
         .iter()
         .map(|it| async move { it.find(&tenant("acme")).await });
@@ -39,7 +42,7 @@ async fn eight_replicas_set_the_catalog_up_at_once() {
 async fn a_catalog_is_upgraded_from_every_version_and_a_newer_one_is_taken_as_it_is() {
     let server = CatalogServer::start().await.unwrap();
     for version in 0..=Postgres::latest_version() {
-        let catalog = replica(&server)
+        let catalog = catalog_builder(&server)
             .schema(format!("v{version}"))
             .build()
             .unwrap();
@@ -50,7 +53,7 @@ async fn a_catalog_is_upgraded_from_every_version_and_a_newer_one_is_taken_as_it
     let admin = session(&server.url()).await;
     let later = "INSERT INTO v0.migrations (version) VALUES (1000); ALTER TABLE v0.tenants ADD of_a_later_release text";
     admin.batch_execute(later).await.unwrap();
-    let catalog = replica(&server).schema("v0").build().unwrap();
+    let catalog = catalog_builder(&server).schema("v0").build().unwrap();
     publish(&catalog, "other").await;
     assert!(catalog.lookup(&tenant("acme")).await.unwrap().is_some());
 }
@@ -59,14 +62,14 @@ async fn a_catalog_is_upgraded_from_every_version_and_a_newer_one_is_taken_as_it
 async fn a_ceiling_survives_what_an_older_release_writes_beside_a_newer_one() {
     let server = CatalogServer::start().await.unwrap();
     let older = session(&server.url()).await;
-    let catalog = replica(&server).build().unwrap();
+    let catalog = catalog_builder(&server).build().unwrap();
     catalog.migrate_to(1).await.unwrap();
     // As the first release writes: it names every column that it knows, and no other.
     let made = "INSERT INTO tenantry.tenants (namespace, tenant, state, project, direct_host, pooled_host, port,
                                               database, role, is_neon, encryption)
                 VALUES ('test', 'acme', 'ready', 'p', 'h', 'h', 5432, 'app', 'owner', true, 'tls')";
     older.batch_execute(made).await.unwrap();
-    let (lease, mut record) = leased(&catalog, "acme").await;
+    let (lease, mut record) = take_lease(&catalog, "acme").await;
     assert_eq!((record.state, record.max_connections), (State::Ready, None));
     record.max_connections = Some(3);
     assert!(
@@ -78,7 +81,7 @@ async fn a_ceiling_survives_what_an_older_release_writes_beside_a_newer_one() {
     let written = "UPDATE tenantry.tenants SET state = 'held', plan = 'pro', pooled_host = 'there', version = version + 1,
                                                generation = generation + 1";
     older.batch_execute(written).await.unwrap();
-    let (lease, mut record) = leased(&catalog, "acme").await;
+    let (lease, mut record) = take_lease(&catalog, "acme").await;
     assert_eq!(
         (record.state, record.max_connections),
         (State::Held, Some(3))
@@ -89,8 +92,14 @@ async fn a_ceiling_survives_what_an_older_release_writes_beside_a_newer_one() {
     let err = catalog.write(&lease, &record, AfterWrite::Keep).await;
     assert!(err.unwrap_err().is::<InvalidRecord>());
     // A backup of the older release is restored under a process that runs.
-    let restored = "ALTER TABLE tenantry.tenants DROP max_connections, DROP session_reset; DELETE FROM tenantry.migrations WHERE version > 1";
-    older.batch_execute(restored).await.unwrap();
+    let added = "SELECT string_agg('DROP ' || attname, ', ') FROM pg_attribute
+                 WHERE attrelid = 'tenantry.tenants'::regclass AND (attname IN ('max_connections', 'session_reset')
+                       OR attname LIKE 'schema\\_%' AND attname <> 'schema_version')";
+    let added = column(&older, added).await.remove(0);
+    let restored = format!(
+        "ALTER TABLE tenantry.tenants {added}; DELETE FROM tenantry.migrations WHERE version > 1"
+    );
+    older.batch_execute(&restored).await.unwrap();
     let err = catalog.find(&tenant("acme")).await.unwrap_err();
     assert!(err.to_string().contains("the next call upgrades"), "{err}");
     let found = catalog.find(&tenant("acme")).await.unwrap().unwrap();
@@ -98,9 +107,9 @@ async fn a_ceiling_survives_what_an_older_release_writes_beside_a_newer_one() {
 }
 
 #[tokio::test]
-async fn tables_that_are_dropped_are_made_anew() {
+async fn tables_that_are_dropped_are_created_again() {
     let server = CatalogServer::start().await.unwrap();
-    let catalog = replica(&server).build().unwrap();
+    let catalog = catalog_builder(&server).build().unwrap();
     publish(&catalog, "acme").await;
     let admin = session(&server.url()).await;
     admin
@@ -112,7 +121,7 @@ async fn tables_that_are_dropped_are_made_anew() {
 }
 
 #[tokio::test]
-async fn a_role_that_may_not_is_told_what_to_grant_and_one_that_only_reads_can_look_up() {
+async fn a_role_without_privileges_is_told_what_to_grant_and_one_that_only_reads_can_look_up() {
     let server = CatalogServer::start().await.unwrap();
     let admin = session(&server.url()).await;
     let roles = "CREATE ROLE reader LOGIN; CREATE ROLE stranger LOGIN";
@@ -122,14 +131,14 @@ async fn a_role_that_may_not_is_told_what_to_grant_and_one_that_only_reads_can_l
             .url()
             .replace("//neondb_owner@", &format!("//{role}@"))
     };
-    let stranger = Postgres::builder(of("stranger"))
+    let unprivileged = Postgres::builder(of("stranger"))
         .namespace("test")
         .build()
         .unwrap();
-    let err = stranger.find(&tenant("acme")).await.unwrap_err();
+    let err = unprivileged.find(&tenant("acme")).await.unwrap_err();
     assert!(err.to_string().contains("CREATE on the database"), "{err}");
-    let endpoint = publish(&replica(&server).build().unwrap(), "acme").await;
-    let err = stranger.find(&tenant("acme")).await.unwrap_err();
+    let endpoint = publish(&catalog_builder(&server).build().unwrap(), "acme").await;
+    let err = unprivileged.find(&tenant("acme")).await.unwrap_err();
     assert!(err.to_string().contains("USAGE on the schema"), "{err}");
     let grants = "GRANT USAGE ON SCHEMA tenantry TO reader; GRANT SELECT ON ALL TABLES IN SCHEMA tenantry TO reader";
     admin.batch_execute(grants).await.unwrap();
@@ -173,13 +182,19 @@ async fn a_database_that_cannot_hold_every_id_is_refused() {
 #[tokio::test]
 async fn namespaces_share_a_catalog_and_no_database() {
     let server = CatalogServer::start().await.unwrap();
-    let production = replica(&server).namespace("production").build().unwrap();
-    let staging = replica(&server).namespace("staging").build().unwrap();
+    let production = catalog_builder(&server)
+        .namespace("production")
+        .build()
+        .unwrap();
+    let staging = catalog_builder(&server)
+        .namespace("staging")
+        .build()
+        .unwrap();
     let endpoint = publish(&production, "acme").await;
     assert_eq!(staging.find(&tenant("acme")).await.unwrap(), None);
     assert_eq!(staging.list(None, 10).await.unwrap(), []);
     assert_eq!(staging.changes(None, 10).await.unwrap().version, 0);
-    let (lease, mut record) = leased(&staging, "acme").await;
+    let (lease, mut record) = take_lease(&staging, "acme").await;
     record.state = State::Preparing;
     record.placement = Some(Placement::new("project-acme"));
     record.endpoint = Some(endpoint);
@@ -202,34 +217,34 @@ async fn namespaces_share_a_catalog_and_no_database() {
 }
 
 #[tokio::test]
-async fn another_replica_hears_of_a_write_at_once_also_after_its_listener_was_cut_off() {
+async fn another_replica_is_notified_of_a_write_at_once_also_after_its_listener_was_cut_off() {
     let server = CatalogServer::start().await.unwrap();
-    let (writer, hearer) = (
-        replica(&server).build().unwrap(),
-        replica(&server).build().unwrap(),
+    let (writer, listener) = (
+        catalog_builder(&server).build().unwrap(),
+        catalog_builder(&server).build().unwrap(),
     );
-    let since = hearer.changes(None, 10).await.unwrap().version;
-    timeout(LONG, hearer.changed()).await.unwrap(); // it listens
-    let heard = async {
-        timeout(LONG, hearer.changed()).await.unwrap();
+    let since = listener.changes(None, 10).await.unwrap().version;
+    timeout(LONG, listener.changed()).await.unwrap(); // it listens
+    let notified_at = async {
+        timeout(LONG, listener.changed()).await.unwrap();
         Instant::now()
     };
-    let wrote = async {
+    let written_at = async {
         publish(&writer, "acme").await;
         Instant::now()
     };
-    let (heard, wrote) = tokio::join!(heard, wrote);
-    assert!(heard.saturating_duration_since(wrote) < Duration::from_secs(1));
-    let changes = hearer.changes(Some(since), 10).await.unwrap();
+    let (notified_at, written_at) = tokio::join!(notified_at, written_at);
+    assert!(notified_at.saturating_duration_since(written_at) < Duration::from_secs(1));
+    let changes = listener.changes(Some(since), 10).await.unwrap();
     assert_eq!(changes.tenants, [tenant("acme")]);
     // A ring that comes while nobody waits is kept; both writes above may have rung.
-    while timeout(Duration::from_millis(300), hearer.changed())
+    while timeout(Duration::from_millis(300), listener.changed())
         .await
         .is_ok()
     {}
     publish(&writer, "other").await;
-    timeout(LONG, hearer.changed()).await.unwrap();
-    while timeout(Duration::from_millis(300), hearer.changed())
+    timeout(LONG, listener.changed()).await.unwrap();
+    while timeout(Duration::from_millis(300), listener.changed())
         .await
         .is_ok()
     {}
@@ -237,15 +252,15 @@ async fn another_replica_hears_of_a_write_at_once_also_after_its_listener_was_cu
     let admin = session(&server.url()).await;
     let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'";
     assert_eq!(column(&admin, cut).await, ["t"]);
-    timeout(LONG, hearer.changed())
+    timeout(LONG, listener.changed())
         .await
         .expect("a nudge after it has connected again");
-    while timeout(Duration::from_millis(300), hearer.changed())
+    while timeout(Duration::from_millis(300), listener.changed())
         .await
         .is_ok()
     {}
     publish(&writer, "third").await;
-    timeout(LONG, hearer.changed())
+    timeout(LONG, listener.changed())
         .await
         .expect("it listens again");
 }
@@ -253,7 +268,7 @@ async fn another_replica_hears_of_a_write_at_once_also_after_its_listener_was_cu
 #[tokio::test]
 async fn a_catalog_that_is_dropped_leaves_no_session() {
     let server = CatalogServer::start().await.unwrap();
-    let catalog = replica(&server).build().unwrap();
+    let catalog = catalog_builder(&server).build().unwrap();
     publish(&catalog, "acme").await;
     timeout(LONG, catalog.changed()).await.unwrap();
     let admin = session(&server.url()).await;
@@ -269,18 +284,22 @@ async fn a_catalog_that_is_dropped_leaves_no_session() {
 }
 
 #[tokio::test]
-async fn without_listening_nobody_is_nudged_and_changes_are_told_all_the_same() {
+async fn without_listening_no_notification_comes_and_changes_can_still_be_read() {
     let server = CatalogServer::start().await.unwrap();
-    let deaf = replica(&server).listen(false).build().unwrap();
-    let since = deaf.changes(None, 10).await.unwrap().version;
-    publish(&deaf, "acme").await;
+    let not_listening = catalog_builder(&server).listen(false).build().unwrap();
+    let since = not_listening.changes(None, 10).await.unwrap().version;
+    publish(&not_listening, "acme").await;
     assert!(
-        timeout(Duration::from_millis(200), deaf.changed())
+        timeout(Duration::from_millis(200), not_listening.changed())
             .await
             .is_err()
     );
     assert_eq!(
-        deaf.changes(Some(since), 10).await.unwrap().tenants,
+        not_listening
+            .changes(Some(since), 10)
+            .await
+            .unwrap()
+            .tenants,
         [tenant("acme")]
     );
 }
@@ -289,7 +308,7 @@ async fn without_listening_nobody_is_nudged_and_changes_are_told_all_the_same() 
 async fn a_catalog_that_is_down_fails_in_time_and_comes_back_by_itself() {
     let server = CatalogServer::start().await.unwrap();
     let limit = Duration::from_secs(1);
-    let catalog = replica(&server)
+    let catalog = catalog_builder(&server)
         .timeout(limit)
         .pool_size(2)
         .build()
@@ -344,7 +363,7 @@ async fn a_catalog_that_is_down_fails_in_time_and_comes_back_by_itself() {
 async fn a_call_that_waits_for_a_lock_gives_up_its_place_at_the_server() {
     let server = CatalogServer::start().await.unwrap();
     let limit = Duration::from_millis(500);
-    let catalog = replica(&server)
+    let catalog = catalog_builder(&server)
         .timeout(limit)
         .pool_size(1)
         .build()
@@ -387,10 +406,10 @@ async fn a_call_that_waits_for_a_lock_gives_up_its_place_at_the_server() {
 
 #[tokio::test]
 async fn a_project_at_neon_can_keep_the_catalog_and_its_certificate_is_verified() {
-    let stage = Stage::new().await;
-    let project = stage.project().await;
-    let endpoint = stage.endpoint(&stage.emulator.witnesses()[0]).await;
-    let proxy = stage.emulator.proxy_address();
+    let env = TestEnv::new().await;
+    let project = env.project().await;
+    let endpoint = env.endpoint(&env.emulator.witnesses()[0]).await;
+    let proxy = env.emulator.proxy_address();
     let url = |host: &str| {
         Secret::new(format!(
             "host={host} hostaddr={} port={} user={} password={} dbname={} channel_binding=require",
@@ -403,7 +422,7 @@ async fn a_project_at_neon_can_keep_the_catalog_and_its_certificate_is_verified(
     };
     let trusting = |host: &str| {
         let catalog = Postgres::builder(url(host)).namespace("test").keys(keys());
-        catalog.root_certificate(stage.emulator.root_certificate())
+        catalog.root_certificate(env.emulator.root_certificate())
     };
     let direct = trusting(&endpoint.direct_host).build().unwrap();
     timeout(LONG, direct.changed()).await.unwrap();
@@ -414,15 +433,15 @@ async fn a_project_at_neon_can_keep_the_catalog_and_its_certificate_is_verified(
     let published = publish(&pooled, "acme").await;
     timeout(LONG, direct.changed()).await.unwrap();
     // It sleeps, and takes every connection with it.
-    assert!(stage.emulator.suspend(&project.endpoints[0].id).await);
+    assert!(env.emulator.suspend(&project.endpoints[0].id).await);
     for catalog in [&pooled, &direct] {
         let found = catalog.lookup(&tenant("acme")).await.unwrap();
         assert_eq!(found.as_ref(), Some(&published));
     }
-    let stranger = Postgres::builder(url(&endpoint.direct_host))
+    let untrusting = Postgres::builder(url(&endpoint.direct_host))
         .namespace("test")
         .build()
         .unwrap();
-    let err = chain(&stranger.find(&tenant("acme")).await.unwrap_err());
+    let err = error_chain(&untrusting.find(&tenant("acme")).await.unwrap_err());
     assert!(err.contains("UnknownIssuer"), "{err}");
 }

@@ -1,4 +1,4 @@
-//! What a router does by itself must not reach a database.
+//! The work that a router does by itself, which must not reach a database.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -6,25 +6,25 @@ use futures_util::{StreamExt, stream};
 use tenantry::{BoxError, Endpoint, Error, ErrorKind, TenantId, TenantRouter, emulator::Witness};
 use tokio::time::{Instant, sleep};
 
-use crate::support::{Stage, eventually};
+use crate::support::{TestEnv, eventually};
 
 const TENANTS: usize = 1000;
 const COMPUTES: usize = 50;
 const WINDOW: Duration = Duration::from_secs(2);
 
-/// What a compute has seen of anybody, in numbers.
-fn seen(it: &Witness) -> (usize, usize, usize) {
+/// Returns the numbers of login attempts, sessions and wakes at a compute.
+fn activity(it: &Witness) -> (usize, usize, usize) {
     (it.auth_attempts.len(), it.sessions.len(), it.wakes.len())
 }
 
-/// A thousand tenants, of whom fifty have a compute; the others cannot be reached.
-async fn tenants(stage: &Stage) -> HashMap<String, Endpoint> {
-    let made = stream::iter(0..COMPUTES).map(|_| stage.project());
+/// A thousand tenants. Fifty of them have a compute; the others cannot be reached.
+async fn tenants(env: &TestEnv) -> HashMap<String, Endpoint> {
+    let made = stream::iter(0..COMPUTES).map(|_| env.project());
     let made: Vec<_> = made.buffer_unordered(4).collect().await;
     assert_eq!(made.len(), COMPUTES);
     let mut tenants = HashMap::new();
-    for (number, it) in stage.emulator.witnesses().iter().enumerate() {
-        let endpoint = stage.endpoint(it).await.suspend_window(WINDOW);
+    for (number, it) in env.emulator.witnesses().iter().enumerate() {
+        let endpoint = env.endpoint(it).await.suspend_window(WINDOW);
         tenants.insert(format!("awake-{number}"), endpoint);
     }
     for number in COMPUTES..TENANTS {
@@ -42,16 +42,18 @@ async fn tenants(stage: &Stage) -> HashMap<String, Endpoint> {
     tenants
 }
 
-fn router(stage: &Stage, tenants: HashMap<String, Endpoint>) -> TenantRouter {
+fn router(env: &TestEnv, tenants: HashMap<String, Endpoint>) -> TenantRouter {
     let lookup = move |tenant: TenantId| {
         let found = tenants.get(tenant.as_str()).cloned();
         async move { Ok::<_, BoxError>(found) }
     };
-    stage.at(TenantRouter::builder(lookup)).build().unwrap()
+    env.configure(TenantRouter::builder(lookup))
+        .build()
+        .unwrap()
 }
 
 /// Has every tenant used: once, unless the machine is so busy that a compute falls asleep before its first query.
-async fn use_all(router: &TenantRouter, tenants: &[String]) {
+async fn query_all(router: &TenantRouter, tenants: &[String]) {
     let uses = stream::iter(tenants).map(|tenant| async move {
         let row = router.read(tenant, |tx| async move {
             let rows = tx.query_typed("SELECT 'row'", &[]).await?;
@@ -67,14 +69,14 @@ async fn use_all(router: &TenantRouter, tenants: &[String]) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn over_many_suspend_windows_a_router_with_a_thousand_tenants_reaches_no_database() {
-    let stage = Stage::with(|emulator| emulator.suspend_after(WINDOW)).await;
-    let tenants = tenants(&stage).await;
+    let env = TestEnv::with(|emulator| emulator.suspend_after(WINDOW)).await;
+    let tenants = tenants(&env).await;
     let names: Vec<_> = tenants.keys().cloned().collect();
-    let router = router(&stage, tenants);
-    use_all(&router, &names).await;
+    let router = router(&env, tenants);
+    query_all(&router, &names).await;
     assert_eq!(router.status().pools, TENANTS as u64);
     let used = Instant::now();
-    let asleep = || stage.emulator.witnesses().iter().all(|it| !it.is_awake);
+    let asleep = || env.emulator.witnesses().iter().all(|it| !it.is_awake);
     eventually("all computes fall asleep", asleep).await;
     let took = used.elapsed();
     assert!(took < 6 * WINDOW, "nothing kept them up: {took:?}");
@@ -84,19 +86,19 @@ async fn over_many_suspend_windows_a_router_with_a_thousand_tenants_reaches_no_d
     assert!(status.closed_idle > status.closed_by_peer, "{status:?}");
     assert_eq!(status.connections, 0);
 
-    let before: Vec<_> = stage.emulator.witnesses().iter().map(seen).collect();
+    let before: Vec<_> = env.emulator.witnesses().iter().map(activity).collect();
     let start = Instant::now();
     let mut lookups = 0;
     while start.elapsed() < 3 * WINDOW {
-        // What an app server goes on doing: it is asked for its state, and strangers come.
+        // What an app server goes on doing: it is asked for its state, and gets requests for unknown tenants.
         assert_eq!(router.status().connections, 0);
-        let stranger = router.get(&format!("stranger-{lookups}")).await;
-        assert_eq!(stranger.unwrap_err().kind(), ErrorKind::UnknownTenant);
+        let unknown = router.get(&format!("stranger-{lookups}")).await;
+        assert_eq!(unknown.unwrap_err().kind(), ErrorKind::UnknownTenant);
         router.evict(&names[lookups % TENANTS]);
         lookups += 1;
         sleep(Duration::from_millis(5)).await; // time itself is under test
     }
-    let after: Vec<_> = stage.emulator.witnesses().iter().map(seen).collect();
+    let after: Vec<_> = env.emulator.witnesses().iter().map(activity).collect();
     assert_eq!(after, before, "attempts, sessions, wakes");
     assert!(asleep() && lookups > 100, "{lookups}");
     assert_eq!(router.status().dials, status.dials);

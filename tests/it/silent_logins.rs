@@ -5,7 +5,7 @@ use std::time::Duration;
 use tenantry::{ErrorKind, Stage};
 use tokio::time::{Instant, sleep};
 
-use crate::support::{Backend, Failure, Gate, Step, place};
+use crate::support::{Backend, Failure, Gate, Step, served_database};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -18,7 +18,9 @@ async fn a_second_login_goes_out_after_10_to_15_seconds_of_silence_and_serves() 
         let router = router.clone();
         tokio::spawn(async move {
             let began = Instant::now();
-            place(&router, "acme").await.map(|_| began.elapsed())
+            served_database(&router, "acme")
+                .await
+                .map(|_| began.elapsed())
         })
     };
     sleep(SECOND).await;
@@ -32,7 +34,7 @@ async fn a_second_login_goes_out_after_10_to_15_seconds_of_silence_and_serves() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_direct_connection_waits_no_longer() {
+async fn a_direct_connection_waits_no_longer_for_a_silent_login() {
     let backend = Backend::default();
     backend.set(Step::Login, Gate::Stuck);
     let router = backend.router().build().unwrap();
@@ -57,10 +59,10 @@ async fn the_first_login_still_counts_if_it_is_answered_first() {
     let router = backend.router().build().unwrap();
     let waiting = {
         let router = router.clone();
-        tokio::spawn(async move { place(&router, "acme").await })
+        tokio::spawn(async move { served_database(&router, "acme").await })
     };
     sleep(SECOND).await;
-    // The second one fails over and over meanwhile.
+    // Until then, the second one fails over and over.
     let not_up = Gate::Fail(Failure::Error {
         code: "XX000",
         text: "Couldn't connect to compute node",
@@ -72,7 +74,7 @@ async fn the_first_login_still_counts_if_it_is_answered_first() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn there_is_never_a_third_and_who_runs_out_of_time_is_told_when_to_come_back() {
+async fn there_is_never_a_third_login_and_a_timeout_says_when_to_retry() {
     let backend = Backend::default();
     backend.set(Step::Login, Gate::Stuck);
     let router = backend.router().get_timeout(40 * SECOND).build().unwrap();

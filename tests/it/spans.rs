@@ -1,4 +1,4 @@
-//! What a subscriber sees of a call.
+//! The spans of a call, as a subscriber sees them.
 
 use std::{
     collections::BTreeMap,

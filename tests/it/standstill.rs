@@ -1,30 +1,35 @@
-//! Many replicas of an application at once, and replicas that stand still in the midst of the work on a tenant's database
-//! until others have done it.
+//! Many replicas of an application at once, and replicas that stand still in the midst of the work on a tenant's
+//! database until others have done it.
 
 use futures_util::future::join_all;
 use tenantry::{Catalog, Failpoint, TenantId, catalog::Record, emulator::ApiFault};
 use tokio::time::sleep;
 
-use crate::support::{Answer, HeldUp, MOMENT, Replica, Site, eventually, is_own, run_on};
+use crate::support::{
+    Answer, DelayProxy, Deployment, MOMENT, Replica, eventually, is_seed_of, query_text,
+};
 
 #[tokio::test]
 async fn eight_replicas_with_fifty_callers_each_make_one_project() {
-    let site = Site::new().await;
-    let replicas = join_all((0..8).map(|_| site.replica())).await;
+    let deployment = Deployment::new().await;
+    let replicas = join_all((0..8).map(|_| deployment.replica())).await;
     let warm = replicas.iter().map(|it| it.ask("provision warm"));
     assert!(join_all(warm).await.iter().all(Result::is_ok));
     for tenant in ["acme", "globex", "initech"] {
         // Nobody is ahead: they all hear of it while they stand still.
         replicas.iter().for_each(Replica::freeze);
-        let calls: Vec<_> = replicas.iter().map(|it| callers(it, tenant, 50)).collect();
+        let calls: Vec<_> = replicas
+            .iter()
+            .map(|it| spawn_callers(it, tenant, 50))
+            .collect();
         sleep(MOMENT).await;
         replicas.iter().for_each(Replica::thaw);
         let answers: Vec<_> = join_all(calls).await.into_iter().flatten().collect();
         assert_eq!(answers.len(), 400);
         let first = answers[0].clone().unwrap();
-        assert!(is_own(tenant, &first), "{first}");
-        assert_all_are(&answers, &first);
-        assert_eq!(site.stage.projects(tenant).len(), 1);
+        assert!(is_seed_of(tenant, &first), "{first}");
+        assert_all_equal(&answers, &first);
+        assert_eq!(deployment.env.projects(tenant).len(), 1);
     }
     let statuses = join_all(replicas.iter().map(|it| it.ask("status"))).await;
     let published = |status: &Answer| -> u64 {
@@ -35,7 +40,7 @@ async fn eight_replicas_with_fifty_callers_each_make_one_project() {
 }
 
 /// So many who want a connection to `tenant`.
-fn callers(
+fn spawn_callers(
     replica: &Replica,
     tenant: &str,
     count: usize,
@@ -45,13 +50,18 @@ fn callers(
     join_all(calls)
 }
 
-async fn record(site: &Site) -> Record {
+async fn acme_record(deployment: &Deployment) -> Record {
     let acme = TenantId::parse("acme").unwrap();
-    site.records().find(&acme).await.unwrap().unwrap()
+    deployment
+        .open_catalog()
+        .find(&acme)
+        .await
+        .unwrap()
+        .unwrap()
 }
 
 /// Each answer is that of the database which was served first.
-fn assert_all_are(answers: &[Answer], served: &str) {
+fn assert_all_equal(answers: &[Answer], served: &str) {
     assert!(
         answers.iter().all(|it| it.as_deref() == Ok(served)),
         "{answers:?}"
@@ -60,57 +70,60 @@ fn assert_all_are(answers: &[Answer], served: &str) {
 
 #[tokio::test]
 async fn a_replica_that_stood_still_before_its_creation_does_not_send_it() {
-    let site = Site::new().await;
-    let (mut still, other) = tokio::join!(site.replica(), site.replica());
-    still.stop_at(Failpoint::Ordering, 1).await;
-    let callers = callers(&still, "acme", 10);
-    still.stopped_at(Failpoint::Ordering).await;
-    still.freeze();
-    still.go_on(); // which it hears together with the signal
+    let deployment = Deployment::new().await;
+    let (mut frozen, other) = tokio::join!(deployment.replica(), deployment.replica());
+    frozen.stop_at(Failpoint::Ordering, 1).await;
+    let callers = spawn_callers(&frozen, "acme", 10);
+    frozen.stopped_at(Failpoint::Ordering).await;
+    frozen.freeze();
+    frozen.resume(); // which it reads once it runs again
     let served = other.ask("get acme").await.unwrap();
-    assert!(is_own("acme", &served), "{served}");
-    still.thaw();
-    assert_all_are(&callers.await, &served);
-    assert_eq!(site.stage.projects("acme").len(), 1);
-    assert_eq!(still.ask("status").await.unwrap(), "0 0");
+    assert!(is_seed_of("acme", &served), "{served}");
+    frozen.thaw();
+    assert_all_equal(&callers.await, &served);
+    assert_eq!(deployment.env.projects("acme").len(), 1);
+    assert_eq!(frozen.ask("status").await.unwrap(), "0 0");
 }
 
 #[tokio::test]
 async fn a_creation_that_arrives_after_another_replica_has_published_is_never_served_and_is_removed()
  {
-    duplicate(true).await;
+    check_late_creation(true).await;
 }
 
 #[tokio::test]
 async fn a_creation_that_arrives_after_its_own_replica_has_published_is_never_served_and_is_removed()
  {
-    duplicate(false).await;
+    check_late_creation(false).await;
 }
 
 /// A creation is under way for longer than it may be.
-async fn duplicate(stands_still: bool) {
-    let site = Site::new().await;
-    let api = site.stage.emulator.api_url();
-    let network = HeldUp::to(&api).await;
-    let (sender, other) = tokio::join!(site.replica_at(network.url(&api)), site.replica());
-    let callers = callers(&sender, "acme", 10);
-    network.came().await;
+async fn check_late_creation(stands_still: bool) {
+    let deployment = Deployment::new().await;
+    let api = deployment.env.emulator.api_url();
+    let network = DelayProxy::to(&api).await;
+    let (sender, other) = tokio::join!(
+        deployment.replica_at(network.url(&api)),
+        deployment.replica()
+    );
+    let callers = spawn_callers(&sender, "acme", 10);
+    network.creation_arrived().await;
     if stands_still {
         sender.freeze();
     }
     let served = other.ask("get acme").await.unwrap();
-    assert!(is_own("acme", &served), "{served}");
-    let published = record(&site).await;
+    assert!(is_seed_of("acme", &served), "{served}");
+    let published = acme_record(&deployment).await;
 
-    network.open();
-    eventually("it arrives", || site.stage.projects("acme").len() == 2).await;
+    network.release();
+    eventually("it arrives", || deployment.env.projects("acme").len() == 2).await;
     if stands_still {
         sleep(MOMENT).await; // the answer is there before the process goes on
         sender.thaw();
     }
-    assert_all_are(&callers.await, &served);
-    let newcomer = site.replica().await;
-    assert_all_are(
+    assert_all_equal(&callers.await, &served);
+    let newcomer = deployment.replica().await;
+    assert_all_equal(
         &[newcomer.ask("get acme").await, other.ask("get acme").await],
         &served,
     );
@@ -121,11 +134,11 @@ async fn duplicate(stands_still: bool) {
         "{report}"
     );
     assert_eq!(
-        Some(site.stage.witness("acme").project_id.as_str()),
+        Some(deployment.env.witness("acme").project_id.as_str()),
         published.project()
     );
     let replicas = [sender, other, newcomer];
-    assert_all_are(
+    assert_all_equal(
         &join_all(replicas.iter().map(|it| it.ask("get acme"))).await,
         &served,
     );
@@ -133,17 +146,17 @@ async fn duplicate(stands_still: bool) {
 
 #[tokio::test]
 async fn a_creation_that_is_answered_late_is_taken_over_by_another_replica() {
-    let site = Site::new().await;
-    let (still, other) = tokio::join!(site.replica(), site.replica());
+    let deployment = Deployment::new().await;
+    let (frozen, other) = tokio::join!(deployment.replica(), deployment.replica());
     let late = ApiFault::Slow { milliseconds: 6000 };
-    site.stage.emulator.fail_api("POST /projects", late, 1);
-    let callers = callers(&still, "acme", 10);
-    eventually("it is sent", || site.stage.projects("acme").len() == 1).await;
-    still.freeze();
+    deployment.env.emulator.fail_api("POST /projects", late, 1);
+    let callers = spawn_callers(&frozen, "acme", 10);
+    eventually("it is sent", || deployment.env.projects("acme").len() == 1).await;
+    frozen.freeze();
     let served = other.ask("get acme").await.unwrap();
-    still.thaw();
-    assert_all_are(&callers.await, &served);
-    assert_eq!(site.stage.projects("acme").len(), 1);
+    frozen.thaw();
+    assert_all_equal(&callers.await, &served);
+    assert_eq!(deployment.env.projects("acme").len(), 1);
     assert_eq!(other.ask("status").await.unwrap(), "0 1");
 }
 
@@ -154,23 +167,23 @@ const LATE: &str = "DO $$ BEGIN \
 
 #[tokio::test]
 async fn a_hook_that_still_runs_is_cut_off_before_another_replica_prepares_the_database() {
-    let site = Site::new().await;
-    let (mut still, other) = tokio::join!(site.replica(), site.replica());
-    still.ask(&format!("hook {LATE}")).await.unwrap();
-    let callers = callers(&still, "acme", 10);
-    assert_eq!(still.stopped("Hook").await, "acme");
-    still.freeze(); // its statements run on in the server
+    let deployment = Deployment::new().await;
+    let (mut frozen, other) = tokio::join!(deployment.replica(), deployment.replica());
+    frozen.ask(&format!("hook {LATE}")).await.unwrap();
+    let callers = spawn_callers(&frozen, "acme", 10);
+    assert_eq!(frozen.stopped_in("Hook").await, "acme");
+    frozen.freeze(); // its statements run on in the server
     let served = other.ask("get acme").await.unwrap();
-    assert!(is_own("acme", &served), "{served}");
+    assert!(is_seed_of("acme", &served), "{served}");
 
-    let router = site.router(|provisioner| provisioner);
+    let router = deployment.router(|provisioner| provisioner);
     let client = router.get("acme").await.unwrap();
     let late = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'DO%'";
-    assert_eq!(run_on(&client, late).await, "0");
-    run_on(&client, "CREATE TABLE gate ()").await;
-    still.thaw();
-    assert_all_are(&callers.await, &served);
+    assert_eq!(query_text(&client, late).await, "0");
+    query_text(&client, "CREATE TABLE gate ()").await;
+    frozen.thaw();
+    assert_all_equal(&callers.await, &served);
     sleep(MOMENT).await; // in which it would write
-    assert_eq!(run_on(&client, "SELECT count(*) FROM seed").await, "1");
-    assert_eq!(still.ask("status").await.unwrap(), "0 0");
+    assert_eq!(query_text(&client, "SELECT count(*) FROM seed").await, "1");
+    assert_eq!(frozen.ask("status").await.unwrap(), "0 0");
 }

@@ -10,7 +10,7 @@ use tenantry::{
     fleet::Finding,
 };
 
-use crate::support::{LONG, Site, WINDOW};
+use crate::support::{Deployment, LONG, WINDOW};
 
 const CREATIONS: &str = "POST /projects";
 const READS: &str = "GET ";
@@ -18,13 +18,16 @@ const ALL: &str = "";
 
 const TENANTS: usize = 40;
 
-/// Provisions all tenants at both routers at once, through whatever `trouble` makes, and checks that each has exactly one
-/// published project. Says how many projects there are.
-async fn provisioned_through(site: &Site, trouble: impl FnOnce(&Emulator)) -> usize {
+/// Provisions all tenants at both routers at once, through whatever `inject_faults` makes, and checks that each has
+/// exactly one published project. Says how many projects there are.
+async fn provision_all_during(
+    deployment: &Deployment,
+    inject_faults: impl FnOnce(&Emulator),
+) -> usize {
     // Nobody dies here, and so many creations at once take their time.
-    let router = || site.router(|it| it.lease_time(LONG));
+    let router = || deployment.router(|it| it.lease_time(LONG));
     let routers = [router(), router()];
-    trouble(&site.stage.emulator);
+    inject_faults(&deployment.env.emulator);
     let calls = (0..TENANTS).flat_map(|n| {
         routers.iter().map(move |router| async move {
             let fleet = router.fleet().unwrap();
@@ -35,46 +38,49 @@ async fn provisioned_through(site: &Site, trouble: impl FnOnce(&Emulator)) -> us
     for result in done.expect("it takes too long") {
         result.unwrap();
     }
-    let records = site.all_records().await;
+    let records = deployment.all_records().await;
     assert_eq!(records.len(), TENANTS);
     let ready = records.iter().all(|it| it.state == State::Ready);
     assert!(ready, "{records:?}");
-    site.stage.emulator.witnesses().len()
+    deployment.env.emulator.witnesses().len()
 }
 
 /// After one reconcile each tenant has its published project and no other.
-async fn reconciled(site: &Site) {
-    let router = site.router(|it| it);
+async fn assert_reconciled(deployment: &Deployment) {
+    let router = deployment.router(|it| it);
     let how = Reconcile::repair().grace(Duration::ZERO);
     let report = router.fleet().unwrap().reconcile(&how).await.unwrap();
     let troubled = report.findings.iter().any(Finding::needs_attention);
     assert!(!troubled, "{report:?}");
-    let mut published: Vec<_> = site.all_records().await;
+    let mut published: Vec<_> = deployment.all_records().await;
     published.sort_by(|a, b| a.project().cmp(&b.project()));
-    let mut there = site.stage.emulator.witnesses();
-    there.sort_by(|a, b| a.project_id.cmp(&b.project_id));
+    let mut found = deployment.env.emulator.witnesses();
+    found.sort_by(|a, b| a.project_id.cmp(&b.project_id));
     let published = published
         .iter()
         .map(|it| (it.project().unwrap(), it.tenant.as_str()));
-    let there = there.iter().map(|it| {
+    let found = found.iter().map(|it| {
         (
             it.project_id.as_str(),
             it.annotations["tenantry-tenant"].as_str(),
         )
     });
-    assert_eq!(there.collect::<Vec<_>>(), published.collect::<Vec<_>>());
+    assert_eq!(found.collect::<Vec<_>>(), published.collect::<Vec<_>>());
 }
 
 /// All of that, where nothing is done twice: one project for each tenant, before and after the reconcile.
-async fn one_project_each(trouble: impl FnOnce(&Emulator)) {
-    let site = Site::new().await;
-    assert_eq!(provisioned_through(&site, trouble).await, TENANTS);
-    reconciled(&site).await;
+async fn assert_one_project_each(inject_faults: impl FnOnce(&Emulator)) {
+    let deployment = Deployment::new().await;
+    assert_eq!(
+        provision_all_during(&deployment, inject_faults).await,
+        TENANTS
+    );
+    assert_reconciled(&deployment).await;
 }
 
 #[tokio::test]
 async fn creations_whose_answers_are_lost_are_found_and_not_repeated() {
-    one_project_each(|emulator| {
+    assert_one_project_each(|emulator| {
         emulator.fail_api(CREATIONS, ApiFault::AnswerLost, 60);
         emulator.fail_api(READS, ApiFault::AnswerLost, 100);
     })
@@ -83,7 +89,7 @@ async fn creations_whose_answers_are_lost_are_found_and_not_repeated() {
 
 #[tokio::test]
 async fn creations_that_fail_in_ways_that_say_nothing_are_repeated_in_time() {
-    one_project_each(|emulator| {
+    assert_one_project_each(|emulator| {
         for fault in [
             ApiFault::Status(500),
             ApiFault::Html(502),
@@ -97,8 +103,8 @@ async fn creations_that_fail_in_ways_that_say_nothing_are_repeated_in_time() {
 }
 
 #[tokio::test]
-async fn a_storm_of_429_is_sat_out() {
-    one_project_each(|emulator| {
+async fn a_storm_of_429_answers_is_waited_out() {
+    assert_one_project_each(|emulator| {
         let storm = |retry_after| ApiFault::RateLimited { retry_after };
         emulator.fail_api(ALL, storm(None), 100);
         emulator.fail_api(ALL, storm(Some(1)), 20);
@@ -108,21 +114,21 @@ async fn a_storm_of_429_is_sat_out() {
 }
 
 #[tokio::test]
-async fn a_real_rate_limit_is_lived_with() {
-    let site = Site::with(|emulator| emulator.api_limits(1000, 20)).await;
-    assert_eq!(provisioned_through(&site, |_| {}).await, TENANTS);
-    assert!(site.stage.emulator.refused_requests() > 0);
-    reconciled(&site).await;
+async fn provisioning_succeeds_under_a_real_rate_limit() {
+    let deployment = Deployment::with(|emulator| emulator.api_limits(1000, 20)).await;
+    assert_eq!(provision_all_during(&deployment, |_| {}).await, TENANTS);
+    assert!(deployment.env.emulator.refused_requests() > 0);
+    assert_reconciled(&deployment).await;
 }
 
 #[tokio::test]
-async fn locks_that_last_for_seconds_are_sat_out() {
-    one_project_each(|emulator| emulator.fail_api(ALL, ApiFault::Locked, 250)).await;
+async fn locks_that_last_for_seconds_are_waited_out() {
+    assert_one_project_each(|emulator| emulator.fail_api(ALL, ApiFault::Locked, 250)).await;
 }
 
 #[tokio::test]
 async fn a_search_that_is_late_by_less_than_the_window_makes_no_second_project() {
-    one_project_each(|emulator| {
+    assert_one_project_each(|emulator| {
         emulator.set_search_lag(WINDOW * 3 / 4);
         emulator.fail_api(CREATIONS, ApiFault::AnswerLost, 60);
     })
@@ -132,12 +138,12 @@ async fn a_search_that_is_late_by_less_than_the_window_makes_no_second_project()
 #[tokio::test]
 async fn a_search_that_is_late_by_more_than_the_window_leaves_duplicates_that_are_never_published()
 {
-    let site = Site::new().await;
-    let projects = provisioned_through(&site, |emulator| {
+    let deployment = Deployment::new().await;
+    let projects = provision_all_during(&deployment, |emulator| {
         emulator.set_search_lag(3 * WINDOW);
         emulator.fail_api(CREATIONS, ApiFault::AnswerLost, 40);
     });
     assert!(projects.await > TENANTS, "or the search was not late");
-    site.stage.emulator.set_search_lag(Duration::ZERO);
-    reconciled(&site).await;
+    deployment.env.emulator.set_search_lag(Duration::ZERO);
+    assert_reconciled(&deployment).await;
 }

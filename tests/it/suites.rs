@@ -7,24 +7,24 @@ use tenantry::{
 };
 
 #[tokio::test]
-async fn memory_behaves() {
+async fn the_catalog_in_memory_passes_the_suite() {
     suite::run(true, || async { Memory::new() }).await;
 }
 
 #[tokio::test]
-async fn postgres_behaves() {
+async fn the_catalog_in_postgres_passes_the_suite() {
     let server = CatalogServer::start().await.unwrap();
     run(server.url(), true).await;
 }
 
 #[tokio::test]
-async fn postgres_behaves_without_passwords() {
+async fn the_catalog_in_postgres_passes_the_suite_without_passwords() {
     let server = CatalogServer::start().await.unwrap();
     run(server.url(), false).await;
 }
 
 #[tokio::test]
-async fn postgres_behaves_behind_a_pooler() {
+async fn the_catalog_in_postgres_passes_the_suite_behind_a_pooler() {
     let server = CatalogServer::start().await.unwrap();
     run(server.pooled_url().await.unwrap(), true).await;
 }

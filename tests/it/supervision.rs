@@ -5,28 +5,28 @@ use std::time::Duration;
 use tenantry::{ErrorKind, TenantRouter, catalog::State};
 use tokio::time::sleep;
 
-use crate::support::{Backend, Ledger, Projects, place};
+use crate::support::{Backend, FakeCatalog, FakeControlPlane, served_database};
 
 const SECOND: Duration = Duration::from_secs(1);
 
 #[tokio::test(start_paused = true)]
 async fn a_panic_in_the_catalog_costs_no_change_that_comes_after_it() {
-    let (backend, ledger) = (Backend::default(), Ledger::new());
+    let (backend, catalog) = (Backend::default(), FakeCatalog::new());
     for tenant in ["acme", "globex"] {
-        ledger.publish(tenant, tenant).await;
+        catalog.publish(tenant, tenant).await;
     }
-    let provisioner = Projects::provisioner(&backend, ledger.clone());
-    let router = backend.at(TenantRouter::provisioning(provisioner));
+    let provisioner = FakeControlPlane::provisioner(&backend, catalog.clone());
+    let router = backend.configure(TenantRouter::provisioning(provisioner));
     let router = router.build().unwrap();
     for tenant in ["acme", "globex"] {
-        place(&router, tenant).await.unwrap();
+        served_database(&router, tenant).await.unwrap();
     }
-    ledger.panic_in_changes(3);
-    let moved = ledger.change("acme", |endpoint| *endpoint = Backend::endpoint("new"));
+    catalog.panic_in_changes(3);
+    let moved = catalog.change_endpoint("acme", |endpoint| *endpoint = Backend::endpoint("new"));
     moved.await;
     sleep(40 * SECOND).await;
-    assert_eq!(place(&router, "acme").await.unwrap(), "new");
-    ledger.turn("globex", State::Deleting).await;
+    assert_eq!(served_database(&router, "acme").await.unwrap(), "new");
+    catalog.set_state("globex", State::Deleting).await;
     sleep(SECOND).await;
     let err = router.get("globex").await.unwrap_err();
     assert_eq!(err.kind(), ErrorKind::Deleted);

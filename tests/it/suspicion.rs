@@ -6,12 +6,12 @@ use futures_util::future::join_all;
 use tenantry::{Error, TenantRouter};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::support::{Backend, Gate, Relay, Stage, Step, run_on};
+use super::support::{Backend, Gate, Relay, Step, TestEnv, query_text};
 
 const SECOND: Duration = Duration::from_secs(1);
-const WHO: &str = "SELECT current_database()";
+const CURRENT_DATABASE: &str = "SELECT current_database()";
 /// The steps at which a swallowed session stops.
-const SWALLOWED: [Step; 5] = [
+const SESSION_STEPS: [Step; 5] = [
     Step::Verify,
     Step::Begin,
     Step::Query,
@@ -20,7 +20,7 @@ const SWALLOWED: [Step; 5] = [
 ];
 
 /// A tenant with so many idle connections.
-async fn idle(count: usize) -> (Backend, TenantRouter) {
+async fn router_with_idle(count: usize) -> (Backend, TenantRouter) {
     let backend = Backend::default();
     let router = backend.router().build().unwrap();
     let held = join_all((0..count).map(|_| router.get("acme"))).await;
@@ -31,15 +31,15 @@ async fn idle(count: usize) -> (Backend, TenantRouter) {
 }
 
 /// From now on nothing comes back on the sessions that are open; later ones work.
-fn swallow(backend: &Backend) {
-    for step in SWALLOWED {
+fn silence_open_sessions(backend: &Backend) {
+    for step in SESSION_STEPS {
         backend.set(step, Gate::Stuck);
     }
     backend.set_at("acme", Step::Login, Gate::Open); // gates of their own for those to come
 }
 
 /// Runs a transaction, and returns the time that it took.
-async fn transaction(router: &TenantRouter) -> Duration {
+async fn time_transaction(router: &TenantRouter) -> Duration {
     let start = Instant::now();
     let done = router.transaction("acme", |tx| async move {
         tx.simple_query("INSERT").await?;
@@ -53,10 +53,10 @@ async fn transaction(router: &TenantRouter) -> Duration {
 async fn dead_idle_connections_do_not_cost_a_transaction_its_time() {
     for silent in [Duration::ZERO, 10 * SECOND, 29 * SECOND, 31 * SECOND] {
         for (count, callers) in [(1, 1), (2, 1), (3, 1), (4, 1), (4, 2), (4, 4), (4, 8)] {
-            let (backend, router) = idle(count).await;
+            let (backend, router) = router_with_idle(count).await;
             sleep(silent).await;
-            swallow(&backend);
-            let took = join_all((0..callers).map(|_| transaction(&router))).await;
+            silence_open_sessions(&backend);
+            let took = join_all((0..callers).map(|_| time_transaction(&router))).await;
             let longest = took.into_iter().max().unwrap();
             let limit = if silent.is_zero() { 7 } else { 4 };
             let case = format!("silent for {silent:?}, {count} idle, {callers} callers");
@@ -67,15 +67,15 @@ async fn dead_idle_connections_do_not_cost_a_transaction_its_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_silence_of_one_connection_has_the_others_asked_before_they_are_handed_out() {
-    let (backend, router) = idle(3).await;
+async fn the_silence_of_one_connection_has_the_others_pinged_before_they_are_handed_out() {
+    let (backend, router) = router_with_idle(3).await;
     sleep(10 * SECOND).await;
     let held = router.get("acme").await.unwrap();
-    swallow(&backend);
-    let (dead, alive) = futures_util::join!(transaction(&router), async {
+    silence_open_sessions(&backend);
+    let (dead, alive) = futures_util::join!(time_transaction(&router), async {
         sleep(3 * SECOND).await;
         let client = router.get("acme").await.unwrap();
-        timeout(SECOND, run_on(&client, WHO)).await
+        timeout(SECOND, query_text(&client, CURRENT_DATABASE)).await
     });
     assert!(dead <= 4 * SECOND, "{dead:?}");
     assert_eq!(alive.unwrap(), "acme", "the one that a plain get was given");
@@ -83,24 +83,28 @@ async fn the_silence_of_one_connection_has_the_others_asked_before_they_are_hand
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_query_that_was_abandoned_unanswered_has_the_other_connections_asked() {
-    let (backend, router) = idle(2).await;
-    swallow(&backend);
+async fn a_query_that_was_abandoned_unanswered_has_the_other_connections_pinged() {
+    let (backend, router) = router_with_idle(2).await;
+    silence_open_sessions(&backend);
     let client = router.get("acme").await.unwrap();
-    assert!(timeout(3 * SECOND, run_on(&client, WHO)).await.is_err());
+    assert!(
+        timeout(3 * SECOND, query_text(&client, CURRENT_DATABASE))
+            .await
+            .is_err()
+    );
     drop(client);
     sleep(SECOND).await;
     let client = router.get("acme").await.unwrap();
-    let answer = timeout(SECOND, run_on(&client, WHO)).await;
+    let answer = timeout(SECOND, query_text(&client, CURRENT_DATABASE)).await;
     assert_eq!(answer.unwrap(), "acme");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_slow_begin_closes_no_connection_but_its_own() {
-    let (backend, router) = idle(4).await;
+    let (backend, router) = router_with_idle(4).await;
     sleep(10 * SECOND).await;
     backend.set(Step::Begin, Gate::Slow(6 * SECOND));
-    assert!(transaction(&router).await <= 8 * SECOND);
+    assert!(time_transaction(&router).await <= 8 * SECOND);
     sleep(SECOND).await;
     let counts = backend.counts();
     assert_eq!(
@@ -113,30 +117,30 @@ async fn a_slow_begin_closes_no_connection_but_its_own() {
 
 #[tokio::test(start_paused = true)]
 async fn a_pooler_without_room_costs_no_connection_that_is_in_use() {
-    let (backend, router) = idle(3).await;
+    let (backend, router) = router_with_idle(3).await;
     let held = router.get("acme").await.unwrap();
     sleep(10 * SECOND).await;
     // As PgBouncer, which lets a client in, and answers it nothing until it has a server connection for it.
     for step in [Step::Begin, Step::Verify] {
         backend.set(step, Gate::Slow(20 * SECOND));
     }
-    assert!(transaction(&router).await <= 25 * SECOND);
+    assert!(time_transaction(&router).await <= 25 * SECOND);
     for step in [Step::Begin, Step::Verify] {
         backend.set(step, Gate::Open);
     }
-    assert_eq!(run_on(&held, WHO).await, "acme");
+    assert_eq!(query_text(&held, CURRENT_DATABASE).await, "acme");
     drop(held);
     let logins = backend.counts().logins_done;
-    transaction(&router).await;
+    time_transaction(&router).await;
     assert_eq!(backend.counts().logins_done, logins, "both were kept");
     assert_eq!(backend.counts().open, 2);
 }
 
 #[tokio::test]
 async fn two_connections_that_died_silently_cost_a_transaction_seconds() {
-    let stage = Stage::new().await;
-    let relay = Relay::to(stage.emulator.proxy_address()).await;
-    let router = stage.builder("test").resolve(relay.resolver());
+    let env = TestEnv::new().await;
+    let relay = Relay::to(env.emulator.proxy_address()).await;
+    let router = env.builder("test").resolve(relay.resolver());
     let router = router.build().unwrap();
     drop(join_all((0..2).map(|_| router.get("acme"))).await);
     relay.freeze();

@@ -1,7 +1,7 @@
-//! What a router tells of itself, held against the manual's page, which is a contract.
+//! The telemetry of a router, held against the manual's page, which is a contract.
 
 mod calls;
-mod seen;
+mod trace_recorder;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,14 +14,17 @@ use tokio::time::sleep;
 use tracing::Instrument;
 
 use calls::calls;
-use seen::{Line, Seen};
+use trace_recorder::{Line, TraceRecorder};
 
-use crate::support::{Backend, Failure, Gate, Ledger, Projects, Reply, ScriptedApi, Step};
+use crate::support::{
+    Backend, Failure, FakeCatalog, FakeControlPlane, Gate, Reply, ScriptedApi, Step,
+};
 
 const PAGE: &str = include_str!("../../src/manual/telemetry.md");
 const SECOND: Duration = Duration::from_secs(1);
 
-/// The cells of each row of the page's table that begins with a cell of that name, without the backticks of single words.
+/// The cells of each row of the page's table that begins with a cell of that name, without the backticks of single
+/// words.
 fn rows(heading: &str) -> Vec<Vec<String>> {
     let table = PAGE.split(&format!("\n| {heading} |")).nth(1);
     let table = table.unwrap_or_else(|| panic!("no table of {heading}"));
@@ -70,8 +73,8 @@ fn value(page: &str, series: &str) -> Option<f64> {
     })
 }
 
-/// Whether the line tells a value of that metric.
-fn is_of(line: &str, name: &str) -> bool {
+/// Returns whether the line tells a value of that metric.
+fn is_metric(line: &str, name: &str) -> bool {
     let key = line.split(['{', ' ']).next().unwrap_or_default();
     let key = key
         .strip_suffix("_sum")
@@ -81,12 +84,13 @@ fn is_of(line: &str, name: &str) -> bool {
 }
 
 /// The labels of a line, without those of every metric and of summaries.
-fn pairs(line: &str) -> BTreeMap<String, String> {
+fn label_pairs(line: &str) -> BTreeMap<String, String> {
     let labels = line.split(['{', '}']).nth(1).unwrap_or_default();
-    let pairs = labels.split(',').filter_map(|it| it.split_once('='));
-    let pairs = pairs.map(|(name, value)| (name.to_owned(), value.trim_matches('"').to_owned()));
+    let label_pairs = labels.split(',').filter_map(|it| it.split_once('='));
+    let label_pairs =
+        label_pairs.map(|(name, value)| (name.to_owned(), value.trim_matches('"').to_owned()));
     let common = ["db_client_connection_pool_name", "quantile"];
-    pairs
+    label_pairs
         .filter(|(name, _)| !common.contains(&name.as_str()))
         .collect()
 }
@@ -103,14 +107,14 @@ fn check_labels(page: &str) {
             .split(['(', ')', ','])
             .map(str::trim)
             .collect::<BTreeSet<_>>();
-        for line in page.lines().filter(|line| is_of(line, &name)) {
-            let told = pairs(line);
+        for line in page.lines().filter(|line| is_metric(line, &name)) {
+            let labels_of_line = label_pairs(line);
             assert_eq!(
-                told.keys().cloned().collect::<BTreeSet<_>>(),
+                labels_of_line.keys().cloned().collect::<BTreeSet<_>>(),
                 labels,
                 "{line}"
             );
-            let fixed = told.values().filter(|_| row[2].contains('('));
+            let fixed = labels_of_line.values().filter(|_| row[2].contains('('));
             for value in fixed {
                 assert!(
                     values.contains(&**value),
@@ -121,7 +125,8 @@ fn check_labels(page: &str) {
     }
 }
 
-/// What the page says of each metric of Neon's API, or of all others, as Prometheus writes it.
+/// Returns the name and kind of each metric of Neon's API, or of all others, as the page has them and Prometheus writes
+/// them.
 fn documented(of_api: bool) -> BTreeSet<String> {
     let rows = rows("metric").into_iter();
     rows.filter(|row| row[0].starts_with("tenantry.api") == of_api)
@@ -133,7 +138,7 @@ fn documented(of_api: bool) -> BTreeSet<String> {
         .collect()
 }
 
-fn told(page: &str) -> BTreeSet<String> {
+fn exposed_metrics(page: &str) -> BTreeSet<String> {
     let types = page.lines().filter_map(|line| line.strip_prefix("# TYPE "));
     types.map(str::to_owned).collect()
 }
@@ -143,7 +148,7 @@ const DISABLED: Gate = Gate::Fail(Failure::Error {
     text: "The endpoint has been disabled. Enable it using Neon API and retry.",
 });
 
-/// What is told after the calls of the test below.
+/// The values of series after the calls of the test below.
 const EXPECTED: &[(&str, f64)] = &[
     (r#"tenantry_gets{path="warm"}"#, 2.0),
     (r#"tenantry_gets{path="cold"}"#, 1.0),
@@ -184,13 +189,13 @@ const EXPECTED: &[(&str, f64)] = &[
 ];
 
 #[tokio::test(start_paused = true)]
-async fn every_metric_is_told_by_its_name_on_the_page_and_no_other() {
+async fn exactly_the_metrics_on_the_page_are_exposed() {
     let (recorder, prometheus) = recorder();
     let _mine = metrics::set_default_local_recorder(&recorder);
-    let (backend, ledger) = (Backend::default(), Ledger::new());
-    ledger.publish("acme", "acme").await;
-    let provisioner = Projects::provisioner(&backend, ledger.clone());
-    let builder = backend.at(TenantRouter::provisioning(provisioner));
+    let (backend, catalog) = (Backend::default(), FakeCatalog::new());
+    catalog.publish("acme", "acme").await;
+    let provisioner = FakeControlPlane::provisioner(&backend, catalog.clone());
+    let builder = backend.configure(TenantRouter::provisioning(provisioner));
     let router = builder.name("blue").tenants_in_metrics(1).build().unwrap();
     for tenant in ["acme", "acme", "new"] {
         drop(router.get(tenant).await.unwrap());
@@ -208,7 +213,7 @@ async fn every_metric_is_told_by_its_name_on_the_page_and_no_other() {
     sleep(6 * SECOND).await; // a sweep, and a record
 
     let page = prometheus.render();
-    assert_eq!(told(&page), documented(false));
+    assert_eq!(exposed_metrics(&page), documented(false));
     check_labels(&page);
     let labels = r#"db_client_connection_pool_name="blue""#;
     for line in page
@@ -243,7 +248,7 @@ async fn the_metrics_of_neons_api_are_those_on_the_page() {
     let neon = api.client().build().unwrap();
     neon.get_project("p-1").await.unwrap();
     let page = prometheus.render();
-    assert_eq!(told(&page), documented(true));
+    assert_eq!(exposed_metrics(&page), documented(true));
     for status in ["503", "200"] {
         let series = format!(
             r#"tenantry_api_duration_count{{operation="getProject",http_response_status_code="{status}"}}"#
@@ -271,10 +276,10 @@ async fn get(router: &TenantRouter, tenant: &str) -> Result<(), tenantry::Error>
 
 #[tokio::test(start_paused = true)]
 async fn a_call_has_one_span_and_its_stages_are_events() {
-    let (seen, _watching) = Seen::watch();
+    let (seen, _watching) = TraceRecorder::watch();
     let backend = Backend::default();
     backend.set(Step::Login, Gate::Slow(SECOND));
-    let router = Projects::router(&backend).build().unwrap();
+    let router = FakeControlPlane::router(&backend).build().unwrap();
     get(&router, "acme").await.unwrap();
     sleep(SECOND).await;
     let lines = seen.take();

@@ -8,21 +8,21 @@ use std::{
 
 use futures_util::FutureExt;
 use tenantry::{
-    Error, ErrorKind, Stage as CallStage, TenantRouter, TransactionOptions, Tx,
+    Error, ErrorKind, Stage, TenantRouter, TransactionOptions, Tx,
     emulator::{Fault, Stop},
     tokio_postgres::{IsolationLevel, error::SqlState},
 };
 
-use crate::support::{Stage, eventually, run_on};
+use crate::support::{TestEnv, eventually, query_text};
 
-/// A stage and a router whose tenant `acme` has an empty table of keys without a constraint.
-async fn keys() -> (Stage, TenantRouter) {
-    let stage = Stage::new().await;
-    let router = stage.router();
+/// A test environment and a router whose tenant `acme` has an empty table of keys without a constraint.
+async fn env_with_keys() -> (TestEnv, TenantRouter) {
+    let env = TestEnv::new().await;
+    let router = env.router();
     let client = router.get("acme").await.unwrap();
-    run_on(&client, "CREATE TABLE keys (key int)").await;
+    query_text(&client, "CREATE TABLE keys (key int)").await;
     drop(client);
-    (stage, router)
+    (env, router)
 }
 
 async fn insert(tx: &Tx, key: i32) -> Result<(), Error> {
@@ -30,7 +30,7 @@ async fn insert(tx: &Tx, key: i32) -> Result<(), Error> {
     Ok(())
 }
 
-/// How often `key` was inserted.
+/// Returns how often `key` was inserted.
 async fn count(router: &TenantRouter, key: i32) -> i64 {
     let count = router.read("acme", |tx| async move {
         let sql = "SELECT count(*) FROM keys WHERE key = $1";
@@ -40,13 +40,13 @@ async fn count(router: &TenantRouter, key: i32) -> i64 {
 }
 
 /// The SQLSTATE of the query that failed.
-fn code(err: &Error) -> Option<SqlState> {
+fn sqlstate(err: &Error) -> Option<SqlState> {
     let source = std::error::Error::source(err)?;
     let err = source.downcast_ref::<tenantry::tokio_postgres::Error>()?;
     err.code().cloned()
 }
 
-async fn spawned<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> T {
+async fn spawn_and_join<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> T {
     tokio::spawn(future).await.unwrap()
 }
 
@@ -66,7 +66,7 @@ async fn handler(router: &TenantRouter, tenant: &str, keys: &[i32]) -> Result<i6
 }
 
 #[test]
-fn a_handler_of_axum_takes_it() {
+fn a_handler_of_axum_may_run_a_transaction() {
     use axum::{
         Router,
         extract::{Path, State},
@@ -87,18 +87,18 @@ fn a_handler_of_axum_takes_it() {
 }
 
 #[derive(Debug)]
-enum Own {
+enum HandlerError {
     Database,
     Full,
 }
 
-impl From<Error> for Own {
+impl From<Error> for HandlerError {
     fn from(_: Error) -> Self {
         Self::Database
     }
 }
 
-impl From<tenantry::tokio_postgres::Error> for Own {
+impl From<tenantry::tokio_postgres::Error> for HandlerError {
     fn from(_: tenantry::tokio_postgres::Error) -> Self {
         Self::Database
     }
@@ -106,8 +106,8 @@ impl From<tenantry::tokio_postgres::Error> for Own {
 
 #[tokio::test]
 async fn a_handler_may_borrow_what_it_needs_and_be_sent_to_a_thread() {
-    let (_stage, router) = keys().await;
-    let inserted = spawned({
+    let (_stage, router) = env_with_keys().await;
+    let inserted = spawn_and_join({
         let router = router.clone();
         async move {
             let (tenant, keys) = (String::from("acme"), vec![1, 2, 3]);
@@ -120,25 +120,25 @@ async fn a_handler_may_borrow_what_it_needs_and_be_sent_to_a_thread() {
 
 #[tokio::test]
 async fn an_error_of_the_closures_own_rolls_back_and_comes_out_as_it_is() {
-    let (_stage, router) = keys().await;
+    let (_stage, router) = env_with_keys().await;
     let mut runs = 0;
-    let result: Result<(), Own> = router
+    let result: Result<(), HandlerError> = router
         .transaction("acme", |tx| {
             runs += 1;
             async move {
                 insert(&tx, 7).await?;
-                Err(Own::Full)
+                Err(HandlerError::Full)
             }
         })
         .await;
-    assert!(matches!(result, Err(Own::Full)), "{result:?}");
+    assert!(matches!(result, Err(HandlerError::Full)), "{result:?}");
     assert_eq!((runs, count(&router, 7).await), (1, 0));
     assert_eq!(router.status().discarded, 0, "the connection was kept");
 }
 
 #[tokio::test]
-async fn a_failed_statement_that_the_closure_swallows_is_a_rollback_that_is_told() {
-    let (_stage, router) = keys().await;
+async fn a_failed_statement_that_the_closure_ignores_is_a_rolled_back_error() {
+    let (_stage, router) = env_with_keys().await;
     let result: Result<(), Error> = router
         .transaction("acme", |tx| async move {
             insert(&tx, 7).await?;
@@ -149,7 +149,7 @@ async fn a_failed_statement_that_the_closure_swallows_is_a_rollback_that_is_told
     let err = result.unwrap_err();
     assert_eq!(
         (err.kind(), err.stage()),
-        (ErrorKind::RolledBack, Some(CallStage::Commit))
+        (ErrorKind::RolledBack, Some(Stage::Commit))
     );
     assert!(err.to_string().contains("42P01"), "{err}");
     assert_eq!(err.tenant().map(AsRef::as_ref), Some("acme"));
@@ -158,9 +158,9 @@ async fn a_failed_statement_that_the_closure_swallows_is_a_rollback_that_is_told
 
 #[tokio::test]
 async fn a_constraint_that_fails_at_the_commit_is_postgress_own_error() {
-    let (_stage, router) = keys().await;
+    let (_stage, router) = env_with_keys().await;
     let client = router.get("acme").await.unwrap();
-    run_on(
+    query_text(
         &client,
         "CREATE TABLE p (id int UNIQUE DEFERRABLE INITIALLY DEFERRED)",
     )
@@ -174,24 +174,24 @@ async fn a_constraint_that_fails_at_the_commit_is_postgress_own_error() {
         .await;
     let err = result.unwrap_err();
     assert_eq!(err.kind(), ErrorKind::Query);
-    assert_eq!(code(&err), Some(SqlState::UNIQUE_VIOLATION));
+    assert_eq!(sqlstate(&err), Some(SqlState::UNIQUE_VIOLATION));
 }
 
 #[tokio::test]
 async fn a_read_writes_nothing() {
-    let (_stage, router) = keys().await;
+    let (_stage, router) = env_with_keys().await;
     let result: Result<(), Error> = router
         .read("acme", |tx| async move { insert(&tx, 7).await })
         .await;
     assert_eq!(
-        code(&result.unwrap_err()),
+        sqlstate(&result.unwrap_err()),
         Some(SqlState::READ_ONLY_SQL_TRANSACTION)
     );
 }
 
 #[tokio::test]
 async fn the_options_reach_postgres_and_end_with_the_transaction() {
-    let (_stage, router) = keys().await;
+    let (_stage, router) = env_with_keys().await;
     let settings = |tx: Tx| async move {
         let sql = "SELECT current_setting('transaction_isolation') || ' ' || \
                    current_setting('transaction_deferrable') || ' ' || \
@@ -211,7 +211,7 @@ async fn the_options_reach_postgres_and_end_with_the_transaction() {
 
 #[tokio::test]
 async fn a_statement_over_its_time_is_ended_by_postgres() {
-    let (_stage, router) = keys().await;
+    let (_stage, router) = env_with_keys().await;
     let options = TransactionOptions::new().statement_timeout(Duration::from_millis(50));
     let result: Result<(), Error> = router
         .transaction_with("acme", &options, |tx| async move {
@@ -220,13 +220,16 @@ async fn a_statement_over_its_time_is_ended_by_postgres() {
             Ok(())
         })
         .await;
-    assert_eq!(code(&result.unwrap_err()), Some(SqlState::QUERY_CANCELED));
+    assert_eq!(
+        sqlstate(&result.unwrap_err()),
+        Some(SqlState::QUERY_CANCELED)
+    );
     assert_eq!(count(&router, 7).await, 0);
 }
 
 #[tokio::test]
 async fn a_transaction_over_its_time_is_ended_and_its_query_with_it() {
-    let (stage, router) = keys().await;
+    let (env, router) = env_with_keys().await;
     let options = TransactionOptions::new().timeout(Duration::from_millis(300));
     let result: Result<(), Error> = router
         .transaction_with("acme", &options, |tx| async move {
@@ -235,16 +238,13 @@ async fn a_transaction_over_its_time_is_ended_and_its_query_with_it() {
             Ok(())
         })
         .await;
-    assert_eq!(
-        result.unwrap_err().kind(),
-        ErrorKind::Timeout(CallStage::Query)
-    );
+    assert_eq!(result.unwrap_err().kind(), ErrorKind::Timeout(Stage::Query));
     assert_eq!(count(&router, 7).await, 0);
     let sleeping = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(60)%' \
                     AND state = 'active' AND pid <> pg_backend_pid()";
-    let other = stage.builder("test").build().unwrap();
+    let other = env.builder("test").build().unwrap();
     for _ in 0..200 {
-        if run_on(&other.get("acme").await.unwrap(), sleeping).await == "0" {
+        if query_text(&other.get("acme").await.unwrap(), sleeping).await == "0" {
             return;
         }
     }
@@ -253,9 +253,9 @@ async fn a_transaction_over_its_time_is_ended_and_its_query_with_it() {
 
 #[tokio::test]
 async fn conflicts_are_run_again_only_if_that_is_asked_for() {
-    let (_stage, router) = keys().await;
+    let (_stage, router) = env_with_keys().await;
     let client = router.get("acme").await.unwrap();
-    run_on(&client, "CREATE TABLE sums AS SELECT 0 AS total").await;
+    query_text(&client, "CREATE TABLE sums AS SELECT 0 AS total").await;
     drop(client);
     let serializable = TransactionOptions::new().isolation_level(IsolationLevel::Serializable);
     for (options, runs_wanted) in [
@@ -269,9 +269,9 @@ async fn conflicts_are_run_again_only_if_that_is_asked_for() {
                 async move {
                     tx.query("SELECT total FROM sums", &[]).await?;
                     if runs.fetch_add(1, Relaxed) == 0 {
-                        // Somebody else comes in between, once.
+                        // Another transaction comes in between, once.
                         let other = router.get("acme").await?;
-                        run_on(&other, "UPDATE sums SET total = total + 1").await;
+                        query_text(&other, "UPDATE sums SET total = total + 1").await;
                     }
                     tx.execute("UPDATE sums SET total = total + 10", &[])
                         .await?;
@@ -282,29 +282,29 @@ async fn conflicts_are_run_again_only_if_that_is_asked_for() {
         assert_eq!(runs.load(Relaxed), runs_wanted);
         match runs_wanted {
             1 => assert_eq!(
-                code(&result.unwrap_err()),
+                sqlstate(&result.unwrap_err()),
                 Some(SqlState::T_R_SERIALIZATION_FAILURE)
             ),
             _ => result.unwrap(),
         }
     }
     let client = router.get("acme").await.unwrap();
-    assert_eq!(run_on(&client, "SELECT total FROM sums").await, "12");
+    assert_eq!(query_text(&client, "SELECT total FROM sums").await, "12");
 }
 
 #[tokio::test]
 async fn a_transaction_whose_compute_is_suspended_under_it_is_run_again() {
     for stop in [Stop::Neon, Stop::Fast, Stop::Immediate, Stop::Kill] {
-        let (stage, router) = keys().await;
-        let endpoint = stage.witness("acme").endpoint_id;
+        let (env, router) = env_with_keys().await;
+        let endpoint = env.witness("acme").endpoint_id;
         let runs = AtomicU32::new(0);
         router
             .transaction("acme", |tx| {
-                let (runs, stage, endpoint) = (&runs, &stage, &endpoint);
+                let (runs, env, endpoint) = (&runs, &env, &endpoint);
                 async move {
                     insert(&tx, 7).await?;
                     if runs.fetch_add(1, Relaxed) == 0 {
-                        stage.emulator.stop(endpoint, stop).await;
+                        env.emulator.stop(endpoint, stop).await;
                     }
                     insert(&tx, 8).await
                 }
@@ -318,17 +318,17 @@ async fn a_transaction_whose_compute_is_suspended_under_it_is_run_again() {
 }
 
 #[tokio::test]
-async fn a_closure_that_swallows_the_loss_of_its_connection_is_run_again_all_the_same() {
-    let (stage, router) = keys().await;
-    let endpoint = stage.witness("acme").endpoint_id;
+async fn a_closure_that_ignores_the_loss_of_its_connection_is_run_again() {
+    let (env, router) = env_with_keys().await;
+    let endpoint = env.witness("acme").endpoint_id;
     let runs = AtomicU32::new(0);
     let answer: Result<u32, Error> = router
         .read("acme", |tx| {
-            let (runs, stage, endpoint) = (&runs, &stage, &endpoint);
+            let (runs, env, endpoint) = (&runs, &env, &endpoint);
             async move {
                 let run = runs.fetch_add(1, Relaxed);
                 if run == 0 {
-                    stage.emulator.stop(endpoint, Stop::Neon).await;
+                    env.emulator.stop(endpoint, Stop::Neon).await;
                     let _ = tx.query("SELECT 1", &[]).await;
                 }
                 Ok(run)
@@ -340,17 +340,17 @@ async fn a_closure_that_swallows_the_loss_of_its_connection_is_run_again_all_the
 
 #[tokio::test]
 async fn the_retry_budget_ends_and_says_that_nothing_was_committed() {
-    let (stage, router) = keys().await;
-    let endpoint = stage.witness("acme").endpoint_id;
+    let (env, router) = env_with_keys().await;
+    let endpoint = env.witness("acme").endpoint_id;
     let runs = AtomicU32::new(0);
     let options = TransactionOptions::new().retries(1);
     let result: Result<(), Error> = router
         .transaction_with("acme", &options, |tx| {
-            let (runs, stage, endpoint) = (&runs, &stage, &endpoint);
+            let (runs, env, endpoint) = (&runs, &env, &endpoint);
             async move {
                 runs.fetch_add(1, Relaxed);
                 insert(&tx, 7).await?;
-                stage.emulator.stop(endpoint, Stop::Neon).await;
+                env.emulator.stop(endpoint, Stop::Neon).await;
                 insert(&tx, 8).await
             }
         })
@@ -358,7 +358,7 @@ async fn the_retry_budget_ends_and_says_that_nothing_was_committed() {
     let err = result.unwrap_err();
     assert_eq!(
         (err.kind(), err.stage()),
-        (ErrorKind::Connect, Some(CallStage::Query))
+        (ErrorKind::Connect, Some(Stage::Query))
     );
     assert!(err.retry_after().is_some());
     assert!(err.to_string().contains("nothing was committed"), "{err}");
@@ -366,26 +366,26 @@ async fn the_retry_budget_ends_and_says_that_nothing_was_committed() {
 }
 
 #[tokio::test]
-async fn a_lost_commit_is_told_apart_and_never_repeated() {
-    let (stage, router) = keys().await;
-    let endpoint = stage.witness("acme").endpoint_id;
+async fn a_lost_commit_is_an_error_of_its_own_and_never_repeated() {
+    let (env, router) = env_with_keys().await;
+    let endpoint = env.witness("acme").endpoint_id;
     let runs = AtomicU32::new(0);
     let result: Result<(), Error> = router
         .transaction("acme", |tx| {
-            let (runs, stage, endpoint) = (&runs, &stage, &endpoint);
+            let (runs, env, endpoint) = (&runs, &env, &endpoint);
             async move {
                 runs.fetch_add(1, Relaxed);
                 insert(&tx, 7).await?;
-                stage.emulator.set_fault(endpoint, Fault::CommitAnswerLost);
+                env.emulator.set_fault(endpoint, Fault::CommitAnswerLost);
                 Ok(())
             }
         })
         .await;
-    stage.emulator.set_fault(&endpoint, None);
+    env.emulator.set_fault(&endpoint, None);
     let err = result.unwrap_err();
     assert_eq!(
         (err.kind(), err.stage()),
-        (ErrorKind::CommitUnknown, Some(CallStage::Commit))
+        (ErrorKind::CommitUnknown, Some(Stage::Commit))
     );
     assert!(!err.kind().is_transient());
     // It was committed, as it happens; a second run would have made it two.
@@ -394,7 +394,7 @@ async fn a_lost_commit_is_told_apart_and_never_repeated() {
 
 #[tokio::test]
 async fn a_tx_that_is_kept_is_an_error_and_its_work_is_undone() {
-    let (_stage, router) = keys().await;
+    let (_stage, router) = env_with_keys().await;
     let mut kept = None;
     let result: Result<(), Error> = router
         .transaction("acme", |tx| {
@@ -411,8 +411,8 @@ async fn a_tx_that_is_kept_is_an_error_and_its_work_is_undone() {
 }
 
 #[tokio::test]
-async fn a_closure_that_ends_the_transaction_itself_is_told_so() {
-    let (_stage, router) = keys().await;
+async fn a_closure_that_ends_the_transaction_itself_is_an_error() {
+    let (_stage, router) = env_with_keys().await;
     let result: Result<(), Error> = router
         .transaction("acme", |tx| async move {
             insert(&tx, 7).await?;
@@ -425,8 +425,8 @@ async fn a_closure_that_ends_the_transaction_itself_is_told_so() {
 }
 
 #[tokio::test]
-async fn a_panic_or_a_caller_who_leaves_undoes_everything_and_leaves_nothing_open() {
-    let (_stage, router) = keys().await;
+async fn a_panic_or_a_dropped_call_undoes_everything_and_leaves_nothing_open() {
+    let (_stage, router) = env_with_keys().await;
     let panics = router.transaction("acme", |tx| async move {
         insert(&tx, 7).await?;
         assert!(tx.is_closed(), "a panic in the closure");
@@ -452,7 +452,7 @@ async fn a_panic_or_a_caller_who_leaves_undoes_everything_and_leaves_nothing_ope
 
 #[tokio::test]
 async fn savepoints_and_cached_statements_work_inside() {
-    let (_stage, router) = keys().await;
+    let (_stage, router) = env_with_keys().await;
     let inserted: i64 = router
         .transaction("acme", |tx| async move {
             let insert = tx.prepare_cached("INSERT INTO keys VALUES ($1)").await?;

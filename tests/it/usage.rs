@@ -1,4 +1,4 @@
-//! What projects use, what they may use, and who looks at it.
+//! The usage of projects, their quotas, and the organization that looks at them.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,32 +9,32 @@ use tenantry::{
 };
 
 use crate::{
-    management::{at, session, told},
-    support::{Stage, eventually},
+    management::{connection_parameters, login_error, open_session},
+    support::{TestEnv, eventually},
 };
 
 #[tokio::test]
 async fn a_quota_reached_while_connected_ends_the_session_until_it_is_raised() {
-    let stage = Stage::new().await;
-    let neon = stage.neon();
+    let env = TestEnv::new().await;
+    let neon = env.neon();
     let mut order = CreateProject::new("p");
     order.plan = Plan::new().active_time_quota(Duration::from_secs(3600));
     let created = neon.create_project(&order).await.unwrap();
     let id = &created.project.id;
     neon.wait_for_operations(id).await.unwrap();
-    let client = session(&stage, at(&created)).await;
+    let client = open_session(&env, connection_parameters(&created)).await;
 
     let mut usage = Usage::default();
     usage.active_time_seconds = 3600;
-    assert!(stage.emulator.add_usage(id, usage));
+    assert!(env.emulator.add_usage(id, usage));
     eventually("its session is closed", || client.is_closed()).await;
-    let text = told(&stage, at(&created)).await;
+    let text = login_error(&env, connection_parameters(&created)).await;
     assert!(text.contains("exceeded the active time quota"), "{text}");
     let start = neon
         .start_project_endpoint(id, &created.endpoints[0].id)
         .await;
     drop(start);
-    assert_eq!(stage.emulator.witnesses()[0].wakes.len(), 1);
+    assert_eq!(env.emulator.witnesses()[0].wakes.len(), 1);
     let seen = neon.get_project(id).await.unwrap();
     assert!(seen.active_time_seconds >= 3600, "{seen:?}");
 
@@ -45,20 +45,20 @@ async fn a_quota_reached_while_connected_ends_the_session_until_it_is_raised() {
             .quota,
     );
     neon.update_project(id, &update).await.unwrap();
-    stage.emulator.restart_proxy(); // it would repeat for 30 seconds that the quota is exhausted
-    session(&stage, at(&created)).await;
+    env.emulator.restart_proxy(); // it would repeat for 30 seconds that the quota is exhausted
+    open_session(&env, connection_parameters(&created)).await;
 }
 
 #[tokio::test]
-async fn what_is_used_is_counted() {
-    let stage = Stage::new().await;
-    let neon = stage.neon();
+async fn the_usage_of_a_project_is_counted() {
+    let env = TestEnv::new().await;
+    let neon = env.neon();
     let mut order = CreateProject::new("p");
     order.plan = Plan::new().compute_units(1.0, 1.0);
     let created = neon.create_project(&order).await.unwrap();
     let id = &created.project.id;
     neon.wait_for_operations(id).await.unwrap();
-    let client = session(&stage, at(&created)).await;
+    let client = open_session(&env, connection_parameters(&created)).await;
     let write = "CREATE TABLE notes AS SELECT repeat('x', 1000) AS n FROM generate_series(1, 1000)";
     client.batch_execute(write).await.unwrap();
     client.query("SELECT n FROM notes", &[]).await.unwrap();
@@ -77,8 +77,8 @@ async fn what_is_used_is_counted() {
 #[tokio::test]
 async fn an_organization_sees_what_its_projects_used_and_hands_them_over() {
     const METRICS: [&str; 2] = ["compute_unit_seconds", "public_network_transfer_bytes"];
-    let stage = Stage::new().await;
-    let neon = stage.neon_of("org-first");
+    let env = TestEnv::new().await;
+    let neon = env.neon_with_org("org-first");
     let mut ids = Vec::new();
     for name in ["a", "b", "c"] {
         let created = neon.create_project(&CreateProject::new(name)).await;
@@ -86,7 +86,7 @@ async fn an_organization_sees_what_its_projects_used_and_hands_them_over() {
     }
     let mut usage = Usage::default();
     usage.compute_time_seconds = 1000;
-    stage.emulator.add_usage(&ids[1], usage);
+    env.emulator.add_usage(&ids[1], usage);
 
     let now = SystemTime::now();
     let hour = Duration::from_secs(3600);
@@ -131,7 +131,7 @@ async fn an_organization_sees_what_its_projects_used_and_hands_them_over() {
     };
     let list = ListProjects::default();
     assert_eq!(named(neon.list_projects(&list).await.unwrap()), ["c"]);
-    let second = stage.neon_of("org-second");
+    let second = env.neon_with_org("org-second");
     assert_eq!(
         named(second.list_projects(&list).await.unwrap()),
         ["a", "b"]
@@ -140,10 +140,10 @@ async fn an_organization_sees_what_its_projects_used_and_hands_them_over() {
 
 #[tokio::test]
 async fn a_crashed_compute_is_not_active() {
-    let stage = Stage::new().await;
-    let (neon, created) = (stage.neon(), stage.project().await);
+    let env = TestEnv::new().await;
+    let (neon, created) = (env.neon(), env.project().await);
     let id = &created.project.id;
-    assert!(stage.emulator.crash(&created.endpoints[0].id));
+    assert!(env.emulator.crash(&created.endpoints[0].id));
     let before = neon.get_project(id).await.unwrap().active_time_seconds;
     tokio::time::sleep(Duration::from_millis(2100)).await; // time itself is under test
     let after = neon.get_project(id).await.unwrap().active_time_seconds;

@@ -3,19 +3,19 @@
 use std::time::Duration;
 
 use tenantry::{
-    Endpoint, ErrorKind, ExhaustedQuota, Stage as CallStage, TenantRouter,
+    Endpoint, ErrorKind, ExhaustedQuota, Stage, TenantRouter,
     emulator::{Fault, Reason},
 };
 
-use crate::support::{Stage, eventually, in_the_end, run_on};
+use crate::support::{TestEnv, eventually, query_text, retry_timeouts};
 
-const DELAY: Duration = Duration::from_millis(300);
+const WAKE_DELAY: Duration = Duration::from_millis(300);
 
 #[tokio::test]
 async fn when_all_sockets_died_by_suspend_the_next_get_works() {
-    let stage = Stage::new().await;
-    let router = stage.router();
-    run_on(
+    let env = TestEnv::new().await;
+    let router = env.router();
+    query_text(
         &router.get("acme").await.unwrap(),
         "CREATE TABLE t AS SELECT 'kept' AS note",
     )
@@ -24,25 +24,25 @@ async fn when_all_sockets_died_by_suspend_the_next_get_works() {
         let held: Vec<_> = futures_util::future::join_all((0..4).map(|_| router.get("acme"))).await;
         assert!(held.iter().all(Result::is_ok));
         drop(held);
-        stage.suspend("acme").await;
+        env.suspend("acme").await;
         eventually("the server has closed them", || {
-            stage.witness("acme").open_sessions == 0
+            env.witness("acme").open_sessions == 0
         })
         .await;
         // At once: this runtime may not have looked at the closed sockets yet.
         let client = router.get("acme").await.unwrap();
-        assert_eq!(run_on(&client, "SELECT note FROM t").await, "kept");
+        assert_eq!(query_text(&client, "SELECT note FROM t").await, "kept");
         drop(client);
-        assert_eq!(stage.witness("acme").wakes.len(), 1 + round);
+        assert_eq!(env.witness("acme").wakes.len(), 1 + round);
     }
 }
 
 #[tokio::test]
 async fn a_sleeping_tenant_gets_one_attempt_for_all_callers() {
-    let stage = Stage::with(|emulator| emulator.wake_delay(DELAY)).await;
-    let router = stage.router();
-    stage.asleep(&router, "acme").await;
-    let before = stage.witness("acme");
+    let env = TestEnv::with(|emulator| emulator.wake_delay(WAKE_DELAY)).await;
+    let router = env.router();
+    env.create_suspended(&router, "acme").await;
+    let before = env.witness("acme");
     let callers: Vec<_> = (0..50)
         .map(|_| {
             tokio::spawn({
@@ -52,13 +52,13 @@ async fn a_sleeping_tenant_gets_one_attempt_for_all_callers() {
         })
         .collect();
     eventually("the attempt has begun", || {
-        stage.witness("acme").auth_attempts.len() > before.auth_attempts.len()
+        env.witness("acme").auth_attempts.len() > before.auth_attempts.len()
     })
     .await;
     for caller in callers {
         caller.await.unwrap().unwrap();
     }
-    let after = stage.witness("acme");
+    let after = env.witness("acme");
     let woken = after.wakes.last().unwrap();
     let new = &after.auth_attempts[before.auth_attempts.len()..];
     let asleep = new.iter().filter(|at| **at < woken.at + woken.took).count();
@@ -69,51 +69,51 @@ async fn a_sleeping_tenant_gets_one_attempt_for_all_callers() {
 
 #[tokio::test]
 async fn callers_that_give_up_do_not_stop_the_wake() {
-    let stage = Stage::with(|emulator| emulator.wake_delay(DELAY)).await;
-    let router = stage.router();
-    stage.asleep(&router, "acme").await;
-    let before = stage.witness("acme");
+    let env = TestEnv::with(|emulator| emulator.wake_delay(WAKE_DELAY)).await;
+    let router = env.router();
+    env.create_suspended(&router, "acme").await;
+    let before = env.witness("acme");
     for _ in 0..10 {
         let impatient = tokio::time::timeout(Duration::from_millis(10), router.get("acme"));
         assert!(impatient.await.is_err(), "a wake takes longer");
     }
     eventually("it wakes though nobody waits", || {
-        stage.witness("acme").is_awake
+        env.witness("acme").is_awake
     })
     .await;
-    // The connection waits in the pool for whoever comes next.
+    // The connection waits in the pool for the next caller.
     drop(router.get("acme").await.unwrap());
-    let after = stage.witness("acme");
+    let after = env.witness("acme");
     assert_eq!(after.wakes.len(), before.wakes.len() + 1);
     assert_eq!(after.auth_attempts.len(), before.auth_attempts.len() + 1);
 }
 
 #[tokio::test]
 async fn a_wake_that_takes_longer_than_a_call_is_a_timeout_that_says_so() {
-    let stage = Stage::new().await;
-    let router = stage
+    let env = TestEnv::new().await;
+    let router = env
         .builder("test")
         .get_timeout(Duration::from_millis(1500))
         .build()
         .unwrap();
-    stage.asleep(&router, "acme").await;
-    stage.emulator.set_wake_delay(Duration::from_secs(3));
+    env.create_suspended(&router, "acme").await;
+    env.emulator.set_wake_delay(Duration::from_secs(3));
     let err = router.get("acme").await.unwrap_err();
-    assert_eq!(err.kind(), ErrorKind::Timeout(CallStage::Wake));
+    assert_eq!(err.kind(), ErrorKind::Timeout(Stage::Wake));
     assert!(err.retry_after().is_some());
-    eventually("the wake goes on", || stage.witness("acme").is_awake).await;
-    drop(in_the_end(|| router.get("acme")).await);
-    assert_eq!(stage.witness("acme").wakes.len(), 2);
+    eventually("the wake goes on", || env.witness("acme").is_awake).await;
+    drop(retry_timeouts(|| router.get("acme")).await);
+    assert_eq!(env.witness("acme").wakes.len(), 2);
 }
 
 #[tokio::test]
 async fn warm_wakes_without_a_caller_and_is_counted_as_such() {
-    let stage = Stage::with(|emulator| emulator.wake_delay(DELAY)).await;
-    let router = stage.router();
-    stage.asleep(&router, "acme").await;
+    let env = TestEnv::with(|emulator| emulator.wake_delay(WAKE_DELAY)).await;
+    let router = env.router();
+    env.create_suspended(&router, "acme").await;
     let before = router.status();
     drop(router.warm("acme")); // dropping it stops nothing
-    eventually("it is awake", || stage.witness("acme").is_awake).await;
+    eventually("it is awake", || env.witness("acme").is_awake).await;
     router.warm("acme").wait().await.unwrap();
     let after = router.status();
     assert_eq!(
@@ -124,44 +124,44 @@ async fn warm_wakes_without_a_caller_and_is_counted_as_such() {
         after.wakes_by_request.started,
         before.wakes_by_request.started
     );
-    let attempts = stage.witness("acme").auth_attempts.len();
+    let attempts = env.witness("acme").auth_attempts.len();
     drop(router.get("acme").await.unwrap());
     assert_eq!(
-        stage.witness("acme").auth_attempts.len(),
+        env.witness("acme").auth_attempts.len(),
         attempts,
         "the warm connection was there"
     );
 }
 
 #[tokio::test]
-async fn an_idle_connection_does_not_keep_a_database_awake_and_nothing_of_ours_wakes_it() {
-    let stage = Stage::with(|emulator| emulator.suspend_after(Duration::from_millis(600))).await;
-    let router = stage.router();
+async fn an_idle_connection_does_not_keep_a_database_awake_and_no_background_work_wakes_it() {
+    let env = TestEnv::with(|emulator| emulator.suspend_after(Duration::from_millis(600))).await;
+    let router = env.router();
     drop(router.get("acme").await.unwrap());
     eventually("it falls asleep", || {
-        !stage.witness("acme").suspends.is_empty()
+        !env.witness("acme").suspends.is_empty()
     })
     .await;
-    let asleep = stage.witness("acme");
+    let asleep = env.witness("acme");
     // Several windows, with everything running that a router does by itself.
     for _ in 0..20 {
         router.status();
         tokio::time::sleep(Duration::from_millis(100)).await; // time itself is under test
     }
-    let later = stage.witness("acme");
+    let later = env.witness("acme");
     assert!(!later.is_awake);
     assert_eq!(later.auth_attempts, asleep.auth_attempts);
     assert_eq!(later.wakes, asleep.wakes);
 }
 
 #[tokio::test]
-async fn a_refused_login_is_told_to_everyone_at_once_and_names_no_password() {
-    let stage = Stage::new().await;
-    let router = stage.router();
+async fn a_refused_login_fails_all_callers_at_once_and_names_no_password() {
+    let env = TestEnv::new().await;
+    let router = env.router();
     drop(router.get("acme").await.unwrap());
-    let host = stage.witness("acme").host;
+    let host = env.witness("acme").host;
     let pooled = host.replacen('.', "-pooler.", 1);
-    let wrong = stage.at(TenantRouter::builder(move |_| {
+    let wrong = env.configure(TenantRouter::builder(move |_| {
         let (host, pooled) = (host.clone(), pooled.clone());
         async move {
             Ok(Some(Endpoint::neon(
@@ -178,24 +178,26 @@ async fn a_refused_login_is_told_to_everyone_at_once_and_names_no_password() {
     for call in calls {
         let err = call.unwrap_err();
         assert_eq!(err.kind(), ErrorKind::BadCredential);
-        assert!(err.to_string().contains("check role and password"), "{err}");
+        assert!(
+            err.to_string().contains("check the role and password"),
+            "{err}"
+        );
         assert!(!format!("{err:?}").contains("hunter2"));
     }
 }
 
 #[tokio::test]
-async fn a_quota_is_told_at_once_and_a_passing_fault_is_waited_out() {
-    let stage = Stage::new().await;
-    let router = stage.router();
+async fn a_quota_is_an_immediate_error_and_a_passing_fault_is_waited_out() {
+    let env = TestEnv::new().await;
+    let router = env.router();
     for tenant in ["spent", "shaky"] {
-        stage.asleep(&router, tenant).await;
+        env.create_suspended(&router, tenant).await;
     }
     let (spent, shaky) = (
-        stage.witness("spent").endpoint_id,
-        stage.witness("shaky").endpoint_id,
+        env.witness("spent").endpoint_id,
+        env.witness("shaky").endpoint_id,
     );
-    stage
-        .emulator
+    env.emulator
         .set_fault(&spent, Fault::wake_refused(Reason::ActiveTimeQuota, None));
     let err = router.get("spent").await.unwrap_err();
     assert_eq!(
@@ -205,37 +207,37 @@ async fn a_quota_is_told_at_once_and_a_passing_fault_is_waited_out() {
     assert!(err.retry_after().is_some());
     assert!(err.to_string().contains("raise the quota or wait"), "{err}");
 
-    stage.emulator.set_fault(&shaky, Fault::ComputeCloses);
+    env.emulator.set_fault(&shaky, Fault::ComputeCloses);
     let waiting = tokio::spawn({
         let router = router.clone();
         async move { router.get("shaky").await.map(drop) }
     });
-    let attempts = stage.witness("shaky").auth_attempts.len();
+    let attempts = env.witness("shaky").auth_attempts.len();
     eventually("it tries again and again", || {
-        stage.witness("shaky").auth_attempts.len() > attempts + 2
+        env.witness("shaky").auth_attempts.len() > attempts + 2
     })
     .await;
-    stage.emulator.set_fault(&shaky, None);
+    env.emulator.set_fault(&shaky, None);
     waiting.await.unwrap().unwrap();
 }
 
 #[tokio::test]
-async fn what_the_proxy_repeats_is_not_asked_again_meanwhile_and_says_when_to_come_back() {
-    let stage = Stage::new().await;
-    let patient = stage.router();
-    stage.asleep(&patient, "acme").await;
-    let router = stage.builder("test").get_timeout(Duration::from_secs(20));
+async fn a_refusal_that_the_proxy_repeats_is_not_asked_for_again_and_says_when_to_retry() {
+    let env = TestEnv::new().await;
+    let patient = env.router();
+    env.create_suspended(&patient, "acme").await;
+    let router = env.builder("test").get_timeout(Duration::from_secs(20));
     let router = router.build().unwrap();
-    let it = stage.witness("acme");
+    let it = env.witness("acme");
     let fault = Fault::wake_refused(Reason::Unavailable, None);
-    stage.emulator.set_fault(&it.endpoint_id, fault);
+    env.emulator.set_fault(&it.endpoint_id, fault);
     let err = router.get("acme").await.unwrap_err();
     assert_eq!(err.kind(), ErrorKind::Locked, "told at once");
-    assert_eq!(err.stage(), Some(CallStage::Wake));
+    assert_eq!(err.stage(), Some(Stage::Wake));
     let wait = err.retry_after().unwrap();
     assert!(wait >= Duration::from_secs(30), "{wait:?}");
     let again = router.get("acme").await.unwrap_err();
     assert!(again.retry_after().unwrap() < wait, "the time that is left");
-    let attempts = stage.witness("acme").auth_attempts.len();
+    let attempts = env.witness("acme").auth_attempts.len();
     assert_eq!(attempts, it.auth_attempts.len() + 1, "asked once");
 }

@@ -15,9 +15,9 @@ use tower::ServiceExt;
 use super::support::{Backend, Failure, Gate, Step};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
-/// What a wake takes, and what a handler does before it wants its tenant.
+/// The time that a wake takes, and the time that a handler works before it wants its tenant.
 const WAKE: Duration = Duration::from_millis(350);
-const ELSEWHERE: Duration = Duration::from_millis(300);
+const OTHER_WORK: Duration = Duration::from_millis(300);
 
 /// The tenant's own name, from its own database.
 async fn whoami(Tenant(tenant): Tenant) -> Result<String, Error> {
@@ -27,8 +27,8 @@ async fn whoami(Tenant(tenant): Tenant) -> Result<String, Error> {
 }
 
 /// The same by who has something else to do first.
-async fn whoami_later(tenant: Tenant) -> Result<String, Error> {
-    sleep(ELSEWHERE).await;
+async fn slow_whoami(tenant: Tenant) -> Result<String, Error> {
+    sleep(OTHER_WORK).await;
     whoami(tenant).await
 }
 
@@ -40,13 +40,17 @@ fn identify() -> Identify {
 fn app(router: &TenantRouter) -> Router {
     Router::new()
         .route("/whoami", get(whoami))
-        .route("/later", get(whoami_later))
+        .route("/later", get(slow_whoami))
         .nest("/t", Router::new().route("/{tenant}/whoami", get(whoami)))
         .with_state(Tenants::new(router.clone(), identify()))
 }
 
 /// The answer to a request for `path` at `host`: its status, when to come back, and its body.
-async fn ask(app: &Router, host: &str, path: &str) -> (StatusCode, Option<String>, String) {
+async fn send_request(
+    app: &Router,
+    host: &str,
+    path: &str,
+) -> (StatusCode, Option<String>, String) {
     let request = Request::builder().uri(path).header("host", host);
     let request = request.body(Body::empty()).unwrap();
     let response = app.clone().oneshot(request).await.unwrap();
@@ -61,14 +65,14 @@ async fn ask(app: &Router, host: &str, path: &str) -> (StatusCode, Option<String
     )
 }
 
-fn some_tenants(backend: &Backend) -> tenantry::RouterBuilder {
-    backend.router_to(|tenant| (tenant != "nobody").then(|| Backend::endpoint(tenant)))
+fn router_without_nobody(backend: &Backend) -> tenantry::RouterBuilder {
+    backend.router_with_lookup(|tenant| (tenant != "nobody").then(|| Backend::endpoint(tenant)))
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_request_gets_its_own_tenant_by_host_and_by_path() {
     let backend = Backend::default();
-    let router = some_tenants(&backend).build().unwrap();
+    let router = router_without_nobody(&backend).build().unwrap();
     let app = app(&router);
     for (host, path, tenant) in [
         ("acme.example.com", "/whoami", "acme"),
@@ -76,15 +80,15 @@ async fn a_request_gets_its_own_tenant_by_host_and_by_path() {
         ("example.com", "/t/initech/whoami", "initech"),
         ("acme.example.com", "/t/initech/whoami", "acme"),
     ] {
-        let answer = ask(&app, host, path).await;
+        let answer = send_request(&app, host, path).await;
         assert_eq!(answer, (StatusCode::OK, None, tenant.to_owned()));
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_cannot_be_served_is_a_problem_that_leaks_nothing() {
+async fn a_request_that_cannot_be_served_gets_a_problem_that_leaks_nothing() {
     let backend = Backend::default();
-    let router = some_tenants(&backend).build().unwrap();
+    let router = router_without_nobody(&backend).build().unwrap();
     let app = app(&router);
     backend.set_at(
         "dark",
@@ -121,7 +125,7 @@ async fn what_cannot_be_served_is_a_problem_that_leaks_nothing() {
         ),
     ];
     for (host, path, status, code) in cases {
-        let (is, _, body) = ask(&app, host, path).await;
+        let (is, _, body) = send_request(&app, host, path).await;
         assert_eq!(is, status, "{body}");
         let problem: serde_json::Value = serde_json::from_str(&body).unwrap();
         assert_eq!(problem["code"], code);
@@ -133,9 +137,9 @@ async fn what_cannot_be_served_is_a_problem_that_leaks_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_is_one_too_many_is_told_when_to_come_back() {
+async fn a_request_beyond_the_limit_is_told_when_to_retry() {
     let backend = Backend::default();
-    let router = some_tenants(&backend)
+    let router = router_without_nobody(&backend)
         .waiting_per_tenant(1)
         .build()
         .unwrap();
@@ -143,7 +147,7 @@ async fn whoever_is_one_too_many_is_told_when_to_come_back() {
     backend.set(Step::Login, Gate::Stuck);
     let wake = router.warm("acme");
     backend.until_waiting(Step::Login).await;
-    let (status, retry_after, _) = ask(&app, "acme.example.com", "/whoami").await;
+    let (status, retry_after, _) = send_request(&app, "acme.example.com", "/whoami").await;
     assert_eq!(status, StatusCode::TOO_MANY_REQUESTS);
     assert_eq!(
         retry_after.as_deref(),
@@ -157,23 +161,23 @@ async fn whoever_is_one_too_many_is_told_when_to_come_back() {
 async fn a_wake_begun_with_the_head_is_not_added_to_what_the_handler_does() {
     let backend = Backend::default();
     backend.set(Step::Login, Gate::Slow(WAKE));
-    let router = some_tenants(&backend).build().unwrap();
+    let router = router_without_nobody(&backend).build().unwrap();
     let plain = app(&router);
     let warming = plain
         .clone()
         .layer(WarmLayer::new(router.clone(), identify()));
     let took = async |app: &Router, host: &str| {
         let began = Instant::now();
-        let (status, ..) = ask(app, host, "/later").await;
+        let (status, ..) = send_request(app, host, "/later").await;
         assert_eq!(status, StatusCode::OK);
         began.elapsed()
     };
     let added = took(&plain, "acme.example.com").await;
-    assert!(added >= WAKE + ELSEWHERE, "{added:?}");
+    assert!(added >= WAKE + OTHER_WORK, "{added:?}");
     let beside = took(&warming, "globex.example.com").await;
     assert!(beside < WAKE + 30 * MILLISECOND, "{beside:?}");
     assert_eq!(router.status().wakes_by_hint.succeeded, 1);
-    let (status, ..) = ask(&warming, "nobody.example.com", "/later").await;
+    let (status, ..) = send_request(&warming, "nobody.example.com", "/later").await;
     assert_eq!(status, StatusCode::NOT_FOUND);
     assert_eq!(router.status().wakes_by_hint.started, 1, "nobody is woken");
 }

@@ -4,7 +4,7 @@ use reqwest::{Client, Method};
 use serde_json::{Value, json};
 use tenantry::BoxError;
 
-use crate::cold_resume::site::Site;
+use crate::cold_resume::neon_service::NeonService;
 
 /// The header with the id that Neon gives a request.
 const REQUEST_ID: &str = "x-neon-ret-request-id";
@@ -29,12 +29,12 @@ pub(crate) struct Answer {
 }
 
 impl Api {
-    pub(crate) fn of(site: &Site) -> Result<Self, BoxError> {
+    pub(crate) fn new(service: &NeonService) -> Result<Self, BoxError> {
         Ok(Self {
-            http: site.http()?,
-            base: site.api_url.clone(),
-            key: site.key().to_owned(),
-            org_id: site.org_id.clone(),
+            http: service.http()?,
+            base: service.api_url.clone(),
+            key: service.key().to_owned(),
+            org_id: service.org_id.clone(),
         })
     }
 
@@ -104,7 +104,7 @@ impl Api {
 
 impl Answer {
     /// Status, and code and text if it is a refusal.
-    pub(crate) fn said(&self) -> String {
+    pub(crate) fn summary(&self) -> String {
         match (&self.body["code"], &self.body["message"]) {
             (Value::String(code), Value::String(text)) => {
                 format!("{} code {code:?} {text:?}", self.status)
@@ -114,7 +114,7 @@ impl Answer {
     }
 
     /// The value at `path`, as text.
-    pub(crate) fn at(&self, path: &str) -> String {
+    pub(crate) fn value_at(&self, path: &str) -> String {
         match self.body.pointer(path) {
             Some(Value::String(text)) => text.clone(),
             Some(value) => value.to_string(),

@@ -9,10 +9,10 @@ use crate::{
     claims::CLAIMS,
     cold_resume::{
         account::{Account, Budget, cost, minutes, say},
-        site::Site,
+        neon_service::NeonService,
     },
     findings::Findings,
-    subject::Subject,
+    test_project::TestProject,
 };
 
 /// Most minutes and projects, unless variables say otherwise.
@@ -21,13 +21,16 @@ const PROJECTS: usize = 2;
 
 /// Returns whether Neon does what the emulator claims.
 pub(crate) async fn run() -> Result<bool, BoxError> {
-    let site = Site::from_env()?;
+    let service = NeonService::from_env()?;
     let minutes_at_most = number("TENANTRY_LIVE_MINUTES", MINUTES)?;
     let budget = Budget {
         projects: number("TENANTRY_LIVE_PROJECTS", PROJECTS)?,
         time: Duration::try_from_secs_f64(minutes_at_most * 60.0)?,
     };
-    say(&format!("At {}, by the key in NEON_API_KEY:", site.api_url));
+    say(&format!(
+        "At {}, by the key in NEON_API_KEY:",
+        service.api_url
+    ));
     say(&format!(
         "- creates {} projects at most, with the smallest compute, and deletes them, also after Ctrl-C",
         budget.projects
@@ -35,7 +38,7 @@ pub(crate) async fn run() -> Result<bool, BoxError> {
     say(&format!("- takes {} at most", minutes(budget.time)));
     // Two computes are awake at most.
     say(&format!("- costs at most {}", cost(2 * budget.time)));
-    let account = Account::new(site, "tenantry-live", budget);
+    let account = Account::new(service, "tenantry-live", budget);
     account.run(ask(Arc::clone(&account))).await
 }
 
@@ -49,15 +52,15 @@ fn number<T: FromStr>(name: &str, default: T) -> Result<T, BoxError> {
 }
 
 async fn ask(account: Arc<Account>) -> Result<bool, BoxError> {
-    let api = Api::of(&account.site)?;
-    let subject = Subject::create(&account, api).await?;
+    let api = Api::new(&account.service)?;
+    let test_project = TestProject::create(&account, api).await?;
     let mut findings = Findings::default();
-    findings.hide(account.site.key());
-    findings.hide(&subject.login.password);
+    findings.hide(account.service.key());
+    findings.hide(&test_project.login.password);
     for claim in CLAIMS {
         findings.begin(claim.name);
-        let asked = (claim.ask)(&subject, &mut findings).await;
-        findings.ended(asked);
+        let asked = (claim.ask)(&test_project, &mut findings).await;
+        findings.record_outcome(asked);
     }
-    Ok(findings.sum())
+    Ok(findings.print_summary())
 }

@@ -10,13 +10,13 @@ mod updates;
 use futures_util::future::{BoxFuture, ready};
 use tenantry::BoxError;
 
-use crate::{findings::Findings, subject::Subject};
+use crate::{findings::Findings, test_project::TestProject};
 
 /// Something that the emulator claims.
 pub(crate) struct Claim {
     /// The prefix of the lines about it.
     pub(crate) name: &'static str,
-    pub(crate) ask: for<'a> fn(&'a Subject, &'a mut Findings) -> Asked<'a>,
+    pub(crate) ask: for<'a> fn(&'a TestProject, &'a mut Findings) -> Asked<'a>,
 }
 
 /// A claim is asked to its end, or an answer was missing.
@@ -27,66 +27,66 @@ type Asked<'a> = BoxFuture<'a, Result<(), BoxError>>;
 pub(crate) static CLAIMS: &[Claim] = &[
     Claim {
         name: "locks",
-        ask: |subject, findings| Box::pin(creation::locks(subject, findings)),
+        ask: |test_project, findings| Box::pin(creation::locks(test_project, findings)),
     },
     Claim {
         name: "creation",
-        ask: |subject, findings| Box::pin(ready(creation::shape(subject, findings))),
+        ask: |test_project, findings| Box::pin(ready(creation::shape(test_project, findings))),
     },
     Claim {
         name: "operations",
-        ask: |subject, findings| Box::pin(creation::operations(subject, findings)),
+        ask: |test_project, findings| Box::pin(creation::operations(test_project, findings)),
     },
     Claim {
         name: "connection uris",
-        ask: |subject, findings| Box::pin(creation::uris(subject, findings)),
+        ask: |test_project, findings| Box::pin(creation::uris(test_project, findings)),
     },
     Claim {
         name: "search",
-        ask: |subject, findings| Box::pin(deletion::search(subject, findings)),
+        ask: |test_project, findings| Box::pin(deletion::search(test_project, findings)),
     },
     Claim {
         name: "annotations",
-        ask: |subject, findings| Box::pin(branches::annotations(subject, findings)),
+        ask: |test_project, findings| Box::pin(branches::annotations(test_project, findings)),
     },
     Claim {
         name: "refusals of the api",
-        ask: |subject, findings| Box::pin(updates::refusals(subject, findings)),
+        ask: |test_project, findings| Box::pin(updates::refusals(test_project, findings)),
     },
     Claim {
         name: "logins",
-        ask: |subject, findings| Box::pin(logins::refused(subject, findings)),
+        ask: |test_project, findings| Box::pin(logins::refused(test_project, findings)),
     },
     Claim {
         name: "suspend",
-        ask: |subject, findings| Box::pin(computes::suspend(subject, findings)),
+        ask: |test_project, findings| Box::pin(computes::suspend(test_project, findings)),
     },
     Claim {
         name: "wake",
-        ask: |subject, findings| Box::pin(computes::wake(subject, findings)),
+        ask: |test_project, findings| Box::pin(computes::wake(test_project, findings)),
     },
     Claim {
         name: "branches",
-        ask: |subject, findings| Box::pin(branches::create(subject, findings)),
+        ask: |test_project, findings| Box::pin(branches::create(test_project, findings)),
     },
     Claim {
         name: "updates of an endpoint",
-        ask: |subject, findings| Box::pin(updates::endpoint(subject, findings)),
+        ask: |test_project, findings| Box::pin(updates::endpoint(test_project, findings)),
     },
     Claim {
         name: "updates of a project",
-        ask: |subject, findings| Box::pin(updates::project(subject, findings)),
+        ask: |test_project, findings| Box::pin(updates::project(test_project, findings)),
     },
     Claim {
         name: "annotations after updates",
-        ask: |subject, findings| Box::pin(branches::annotations(subject, findings)),
+        ask: |test_project, findings| Box::pin(branches::annotations(test_project, findings)),
     },
     Claim {
         name: "a disabled endpoint",
-        ask: |subject, findings| Box::pin(computes::disabled(subject, findings)),
+        ask: |test_project, findings| Box::pin(computes::disabled(test_project, findings)),
     },
     Claim {
         name: "deletion",
-        ask: |subject, findings| Box::pin(deletion::delete(subject, findings)),
+        ask: |test_project, findings| Box::pin(deletion::delete(test_project, findings)),
     },
 ];

@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use tenantry::BoxError;
 
-use crate::cold_resume::account::{chain, say};
+use crate::cold_resume::account::{error_chain, say};
 
 /// Longest part of a line.
 const LONGEST: usize = 400;
@@ -30,7 +30,7 @@ impl Findings {
     }
 
     /// Compares the emulator's claim with Neon's answer.
-    pub(crate) fn same(&mut self, what: &str, expected: impl Display, seen: impl Display) {
+    pub(crate) fn expect_eq(&mut self, what: &str, expected: impl Display, seen: impl Display) {
         let (expected, seen) = (expected.to_string(), seen.to_string());
         self.asked += 1;
         if expected != seen {
@@ -44,28 +44,28 @@ impl Findings {
     }
 
     /// The same for something that is so or not.
-    pub(crate) fn holds(&mut self, what: &str, holds: bool, seen: impl Display) {
+    pub(crate) fn expect(&mut self, what: &str, holds: bool, seen: impl Display) {
         if holds {
             self.asked += 1;
         } else {
-            self.same(what, "that it is so", seen);
+            self.expect_eq(what, "that it is so", seen);
         }
     }
 
     /// Says what is neither expected nor a difference.
-    pub(crate) fn note(&self, text: &str) {
+    pub(crate) fn remark(&self, text: &str) {
         say(&format!("note: {}: {}", self.claim, self.part(text)));
     }
 
     /// A claim that could not be asked is a difference too.
-    pub(crate) fn ended(&mut self, ended: Result<(), BoxError>) {
+    pub(crate) fn record_outcome(&mut self, ended: Result<(), BoxError>) {
         if let Err(err) = ended {
-            self.same("it can be asked", "an answer", chain(&*err));
+            self.expect_eq("it can be asked", "an answer", error_chain(&*err));
         }
     }
 
     /// Prints how many there are. Whether there are none.
-    pub(crate) fn sum(&self) -> bool {
+    pub(crate) fn print_summary(&self) -> bool {
         let Self {
             asked, differences, ..
         } = self;

@@ -1,8 +1,9 @@
 //! A check that Neon itself does what the emulator claims.
 //!
-//! `NEON_API_KEY=… TENANTRY_LIVE=1 cargo test --test live` creates at most two projects, asks each claim of the table in
-//! `claims.rs`, prints a line for each difference, and deletes the projects, whatever happens. Without the two variables
-//! nothing is asked of Neon; then, and with `--rehearse`, the check itself is tried on an emulator in Neon's place.
+//! `NEON_API_KEY=… TENANTRY_LIVE=1 cargo test --test live` creates at most two projects, asks each claim of the table
+//! in `claims.rs`, prints a line for each difference, and deletes the projects, whatever happens. Without the two
+//! variables nothing is asked of Neon; then, and with `--rehearse`, the check itself is tried on an emulator in Neon's
+//! place.
 //!
 //! | variable | what |
 //! |---|---|
@@ -21,15 +22,15 @@ mod claims;
 #[expect(dead_code, reason = "the benchmark has a `main` as well")]
 #[path = "../../benches/cold_resume.rs"]
 mod cold_resume;
+mod emulated_neon;
+mod emulated_tests;
 mod findings;
-mod rehearsal;
-mod rehearsals;
 mod relay;
-mod subject;
+mod test_project;
 
 use std::{env, process::ExitCode};
 
-use cold_resume::account::{chain, say};
+use cold_resume::account::{error_chain, say};
 
 /// The first argument with which a rehearsal starts the benchmark in a process of its own.
 const BENCHMARK: &str = "cold_resume";
@@ -38,25 +39,25 @@ const BENCHMARK: &str = "cold_resume";
 async fn main() -> ExitCode {
     let mut words = env::args().skip(1).peekable();
     if words.next_if(|word| word == BENCHMARK).is_some() {
-        let ended = cold_resume::Options::of(words).run().await;
-        return told(ended.map(|()| true));
+        let ended = cold_resume::Options::parse(words).run().await;
+        return exit_code(ended.map(|()| true));
     }
     let set = |name: &str| env::var(name).is_ok_and(|value| !value.is_empty());
     let live = env::var("TENANTRY_LIVE").is_ok_and(|value| value == "1");
     if live && set("NEON_API_KEY") && !env::args().any(|word| word == "--rehearse") {
-        return told(check::run().await);
+        return exit_code(check::run().await);
     }
     say("live: nothing is asked of Neon: that takes NEON_API_KEY and TENANTRY_LIVE=1");
-    rehearsals::run(words).await
+    emulated_tests::run(words).await
 }
 
 /// The exit code for a result.
-fn told(ended: Result<bool, tenantry::BoxError>) -> ExitCode {
+fn exit_code(ended: Result<bool, tenantry::BoxError>) -> ExitCode {
     match ended {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(err) => {
-            say(&format!("live: {}", chain(&*err)));
+            say(&format!("live: {}", error_chain(&*err)));
             ExitCode::FAILURE
         }
     }

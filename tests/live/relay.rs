@@ -18,7 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::cold_resume::site::Site;
+use crate::cold_resume::neon_service::NeonService;
 
 /// Alters the answer to a request such as `POST /api/v2/projects`.
 pub(crate) type Alter = fn(request: &str, answer: &mut Value);
@@ -58,7 +58,7 @@ impl Relay {
             listener.tcp.local_addr()?.port()
         );
         let upstream = Upstream {
-            http: Site::of(emulator)?.http()?,
+            http: NeonService::of(emulator)?.http()?,
             origin: origin.to_owned(),
             alter,
         };

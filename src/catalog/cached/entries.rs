@@ -5,13 +5,17 @@
 //! [invalidated](EntryCache::invalidate) after a question was asked, the answer is not stored.
 
 mod entry;
+mod kept;
+mod shards;
 
 use std::{
-    hash::{BuildHasher, RandomState},
     mem,
     sync::{
-        Arc, Mutex, MutexGuard,
-        atomic::{AtomicU64, Ordering::SeqCst},
+        Arc,
+        atomic::{
+            AtomicBool, AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
     time::Duration,
 };
@@ -21,29 +25,28 @@ use tokio::time::Instant;
 
 use crate::{
     model::{endpoint::Endpoint, error::Error, tenant::TenantId},
-    sync::{lock, retry::chance},
+    sync::retry::chance,
 };
 
-pub(crate) use entry::{Denial, Denied, Entry, Known, Stamp};
+pub(crate) use entry::{Denial, Denied, Entry, Freshness, Known, Stamp};
+use kept::{Kept, PackedKnown};
+use shards::{Locked, Shards};
 
 /// Time for which a denial is returned.
 const DENIED_FOR: Duration = Duration::from_secs(10);
 /// Most ids without a record that are cached. They come from outside, so any client can fill this cache.
 const MAX_UNKNOWN: u64 = 10_000;
-/// Number of stripes. The tenants of a stripe share the stamp of their last invalidation, so that the invalidation of
-/// one rarely causes another to be read once more.
-const STRIPES: usize = 1024;
 
-/// The entries of all tenants. Bounded; the least recently used entry is evicted first.
+/// The entries of all tenants. Bounded; among the entries of a shard, the least recently used one is evicted first.
 #[derive(Debug)]
 pub(crate) struct EntryCache {
     /// Entries of tenants that have, or had, a record.
-    recorded: Cache<TenantId, Entry>,
+    recorded: Shards,
     /// Denials of ids that have none. Separate, so that made-up ids evict no tenant.
     unknown: Cache<TenantId, Denied>,
-    // Stamp of the last invalidation in each stripe. Held while an entry of the stripe is changed.
-    invalidated: Box<[Mutex<Stamp>]>,
-    stripe_of: RandomState,
+    /// `true` once `unknown` had an entry. Set and read under the lock of the tenant's shard. Until then, a preload
+    /// need not search `unknown` for each tenant.
+    has_unknown: AtomicBool,
     last_stamp: AtomicU64,
     /// Stamp of the last invalidation of all tenants.
     all_invalidated: AtomicU64,
@@ -52,18 +55,13 @@ pub(crate) struct EntryCache {
 
 impl EntryCache {
     pub(in crate::catalog) fn new(max_recorded: u64, ttl: Duration) -> Self {
-        let lru = EvictionPolicy::lru;
         Self {
-            recorded: Cache::builder()
-                .max_capacity(max_recorded)
-                .eviction_policy(lru())
-                .build(),
+            recorded: Shards::new(max_recorded),
             unknown: Cache::builder()
                 .max_capacity(MAX_UNKNOWN)
-                .eviction_policy(lru())
+                .eviction_policy(EvictionPolicy::lru())
                 .build(),
-            invalidated: (0..STRIPES).map(|_| Mutex::new(Stamp(0))).collect(),
-            stripe_of: RandomState::new(),
+            has_unknown: AtomicBool::new(false),
             last_stamp: AtomicU64::new(1),
             all_invalidated: AtomicU64::new(0),
             ttl,
@@ -84,93 +82,125 @@ impl EntryCache {
     }
 
     fn entry(&self, tenant: &TenantId) -> Option<Entry> {
-        let unknown = || self.unknown.get(tenant).map(Entry::Denied);
-        self.recorded.get(tenant).or_else(unknown)
+        let recorded = self
+            .recorded
+            .lock(tenant)
+            .entry()
+            .map(|it| it.entry(self.recorded.began));
+        recorded.or_else(|| self.unknown.get(tenant).map(Entry::Denied))
     }
 
     /// Returns whether there is an entry of `tenant`, however old.
     pub(crate) fn contains(&self, tenant: &TenantId) -> bool {
-        self.recorded.contains_key(tenant) || self.unknown.contains_key(tenant)
+        self.recorded.lock(tenant).peek().is_some() || self.unknown.contains_key(tenant)
+    }
+
+    /// Returns whether an endpoint of `tenant` is known, however old.
+    pub(crate) fn is_known(&self, tenant: &TenantId) -> bool {
+        self.recorded.lock(tenant).known().is_some()
     }
 
     /// Returns whether the record of `tenant` should be read again.
     pub(crate) fn is_stale(&self, tenant: &TenantId) -> bool {
-        match self.get(tenant) {
-            Some(Entry::Known(known)) => self.is_expired(&known),
-            Some(Entry::Denied(_)) => false,
-            None => true,
+        match self.recorded.lock(tenant).entry() {
+            Some(Kept::Known(known)) => self.is_expired(&known.freshness(self.recorded.began)),
+            Some(Kept::Denied(kept)) => self.is_over(&kept.1),
+            None => self.unknown.get(tenant).is_none_or(|it| self.is_over(&it)),
         }
+    }
+
+    /// Returns whether the entry of `tenant` is stale only because it is old: nothing says that it may be wrong.
+    pub(super) fn is_only_old(&self, tenant: &TenantId) -> bool {
+        let all_invalidated = self.all_invalidated.load(SeqCst);
+        self.recorded.lock(tenant).known().is_some_and(|known| {
+            let freshness = known.freshness(self.recorded.began);
+            !freshness.is_untrusted && freshness.stored.0 >= all_invalidated
+        })
     }
 
     fn is_over(&self, denied: &Denied) -> bool {
         Instant::now() >= denied.until || denied.stored.0 < self.all_invalidated.load(SeqCst)
     }
 
-    pub(crate) fn is_expired(&self, known: &Known) -> bool {
+    /// Returns whether a known endpoint should be read again.
+    pub(crate) fn is_expired(&self, known: &Freshness) -> bool {
         Instant::now() >= known.expires || known.stored.0 < self.all_invalidated.load(SeqCst)
     }
 
-    /// Stores the endpoint of `tenant`, from an answer to a question of `asked`. Returns `false`, and stores nothing,
-    /// if a newer answer may be stored, or has to be read.
+    /// Stores the endpoint of `tenant`, from an answer to a question put at `asked_at`. Returns `false`, and stores
+    /// nothing, if a newer answer may be stored, or has to be read.
     pub(crate) fn insert_known(
         &self,
         tenant: &TenantId,
-        asked: Stamp,
+        asked_at: Stamp,
         generation: Option<u64>,
-        endpoint: &Arc<Endpoint>,
+        endpoint: &Endpoint,
     ) -> bool {
-        let stripe = self.stripe(tenant);
-        let is_newest = self.is_newest(*stripe, tenant, asked, generation);
+        let mut locked = self.recorded.lock(tenant);
+        let is_newest = self.is_newest(&locked, tenant, asked_at, generation);
         if is_newest {
             let expires = self.next_expiry();
-            self.store_known(tenant, generation, endpoint, expires);
+            self.store_known(&mut locked, tenant, generation, endpoint, expires);
         }
         is_newest
     }
 
     /// Stores the endpoint of `tenant` as stale: its record has to be read again.
-    pub(crate) fn insert_stale(&self, tenant: &TenantId, endpoint: &Arc<Endpoint>) {
-        let _stripe = self.stripe(tenant);
-        self.store_known(tenant, None, endpoint, Instant::now());
+    pub(crate) fn insert_stale(&self, tenant: &TenantId, endpoint: &Endpoint) {
+        let mut locked = self.recorded.lock(tenant);
+        self.store_known(&mut locked, tenant, None, endpoint, Instant::now());
     }
 
     fn store_known(
         &self,
+        locked: &mut Locked<'_>,
         tenant: &TenantId,
         generation: Option<u64>,
-        endpoint: &Arc<Endpoint>,
+        endpoint: &Endpoint,
         expires: Instant,
     ) {
-        let known = Known {
-            endpoint: Arc::clone(endpoint),
+        let freshness = Freshness {
             generation,
             stored: self.stamp(),
             expires,
             is_untrusted: false,
             is_missing: false,
         };
-        self.unknown.invalidate(tenant);
-        self.recorded.insert(tenant.clone(), Entry::Known(known));
+        let began = self.recorded.began;
+        if let Some(known) = locked.known().filter(|it| it.is_at(endpoint)) {
+            return known.set_freshness(freshness, began);
+        }
+        let known = PackedKnown::new(tenant, endpoint, freshness, began);
+        if self.has_unknown.load(Relaxed) {
+            self.unknown.invalidate(tenant);
+        }
+        locked.store(Kept::Known(known));
     }
 
-    /// Stores the reason for which `tenant` cannot be served, from an answer to a question of `asked`. Returns `false`
-    /// as [`insert_known`](Self::insert_known) does.
+    /// Stores the reason for which `tenant` cannot be served, from an answer to a question put at `asked_at`. Returns
+    /// `false` as [`insert_known`](Self::insert_known) does.
     pub(crate) fn insert_denial(
         &self,
         tenant: &TenantId,
-        asked: Stamp,
+        asked_at: Stamp,
         generation: Option<u64>,
         denial: Denial,
     ) -> bool {
-        let stripe = self.stripe(tenant);
-        let is_newest = self.is_newest(*stripe, tenant, asked, generation);
+        let mut locked = self.recorded.lock(tenant);
+        let is_newest = self.is_newest(&locked, tenant, asked_at, generation);
         if is_newest {
-            self.store_denial(tenant, generation, denial);
+            self.store_denial(&mut locked, tenant, generation, denial);
         }
         is_newest
     }
 
-    fn store_denial(&self, tenant: &TenantId, generation: Option<u64>, denial: Denial) {
+    fn store_denial(
+        &self,
+        locked: &mut Locked<'_>,
+        tenant: &TenantId,
+        generation: Option<u64>,
+        denial: Denial,
+    ) {
         let denied = Denied {
             denial,
             generation,
@@ -178,71 +208,73 @@ impl EntryCache {
             until: Instant::now() + DENIED_FOR,
         };
         if matches!(denied.denial, Denial::Unknown(_)) {
-            self.recorded.invalidate(tenant);
+            locked.remove();
+            self.has_unknown.store(true, Relaxed);
             self.unknown.insert(tenant.clone(), denied);
         } else {
+            let kept = Kept::Denied(Box::new((tenant.clone(), denied)));
             self.unknown.invalidate(tenant);
-            self.recorded.insert(tenant.clone(), Entry::Denied(denied));
+            locked.store(kept);
         }
     }
 
     /// Notes that the record of `tenant` is invalid. A known and trusted tenant keeps being served, and its record is
     /// read again after a while.
-    pub(crate) fn insert_broken(&self, tenant: &TenantId, asked: Stamp, error: Error) -> bool {
-        let stripe = self.stripe(tenant);
-        if !self.is_newest(*stripe, tenant, asked, Some(0)) {
+    pub(crate) fn insert_broken(&self, tenant: &TenantId, asked_at: Stamp, error: Error) -> bool {
+        let mut locked = self.recorded.lock(tenant);
+        if !self.is_newest(&locked, tenant, asked_at, Some(0)) {
             return false;
         }
-        match self.recorded.get(tenant) {
-            Some(Entry::Known(known)) if !known.is_untrusted => self.postpone(tenant, known),
-            _ => self.store_denial(tenant, Some(0), Denial::Broken(error)),
+        let is_trusted = |it: &PackedKnown| !it.freshness(self.recorded.began).is_untrusted;
+        if locked.known().is_some_and(|it| is_trusted(it)) {
+            locked.change_known(|known| self.postpone(known));
+        } else {
+            self.store_denial(&mut locked, tenant, Some(0), Denial::Broken(error));
         }
         true
     }
 
     /// Notes that `tenant` has moved to an endpoint that cannot be used yet. The known endpoint is used only if no
     /// newer one can be read.
-    pub(crate) fn mark_moved(&self, tenant: &TenantId, asked: Stamp, generation: u64) -> bool {
-        let stripe = self.stripe(tenant);
-        if !self.is_newest(*stripe, tenant, asked, Some(generation)) {
+    pub(crate) fn mark_moved(&self, tenant: &TenantId, asked_at: Stamp, generation: u64) -> bool {
+        let mut locked = self.recorded.lock(tenant);
+        if !self.is_newest(&locked, tenant, asked_at, Some(generation)) {
             return false;
         }
-        match self.recorded.get(tenant) {
-            Some(Entry::Known(mut known)) => {
-                known.is_untrusted = true;
-                self.postpone(tenant, known);
-            }
+        let is_known = locked.change_known(|known| {
+            known.is_untrusted = true;
+            self.postpone(known);
+        });
+        if !is_known {
             // The denial no longer holds. The next flight reads the endpoint.
-            Some(Entry::Denied(_)) => self.recorded.invalidate(tenant),
-            None => self.unknown.invalidate(tenant),
+            locked.remove();
+            self.unknown.invalidate(tenant);
         }
         true
     }
 
-    fn postpone(&self, tenant: &TenantId, mut known: Known) {
+    fn postpone(&self, known: &mut Freshness) {
         known.expires = Instant::now() + DENIED_FOR;
         known.stored = self.stamp();
-        self.recorded.insert(tenant.clone(), Entry::Known(known));
     }
 
     /// Notes that the catalog no longer has a record of a known tenant. Returns its known endpoint, and whether the
     /// loss is news.
     pub(crate) fn mark_missing(&self, tenant: &TenantId) -> Option<(Arc<Endpoint>, bool)> {
-        let _stripe = self.stripe(tenant);
-        let Some(Entry::Known(mut known)) = self.recorded.get(tenant) else {
-            return None;
-        };
-        let is_news = !mem::replace(&mut known.is_missing, true);
-        (known.expires, known.is_untrusted) = (self.next_expiry(), false);
-        let endpoint = Arc::clone(&known.endpoint);
-        self.recorded.insert(tenant.clone(), Entry::Known(known));
-        Some((endpoint, is_news))
+        let mut locked = self.recorded.lock(tenant);
+        let mut is_news = false;
+        locked.change_known(|known| {
+            is_news = !mem::replace(&mut known.is_missing, true);
+            (known.expires, known.is_untrusted) = (self.next_expiry(), false);
+        });
+        let endpoint = locked.known()?.endpoint();
+        Some((Arc::new(endpoint), is_news))
     }
 
     /// Returns whether the last record of `tenant` forbade its use or was invalid.
     pub(crate) fn was_refused(&self, tenant: &TenantId) -> bool {
-        let entry = self.recorded.get(tenant);
-        matches!(entry, Some(Entry::Denied(it)) if it.denial.is_refusal())
+        let mut locked = self.recorded.lock(tenant);
+        matches!(locked.entry(), Some(Kept::Denied(it)) if it.1.denial.is_refusal())
     }
 
     /// Notes that the record of `tenant` may have changed: its entry is stale, and so is every answer under way.
@@ -256,25 +288,24 @@ impl EntryCache {
     }
 
     fn invalidate_with(&self, tenant: &TenantId, is_wrong: bool) {
-        let mut invalidated = self.stripe(tenant);
-        *invalidated = self.stamp();
-        match self.entry(tenant) {
-            Some(Entry::Known(mut known)) => {
-                known.expires = Instant::now();
-                known.is_untrusted |= is_wrong;
-                self.recorded.insert(tenant.clone(), Entry::Known(known));
-            }
-            Some(Entry::Denied(mut denied)) if !matches!(denied.denial, Denial::Unknown(_)) => {
-                denied.until = Instant::now();
-                self.recorded.insert(tenant.clone(), Entry::Denied(denied));
-            }
-            Some(Entry::Denied(_)) | None => self.unknown.invalidate(tenant),
+        let mut locked = self.recorded.lock(tenant);
+        locked.set_invalidated(self.stamp());
+        let is_known = locked.change_known(|known| {
+            known.expires = Instant::now();
+            known.is_untrusted |= is_wrong;
+        });
+        match locked.entry() {
+            _ if is_known => {}
+            Some(Kept::Denied(kept)) => kept.1.until = Instant::now(),
+            _ => self.unknown.invalidate(tenant),
         }
     }
 
-    /// Returns whether no change of `tenant` was noted after `asked`. Rarely, a change of another tenant counts, too.
-    pub(crate) fn is_unchanged_since(&self, tenant: &TenantId, asked: Stamp) -> bool {
-        *self.stripe(tenant) <= asked && self.all_invalidated.load(SeqCst) <= asked.0
+    /// Returns whether no change of `tenant` was noted after `asked_at`. Rarely, a change of another tenant counts,
+    /// too.
+    pub(crate) fn is_unchanged_since(&self, tenant: &TenantId, asked_at: Stamp) -> bool {
+        self.recorded.lock(tenant).invalidated() <= asked_at
+            && self.all_invalidated.load(SeqCst) <= asked_at.0
     }
 
     /// Notes that every record may have changed.
@@ -287,62 +318,69 @@ impl EntryCache {
     /// before it are no longer stored. Returns the stamp up to which the writer knows all changes, and whether the
     /// tenant's pool has to follow.
     pub(super) fn note_published(&self, tenant: &TenantId, began: Stamp) -> (Stamp, bool) {
-        let mut invalidated = self.stripe(tenant);
-        let written = self.note_written(&mut invalidated, began);
-        let Some(Entry::Known(mut known)) = self.recorded.get(tenant) else {
-            self.recorded.invalidate(tenant);
+        let mut locked = self.recorded.lock(tenant);
+        let written = self.note_written(&mut locked, began);
+        let is_known = locked.change_known(|known| {
+            known.expires = Instant::now();
+        });
+        if !is_known {
+            locked.remove();
             self.unknown.invalidate(tenant);
-            return (written, false);
-        };
-        known.expires = Instant::now();
-        self.recorded.insert(tenant.clone(), Entry::Known(known));
-        (written, true)
+        }
+        (written, is_known)
     }
 
     /// Notes that this process has written a record of `tenant` that must not be used, because of `denial`.
     pub(super) fn note_withdrawn(&self, tenant: &TenantId, began: Stamp, denial: Denial) -> Stamp {
-        let mut invalidated = self.stripe(tenant);
-        let written = self.note_written(&mut invalidated, began);
-        self.store_denial(tenant, Some(0), denial);
+        let mut locked = self.recorded.lock(tenant);
+        let written = self.note_written(&mut locked, began);
+        self.store_denial(&mut locked, tenant, Some(0), denial);
         written
     }
 
     /// Returns the stamp up to which the writer knows all changes. A change that was noted since `began` may be later
     /// than the write; then the writer knows only the changes up to `began`.
-    fn note_written(&self, invalidated: &mut Stamp, began: Stamp) -> Stamp {
-        if *invalidated > began {
+    fn note_written(&self, locked: &mut Locked<'_>, began: Stamp) -> Stamp {
+        if locked.invalidated() > began {
             return began;
         }
-        *invalidated = self.stamp();
-        *invalidated
+        let written = self.stamp();
+        locked.set_invalidated(written);
+        written
     }
 
-    /// Returns whether an answer to a question of `asked` is at least as new as every noted change.
+    /// Returns whether an answer to a question put at `asked_at` is at least as new as every noted change.
     fn is_newest(
         &self,
-        invalidated: Stamp,
+        locked: &Locked<'_>,
         tenant: &TenantId,
-        asked: Stamp,
+        asked_at: Stamp,
         generation: Option<u64>,
     ) -> bool {
-        if asked < invalidated || asked.0 < self.all_invalidated.load(SeqCst) {
+        let all_invalidated = Stamp(self.all_invalidated.load(SeqCst));
+        if asked_at < locked.invalidated().max(all_invalidated) {
             return false;
         }
-        // An entry that was stored after `asked` may be older or newer than this answer. Only the generation can tell.
-        self.entry(tenant)
-            .is_none_or(|it| it.stored() < asked || it.generation() < generation)
+        let unknown = || {
+            let denied = self
+                .has_unknown
+                .load(Relaxed)
+                .then(|| self.unknown.get(tenant));
+            denied.flatten().map(|it| (it.stored, it.generation))
+        };
+        // An entry that was stored after `asked_at` may be older or newer than this answer. Only the generation can
+        // tell.
+        locked
+            .peek()
+            .map(Kept::age)
+            .or_else(unknown)
+            .is_none_or(|(stored, present)| stored < asked_at || present < generation)
     }
 
     fn next_expiry(&self) -> Instant {
         // Nine to eleven tenths of the TTL, so that entries that were stored together do not expire together.
         let tenths = self.ttl / 10 * 9;
         Instant::now() + tenths + self.ttl / 5 * u32::from(chance()) / u32::from(u8::MAX)
-    }
-
-    fn stripe(&self, tenant: &TenantId) -> MutexGuard<'_, Stamp> {
-        let hash = self.stripe_of.hash_one(tenant).to_be_bytes();
-        let stripe = usize::from(u16::from_be_bytes([hash[0], hash[1]])) % STRIPES;
-        lock(&self.invalidated[stripe])
     }
 }
 

@@ -28,7 +28,8 @@ impl LookupLimit {
     /// Returns the permit for one look-up.
     pub(crate) fn try_enter(&self) -> Result<SemaphorePermit<'_>, Error> {
         self.0.try_acquire().map_err(|_| {
-            let message = "too many look-ups wait for the catalog; this one was not begun. See why it is slow";
+            let message = "too many lookups wait for the catalog, so this one was not started; find out why the \
+                           catalog is slow";
             Error::new(ErrorKind::Overloaded, message).with_retry_after(COME_BACK)
         })
     }

@@ -56,30 +56,30 @@ const HARMLESS: &[Listed] = &[
 const NO_CLIENT_CERTIFICATE: &str =
     "client certificates are not supported; log in with a password over TLS";
 const NO_GSSAPI: &str = "GSSAPI is not supported; log in with a password over TLS";
-const NO_SERVICE: &str = "no file with services is read; write out what the service says";
-const OTHER_CLIENT: &str = "it belongs to another client of Postgres; leave it out";
+const NO_SERVICE: &str = "service files are not read; write out the settings of the service";
+const OTHER_CLIENT: &str = "only other clients of Postgres use it; leave it out";
 const SCHEMA: &str = "set the schema with PostgresBuilder::schema";
 const TLS_VERSION: &str = "TLS 1.2 or 1.3 is always used; leave it out";
-const UNCHECKED: &str = "this is not checked; leave it out";
+const UNCHECKED: &str = "tenantry does not check this; leave it out";
 
 /// The options that are refused, each with the advice for its error.
 const REFUSED: &[(&str, &str)] = &[
-    ("channel_binding", "it is disable, prefer or require"),
+    ("channel_binding", "use disable, prefer or require"),
     ("client_encoding", "it is always UTF8; leave it out"),
     ("connection_limit", OTHER_CLIENT),
     ("currentSchema", SCHEMA),
     ("gssencmode", NO_GSSAPI),
     (
         "max_protocol_version",
-        "protocol 3.0 is spoken; leave it out",
+        "protocol 3.0 is always used; leave it out",
     ),
     (
         "min_protocol_version",
-        "protocol 3.0 is spoken; leave it out",
+        "protocol 3.0 is always used; leave it out",
     ),
     (
         "passfile",
-        "no file with passwords is read; write the password into the connection string",
+        "password files are not read; write the password into the connection string",
     ),
     ("pgbouncer", OTHER_CLIENT),
     ("pool_timeout", OTHER_CLIENT),
@@ -89,7 +89,7 @@ const REFUSED: &[(&str, &str)] = &[
     ),
     (
         "require_auth",
-        "write channel_binding=require, which leaves only SCRAM over TLS",
+        "write channel_binding=require, which allows only SCRAM over TLS",
     ),
     ("requirepeer", UNCHECKED),
     ("requiressl", "write sslmode=require"),
@@ -110,17 +110,20 @@ const REFUSED: &[(&str, &str)] = &[
     ("sslcrl", UNCHECKED),
     ("sslcrldir", UNCHECKED),
     ("sslkey", NO_CLIENT_CERTIFICATE),
-    ("sslmode", "it is disable, prefer, require or verify-full"),
+    ("sslmode", "use disable, prefer, require or verify-full"),
     ("sslpassword", NO_CLIENT_CERTIFICATE),
     (
         "sslrootcert",
-        "no file is read; give the certificate to PostgresBuilder::root_certificate",
+        "certificate files are not read; pass the certificate to PostgresBuilder::root_certificate",
     ),
-    ("sslsni", "the host's name is always sent; leave it out"),
+    (
+        "sslsni",
+        "tenantry always sends the host name; leave it out",
+    ),
     ("statement_cache_size", OTHER_CLIENT),
     (
         "target_session_attrs",
-        "it is any, read-write or read-only; a catalog that is written to needs read-write",
+        "use any, read-write or read-only; a catalog that tenantry writes to needs read-write",
     ),
 ];
 
@@ -168,7 +171,7 @@ impl Rest {
     fn url(&mut self, text: &str) -> Result<String, InvalidConfig> {
         if text.contains(char::is_control) {
             return Err(unreadable(
-                "there is a line break or another control character within it",
+                "it contains a line break or another control character",
             ));
         }
         let (start, query) = split_query(text);
@@ -252,7 +255,7 @@ impl Rest {
 fn milliseconds(value: &str) -> Result<Option<Duration>, InvalidConfig> {
     let time = value.parse::<i64>();
     let time = time.map_err(|_| {
-        let instead = "it is a whole number of milliseconds";
+        let instead = "use a whole number of milliseconds";
         refused("tcp_user_timeout", instead)
     })?;
     let time = u64::try_from(time).ok().filter(|time| *time > 0);
@@ -317,12 +320,12 @@ fn refused_by_driver(err: &tokio_postgres::Error) -> InvalidConfig {
     let cause = std::error::Error::source(err).map(ToString::to_string);
     match cause.filter(|cause| cause.starts_with("invalid value for option")) {
         Some(cause) => unreadable(&cause),
-        None => unreadable("see whether user, password and database are percent-encoded"),
+        None => unreadable("check whether user, password and database are percent-encoded"),
     }
 }
 
 fn refused(name: &str, instead: &str) -> InvalidConfig {
-    unreadable(&format!("{name} cannot be taken as it is: {instead}"))
+    unreadable(&format!("{name} cannot be used as written: {instead}"))
 }
 
 fn unreadable(why: &str) -> InvalidConfig {

@@ -66,9 +66,9 @@ impl Connections {
         let pool = Pool::builder(manager)
             .max_size(size)
             .pre_recycle(worn(Arc::clone(&doubt), lifetime));
-        let pool = pool
-            .build()
-            .map_err(|err| InvalidConfig::new(format!("no pool for the catalog: {err}")))?;
+        let pool = pool.build().map_err(|err| {
+            InvalidConfig::new(format!("the catalog's pool cannot be built: {err}"))
+        })?;
         Ok(Self {
             pool,
             doubt,

@@ -146,7 +146,7 @@ impl std::error::Error for Failure {
     }
 }
 
-const UNREACHABLE: &str = "the catalog's Postgres cannot be reached, or broke off";
+const UNREACHABLE: &str = "the catalog's Postgres cannot be reached, or closed the connection";
 
 /// Returns the message for an error code, with advice if the operator can do something.
 fn advice(code: &SqlState) -> &'static str {
@@ -157,27 +157,28 @@ fn advice(code: &SqlState) -> &'static str {
              the tables needs CREATE on the database, or must own the schema and what is in it"
         }
         SqlState::READ_ONLY_SQL_TRANSACTION => {
-            "the catalog's server takes no writes; connect to the primary, for example with \
+            "the catalog's server accepts no writes; connect to the primary, for example with \
              target_session_attrs=read-write and all hosts in the connection string"
         }
         SqlState::INVALID_PASSWORD | SqlState::INVALID_AUTHORIZATION_SPECIFICATION => {
             "the catalog's Postgres refuses the login; check user, password and pg_hba.conf"
         }
         SqlState::INVALID_CATALOG_NAME => {
-            "the database that the catalog should be in does not exist; create it, or correct the connection string"
+            "the catalog's database does not exist; create it, or correct the connection string"
         }
         SqlState::TOO_MANY_CONNECTIONS => {
-            "the catalog's Postgres has no connection left; lower pool_size, raise max_connections, or put a pooler \
-             in between"
+            "the catalog's Postgres has no connection left; lower pool_size, raise max_connections, or put a pooler in \
+             front of it"
         }
         SqlState::LOCK_NOT_AVAILABLE => {
-            "the catalog's tables are locked; look in pg_locks for who holds them"
+            "the catalog's tables are locked; find in pg_locks which session locks them"
         }
         SqlState::UNDEFINED_TABLE | SqlState::INVALID_SCHEMA_NAME => {
-            "the catalog's tables are gone; the next call creates them anew"
+            "the catalog's tables do not exist any more; the next call creates them again"
         }
         SqlState::UNDEFINED_COLUMN => {
-            "the catalog's tables are older than they were, as after a restore; the next call upgrades them"
+            "the catalog's tables have an older version than before, probably after a restore; the next call upgrades \
+             them"
         }
         _ => "the catalog's Postgres failed",
     }

@@ -76,7 +76,7 @@ async fn listen(connections: Connections, channel: String, rung: watch::Sender<u
     let (mut next, mut began) = (waits(), Instant::now());
     loop {
         match listen_once(&connections, &channel, &rung).await {
-            Ok(()) => tracing::debug!("the catalog's listener was cut off"),
+            Ok(()) => tracing::debug!("the catalog's listener lost its connection"),
             Err(err) => tracing::debug!(
                 error = &err as &dyn std::error::Error,
                 "the catalog's listener failed"

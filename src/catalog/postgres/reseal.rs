@@ -60,7 +60,7 @@ impl Postgres {
         let namespace = self.namespace()?.clone();
         let keys = self
             .keys()
-            .ok_or("there are no keys to seal with; give the catalog a KeyRing")?
+            .ok_or("the catalog has no keys to seal passwords with; give it a KeyRing")?
             .clone();
         let mut resealed = 0;
         for _ in 0..PASSES {
@@ -68,7 +68,7 @@ impl Postgres {
             resealed += pass.resealed;
             if let Some(why) = pass.why {
                 let message = format!(
-                    "{} passwords cannot be sealed anew; the first: {why}",
+                    "{} passwords cannot be resealed; the first: {why}",
                     pass.unreadable
                 );
                 return Err(message.into());
@@ -148,7 +148,7 @@ impl Page {
         for row in rows {
             if let Err(why) = page.push(row, namespace, keys) {
                 pass.unreadable += 1;
-                tracing::warn!(tenant = get::<String>(row, "tenant").ok(), %why, "a password cannot be sealed anew");
+                tracing::warn!(tenant = get::<String>(row, "tenant").ok(), %why, "a password cannot be resealed");
                 pass.why.get_or_insert(why);
             }
         }
@@ -162,7 +162,7 @@ impl Page {
         keys: &KeyRing,
     ) -> Result<(), InvalidRecord> {
         let (Some(endpoint), Some(old)) = (endpoint(row)?, sealed(row)?) else {
-            return Err(InvalidRecord::new("there is a password and no host"));
+            return Err(InvalidRecord::new("the record has a password but no host"));
         };
         let tenant = TenantId::parse(&get::<String>(row, "tenant")?);
         let tenant = tenant.map_err(|err| InvalidRecord::new(err.to_string()))?;

@@ -4,10 +4,13 @@ use std::time::Duration;
 
 use tokio_postgres::{
     Row,
-    types::{FromSqlOwned, Type},
+    types::{FromSql, Type},
 };
 
-use super::connections::Param;
+use super::{
+    connections::Param,
+    schema_columns::{self, SchemaColumns},
+};
 use crate::{
     catalog::{
         Attempt, InvalidRecord, Placement, Record, State,
@@ -25,8 +28,12 @@ use crate::{
 pub(super) const READ: &str = "
     t.tenant, t.state, t.org, t.project, t.branch, t.endpoint, t.region, t.direct_host, t.pooled_host, t.port,
     t.database, t.role, t.suspend_after, t.is_neon, t.encryption, t.session_reset, t.key_id, t.credential, t.plan,
-    t.max_connections, t.schema_version, t.generation, t.attempt, t.attempts, t.condemned, t.last_error, t.created_at, t.updated_at, t.token,
+    t.max_connections, t.schema_version, t.schema_contracted, t.schema_digest, t.schema_baseline, t.schema_failed_step,
+    t.schema_failed_mark, t.schema_failed_code, t.schema_failed_error, t.schema_attempts, t.schema_diverged,
+    t.generation, t.attempt, t.attempts, t.condemned, t.last_error, t.created_at, t.updated_at, t.token,
     (extract(epoch FROM t.doubt_until - clock_timestamp()) * 1000000)::bigint AS doubt,
+    (extract(epoch FROM clock_timestamp() - t.schema_failed_at) * 1000000)::bigint AS schema_failed_for,
+    (extract(epoch FROM t.schema_retry_at - clock_timestamp()) * 1000000)::bigint AS schema_retry,
     CASE WHEN t.lease_owner IS NOT NULL
          THEN (extract(epoch FROM t.lease_until - clock_timestamp()) * 1000000)::bigint END AS leased_for";
 
@@ -68,7 +75,7 @@ pub(super) struct Columns {
     session_reset: Option<&'static str>,
     plan: Option<String>,
     max_connections: Option<i64>,
-    schema_version: i64,
+    pub(super) schema: SchemaColumns,
     attempt: Option<String>,
     attempts: Vec<String>,
     condemned: Vec<String>,
@@ -96,14 +103,10 @@ impl Columns {
             max_connections: record
                 .max_connections
                 .map(|most| i64::try_from(most).unwrap_or(i64::MAX)),
-            schema_version: record.schema_version,
             attempts: record.attempts.clone(),
             condemned: record.condemned.clone(),
-            // The text may come from anywhere, and Postgres stores no NUL.
-            last_error: record
-                .last_error
-                .as_ref()
-                .map(|text| text.replace('\0', "\u{fffd}")),
+            last_error: record.last_error.as_deref().map(without_nul),
+            schema: SchemaColumns::of(&record.schema),
             ..Self::default()
         };
         if let Some(Attempt { id, doubt, .. }) = &record.attempt {
@@ -161,7 +164,7 @@ impl Columns {
 
     /// Returns the columns that are written as they are, in the order in which the statement names them.
     pub(super) fn written(&self) -> Vec<(&'static str, Param<'_>)> {
-        vec![
+        let mut written: Vec<(&'static str, Param<'_>)> = vec![
             ("state", (&self.state, Type::TEXT)),
             ("org", (&self.org, Type::TEXT)),
             ("project", (&self.project, Type::TEXT)),
@@ -179,7 +182,6 @@ impl Columns {
             ("session_reset", (&self.session_reset, Type::TEXT)),
             ("plan", (&self.plan, Type::TEXT)),
             ("max_connections", (&self.max_connections, Type::INT8)),
-            ("schema_version", (&self.schema_version, Type::INT8)),
             ("attempt", (&self.attempt, Type::TEXT)),
             ("attempts", (&self.attempts, Type::TEXT_ARRAY)),
             ("condemned", (&self.condemned, Type::TEXT_ARRAY)),
@@ -187,7 +189,9 @@ impl Columns {
             ("key_id", (&self.key_id, Type::TEXT)),
             ("credential", (&self.credential, Type::BYTEA)),
             ("mark", (&self.mark, Type::BYTEA)),
-        ]
+        ];
+        written.extend(self.schema.written());
+        written
     }
 }
 
@@ -213,7 +217,7 @@ pub(super) fn record(
     }
     record.plan = get(row, "plan")?;
     record.max_connections = max_connections(row)?;
-    record.schema_version = get(row, "schema_version")?;
+    record.schema = schema_columns::state(row)?;
     record.generation = count(get(row, "generation")?);
     record.attempt = attempt(row)?;
     record.attempts = get(row, "attempts")?;
@@ -340,26 +344,34 @@ fn reset_name(reset: SessionReset) -> &'static str {
 }
 
 /// Returns the value of a column. If it is invalid, the other columns can still be read.
-pub(super) fn get<T: FromSqlOwned>(row: &Row, column: &'static str) -> Result<T, InvalidRecord> {
+pub(super) fn get<'a, T: FromSql<'a>>(
+    row: &'a Row,
+    column: &'static str,
+) -> Result<T, InvalidRecord> {
     row.try_get(column).map_err(|_| broken(column))
 }
 
-fn get_left(row: &Row, column: &'static str) -> Result<Option<Duration>, InvalidRecord> {
+pub(super) fn get_left(row: &Row, column: &'static str) -> Result<Option<Duration>, InvalidRecord> {
     let micros: Option<i64> = get(row, column)?;
     Ok(micros.map(|micros| Duration::from_micros(count(micros))))
 }
 
 fn broken(column: &str) -> InvalidRecord {
     InvalidRecord::new(format!(
-        "the record's column {column} holds what tenantry never writes"
+        "the record's column {column} holds a value that tenantry never writes"
     ))
+}
+
+/// Returns a text that may come from anywhere as Postgres stores it, which takes no NUL.
+pub(super) fn without_nul(text: &str) -> String {
+    text.replace('\0', "\u{fffd}")
 }
 
 pub(super) fn micros(time: Duration) -> i64 {
     i64::try_from(time.as_micros()).unwrap_or(i64::MAX)
 }
 
-/// Returns the time of a lease in microseconds, limited to the longest time of any work.
+/// Returns a time from now in microseconds, limited to the longest time of any work.
 pub(super) fn lease_micros(time: Duration) -> i64 {
     micros(time.min(LONGEST))
 }

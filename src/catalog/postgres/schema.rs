@@ -75,6 +75,23 @@ COMMENT ON COLUMN {schema}.tenants.max_connections IS 'of one router to the tena
 ALTER TABLE {schema}.tenants ADD session_reset text;
 COMMENT ON COLUMN {schema}.tenants.session_reset IS 'never, if_needed, always; NULL: never behind a pooler, else if_needed';
 ",
+    "
+ALTER TABLE {schema}.tenants
+    ADD schema_contracted bigint NOT NULL DEFAULT 0,
+    ADD schema_digest bigint NOT NULL DEFAULT 0,
+    ADD schema_baseline bigint,
+    ADD schema_failed_step bigint,
+    ADD schema_failed_mark bigint,
+    ADD schema_failed_code text,
+    ADD schema_failed_error text,
+    ADD schema_failed_at timestamptz,
+    ADD schema_attempts integer NOT NULL DEFAULT 0,
+    ADD schema_diverged boolean NOT NULL DEFAULT false,
+    ADD schema_retry_at timestamptz;
+COMMENT ON COLUMN {schema}.tenants.schema_version IS 'of the tenant''s database; 0 is none or not known';
+COMMENT ON COLUMN {schema}.tenants.schema_failed_at IS 'the first failure of the step; NULL if none has failed';
+COMMENT ON COLUMN {schema}.tenants.schema_retry_at IS 'when the step is tried again; NULL is not by itself';
+",
 ];
 
 /// The tables in one schema.

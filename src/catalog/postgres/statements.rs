@@ -9,7 +9,9 @@ use super::{
 pub(super) struct Statements {
     pub(super) schema: String,
     pub(super) find: String,
+    pub(super) find_many: String,
     pub(super) list: String,
+    pub(super) tally: String,
     pub(super) lease: String,
     pub(super) write: String,
     pub(super) release: String,
@@ -24,8 +26,16 @@ impl Statements {
         Self {
             schema: schema.to_owned(),
             find: format!("SELECT {READ} FROM {place}.tenants t WHERE namespace = $1 AND tenant = $2"),
+            find_many: format!(
+                "SELECT {READ} FROM {place}.tenants t WHERE namespace = $1 AND tenant = ANY ($2)"
+            ),
             list: format!(
                 "SELECT {READ} FROM {place}.tenants t WHERE namespace = $1 AND tenant > $2 ORDER BY tenant LIMIT $3"
+            ),
+            tally: format!(
+                "SELECT state, schema_version, schema_failed_step IS NOT NULL AS failed,
+                        schema_failed_step IS NOT NULL AND schema_retry_at IS NULL AS quarantined, count(*) AS tenants
+                 FROM {place}.tenants WHERE namespace = $1 GROUP BY 1, 2, 3, 4"
             ),
             lease: lease(&place),
             write: write(&place),
@@ -61,6 +71,38 @@ impl Statements {
     }
 }
 
+impl Statements {
+    /// Returns the text of every statement.
+    pub(super) fn by_name(&self) -> Vec<(&'static str, &str)> {
+        // Names every field, so that none is left out.
+        let Self {
+            schema: _,
+            find,
+            find_many,
+            list,
+            tally,
+            lease,
+            write,
+            release,
+            changes,
+            unsealed_so_far,
+            reseal,
+        } = self;
+        vec![
+            ("find", find),
+            ("find_many", find_many),
+            ("list", list),
+            ("tally", tally),
+            ("lease", lease),
+            ("write", write),
+            ("release", release),
+            ("changes", changes),
+            ("unsealed_so_far", unsealed_so_far),
+            ("reseal", reseal),
+        ]
+    }
+}
+
 /// Returns the statement that grants a lease: `$1` namespace, `$2` tenant, `$3` owner, `$4` microseconds.
 ///
 /// It returns no row if another owner has the lease.
@@ -78,9 +120,12 @@ fn lease(place: &str) -> String {
     )
 }
 
+/// Number of the parameter of the first column that is written.
+const FIRST_COLUMN: usize = 12;
+
 /// Returns the statement that replaces a record: `$1` namespace, `$2` tenant, `$3` owner, `$4` token, `$5` the states
 /// that may become the new one, `$6` doubt, `$7` and `$8` the keys of the marks of the same credential and the marks,
-/// `$9` whether to release, `$10` the channel; then the columns.
+/// `$9` whether to release, `$10` the channel, `$11` the time until a failed step is tried again; then the columns.
 ///
 /// It returns no row if the lease is lost. Each write locks the namespace's row until it is committed, so that a
 /// version is visible only if all smaller ones are.
@@ -91,17 +136,19 @@ fn write(place: &str) -> String {
         written
             .iter()
             .position(|(it, _)| *it == name)
-            .map(|at| at + 11)
+            .map(|at| at + FIRST_COLUMN)
     };
     let numbered = |name: &&str| number(name).map(|number| format!("${number}"));
     let set: Vec<_> = written
         .iter()
         .enumerate()
-        .map(|(at, (name, _))| format!("{name} = ${}", at + 11))
+        .map(|(at, (name, _))| format!("{name} = ${}", at + FIRST_COLUMN))
         .collect();
     let old: Vec<_> = PLACE.iter().map(|name| format!("t.{name}")).collect();
     let new: Vec<_> = PLACE.iter().filter_map(numbered).collect();
     let (set, old, new) = (set.join(", "), old.join(", "), new.join(", "));
+    let failed = |name: &str| number(name).unwrap_or_default();
+    let (step, mark) = (failed("schema_failed_step"), failed("schema_failed_mark"));
     format!(
         "WITH held AS MATERIALIZED (
              SELECT state FROM {place}.tenants
@@ -117,6 +164,11 @@ fn write(place: &str) -> String {
              UPDATE {place}.tenants t SET
                  {set},
                  doubt_until = clock_timestamp() + $6 * interval '1 microsecond',
+                 schema_retry_at = clock_timestamp() + $11 * interval '1 microsecond',
+                 schema_failed_at = CASE
+                     WHEN ${step}::bigint IS NULL THEN NULL
+                     WHEN t.schema_failed_step = ${step} AND t.schema_failed_mark = ${mark} THEN t.schema_failed_at
+                     ELSE clock_timestamp() END,
                  generation = t.generation + CASE
                      WHEN ({old}) IS NOT DISTINCT FROM ({new})
                       AND (t.mark IS NULL AND cardinality($8) = 0 OR EXISTS (

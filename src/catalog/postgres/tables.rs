@@ -63,7 +63,7 @@ impl Tables {
         let result = match landed.wait_for(Option::is_some).await {
             Ok(result) => (*result).clone().unwrap_or(Ok(())),
             Err(_) => Err(Failure::new(
-                "the runtime has ended under the catalog's migration",
+                "the runtime ended during the catalog's migration",
             )),
         };
         if result.is_ok() {

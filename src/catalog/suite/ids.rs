@@ -9,9 +9,12 @@ use crate::{
 pub(super) fn one_namespace<R: Catalog>(stage: &Stage<R>) -> Outcome {
     let (same, other) = (Namespace::parse("suite")?, Namespace::parse("suite-2")?);
     let again = stage.records.bind(&same, stage.with_passwords);
-    holds(again.is_ok(), "it does not serve the same namespace again")?;
+    holds(
+        again.is_ok(),
+        "it refuses to be bound to the same namespace again",
+    )?;
     let other = stage.records.bind(&other, stage.with_passwords);
-    holds(other.is_err(), "it serves another namespace, too")
+    holds(other.is_err(), "it accepts a second namespace")
 }
 
 /// Returns ids that differ, and that some databases would compare as equal.
@@ -80,7 +83,7 @@ pub(super) async fn byte_for_byte<R: Catalog>(stage: &Stage<R>) -> Outcome {
         let before = stage.records.find(id).await?;
         holds(
             before.is_none(),
-            &format!("{id:?} is taken for one of {:?}", &ids[..at]),
+            &format!("{id:?} is mistaken for one of {:?}", &ids[..at]),
         )?;
         stage.ready(id, &format!("project-{at}")).await?;
     }

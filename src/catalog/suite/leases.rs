@@ -11,14 +11,14 @@ pub(super) async fn one_owner<R: Catalog>(stage: &Stage<R>) -> Outcome {
     let acme = tenant("acme");
     holds(
         stage.records.find(&acme).await?.is_none(),
-        "there is a record before anybody asked for a lease",
+        "a record exists before the first lease",
     )?;
     let (_, record) = stage.granted(&acme, "one", LEASE).await?;
     let fresh =
         matches!(record.state, State::Claimed | State::Creating) && record.attempt.is_none();
     holds(
         fresh,
-        "a new record is neither claimed nor creating without an attempt",
+        "a new record must be claimed or creating, and have no attempt",
     )?;
     let left = stage.held(&acme, "other").await?;
     holds(
@@ -28,7 +28,7 @@ pub(super) async fn one_owner<R: Catalog>(stage: &Stage<R>) -> Outcome {
     let seen = stage.found(&acme).await?.leased_for;
     holds(
         seen.is_some_and(|it| it <= LEASE && it > LEASE / 2),
-        &format!("the record says {seen:?} of it"),
+        &format!("the record says that the lease has {seen:?} left"),
     )?;
     stage.granted(&tenant("other"), "other", LEASE).await?;
     Ok(())
@@ -67,13 +67,13 @@ pub(super) async fn expiry<R: Catalog>(stage: &Stage<R>) -> Outcome {
                     left <= SHORT,
                     &format!("a lease of {SHORT:?} has {left:?} left"),
                 )?;
-                holds(began.elapsed() < super::LONG, "a lease never runs out")?;
+                holds(began.elapsed() < super::LONG, "a lease never expires")?;
                 held += 1;
                 sleep(left.min(SHORT / 10)).await;
             }
         }
     };
-    holds(held > 0, "a lease runs out at once")?;
+    holds(held > 0, "a lease expires at once")?;
     holds(
         second.token > first.token,
         "the token does not rise when the lease goes to another owner",
@@ -93,7 +93,7 @@ pub(super) async fn release<R: Catalog>(stage: &Stage<R>) -> Outcome {
     stage.held(&acme, "other").await?;
     records.release(&first).await?;
     equal(
-        "a lease that was given back",
+        "the time left of a released lease",
         &stage.found(&acme).await?.leased_for,
         &None,
     )?;
@@ -123,7 +123,11 @@ pub(super) async fn race<R: Catalog>(stage: &Stage<R>) -> Outcome {
         for answer in join_all(asked).await {
             granted += usize::from(matches!(answer?, Leased::Granted(..)));
         }
-        equal("how many of 16 were granted one lease", &granted, &1)?;
+        equal(
+            "the number of callers (of 16) that were granted the lease",
+            &granted,
+            &1,
+        )?;
     }
     Ok(())
 }
@@ -132,15 +136,15 @@ pub(super) async fn fencing<R: Catalog>(stage: &Stage<R>) -> Outcome {
     let (records, acme) = (&stage.records, tenant("acme"));
     let (late, mut record) = stage.granted(&acme, "one", SHORT).await?;
     let lapsed = || async { Ok(stage.found(&acme).await?.leased_for.is_none()) };
-    until("a lease never runs out", lapsed).await?;
+    until("a lease never expires", lapsed).await?;
     record.plan = Some("late".into());
     let wrote = records.write(&late, &record, AfterWrite::Keep).await?;
-    holds(!wrote, "a write was taken after its lease had run out")?;
+    holds(!wrote, "a write was accepted after its lease had expired")?;
     let (present, mut good) = stage.granted(&acme, "other", LEASE).await?;
     let wrote = records.write(&late, &record, AfterWrite::Release).await?;
     holds(
         !wrote,
-        "a write was taken under a lease that another owner has by now",
+        "a write was accepted under a lease that another owner has now",
     )?;
     for forged in [
         Lease::new(acme.clone(), "one", present.token),
@@ -149,11 +153,11 @@ pub(super) async fn fencing<R: Catalog>(stage: &Stage<R>) -> Outcome {
     ] {
         record.tenant = forged.tenant.clone();
         let wrote = records.write(&forged, &record, AfterWrite::Keep).await?;
-        holds(!wrote, "a write was taken under a lease that nobody has")?;
+        holds(!wrote, "a write was accepted under a forged lease")?;
     }
     record.tenant = acme.clone();
     equal(
-        "what a late writer has changed",
+        "the plan after a write under an expired lease",
         &stage.found(&acme).await?.plan,
         &None,
     )?;
@@ -162,17 +166,14 @@ pub(super) async fn fencing<R: Catalog>(stage: &Stage<R>) -> Outcome {
     let wrote = records.write(&present, &astray, AfterWrite::Keep).await;
     holds(
         !matches!(wrote, Ok(true)),
-        "a lease on one tenant's record has let another's be written",
+        "a lease on one tenant's record allowed a write to another tenant's",
     )?;
     good.plan = Some("good".into());
     stage.wrote(&present, &good, AfterWrite::Release).await?;
     let wrote = records.write(&present, &record, AfterWrite::Keep).await?;
-    holds(
-        !wrote,
-        "a write was taken under a lease that was given back",
-    )?;
+    holds(!wrote, "a write was accepted under a released lease")?;
     equal(
-        "what the present owner has written",
+        "the plan that the current owner wrote",
         &stage.found(&acme).await?.plan,
         &Some("good".into()),
     )

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use super::{LEASE, Outcome, Stage, equal, holds, tenant, until};
 use crate::{
-    catalog::{AfterWrite, Attempt, Catalog, Placement, Record, State},
+    catalog::{AfterWrite, Attempt, Catalog, Placement, Record, SchemaFailure, SchemaState, State},
     model::endpoint::{Encryption, Endpoint, SessionReset},
 };
 
@@ -26,19 +26,16 @@ pub(super) async fn whole<R: Catalog>(stage: &Stage<R>) -> Outcome {
         stage.wrote(&lease, &record, AfterWrite::Keep).await?;
         let found = stage.found(&id).await?;
         equal(
-            "when the record was made",
+            "the time when the record was created",
             &found.created_at,
             &fresh.created_at,
         )?;
         holds(
             found.updated_at >= found.created_at,
-            "the record was changed before it was made",
+            "the record was changed before it was created",
         )?;
-        holds(
-            found.leased_for.is_some(),
-            "a write has taken the lease away",
-        )?;
-        same("what is found", &found, &record)?;
+        holds(found.leased_for.is_some(), "a write has ended the lease")?;
+        same("the record", &found, &record)?;
     }
     let (id, none) = (
         tenant("acme-0"),
@@ -47,7 +44,7 @@ pub(super) async fn whole<R: Catalog>(stage: &Stage<R>) -> Outcome {
     let (lease, _) = stage.granted(&id, "one", LEASE).await?;
     stage.wrote(&lease, &none, AfterWrite::Keep).await?;
     same(
-        "what is found when all is taken away",
+        "the record without its optional fields",
         &stage.found(&id).await?,
         &none,
     )
@@ -72,11 +69,31 @@ fn full<R: Catalog>(stage: &Stage<R>, fresh: &Record, at: usize) -> Record {
     record.endpoint = Some(endpoint);
     record.plan = Some("free".into());
     record.max_connections = [None, Some(1), Some(10_000)][at];
-    record.schema_version = -7;
+    record.schema = full_schema(at);
     record.attempts = vec!["a".into(), String::new(), "{\"b\", NULL}".into()];
     record.condemned = vec!["old-project".into()];
     record.last_error = Some("it\nfailed: 'é' \\ %".into());
     record
+}
+
+/// Returns the state of a schema with a value in each field, and no failure for the first record.
+fn full_schema(at: usize) -> SchemaState {
+    let mut schema = SchemaState {
+        version: -7,
+        contracted: i64::MAX,
+        digest: i64::MIN,
+        baseline: [None, Some(0), Some(5)][at],
+        failure: None,
+    };
+    if at > 0 {
+        let mut failure = SchemaFailure::new(8, -3, "step 8 (\"é\") failed: \\ '%'\n");
+        failure.code = (at == 2).then(|| "42P01".to_owned());
+        failure.attempts = [1, 1, 5][at];
+        failure.diverged = at == 2;
+        failure.retry = [None, None, Some(LEASE)][at];
+        schema.failure = Some(failure);
+    }
+    schema
 }
 
 /// Checks that two records are equal, except for the fields that the catalog sets itself.
@@ -85,6 +102,14 @@ fn same(what: &str, found: &Record, written: &Record) -> Outcome {
     expected.generation = found.generation;
     expected.leased_for = found.leased_for;
     (expected.created_at, expected.updated_at) = (found.created_at, found.updated_at);
+    // The catalog counts these times.
+    let (now, then) = (&found.schema.failure, &mut expected.schema.failure);
+    if let (Some(now), Some(then)) = (now, then) {
+        then.age = now.age;
+        if then.retry.is_some() && now.retry.is_some() {
+            then.retry = now.retry;
+        }
+    }
     equal(what, found, &expected)
 }
 
@@ -102,7 +127,7 @@ pub(super) async fn passwords<R: Catalog>(stage: &Stage<R>) -> Outcome {
         let found = stage.found(&acme).await?.endpoint.map(|it| it.password);
         holds(
             found == Some(password.into()),
-            "a password is not what was written",
+            "a password differs from the written one",
         )?;
     }
     Ok(())
@@ -132,12 +157,15 @@ pub(super) async fn transitions<R: Catalog>(stage: &Stage<R>) -> Outcome {
 /// A named change of a record.
 type Change = (&'static str, fn(&mut Record));
 
-const STAYS: [Change; 7] = [
+const STAYS: [Change; 8] = [
     ("nothing", |_| {}),
     ("the plan", |it| it.plan = Some("pro".into())),
-    ("the most connections", |it| it.max_connections = Some(2)),
+    ("the connection limit", |it| it.max_connections = Some(2)),
     ("the last error", |it| it.last_error = Some("no".into())),
-    ("the version of the schema", |it| it.schema_version = 9),
+    ("the schema", |it| it.schema.version = 9),
+    ("the failure of the schema", |it| {
+        it.schema.failure = Some(SchemaFailure::new(9, 0, "no"));
+    }),
     ("the state", |it| it.state = State::Held),
     ("the attempts", |it| it.attempts.push("a".into())),
 ];
@@ -150,7 +178,7 @@ const RISES: [Change; 8] = [
     ("the role", |it| reach(it).role.push('x')),
     ("the suspend window", |it| reach(it).suspend_window = None),
     ("the project", |it| it.placement = Some(Placement::new("q"))),
-    ("where it is, to nowhere", |it| it.endpoint = None),
+    ("the endpoint to none", |it| it.endpoint = None),
 ];
 
 const PASSWORD: Change = ("the password", |it| reach(it).password = "hunter3".into());
@@ -170,7 +198,8 @@ pub(super) async fn generation<R: Catalog>(stage: &Stage<R>) -> Outcome {
             stage.wrote(&lease, &record, AfterWrite::Keep).await?;
             let now = stage.found(&acme).await?.generation;
             let fits = if rises { now > last } else { now == last };
-            let text = format!("with a change of {what} the generation went from {last} to {now}");
+            let text =
+                format!("after a change of {what}, the generation went from {last} to {now}");
             holds(fits, &text)?;
             last = now;
         }
@@ -197,10 +226,7 @@ pub(super) async fn one_database<R: Catalog>(stage: &Stage<R>) -> Outcome {
         .refused(&second, &thief, "the database of another tenant is written")
         .await?;
     let kept = stage.found(&other).await?;
-    holds(
-        kept.placement.is_none(),
-        "a record was written that was refused",
-    )?;
+    holds(kept.placement.is_none(), "a refused record was written")?;
     // Another database of the same project is refused, too: deleting a tenant deletes its project.
     let mut neighbour = thief.clone();
     reach(&mut neighbour).database = "app2".into();
@@ -217,7 +243,7 @@ pub(super) async fn one_database<R: Catalog>(stage: &Stage<R>) -> Outcome {
             .refused(
                 &second,
                 &thief,
-                "the database of a tenant is written who is not deleted yet",
+                "the database of a tenant that is not deleted yet is written",
             )
             .await?;
         record.state = state;
@@ -230,7 +256,7 @@ pub(super) async fn one_database<R: Catalog>(stage: &Stage<R>) -> Outcome {
         .refused(
             &first,
             &record,
-            "a deletion is taken back whose database is another tenant's",
+            "a deletion is undone although another tenant has the database now",
         )
         .await
 }
@@ -250,15 +276,15 @@ pub(super) async fn doubt<R: Catalog>(stage: &Stage<R>) -> Outcome {
     let first = left().await?;
     holds(
         first <= LEASE && first > LEASE / 2,
-        &format!("a doubt of {LEASE:?} is {first:?}"),
+        &format!("a doubt of {LEASE:?} has {first:?} left"),
     )?;
-    until("a doubt never gets less", || async {
+    until("a doubt never becomes shorter", || async {
         Ok(left().await? < first)
     })
     .await?;
     record.attempt = Some(Attempt::new("attempt-1", Duration::from_millis(50)));
     stage.wrote(&lease, &record, AfterWrite::Keep).await?;
-    until("a doubt is never over", || async {
+    until("a doubt never ends", || async {
         Ok(left().await?.is_zero())
     })
     .await?;

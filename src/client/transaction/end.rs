@@ -49,15 +49,15 @@ pub(super) fn is_answer(err: &tokio_postgres::Error) -> bool {
 }
 
 /// Returns whether the connection has ended, or the server has announced its end.
-pub(super) fn is_dead(lease: &Loan) -> bool {
-    let connection = lease.connection();
+pub(super) fn is_dead(loan: &Loan) -> bool {
+    let connection = loan.connection();
     connection.client.is_closed() || connection.status.farewell().is_some()
 }
 
 /// Returns the outcome of a run whose connection was lost before the commit.
-pub(super) fn lost(lease: &Loan) -> End {
-    let farewell = lease.connection().status.farewell();
-    let err = loss(lease);
+pub(super) fn lost(loan: &Loan) -> End {
+    let farewell = loan.connection().status.farewell();
+    let err = loss(loan);
     match verdict::on_loss(farewell.as_ref()) {
         Loss::Again => End::Again(err, Why::Lost),
         Loss::AgainSlowly => End::Again(err, Why::Crowded),
@@ -66,10 +66,10 @@ pub(super) fn lost(lease: &Loan) -> End {
 }
 
 /// Returns the error for a connection that was lost before its transaction was committed.
-pub(super) fn loss(lease: &Loan) -> Error {
-    let said = match lease.connection().status.farewell() {
+pub(super) fn loss(loan: &Loan) -> Error {
+    let said = match loan.connection().status.farewell() {
         Some(ServerClose { sqlstate, text }) => format!("SQLSTATE {sqlstate}: {text}"),
-        None => "without a word".to_owned(),
+        None => "without a message".to_owned(),
     };
     let message =
         format!("the connection was lost in a transaction ({said}); nothing was committed");
@@ -79,17 +79,17 @@ pub(super) fn loss(lease: &Loan) -> Error {
 }
 
 /// Returns the outcome of a run whose connection was lost in the closure, which may have ended the transaction itself.
-pub(super) fn lost_inside(lease: &Loan, ends: u64) -> End {
-    if lease.connection().status.ends() == ends {
-        return lost(lease);
+pub(super) fn lost_inside(loan: &Loan, ends: u64) -> End {
+    if loan.connection().status.ends() == ends {
+        return lost(loan);
     }
-    let message = "the connection was lost after the closure sent what may have ended the transaction; look for what \
-                   it wrote before repeating it";
+    let message = "the connection was lost after the closure sent a statement that may have ended the transaction; \
+                   check whether its writes are in the database before you repeat it";
     End::Failed(Error::new(ErrorKind::CommitUnknown, message).with_stage(Stage::Commit))
 }
 
 pub(super) fn conflict() -> End {
-    let message = "the transaction met another one and was rolled back";
+    let message = "the transaction conflicted with another one and was rolled back";
     let err = Error::new(ErrorKind::RolledBack, message).with_stage(Stage::Query);
     End::Again(err, Why::Conflict)
 }
@@ -101,32 +101,29 @@ pub(super) fn outdated() -> End {
     End::Again(err, Why::Outdated)
 }
 
-pub(super) fn rolled_back(lease: &Loan) -> Error {
-    let code = lease
-        .connection()
-        .status
-        .last_sqlstate()
-        .unwrap_or_default();
+pub(super) fn rolled_back(loan: &Loan) -> Error {
+    let code = loan.connection().status.last_sqlstate().unwrap_or_default();
     let message = format!(
-        "postgres rolled the transaction back: a statement had failed in it (SQLSTATE {code}); return that error from \
-         the closure, or use a savepoint around what may fail"
+        "postgres rolled the transaction back, because a statement in it had failed (SQLSTATE {code}); return that \
+         error from the closure, or put a savepoint around the statements that may fail"
     );
     Error::new(ErrorKind::RolledBack, message).with_stage(Stage::Commit)
 }
 
 pub(super) fn commit_unknown() -> Error {
-    let message = "the connection was lost after COMMIT was sent and before its answer; look for what the transaction \
-                   wrote before repeating it";
+    let message = "the connection was lost after COMMIT was sent and before it was answered; check whether the \
+                   transaction's writes are in the database before you repeat it";
     Error::new(ErrorKind::CommitUnknown, message).with_stage(Stage::Commit)
 }
 
 pub(super) fn kept() -> Error {
-    let message = "the closure kept its Tx beyond its own end; the transaction was not committed";
+    let message =
+        "the closure kept its Tx after it had returned, so the transaction was not committed";
     Error::new(ErrorKind::Misused, message).with_stage(Stage::Commit)
 }
 
 pub(super) fn ended_inside() -> Error {
-    let message = "the closure ended the transaction itself, and what it did may be committed; leave COMMIT and \
+    let message = "the closure ended the transaction itself, and its writes may be committed; leave COMMIT and \
                    ROLLBACK to the router";
     Error::new(ErrorKind::Misused, message).with_stage(Stage::Commit)
 }

@@ -6,12 +6,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use crate::{
-    client::{cancel::CancelToken, token_of},
-    model::tenant::TenantId,
-    pool::loan::Loan,
-    sync::lock,
-};
+use crate::{client::cancel::CancelToken, model::tenant::TenantId, pool::loan::Loan, sync::lock};
 
 /// The connection inside a transaction that the router has begun and will end. Drop it, or let it go out of scope,
 /// before the closure's future ends.
@@ -22,33 +17,33 @@ use crate::{
 /// it.
 pub struct Tx {
     // `None` only during the drop.
-    lease: Option<Loan>,
+    loan: Option<Loan>,
     home: Arc<Home>,
 }
 
-/// The place where a dropped [`Tx`] leaves its lease for the router to commit.
+/// The place where a dropped [`Tx`] leaves its loan for the router to commit.
 pub(super) type Home = Mutex<Option<Loan>>;
 
 impl Tx {
-    pub(in crate::client) fn new(lease: Loan, home: &Arc<Home>) -> Self {
+    pub(in crate::client) fn new(loan: Loan, home: &Arc<Home>) -> Self {
         Self {
-            lease: Some(lease),
+            loan: Some(loan),
             home: Arc::clone(home),
         }
     }
 
-    fn lease(&self) -> &Loan {
-        self.lease.as_ref().expect("only drop takes it")
+    fn loan(&self) -> &Loan {
+        self.loan.as_ref().expect("only drop takes it")
     }
 
     /// Returns the tenant whose database this is.
     pub fn tenant(&self) -> &TenantId {
-        self.lease().tenant()
+        self.loan().tenant()
     }
 
     /// Returns a token that cancels the running query from another task.
     pub fn cancel_token(&self) -> CancelToken {
-        token_of(self.lease())
+        CancelToken::of_loan(self.loan())
     }
 }
 
@@ -56,13 +51,13 @@ impl Deref for Tx {
     type Target = deadpool_postgres::Client;
 
     fn deref(&self) -> &Self::Target {
-        &self.lease().connection().client
+        &self.loan().connection().client
     }
 }
 
 impl Drop for Tx {
     fn drop(&mut self) {
-        *lock(&self.home) = self.lease.take();
+        *lock(&self.home) = self.loan.take();
     }
 }
 

@@ -28,14 +28,15 @@ pub(super) fn order(
 
 /// Returns `addresses` without duplicates, with the two families alternating.
 fn by_turns(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
-    let mut each = Vec::with_capacity(addresses.len());
+    let mut unique = Vec::with_capacity(addresses.len());
     for address in addresses {
-        if !each.contains(&address) {
-            each.push(address);
+        if !unique.contains(&address) {
+            unique.push(address);
         }
     }
-    let is_ipv4 = each.first().is_some_and(SocketAddr::is_ipv4);
-    let (same, other): (Vec<_>, Vec<_>) = each.into_iter().partition(|it| it.is_ipv4() == is_ipv4);
+    let is_ipv4 = unique.first().is_some_and(SocketAddr::is_ipv4);
+    let (same, other): (Vec<_>, Vec<_>) =
+        unique.into_iter().partition(|it| it.is_ipv4() == is_ipv4);
     let (mut same, mut other) = (same.into_iter(), other.into_iter());
     let turns = std::iter::from_fn(|| match (same.next(), other.next()) {
         (None, None) => None,
@@ -93,7 +94,7 @@ async fn connect_within_limit<T>(
         Ok(Err(err)) => Err(io::Error::new(err.kind(), format!("{address}: {err}"))),
         Err(_) => Err(io::Error::new(
             io::ErrorKind::TimedOut,
-            format!("{address} took no connection within {TCP_TIMEOUT:?}"),
+            format!("{address} accepted no connection within {TCP_TIMEOUT:?}"),
         )),
     }
 }

@@ -7,14 +7,14 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::ConnectionStatus;
+use super::{ConnectionStatus, marks::Mark};
 
 impl ConnectionStatus {
     /// Notes that bytes came from the server, which proves that the connection is alive.
     pub(in crate::connection) fn mark_heard(&self) {
-        let age = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last_read.store(age, Relaxed);
-        self.suspected.store(false, Relaxed);
+        let now = self.clock.now().millis();
+        self.last_read.store(now, Relaxed);
+        self.marks.take(Mark::SUSPECTED);
     }
 
     /// Returns the time since the server last sent anything, and so was alive for certain.
@@ -24,13 +24,20 @@ impl ConnectionStatus {
 
     /// Returns the time from the server's last bytes to `now`.
     pub(crate) fn silent_at(&self, now: Instant) -> Duration {
-        let heard = Duration::from_millis(self.last_read.load(Relaxed));
-        now.duration_since(self.opened).saturating_sub(heard)
+        now.duration_since(self.last_heard())
+    }
+
+    /// Returns whether the server's last bytes came `limit` before `now` or earlier; both are milliseconds, `now` by
+    /// the clock of its router.
+    #[inline]
+    pub(in crate::connection) fn was_silent_for(&self, limit: u64, now: u64) -> bool {
+        now.saturating_sub(self.last_read.load(Relaxed)) >= limit
     }
 
     /// Returns the instant at which the server last sent anything.
     pub(crate) fn last_heard(&self) -> Instant {
-        self.opened + Duration::from_millis(self.last_read.load(Relaxed))
+        let heard = Duration::from_millis(self.last_read.load(Relaxed));
+        self.clock.instant(heard)
     }
 
     /// Returns whether a request has no answer yet.
@@ -40,17 +47,17 @@ impl ConnectionStatus {
 
     /// Marks it as possibly dead, until the server sends anything on it.
     pub(crate) fn suspect(&self) {
-        self.suspected.store(true, Relaxed);
+        self.marks.set(Mark::SUSPECTED);
     }
 
     /// Returns whether it is possibly dead, so that the server is pinged on it before it is used.
     pub(crate) fn is_suspect(&self) -> bool {
-        self.suspected.load(Relaxed)
+        self.marks.has(Mark::SUSPECTED)
     }
 
     /// Marks it to be closed when it comes back, whatever its age.
     pub(crate) fn expire(&self) {
-        self.expired.store(true, Release);
+        self.marks.set(Mark::EXPIRED);
     }
 
     /// Notes that Postgres refused a statement that was prepared before a schema change, which also expires the

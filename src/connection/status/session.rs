@@ -103,13 +103,13 @@ impl SessionFlags {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::connection::status::ConnectionStatus;
+    use crate::{connection::status::ConnectionStatus, sync::clock::Clock};
 
     #[test]
     fn a_request_that_ran_on_an_idle_connection_and_left_something_is_a_stray() {
-        let status = ConnectionStatus::with_reset(SessionReset::IfNeeded);
+        let status = ConnectionStatus::with_reset(SessionReset::IfNeeded, Clock::start());
         status.note_status(b'I');
-        status.park();
+        assert!(status.park());
         status.session.note_difference(true);
         assert!(!status.is_stray(), "the server alone does not make it one");
         status.session.mark(Residue::RESETTABLE);

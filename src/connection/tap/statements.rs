@@ -1,8 +1,6 @@
 //! Detects whether SQL text may end a transaction, by the first words of its statements.
 
-mod lexer;
-
-use lexer::{Lexer, Token};
+use crate::connection::lexer::{Lexer, Token};
 
 /// Reads SQL text as it passes, in pieces of any size.
 ///

@@ -28,14 +28,15 @@ const MENDED: Duration = Duration::from_secs(5);
 const QUOTA_WAIT: Duration = Duration::from_secs(60);
 const SECOND: Duration = Duration::from_secs(1);
 
-pub(super) const TRANSIENT: Row = row(ErrorKind::Connect, "the fault may pass");
+pub(super) const TRANSIENT: Row = row(ErrorKind::Connect, "this may be temporary");
 const CONTROL_PLANE: Row = row(
     ErrorKind::ControlPlane,
-    "neon's control plane failed; if this stays so, see neon's status page",
+    "neon's control plane failed; if this persists, see neon's status page",
 );
 pub(super) const CREDENTIAL: Row = later(
     ErrorKind::BadCredential,
-    "check role and password of the tenant's entry; Neon also says this of an endpoint or role that is gone",
+    "check the role and password in the tenant's entry; neon gives the same answer if the endpoint or the role does \
+     not exist any more",
     MENDED,
 );
 const COMPUTE_TIME: Row = quota(
@@ -56,7 +57,7 @@ const DATA_TRANSFER: Row = quota(
 );
 const LOGICAL_SIZE: Row = quota(
     ExhaustedQuota::LogicalSize,
-    "the data has reached its largest size; raise the quota or delete data",
+    "the quota of stored data is used up; raise it or delete data",
 );
 const QUOTA: Row = quota(
     ExhaustedQuota::Other,
@@ -69,12 +70,12 @@ const DISABLED: Row = later(
 );
 const GONE: Row = later(
     ErrorKind::EndpointNotFound,
-    "the endpoint is gone, or was never there; check the tenant's entry in the catalog",
+    "the endpoint does not exist; it may have been deleted, so check the tenant's entry in the catalog",
     REPEATED,
 );
 const NETWORK: Row = later(
     ErrorKind::Refused,
-    "the database does not take connections from this server's address; add it to the allow list",
+    "the database accepts no connections from this server's address; add the address to the allow list",
     REPEATED,
 );
 pub(super) const SETTINGS: Row = later(
@@ -84,27 +85,29 @@ pub(super) const SETTINGS: Row = later(
 );
 pub(super) const HOST_NAME: Row = later(
     ErrorKind::Misconfigured,
-    "no certificate can prove a host of that name; give a host name or an address",
+    "no certificate can be valid for a host of that name; give a host name or an address",
     MENDED,
 );
 pub(super) const NO_TLS: Row = later(
     ErrorKind::Misconfigured,
-    "the server has no tls; turn it on there (ssl = on), or use Endpoint::without_tls if it is on the same machine",
+    "the server has no tls; turn it on there (ssl = on), or use Endpoint::without_tls if the server is on the same \
+     machine",
     MENDED,
 );
 pub(super) const TLS: Row = later(
     ErrorKind::Misconfigured,
-    "the server's tls settings and ours have nothing in common; it must speak tls 1.2 or 1.3 under this host name",
+    "the server and tenantry have no tls settings in common; the server must accept tls 1.2 or 1.3 for this host name",
     MENDED,
 );
 pub(super) const CLIENT_CERTIFICATE: Row = later(
     ErrorKind::Misconfigured,
-    "the server asks for a client certificate, and there is none to send; have it ask for a password instead",
+    "the server asks for a client certificate, which tenantry does not support; configure it to ask for a password \
+     instead",
     MENDED,
 );
 const UNENCRYPTED: Row = later(
     ErrorKind::Misconfigured,
-    "the server takes no connection from here without tls; do not use Endpoint::without_tls for it",
+    "the server accepts no connection without tls from this address; do not use Endpoint::without_tls for it",
     MENDED,
 );
 const POOLER_SETTINGS: Row = later(
@@ -114,41 +117,42 @@ const POOLER_SETTINGS: Row = later(
 );
 pub(super) const STALE_CREDENTIAL: Row = row(
     ErrorKind::StaleCredential,
-    "neon's proxy and the database behind it have different passwords for the role; one of them is being changed",
+    "neon's proxy and the database behind it have different passwords for the role, because the password is being \
+     changed",
 );
 pub(super) const CERTIFICATE: Row = later(
     ErrorKind::Misconfigured,
-    "the server's certificate does not prove its name; add its root certificate",
+    "the server's certificate is not trusted for its host name; add its root certificate",
     MENDED,
 );
 const CROWDED: Row = later(
     ErrorKind::RateLimited,
-    "too many connections or attempts at once; fewer at a time will pass",
+    "too many connections or attempts at once; make fewer at a time",
     SECOND,
 );
 const ACTIVE: Row = later(
     ErrorKind::ActiveComputeLimit,
-    "too many computes of the account are awake; let one of them sleep, or have the limit raised",
+    "too many computes of the account are awake; suspend one of them, or ask neon to raise the limit",
     REPEATED,
 );
 const ASKED_TOO_OFTEN: Row = later(
     ErrorKind::RateLimited,
-    "neon's control plane is asked too often for this endpoint; leave it alone for a while",
+    "neon's control plane gets too many requests for this endpoint; wait before the next one",
     REPEATED,
 );
 const BUSY: Row = later(
     ErrorKind::Locked,
-    "neon is doing something to the project, which passes within seconds",
+    "another operation on the project is running at neon, and ends within seconds",
     SECOND,
 );
 const UNAVAILABLE: Row = later(
     ErrorKind::Locked,
-    "neon does not say why the endpoint is unavailable; check the project's quotas and state if it stays so",
+    "neon does not say why the endpoint is unavailable; if this persists, check the project's quotas and state",
     REPEATED,
 );
 const POOLER_WAITS: Row = later(
     ErrorKind::Connect,
-    "the pooler could not log in at the database and tries again within 15 seconds",
+    "the pooler could not log in to the database, and tries again within 15 seconds",
     SECOND,
 );
 

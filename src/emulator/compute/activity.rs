@@ -46,7 +46,7 @@ pub(in crate::emulator) async fn suspend_when_idle(compute: Arc<Compute>, run: C
                 return;
             }
             // If one Postgres process crashes, Postgres ends all sessions, including this one.
-            Err(err) => tracing::debug!(%err, "emulator: lost sight of a compute; looking again"),
+            Err(err) => tracing::debug!(%err, "emulator: cannot watch a compute; trying again"),
         }
         sleep(LOOK).await;
     }

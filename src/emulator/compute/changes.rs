@@ -119,7 +119,7 @@ impl Compute {
             removed.map_err(|err| EmulatorError::new("cannot remove a folder").because(err))
         });
         if let Err(err) = removed.await {
-            tracing::warn!(%err, "emulator: a deleted compute's data is still there");
+            tracing::warn!(%err, "emulator: cannot remove a deleted compute's data");
         }
     }
 }

@@ -110,7 +110,7 @@ impl Postgres {
         &self,
         time: Duration,
     ) -> Result<(), EmulatorError> {
-        let failed = |err| EmulatorError::new("cannot hold up a recovery").because(err);
+        let failed = |err| EmulatorError::new("cannot delay a recovery").because(err);
         // Postgres blocks on this pipe until the emulator writes to it.
         let gate = self.data().join(READ_FIRST);
         fs::remove_file(&gate)
@@ -130,7 +130,7 @@ impl Postgres {
         tokio::spawn(async move {
             let _ = timeout(time, held.cancelled()).await;
             if let Err(err) = pipe.write_all(NO_ORIGINS) {
-                tracing::warn!(%err, "emulator: a recovery goes on");
+                tracing::warn!(%err, "emulator: cannot end the delay of a recovery");
             }
             while process.is(pid) && !says_ready(&data, pid) {
                 sleep(LOOK).await; // keeps the pipe open until Postgres has read it
@@ -214,7 +214,7 @@ impl Postgres {
 
     /// Opens a session of the emulator's own, which does not count as activity.
     pub(in crate::emulator) async fn admin(&self, database: &str) -> Result<Client, EmulatorError> {
-        let late = |_| EmulatorError::new("a compute does not take the emulator's login");
+        let late = |_| EmulatorError::new("a compute does not answer the emulator's login");
         timeout(PATIENCE, self.log_in(database))
             .await
             .map_err(late)?
@@ -229,7 +229,7 @@ impl Postgres {
             .connect_raw(stream, NoTls)
             .await;
         let (client, connection) =
-            login.map_err(|err| EmulatorError::new("cannot log in at a compute").because(err))?;
+            login.map_err(|err| EmulatorError::new("cannot log in to a compute").because(err))?;
         tokio::spawn(connection);
         Ok(client)
     }
@@ -245,8 +245,7 @@ impl Postgres {
             for statement in statements {
                 let done = admin.batch_execute(statement).await;
                 done.map_err(|err| {
-                    EmulatorError::new("a compute does not take the emulator's statement")
-                        .because(err)
+                    EmulatorError::new("a compute rejects the emulator's statement").because(err)
                 })?;
             }
             Ok(())

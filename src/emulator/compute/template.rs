@@ -117,7 +117,8 @@ impl Template {
                 .arg("postgres"),
             Some(&SETUP.replace(";\n", ";\n\n")),
         )?;
-        let failed = |err| EmulatorError::new("cannot set template0 apart").because(err);
+        let failed =
+            |err| EmulatorError::new("cannot move template0 out of the template").because(err);
         fs::rename(data.join(TEMPLATE0), scratch.path().join("template0"))
             .or_else(missing_is_fine)
             .map_err(failed)?;

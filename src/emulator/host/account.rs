@@ -26,7 +26,8 @@ impl Account {
             .iter()
             .find_map(|name| ids_of(&passwd, name));
         ids.map(|ids| Self { switch_to: Some(ids) }).ok_or_else(|| {
-            EmulatorError::new("Postgres does not run as root, and there is neither an account postgres nor nobody")
+            EmulatorError::new("Postgres does not run as root, and this system has neither an account `postgres` nor \
+                                an account `nobody`")
         })
     }
 

@@ -134,7 +134,7 @@ pub(in crate::emulator) async fn blocking<T: Send + 'static>(
 ) -> Result<T, EmulatorError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
-        Err(err) => Err(EmulatorError::new("the emulator is ending").because(err)),
+        Err(err) => Err(EmulatorError::new("the emulator is shutting down").because(err)),
     }
 }
 
@@ -153,5 +153,5 @@ pub(in crate::emulator) async fn detached<T: Send + 'static>(
     work: impl Future<Output = T> + Send + 'static,
 ) -> Result<T, EmulatorError> {
     let done = tokio::spawn(work).await;
-    done.map_err(|err| EmulatorError::new("the emulator is ending").because(err))
+    done.map_err(|err| EmulatorError::new("the emulator is shutting down").because(err))
 }

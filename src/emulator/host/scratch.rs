@@ -82,12 +82,12 @@ impl Scratch {
         lock.try_lock()
             .map_err(|err| EmulatorError::new("cannot lock a new folder").because(err))?;
         fs::set_permissions(made.path(), Permissions::from_mode(0o755))
-            .map_err(failed("open up the folder"))?;
+            .map_err(failed("make the folder readable"))?;
         account
             .give(made.path())
-            .map_err(failed("give the folder away"))?;
+            .map_err(failed("change the owner of the folder"))?;
         let path = place.join(format!("{PREFIX}{}", uuid::Uuid::new_v4().simple()));
-        fs::rename(made.path(), &path).map_err(failed("name the folder"))?;
+        fs::rename(made.path(), &path).map_err(failed("rename the folder"))?;
         drop(made.keep());
         let watchdog = watchdog(&path, Stdio::piped()).map_err(failed("start the watchdog"))?;
         Ok(Self {

@@ -68,7 +68,7 @@ impl Budget {
     /// Makes room for a request that has just begun to wait, unless no idle connection is left that could be closed.
     pub(super) fn make_room_once_more(&self) {
         let state = self.state();
-        let was_done = state.looked_for >= self.wanted(&state);
+        let was_done = state.searched_idle >= self.wanted(&state);
         drop(state);
         if !was_done {
             self.make_room();
@@ -78,7 +78,7 @@ impl Budget {
     /// Closes idle connections as far as that helps waiting requests.
     fn make_room(&self) {
         let mut state = self.state();
-        state.looked_for = self.wanted(&state);
+        state.searched_idle = self.wanted(&state);
         drop(state);
         self.close_idle(|| self.wanted(&self.state()).time());
     }
@@ -102,13 +102,16 @@ impl Budget {
         });
     }
 
-    /// Closes connections that have been idle for the time that `idle` returns, until it returns `None`. Begins with
-    /// the owner of the connection that has been idle for longest.
+    /// Closes spares, and then connections that have been idle for the time that `idle` returns, until it returns
+    /// `None`. Begins with the owner of the connection that has been idle for longest.
     fn close_idle(&self, idle: impl Fn() -> Option<Duration>) {
         if idle().is_none() {
             return;
         }
         let (now, owners) = (Instant::now(), self.state().turns.owners());
+        for owner in &owners {
+            while idle().is_some() && owner.close_spare() {}
+        }
         let unused = owners.iter().filter_map(|it| Some((it.idle_since()?, it)));
         let mut unused: Vec<_> = unused.collect();
         unused.sort_by_key(|(at, _)| *at);

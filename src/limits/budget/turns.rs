@@ -17,10 +17,17 @@ pub(super) enum Key {
     /// Address of the owner. It is unique as long as a [`Weak`] to the owner is kept.
     Owner(usize),
     /// Number of a request without an owner.
-    Nobody(u64),
+    Unowned(u64),
 }
 
-type Turn = oneshot::Sender<Permit>;
+impl Key {
+    fn of(owner: &Weak<dyn Owner>) -> Self {
+        Self::Owner(owner.as_ptr().addr())
+    }
+}
+
+/// The channel that takes a permit to its request.
+type PermitSender = oneshot::Sender<Permit>;
 
 /// The keys that wait, by their places.
 type Queue = BTreeMap<u64, Key>;
@@ -34,7 +41,7 @@ pub(super) struct Turns {
     /// Owners that wait for one more connection. An owner that was served goes to the end.
     others: Queue,
     /// Requests without an owner. They take turns with `others`.
-    nobodys: Queue,
+    unowned: Queue,
     /// The owners in `others`, by the number of connections that they keep.
     kept: BTreeSet<(usize, Key)>,
     waiting: usize,
@@ -54,6 +61,16 @@ struct Holdings {
 }
 
 impl Holdings {
+    fn new(owner: Option<&Weak<dyn Owner>>) -> Self {
+        Self {
+            owner: owner.cloned(),
+            held: 0,
+            leaving: 0,
+            line: VecDeque::new(),
+            place: None,
+        }
+    }
+
     fn keeps(&self) -> usize {
         self.held - self.leaving
     }
@@ -62,7 +79,7 @@ impl Holdings {
 struct Request {
     number: u64,
     since: Instant,
-    turn: Turn,
+    sender: PermitSender,
 }
 
 impl Turns {
@@ -82,32 +99,40 @@ impl Turns {
     }
 
     /// Adds a request, and returns its key and number.
-    pub(super) fn wait(&mut self, owner: Option<&Weak<dyn Owner>>, turn: Turn) -> (Key, u64) {
+    pub(super) fn wait(
+        &mut self,
+        owner: Option<&Weak<dyn Owner>>,
+        sender: PermitSender,
+    ) -> (Key, u64) {
         let number = self.next_number();
-        let key = match owner {
-            Some(owner) => Key::Owner(owner.as_ptr().addr()),
-            None => Key::Nobody(number),
-        };
-        let holding = self.holdings.entry(key).or_insert_with(|| Holdings {
-            owner: owner.cloned(),
-            held: 0,
-            leaving: 0,
-            line: VecDeque::new(),
-            place: None,
-        });
+        let key = owner.map_or(Key::Unowned(number), Key::of);
+        let holding = self
+            .holdings
+            .entry(key)
+            .or_insert_with(|| Holdings::new(owner));
         let since = Instant::now();
         holding.line.push_back(Request {
             number,
             since,
-            turn,
+            sender,
         });
         self.waiting += 1;
         self.step_in(key);
         (key, number)
     }
 
-    /// Withdraws a request that was not served. Returns its turn, to be dropped without the lock.
-    pub(super) fn give_up(&mut self, key: Key, number: u64) -> Option<Turn> {
+    /// Counts a connection of `owner` as held that was not waited for. Returns the owner's key.
+    pub(super) fn hold(&mut self, owner: &Weak<dyn Owner>) -> Key {
+        let key = Key::of(owner);
+        self.holdings
+            .entry(key)
+            .or_insert_with(|| Holdings::new(Some(owner)));
+        self.recount(key, |holding| holding.held += 1);
+        key
+    }
+
+    /// Withdraws a request that was not served. Returns its sender, to be dropped without the lock.
+    pub(super) fn give_up(&mut self, key: Key, number: u64) -> Option<PermitSender> {
         let holding = self.holdings.get_mut(&key)?;
         let place = holding.line.iter().position(|it| it.number == number)?;
         let request = holding.line.remove(place)?;
@@ -116,37 +141,40 @@ impl Turns {
             self.step_out(key);
         }
         self.forget(key);
-        Some(request.turn)
+        Some(request.sender)
     }
 
     /// Removes and returns the next request to be served, and counts it as held. Requests of owners without a
     /// connection come first. The others are served in turn, if `others` is true.
-    pub(super) fn next(&mut self, others: bool) -> Option<(Key, Turn)> {
+    pub(super) fn next(&mut self, others: bool) -> Option<(Key, PermitSender)> {
         let first = self.first.first_key_value().map(|(_, key)| *key);
         let key = if others {
-            self.nobody_in_front(first).or(first).or(self.next_other())
+            self.unowned_in_front(first).or(first).or(self.next_other())
         } else {
             first
         }?;
         self.step_out(key);
         let holding = self.holdings.get_mut(&key)?;
         let request = holding.line.pop_front()?;
+        if holding.line.is_empty() {
+            holding.line = VecDeque::new(); // most owners wait once, and hold a connection for long
+        }
         holding.held += 1;
         self.waiting -= 1;
         self.step_in(key);
-        Some((key, request.turn))
+        Some((key, request.sender))
     }
 
     /// Returns the request without an owner that came before that of `first`. It has no connection either.
-    fn nobody_in_front(&self, first: Option<Key>) -> Option<Key> {
-        let (_, nobody) = self.nobodys.first_key_value()?;
+    fn unowned_in_front(&self, first: Option<Key>) -> Option<Key> {
+        let (_, unowned) = self.unowned.first_key_value()?;
         let came = |key| Some(self.front(key)?.number);
-        (came(*nobody)? < came(first?)?).then_some(*nobody)
+        (came(*unowned)? < came(first?)?).then_some(*unowned)
     }
 
     /// Returns the next of the requests that do not come first.
     fn next_other(&self) -> Option<Key> {
-        let queues = [&self.others, &self.nobodys].into_iter();
+        let queues = [&self.others, &self.unowned].into_iter();
         let fronts = queues.filter_map(Queue::first_key_value);
         fronts.min().map(|(_, key)| *key)
     }
@@ -176,7 +204,7 @@ impl Turns {
 
     /// Returns the fewest connections that a waiting owner other than `key` keeps.
     pub(super) fn fewest_of_others(&self, key: Key) -> Option<usize> {
-        if self.nobodys.values().any(|it| *it != key) {
+        if self.unowned.values().any(|it| *it != key) {
             return Some(0);
         }
         let mut others = self.kept.iter().filter(|(_, it)| *it != key);
@@ -190,9 +218,9 @@ impl Turns {
     }
 
     /// Returns the start of the wait of the first request without an owner.
-    pub(super) fn nobody_waits_since(&self) -> Option<Instant> {
-        let (_, nobody) = self.nobodys.first_key_value()?;
-        Some(self.front(*nobody)?.since)
+    pub(super) fn unowned_waits_since(&self) -> Option<Instant> {
+        let (_, unowned) = self.unowned.first_key_value()?;
+        Some(self.front(*unowned)?.since)
     }
 
     /// Returns all owners that hold a connection.
@@ -231,7 +259,7 @@ impl Turns {
         }
         holding.place = Some(number);
         let queue = match key {
-            Key::Nobody(_) => &mut self.nobodys,
+            Key::Unowned(_) => &mut self.unowned,
             Key::Owner(_) if holding.held == 0 => &mut self.first,
             Key::Owner(_) => {
                 self.kept.insert((holding.keeps(), key));
@@ -250,7 +278,7 @@ impl Turns {
             return;
         };
         self.kept.remove(&(holding.keeps(), key));
-        for queue in [&mut self.first, &mut self.others, &mut self.nobodys] {
+        for queue in [&mut self.first, &mut self.others, &mut self.unowned] {
             queue.remove(&place);
         }
     }
@@ -272,6 +300,38 @@ impl Turns {
         let is_gone = |it: &Holdings| it.held == 0 && it.line.is_empty();
         if self.holdings.get(&key).is_some_and(is_gone) {
             self.holdings.remove(&key);
+            if self.holdings.len() < self.holdings.capacity() / 4 {
+                self.holdings.shrink_to(2 * self.holdings.len()); // after many connections have closed
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn owners_cost_nothing_after_their_connections_have_closed_and_no_line_while_they_are_open()
+     {
+        let mut turns = Turns::default();
+        let mut keys = Vec::new();
+        for _ in 0..10_000 {
+            let (sender, _) = oneshot::channel();
+            turns.wait(None, sender);
+            let (key, _) = turns.next(true).unwrap();
+            keys.push(key);
+        }
+        assert!(turns.holdings.values().all(|it| it.line.capacity() == 0));
+        let left = keys.split_off(keys.len() - 10);
+        for key in keys {
+            turns.release(key, false);
+        }
+        assert!(left.iter().all(|key| turns.keeps(*key) == 1));
+        assert!(
+            turns.holdings.capacity() < 100,
+            "{}",
+            turns.holdings.capacity()
+        );
     }
 }

@@ -21,24 +21,24 @@ pub(super) fn fault(host: &str, needs_certificate: bool) -> Option<&'static str>
     }
     if host.starts_with(['/', '@']) {
         return Some(
-            "is the path of a socket, and connections go by TCP; give a host name or an address",
+            "is the path of a socket, but tenantry connects by TCP; give a host name or an address",
         );
     }
     if host.contains("://") || host.contains('=') {
         return Some(
-            "is a connection string; give its host alone, and its port, database, role and password each in its own \
-             field",
+            "is a connection string; give only its host here, and its port, database, role and password in their own \
+             fields",
         );
     }
     if host.contains(|it: char| it.is_whitespace() || it.is_control()) {
-        return Some("has a space, a line break or a control character in it; remove that");
+        return Some("contains a space, a line break or a control character; remove it");
     }
     if host.contains(':') && !is_ipv6(host) {
-        return Some("has a port; give the port in its own field");
+        return Some("contains a port; give the port in its own field");
     }
     let is_name = || ServerName::try_from(host).is_ok();
     (needs_certificate && !is_name())
-        .then_some("is no name that a certificate could have; give a host name or an address")
+        .then_some("is not a valid host name; give a host name or an address")
 }
 
 /// Returns whether `host` is an IPv6 address, maybe with a zone.
@@ -55,7 +55,7 @@ mod tests {
     fn what_is_no_host_is_told_by_what_it_is() {
         for (host, said) in [
             ("", "empty"),
-            ("[]", "no name"),
+            ("[]", "not a valid"),
             ("/run/postgresql", "socket"),
             ("@abstract", "socket"),
             (
@@ -68,11 +68,11 @@ mod tests {
             ("db.example.org:5432", "port"),
             ("10.0.0.1:5432", "port"),
             ("[::1]:5432", "port"),
-            ("db.example.org/app", "no name"),
-            ("app@db.example.org", "no name"),
-            ("a.example.org,b.example.org", "no name"),
-            ("bücher.example.org", "no name"),
-            ("fe80::1%eth0", "no name"),
+            ("db.example.org/app", "not a valid"),
+            ("app@db.example.org", "not a valid"),
+            ("a.example.org,b.example.org", "not a valid"),
+            ("bücher.example.org", "not a valid"),
+            ("fe80::1%eth0", "not a valid"),
         ] {
             let fault = fault(host, true).unwrap_or_else(|| panic!("{host:?} passes"));
             assert!(fault.contains(said), "{host:?} {fault}");

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{ErrorKind, ExhaustedQuota, Stage};
+use super::{ErrorKind, ExhaustedQuota, SchemaFault, Stage};
 
 impl ErrorKind {
     /// One kind for each code. A test counts them.
@@ -34,6 +34,7 @@ impl ErrorKind {
         Self::RateLimited,
         Self::Refused,
         Self::RolledBack,
+        Self::Schema(SchemaFault::Failed),
         Self::StaleCredential,
         Self::Timeout(Stage::Wake),
         Self::UnknownTenant,
@@ -69,6 +70,7 @@ impl ErrorKind {
             Self::RateLimited => "rate_limited",
             Self::Refused => "refused",
             Self::RolledBack => "rolled_back",
+            Self::Schema(_) => "schema",
             Self::StaleCredential => "stale_credential",
             Self::Timeout(_) => "timeout",
             Self::UnknownTenant => "unknown_tenant",
@@ -109,6 +111,7 @@ impl ErrorKind {
             | Self::QuotaExhausted(_)
             | Self::Refused
             | Self::RolledBack
+            | Self::Schema(_)
             | Self::Timeout(_)
             | Self::UnknownTenant => false,
         }

@@ -62,7 +62,8 @@ impl Neon {
             match operations.iter().find(|operation| operation.is_pending()) {
                 Some(pending) => {
                     let action = excerpt(&pending.action);
-                    let message = format!("project {project_id}: operation {action} goes on");
+                    let message =
+                        format!("project {project_id}: operation {action} is still running");
                     Err(Error::new(ErrorKind::Locked, message))
                 }
                 None => Ok(operations),

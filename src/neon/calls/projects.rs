@@ -103,7 +103,7 @@ impl Neon {
             let page = self.list_projects(&wanted).await?;
             if !page.unavailable_project_ids.is_empty() {
                 let message =
-                    "neon could not search all projects in time, so absence is not proved";
+                    "neon could not search all projects in time, so the project may still exist";
                 return Err(Error::new(ErrorKind::ControlPlane, message));
             }
             // Neon returns a cursor even with the last page, so a short page ends the list.

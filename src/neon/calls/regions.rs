@@ -30,7 +30,7 @@ impl Neon {
             Ok(regions) if !regions.is_empty() => regions,
             Ok(_) => return Ok(()),
             Err(err) => {
-                tracing::debug!(%err, "cannot ask which regions there are");
+                tracing::debug!(%err, "cannot list the regions");
                 return Ok(());
             }
         };
@@ -40,7 +40,7 @@ impl Neon {
             return Ok(());
         }
         let message = format!(
-            "there is no region {wanted:?}; there are {}",
+            "there is no region {wanted:?}; the regions are {}",
             names.join(", ")
         );
         Err(Error::new(ErrorKind::Refused, message))

@@ -104,7 +104,7 @@ impl Neon {
         let unreadable = || {
             Error::new(
                 ErrorKind::ControlPlane,
-                "neon's connection uri is not as described",
+                "neon's connection uri has an unexpected form",
             )
         };
         let uri = Url::parse(uri.expose()).map_err(|_| unreadable())?;

@@ -163,12 +163,16 @@ impl Cause {
     /// Returns the advice for the operator.
     pub(in crate::neon) const fn advice(self) -> Option<&'static str> {
         match self {
-            Self::BadKey => Some("check the api key, and that it may do this in this organization"),
+            Self::BadKey => {
+                Some("check the api key, and whether it may do this in this organization")
+            }
             Self::Gone | Self::NotFound => {
                 Some("it does not exist, or this api key may not see it")
             }
-            Self::LimitReached => Some("a limit of the plan; raise it or free something"),
-            Self::Maintenance => Some("neon maintains the project; this passes"),
+            Self::LimitReached => {
+                Some("a limit of the plan is reached; raise it, or delete something")
+            }
+            Self::Maintenance => Some("neon is maintaining the project; this is temporary"),
             Self::NotForOrganizationKeys => {
                 Some("use the personal api key of a member of the organization")
             }
@@ -176,9 +180,9 @@ impl Cause {
                 Some("name the organization with org_id, or use an organization's own api key")
             }
             Self::PasswordNotStored => {
-                Some("the project does not store passwords; a reset shows a new one")
+                Some("the project does not store passwords; reset the password to get a new one")
             }
-            Self::Redirected => Some("a redirect; check the base url"),
+            Self::Redirected => Some("the answer is a redirect; check the base url"),
             Self::Unsupported => Some("check the base url; this api does not know the call"),
             Self::AlreadyExists
             | Self::Another

@@ -71,7 +71,7 @@ pub(super) fn whole<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D
 
 #[allow(
     clippy::cast_possible_truncation,
-    reason = "cutting off is what it is for, and the cast stops at the ends"
+    reason = "the truncation is intended, and the cast saturates"
 )]
 fn cut_off(value: &Value) -> Option<i64> {
     value.as_f64().map(|number| number as i64)

@@ -5,7 +5,7 @@
 //! It retries until it succeeds, is refused, or its deadline passes. While the compute is awake, a few attempts run
 //! side by side, and a failed one only means that the compute may be asleep.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use tokio::time::sleep;
 use tracing::Instrument;
@@ -16,7 +16,8 @@ use super::{
     task::start_and_hand_out,
 };
 use crate::{
-    connection::dial::Dialed,
+    connection::dial::{Dialed, Start, opened::Opened},
+    limits::budget::Permit,
     model::{
         endpoint::Route,
         error::{Error, ErrorKind, Stage},
@@ -28,19 +29,24 @@ use crate::{
 
 impl Pool {
     /// Starts the attempts that are due. Must be called after every change that may make one due.
-    pub(in crate::pool) fn start_due_dials(self: &Arc<Self>) {
+    pub(in crate::pool) fn start_due_attempts(self: &Arc<Self>) {
         let mut state = self.state();
-        let (due, reason) = state.dials_due(&self.shared.config);
+        let (due, reason) = state.attempts_due(&self.shared.config);
         let asleep = state.believes_asleep();
-        let early_ends = state.early_ends;
+        let early_ends = state.rare.early_ends;
         state.dialing += due;
+        let most = if asleep { 0 } else { due }; // until the tenant is up, the wake's login is the only one
+        let mut spares = state.take_open_spares(most).into_iter();
+        let useless = state.take_useless_spares(due);
         drop(state); // a runtime that has ended drops the task at once, and its guard takes the lock
+        drop(useless);
         for _ in 0..due {
-            let mut attempt = DialAttempt {
+            let spare = spares.next();
+            let mut attempt = Attempt {
                 pool: Arc::clone(self),
                 waking: false,
                 logging_in: false,
-                landed: false,
+                is_finished: false,
             };
             let (life, pool) = (Arc::clone(&self.shared.life), Arc::clone(self));
             let tenant = self.tenant.as_str();
@@ -50,7 +56,7 @@ impl Pool {
                     biased;
                     () = life.terminated() => Some(Err(Error::closed())),
                     () = pool.until_forbidden() => None,
-                    dialed = attempt.run(asleep, reason, early_ends) => dialed,
+                    dialed = attempt.run(asleep, reason, early_ends, spare) => dialed,
                 };
                 match dialed {
                     Some(dialed) => attempt.finish(dialed),
@@ -63,43 +69,51 @@ impl Pool {
     }
 }
 
-/// A slot among the attempts in progress. Dropping it frees the slot, also after a panic or the end of the runtime.
-struct DialAttempt {
+/// One attempt. It counts as in progress until it is dropped, also after a panic or the end of the runtime.
+struct Attempt {
     pool: Arc<Pool>,
     /// `true` if this attempt wakes the tenant.
     waking: bool,
     /// `true` once this attempt has begun to log in.
     logging_in: bool,
-    /// `true` once its outcome is handed on, so that its drop has nothing left to do.
-    landed: bool,
+    /// `true` once `finish` or `abandon` has run, so that its drop has nothing left to do.
+    is_finished: bool,
 }
 
-impl DialAttempt {
-    /// Returns the outcome, or `None` if the attempt was not needed any more, or had to give up its permit.
+impl Attempt {
+    /// Returns the outcome, or `None` if the attempt was not needed any more, or had to give up its permit. `asleep`:
+    /// the database was believed asleep when the attempt was started. `spare`: a connection to log in on.
     async fn run(
         &mut self,
         asleep: bool,
         reason: Reason,
         early_ends: u32,
+        spare: Option<Opened>,
     ) -> Option<Result<Dialed, Error>> {
         let shared = Arc::clone(&self.pool.shared);
         let progress = Progress::new(Stage::Checkout, shared.config.wake_timeout);
         if asleep && let Err(err) = self.wait_until_useful(&progress, early_ends).await {
-            self.waking = true; // so that the pool remembers the error as a refusal
+            self.waking = true; // so that `finish` takes the error for a refusal
             return Some(Err(err));
         }
-        let Ok(Some(permit)) = self.connector(&progress).permit().await else {
-            return None; // no permit in time, or no caller waits any more
+        let usable = spare.and_then(|mut it| it.is_usable().then_some(it));
+        let start = match usable {
+            Some(opened) => Start::Opened(opened),
+            None => match self.connector(&progress).permit().await {
+                Ok(Some(permit)) => Start::Permit(permit),
+                Ok(None) | Err(_) => return None, // no caller waits any more, or no permit in time
+            },
         };
         {
-            // Checked only now, because the wait may have been long. If the compute has fallen asleep in that time, it
-            // gets one attempt.
+            // The wait for the permit may have been long. If the compute may have fallen asleep in that time, this
+            // attempt becomes its wake, unless another login is in progress or a refusal has come.
             let mut state = self.pool.state();
             self.waking = state.believes_asleep();
             if self.waking {
                 let refusal = shared.refusals.get(&self.pool.tenant, Route::Pooled);
                 let was_refused_since = !asleep && refusal.is_some();
-                if state.logging_in > 0 || was_refused_since {
+                let is_spare = matches!(start, Start::Opened(_));
+                if state.logging_in > 0 || was_refused_since || is_spare {
                     self.waking = false;
                     return None;
                 }
@@ -107,19 +121,31 @@ impl DialAttempt {
             state.logging_in += 1;
             self.logging_in = true;
         }
-        if self.waking {
-            let progress = Progress::new(Stage::Wake, shared.config.wake_timeout);
-            return Some(self.connector(&progress).wake(permit, reason).await);
-        }
-        let (opening, endpoint) = (self.connector(&progress), self.pool.endpoint());
+        let endpoint = match start {
+            Start::Permit(permit) if self.waking => return Some(self.wake(permit, reason).await),
+            Start::Permit(_) => self.pool.endpoint(),
+            Start::Opened(ref opened) => Arc::clone(opened.endpoint()),
+        };
+        let connector = self.connector(&progress);
         tokio::select! {
             biased;
-            dialed = opening.dial_and_record(&endpoint, permit) => Some(dialed),
-            () = opening.preempted() => None,
+            dialed = connector.dial_and_record(&endpoint, start) => Some(dialed),
+            () = connector.preempted() => None,
         }
     }
 
-    /// Waits until another attempt may succeed.
+    /// Wakes the tenant, and opens spares for the callers in the queue.
+    async fn wake(&self, permit: Permit, reason: Reason) -> Result<Dialed, Error> {
+        let progress = Progress::new(Stage::Wake, self.pool.shared.config.wake_timeout);
+        let connector = self.connector(&progress);
+        tokio::select! {
+            biased;
+            dialed = connector.wake(permit, reason) => dialed,
+            never = connector.keep_spares() => match never {},
+        }
+    }
+
+    /// Waits until another attempt may succeed. Returns the active refusal as an error if no caller waits for its end.
     async fn wait_until_useful(&self, progress: &Progress, early_ends: u32) -> Result<(), Error> {
         if early_ends > 0 {
             // The last connections ended as soon as they were open: without a wait, the attempts would only loop.
@@ -133,31 +159,33 @@ impl DialAttempt {
             pool: &self.pool,
             route: Route::Pooled,
             progress,
+            silent_from: Mutex::default(),
         }
     }
 
     /// Frees the slot, and starts attempts that may be due instead.
     fn abandon(mut self) {
-        self.landed = true;
+        self.is_finished = true;
         let mut state = self.pool.state();
         state.dialing -= 1;
-        state.logging_in -= usize::from(self.logging_in);
+        state.logging_in -= u32::from(self.logging_in);
         drop(state);
-        self.pool.start_due_dials();
+        self.pool.start_due_attempts();
     }
 
     /// Frees the slot, and hands the connection or the error to the waiting callers.
     fn finish(mut self, dialed: Result<Dialed, Error>) {
-        self.landed = true;
+        self.is_finished = true;
         let (pool, waking) = (&self.pool, self.waking);
         let mut state = pool.state();
         state.dialing -= 1;
-        state.logging_in -= usize::from(self.logging_in);
+        state.logging_in -= u32::from(self.logging_in);
         match dialed {
             Ok(dialed) => {
-                state.open.push(Arc::clone(&dialed.status));
-                state.last_failure = None;
-                state.repeated_since = None;
+                state.add_open(&dialed.status);
+                state.rare.reset(|rare| {
+                    (rare.last_failure, rare.repeated_since) = (None, None);
+                });
                 if Arc::ptr_eq(&dialed.endpoint, &state.endpoint) {
                     state.lost = None;
                 }
@@ -169,34 +197,36 @@ impl DialAttempt {
                 drop(state);
                 pool.fail_all(&err);
             }
-            // The next attempt is a wake, which handles the cause.
+            // The callers go on waiting: the next attempt is a wake, which handles the cause or continues this wake.
             Err(err) if !waking || matches!(err.kind(), ErrorKind::Timeout(_)) => {
                 state.note_asleep();
                 drop(state);
             }
             Err(err) => {
-                let serves = !state.open.is_empty();
+                let has_open = !state.open.is_empty();
                 drop(state);
-                tell_refusal(pool, &err);
-                if serves {
+                log_refusal(pool, &err);
+                if has_open {
                     pool.fail_one(&err); // the open connections may still serve the others
                 }
-                pool.refuse(Route::Pooled, &Refusal::new(err));
+                pool.refuse(Route::Pooled, &Refusal::new(err, pool.endpoint()));
             }
         }
-        pool.start_due_dials();
+        pool.start_due_attempts();
     }
 }
 
-impl Drop for DialAttempt {
+impl Drop for Attempt {
     fn drop(&mut self) {
-        if self.landed {
+        if self.is_finished {
             return;
         }
         let mut state = self.pool.state();
         state.dialing -= 1;
-        state.logging_in -= usize::from(self.logging_in);
+        state.logging_in -= u32::from(self.logging_in);
+        let spares = state.spares.take();
         drop(state);
+        drop(spares);
         if std::thread::panicking() {
             self.pool.fail_all(&Error::panicked());
         } else {
@@ -208,7 +238,7 @@ impl Drop for DialAttempt {
 }
 
 /// Logs a refusal, as a warning if it lasts until the cause is removed.
-fn tell_refusal(pool: &Pool, err: &Error) {
+fn log_refusal(pool: &Pool, err: &Error) {
     let (tenant, code) = (pool.tenant.as_str(), err.kind().code());
     if err.kind().is_transient() {
         tracing::debug!(tenant, code, %err, "refused");

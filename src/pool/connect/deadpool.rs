@@ -13,7 +13,7 @@ use crate::sync::lock;
 /// deadpool-postgres implements `GenericClient` for pooled objects only, and only its own manager creates those. So a
 /// deadpool pool of size one creates the object and is dropped. The object outlives that pool, and tenantry does the
 /// pooling.
-pub(crate) fn into_pooled_client(
+pub(super) fn into_pooled_client(
     client: tokio_postgres::Client,
     stand_in: JoinHandle<()>,
 ) -> Option<Client> {

@@ -4,13 +4,13 @@ use std::{iter, mem, time::Duration};
 
 use crate::{connection::verdict::RetryDecision, model::error::Error, sync::retry::backoff};
 
-/// First wait between two attempts to wake a compute. Most faults of a cold start pass within it.
+/// First wait between two tries of a wake. Most faults of a cold start pass within it.
 pub(super) const FIRST_WAIT: Duration = Duration::from_millis(100);
 
 /// First wait after Neon's control plane has failed.
 const FIRST_SLOW_WAIT: Duration = Duration::from_millis(500);
 
-/// Longest wait between two attempts, unless the server asks for more.
+/// Longest wait between two tries, unless the server asks for more.
 pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 /// Wait before the second try with a refused credential: a rotation needs that long to take effect everywhere.
@@ -20,41 +20,42 @@ const SECOND_TRY_WAIT: Duration = Duration::from_secs(1);
 pub(super) struct Retries {
     waits: Waits,
     slow_waits: Waits,
-    /// `true` while the catalog may still be asked.
-    may_ask: bool,
+    /// `true` while the tenant may still be looked up again.
+    may_relocate: bool,
     /// `true` once a refused credential has had its second try.
-    tried_twice: bool,
-    /// `true` once an attempt was repeated because something had changed.
-    took_change: bool,
+    had_second_try: bool,
+    /// `true` once another try was made because something had changed.
+    tried_after_change: bool,
 }
 
 pub(super) type Waits = Box<dyn Iterator<Item = Duration> + Send>;
 
 impl Retries {
-    /// Creates the state of a new wake. `may_ask`: the endpoint came from a cache, so the catalog may know a newer one.
-    pub(super) fn new(may_ask: bool) -> Self {
+    /// Creates the state of a new wake. `may_relocate`: the endpoint may be out of date, and another lookup can tell.
+    pub(super) fn new(may_relocate: bool) -> Self {
         let slow_waits = backoff(FIRST_SLOW_WAIT, LONGEST_WAIT);
         Self {
             waits: Box::new(backoff(FIRST_WAIT, LONGEST_WAIT)),
             slow_waits: Box::new(iter::once(FIRST_SLOW_WAIT).chain(slow_waits)),
-            may_ask,
-            tried_twice: false,
-            took_change: false,
+            may_relocate,
+            had_second_try: false,
+            tried_after_change: false,
         }
     }
 
-    /// Returns whether a change justifies another try: only once, or changes in a loop would disable the waits.
-    pub(super) fn takes_change(&mut self) -> bool {
-        !mem::replace(&mut self.took_change, true)
+    /// Returns whether a change justifies another try. Returns `true` only once, or changes in a loop would disable the
+    /// waits.
+    pub(super) fn try_after_change(&mut self) -> bool {
+        !mem::replace(&mut self.tried_after_change, true)
     }
 
-    /// Returns whether to ask the catalog now: at most once.
-    pub(super) fn should_relocate(&mut self, next: RetryDecision) -> bool {
-        let asks = matches!(
+    /// Returns whether to look the tenant up again now. Returns `true` at most once.
+    pub(super) fn take_relocation(&mut self, next: RetryDecision) -> bool {
+        let relocates = matches!(
             next,
             RetryDecision::RelocateThenRetry | RetryDecision::RelocateThenRetryOnce
         );
-        asks && mem::take(&mut self.may_ask)
+        relocates && mem::take(&mut self.may_relocate)
     }
 
     /// Returns the wait before the next try after `err`, or `None` if there must be none.
@@ -66,7 +67,7 @@ impl Retries {
             }
             RetryDecision::RetrySlowly => Some(self.slow_waits.next()?.min(LONGEST_WAIT)),
             RetryDecision::RelocateThenRetryOnce => {
-                (!mem::replace(&mut self.tried_twice, true)).then_some(SECOND_TRY_WAIT)
+                (!mem::replace(&mut self.had_second_try, true)).then_some(SECOND_TRY_WAIT)
             }
             RetryDecision::GiveUp => None,
         }

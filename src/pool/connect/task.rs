@@ -57,29 +57,29 @@ pub(crate) fn start(
 }
 
 /// Drives a connection until it ends. After each poll, checks whether a request runs on it although it is idle.
-async fn drive_connection(mut task: ConnectionTask, ending: OnClose) {
-    let turns = poll_fn(|cx| {
+async fn drive_connection(mut task: ConnectionTask, on_close: OnClose) {
+    let driven = poll_fn(|cx| {
         let polled = task.as_mut().poll(cx);
-        if polled.is_pending() && ending.status.is_stray() {
-            ending.pool.remove_stray(&ending.status);
+        if polled.is_pending() && on_close.status.is_stray() {
+            on_close.pool.remove_stray(&on_close.status);
         }
         polled
     });
     tokio::select! {
         biased;
-        result = turns => if let Err(err) = result {
+        result = driven => if let Err(err) = result {
             tracing::debug!(%err, "connection ended");
         },
-        () = ending.status.close_timed_out(FAREWELL_TIMEOUT) => {}
+        () = on_close.status.close_timed_out(FAREWELL_TIMEOUT) => {}
     }
     drop(task); // closes the socket before the pool counts the connection as ended
-    drop(ending);
+    drop(on_close);
 }
 
 /// Guard that tells the pool, on drop, that a connection's task has ended.
 struct OnClose {
-    // This reference cycle ends, because a pool that has left the cache closes its idle connections. As long as one has
-    // not ended, a tenant that comes back finds the pool, which counts it.
+    // A reference cycle, which ends when the connection does: a pool that has left the cache closes its connections. As
+    // long as one of them is open, a tenant that comes back finds this pool, which counts it.
     pool: Arc<Pool>,
     status: Arc<ConnectionStatus>,
 }

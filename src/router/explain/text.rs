@@ -44,16 +44,16 @@ impl fmt::Display for Explanation {
 impl fmt::Display for NextGet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Reuse => "an idle connection, at once",
-            Self::Verify => "an idle connection, once the server has answered on it",
+            Self::Reuse => "returns an idle connection at once",
+            Self::Verify => "returns an idle connection, after the server has answered on it",
             Self::Open => "opens a connection; the database is awake",
-            Self::Wait => "waits for a connection in use or being opened: there may be no more",
+            Self::Wait => "waits for a connection that is in use or being opened; the limit on connections is reached",
             Self::Wake => "wakes the database",
             Self::JoinWake => "waits for the wake under way",
-            Self::LookUp => "looks the tenant up, creates it if that is allowed, and wakes it",
-            Self::JoinLookUp => "waits for the look-up or creation under way",
-            Self::Refuse => "an error that is remembered, at once",
-            Self::Closed => "an error: the router is closed",
+            Self::LookUp => "looks the tenant up, creates its database if that is allowed, and wakes it",
+            Self::JoinLookUp => "waits for the lookup or creation under way",
+            Self::Refuse => "returns a remembered error at once",
+            Self::Closed => "returns an error, because the router is closed",
         })
     }
 }
@@ -61,13 +61,13 @@ impl fmt::Display for NextGet {
 impl fmt::Display for Remembered {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotKept => f.write_str("the application's own, asked each time"),
+            Self::NotKept => f.write_str("the application's own lookup, called each time"),
             Self::Nothing => f.write_str("not read yet"),
             Self::At { host, stale: false } => write!(f, "at {host}"),
-            Self::At { host, stale: true } => write!(f, "at {host}, to be read again"),
+            Self::At { host, stale: true } => write!(f, "at {host}; will be read again"),
             Self::NoSuchTenant => f.write_str("no such tenant"),
-            Self::Unfinished => f.write_str("its database is being made"),
-            Self::Denied(code) => write!(f, "may not be used: {code}"),
+            Self::Unfinished => f.write_str("its database is being created"),
+            Self::Denied(code) => write!(f, "must not be used: {code}"),
         }
     }
 }

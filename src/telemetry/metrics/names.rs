@@ -62,39 +62,39 @@ pub(super) const TENANT_ERRORS: &str = "tenantry.tenant.errors";
 
 /// All metrics.
 pub(super) const METRICS: &[Metric] = &[
-    gauge("db.client.connection.count", "Connections open, by state."),
+    gauge("db.client.connection.count", "Open connections, by state."),
     gauge(
         "db.client.connection.max",
-        "The most connections there may be.",
+        "Largest number of connections that is allowed.",
     ),
     gauge(
         "db.client.connection.pending_requests",
-        "Callers that wait.",
+        "Callers that are waiting.",
     ),
-    counter(TIMEOUTS, "Callers whose time was over."),
-    histogram(CREATE_TIME, "From the dial to the open connection."),
+    counter(TIMEOUTS, "Calls that ran out of time."),
+    histogram(CREATE_TIME, "Time to open a connection."),
     histogram(
         WAIT_TIME,
-        "Time that callers waited who found no idle connection.",
+        "Waiting time of callers that found no idle connection.",
     ),
     counter(
         "tenantry.gets",
-        "Calls of get, by the way in which they came to a connection.",
+        "Calls of get, by how they got a connection.",
     ),
-    counter(ERRORS, "Calls that failed, by the error's code."),
-    histogram(STAGE, "Time that callers waited, by stage."),
-    counter("tenantry.wakes.started", "Wakes begun, by reason."),
+    counter(ERRORS, "Failed calls, by the error's code."),
+    histogram(STAGE, "Waiting time of callers, by stage."),
+    counter("tenantry.wakes.started", "Started wakes, by reason."),
     counter(
         "tenantry.wakes.succeeded",
         "Wakes that ended with an open connection, by reason.",
     ),
     histogram(
         WAKE,
-        "From the first attempt of a wake to the open connection, by reason.",
+        "Time from the first attempt of a wake to the open connection, by reason.",
     ),
-    counter("tenantry.hints.ignored", "Hints not followed."),
+    counter("tenantry.hints.ignored", "Hints that were ignored."),
     gauge("tenantry.pools", "Tenants that have a pool."),
-    gauge("tenantry.flights", "Look-ups and creations under way."),
+    gauge("tenantry.flights", "Lookups and creations under way."),
     gauge("tenantry.attempts", "Attempts to connect under way."),
     gauge(
         "tenantry.budget.used",
@@ -102,7 +102,7 @@ pub(super) const METRICS: &[Metric] = &[
     ),
     gauge(
         "tenantry.budget.waiting",
-        "Attempts to connect that wait for their turn.",
+        "Attempts to connect that wait because max_connections is reached.",
     ),
     counter("tenantry.dials", "Attempts to connect."),
     counter("tenantry.connections.opened", "Connections opened."),
@@ -117,11 +117,11 @@ pub(super) const METRICS: &[Metric] = &[
     counter("tenantry.evictions", "Pools dropped from the cache."),
     counter(
         REFUSALS,
-        "Times a database could not be had, which was remembered, by the error's code.",
+        "Refusals of a database that were remembered for a while, by the error's code.",
     ),
     counter(
         "tenantry.overloaded",
-        "Callers turned away because too many waited.",
+        "Callers rejected because too many were waiting.",
     ),
     counter(
         "tenantry.transactions.repeated",
@@ -130,12 +130,12 @@ pub(super) const METRICS: &[Metric] = &[
     counter("tenantry.lookups", "Times a tenant was looked up."),
     counter(
         "tenantry.endpoints.moved",
-        "Tenants found elsewhere, or with another credential.",
+        "Tenants found at another endpoint, or with another credential.",
     ),
     counter("tenantry.databases.created", "Databases created."),
     counter(
         "tenantry.databases.adopted",
-        "Databases found again by name.",
+        "Databases found by name and adopted.",
     ),
     counter("tenantry.catalog.calls", "Calls of the catalog."),
     counter(
@@ -143,28 +143,31 @@ pub(super) const METRICS: &[Metric] = &[
         "Calls of the catalog that failed.",
     ),
     counter("tenantry.catalog.outages", "Times the catalog went down."),
-    counter("tenantry.catalog.hits", "Look-ups answered from memory."),
+    counter(
+        "tenantry.catalog.hits",
+        "Lookups answered from a cached entry.",
+    ),
     counter(
         "tenantry.catalog.stale_hits",
-        "Those answered from what was old.",
+        "Lookups answered from an outdated entry.",
     ),
     counter(
         "tenantry.catalog.changes",
-        "Changes heard of that concerned a tenant known here.",
+        "Changes that the catalog reported for a tenant known to this router.",
     ),
     Metric {
         name: "tenantry.catalog.staleness",
         kind: Kind::Gauge,
         unit: Unit::Seconds,
-        about: "Time since the catalog last said what had changed.",
+        about: "Time since the catalog last reported its changes.",
     },
     histogram(
         CATALOG,
-        "Time that calls of the catalog took, by operation and outcome.",
+        "Duration of calls of the catalog, by operation and outcome.",
     ),
     histogram(
         API,
-        "Time that calls of Neon's API took, by operation and status.",
+        "Duration of calls of Neon's API, by operation and status.",
     ),
     histogram(
         LIMITER,
@@ -172,11 +175,11 @@ pub(super) const METRICS: &[Metric] = &[
     ),
     gauge(
         TENANT_GETS,
-        "Calls of get in a minute, of the tenants shown by name.",
+        "Calls of get per minute, for each named tenant.",
     ),
     gauge(
         TENANT_ERRORS,
-        "Calls of get that failed in a minute, of the tenants shown by name.",
+        "Failed calls of get per minute, for each named tenant.",
     ),
 ];
 
@@ -207,6 +210,9 @@ pub(super) const COUNTERS: &[(&str, Labels, CountOf)] = &[
     ("tenantry.wakes.started", &[("reason", "fleet")], |it| {
         it.wakes_by_fleet.started
     }),
+    ("tenantry.wakes.started", &[("reason", "migration")], |it| {
+        it.wakes_by_migration.started
+    }),
     ("tenantry.wakes.succeeded", &[("reason", "request")], |it| {
         it.wakes_by_request.succeeded
     }),
@@ -219,6 +225,11 @@ pub(super) const COUNTERS: &[(&str, Labels, CountOf)] = &[
     ("tenantry.wakes.succeeded", &[("reason", "fleet")], |it| {
         it.wakes_by_fleet.succeeded
     }),
+    (
+        "tenantry.wakes.succeeded",
+        &[("reason", "migration")],
+        |it| it.wakes_by_migration.succeeded,
+    ),
     ("tenantry.hints.ignored", &[], |it| it.hints_ignored),
     ("tenantry.dials", &[], |it| it.dials),
     ("tenantry.connections.opened", &[], |it| it.opened),

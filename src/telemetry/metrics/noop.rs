@@ -15,22 +15,22 @@ impl Meters {
         Self
     }
 
-    #[expect(clippy::unused_self, reason = "the other one needs it")]
+    #[expect(clippy::unused_self, reason = "needed with metrics")]
     pub(crate) fn stage(&self, _: Stage, _: bool, _: Duration) {}
 
-    #[expect(clippy::unused_self, reason = "the other one needs it")]
+    #[expect(clippy::unused_self, reason = "needed with metrics")]
     pub(crate) fn waited(&self, _: Duration) {}
 
-    #[expect(clippy::unused_self, reason = "the other one needs it")]
+    #[expect(clippy::unused_self, reason = "needed with metrics")]
     pub(crate) fn woke(&self, _: Reason, _: Duration) {}
 
-    #[expect(clippy::unused_self, reason = "the other one needs it")]
+    #[expect(clippy::unused_self, reason = "needed with metrics")]
     pub(crate) fn connected(&self, _: Duration) {}
 
-    #[expect(clippy::unused_self, reason = "the other one needs it")]
+    #[expect(clippy::unused_self, reason = "needed with metrics")]
     pub(crate) fn failed(&self, _: ErrorKind) {}
 
-    #[expect(clippy::unused_self, reason = "the other one needs it")]
+    #[expect(clippy::unused_self, reason = "needed with metrics")]
     pub(crate) fn refused(&self, _: ErrorKind) {}
 }
 
@@ -46,6 +46,6 @@ impl CatalogMeters {
         Self
     }
 
-    #[expect(clippy::unused_self, reason = "the other one needs it")]
+    #[expect(clippy::unused_self, reason = "needed with metrics")]
     pub(crate) fn answered(&self, _: &'static str, _: bool, _: Duration) {}
 }

@@ -45,7 +45,7 @@ fn of_header(headers: &HeaderMap) -> Result<Option<String>, Error> {
 }
 
 fn no_host() -> Error {
-    unusable("the request's host is no host name and no IP address")
+    unusable("the request's host is neither a host name nor an IP address")
 }
 
 /// The error for a text that is not a host with or without a port.
@@ -124,15 +124,15 @@ pub(super) fn suffix(domain: &str) -> Result<String, InvalidConfig> {
         return refuse("an IP address has no subdomains");
     }
     if name.contains(':') {
-        return refuse("a domain has no port, and hosts are compared without theirs");
+        return refuse("a domain has no port, and the ports of hosts are ignored");
     }
     if name.contains('*') {
-        return refuse("a domain has no wildcard, and each label below it is one tenant");
+        return refuse("a domain has no wildcard; each label below the domain is one tenant");
     }
     match to_ascii(name) {
         // A label of one letter, a dot, and the domain must fit.
         Some(name) if name.len() + 2 <= LONGEST_NAME => Ok(format!(".{name}")),
-        _ => refuse("this is no host name"),
+        _ => refuse("this is not a host name"),
     }
 }
 
@@ -144,15 +144,15 @@ mod tests {
     fn a_domain_below_which_no_host_can_be_is_refused_with_what_to_write() {
         let long = format!("{}.com", ["a"; 125].join("."));
         for (domain, says) in [
-            ("", "no host name"),
-            (".", "no host name"),
-            ("example..com", "no host name"),
-            ("..example.com", "no host name"),
-            ("exa mple.com", "no host name"),
-            ("example.com\n", "no host name"),
-            ("my_net.example", "no host name"),
-            ("xn--a.example", "no host name"),
-            (&long, "no host name"),
+            ("", "not a host name"),
+            (".", "not a host name"),
+            ("example..com", "not a host name"),
+            ("..example.com", "not a host name"),
+            ("exa mple.com", "not a host name"),
+            ("example.com\n", "not a host name"),
+            ("my_net.example", "not a host name"),
+            ("xn--a.example", "not a host name"),
+            (&long, "not a host name"),
             ("example.com:8080", "no port"),
             ("https://example.com", "no scheme"),
             ("example.com/t", "no path"),

@@ -1,4 +1,4 @@
-//! Those who ask for a tenant, and what they may be answered.
+//! Callers of a tenant, and the answers that they may get.
 
 use std::{
     collections::HashMap,
@@ -15,15 +15,15 @@ use tenantry::{
 };
 use tokio::time::{sleep, timeout};
 
-use super::step::{Way, Who};
-use crate::support::House;
+use super::step::{CallKind, TenantKey};
+use crate::support::FakeDatabase;
 
-const QUESTION: &str = "SELECT owner FROM seed";
-const CHANGE: &str = "UPDATE seed SET number = number";
+const SELECT_OWNER: &str = "SELECT owner FROM seed";
+const UPDATE_ROW: &str = "UPDATE seed SET number = number";
 
-/// Whether a tenant has a database.
+/// The status of a tenant: whether it has a database.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(super) enum Lot {
+pub(super) enum TenantStatus {
     /// Or gets one at the first access.
     #[default]
     Served,
@@ -31,68 +31,68 @@ pub(super) enum Lot {
     /// It is kept from use.
     Held,
     /// Something is being done about it, or was not done to the end.
-    Unsure,
+    Unknown,
 }
 
-impl Lot {
-    /// How a caller is told that the tenant is not served.
+impl TenantStatus {
+    /// Returns the kind of error that a caller gets if the tenant is not served.
     pub(super) fn refusal(self) -> Option<ErrorKind> {
         match self {
-            Self::Served | Self::Unsure => None,
+            Self::Served | Self::Unknown => None,
             Self::Deleted => Some(ErrorKind::Deleted),
             Self::Held => Some(ErrorKind::Held),
         }
     }
 }
 
-/// What is certain of a tenant.
+/// The state of a tenant, as far as it is certain.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(super) struct Fact {
-    pub(super) lot: Lot,
-    /// The number of the oldest database that whoever comes from now on may be led to.
+pub(super) struct KnownState {
+    pub(super) status: TenantStatus,
+    /// The number of the oldest database that may serve callers from now on.
     pub(super) oldest: u64,
-    /// How often its lot has changed.
+    /// The number of times that its status has changed.
     changes: u64,
 }
 
-/// What is certain of all tenants, and what was found to be wrong.
+/// The known states of all tenants, and what was found to be wrong.
 #[derive(Debug, Default)]
-pub(super) struct Truth {
-    facts: Mutex<HashMap<Who, Fact>>,
-    wrongs: Mutex<Vec<String>>,
+pub(super) struct Oracle {
+    known_states: Mutex<HashMap<TenantKey, KnownState>>,
+    violations: Mutex<Vec<String>>,
     /// Answers that were right.
     answers: AtomicU64,
 }
 
-impl Truth {
-    pub(super) fn fact(&self, who: Who) -> Fact {
-        let facts = self.facts.lock().unwrap();
-        facts.get(&who).copied().unwrap_or_default()
+impl Oracle {
+    pub(super) fn known(&self, key: TenantKey) -> KnownState {
+        let known_states = self.known_states.lock().unwrap();
+        known_states.get(&key).copied().unwrap_or_default()
     }
 
-    pub(super) fn turn(&self, who: Who, lot: Lot) {
-        let mut facts = self.facts.lock().unwrap();
-        let fact = facts.entry(who).or_default();
-        fact.lot = lot;
-        fact.changes += 1;
+    pub(super) fn set_status(&self, key: TenantKey, status: TenantStatus) {
+        let mut known_states = self.known_states.lock().unwrap();
+        let known = known_states.entry(key).or_default();
+        known.status = status;
+        known.changes += 1;
     }
 
-    pub(super) fn raise(&self, who: Who, oldest: u64) {
-        let mut facts = self.facts.lock().unwrap();
-        let fact = facts.entry(who).or_default();
-        fact.oldest = fact.oldest.max(oldest);
+    pub(super) fn raise_oldest(&self, key: TenantKey, oldest: u64) {
+        let mut known_states = self.known_states.lock().unwrap();
+        let known = known_states.entry(key).or_default();
+        known.oldest = known.oldest.max(oldest);
     }
 
-    pub(super) fn wrong(&self, what: String) {
-        self.wrongs.lock().unwrap().push(what);
+    pub(super) fn report(&self, what: String) {
+        self.violations.lock().unwrap().push(what);
     }
 
-    pub(super) fn wrongs(&self) -> Vec<String> {
-        self.wrongs.lock().unwrap().clone()
+    pub(super) fn violations(&self) -> Vec<String> {
+        self.violations.lock().unwrap().clone()
     }
 
-    pub(super) fn is_well(&self) -> bool {
-        self.wrongs.lock().unwrap().is_empty()
+    pub(super) fn is_clean(&self) -> bool {
+        self.violations.lock().unwrap().is_empty()
     }
 
     pub(super) fn answers(&self) -> u64 {
@@ -100,40 +100,40 @@ impl Truth {
     }
 }
 
-/// Somebody who asks for one tenant, once.
+/// One call for one tenant.
 #[derive(Clone)]
 pub(super) struct Caller {
-    pub(super) truth: Arc<Truth>,
+    pub(super) oracle: Arc<Oracle>,
     pub(super) router: TenantRouter,
-    pub(super) who: Who,
+    pub(super) key: TenantKey,
     pub(super) id: String,
     pub(super) owner: String,
-    /// At which step it came.
+    /// The step at which it started.
     pub(super) step: usize,
-    /// What was certain when it came.
-    pub(super) came: Fact,
+    /// The state that was known when it started.
+    pub(super) known_at_start: KnownState,
 }
 
 impl Caller {
-    pub(super) async fn ask(self, way: Way, holds: Duration) {
-        match way {
-            Way::Get => drop(self.get(holds).await),
-            Way::Direct => self.direct(holds).await,
-            Way::Read => {
-                let work = |tx| self.clone().inside(tx, holds);
-                self.heed(self.router.read(&self.id, work).await);
+    pub(super) async fn run(self, kind: CallKind, holds: Duration) {
+        match kind {
+            CallKind::Get => drop(self.get(holds).await),
+            CallKind::Direct => self.direct(holds).await,
+            CallKind::Read => {
+                let work = |tx| self.clone().in_transaction(tx, holds);
+                self.check_result(self.router.read(&self.id, work).await);
             }
-            Way::Transaction => {
-                let work = |tx| self.clone().inside(tx, holds);
-                self.heed(self.router.transaction(&self.id, work).await);
+            CallKind::Transaction => {
+                let work = |tx| self.clone().in_transaction(tx, holds);
+                self.check_result(self.router.transaction(&self.id, work).await);
             }
-            Way::Cancelled => self.cancelled(holds).await,
-            Way::Abandoned => self.abandoned(holds).await,
-            Way::Unfinished => {
+            CallKind::Cancelled => self.cancelled_query(holds).await,
+            CallKind::Abandoned => self.abandoned_query(holds).await,
+            CallKind::Unfinished => {
                 if let Ok(client) = self.router.get(&self.id).await
                     && client.batch_execute("BEGIN").await.is_ok()
                 {
-                    self.question(&client, false).await;
+                    self.query_owner(&client, false).await;
                 }
             }
         }
@@ -142,36 +142,36 @@ impl Caller {
     /// Has a connection for a while; says which database it led to.
     pub(super) async fn get(&self, holds: Duration) -> Result<Option<u64>, tenantry::Error> {
         let got = self.router.get(&self.id).await;
-        let client = got.inspect_err(|err| self.blame(err))?;
-        self.is_mine(client.tenant());
-        let number = self.question(&client, false).await;
+        let client = got.inspect_err(|err| self.check_error(err))?;
+        self.check_tenant(client.tenant());
+        let number = self.query_owner(&client, false).await;
         sleep(holds).await;
-        self.question(&client, false).await;
+        self.query_owner(&client, false).await;
         Ok(number)
     }
 
     async fn direct(&self, holds: Duration) {
         match self.router.direct(&self.id).await {
             Ok(client) => {
-                self.is_mine(client.tenant());
-                self.question(&client, false).await;
+                self.check_tenant(client.tenant());
+                self.query_owner(&client, false).await;
                 sleep(holds).await;
-                self.question(&client, false).await;
+                self.query_owner(&client, false).await;
             }
-            Err(err) => self.blame(&err),
+            Err(err) => self.check_error(&err),
         }
     }
 
-    async fn inside(self, tx: Tx, holds: Duration) -> Result<(), tenantry::Error> {
-        self.is_mine(tx.tenant());
-        let row = tx.query_typed(&self.asks(QUESTION), &[]).await?;
-        self.judge(row[0].get(0));
+    async fn in_transaction(self, tx: Tx, holds: Duration) -> Result<(), tenantry::Error> {
+        self.check_tenant(tx.tenant());
+        let row = tx.query_typed(&self.tagged(SELECT_OWNER), &[]).await?;
+        self.check_row(row[0].get(0));
         sleep(holds.min(Duration::from_secs(5))).await;
-        tx.batch_execute(&self.asks(CHANGE)).await?;
+        tx.batch_execute(&self.tagged(UPDATE_ROW)).await?;
         Ok(())
     }
 
-    async fn cancelled(&self, holds: Duration) {
+    async fn cancelled_query(&self, holds: Duration) {
         let Ok(client) = self.router.get(&self.id).await else {
             return;
         };
@@ -180,77 +180,81 @@ impl Caller {
             sleep(holds / 100).await;
             let _ = token.cancel().await;
         };
-        tokio::join!(self.question(&client, true), cancel);
-        self.question(&client, true).await;
+        tokio::join!(self.query_owner(&client, true), cancel);
+        self.query_owner(&client, true).await;
     }
 
-    async fn abandoned(&self, holds: Duration) {
+    async fn abandoned_query(&self, holds: Duration) {
         if let Ok(client) = self.router.get(&self.id).await {
-            let _ = timeout(holds / 100, self.question(&client, false)).await;
+            let _ = timeout(holds / 100, self.query_owner(&client, false)).await;
         }
     }
 
-    /// Asks on `client` whose database it is; says its number. `cancels`: whether somebody may stop the question.
-    async fn question(&self, client: &Client, cancels: bool) -> Option<u64> {
-        match client.query_typed(&self.asks(QUESTION), &[]).await {
-            Ok(rows) => self.judge(rows[0].get(0)),
+    /// Asks on `client` for the owner of the database, and returns its number. `cancels`: whether the query may be
+    /// cancelled.
+    async fn query_owner(&self, client: &Client, cancels: bool) -> Option<u64> {
+        match client.query_typed(&self.tagged(SELECT_OWNER), &[]).await {
+            Ok(rows) => self.check_row(rows[0].get(0)),
             Err(err) => {
                 if err.code() == Some(&SqlState::QUERY_CANCELED) && !cancels {
-                    self.wrong("its query was cancelled by somebody else");
+                    self.report("its query was cancelled by another caller");
                 }
                 None
             }
         }
     }
 
-    fn asks(&self, sql: &str) -> String {
-        House::asked_for(&self.owner, sql)
+    fn tagged(&self, sql: &str) -> String {
+        FakeDatabase::tag_query(&self.owner, sql)
     }
 
-    fn judge(&self, answer: &str) -> Option<u64> {
-        let (owner, number) = House::read(answer)?;
+    fn check_row(&self, answer: &str) -> Option<u64> {
+        let (owner, number) = FakeDatabase::parse_row(answer)?;
         if owner != self.owner {
-            self.wrong(&format!("it was answered by {answer}"));
-        } else if number < self.came.oldest {
-            let oldest = self.came.oldest;
-            self.wrong(&format!(
+            self.report(&format!("it was answered by {answer}"));
+        } else if number < self.known_at_start.oldest {
+            let oldest = self.known_at_start.oldest;
+            self.report(&format!(
                 "it was answered by {answer}, moved to @{oldest} before"
             ));
         } else {
-            self.truth.answers.fetch_add(1, Relaxed);
+            self.oracle.answers.fetch_add(1, Relaxed);
         }
         Some(number)
     }
 
-    /// To be called with a connection just got.
-    fn is_mine(&self, tenant: &TenantId) {
+    /// Checks the tenant of a new connection.
+    fn check_tenant(&self, tenant: &TenantId) {
         if tenant.as_str() != self.id {
-            self.wrong(&format!("its connection says that it is {tenant:?}"));
+            self.report(&format!("its connection says that it is {tenant:?}"));
         }
-        let lot = self.came.lot;
-        if lot.refusal().is_some() && self.is_unchanged() {
-            self.wrong(&format!("it is {lot:?}, and was served"));
-        }
-    }
-
-    fn heed(&self, told: Result<(), tenantry::Error>) {
-        if let Err(err) = told {
-            self.blame(&err);
+        let status = self.known_at_start.status;
+        if status.refusal().is_some() && self.is_unchanged() {
+            self.report(&format!("it is {status:?}, and was served"));
         }
     }
 
-    /// Whether what was certain when it came still is.
+    fn check_result(&self, result: Result<(), tenantry::Error>) {
+        if let Err(err) = result {
+            self.check_error(&err);
+        }
+    }
+
+    /// Returns whether the known state is still that of the call's start.
     fn is_unchanged(&self) -> bool {
-        self.truth.fact(self.who) == self.came
+        self.oracle.known(self.key) == self.known_at_start
     }
 
-    /// Takes note of an error that no trouble with databases explains.
-    fn blame(&self, err: &tenantry::Error) {
+    /// Reports an error that no fault of a database explains.
+    fn check_error(&self, err: &tenantry::Error) {
         let denied = matches!(err.kind(), ErrorKind::Deleted | ErrorKind::Held);
-        let lot = self.came.lot;
-        if denied && lot != Lot::Unsure && lot.refusal() != Some(err.kind()) && self.is_unchanged()
+        let status = self.known_at_start.status;
+        if denied
+            && status != TenantStatus::Unknown
+            && status.refusal() != Some(err.kind())
+            && self.is_unchanged()
         {
-            self.wrong(&format!("it is {lot:?}, and was told {err:?}"));
+            self.report(&format!("it is {status:?}, and was told {err:?}"));
         }
         let is_ours = matches!(
             err.kind(),
@@ -265,15 +269,15 @@ impl Caller {
                 | ErrorKind::UnknownTenant
         );
         if is_ours {
-            self.wrong(&format!("it was told {err:?}"));
+            self.report(&format!("it was told {err:?}"));
         }
     }
 
-    pub(super) fn wrong(&self, what: &str) {
+    pub(super) fn report(&self, what: &str) {
         let Self {
             step, owner, id, ..
         } = self;
-        self.truth
-            .wrong(format!("at step {step}, {owner} ({id:?}): {what}"));
+        self.oracle
+            .report(format!("at step {step}, {owner} ({id:?}): {what}"));
     }
 }

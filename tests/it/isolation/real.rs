@@ -16,53 +16,53 @@ use tokio::{
 };
 
 use super::{
-    caller::{Caller, Lot, Truth},
+    caller::{Caller, Oracle, TenantStatus},
     cloud::owner,
-    step::{At, Job, NAMESPACES, Step, Who},
-    town::Outcome,
+    simulation::Outcome,
+    step::{Job, NAMESPACES, Step, Target, TenantKey},
 };
-use crate::support::{LONG, Pulse, Stage};
+use crate::support::{Heartbeat, LONG, TestEnv};
 
 /// By how much everything is faster than where time is paused.
-const FASTER: u32 = 400;
+const SPEEDUP: u32 = 400;
 
-/// Takes those of `steps` that are not up to a script.
-pub(super) async fn play(steps: &[Step], ids: &[String], pulse: &Pulse) -> Outcome {
-    let mut town = Town::new(ids).await;
-    let mut taken = 0;
+/// Runs those of `steps` that need no scripted backend.
+pub(super) async fn run(steps: &[Step], ids: &[String], heartbeat: &Heartbeat) -> Outcome {
+    let mut simulation = Simulation::new(ids).await;
+    let mut applied = 0;
     for step in steps {
-        pulse.beat(taken);
-        town.take(taken, step).await;
-        taken += 1;
-        if !town.truth.is_well() {
+        heartbeat.beat(applied);
+        simulation.apply(applied, step).await;
+        applied += 1;
+        if !simulation.oracle.is_clean() {
             break;
         }
     }
-    town.come_to_rest(taken, pulse).await;
+    simulation.finish(applied, heartbeat).await;
     Outcome {
-        wrongs: town.truth.wrongs(),
-        answers: town.truth.answers(),
-        taken,
+        violations: simulation.oracle.violations(),
+        answers: simulation.oracle.answers(),
+        applied,
         stuck: false,
     }
 }
 
-struct Town<'a> {
-    truth: Arc<Truth>,
+struct Simulation<'a> {
+    oracle: Arc<Oracle>,
     ids: &'a [String],
-    stage: Stage,
+    env: TestEnv,
     routers: [TenantRouter; NAMESPACES.len()],
-    /// How many databases were made fit for use.
+    /// The number of databases that were prepared for use.
     prepared: Arc<AtomicU64>,
     callers: JoinSet<()>,
 }
 
-impl<'a> Town<'a> {
+impl<'a> Simulation<'a> {
     async fn new(ids: &'a [String]) -> Self {
-        let (stage, prepared) = (Stage::new().await, Arc::<AtomicU64>::default());
+        let (env, prepared) = (TestEnv::new().await, Arc::<AtomicU64>::default());
         let routers = NAMESPACES.map(|namespace| {
             let counter = Arc::clone(&prepared);
-            let provisioner = Provisioner::new(Memory::new(), stage.neon(), namespace).on_first_access();
+            let provisioner = Provisioner::new(Memory::new(), env.neon(), namespace).on_first_access();
             let provisioner = provisioner.prepare(move |database| {
                 let owner = owner(namespace, database.tenant().as_str());
                 let number = counter.fetch_add(1, SeqCst) + 1;
@@ -73,37 +73,37 @@ impl<'a> Town<'a> {
                     Ok(database.batch_execute(&seed).await?)
                 }
             });
-            let router = stage.at(TenantRouter::provisioning(provisioner));
+            let router = env.configure(TenantRouter::provisioning(provisioner));
             router.max_pools(2).pool_size(2).build().unwrap()
         });
         Self {
-            truth: Arc::default(),
+            oracle: Arc::default(),
             ids,
-            stage,
+            env,
             routers,
             prepared,
             callers: JoinSet::new(),
         }
     }
 
-    async fn take(&mut self, number: usize, step: &Step) {
-        let router = |at: At| self.routers[at.who.namespace].clone();
+    async fn apply(&mut self, number: usize, step: &Step) {
+        let router = |target: Target| self.routers[target.key.namespace].clone();
         match *step {
             Step::Ask {
-                at,
-                way,
+                target,
+                kind,
                 holds,
                 leaves_after,
             } => {
-                let asks = self.caller(number, at.who).ask(way, holds / FASTER);
+                let asks = self.caller(number, target.key).run(kind, holds / SPEEDUP);
                 let patience = leaves_after.map_or(LONG, |time| time / 10);
                 self.callers.spawn(async move {
                     let _ = timeout(patience, asks).await;
                 });
             }
-            Step::Swap(one, other) => {
+            Step::SwapConnections(one, other) => {
                 let (ours, theirs) = (router(one), router(other));
-                let ids = [one, other].map(|at| self.id(at.who).to_owned());
+                let ids = [one, other].map(|target| self.id(target.key).to_owned());
                 self.callers.spawn(async move {
                     let got = tokio::join!(ours.get(&ids[0]), theirs.get(&ids[1]));
                     if let (Ok(mut one), Ok(mut other)) = got {
@@ -111,46 +111,46 @@ impl<'a> Town<'a> {
                     }
                 });
             }
-            Step::Warm(at) => drop(router(at).warm(self.id(at.who))),
-            Step::Evict(at) => drop(router(at).evict(self.id(at.who))),
-            Step::SuspendAll => self.stage.emulator.suspend_all().await,
-            Step::Suspend(who) | Step::Move(who) | Step::Rotate(who) => {
-                self.disturb(who, step).await;
+            Step::Warm(target) => drop(router(target).warm(self.id(target.key))),
+            Step::Evict(target) => drop(router(target).evict(self.id(target.key))),
+            Step::SuspendAll => self.env.emulator.suspend_all().await,
+            Step::Suspend(key) | Step::Move(key) | Step::Rotate(key) => {
+                self.disturb(key, step).await;
             }
-            Step::Job(at, job) => self.manage(at.who, job).await,
-            Step::Pass(time) => sleep(time / FASTER).await,
-            _ => {} // is up to a script
+            Step::Job(target, job) => self.run_job(target.key, job).await,
+            Step::Wait(time) => sleep(time / SPEEDUP).await,
+            _ => {} // needs a scripted backend
         }
         while self.callers.len() > 20 {
             self.callers.join_next().await;
         }
     }
 
-    fn id(&self, who: Who) -> &str {
-        &self.ids[who.tenant]
+    fn id(&self, key: TenantKey) -> &str {
+        &self.ids[key.tenant]
     }
 
-    fn caller(&self, step: usize, who: Who) -> Caller {
-        let id = self.id(who);
+    fn caller(&self, step: usize, key: TenantKey) -> Caller {
+        let id = self.id(key);
         Caller {
-            truth: Arc::clone(&self.truth),
-            router: self.routers[who.namespace].clone(),
-            who,
+            oracle: Arc::clone(&self.oracle),
+            router: self.routers[key.namespace].clone(),
+            key,
             id: id.to_owned(),
-            owner: owner(NAMESPACES[who.namespace], id),
+            owner: owner(NAMESPACES[key.namespace], id),
             step,
-            came: self.truth.fact(who),
+            known_at_start: self.oracle.known(key),
         }
     }
 
-    async fn disturb(&self, who: Who, step: &Step) {
-        let fleet = self.routers[who.namespace].fleet().unwrap();
-        let record = fleet.record(self.id(who)).await.unwrap();
+    async fn disturb(&self, key: TenantKey, step: &Step) {
+        let fleet = self.routers[key.namespace].fleet().unwrap();
+        let record = fleet.record(self.id(key)).await.unwrap();
         let placement = record.and_then(|it| it.placement);
         let Some(endpoint) = placement.and_then(|it| it.endpoint) else {
             return;
         };
-        let emulator = &self.stage.emulator;
+        let emulator = &self.env.emulator;
         match *step {
             Step::Suspend(_) => drop(emulator.suspend(&endpoint).await),
             Step::Move(_) => drop(emulator.move_endpoint(&endpoint).await),
@@ -159,58 +159,60 @@ impl<'a> Town<'a> {
         }
     }
 
-    async fn manage(&self, who: Who, job: Job) {
-        let fleet = self.routers[who.namespace].fleet().unwrap();
-        let (id, before) = (self.id(who), self.truth.fact(who).lot);
+    async fn run_job(&self, key: TenantKey, job: Job) {
+        let fleet = self.routers[key.namespace].fleet().unwrap();
+        let (id, before) = (self.id(key), self.oracle.known(key).status);
         let prepared = self.prepared.load(SeqCst);
-        self.truth.turn(who, Lot::Unsure);
-        let (done, lot) = match job {
+        self.oracle.set_status(key, TenantStatus::Unknown);
+        let (done, status) = match job {
             Job::Delete => {
                 let drain = Duration::from_millis(20);
-                (fleet.delete_after(id, drain).await, Lot::Deleted)
+                (fleet.delete_after(id, drain).await, TenantStatus::Deleted)
             }
-            Job::Anew => {
+            Job::Recreate => {
                 let done = fleet.reprovision(id, &Plan::new()).await;
-                (done.map(drop), Lot::Served)
+                (done.map(drop), TenantStatus::Served)
             }
-            Job::Undelete => (fleet.undelete(id).await, Lot::Served),
+            Job::Undelete => (fleet.undelete(id).await, TenantStatus::Served),
         };
         match done.as_ref().map_err(tenantry::Error::kind) {
             Ok(()) => {
-                if job == Job::Anew && before == Lot::Deleted {
-                    self.truth.raise(who, prepared + 1);
+                if job == Job::Recreate && before == TenantStatus::Deleted {
+                    self.oracle.raise_oldest(key, prepared + 1);
                 }
-                self.truth.turn(who, lot);
+                self.oracle.set_status(key, status);
             }
             // There was nothing to be done.
-            Err(ErrorKind::UnknownTenant | ErrorKind::Conflict) => self.truth.turn(who, before),
+            Err(ErrorKind::UnknownTenant | ErrorKind::Conflict) => {
+                self.oracle.set_status(key, before);
+            }
             Err(_) => {}
         }
     }
 
-    /// In the end everybody is served who is not deleted.
-    async fn come_to_rest(&mut self, step: usize, pulse: &Pulse) {
-        pulse.beat(step);
+    /// Checks that every tenant that is not deleted is served in the end.
+    async fn finish(&mut self, step: usize, heartbeat: &Heartbeat) {
+        heartbeat.beat(step);
         while self.callers.join_next().await.is_some() {
-            pulse.beat(step);
+            heartbeat.beat(step);
         }
         for namespace in 0..NAMESPACES.len() {
             for tenant in 0..self.ids.len() {
-                pulse.beat(step);
-                let caller = self.caller(step, Who { namespace, tenant });
-                let is_deleted = caller.came.lot == Lot::Deleted;
+                heartbeat.beat(step);
+                let caller = self.caller(step, TenantKey { namespace, tenant });
+                let is_deleted = caller.known_at_start.status == TenantStatus::Deleted;
                 let began = Instant::now();
-                let mut told = caller.get(Duration::ZERO).await;
-                while !is_deleted && !matches!(told, Ok(Some(_))) && began.elapsed() < LONG {
+                let mut result = caller.get(Duration::ZERO).await;
+                while !is_deleted && !matches!(result, Ok(Some(_))) && began.elapsed() < LONG {
                     sleep(Duration::from_millis(200)).await;
-                    told = caller.get(Duration::ZERO).await;
+                    result = caller.get(Duration::ZERO).await;
                 }
-                let fits = match &told {
+                let fits = match &result {
                     Ok(number) => number.is_some() && !is_deleted,
                     Err(err) => is_deleted && err.kind() == ErrorKind::Deleted,
                 };
                 if !fits {
-                    caller.wrong(&format!("in the end it is told {told:?}"));
+                    caller.report(&format!("in the end it is told {result:?}"));
                 }
             }
         }

@@ -2,11 +2,11 @@
 
 use super::step::Step;
 
-/// How often they are taken again, at most.
+/// The most times that steps are taken again.
 const MOST_TRIALS: usize = 150;
 
-/// Leaves out what can be left out of `steps` that fail: first large parts, then single ones. What depends on chance that
-/// is not ours (the order of a hash map, the length of a wait) may fail now and not then; what is left has failed.
+/// Leaves out what can be left out of `steps` that fail: first large parts, then single ones. What depends on chance
+/// that is not ours (the order of a hash map, the length of a wait) may fail now and not then; what is left has failed.
 pub(super) fn shrink(steps: &[Step], fails: impl Fn(&[Step]) -> bool) -> Vec<Step> {
     let mut least = steps.to_vec();
     let mut part = least.len().div_ceil(2);
@@ -34,9 +34,9 @@ pub(super) fn shrink(steps: &[Step], fails: impl Fn(&[Step]) -> bool) -> Vec<Ste
 }
 
 #[test]
-fn what_does_not_matter_is_left_out() {
+fn shrinking_leaves_out_every_step_that_does_not_matter() {
     let steps: Vec<_> = (0..100)
-        .map(|n| Step::Pass(std::time::Duration::from_secs(n)))
+        .map(|n| Step::Wait(std::time::Duration::from_secs(n)))
         .collect();
     let needed = [&steps[17..18], &steps[60..62]].concat();
     let fails = |rest: &[Step]| needed.iter().all(|step| rest.contains(step));

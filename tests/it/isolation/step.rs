@@ -1,4 +1,4 @@
-//! What may happen, one thing after the other, by chance.
+//! Random steps of a simulation.
 
 use std::time::Duration;
 
@@ -6,11 +6,11 @@ use std::time::Duration;
 pub(super) const NAMESPACES: [&str; 2] = ["staging", "production"];
 pub(super) const REPLICAS: usize = 2;
 
-/// Chance that can be had again: `SplitMix64`.
+/// A reproducible random number generator: `SplitMix64`.
 #[derive(Clone, Debug)]
-pub(super) struct Chance(u64);
+pub(super) struct Rng(u64);
 
-impl Chance {
+impl Rng {
     pub(super) fn new(seed: u64) -> Self {
         Self(seed)
     }
@@ -39,21 +39,21 @@ impl Chance {
 
 /// A tenant of a namespace.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub(super) struct Who {
+pub(super) struct TenantKey {
     pub(super) namespace: usize,
     pub(super) tenant: usize,
 }
 
-/// Somebody asks for a tenant at one of the routers of its namespace.
+/// A tenant at one of the routers of its namespace.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct At {
-    pub(super) who: Who,
+pub(super) struct Target {
+    pub(super) key: TenantKey,
     pub(super) replica: usize,
 }
 
-/// In which way somebody asks whose database it is.
+/// The way in which a caller asks for the owner of its database.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Way {
+pub(super) enum CallKind {
     Get,
     Read,
     Transaction,
@@ -67,9 +67,9 @@ pub(super) enum Way {
     Unfinished,
 }
 
-/// How the databases are.
+/// The condition of all databases.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Weather {
+pub(super) enum Conditions {
     Fine,
     /// Logins take this long.
     SlowLogins(Duration),
@@ -85,18 +85,18 @@ pub(super) enum Weather {
     SlowQueries(Duration),
 }
 
-/// What a process does to a tenant that has no connection to do with.
+/// The work of a process on a tenant for which it needs no connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Job {
     Delete,
     Undelete,
     /// Gives the tenant another database in place of a deleted one.
-    Anew,
+    Recreate,
 }
 
-/// What becomes of logins to one database.
+/// A fault of the logins to one database.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Trouble {
+pub(super) enum LoginFault {
     /// They fail as when its compute cannot be started.
     Failing,
     /// They fail as if the password were wrong.
@@ -112,158 +112,160 @@ pub(super) enum Trouble {
 /// One thing that happens.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Step {
-    /// Somebody asks, holds the connection, asks again, and gives it back; or leaves before.
+    /// A caller asks, holds the connection, asks again, and returns it; or leaves before that.
     Ask {
-        at: At,
-        way: Way,
+        target: Target,
+        kind: CallKind,
         holds: Duration,
         leaves_after: Option<Duration>,
     },
-    /// Somebody has two connections, and gives each back as the other.
-    Swap(At, At),
-    Suspend(Who),
+    /// A caller takes two connections and returns each in place of the other.
+    SwapConnections(Target, Target),
+    Suspend(TenantKey),
     SuspendAll,
     /// The host changes.
-    Move(Who),
+    Move(TenantKey),
     /// Two tenants get the host of the other.
-    Trade(Who, Who),
+    SwapHosts(TenantKey, TenantKey),
     /// The tenant lives in another project from now on, and the old one is still there.
-    Copy(Who),
+    Copy(TenantKey),
     /// The password changes.
-    Rotate(Who),
-    Evict(At),
+    Rotate(TenantKey),
+    Evict(Target),
     /// The number of connections changes.
-    Limit(Who, Option<usize>),
-    Job(At, Job),
+    Limit(TenantKey, Option<usize>),
+    Job(Target, Job),
     /// A process of its own begins the job, and is killed after this long.
-    Killed(Who, Job, Duration),
-    /// Another process brings the record so many states further, at each fork the other way if it `forks`, and keeps the
-    /// lease for this long.
-    Further {
-        who: Who,
+    KillDuring(TenantKey, Job, Duration),
+    /// Another process brings the record so many states further, at each fork the other way if it `forks`, and keeps
+    /// the lease for this long.
+    AdvanceState {
+        key: TenantKey,
         forks: bool,
         states: usize,
         keeps: Duration,
     },
     /// Logins to one database have trouble for this long.
-    Trouble(Who, Trouble, Duration),
-    Warm(At),
-    Hint(At),
+    LoginFault(TenantKey, LoginFault, Duration),
+    Warm(Target),
+    Hint(Target),
     /// A process ends and another begins.
     Restart(usize, usize),
-    Weather(Weather),
+    Conditions(Conditions),
     /// Nothing happens for a while.
-    Pass(Duration),
+    Wait(Duration),
 }
 
 /// So many steps by chance, with so many tenants in each namespace.
 pub(super) fn steps(seed: u64, count: usize, tenants: usize) -> Vec<Step> {
-    let mut chance = Chance::new(seed);
-    let mut focus = at(&mut chance, tenants).who;
+    let mut rng = Rng::new(seed);
+    let mut focus = random_target(&mut rng, tenants).key;
     let step = |_| {
         // Much of what happens concerns one tenant for a while.
-        if chance.one_in(40) {
-            focus = at(&mut chance, tenants).who;
+        if rng.one_in(40) {
+            focus = random_target(&mut rng, tenants).key;
         }
-        let mut at = at(&mut chance, tenants);
-        if chance.one_in(3) {
-            at.who = focus;
+        let mut target = random_target(&mut rng, tenants);
+        if rng.one_in(3) {
+            target.key = focus;
         }
-        step(&mut chance, at, tenants)
+        step(&mut rng, target, tenants)
     };
     (0..count).map(step).collect()
 }
 
-fn step(chance: &mut Chance, at: At, tenants: usize) -> Step {
-    let who = at.who;
-    match chance.below(100) {
+fn step(rng: &mut Rng, target: Target, tenants: usize) -> Step {
+    let key = target.key;
+    match rng.below(100) {
         0..56 => Step::Ask {
-            at,
-            way: way(chance),
-            holds: chance.time(Duration::from_secs(60)),
-            leaves_after: chance
-                .one_in(4)
-                .then(|| chance.time(Duration::from_secs(2))),
+            target,
+            kind: random_call_kind(rng),
+            holds: rng.time(Duration::from_secs(60)),
+            leaves_after: rng.one_in(4).then(|| rng.time(Duration::from_secs(2))),
         },
-        56..58 => Step::Swap(at, self::at(chance, tenants)),
-        58..60 => Step::Suspend(who),
+        56..58 => Step::SwapConnections(target, self::random_target(rng, tenants)),
+        58..60 => Step::Suspend(key),
         60 => Step::SuspendAll,
-        61..63 => Step::Move(who),
-        63..65 => Step::Trade(who, self::at(chance, tenants).who),
-        65..68 => Step::Copy(who),
-        68..70 => Step::Rotate(who),
-        70..73 => Step::Evict(at),
-        73 => Step::Limit(who, [None, Some(1), Some(2), Some(5)][chance.below(4)]),
-        74..79 => Step::Job(at, job(chance)),
-        79 => Step::Killed(who, job(chance), chance.time(Duration::from_secs(1))),
-        80..83 => Step::Further {
-            who,
-            forks: chance.one_in(3),
-            states: 1 + chance.below(6),
-            keeps: if chance.one_in(4) {
-                chance.time(Duration::from_secs(60))
+        61..63 => Step::Move(key),
+        63..65 => Step::SwapHosts(key, self::random_target(rng, tenants).key),
+        65..68 => Step::Copy(key),
+        68..70 => Step::Rotate(key),
+        70..73 => Step::Evict(target),
+        73 => Step::Limit(key, [None, Some(1), Some(2), Some(5)][rng.below(4)]),
+        74..79 => Step::Job(target, random_job(rng)),
+        79 => Step::KillDuring(key, random_job(rng), rng.time(Duration::from_secs(1))),
+        80..83 => Step::AdvanceState {
+            key,
+            forks: rng.one_in(3),
+            states: 1 + rng.below(6),
+            keeps: if rng.one_in(4) {
+                rng.time(Duration::from_secs(60))
             } else {
                 Duration::ZERO
             },
         },
-        83..87 => Step::Trouble(who, trouble(chance), chance.time(Duration::from_secs(60))),
-        87 => Step::Warm(at),
-        88 => Step::Hint(at),
-        89 if chance.one_in(5) => Step::Restart(who.namespace, at.replica),
-        89..94 => Step::Weather(weather(chance)),
-        _ => Step::Pass(chance.time(Duration::from_secs(120))),
+        83..87 => Step::LoginFault(
+            key,
+            random_login_fault(rng),
+            rng.time(Duration::from_secs(60)),
+        ),
+        87 => Step::Warm(target),
+        88 => Step::Hint(target),
+        89 if rng.one_in(5) => Step::Restart(key.namespace, target.replica),
+        89..94 => Step::Conditions(random_conditions(rng)),
+        _ => Step::Wait(rng.time(Duration::from_secs(120))),
     }
 }
 
-fn job(chance: &mut Chance) -> Job {
-    match chance.below(5) {
+fn random_job(rng: &mut Rng) -> Job {
+    match rng.below(5) {
         0 => Job::Delete,
         1 => Job::Undelete,
-        _ => Job::Anew,
+        _ => Job::Recreate,
     }
 }
 
-fn trouble(chance: &mut Chance) -> Trouble {
-    match chance.below(8) {
-        0..3 => Trouble::Failing,
-        3 => Trouble::Password,
-        4 => Trouble::Gone,
-        5 => Trouble::Stuck,
-        _ => Trouble::Slow(chance.time(Duration::from_secs(20))),
+fn random_login_fault(rng: &mut Rng) -> LoginFault {
+    match rng.below(8) {
+        0..3 => LoginFault::Failing,
+        3 => LoginFault::Password,
+        4 => LoginFault::Gone,
+        5 => LoginFault::Stuck,
+        _ => LoginFault::Slow(rng.time(Duration::from_secs(20))),
     }
 }
 
-fn at(chance: &mut Chance, tenants: usize) -> At {
+fn random_target(rng: &mut Rng, tenants: usize) -> Target {
     // A few are asked for more often than all others.
-    let tenant = chance.below(tenants);
-    let tenant = chance.below(tenant + 1);
-    let namespace = chance.below(NAMESPACES.len());
-    At {
-        who: Who { namespace, tenant },
-        replica: chance.below(REPLICAS),
+    let tenant = rng.below(tenants);
+    let tenant = rng.below(tenant + 1);
+    let namespace = rng.below(NAMESPACES.len());
+    Target {
+        key: TenantKey { namespace, tenant },
+        replica: rng.below(REPLICAS),
     }
 }
 
-fn way(chance: &mut Chance) -> Way {
-    match chance.below(10) {
-        0..4 => Way::Get,
-        4 => Way::Read,
-        5 => Way::Transaction,
-        6 => Way::Direct,
-        7 => Way::Cancelled,
-        8 => Way::Abandoned,
-        _ => Way::Unfinished,
+fn random_call_kind(rng: &mut Rng) -> CallKind {
+    match rng.below(10) {
+        0..4 => CallKind::Get,
+        4 => CallKind::Read,
+        5 => CallKind::Transaction,
+        6 => CallKind::Direct,
+        7 => CallKind::Cancelled,
+        8 => CallKind::Abandoned,
+        _ => CallKind::Unfinished,
     }
 }
 
-fn weather(chance: &mut Chance) -> Weather {
-    match chance.below(20) {
-        0 => Weather::SlowLogins(chance.time(Duration::from_secs(10))),
-        1 => Weather::StuckLogins,
-        2 => Weather::FailingLogins,
-        3 => Weather::Unreachable,
-        4 => Weather::CutQueries,
-        5..7 => Weather::SlowQueries(chance.time(Duration::from_secs(2))),
-        _ => Weather::Fine,
+fn random_conditions(rng: &mut Rng) -> Conditions {
+    match rng.below(20) {
+        0 => Conditions::SlowLogins(rng.time(Duration::from_secs(10))),
+        1 => Conditions::StuckLogins,
+        2 => Conditions::FailingLogins,
+        3 => Conditions::Unreachable,
+        4 => Conditions::CutQueries,
+        5..7 => Conditions::SlowQueries(rng.time(Duration::from_secs(2))),
+        _ => Conditions::Fine,
     }
 }

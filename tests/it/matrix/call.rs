@@ -6,7 +6,7 @@ use std::{
 };
 
 use tenantry::{
-    Error, Tx,
+    Error, TransactionOptions, Tx,
     deadpool_postgres::Client,
     tokio_postgres::{self, error::SqlState},
 };
@@ -16,16 +16,16 @@ use tokio::{
 };
 
 use super::{
-    scene::Scene,
-    table::{Event, Outcome, State, Verb},
+    event_test::EventTest,
+    table::{AMPLE_DEADLINE, Event, Outcome, State, Verb},
 };
 
-/// How late a call may be.
+/// The time by which a call may be late.
 pub(super) const SLACK: Duration = Duration::from_secs(1);
 /// A refusal is told sooner than this, half the deadline; a refused login has a second try after a second.
-const AT_ONCE: Duration = Duration::from_secs(5);
+const AT_ONCE: Duration = Duration::from_secs(12);
 
-/// Why a call failed.
+/// The error of a call that failed.
 #[derive(Debug)]
 pub(super) enum Failed {
     Ours(Error),
@@ -45,16 +45,16 @@ impl From<tokio_postgres::Error> for Failed {
 }
 
 /// The middle of a call's query. A call comes there once, in its first run.
-pub(super) struct Middle<'a> {
-    /// How many calls have come there.
-    there: &'a watch::Sender<usize>,
+pub(super) struct SlowQuery<'a> {
+    /// The number of calls that have come there.
+    arrived: &'a watch::Sender<usize>,
     /// Seconds that the query takes, if nothing happens to it.
     takes: f64,
     first: AtomicBool,
 }
 
-impl<'a> Middle<'a> {
-    pub(super) fn new(event: &Event, state: State, there: &'a watch::Sender<usize>) -> Self {
+impl<'a> SlowQuery<'a> {
+    pub(super) fn new(event: &Event, state: State, arrived: &'a watch::Sender<usize>) -> Self {
         let takes = match event {
             _ if state == State::Suspended => 60.0,
             Event::Fault(_) | Event::Refused(..) | Event::FreezeBriefly => 0.1,
@@ -66,7 +66,7 @@ impl<'a> Middle<'a> {
             | Event::MoveEndpoint => 60.0,
         };
         Self {
-            there,
+            arrived,
             takes,
             first: AtomicBool::new(state.is_mid_query()),
         }
@@ -78,30 +78,30 @@ impl<'a> Middle<'a> {
         }
         let sleep = format!("SELECT pg_sleep({})", self.takes);
         let query = client.batch_execute(&sleep);
-        let arrive = async { self.there.send_modify(|there| *there += 1) };
+        let arrive = async { self.arrived.send_modify(|arrived| *arrived += 1) };
         tokio::join!(biased; query, arrive).0 // the query is sent first
     }
 }
 
-impl Scene {
+impl EventTest {
     /// One call, to its end or its deadline.
     pub(super) async fn call(
         &self,
         verb: Verb,
         state: State,
-        there: &watch::Sender<usize>,
+        arrived: &watch::Sender<usize>,
     ) -> Outcome {
-        let middle = Middle::new(self.event, state, there);
-        let late = self.ground.patience + SLACK;
+        let slow_query = SlowQuery::new(self.event, state, arrived);
+        let late = self.deadline(verb, state) + SLACK;
         let start = Instant::now();
-        let seen = self.once(verb, state, &middle, late).await;
+        let seen = self.call_once(verb, state, &slow_query, late).await;
         let took = start.elapsed();
         let case = self.case(state);
         assert!(!seen.is_refusal() || took < AT_ONCE, "{case}: {took:?}");
         match (self.row.cells(state).unwrap()[verb as usize], seen) {
             (Outcome::RowsOnceHeard, Outcome::Rows) => Outcome::RowsOnceHeard,
             (Outcome::RowsOnceHeard, Outcome::OwnError) => {
-                match self.once(verb, state, &middle, late).await {
+                match self.call_once(verb, state, &slow_query, late).await {
                     Outcome::Rows => Outcome::RowsOnceHeard,
                     again => again,
                 }
@@ -111,22 +111,22 @@ impl Scene {
     }
 
     /// The same without a second try.
-    pub(super) async fn once(
+    pub(super) async fn call_once(
         &self,
         verb: Verb,
         state: State,
-        middle: &Middle<'_>,
+        slow_query: &SlowQuery<'_>,
         late: Duration,
     ) -> Outcome {
         let tenant = verb.tenant();
-        match timeout(late, self.ask(verb, state, middle)).await {
-            Ok(Ok(whose)) => {
-                assert_eq!(whose, tenant, "{}: the wrong tenant", self.case(state));
+        match timeout(late, self.run_query(verb, state, slow_query)).await {
+            Ok(Ok(found)) => {
+                assert_eq!(found, tenant, "{}: the wrong tenant", self.case(state));
                 Outcome::Rows
             }
             Ok(Err(Failed::Own(err))) => {
-                let farewells = [SqlState::ADMIN_SHUTDOWN, SqlState::PROTOCOL_VIOLATION];
-                let lost = err.code().is_none_or(|code| farewells.contains(code));
+                let close_codes = [SqlState::ADMIN_SHUTDOWN, SqlState::PROTOCOL_VIOLATION];
+                let lost = err.code().is_none_or(|code| close_codes.contains(code));
                 assert!(lost, "{}: {err}", self.case(state));
                 Outcome::OwnError
             }
@@ -138,23 +138,37 @@ impl Scene {
         }
     }
 
-    async fn ask(&self, verb: Verb, state: State, middle: &Middle<'_>) -> Result<String, Failed> {
-        let (router, options, tenant) = (&self.ground.router, &self.options, verb.tenant());
+    /// The deadline of a call. It is short only where the call has to wait for it.
+    fn deadline(&self, verb: Verb, state: State) -> Duration {
+        match self.row.cells(state).unwrap()[verb as usize] {
+            Outcome::Rows | Outcome::RowsOnceHeard => self.shared.deadline.max(AMPLE_DEADLINE),
+            _ => self.shared.deadline,
+        }
+    }
+
+    async fn run_query(
+        &self,
+        verb: Verb,
+        state: State,
+        slow_query: &SlowQuery<'_>,
+    ) -> Result<String, Failed> {
+        let (router, tenant) = (&self.shared.router, verb.tenant());
+        let options = &TransactionOptions::new().timeout(self.deadline(verb, state));
         let read = async |tx: Tx| {
-            middle.pass(&tx).await?;
-            whose(&tx).await
+            slow_query.pass(&tx).await?;
+            tenant_of_row(&tx).await
         };
         let write = async |tx: Tx| {
             let insert = "INSERT INTO keys VALUES ($1)";
             tx.execute(insert, &[&self.case(state)]).await?;
-            middle.pass(&tx).await?;
-            whose(&tx).await
+            slow_query.pass(&tx).await?;
+            tenant_of_row(&tx).await
         };
         match verb {
             Verb::Get => {
                 let client = router.get(tenant).await?;
-                middle.pass(&client).await?;
-                whose(&client).await
+                slow_query.pass(&client).await?;
+                tenant_of_row(&client).await
             }
             Verb::Read => router.read_with(tenant, options, read).await,
             Verb::Transaction => router.transaction_with(tenant, options, write).await,
@@ -162,8 +176,8 @@ impl Scene {
     }
 }
 
-/// Whose database `client` is connected to, by its own row.
-pub(super) async fn whose(client: &Client) -> Result<String, Failed> {
+/// Returns the tenant whose database `client` is connected to, by the database's own row.
+pub(super) async fn tenant_of_row(client: &Client) -> Result<String, Failed> {
     let rows = client
         .query_typed("SELECT tenant FROM identity", &[])
         .await?;

@@ -13,7 +13,7 @@ use super::table::{Cells, Event, Outcome, Row, State, TABLE};
 const MANUAL: &str = include_str!("../../../src/manual/cold_start.md");
 
 #[test]
-fn the_manual_has_the_table_that_is_played() {
+fn the_manual_has_the_table_that_is_tested() {
     let table = markdown();
     let apart = format!("\n\n{table}\n"); // with nothing before or after it
     assert!(MANUAL.contains(&apart), "to be copied:\n{table}");
@@ -21,15 +21,15 @@ fn the_manual_has_the_table_that_is_played() {
 
 #[test]
 fn nothing_that_the_emulator_can_do_is_missing_in_the_table() {
-    let played: Vec<_> = TABLE
+    let tested: Vec<_> = TABLE
         .iter()
         .copied()
         .flatten()
         .flat_map(|row| row.events)
         .collect();
-    let is_played = |name: &str| {
-        let is_it = |played: &dyn Debug| format!("{played:?}").starts_with(name);
-        played.iter().any(|event| match event {
+    let is_tested = |name: &str| {
+        let is_it = |tested: &dyn Debug| format!("{tested:?}").starts_with(name);
+        tested.iter().any(|event| match event {
             Event::Fault(fault) => is_it(fault),
             Event::Refused(reason, _) => is_it(reason) || name == "WakeRefused",
             Event::Stop(how) => is_it(how),
@@ -43,16 +43,16 @@ fn nothing_that_the_emulator_can_do_is_missing_in_the_table() {
     ]
     .concat();
     assert!(all.contains(&"ComputeSilent".to_owned()), "{all:?}");
-    let missing: Vec<_> = all.iter().filter(|name| !is_played(name)).collect();
+    let missing: Vec<_> = all.iter().filter(|name| !is_tested(name)).collect();
     assert!(missing.is_empty(), "{missing:?}");
 }
 
-/// The names of an enum's variants, which it tells to whoever asks for one that there is not.
+/// Returns the names of an enum's variants, from serde's error about an unknown one.
 fn variants<T: DeserializeOwned + Debug>() -> Vec<String> {
-    let told = serde_json::from_str::<T>("\"none\"")
+    let message = serde_json::from_str::<T>("\"none\"")
         .unwrap_err()
         .to_string();
-    let names = told.split('`').skip(3).step_by(2);
+    let names = message.split('`').skip(3).step_by(2);
     names.map(camel).collect()
 }
 

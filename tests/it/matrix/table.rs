@@ -1,4 +1,4 @@
-//! What can happen to a tenant's database, and what each call makes of it.
+//! The events that can happen to a tenant's database, and what each call makes of them.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ impl Verb {
     }
 }
 
-/// How things stand when it happens.
+/// The situation in which an event happens.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum State {
     /// The compute is suspended, and the router has seen its sockets close.
@@ -60,7 +60,7 @@ impl State {
     }
 }
 
-/// How a call ends.
+/// The way in which a call ends.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Outcome {
     /// With the tenant's own row; a transaction is committed.
@@ -77,7 +77,7 @@ pub(super) enum Outcome {
 }
 
 impl Outcome {
-    /// Whether it is told to later calls as well, until it may have changed.
+    /// Returns whether later calls get the same error as well, until its cause may have changed.
     pub(super) const fn is_refusal(self) -> bool {
         match self {
             Self::Fails(kind, _) => {
@@ -91,14 +91,14 @@ impl Outcome {
 /// Something that happens.
 #[derive(Debug)]
 pub(super) enum Event {
-    /// Meets whoever connects from then on.
+    /// Affects connections that are opened from then on.
     Fault(Fault),
     /// [`Fault::WakeRefused`], so many times or always.
     Refused(Reason, Option<u32>),
     Stop(Stop),
     /// For half a second.
     FreezeBriefly,
-    /// For longer than anybody waits.
+    /// Until after the deadline.
     Freeze,
     Crash,
     RestartProxy,
@@ -109,12 +109,12 @@ pub(super) enum Event {
 /// The outcomes of `get` and query, of `read`, and of `transaction`.
 pub(super) type Cells = [Outcome; 3];
 
-/// What follows when one of these events happens.
+/// A row of the table: the outcomes when one of these events happens.
 pub(super) struct Row {
     pub(super) what: &'static str,
     pub(super) events: &'static [Event],
     /// The deadline of each call.
-    pub(super) patience: Duration,
+    pub(super) deadline: Duration,
     pub(super) asleep: Cells,
     pub(super) idle: Cells,
     pub(super) mid_query: Cells,
@@ -134,29 +134,29 @@ impl Row {
 }
 
 /// For outcomes that come long before it, also while other tests keep the disk busy.
-const AMPLE: Duration = Duration::from_secs(25);
+pub(super) const AMPLE_DEADLINE: Duration = Duration::from_secs(25);
 /// For outcomes that come with it.
-const SHORT: Duration = Duration::from_millis(1500);
+const SHORT_DEADLINE: Duration = Duration::from_secs(4);
 /// For PgBouncer's second try, which comes after 15 s.
-const PATIENT: Duration = Duration::from_secs(30);
+const LONG_DEADLINE: Duration = Duration::from_secs(30);
 
 const ROWS: Cells = [Outcome::Rows; 3];
-/// What a query tells of a connection that is lost under it; the other two verbs run again.
+/// The outcomes of a connection that is lost under a query: the query fails, and the other two verbs run again.
 const CUT: Cells = [Outcome::OwnError, Outcome::Rows, Outcome::Rows];
-/// What is found of a connection that died while it lay idle.
+/// The outcomes of a connection that died while it lay idle.
 const DIED: Cells = [Outcome::RowsOnceHeard, Outcome::Rows, Outcome::Rows];
 
-/// Something that meets whoever connects: `cell` for who must.
-const fn meets(
+/// Something that affects new connections: `cell` for calls that must open one.
+const fn failing_connects(
     what: &'static str,
     events: &'static [Event],
-    patience: Duration,
+    deadline: Duration,
     cell: Outcome,
 ) -> Row {
     Row {
         what,
         events,
-        patience,
+        deadline,
         asleep: [cell; 3],
         idle: ROWS,
         mid_query: ROWS,
@@ -166,26 +166,31 @@ const fn meets(
 
 /// A refusal: told at once, and remembered.
 const fn refusal(what: &'static str, events: &'static [Event], kind: ErrorKind) -> Row {
-    meets(what, events, AMPLE, Outcome::Fails(kind, Stage::Wake))
+    failing_connects(
+        what,
+        events,
+        AMPLE_DEADLINE,
+        Outcome::Fails(kind, Stage::Wake),
+    )
 }
 
 /// Something that may pass at any moment, and does not.
-const fn stays(what: &'static str, events: &'static [Event]) -> Row {
+const fn lasting_fault(what: &'static str, events: &'static [Event]) -> Row {
     let cell = Outcome::Fails(ErrorKind::Timeout(Stage::Wake), Stage::Wake);
-    meets(what, events, SHORT, cell)
+    failing_connects(what, events, SHORT_DEADLINE, cell)
 }
 
 /// Something that passes in time.
-const fn passes(what: &'static str, events: &'static [Event], patience: Duration) -> Row {
-    meets(what, events, patience, Outcome::Rows)
+const fn passing_fault(what: &'static str, events: &'static [Event], deadline: Duration) -> Row {
+    failing_connects(what, events, deadline, Outcome::Rows)
 }
 
 /// Something that cuts all connections.
-const fn cuts(what: &'static str, events: &'static [Event]) -> Row {
+const fn connection_loss(what: &'static str, events: &'static [Event]) -> Row {
     Row {
         what,
         events,
-        patience: AMPLE,
+        deadline: AMPLE_DEADLINE,
         asleep: ROWS,
         idle: DIED,
         mid_query: CUT,
@@ -193,7 +198,7 @@ const fn cuts(what: &'static str, events: &'static [Event]) -> Row {
     }
 }
 
-/// Each is played by a test of its own, and has one deadline.
+/// Each has a test and a deadline of its own.
 pub(super) const TABLE: [&[Row]; 8] = [
     QUOTAS,
     REFUSALS,
@@ -201,18 +206,18 @@ pub(super) const TABLE: [&[Row]; 8] = [
     UNREACHABLE,
     PASSING,
     RECOVERY,
-    HAPPENINGS,
+    RUNNING,
     FROZEN,
 ];
 
 pub(super) const QUOTAS: &[Row] = &[
     refusal(
-        "the active time is used up (`ActiveTimeQuota`)",
+        "the quota of active time is used up (`ActiveTimeQuota`)",
         &[Event::Refused(Reason::ActiveTimeQuota, None)],
         ErrorKind::QuotaExhausted(Quota::ActiveTime),
     ),
     refusal(
-        "the compute time is used up (`ComputeTimeQuota`, `BranchComputeTimeQuota`)",
+        "the quota of compute time is used up (`ComputeTimeQuota`, `BranchComputeTimeQuota`)",
         &[
             Event::Refused(Reason::ComputeTimeQuota, None),
             Event::Refused(Reason::BranchComputeTimeQuota, None),
@@ -220,17 +225,17 @@ pub(super) const QUOTAS: &[Row] = &[
         ErrorKind::QuotaExhausted(Quota::ComputeTime),
     ),
     refusal(
-        "as much is written as may be (`WrittenDataQuota`)",
+        "the quota of written data is used up (`WrittenDataQuota`)",
         &[Event::Refused(Reason::WrittenDataQuota, None)],
         ErrorKind::QuotaExhausted(Quota::WrittenData),
     ),
     refusal(
-        "as much is sent out as may be (`DataTransferQuota`)",
+        "the quota of data transfer is used up (`DataTransferQuota`)",
         &[Event::Refused(Reason::DataTransferQuota, None)],
         ErrorKind::QuotaExhausted(Quota::DataTransfer),
     ),
     refusal(
-        "as much is stored as may be (`LogicalSizeQuota`)",
+        "the quota of stored data is used up (`LogicalSizeQuota`)",
         &[Event::Refused(Reason::LogicalSizeQuota, None)],
         ErrorKind::QuotaExhausted(Quota::LogicalSize),
     ),
@@ -243,7 +248,7 @@ pub(super) const REFUSALS: &[Row] = &[
         ErrorKind::ActiveComputeLimit,
     ),
     refusal(
-        "the control plane is asked too often (`RateLimitExceeded`)",
+        "the control plane gets too many requests (`RateLimitExceeded`)",
         &[Event::Refused(Reason::RateLimitExceeded, None)],
         ErrorKind::RateLimited,
     ),
@@ -253,7 +258,7 @@ pub(super) const REFUSALS: &[Row] = &[
         ErrorKind::Disabled,
     ),
     refusal(
-        "the endpoint is gone (`EndpointNotFound`, `NotFound`)",
+        "the endpoint does not exist any more (`EndpointNotFound`, `NotFound`)",
         &[
             Event::Refused(Reason::EndpointNotFound, None),
             Event::Refused(Reason::NotFound, None),
@@ -261,20 +266,20 @@ pub(super) const REFUSALS: &[Row] = &[
         ErrorKind::EndpointNotFound,
     ),
     refusal(
-        "the endpoint is unavailable, nobody says why (`Unavailable`)",
+        "the endpoint is unavailable, and Neon gives no reason (`Unavailable`)",
         &[Event::Refused(Reason::Unavailable, None)],
         ErrorKind::Locked,
     ),
     refusal(
-        "the address may not connect (`AddressNotAllowed`)",
+        "the client's address is not allowed to connect (`AddressNotAllowed`)",
         &[Event::Fault(Fault::AddressNotAllowed)],
         ErrorKind::Refused,
     ),
 ];
 
 pub(super) const BUSY: &[Row] = &[
-    stays(
-        "the control plane is busy, and stays so (`RunningOperations`, `ConcurrencyLimitReached`, `LockAlreadyTaken`, `EndpointIdle`, `ProjectUnderMaintenance`)",
+    lasting_fault(
+        "the control plane is busy until the deadline (`RunningOperations`, `ConcurrencyLimitReached`, `LockAlreadyTaken`, `EndpointIdle`, `ProjectUnderMaintenance`)",
         &[
             Event::Refused(Reason::RunningOperations, None),
             Event::Refused(Reason::ConcurrencyLimitReached, None),
@@ -283,16 +288,16 @@ pub(super) const BUSY: &[Row] = &[
             Event::Refused(Reason::ProjectUnderMaintenance, None),
         ],
     ),
-    stays(
-        "the control plane fails, and the proxy repeats that (`Failed`)",
+    lasting_fault(
+        "the control plane fails, and the proxy repeats the failure (`Failed`)",
         &[Event::Refused(Reason::Failed, None)],
     ),
-    stays(
+    lasting_fault(
         "the control plane cannot be reached (`ControlPlaneDown`)",
         &[Event::Fault(Fault::ControlPlaneDown)],
     ),
-    stays(
-        "too many at once, and it stays so (`TooManyConnections`, `TooManyWakes`, `NoPermit`)",
+    lasting_fault(
+        "too many connections or wakes at once, until the deadline (`TooManyConnections`, `TooManyWakes`, `NoPermit`)",
         &[
             Event::Fault(Fault::TooManyConnections { times: u32::MAX }),
             Event::Fault(Fault::TooManyWakes { times: u32::MAX }),
@@ -301,8 +306,8 @@ pub(super) const BUSY: &[Row] = &[
     ),
 ];
 
-pub(super) const UNREACHABLE: &[Row] = &[stays(
-    "the compute is up and cannot be reached (`ComputeRefuses`, `ComputeUnreachable`, `ComputeCloses`, `ComputeSilent`)",
+pub(super) const UNREACHABLE: &[Row] = &[lasting_fault(
+    "the compute is running, but cannot be reached (`ComputeRefuses`, `ComputeUnreachable`, `ComputeCloses`, `ComputeSilent`)",
     &[
         Event::Fault(Fault::ComputeRefuses),
         Event::Fault(Fault::ComputeUnreachable),
@@ -312,42 +317,42 @@ pub(super) const UNREACHABLE: &[Row] = &[stays(
 )];
 
 pub(super) const PASSING: &[Row] = &[
-    passes(
+    passing_fault(
         "the control plane is busy for half a second (`RunningOperations`)",
         &[Event::Refused(Reason::RunningOperations, Some(4))],
-        AMPLE,
+        AMPLE_DEADLINE,
     ),
-    passes(
-        "too many at once, told once (`TooManyConnections`, `TooManyWakes`, `NoPermit`)",
+    passing_fault(
+        "too many connections or wakes at once, reported once (`TooManyConnections`, `TooManyWakes`, `NoPermit`)",
         &[
             Event::Fault(Fault::TooManyConnections { times: 1 }),
             Event::Fault(Fault::TooManyWakes { times: 1 }),
             Event::Fault(Fault::NoPermit { times: 1 }),
         ],
-        AMPLE,
+        AMPLE_DEADLINE,
     ),
 ];
 
-pub(super) const RECOVERY: &[Row] = &[passes(
-    "the next start is a recovery of a second (`ComputeRecovers`)",
+pub(super) const RECOVERY: &[Row] = &[passing_fault(
+    "the compute recovers for one second at its next start (`ComputeRecovers`)",
     &[Event::Fault(Fault::ComputeRecovers { milliseconds: 1000 })],
-    PATIENT,
+    LONG_DEADLINE,
 )];
 
 const UNKNOWN: Outcome = Outcome::Fails(ErrorKind::CommitUnknown, Stage::Commit);
 const OUT_OF_TIME: Outcome = Outcome::Fails(ErrorKind::Timeout(Stage::Query), Stage::Query);
 
-pub(super) const HAPPENINGS: &[Row] = &[
+pub(super) const RUNNING: &[Row] = &[
     Row {
-        what: "COMMIT is done and everything is killed before its answer (`CommitAnswerLost`)",
+        what: "COMMIT succeeds, but all processes are killed before its answer (`CommitAnswerLost`)",
         events: &[Event::Fault(Fault::CommitAnswerLost)],
-        patience: AMPLE,
+        deadline: AMPLE_DEADLINE,
         asleep: [Outcome::Rows, Outcome::Rows, UNKNOWN],
         idle: [Outcome::Rows, Outcome::Rows, UNKNOWN],
         mid_query: [Outcome::Rows, Outcome::Rows, UNKNOWN],
         suspended: Some([Outcome::OwnError, Outcome::Rows, UNKNOWN]),
     },
-    cuts(
+    connection_loss(
         "the compute is stopped (`Neon`, `Fast`, `Immediate`, `Kill`)",
         &[
             Event::Stop(Stop::Neon),
@@ -356,14 +361,14 @@ pub(super) const HAPPENINGS: &[Row] = &[
             Event::Stop(Stop::Kill),
         ],
     ),
-    cuts("the compute crashes", &[Event::Crash]),
-    cuts("the proxy is restarted", &[Event::RestartProxy]),
-    cuts("the password is rotated", &[Event::RotatePassword]),
-    cuts("the endpoint is moved", &[Event::MoveEndpoint]),
+    connection_loss("the compute crashes", &[Event::Crash]),
+    connection_loss("the proxy is restarted", &[Event::RestartProxy]),
+    connection_loss("the password is rotated", &[Event::RotatePassword]),
+    connection_loss("the endpoint is moved", &[Event::MoveEndpoint]),
     Row {
         what: "the compute is frozen for half a second",
         events: &[Event::FreezeBriefly],
-        patience: AMPLE,
+        deadline: AMPLE_DEADLINE,
         asleep: ROWS,
         idle: ROWS,
         mid_query: ROWS,
@@ -372,9 +377,9 @@ pub(super) const HAPPENINGS: &[Row] = &[
 ];
 
 pub(super) const FROZEN: &[Row] = &[Row {
-    what: "the compute is frozen for longer than anybody waits",
+    what: "the compute is frozen until after the deadline",
     events: &[Event::Freeze],
-    patience: SHORT,
+    deadline: SHORT_DEADLINE,
     asleep: [Outcome::Fails(ErrorKind::Timeout(Stage::Wake), Stage::Wake); 3],
     idle: [Outcome::NoAnswer, OUT_OF_TIME, OUT_OF_TIME],
     mid_query: [Outcome::NoAnswer, OUT_OF_TIME, OUT_OF_TIME],

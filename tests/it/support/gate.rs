@@ -1,10 +1,10 @@
-//! What a scripted backend does with a caller at each step, as the test says, at any time.
+//! The gates of a scripted backend: what it does with a caller at each step, as the test says, at any time.
 
 use std::{io, time::Duration};
 
 use tokio::{sync::watch, time::sleep};
 
-/// What somebody is about to do, in the order in which a caller comes to it.
+/// A step of a call, in the order in which a call comes to it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Step {
     /// Asking the catalog.
@@ -41,7 +41,7 @@ impl Step {
     ];
 }
 
-/// Whether somebody may take a step.
+/// The moment at which a call may pass a step.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Gate {
     /// At once.
@@ -50,11 +50,11 @@ pub(crate) enum Gate {
     Fail(Failure),
     /// After this long. A change of the gate concerns those that come later.
     Slow(Duration),
-    /// When the gate is something else.
+    /// Once the gate is something else.
     Stuck,
 }
 
-/// How a step fails.
+/// The way in which a step fails.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Failure {
     /// With an error, after which a session goes on. Ends a login, as Neon's proxy does.
@@ -74,7 +74,7 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
-    /// What somebody hears who gets no stream.
+    /// Returns the error of a caller that gets no stream.
     pub(super) fn into_io(self) -> io::Error {
         match self {
             Self::Error { text, .. } | Self::Fatal { text, .. } => io::Error::other(text),

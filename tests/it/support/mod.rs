@@ -1,54 +1,57 @@
-//! What the tests share: a stage with an emulator and routers on it, a scripted API, and a scripted
+//! Helpers that the tests share: an environment with an emulator and routers on it, a scripted API, and a scripted
 //! Postgres over pipes.
 
 mod backend;
-mod balancer;
-mod crew;
+mod call_test;
+mod delay_proxy;
+mod fake_catalog;
+mod fake_control_plane;
+mod fake_database;
+mod faulty_catalog;
 mod gate;
 mod gateway;
-mod half;
-mod held_up;
-mod house;
-mod ledger;
+mod lossy_proxy;
+mod migration;
 mod packet;
 mod project;
-mod projects;
 mod raw;
 mod relay;
 mod replica;
-mod scene;
+mod replica_set;
 mod script;
 mod session;
 mod shared;
-mod silent;
-mod stage;
+mod silent_listener;
 mod statement;
-mod table;
+mod tenant_table;
+mod test_env;
 mod watchdog;
 
 pub(crate) use backend::{Backend, Counts};
-pub(crate) use balancer::{Balancer, Fate};
-pub(crate) use crew::{Crew, is_own};
+pub(crate) use call_test::{Call, CallTest, Case, FaultPoint};
+pub(crate) use delay_proxy::DelayProxy;
+pub(crate) use fake_catalog::{DOWN, FakeCatalog, current_database, served_database};
+pub(crate) use fake_control_plane::FakeControlPlane;
+pub(crate) use fake_database::{ENDPOINT_NOT_FOUND, FakeDatabase, Intrusions, WRONG_PASSWORD};
+pub(crate) use faulty_catalog::{CatalogFault, FaultyCatalog};
 pub(crate) use gate::{Failure, Gate, Step};
 pub(crate) use gateway::{Gateway, folder};
-pub(crate) use half::{Half, Trouble};
-pub(crate) use held_up::HeldUp;
-pub(crate) use house::{GONE, House, Intrusions, WRONG_PASSWORD};
-pub(crate) use ledger::{DOWN, Ledger, place, place_of};
-pub(crate) use project::{Project, told};
-pub(crate) use projects::Projects;
-pub(crate) use raw::{End, RawClient, Seen};
-pub(crate) use relay::{Relay, ThroughRelay};
-pub(crate) use replica::{Answer, MOMENT, Replica, Site, WINDOW, serve};
-pub(crate) use scene::{Call, Case, Place, Scene};
+pub(crate) use lossy_proxy::{ConnectionLoss, LossyProxy};
+pub(crate) use migration::{Databases, counted, run_as_migration};
+pub(crate) use project::{Project, only_error};
+pub(crate) use raw::{CloseKind, Message, RawClient};
+pub(crate) use relay::{FixedResolver, Relay};
+pub(crate) use replica::{Answer, Deployment, MOMENT, Replica, WINDOW, run_as_replica};
+pub(crate) use replica_set::{ReplicaSet, is_seed_of};
 pub(crate) use script::{Reply, ScriptedApi};
 pub(crate) use shared::{
-    LEASE, PASSWORD, chain, column, keys, leased, publish, replica, session, superuser, tenant,
+    LEASE, PASSWORD, catalog_builder, column, error_chain, keys, publish, session, superuser,
+    take_lease, tenant,
 };
-pub(crate) use silent::Silent;
-pub(crate) use stage::{Stage, eventually, in_the_end, run_on};
-pub(crate) use table::Table;
-pub(crate) use watchdog::{Pulse, watched, without_spinning};
+pub(crate) use silent_listener::SilentListener;
+pub(crate) use tenant_table::TenantTable;
+pub(crate) use test_env::{TestEnv, eventually, query_text, retry_timeouts};
+pub(crate) use watchdog::{Heartbeat, run_watched, without_spinning};
 
 use std::time::Duration;
 

@@ -24,7 +24,7 @@ pub(super) fn strings(bytes: &[u8]) -> impl Iterator<Item = &str> {
         .map(|text| std::str::from_utf8(text).unwrap_or_default())
 }
 
-/// What a row is that has one column of text.
+/// Returns the description of a row that has one column of text.
 pub(super) fn text_column() -> Vec<u8> {
     let mut body = 1_i16.to_be_bytes().to_vec();
     body.extend(b"tenant\0");

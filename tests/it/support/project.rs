@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tenantry::neon::ConnectionParameters;
 
-use super::{RawClient, Seen, Stage};
+use super::{Message, RawClient, TestEnv};
 
 /// A project with its compute, for clients at the wire.
 pub(crate) struct Project {
@@ -15,8 +15,8 @@ pub(crate) struct Project {
 
 impl Project {
     /// A project whose compute is awake.
-    pub(crate) async fn new(stage: &Stage) -> Self {
-        let created = stage.project().await;
+    pub(crate) async fn new(env: &TestEnv) -> Self {
+        let created = env.project().await;
         let at = created.connection_uris[0].connection_parameters.clone();
         Self {
             id: created.endpoints[0].id.clone(),
@@ -30,22 +30,22 @@ impl Project {
     }
 
     /// Logs in through `host`; the messages since the proof.
-    pub(crate) async fn log_in(&self, stage: &Stage, host: &str) -> (RawClient, Vec<Seen>) {
-        let mut client = RawClient::connect(stage, host).await;
+    pub(crate) async fn log_in(&self, env: &TestEnv, host: &str) -> (RawClient, Vec<Message>) {
+        let mut client = RawClient::connect(env, host).await;
         let seen = client.log_in(self.at.password.expose(), &[]).await;
         (client, seen)
     }
 
     /// A session through `host`.
-    pub(crate) async fn session(&self, stage: &Stage, host: &str) -> RawClient {
-        let (client, seen) = self.log_in(stage, host).await;
+    pub(crate) async fn session(&self, env: &TestEnv, host: &str) -> RawClient {
+        let (client, seen) = self.log_in(env, host).await;
         assert!(seen.last().is_some_and(|last| last.tag == 'Z'), "{seen:?}");
         client
     }
 }
 
 /// The text of the one error that was sent, and when it came.
-pub(crate) fn told(seen: &[Seen]) -> (String, Duration) {
+pub(crate) fn only_error(seen: &[Message]) -> (String, Duration) {
     assert_eq!(seen.len(), 1, "{seen:?}");
     let field = |field| seen[0].field(field).unwrap_or_default();
     assert_eq!(

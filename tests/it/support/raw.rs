@@ -11,17 +11,17 @@ use tokio::{
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use super::{LONG, Stage};
+use super::{LONG, TestEnv};
 
 /// A message of the server's, and when it came.
 #[derive(Clone, Debug)]
-pub(crate) struct Seen {
+pub(crate) struct Message {
     pub(crate) tag: char,
     pub(crate) body: Vec<u8>,
     pub(crate) after: Duration,
 }
 
-impl Seen {
+impl Message {
     /// The kind of an `Authentication…` message.
     pub(crate) fn kind(&self) -> u32 {
         u32::from_be_bytes(self.body[..4].try_into().unwrap())
@@ -39,9 +39,9 @@ impl Seen {
     }
 }
 
-/// How a server closes.
+/// The way in which a server closes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum End {
+pub(crate) enum CloseKind {
     /// With TLS's own goodbye.
     Closed,
     /// The bare end of the TCP stream.
@@ -56,13 +56,13 @@ pub(crate) struct RawClient {
 
 impl RawClient {
     /// TLS without the request for it, for the name `host` (an address sends no SNI).
-    pub(crate) async fn connect(stage: &Stage, host: &str) -> Self {
+    pub(crate) async fn connect(env: &TestEnv, host: &str) -> Self {
         let start = Instant::now();
-        let stream = TcpStream::connect(stage.emulator.proxy_address())
+        let stream = TcpStream::connect(env.emulator.proxy_address())
             .await
             .unwrap();
         let name = ServerName::try_from(host.to_owned()).unwrap();
-        let stream = TlsConnector::from(stage.tls_config())
+        let stream = TlsConnector::from(env.tls_config())
             .connect(name, stream)
             .await
             .unwrap();
@@ -96,13 +96,13 @@ impl RawClient {
         self.stream.write_all(&bytes).await.unwrap();
     }
 
-    pub(crate) async fn query(&mut self, sql: &str) -> Vec<Seen> {
+    pub(crate) async fn query(&mut self, sql: &str) -> Vec<Message> {
         self.send(b'Q', format!("{sql}\0").as_bytes()).await;
         self.until('Z').await
     }
 
     /// The next message; `None` when the server has closed.
-    pub(crate) async fn next(&mut self) -> Option<Seen> {
+    pub(crate) async fn next(&mut self) -> Option<Message> {
         let mut head = [0; 5];
         let read = timeout(LONG, self.stream.read_exact(&mut head))
             .await
@@ -111,7 +111,7 @@ impl RawClient {
         let length = u32::from_be_bytes(head[1..].try_into().unwrap()) as usize;
         let mut body = vec![0; length - 4];
         self.stream.read_exact(&mut body).await.ok()?;
-        Some(Seen {
+        Some(Message {
             tag: char::from(head[0]),
             body,
             after: self.start.elapsed(),
@@ -119,7 +119,7 @@ impl RawClient {
     }
 
     /// The messages that are still to come, and how the server closes.
-    pub(crate) async fn until_closed(&mut self) -> (Vec<Seen>, End) {
+    pub(crate) async fn until_closed(&mut self) -> (Vec<Message>, CloseKind) {
         let mut seen = Vec::new();
         while let Some(message) = self.next().await {
             seen.push(message);
@@ -127,15 +127,15 @@ impl RawClient {
         // What ended the last message ends this too, and tells why.
         let ended = self.stream.read(&mut [0]).await;
         let end = match ended {
-            Ok(0) => End::Closed,
+            Ok(0) => CloseKind::Closed,
             Ok(_) => panic!("half a message"),
-            Err(_) => End::Cut,
+            Err(_) => CloseKind::Cut,
         };
         (seen, end)
     }
 
     /// Messages up to one with `tag`, or an error, or the end.
-    pub(crate) async fn until(&mut self, tag: char) -> Vec<Seen> {
+    pub(crate) async fn until(&mut self, tag: char) -> Vec<Message> {
         let mut seen = Vec::new();
         while let Some(message) = self.next().await {
             let last = message.tag == tag || (message.tag == 'E' && tag != 'Z');
@@ -148,7 +148,7 @@ impl RawClient {
     }
 
     /// Answers SCRAM without channel binding; ends with the proof sent.
-    pub(crate) async fn prove(&mut self, password: &str) {
+    pub(crate) async fn answer_scram(&mut self, password: &str) {
         let offer = self.next().await.unwrap();
         assert_eq!((offer.tag, offer.kind()), ('R', 10), "{offer:?}");
         assert_eq!(&offer.body[4..], b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0");
@@ -169,17 +169,17 @@ impl RawClient {
     }
 
     /// Logs in as the project's own role; the messages from the proof to the end of the login.
-    pub(crate) async fn log_in(&mut self, password: &str, more: &[(&str, &str)]) -> Vec<Seen> {
+    pub(crate) async fn log_in(&mut self, password: &str, more: &[(&str, &str)]) -> Vec<Message> {
         let mut parameters = vec![("user", "neondb_owner"), ("database", "neondb")];
         parameters.retain(|(name, _)| !more.iter().any(|(other, _)| other == name));
         parameters.extend(more);
         self.startup(0, &parameters).await;
-        self.prove(password).await;
+        self.answer_scram(password).await;
         self.until_ready().await
     }
 
     /// Messages up to ReadyForQuery, an error, or the end.
-    pub(crate) async fn until_ready(&mut self) -> Vec<Seen> {
+    pub(crate) async fn until_ready(&mut self) -> Vec<Message> {
         let mut seen = Vec::new();
         while let Some(message) = self.next().await {
             let last = matches!(message.tag, 'Z' | 'E');

@@ -50,8 +50,8 @@ impl Relay {
     }
 
     /// Leads every host here.
-    pub(crate) fn resolver(&self) -> ThroughRelay {
-        ThroughRelay(self.address)
+    pub(crate) fn resolver(&self) -> FixedResolver {
+        FixedResolver(self.address)
     }
 }
 
@@ -76,9 +76,9 @@ async fn pass(mut client: TcpStream, target: SocketAddr, mut frozen: watch::Rece
 }
 
 /// A resolver that knows one address.
-pub(crate) struct ThroughRelay(pub(crate) SocketAddr);
+pub(crate) struct FixedResolver(pub(crate) SocketAddr);
 
-impl Resolve for ThroughRelay {
+impl Resolve for FixedResolver {
     async fn resolve(&self, _host: &str, _port: u16) -> io::Result<Vec<SocketAddr>> {
         Ok(vec![self.0])
     }

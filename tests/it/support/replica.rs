@@ -1,5 +1,5 @@
-//! Replicas of an application: processes of their own on one catalog and one emulator, each of which can be stopped at any
-//! step of its work, killed, and made to stand still.
+//! Replicas of an application: processes of their own on one catalog and one emulator, each of which can be stopped at
+//! any step of its work, killed, and made to stand still.
 
 mod process;
 
@@ -27,18 +27,18 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{LONG, Stage};
+use super::{LONG, TestEnv};
 
-pub(crate) use process::{LEASE, WINDOW, serve};
+pub(crate) use process::{LEASE, WINDOW, run_as_replica};
 
 /// Holds what a process needs to be a replica.
 pub(crate) const SETTINGS: &str = "TENANTRY_TEST_REPLICA";
 /// Begins each line that a replica says. The rest of what it prints is the test harness's.
-const SAYS: &str = "replica: ";
+const OUTPUT_PREFIX: &str = "replica: ";
 /// The test that is a replica where [`SETTINGS`] are given.
-const TEST: &str = "crashes::a_replica_process_answers";
+const REPLICA_TEST: &str = "crashes::a_replica_process_answers";
 
-/// What a replica is told when it is started.
+/// The settings that a replica gets when it is started.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Settings {
     catalog: String,
@@ -46,52 +46,52 @@ pub(crate) struct Settings {
     key: String,
     root_certificate: PathBuf,
     proxy: SocketAddr,
-    /// Whether each new database gets its row, which takes a start of its Postgres.
-    seeds: bool,
+    /// `true` if each new database gets its row, which takes a start of its Postgres.
+    seeds_databases: bool,
 }
 
-/// What a replica answers: what was asked for, or the kind of the error with its text.
+/// The answer of a replica: what was asked for, or the kind of the error with its text.
 pub(crate) type Answer = Result<String, String>;
 
 /// An emulator and a catalog that replicas share.
-pub(crate) struct Site {
-    pub(crate) stage: Stage,
+pub(crate) struct Deployment {
+    pub(crate) env: TestEnv,
     pub(crate) catalog: CatalogServer,
 }
 
-impl Site {
+impl Deployment {
     pub(crate) async fn new() -> Self {
         Self::with(|emulator| emulator).await
     }
 
     pub(crate) async fn with(set_up: impl FnOnce(EmulatorBuilder) -> EmulatorBuilder) -> Self {
-        let (stage, catalog) = tokio::join!(
-            Stage::with(|emulator| set_up(emulator.start_on_create(false))),
+        let (env, catalog) = tokio::join!(
+            TestEnv::with(|emulator| set_up(emulator.start_on_create(false))),
             CatalogServer::start()
         );
         let catalog = catalog.expect("catalog");
-        Self { stage, catalog }
+        Self { env, catalog }
     }
 
     /// The catalog, as any process of the application opens it.
-    pub(crate) fn records(&self) -> Postgres {
-        open(&self.catalog.url())
+    pub(crate) fn open_catalog(&self) -> Postgres {
+        catalog_at(&self.catalog.url())
     }
 
-    /// What the catalog knows.
+    /// Returns every record of the catalog.
     pub(crate) async fn all_records(&self) -> Vec<Record> {
-        self.records().list(None, 10_000).await.expect("list")
+        self.open_catalog().list(None, 10_000).await.expect("list")
     }
 
     /// A router in this process.
     pub(crate) fn router(&self, set_up: impl FnOnce(Provisioner) -> Provisioner) -> TenantRouter {
-        let provisioner = Provisioner::new(self.records(), self.stage.neon(), "test")
+        let provisioner = Provisioner::new(self.open_catalog(), self.env.neon(), "test")
             .on_first_access()
             .creations_per_minute(100_000)
             .lease_time(LEASE)
             .lost_answer_window(WINDOW);
         let builder = TenantRouter::provisioning(set_up(provisioner));
-        self.stage.at(builder).build().expect("router")
+        self.env.configure(builder).build().expect("router")
     }
 
     /// Starts a replica that seeds new databases.
@@ -102,7 +102,7 @@ impl Site {
     /// Starts a replica that has nothing to do on new databases.
     pub(crate) async fn plain_replica(&self) -> Replica {
         let mut settings = self.settings();
-        settings.seeds = false;
+        settings.seeds_databases = false;
         Replica::start(&settings).await
     }
 
@@ -114,19 +114,19 @@ impl Site {
     }
 
     fn settings(&self) -> Settings {
-        let emulator = &self.stage.emulator;
+        let emulator = &self.env.emulator;
         Settings {
             catalog: self.catalog.url(),
             api: emulator.api_url(),
             key: emulator.api_key().expose().to_owned(),
             root_certificate: emulator.root_certificate_file(),
             proxy: emulator.proxy_address(),
-            seeds: true,
+            seeds_databases: true,
         }
     }
 }
 
-fn open(url: &str) -> Postgres {
+fn catalog_at(url: &str) -> Postgres {
     let catalog = Postgres::builder(url).namespace("test");
     let catalog = catalog.keys(KeyRing::new("k1", [7; 32]));
     catalog.build().expect("catalog")
@@ -135,40 +135,42 @@ fn open(url: &str) -> Postgres {
 /// A replica that runs. Dropping it kills it.
 pub(crate) struct Replica {
     child: Child,
-    line: Line,
+    commands: CommandSender,
     stops: mpsc::UnboundedReceiver<(String, String)>,
 }
 
 /// Sends commands to a replica, also while another task waits for its steps.
 #[derive(Clone)]
-pub(crate) struct Line {
+pub(crate) struct CommandSender {
     commands: mpsc::UnboundedSender<String>,
-    asked: Arc<Mutex<Asked>>,
+    pending: Arc<Mutex<PendingCommands>>,
 }
 
-/// What was asked and is not answered.
+/// The commands that are not answered yet.
 #[derive(Default)]
-struct Asked {
+struct PendingCommands {
     last: u64,
     waiting: HashMap<u64, oneshot::Sender<Answer>>,
-    /// Whether the replica has ended, and answers nothing any more.
+    /// `true` once the replica has ended, and answers nothing any more.
     ended: bool,
 }
 
-impl Line {
+impl CommandSender {
     /// Sends a command now. Its answer comes when it is done; it may be waited for apart from the replica.
     pub(crate) fn ask(&self, command: &str) -> impl Future<Output = Answer> + Send + use<> {
-        let (tell, told) = oneshot::channel();
-        let mut asked = self.asked.lock().unwrap();
-        asked.last += 1;
-        let line = format!("{} {command}\n", asked.last);
-        let number = asked.last;
-        if !asked.ended {
-            asked.waiting.insert(number, tell);
+        let (answer_sender, answer_receiver) = oneshot::channel();
+        let mut pending = self.pending.lock().unwrap();
+        pending.last += 1;
+        let line = format!("{} {command}\n", pending.last);
+        let number = pending.last;
+        if !pending.ended {
+            pending.waiting.insert(number, answer_sender);
         }
         let _ = self.commands.send(line); // a process that has ended answers nothing
         async move {
-            let answer = timeout(8 * LONG, told).await.expect("a replica is silent");
+            let answer = timeout(8 * LONG, answer_receiver)
+                .await
+                .expect("a replica is silent");
             answer.unwrap_or_else(|_| Err("killed".to_owned()))
         }
     }
@@ -190,7 +192,7 @@ impl Line {
 impl Replica {
     async fn start(settings: &Settings) -> Self {
         let mut child = Command::new(env::current_exe().unwrap())
-            .args(["--exact", TEST, "--nocapture"])
+            .args(["--exact", REPLICA_TEST, "--nocapture"])
             .env(SETTINGS, serde_json::to_string(settings).unwrap())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -200,26 +202,26 @@ impl Replica {
         let (commands, to_write) = mpsc::unbounded_channel();
         tokio::spawn(write(child.stdin.take().unwrap(), to_write));
         let (stopped, stops) = mpsc::unbounded_channel();
-        let asked = Arc::<Mutex<Asked>>::default();
+        let pending = Arc::<Mutex<PendingCommands>>::default();
         let output = child.stdout.take().unwrap();
-        tokio::spawn(read(output, Arc::clone(&asked), stopped));
+        tokio::spawn(read(output, Arc::clone(&pending), stopped));
         let replica = Self {
             child,
-            line: Line { commands, asked },
+            commands: CommandSender { commands, pending },
             stops,
         };
         replica.ask("status").await.expect("a replica");
         replica
     }
 
-    /// Sends a command now, as [`Line::ask`] does.
+    /// Sends a command now, as [`CommandSender::ask`] does.
     pub(crate) fn ask(&self, command: &str) -> impl Future<Output = Answer> + Send + use<> {
-        self.line.ask(command)
+        self.commands.ask(command)
     }
 
-    /// Returns a line to it.
-    pub(crate) fn line(&self) -> Line {
-        self.line.clone()
+    /// Returns a sender of commands to it.
+    pub(crate) fn commands(&self) -> CommandSender {
+        self.commands.clone()
     }
 
     /// The next `times` tenants that come to `step` stay there.
@@ -231,11 +233,11 @@ impl Replica {
 
     /// Waits until a tenant stays at `step`, and says which.
     pub(crate) async fn stopped_at(&mut self, step: Failpoint) -> String {
-        self.stopped(&format!("{step:?}")).await
+        self.stopped_in(&format!("{step:?}")).await
     }
 
     /// Waits until a tenant is at the place of that name, and says which.
-    pub(crate) async fn stopped(&mut self, place: &str) -> String {
+    pub(crate) async fn stopped_in(&mut self, place: &str) -> String {
         let stopped = timeout(8 * LONG, self.stops.recv()).await;
         let stopped = stopped.unwrap_or_else(|_| panic!("nobody ever came to {place}"));
         let (at, tenant) = stopped.expect("the replica lives");
@@ -243,9 +245,9 @@ impl Replica {
         tenant
     }
 
-    /// Lets everybody go on who stays at a step. A command without an answer, which a process that stands still hears when
+    /// Resumes every tenant that is stopped at a step. A command without an answer, which a frozen process reads when
     /// it goes on.
-    pub(crate) fn go_on(&self) {
+    pub(crate) fn resume(&self) {
         drop(self.ask("go"));
     }
 
@@ -281,12 +283,12 @@ async fn write(mut input: ChildStdin, mut lines: mpsc::UnboundedReceiver<String>
 /// Passes on what a replica says, until it has ended.
 async fn read(
     output: ChildStdout,
-    asked: Arc<Mutex<Asked>>,
+    pending: Arc<Mutex<PendingCommands>>,
     stopped: mpsc::UnboundedSender<(String, String)>,
 ) {
     let mut lines = BufReader::new(output).lines();
     while let Ok(Some(line)) = lines.next_line().await {
-        let Some((_, said)) = line.split_once(SAYS) else {
+        let Some((_, said)) = line.split_once(OUTPUT_PREFIX) else {
             continue;
         };
         let (first, rest) = said.split_once(' ').unwrap();
@@ -298,13 +300,13 @@ async fn read(
         let rest = rest.to_owned();
         let answer = if second == "ok" { Ok(rest) } else { Err(rest) };
         let number = first.parse().unwrap();
-        if let Some(tell) = asked.lock().unwrap().waiting.remove(&number) {
-            let _ = tell.send(answer);
+        if let Some(answer_sender) = pending.lock().unwrap().waiting.remove(&number) {
+            let _ = answer_sender.send(answer);
         }
     }
-    let mut asked = asked.lock().unwrap();
-    asked.ended = true;
-    asked.waiting.clear();
+    let mut pending = pending.lock().unwrap();
+    pending.ended = true;
+    pending.waiting.clear();
 }
 
 /// A moment in which a process gets to do what it is about to do.

@@ -47,7 +47,7 @@ struct Script {
     replies: Arc<Mutex<VecDeque<Reply>>>,
     /// Answered when the script is used up.
     endless: Option<Reply>,
-    seen: Arc<Mutex<Vec<String>>>,
+    requests: Arc<Mutex<Vec<String>>>,
     /// Their bodies; null for none.
     bodies: Arc<Mutex<Vec<Value>>>,
 }
@@ -85,7 +85,7 @@ impl ScriptedApi {
     async fn serve(script: Script) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/api/v2", listener.local_addr().unwrap());
-        let routes = Router::new().fallback(answer).with_state(script.clone());
+        let routes = Router::new().fallback(handle).with_state(script.clone());
         let server = tokio::spawn(async move { axum::serve(listener, routes).await.unwrap() });
         // A key of its own: clients of one key at one address share what they may send.
         let key = format!("napi_script_{}", SERVERS.fetch_add(1, Relaxed));
@@ -103,8 +103,8 @@ impl ScriptedApi {
     }
 
     /// The requests so far, the first of which has the id `req-1`, as `METHOD /path?query`.
-    pub(crate) fn seen(&self) -> Vec<String> {
-        self.script.seen.lock().unwrap().clone()
+    pub(crate) fn requests(&self) -> Vec<String> {
+        self.script.requests.lock().unwrap().clone()
     }
 
     /// The bodies of the requests so far; null for none.
@@ -125,7 +125,7 @@ impl Drop for ScriptedApi {
     }
 }
 
-async fn answer(State(script): State<Script>, request: Request) -> Response {
+async fn handle(State(script): State<Script>, request: Request) -> Response {
     let path = request
         .uri()
         .path_and_query()
@@ -136,11 +136,11 @@ async fn answer(State(script): State<Script>, request: Request) -> Response {
         .await
         .unwrap();
     let number = {
-        let mut seen = script.seen.lock().unwrap();
-        seen.push(line);
+        let mut requests = script.requests.lock().unwrap();
+        requests.push(line);
         let body = serde_json::from_slice(&body).unwrap_or_default();
         script.bodies.lock().unwrap().push(body);
-        seen.len()
+        requests.len()
     };
     let next = script
         .replies
@@ -149,13 +149,13 @@ async fn answer(State(script): State<Script>, request: Request) -> Response {
         .pop_front()
         .or(script.endless);
     let next = next.unwrap_or_else(|| panic!("not in the script: {path}"));
-    let mut response = write(next).await;
+    let mut response = to_response(next).await;
     let id = format!("req-{number}").parse().unwrap();
     response.headers_mut().insert("x-neon-ret-request-id", id);
     response
 }
 
-async fn write(reply: Reply) -> Response {
+async fn to_response(reply: Reply) -> Response {
     let status = |code| StatusCode::from_u16(code).unwrap();
     match reply {
         Reply::Json(code, body) => (status(code), axum::Json(body)).into_response(),

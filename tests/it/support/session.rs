@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use super::{
-    backend::{Backend, Place},
+    backend::{Backend, OpenStream},
     gate::{Failure, Step},
     packet::{TEXT, cut, int, strings, text_column},
     statement::Statement,
@@ -29,40 +29,40 @@ const ABORTED: Failure = Failure::Error {
     text: "current transaction is aborted, commands ignored until end of transaction block",
 };
 
-/// The connection is over, whoever ended it.
+/// The connection has ended, from either side.
 pub(super) struct Ended;
 
 /// One connection, as its server sees it.
 pub(super) struct Session {
     // Above the pipe, so that a client that sees the end finds it counted.
-    place: Place,
+    stream: OpenStream,
     pipe: DuplexStream,
     input: Vec<u8>,
     output: Vec<u8>,
-    /// Rung by cancel requests.
-    bell: Arc<Notify>,
+    /// Notified by cancel requests.
+    cancel_signal: Arc<Notify>,
     tenant: String,
-    /// When the client was let in.
+    /// The time at which the client was let in.
     admitted: Instant,
     /// Transaction status: `I` idle, `T` in a transaction, `E` in a failed one.
     status: u8,
     /// Prepared statements by name, and portals, which are named apart.
     statements: HashMap<String, String>,
     portals: HashMap<String, String>,
-    /// Whether anything has come since the last ReadyForQuery.
+    /// `true` once anything has come since the last ReadyForQuery.
     busy: bool,
-    /// Whether all is ignored until the next Sync.
+    /// `true` while all is ignored until the next Sync.
     skipping: bool,
 }
 
 impl Session {
-    pub(super) fn new(pipe: DuplexStream, place: Place, bell: Arc<Notify>) -> Self {
+    pub(super) fn new(pipe: DuplexStream, stream: OpenStream, cancel_signal: Arc<Notify>) -> Self {
         Self {
-            place,
+            stream,
             pipe,
             input: Vec::new(),
             output: Vec::new(),
-            bell,
+            cancel_signal,
             tenant: String::new(),
             admitted: Instant::now(),
             status: b'I',
@@ -81,7 +81,7 @@ impl Session {
     }
 
     async fn serve(&mut self) -> Ended {
-        if let Err(ended) = self.let_in().await {
+        if let Err(ended) = self.log_in().await {
             return ended;
         }
         loop {
@@ -95,7 +95,7 @@ impl Session {
         }
     }
 
-    async fn let_in(&mut self) -> Result<(), Ended> {
+    async fn log_in(&mut self) -> Result<(), Ended> {
         let (_, body) = self.message(false).await?;
         match int(&body) {
             Some(VERSION_3) => {}
@@ -112,7 +112,7 @@ impl Session {
         database
             .map_or("", |pair| pair[1])
             .clone_into(&mut self.tenant);
-        self.place.note_login();
+        self.stream.count_login();
         // In this order, as at Neon: who has the wrong password wakes nothing.
         let mut passed = self.check_password().await?;
         if passed.is_ok() {
@@ -124,18 +124,19 @@ impl Session {
             return Err(Ended);
         }
         self.admitted = Instant::now();
-        self.backend().note(|counts| counts.logins_done += 1);
+        self.backend()
+            .update_counts(|counts| counts.logins_done += 1);
         self.reply(b'R', &0_i32.to_be_bytes());
         self.reply(b'S', b"server_version\x0017.0\0");
-        let key = [self.place.pid.to_be_bytes(), [0; 4]].concat();
+        let key = [self.stream.pid.to_be_bytes(), [0; 4]].concat();
         self.reply(b'K', &key);
         self.ready().await
     }
 
     /// Asks for the password, in clear text, where there is one.
     async fn check_password(&mut self) -> Result<Result<(), Failure>, Ended> {
-        let house = match &self.place.house {
-            Ok(Some(house)) => Arc::clone(house),
+        let db = match &self.stream.db {
+            Ok(Some(db)) => Arc::clone(db),
             Ok(None) => return Ok(Ok(())),
             Err(failure) => return Ok(Err(*failure)),
         };
@@ -143,7 +144,7 @@ impl Session {
         self.flush().await?;
         let (_, body) = self.message(true).await?;
         let password = strings(&body).next().unwrap_or_default();
-        Ok(house.admit(password, self.place.opened))
+        Ok(db.check_login(password, self.stream.opened))
     }
 
     async fn answer(&mut self, tag: u8, body: &[u8]) -> Result<(), Ended> {
@@ -151,34 +152,35 @@ impl Session {
             return Ok(());
         }
         let mut words = strings(body);
-        let mut word = || words.next().unwrap_or_default().to_owned();
+        let mut next_word = || words.next().unwrap_or_default().to_owned();
         match tag {
-            b'Q' => return self.simple(&word()).await,
+            b'Q' => return self.simple(&next_word()).await,
             b'S' => return self.sync().await,
             b'P' => {
-                self.statements.insert(word(), word());
+                self.statements.insert(next_word(), next_word());
                 self.reply(b'1', &[]);
             }
             b'B' => {
-                let (portal, name) = (word(), word());
+                let (portal, name) = (next_word(), next_word());
                 let sql = self.statements.get(&name).cloned().unwrap_or_default();
                 self.portals.insert(portal, sql);
                 self.reply(b'2', &[]);
             }
-            b'D' => self.describe(body.first() == Some(&b'S'), &word()[1..]),
+            b'D' => self.describe(body.first() == Some(&b'S'), &next_word()[1..]),
             b'E' => {
-                let sql = self.portals.get(&word()).cloned().unwrap_or_default();
-                self.asked(&sql);
+                let sql = self.portals.get(&next_word()).cloned().unwrap_or_default();
+                self.count_query(&sql);
                 self.skipping = !self.execute(&sql).await?;
             }
             b'C' => {
                 if body.first() == Some(&b'S') {
-                    self.statements.remove(&word()[1..]);
+                    self.statements.remove(&next_word()[1..]);
                 }
                 self.reply(b'3', &[]);
             }
             b'X' => {
-                self.backend().note(|counts| counts.terminates += 1);
+                self.backend()
+                    .update_counts(|counts| counts.terminates += 1);
                 return Err(Ended);
             }
             _ => {}
@@ -188,7 +190,7 @@ impl Session {
     }
 
     async fn simple(&mut self, text: &str) -> Result<(), Ended> {
-        self.asked(text);
+        self.count_query(text);
         let mut all = text.split(';').map(str::trim).filter(|sql| !sql.is_empty());
         let Some(first) = all.next() else {
             match self.pass(Step::Verify).await? {
@@ -244,8 +246,8 @@ impl Session {
 
     fn apply(&mut self, statement: &Statement, sql: &str) {
         let before = self.status;
-        let row = match &self.place.house {
-            Ok(Some(house)) => house.answer(sql, self.admitted),
+        let row = match &self.stream.db {
+            Ok(Some(db)) => db.answer(sql, self.admitted),
             Ok(None) | Err(_) => self.tenant.clone(),
         };
         self.status = match statement {
@@ -255,7 +257,7 @@ impl Session {
         };
         let commits = matches!(statement, Statement::Commit | Statement::CommitAndChain);
         if commits && before == b'T' {
-            self.backend().note(|counts| counts.commits += 1);
+            self.backend().update_counts(|counts| counts.commits += 1);
         }
         if *statement == Statement::Rows {
             let length = i32::try_from(row.len()).unwrap().to_be_bytes();
@@ -300,8 +302,8 @@ impl Session {
     /// Waits at the gate of `step`, until it lets the connection through, or a cancel request or its client's end
     /// comes first.
     async fn pass(&mut self, step: Step) -> Result<Result<(), Failure>, Ended> {
-        let (backend, passed) = (self.backend().clone(), self.place.pass(step));
-        let _waiting = backend.reach(step);
+        let (backend, passed) = (self.backend().clone(), self.stream.pass(step));
+        let _waiting = backend.arrive(step);
         let gone = async {
             while self
                 .pipe
@@ -313,20 +315,20 @@ impl Session {
         tokio::select! {
             biased;
             passed = passed => return Ok(passed),
-            () = self.bell.notified(), if step != Step::Login => return Ok(Err(CANCELLED)),
+            () = self.cancel_signal.notified(), if step != Step::Login => return Ok(Err(CANCELLED)),
             () = gone => {}
         }
         while let Some((tag, _)) = cut(&mut self.input, true) {
             if tag == b'X' {
-                backend.note(|counts| counts.terminates += 1);
+                backend.update_counts(|counts| counts.terminates += 1);
             }
         }
         Err(Ended)
     }
 
-    fn asked(&self, sql: &str) {
+    fn count_query(&self, sql: &str) {
         self.backend()
-            .note(|counts| *counts.queries.entry(sql.to_owned()).or_default() += 1);
+            .update_counts(|counts| *counts.queries.entry(sql.to_owned()).or_default() += 1);
     }
 
     fn describe(&mut self, is_statement: bool, name: &str) {
@@ -392,6 +394,6 @@ impl Session {
     }
 
     fn backend(&self) -> &Backend {
-        &self.place.backend
+        &self.stream.backend
     }
 }

@@ -11,7 +11,7 @@ use tenantry::{
 
 /// Longer than any test.
 pub(crate) const LEASE: Duration = Duration::from_secs(600);
-/// What must be nowhere to be seen.
+/// A password that must be nowhere to be seen.
 pub(crate) const PASSWORD: &str = "hunter2-in-clear";
 
 /// One key.
@@ -20,7 +20,7 @@ pub(crate) fn keys() -> KeyRing {
 }
 
 /// A catalog on `server`, as a replica has it.
-pub(crate) fn replica(server: &CatalogServer) -> PostgresBuilder {
+pub(crate) fn catalog_builder(server: &CatalogServer) -> PostgresBuilder {
     Postgres::builder(server.url())
         .namespace("test")
         .keys(keys())
@@ -59,17 +59,17 @@ pub(crate) async fn column(client: &Client, sql: &str) -> Vec<String> {
     rows.iter().filter_map(value).collect()
 }
 
-pub(crate) async fn leased(catalog: &Postgres, id: &str) -> (Lease, Record) {
+pub(crate) async fn take_lease(catalog: &Postgres, id: &str) -> (Lease, Record) {
     let answer = catalog.lease(&tenant(id), "test", LEASE).await.unwrap();
     let Leased::Granted(lease, record) = answer else {
-        panic!("somebody has the lease on {id}");
+        panic!("another process has the lease on {id}");
     };
     (lease, *record)
 }
 
 /// Makes the tenant ready, at a host and with a password of its own.
 pub(crate) async fn publish(catalog: &Postgres, id: &str) -> Endpoint {
-    let (lease, mut record) = leased(catalog, id).await;
+    let (lease, mut record) = take_lease(catalog, id).await;
     let endpoint = Endpoint::neon(
         format!("{id}.test"),
         format!("{id}-pooler.test"),
@@ -97,12 +97,12 @@ pub(crate) async fn publish(catalog: &Postgres, id: &str) -> Endpoint {
 }
 
 /// Everything that an error says, with all its causes.
-pub(crate) fn chain(err: &BoxError) -> String {
-    let mut told = format!("{err} {err:?}");
+pub(crate) fn error_chain(err: &BoxError) -> String {
+    let mut text = format!("{err} {err:?}");
     let mut cause = err.source();
     while let Some(err) = cause {
-        told.extend([": ".to_owned(), err.to_string(), format!(" {err:?}")]);
+        text.extend([": ".to_owned(), err.to_string(), format!(" {err:?}")]);
         cause = err.source();
     }
-    told
+    text
 }

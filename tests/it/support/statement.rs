@@ -1,4 +1,4 @@
-//! What a statement is to a scripted backend: its first words.
+//! Statements as a scripted backend sees them: by their first words.
 
 use super::gate::Step;
 
@@ -51,7 +51,7 @@ impl Statement {
         }
     }
 
-    /// What the server says when it is done, by the transaction status before.
+    /// Returns the server's command tag for it, by the transaction status before.
     pub(super) fn tag(&self, before: u8) -> &str {
         match self {
             Self::Begin(name) => name,

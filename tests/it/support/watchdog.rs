@@ -19,7 +19,7 @@ use super::LONG;
 
 /// A step that takes longer than this by a real clock is told of.
 const SLOW: Duration = Duration::from_secs(10);
-/// How often the beats are looked at.
+/// The time between two looks at the beats.
 const TICK: Duration = Duration::from_millis(250);
 
 /// Runs `test` under paused time. It has failed if that takes long by a real clock: time that is paused goes on only
@@ -47,15 +47,15 @@ pub(crate) fn without_spinning<Fut: Future<Output = ()>>(
     }
 }
 
-/// How far a test of many steps has come, for a thread that watches it by a real clock.
+/// The progress of a test of many steps, for a thread that watches it by a real clock.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Pulse {
+pub(crate) struct Heartbeat {
     beats: Arc<AtomicU64>,
     step: Arc<AtomicUsize>,
     stop: CancellationToken,
 }
 
-impl Pulse {
+impl Heartbeat {
     /// Says that step number `step` goes on.
     pub(crate) fn beat(&self, step: usize) {
         self.step.store(step, Relaxed);
@@ -68,23 +68,24 @@ impl Pulse {
     }
 }
 
-/// Runs `test` in a thread of its own, and watches its beats. A step without a beat for ten seconds is told of at once, by
-/// `describe`, past the capture of output, because the test may never end. After `patience` the test is asked to stop.
+/// Runs `test` in a thread of its own, and watches its beats. A step without a beat for ten seconds is told of at once,
+/// by `describe`, past the capture of output, because the test may never end. After `patience` the test is asked to
+/// stop.
 ///
 /// # Errors
 /// The step that does not even stop. Its thread goes on.
-pub(crate) fn watched<T: Send + 'static>(
+pub(crate) fn run_watched<T: Send + 'static>(
     patience: Duration,
     describe: impl Fn(usize) -> String,
-    test: impl FnOnce(Pulse) -> T + Send + 'static,
+    test: impl FnOnce(Heartbeat) -> T + Send + 'static,
 ) -> Result<T, usize> {
-    let pulse = Pulse::default();
+    let heartbeat = Heartbeat::default();
     let (done, finished) = mpsc::channel();
-    let watched = pulse.clone();
+    let watched = heartbeat.clone();
     let thread = thread::spawn(move || {
         let _ = done.send(test(watched));
     });
-    let (mut beats, mut since, mut told) = (0, Instant::now(), false);
+    let (mut beats, mut since, mut reported) = (0, Instant::now(), false);
     loop {
         match finished.recv_timeout(TICK) {
             Ok(result) => return Ok(result),
@@ -93,19 +94,19 @@ pub(crate) fn watched<T: Send + 'static>(
                 resume_unwind(thread.join().expect_err("it has ended without a result"));
             }
         }
-        let now = pulse.beats.load(Relaxed);
+        let now = heartbeat.beats.load(Relaxed);
         if now != beats {
-            (beats, since, told) = (now, Instant::now(), false);
+            (beats, since, reported) = (now, Instant::now(), false);
             continue;
         }
-        let step = pulse.step.load(Relaxed);
-        if since.elapsed() > SLOW && !told {
-            told = true;
+        let step = heartbeat.step.load(Relaxed);
+        if since.elapsed() > SLOW && !reported {
+            reported = true;
             let what = describe(step);
             let _ = writeln!(io::stderr(), "\n{what} takes longer than {SLOW:?}");
         }
         if since.elapsed() > patience {
-            pulse.stop.cancel();
+            heartbeat.stop.cancel();
         }
         if since.elapsed() > patience + LONG {
             return Err(step);
@@ -115,11 +116,11 @@ pub(crate) fn watched<T: Send + 'static>(
 
 #[test]
 fn a_step_that_spins_is_told_of_and_stopped() {
-    let pending = |pulse: Pulse| {
+    let pending = |heartbeat: Heartbeat| {
         let runtime = tokio::runtime::Builder::new_current_thread();
         let runtime = { runtime }.enable_all().start_paused(true).build().unwrap();
         runtime.block_on(async {
-            pulse.beat(7);
+            heartbeat.beat(7);
             tokio::spawn(async {
                 loop {
                     tokio::task::yield_now().await;
@@ -127,11 +128,14 @@ fn a_step_that_spins_is_told_of_and_stopped() {
             });
             tokio::select! {
                 biased;
-                () = pulse.stopped() => "stopped",
+                () = heartbeat.stopped() => "stopped",
                 () = tokio::time::sleep(LONG) => "time went on",
             }
         })
     };
     let patience = Duration::from_millis(500);
-    assert_eq!(watched(patience, |_| String::new(), pending), Ok("stopped"));
+    assert_eq!(
+        run_watched(patience, |_| String::new(), pending),
+        Ok("stopped")
+    );
 }

@@ -1,4 +1,4 @@
-//! What the library tells tracing, by its sources.
+//! The library's calls of tracing, read from its sources.
 
 use std::{
     collections::BTreeSet,

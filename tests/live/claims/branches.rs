@@ -5,79 +5,85 @@ use tenantry::BoxError;
 
 use crate::{
     findings::Findings,
-    subject::{ANNOTATION, Login, Subject},
+    test_project::{ANNOTATION, Login, TestProject},
 };
 
 /// The annotation of the project's creation is read back, from the branch and from the list.
 pub(crate) async fn annotations(
-    subject: &Subject,
+    test_project: &TestProject,
     findings: &mut Findings,
 ) -> Result<(), BoxError> {
     let (name, value) = ANNOTATION;
-    let path = subject.path(&format!("/branches/{}", subject.branch));
-    let branch = subject.api.get(&path).await?;
-    findings.same(
+    let path = test_project.path(&format!("/branches/{}", test_project.branch));
+    let branch = test_project.api.get(&path).await?;
+    findings.expect_eq(
         "of a branch",
         value,
-        branch.at(&format!("/annotation/value/{name}")),
+        branch.value_at(&format!("/annotation/value/{name}")),
     );
-    findings.same(
+    findings.expect_eq(
         "their object",
         "console/branch",
-        branch.at("/annotation/object/type"),
+        branch.value_at("/annotation/object/type"),
     );
-    findings.same(
+    findings.expect_eq(
         "its id",
-        &subject.branch,
-        branch.at("/annotation/object/id"),
+        &test_project.branch,
+        branch.value_at("/annotation/object/id"),
     );
-    let listed = subject.api.get(&subject.path("/branches")).await?;
-    let place = format!("/annotations/{}/value/{name}", subject.branch);
-    findings.same("of all branches", value, listed.at(&place));
+    let listed = test_project
+        .api
+        .get(&test_project.path("/branches"))
+        .await?;
+    let place = format!("/annotations/{}/value/{name}", test_project.branch);
+    findings.expect_eq("of all branches", value, listed.value_at(&place));
     Ok(())
 }
 
 /// A branch comes with its parent's roles; its name is unique; its password is its own from the first reset on.
-pub(crate) async fn create(subject: &Subject, findings: &mut Findings) -> Result<(), BoxError> {
-    let api = &subject.api;
+pub(crate) async fn create(
+    test_project: &TestProject,
+    findings: &mut Findings,
+) -> Result<(), BoxError> {
+    let api = &test_project.api;
     let order = json!({
         "branch": { "name": "feature" }, "endpoints": [{ "type": "read_write" }], "annotation_value": { "of": "feature" },
     });
-    let all = subject.path("/branches");
+    let all = test_project.path("/branches");
     let created = api.post(&all, Some(order.clone())).await?;
-    findings.same("a creation", 201, created.status);
-    findings.same(
+    findings.expect_eq("a creation", 201, created.status);
+    findings.expect_eq(
         "its operations",
         "[create_branch, start_compute]",
         created.actions(),
     );
-    findings.same(
+    findings.expect_eq(
         "its parent",
-        &subject.branch,
-        created.at("/branch/parent_id"),
+        &test_project.branch,
+        created.value_at("/branch/parent_id"),
     );
-    subject.settle().await?;
+    test_project.wait_until_idle().await?;
     let login = Login::of(&created);
-    let inherited = login.password == subject.login.password;
-    findings.holds("a role has its parent's password", inherited, "another one");
+    let inherited = login.password == test_project.login.password;
+    findings.expect("a role has its parent's password", inherited, "another one");
     let again = api.post(&all, Some(order)).await?;
     let taken = r#"409 code "BRANCH_ALREADY_EXISTS" "branch already exists""#;
-    findings.same("a second branch of that name", taken, again.said());
+    findings.expect_eq("a second branch of that name", taken, again.summary());
 
-    let branch = created.at("/branch/id");
-    passwords(subject, findings, &branch, &login).await?;
-    let path = subject.path(&format!("/branches/{branch}"));
+    let branch = created.value_at("/branch/id");
+    passwords(test_project, findings, &branch, &login).await?;
+    let path = test_project.path(&format!("/branches/{branch}"));
     let deleted = api.delete(&path).await?;
-    findings.same("a deletion", 200, deleted.said());
-    findings.same(
+    findings.expect_eq("a deletion", 200, deleted.summary());
+    findings.expect_eq(
         "its operations",
         "[suspend_compute, delete_timeline]",
         deleted.actions(),
     );
-    subject.settle().await?;
-    findings.same("another deletion", 204, api.delete(&path).await?.said());
-    let default = subject.path(&format!("/branches/{}", subject.branch));
-    findings.same(
+    test_project.wait_until_idle().await?;
+    findings.expect_eq("another deletion", 204, api.delete(&path).await?.summary());
+    let default = test_project.path(&format!("/branches/{}", test_project.branch));
+    findings.expect_eq(
         "a deletion of the default branch",
         422,
         api.delete(&default).await?.status,
@@ -87,34 +93,34 @@ pub(crate) async fn create(subject: &Subject, findings: &mut Findings) -> Result
 
 /// A password is revealed, and reset for one branch only.
 async fn passwords(
-    subject: &Subject,
+    test_project: &TestProject,
     findings: &mut Findings,
     branch: &str,
     login: &Login,
 ) -> Result<(), BoxError> {
-    let api = &subject.api;
-    let reveal = subject.role_path(branch, "reveal_password");
-    let revealed = api.get(&reveal).await?.at("/password");
-    findings.holds(
+    let api = &test_project.api;
+    let reveal = test_project.role_path(branch, "reveal_password");
+    let revealed = api.get(&reveal).await?.value_at("/password");
+    findings.expect(
         "a password that is revealed",
         revealed == login.password,
         "another one",
     );
     let reset = api
-        .post(&subject.role_path(branch, "reset_password"), None)
+        .post(&test_project.role_path(branch, "reset_password"), None)
         .await?;
-    let password = reset.at("/role/password");
+    let password = reset.value_at("/role/password");
     findings.hide(&password);
-    findings.same("a reset", 200, reset.said());
-    findings.same("its operations", "[apply_config]", reset.actions());
-    findings.holds(
+    findings.expect_eq("a reset", 200, reset.summary());
+    findings.expect_eq("its operations", "[apply_config]", reset.actions());
+    findings.expect(
         "a reset gives another password",
         password != login.password,
         "the same",
     );
-    subject.settle().await?;
-    let revealed = api.get(&reveal).await?.at("/password");
-    findings.holds(
+    test_project.wait_until_idle().await?;
+    let revealed = api.get(&reveal).await?.value_at("/password");
+    findings.expect(
         "the new one is revealed",
         revealed == password,
         "another one",
@@ -124,14 +130,14 @@ async fn passwords(
         ..login.clone()
     };
     for host in [&login.pooled, &login.direct] {
-        findings.same(
+        findings.expect_eq(
             "a login with the new one",
             "let in",
-            subject.told(host, &new).await?,
+            test_project.login_answer(host, &new).await?,
         );
     }
-    let parent = subject.role_path(&subject.branch, "reveal_password");
-    let kept = api.get(&parent).await?.at("/password") == subject.login.password;
-    findings.holds("the parent keeps its own", kept, "another one");
+    let parent = test_project.role_path(&test_project.branch, "reveal_password");
+    let kept = api.get(&parent).await?.value_at("/password") == test_project.login.password;
+    findings.expect("the parent keeps its own", kept, "another one");
     Ok(())
 }

@@ -8,30 +8,37 @@ use tokio::time::{Instant, timeout};
 
 use crate::{
     findings::Findings,
-    subject::{Login, Subject, words},
+    test_project::{Login, TestProject, error_text},
 };
 
 /// Longest wait for a connection to hear that its compute is gone.
-const CLOSING: Duration = Duration::from_secs(30);
-const WRONG: &str = "npg_wrong0123456";
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
+const WRONG_PASSWORD: &str = "npg_wrong0123456";
 
 /// A suspend ends the sessions, with a word to direct ones; what is as it is asked to be has no operations.
-pub(crate) async fn suspend(subject: &Subject, findings: &mut Findings) -> Result<(), BoxError> {
-    let (api, login) = (&subject.api, &subject.login);
-    let (_pooled, pooled) = subject.session(&login.pooled, login).await?;
-    let (_direct, direct) = subject.session(&login.direct, login).await?;
-    let started = api.post(&subject.endpoint_path("/start"), None).await?;
-    findings.same("a start of one that is awake", 200, started.said());
-    findings.same("its operations", "[]", started.actions());
-    subject.settle().await?;
+pub(crate) async fn suspend(
+    test_project: &TestProject,
+    findings: &mut Findings,
+) -> Result<(), BoxError> {
+    let (api, login) = (&test_project.api, &test_project.login);
+    let (_pooled, pooled) = test_project.session(&login.pooled, login).await?;
+    let (_direct, direct) = test_project.session(&login.direct, login).await?;
+    let started = api
+        .post(&test_project.endpoint_path("/start"), None)
+        .await?;
+    findings.expect_eq("a start of one that is awake", 200, started.summary());
+    findings.expect_eq("its operations", "[]", started.actions());
+    test_project.wait_until_idle().await?;
 
-    let suspended = api.post(&subject.endpoint_path("/suspend"), None).await?;
-    findings.same("a suspend", 200, suspended.said());
-    findings.same("its operations", "[suspend_compute]", suspended.actions());
-    findings.same(
+    let suspended = api
+        .post(&test_project.endpoint_path("/suspend"), None)
+        .await?;
+    findings.expect_eq("a suspend", 200, suspended.summary());
+    findings.expect_eq("its operations", "[suspend_compute]", suspended.actions());
+    findings.expect_eq(
         "its next state",
         "idle",
-        suspended.at("/endpoint/pending_state"),
+        suspended.value_at("/endpoint/pending_state"),
     );
     for (host, connection, expected) in [
         ("pooled", pooled, "closed without a message"),
@@ -41,70 +48,96 @@ pub(crate) async fn suspend(subject: &Subject, findings: &mut Findings) -> Resul
             "FATAL 57P01 terminating connection due to administrator command",
         ),
     ] {
-        let seen = match timeout(CLOSING, connection).await {
-            Err(_) => format!("open after {CLOSING:?}"),
+        let seen = match timeout(CLOSE_TIMEOUT, connection).await {
+            Err(_) => format!("open after {CLOSE_TIMEOUT:?}"),
             Ok(ended) => match ended? {
-                Err(err) if err.as_db_error().is_some() => words(&err),
+                Err(err) if err.as_db_error().is_some() => error_text(&err),
                 _ => "closed without a message".to_owned(),
             },
         };
-        findings.same(&format!("an idle {host} session"), expected, seen);
+        findings.expect_eq(&format!("an idle {host} session"), expected, seen);
     }
-    subject.settle().await?;
-    let endpoint = api.get(&subject.endpoint_path("")).await?;
-    findings.same("its state", "idle", endpoint.at("/endpoint/current_state"));
-    let again = api.post(&subject.endpoint_path("/suspend"), None).await?;
-    findings.same("a suspend of one that sleeps", 200, again.said());
-    findings.same("its operations", "[]", again.actions());
+    test_project.wait_until_idle().await?;
+    let endpoint = api.get(&test_project.endpoint_path("")).await?;
+    findings.expect_eq(
+        "its state",
+        "idle",
+        endpoint.value_at("/endpoint/current_state"),
+    );
+    let again = api
+        .post(&test_project.endpoint_path("/suspend"), None)
+        .await?;
+    findings.expect_eq("a suspend of one that sleeps", 200, again.summary());
+    findings.expect_eq("its operations", "[]", again.actions());
     Ok(())
 }
 
 /// A wrong password wakes nothing; a login does.
-pub(crate) async fn wake(subject: &Subject, findings: &mut Findings) -> Result<(), BoxError> {
-    subject.settle().await?;
-    let login = &subject.login;
+pub(crate) async fn wake(
+    test_project: &TestProject,
+    findings: &mut Findings,
+) -> Result<(), BoxError> {
+    test_project.wait_until_idle().await?;
+    let login = &test_project.login;
     let wrong = Login {
-        password: WRONG.to_owned(),
+        password: WRONG_PASSWORD.to_owned(),
         ..login.clone()
     };
     for host in [&login.pooled, &login.direct] {
-        subject.told(host, &wrong).await?;
+        test_project.login_answer(host, &wrong).await?;
     }
-    let endpoint = subject.api.get(&subject.endpoint_path("")).await?;
-    let state = endpoint.at("/endpoint/current_state");
-    findings.same("state after a wrong password", "idle", state);
+    let endpoint = test_project
+        .api
+        .get(&test_project.endpoint_path(""))
+        .await?;
+    let state = endpoint.value_at("/endpoint/current_state");
+    findings.expect_eq("state after a wrong password", "idle", state);
 
     let start = Instant::now();
-    let (client, _connection) = subject.session(&login.pooled, login).await?;
+    let (client, _connection) = test_project.session(&login.pooled, login).await?;
     let row = client.query_one("SELECT 1", &[]).await?;
-    findings.note(&format!("the first row came after {:?}", start.elapsed()));
-    findings.same("the first row", 1, row.get::<_, i32>(0));
-    subject.settle().await?;
-    let endpoint = subject.api.get(&subject.endpoint_path("")).await?;
-    findings.same(
+    findings.remark(&format!("the first row came after {:?}", start.elapsed()));
+    findings.expect_eq("the first row", 1, row.get::<_, i32>(0));
+    test_project.wait_until_idle().await?;
+    let endpoint = test_project
+        .api
+        .get(&test_project.endpoint_path(""))
+        .await?;
+    findings.expect_eq(
         "its state",
         "active",
-        endpoint.at("/endpoint/current_state"),
+        endpoint.value_at("/endpoint/current_state"),
     );
     Ok(())
 }
 
 /// A disabled endpoint sleeps, and no login wakes it.
-pub(crate) async fn disabled(subject: &Subject, findings: &mut Findings) -> Result<(), BoxError> {
-    subject.settle().await?;
+pub(crate) async fn disabled(
+    test_project: &TestProject,
+    findings: &mut Findings,
+) -> Result<(), BoxError> {
+    test_project.wait_until_idle().await?;
     let update = json!({ "endpoint": { "disabled": true } });
-    let path = subject.endpoint_path("");
-    let answer = subject.api.patch(&path, update).await?;
-    findings.same("an update", 200, answer.said());
-    findings.same("its operations", "[suspend_compute]", answer.actions());
-    findings.same("its answer", "true", answer.at("/endpoint/disabled"));
-    subject.settle().await?;
+    let path = test_project.endpoint_path("");
+    let answer = test_project.api.patch(&path, update).await?;
+    findings.expect_eq("an update", 200, answer.summary());
+    findings.expect_eq("its operations", "[suspend_compute]", answer.actions());
+    findings.expect_eq("its answer", "true", answer.value_at("/endpoint/disabled"));
+    test_project.wait_until_idle().await?;
     let told = "ERROR XX000 The endpoint has been disabled. Enable it using the API and retry.";
-    let login = &subject.login;
+    let login = &test_project.login;
     for host in [&login.pooled, &login.direct] {
-        findings.same("a login", told, subject.told(host, login).await?);
+        findings.expect_eq(
+            "a login",
+            told,
+            test_project.login_answer(host, login).await?,
+        );
     }
-    let endpoint = subject.api.get(&path).await?;
-    findings.same("its state", "idle", endpoint.at("/endpoint/current_state"));
+    let endpoint = test_project.api.get(&path).await?;
+    findings.expect_eq(
+        "its state",
+        "idle",
+        endpoint.value_at("/endpoint/current_state"),
+    );
     Ok(())
 }

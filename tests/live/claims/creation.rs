@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use tenantry::BoxError;
 
-use crate::{findings::Findings, subject::Subject};
+use crate::{findings::Findings, test_project::TestProject};
 
 /// The answer of Neon's that the emulator's was made after.
 const RECORDED: &str = include_str!("../../it/fixtures/created_project.json");
@@ -11,40 +11,43 @@ const RECORDED: &str = include_str!("../../it/fixtures/created_project.json");
 const LOCKED: &str = r#"423 code "" "project already has running conflicting operations, scheduling of new ones is prohibited""#;
 
 /// While a project's creation goes on, its endpoint cannot be changed, and the project can.
-pub(crate) async fn locks(subject: &Subject, findings: &mut Findings) -> Result<(), BoxError> {
-    let (api, endpoint) = (&subject.api, subject.endpoint_path(""));
+pub(crate) async fn locks(
+    test_project: &TestProject,
+    findings: &mut Findings,
+) -> Result<(), BoxError> {
+    let (api, endpoint) = (&test_project.api, test_project.endpoint_path(""));
     let size = json!({ "endpoint": { "autoscaling_limit_max_cu": 0.5 } });
-    let name = json!({ "project": { "name": subject.name } });
+    let name = json!({ "project": { "name": test_project.name } });
     let started = api.post(&format!("{endpoint}/start"), None).await?;
     let changed = api.patch(&endpoint, size).await?;
-    let renamed = api.patch(&subject.path(""), name).await?;
-    if !subject.is_busy().await? {
-        findings.note("not asked: the creation was over too soon");
+    let renamed = api.patch(&test_project.path(""), name).await?;
+    if !test_project.is_busy().await? {
+        findings.remark("not asked: the creation was over too soon");
         return Ok(());
     }
-    findings.same("a start during the creation", LOCKED, started.said());
-    findings.same(
+    findings.expect_eq("a start during the creation", LOCKED, started.summary());
+    findings.expect_eq(
         "an update of the endpoint during the creation",
         LOCKED,
-        changed.said(),
+        changed.summary(),
     );
-    findings.same(
+    findings.expect_eq(
         "a refusal has a request_id",
         true,
         changed.body["request_id"].is_string(),
     );
-    findings.same(
+    findings.expect_eq(
         "an update of the project during the creation",
         "200",
-        renamed.said(),
+        renamed.summary(),
     );
     Ok(())
 }
 
-pub(crate) fn shape(subject: &Subject, findings: &mut Findings) -> Result<(), BoxError> {
-    let created = &subject.created;
-    findings.same("status", 201, created.status);
-    findings.same(
+pub(crate) fn shape(test_project: &TestProject, findings: &mut Findings) -> Result<(), BoxError> {
+    let created = &test_project.created;
+    findings.expect_eq("status", 201, created.status);
+    findings.expect_eq(
         "the answer has x-neon-ret-request-id",
         true,
         created.identified,
@@ -55,7 +58,7 @@ pub(crate) fn shape(subject: &Subject, findings: &mut Findings) -> Result<(), Bo
         &serde_json::from_str(RECORDED)?,
         &created.body,
     );
-    findings.same(
+    findings.expect_eq(
         "operations",
         "[create_timeline, start_compute]",
         created.actions(),
@@ -63,13 +66,13 @@ pub(crate) fn shape(subject: &Subject, findings: &mut Findings) -> Result<(), Bo
     let pending = |it: &Value| it["status"] == "scheduling" || it["status"] == "running";
     let operations = created.body["operations"].as_array();
     let all = operations.is_some_and(|all| all.iter().all(pending));
-    findings.holds(
+    findings.expect(
         "operations are scheduling or running",
         all,
-        created.at("/operations"),
+        created.value_at("/operations"),
     );
     for (path, expected) in [
-        ("/project/name", &*subject.name),
+        ("/project/name", &*test_project.name),
         ("/project/store_passwords", "true"),
         ("/branch/name", "main"),
         ("/branch/default", "true"),
@@ -85,33 +88,36 @@ pub(crate) fn shape(subject: &Subject, findings: &mut Findings) -> Result<(), Bo
         ("/databases/0/name", "neondb"),
         ("/roles/0/name", "neondb_owner"),
     ] {
-        findings.same(path, expected, created.at(path));
+        findings.expect_eq(path, expected, created.value_at(path));
     }
-    hosts(subject, findings);
+    hosts(test_project, findings);
     Ok(())
 }
 
 /// Host names are made of the endpoint's id and the project's proxy host.
-fn hosts(subject: &Subject, findings: &mut Findings) {
-    let (created, login) = (&subject.created, &subject.login);
-    let (id, proxy) = (&subject.endpoint, created.at("/project/proxy_host"));
-    findings.holds(
+fn hosts(test_project: &TestProject, findings: &mut Findings) {
+    let (created, login) = (&test_project.created, &test_project.login);
+    let (id, proxy) = (
+        &test_project.endpoint,
+        created.value_at("/project/proxy_host"),
+    );
+    findings.expect(
         "an endpoint's id begins with ep-",
         id.starts_with("ep-"),
         id,
     );
-    findings.same(
+    findings.expect_eq(
         "the endpoint's host",
         &login.direct,
-        created.at("/endpoints/0/host"),
+        created.value_at("/endpoints/0/host"),
     );
-    findings.same("host", format!("{id}.{proxy}"), &login.direct);
-    findings.same("pooler_host", format!("{id}-pooler.{proxy}"), &login.pooled);
-    let uri = created.at("/connection_uris/0/connection_uri");
+    findings.expect_eq("host", format!("{id}.{proxy}"), &login.direct);
+    findings.expect_eq("pooler_host", format!("{id}-pooler.{proxy}"), &login.pooled);
+    let uri = created.value_at("/connection_uris/0/connection_uri");
     let direct = uri.contains(&format!("@{}/{}", login.direct, login.database));
-    findings.holds("connection_uri has the direct host", direct, &uri);
-    let known = created.at("/roles/0/password") == login.password;
-    findings.holds("the role has the uri's password", known, "another one");
+    findings.expect("connection_uri has the direct host", direct, &uri);
+    let known = created.value_at("/roles/0/password") == login.password;
+    findings.expect("the role has the uri's password", known, "another one");
 }
 
 /// Every field that was recorded is there, with a value of the same type.
@@ -127,7 +133,7 @@ fn compare(findings: &mut Findings, path: &str, expected: &Value, seen: &Value) 
             let seen = seen.first().unwrap_or(&Value::Null);
             compare(findings, &format!("{path}/0"), &expected[0], seen);
         }
-        _ => findings.same(&format!("type of {path}"), kind(expected), kind(seen)),
+        _ => findings.expect_eq(&format!("type of {path}"), kind(expected), kind(seen)),
     }
 }
 
@@ -143,59 +149,69 @@ fn kind(value: &Value) -> &'static str {
 }
 
 /// Operations end as finished, are listed newest first, and leave everything ready.
-pub(crate) async fn operations(subject: &Subject, findings: &mut Findings) -> Result<(), BoxError> {
-    subject.settle().await?;
-    let api = &subject.api;
-    let listed = api.get(&subject.path("/operations?limit=10")).await?;
-    findings.same(
+pub(crate) async fn operations(
+    test_project: &TestProject,
+    findings: &mut Findings,
+) -> Result<(), BoxError> {
+    test_project.wait_until_idle().await?;
+    let api = &test_project.api;
+    let listed = api.get(&test_project.path("/operations?limit=10")).await?;
+    findings.expect_eq(
         "newest first",
         "[start_compute, create_timeline]",
         listed.actions(),
     );
     for place in ["/operations/0/status", "/operations/1/status"] {
-        findings.same(place, "finished", listed.at(place));
+        findings.expect_eq(place, "finished", listed.value_at(place));
     }
-    let endpoint = api.get(&subject.endpoint_path("")).await?;
-    findings.same(
+    let endpoint = api.get(&test_project.endpoint_path("")).await?;
+    findings.expect_eq(
         "the endpoint's state",
         "active",
-        endpoint.at("/endpoint/current_state"),
+        endpoint.value_at("/endpoint/current_state"),
     );
-    findings.same(
+    findings.expect_eq(
         "the endpoint's next state",
         "nothing",
-        endpoint.at("/endpoint/pending_state"),
+        endpoint.value_at("/endpoint/pending_state"),
     );
     let branch = api
-        .get(&subject.path(&format!("/branches/{}", subject.branch)))
+        .get(&test_project.path(&format!("/branches/{}", test_project.branch)))
         .await?;
-    findings.same(
+    findings.expect_eq(
         "the branch's state",
         "ready",
-        branch.at("/branch/current_state"),
+        branch.value_at("/branch/current_state"),
     );
-    findings.same(
+    findings.expect_eq(
         "the branch's next state",
         "nothing",
-        branch.at("/branch/pending_state"),
+        branch.value_at("/branch/pending_state"),
     );
     Ok(())
 }
 
 /// A connection URI can be asked for with either host.
-pub(crate) async fn uris(subject: &Subject, findings: &mut Findings) -> Result<(), BoxError> {
-    let login = &subject.login;
+pub(crate) async fn uris(
+    test_project: &TestProject,
+    findings: &mut Findings,
+) -> Result<(), BoxError> {
+    let login = &test_project.login;
     for (pooled, host) in [(true, &login.pooled), (false, &login.direct)] {
         let query = format!(
             "/connection_uri?database_name={}&role_name={}&endpoint_id={}&pooled={pooled}",
-            login.database, login.role, subject.endpoint
+            login.database, login.role, test_project.endpoint
         );
-        let answer = subject.api.get(&subject.path(&query)).await?;
+        let answer = test_project.api.get(&test_project.path(&query)).await?;
         let expected = format!(
             "postgresql://{}:{}@{host}/{}?sslmode=require&channel_binding=require",
             login.role, login.password, login.database
         );
-        findings.same(&format!("pooled={pooled}"), expected, answer.at("/uri"));
+        findings.expect_eq(
+            &format!("pooled={pooled}"),
+            expected,
+            answer.value_at("/uri"),
+        );
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 use crate::{
     api::Answer,
     findings::Findings,
-    subject::{Subject, create},
+    test_project::{TestProject, create_project},
 };
 
 /// Longest wait for a search to find a new project.
@@ -17,10 +17,13 @@ const WAIT: Duration = Duration::from_millis(250);
 const GONE: &str = r#"404 code "" "project not found""#;
 
 /// A search finds a project as soon as its creation is answered; and a project can be deleted while it is created.
-pub(crate) async fn search(subject: &Subject, findings: &mut Findings) -> Result<(), BoxError> {
-    let api = &subject.api;
-    let (name, created) = create(&subject.account, api).await?;
-    let id = created.at("/project/id");
+pub(crate) async fn search(
+    test_project: &TestProject,
+    findings: &mut Findings,
+) -> Result<(), BoxError> {
+    let api = &test_project.api;
+    let (name, created) = create_project(&test_project.account, api).await?;
+    let id = created.value_at("/project/id");
     let start = Instant::now();
     let mut searches = 1;
     let mut found = api.search(&name, false).await?;
@@ -34,38 +37,38 @@ pub(crate) async fn search(subject: &Subject, findings: &mut Findings) -> Result
         _ if names(&found).contains(&name) => format!("found after {:?}", start.elapsed()),
         _ => format!("not found in {LAG:?}"),
     };
-    findings.same("a new project", "found by the first search", seen);
+    findings.expect_eq("a new project", "found by the first search", seen);
     let complete = found.body["unavailable_project_ids"].as_array();
     let complete = complete.is_none_or(Vec::is_empty);
-    findings.holds(
+    findings.expect(
         "all projects are searched",
         complete,
-        found.at("/unavailable_project_ids"),
+        found.value_at("/unavailable_project_ids"),
     );
-    findings.same(
+    findings.expect_eq(
         "a cursor comes with the last page",
         &id,
-        found.at("/pagination/cursor"),
+        found.value_at("/pagination/cursor"),
     );
 
     let deleted = api.delete(&format!("/projects/{id}")).await?;
-    findings.same("a deletion during the creation", 200, deleted.said());
+    findings.expect_eq("a deletion during the creation", 200, deleted.summary());
     let part = &name[name.len() / 2..];
     let by_part = api
-        .search(&subject.name[..subject.name.len() - 1], false)
+        .search(&test_project.name[..test_project.name.len() - 1], false)
         .await?;
-    let has = names(&by_part).contains(&subject.name);
-    findings.holds("a part of a name finds it", has, "it is missing");
+    let has = names(&by_part).contains(&test_project.name);
+    findings.expect("a part of a name finds it", has, "it is missing");
     let by_part = names(&api.search(part, false).await?);
-    findings.holds(
+    findings.expect(
         "a deleted project is found no more",
         !by_part.contains(&name),
         "it is found",
     );
-    let by_id = names(&api.search(&subject.project, false).await?);
-    findings.holds(
+    let by_id = names(&api.search(&test_project.project, false).await?);
+    findings.expect(
         "its id finds a project",
-        by_id.contains(&subject.name),
+        by_id.contains(&test_project.name),
         "it is missing",
     );
     Ok(())
@@ -78,28 +81,39 @@ fn names(found: &Answer) -> Vec<String> {
 }
 
 /// A deleted project is gone for every caller, and can be recovered.
-pub(crate) async fn delete(subject: &Subject, findings: &mut Findings) -> Result<(), BoxError> {
-    let (api, path) = (&subject.api, subject.path(""));
+pub(crate) async fn delete(
+    test_project: &TestProject,
+    findings: &mut Findings,
+) -> Result<(), BoxError> {
+    let (api, path) = (&test_project.api, test_project.path(""));
     let deleted = api.delete(&path).await?;
-    findings.same("a deletion", 200, deleted.said());
-    findings.same("its answer", &subject.project, deleted.at("/project/id"));
-    findings.same("a look at it", GONE, api.get(&path).await?.said());
-    findings.same("another deletion", GONE, api.delete(&path).await?.said());
-    let login = &subject.login;
+    findings.expect_eq("a deletion", 200, deleted.summary());
+    findings.expect_eq(
+        "its answer",
+        &test_project.project,
+        deleted.value_at("/project/id"),
+    );
+    findings.expect_eq("a look at it", GONE, api.get(&path).await?.summary());
+    findings.expect_eq("another deletion", GONE, api.delete(&path).await?.summary());
+    let login = &test_project.login;
     let told = format!(
         "ERROR XX000 password authentication failed for user '{}'",
         login.role
     );
     for host in [&login.pooled, &login.direct] {
-        findings.same("a login", &told, subject.told(host, login).await?);
+        findings.expect_eq(
+            "a login",
+            &told,
+            test_project.login_answer(host, login).await?,
+        );
     }
-    let listed = api.search(&subject.project, true).await?;
+    let listed = api.search(&test_project.project, true).await?;
     for field in ["deleted_at", "recoverable_until"] {
         let there = listed.body["projects"][0][field].is_string();
-        findings.holds(
+        findings.expect(
             &format!("recoverable projects have {field}"),
             there,
-            listed.at("/projects/0"),
+            listed.value_at("/projects/0"),
         );
     }
     Ok(())

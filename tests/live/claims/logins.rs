@@ -4,12 +4,15 @@ use tenantry::BoxError;
 
 use crate::{
     findings::Findings,
-    subject::{Login, Subject},
+    test_project::{Login, TestProject},
 };
 
 /// Asks for the words of each refusal, pooled and direct.
-pub(crate) async fn refused(subject: &Subject, findings: &mut Findings) -> Result<(), BoxError> {
-    let login = &subject.login;
+pub(crate) async fn refused(
+    test_project: &TestProject,
+    findings: &mut Findings,
+) -> Result<(), BoxError> {
+    let login = &test_project.login;
     let wrong = Login {
         password: "npg_wrong0123456".into(),
         ..login.clone()
@@ -31,21 +34,21 @@ pub(crate) async fn refused(subject: &Subject, findings: &mut Findings) -> Resul
         ("an unknown database", &unknown_database, missing),
         (
             "an unknown endpoint",
-            &elsewhere(login),
+            &missing_endpoint(login),
             failed(&login.role),
         ),
         ("what is right", login, "let in".to_owned()),
     ] {
         for (kind, host) in [("pooled", &login.pooled), ("direct", &login.direct)] {
-            let told = subject.told(host, login).await?;
-            findings.same(&format!("{what}, {kind}"), &expected, told);
+            let told = test_project.login_answer(host, login).await?;
+            findings.expect_eq(&format!("{what}, {kind}"), &expected, told);
         }
     }
     Ok(())
 }
 
 /// The same at an endpoint that there is not.
-fn elsewhere(login: &Login) -> Login {
+fn missing_endpoint(login: &Login) -> Login {
     let moved = |host: &str| {
         let (id, domain) = host.split_once('.').unwrap_or((host, ""));
         let pooler = if id.ends_with("-pooler") {

@@ -23,6 +23,12 @@ pub(crate) enum Entry {
 #[derive(Clone, Debug)]
 pub(crate) struct Known {
     pub(crate) endpoint: Arc<Endpoint>,
+    pub(crate) freshness: Freshness,
+}
+
+/// The age of a known endpoint, and doubts about it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Freshness {
     /// The record's generation, if the endpoint came with one.
     pub(crate) generation: Option<u64>,
     pub(super) stored: Stamp,
@@ -62,22 +68,6 @@ impl Denial {
         match self {
             Self::Refused(_) | Self::Broken(_) => true,
             Self::Unknown(_) | Self::Unfinished => false,
-        }
-    }
-}
-
-impl Entry {
-    pub(super) fn stored(&self) -> Stamp {
-        match self {
-            Self::Known(known) => known.stored,
-            Self::Denied(denied) => denied.stored,
-        }
-    }
-
-    pub(super) fn generation(&self) -> Option<u64> {
-        match self {
-            Self::Known(known) => known.generation,
-            Self::Denied(denied) => denied.generation,
         }
     }
 }

@@ -17,9 +17,14 @@ fn deleted() -> Error {
     Error::new(ErrorKind::Deleted, "gone")
 }
 
-/// Stores the answer that the tenant is deleted, to a question of `asked`.
-fn deny(cache: &EntryCache, tenant: &TenantId, asked: Stamp, generation: Option<u64>) -> bool {
-    cache.insert_denial(tenant, asked, generation, Denial::Refused(deleted()))
+/// Stores the answer that the tenant is deleted, to a question put at `asked_at`.
+fn deny(cache: &EntryCache, tenant: &TenantId, asked_at: Stamp, generation: Option<u64>) -> bool {
+    cache.insert_denial(tenant, asked_at, generation, Denial::Refused(deleted()))
+}
+
+/// Returns the number of entries of tenants with a record.
+fn recorded(cache: &EntryCache) -> usize {
+    cache.recorded.sizes().1
 }
 
 fn host(cache: &EntryCache, tenant: &TenantId) -> Option<String> {
@@ -51,13 +56,13 @@ async fn an_answer_that_was_asked_for_before_a_question_is_not_taken() {
             cache.invalidate_all();
         },
     ] {
-        let asked = cache.stamp();
+        let asked_at = cache.stamp();
         question(&cache, &acme);
-        assert!(!cache.insert_known(&acme, asked, Some(9), &at("old")));
-        assert!(!deny(&cache, &acme, asked, Some(9)));
-        assert!(!cache.insert_denial(&acme, asked, Some(9), Denial::Unfinished));
-        assert!(!cache.mark_moved(&acme, asked, 9));
-        assert!(!cache.insert_broken(&acme, asked, deleted()));
+        assert!(!cache.insert_known(&acme, asked_at, Some(9), &at("old")));
+        assert!(!deny(&cache, &acme, asked_at, Some(9)));
+        assert!(!cache.insert_denial(&acme, asked_at, Some(9), Denial::Unfinished));
+        assert!(!cache.mark_moved(&acme, asked_at, 9));
+        assert!(!cache.insert_broken(&acme, asked_at, deleted()));
         assert!(cache.insert_known(&acme, cache.stamp(), Some(1), &at("new")));
         assert_eq!(host(&cache, &acme).as_deref(), Some("new"));
     }
@@ -115,9 +120,8 @@ async fn both_kinds_of_memory_are_bounded() {
             cache.insert_denial(&tenant, cache.stamp(), None, Denial::Unknown(None));
         }
     }
-    cache.recorded.run_pending_tasks();
     cache.unknown.run_pending_tasks();
-    assert_eq!(cache.recorded.entry_count(), 100);
+    assert_eq!(recorded(&cache), 100);
     assert_eq!(cache.unknown.entry_count(), MAX_UNKNOWN);
 }
 #[tokio::test(start_paused = true)]
@@ -125,10 +129,12 @@ async fn a_tenant_has_one_entry_whatever_was_read_of_it() {
     let (cache, acme) = cache();
     for round in 0..3 {
         cache.insert_denial(&acme, cache.stamp(), None, Denial::Unknown(None));
-        assert!(!cache.recorded.contains_key(&acme), "round {round}");
+        assert_eq!(recorded(&cache), 0, "round {round}");
         cache.insert_denial(&acme, cache.stamp(), Some(1), Denial::Unfinished);
         assert!(!cache.unknown.contains_key(&acme) && !cache.was_refused(&acme));
+        cache.insert_denial(&acme, cache.stamp(), None, Denial::Unknown(None));
         cache.insert_known(&acme, cache.stamp(), Some(2), &at("a"));
+        assert!(!cache.unknown.contains_key(&acme), "round {round}");
         assert_eq!(host(&cache, &acme).as_deref(), Some("a"));
     }
 }
@@ -169,12 +175,70 @@ async fn a_record_that_makes_no_sense_is_a_denial_only_of_a_tenant_that_is_not_k
 #[tokio::test(start_paused = true)]
 async fn without_an_entry_a_look_up_is_good_until_a_change_is_heard() {
     let (cache, acme) = cache();
-    let asked = cache.stamp();
-    assert!(cache.is_unchanged_since(&acme, asked));
+    let asked_at = cache.stamp();
+    assert!(cache.is_unchanged_since(&acme, asked_at));
     cache.invalidate(&acme);
-    assert!(!cache.is_unchanged_since(&acme, asked));
-    let asked = cache.stamp();
-    assert!(cache.is_unchanged_since(&acme, asked));
+    assert!(!cache.is_unchanged_since(&acme, asked_at));
+    let asked_at = cache.stamp();
+    assert!(cache.is_unchanged_since(&acme, asked_at));
     cache.invalidate_all();
-    assert!(!cache.is_unchanged_since(&acme, asked));
+    assert!(!cache.is_unchanged_since(&acme, asked_at));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_that_is_read_again_and_has_not_changed_is_not_stored_anew() {
+    let (cache, acme) = cache();
+    cache.insert_known(&acme, cache.stamp(), Some(1), &at("a"));
+    let place = |cache: &EntryCache| match cache.recorded.lock(&acme).known() {
+        Some(known) => std::ptr::from_ref(known.id()).addr(),
+        None => 0,
+    };
+    let first = place(&cache);
+    cache.mark_untrusted(&acme);
+    assert!(cache.insert_known(&acme, cache.stamp(), Some(2), &at("a")));
+    assert!(!cache.is_stale(&acme));
+    cache.insert_stale(&acme, &at("a"));
+    assert!(cache.is_stale(&acme) && place(&cache) == first);
+    assert!(cache.insert_known(&acme, cache.stamp(), Some(3), &at("b")));
+    assert_eq!(host(&cache, &acme).as_deref(), Some("b"));
+    assert_eq!(recorded(&cache), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_tenant_that_was_used_last_is_not_evicted_and_the_bound_holds_in_many_shards() {
+    let cache = EntryCache::new(10_000, TTL);
+    assert_eq!(cache.recorded.sizes(), (16, 0, 0));
+    let tenant = |number: u32| TenantId::parse(&format!("t{number}")).unwrap();
+    for number in 0..30_000 {
+        assert!(cache.insert_known(&tenant(number), cache.stamp(), Some(1), &at("a")));
+        assert!(cache.get(&tenant(0)).is_some(), "{number}");
+        if number % 1000 == 0 {
+            assert_eq!(recorded(&cache), 10_000.min(number as usize + 1));
+        }
+    }
+    assert_eq!(cache.recorded.sizes(), (16, 10_000, 10_000));
+    let left = (20_000..30_000).filter(|number| cache.contains(&tenant(*number)));
+    assert!(left.count() > 9_000, "the newest stay");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_known_tenant_costs_at_most_260_bytes() {
+    const TENANTS: u32 = 10_000;
+    let cache = EntryCache::new(u64::from(TENANTS), TTL);
+    let counted = allocation_counter::measure(|| {
+        for number in 0..TENANTS {
+            let tenant =
+                TenantId::parse(&format!("{number:08}-aaaa-4bbb-8ccc-dddddddddddd")).unwrap();
+            let endpoint = Endpoint::neon(
+                format!("ep-cool-dew-{number:08}.us-east-2.aws.neon.tech"),
+                format!("ep-cool-dew-{number:08}-pooler.us-east-2.aws.neon.tech"),
+                "neondb",
+                "neondb_owner",
+                "npg_0123456789ab",
+            );
+            assert!(cache.insert_known(&tenant, cache.stamp(), Some(1), &endpoint));
+        }
+    });
+    let bytes = counted.bytes_current / i64::from(TENANTS);
+    assert!((100..=260).contains(&bytes), "{bytes}");
 }

@@ -1,0 +1,51 @@
+//! The calls of a catalog, by kind: each has its own metric, and reads have another breaker than writes.
+
+/// A kind of call.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Operation {
+    Find,
+    FindMany,
+    Lease,
+    Write,
+    Release,
+    List,
+    Tally,
+    Changes,
+}
+
+impl Operation {
+    pub(super) const ALL: [Self; 8] = [
+        Self::Find,
+        Self::FindMany,
+        Self::Lease,
+        Self::Write,
+        Self::Release,
+        Self::List,
+        Self::Tally,
+        Self::Changes,
+    ];
+
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Find => "find",
+            Self::FindMany => "find_many",
+            Self::Lease => "lease",
+            Self::Write => "write",
+            Self::Release => "release",
+            Self::List => "list",
+            Self::Tally => "tally",
+            Self::Changes => "changes",
+        }
+    }
+
+    pub(super) const fn writes(self) -> bool {
+        match self {
+            Self::Lease | Self::Write | Self::Release => true,
+            Self::Find | Self::FindMany | Self::List | Self::Tally | Self::Changes => false,
+        }
+    }
+
+    pub(super) const fn bit(self) -> u32 {
+        1 << self as u32
+    }
+}

@@ -1,0 +1,282 @@
+//! The migration of one tenant: a flight of its own, which callers wait for.
+
+use std::{
+    ops::{Deref, DerefMut},
+    sync::Arc,
+};
+
+use futures_util::future::BoxFuture;
+use tokio::time::{Instant, timeout_at};
+use tokio_postgres::Client;
+use tracing::{Instrument, Span, field::Empty};
+
+use super::{Inner, TenantRouter};
+use crate::{
+    client::direct::DirectClient,
+    model::{
+        error::{Error, ErrorKind, Stage},
+        tenant::TenantId,
+    },
+    pool::{Pool, Unserved, shared::Shared},
+    provision::source::{OnMissing, Source},
+    schema::{
+        self, CheckedSchema, Migrated, OpenSession, Opened, Ran, RunError, SchemaState, Terms,
+    },
+    sync::{progress::Progress, single_flight::SingleFlight},
+    telemetry::spans,
+};
+
+/// Migrates tenants by the router's schema.
+pub(super) struct Migrator {
+    schema: Arc<CheckedSchema>,
+    /// The migrations in progress: one a tenant in this process. Over processes, the tenant's lease holds, or a lock in
+    /// the tenant's database where there is no catalog.
+    running: SingleFlight<TenantId, Outcome>,
+}
+
+/// The outcome of a migration's flight.
+#[derive(Clone)]
+enum Outcome {
+    Done(Arc<Migrated>),
+    /// The tenant must be looked up again.
+    Moved,
+}
+
+type Round = BoxFuture<'static, Result<Outcome, Error>>;
+
+impl TenantRouter {
+    /// Brings the schema of `tenant` up to date, and returns what was done. It wakes the tenant, unless the
+    /// provisioner's catalog says that it is current, and creates its database first if the policy says so. Call it at
+    /// a deploy for each tenant, a few at a time.
+    ///
+    /// The history in the tenant's database says which steps it has. Any number of processes may call this at once:
+    /// each step runs once. If a process is killed, the next call goes on. With a provisioner, a step that has failed
+    /// is tried again only after a while ([`Fleet::retry_schema`](crate::Fleet::retry_schema)).
+    ///
+    /// The call waits for [`Schema::timeout`](crate::Schema::timeout) at most. The migration is none of the
+    /// [`direct_connections`](crate::RouterBuilder::direct_connections), but it counts in
+    /// [`max_connections`](crate::RouterBuilder::max_connections).
+    ///
+    /// ```no_run
+    /// use tenantry::{Schema, TenantRouter};
+    ///
+    /// # async fn f(lookup: impl tenantry::Lookup) -> Result<(), tenantry::BoxError> {
+    /// let schema = Schema::new().step(1, "notes", "CREATE TABLE notes (text text)");
+    /// let router = TenantRouter::builder(lookup).schema(schema).build()?;
+    /// let migrated = router.migrate("acme").await?;
+    /// println!("from version {} to {} in {:?}", migrated.from, migrated.to, migrated.took);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// - `ErrorKind::Schema`: a step failed, or the database has other steps than this program.
+    ///   [The manual](crate::manual::schema) says what to do. Other tenants are not concerned.
+    /// - `ErrorKind::Timeout` at [`Stage::Migrate`](crate::Stage::Migrate): the time is over. The step in progress was
+    ///   cancelled; steps before it stay applied.
+    /// - `ErrorKind::Misused` if the router was built without a [`schema`](crate::RouterBuilder::schema).
+    /// - The errors of [`direct`](Self::direct).
+    ///
+    /// # Cancel safety
+    /// Dropping the future only ends the waiting: the migration goes on. The end of the router stops it.
+    pub async fn migrate<T: AsRef<str> + ?Sized>(&self, tenant: &T) -> Result<Migrated, Error> {
+        let Inner {
+            shared, migrator, ..
+        } = &*self.inner;
+        let Some(migrator) = migrator else {
+            let message = "the router has no schema; set one with `RouterBuilder::schema`";
+            return Err(Error::new(ErrorKind::Misused, message));
+        };
+        let tenant = TenantId::parse(tenant.as_ref()).map_err(Error::from);
+        let tenant = tenant.inspect_err(|err| shared.stats.broke(err))?;
+        let migrated = tokio::select! {
+            biased;
+            () = shared.life.terminated() => Err(Error::closed()),
+            migrated = self.inner.migrate(&tenant, migrator) => migrated,
+        };
+        let migrated = migrated.map_err(|err| err.with_tenant(&tenant));
+        if let Err(err) = &migrated {
+            shared.stats.broke(err);
+            self.inner.note_failing(err);
+        }
+        migrated
+    }
+}
+
+impl Inner {
+    async fn migrate(&self, tenant: &TenantId, migrator: &Migrator) -> Result<Migrated, Error> {
+        if self.shared.life.is_stopping() {
+            return Err(Error::closed());
+        }
+        let until = Instant::now() + migrator.schema.timeout();
+        let mut known = self.pools.find(tenant.as_str());
+        loop {
+            let pool = if let Some(pool) = known.take() {
+                pool
+            } else {
+                // For the look-up only: a migration may take long.
+                let now = self.shared.clock.now().nanos;
+                let _slot = self.take_caller_slot(tenant, None, now)?;
+                let limit = self.shared.config.provision_timeout;
+                self.locate(tenant, OnMissing::AskPolicy, limit).await?.pool
+            };
+            match migrator.join(&pool, until).await? {
+                Outcome::Done(migrated) => return Ok((*migrated).clone()),
+                // The next look-up asks the catalog, whatever the caches have.
+                Outcome::Moved if Instant::now() < until => {
+                    self.evict(tenant);
+                }
+                Outcome::Moved => return Err(Unserved::relocate().into_error()),
+            }
+        }
+    }
+}
+
+impl Migrator {
+    pub(super) fn new(schema: Arc<CheckedSchema>, shared: &Shared) -> Self {
+        Self {
+            schema,
+            running: SingleFlight::new(shared.runtime.clone()),
+        }
+    }
+
+    /// Joins the migration of the tenant of `pool`, or starts it.
+    async fn join(&self, pool: &Arc<Pool>, until: Instant) -> Result<Outcome, Error> {
+        let left = until.saturating_duration_since(Instant::now());
+        let start = || self.flight_for(pool);
+        self.running.get_or_start(&pool.tenant, left, start).await
+    }
+
+    /// Returns the progress and the work of a migration.
+    fn flight_for(&self, pool: &Arc<Pool>) -> (Progress, impl FnMut() -> Round + Send + 'static) {
+        let progress = Progress::new(Stage::Migrate, self.schema.timeout());
+        let name = pool.tenant.as_str();
+        let span = spans::detached(tracing::debug_span!(
+            parent: None, "migrate", tenant = name, from = Empty, to = Empty, woke = Empty, outcome = Empty
+        ));
+        let (schema, pool) = (Arc::clone(&self.schema), Arc::clone(pool));
+        let (work_progress, job) = (progress.clone(), pool.shared.jobs.token());
+        let next_round = move || -> Round {
+            let (schema, pool, job) = (Arc::clone(&schema), Arc::clone(&pool), job.clone());
+            let (progress, recorded) = (work_progress.clone(), span.clone());
+            let work = async move {
+                let _job = job; // `close_within` waits for it
+                let result = migrate(&schema, pool, &progress).await;
+                record(&recorded, &result);
+                result
+            };
+            Box::pin(work.instrument(span.clone()))
+        };
+        (progress, next_round)
+    }
+}
+
+async fn migrate(
+    schema: &CheckedSchema,
+    pool: Arc<Pool>,
+    progress: &Progress,
+) -> Result<Outcome, Error> {
+    let opener = PoolOpener {
+        pool: Arc::clone(&pool),
+        deadline: progress.deadline(),
+    };
+    let work = async {
+        match &pool.shared.source {
+            Source::Provisioning(engine) => {
+                let migrating = engine.migrate(&pool.tenant, schema, &opener, progress);
+                migrating.await
+            }
+            Source::Lookup(_) => migrate_unleased(schema, &pool.tenant, &opener, progress).await,
+        }
+    };
+    let ended = tokio::select! {
+        biased;
+        () = pool.shared.life.terminated() => return Err(Error::closed()),
+        ended = timeout_at(progress.deadline(), Box::pin(work)) => ended,
+    };
+    match ended {
+        Ok(Ok(Some(migrated))) => Ok(Outcome::Done(Arc::new(migrated))),
+        Ok(Ok(None)) => Ok(Outcome::Moved),
+        Ok(Err(err)) => Err(err),
+        Err(_) => Err(progress.timed_out()),
+    }
+}
+
+/// Migrates a tenant of which no catalog of the router's keeps a record. Over processes, only the lock in the database
+/// holds. Returns `None` if the database is elsewhere now.
+async fn migrate_unleased(
+    schema: &CheckedSchema,
+    tenant: &TenantId,
+    open: &dyn OpenSession,
+    progress: &Progress,
+) -> Result<Option<Migrated>, Error> {
+    let known = SchemaState::default();
+    let terms = Terms {
+        open,
+        known: &known,
+        journal: None,
+    };
+    match schema::run(schema, tenant, terms, progress).await {
+        Ok(Ran { migrated, .. }) => Ok(Some(migrated)),
+        Err(RunError::Moved) => Ok(None),
+        Err(RunError::Later(err)) => Err(err),
+        Err(RunError::Failed(failed)) => Err(failed.into_error()),
+    }
+}
+
+fn record(span: &Span, result: &Result<Outcome, Error>) {
+    match result {
+        Ok(Outcome::Done(migrated)) => {
+            span.record("from", migrated.from);
+            span.record("to", migrated.to);
+            span.record("woke", migrated.woke);
+            let is_current = migrated.steps.is_empty();
+            span.record("outcome", if is_current { "current" } else { "migrated" });
+        }
+        Ok(Outcome::Moved) => {
+            span.record("outcome", "moved");
+        }
+        Err(err) => {
+            span.record("outcome", err.kind().code());
+        }
+    }
+}
+
+/// Opens direct connections of a pool as sessions of a migration.
+struct PoolOpener {
+    pool: Arc<Pool>,
+    deadline: Instant,
+}
+
+impl OpenSession for PoolOpener {
+    fn open(&self) -> BoxFuture<'_, Result<Opened, RunError>> {
+        Box::pin(async move {
+            let until = Instant::now() + self.pool.shared.config.wake_timeout;
+            let until = until.min(self.deadline);
+            match DirectClient::open_for_migration(Arc::clone(&self.pool), until).await {
+                Ok((client, woke)) => Ok(Opened {
+                    session: Box::new(DirectSession(client)),
+                    woke,
+                }),
+                Err(Unserved::Relocate(_)) => Err(RunError::Moved),
+                Err(err) => Err(RunError::Later(err.into_error())),
+            }
+        })
+    }
+}
+
+/// A direct connection as a session of a migration.
+struct DirectSession(DirectClient);
+
+impl Deref for DirectSession {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.0
+    }
+}
+
+impl DerefMut for DirectSession {
+    fn deref_mut(&mut self) -> &mut Client {
+        &mut self.0
+    }
+}

@@ -1,4 +1,4 @@
-//! What the emulator costs: how much longer a resume takes than Postgres's own start, what thousands of them leave
+//! The emulator's cost: how much longer a resume takes than Postgres's own start, what thousands of them leave
 //! behind, and the memory of many computes at once.
 //!
 //! `cargo bench --bench emulator [-- CYCLES]`. Prints tables and writes `target/figures/emulator.json`. Linux only.
@@ -14,7 +14,7 @@ use support::{QUERY, Samples, Table, Target, write_figures};
 
 /// Suspends and resumes of one compute.
 const CYCLES: usize = 2000;
-/// How many of them pass before it is counted what is there: caches fill.
+/// Those that pass before it is counted what is there: caches fill.
 const WARM_UP: usize = 50;
 /// Computes awake at once.
 const COMPUTES: usize = 200;
@@ -23,8 +23,8 @@ const COMPUTES: usize = 200;
 async fn main() -> Result<(), BoxError> {
     let mut words = std::env::args().skip(1);
     let cycles = words.find_map(|word| word.parse().ok()).unwrap_or(CYCLES);
-    let mut figures = resumes(cycles).await?;
-    figures.extend(many().await?);
+    let mut figures = measure_resumes(cycles).await?;
+    figures.extend(measure_many_computes().await?);
     write_figures("emulator", &figures)
 }
 
@@ -36,7 +36,7 @@ fn client(emulator: &Emulator) -> Result<Neon, BoxError> {
 type Figures = Vec<(&'static str, f64)>;
 
 /// Suspends and resumes one compute, through each host in turn.
-async fn resumes(cycles: usize) -> Result<Figures, BoxError> {
+async fn measure_resumes(cycles: usize) -> Result<Figures, BoxError> {
     let emulator = Emulator::start().await?;
     let neon = client(&emulator)?;
     let created = neon.create_project(&CreateProject::new("bench")).await?;
@@ -50,17 +50,17 @@ async fn resumes(cycles: usize) -> Result<Figures, BoxError> {
         bar.inc(1);
         emulator.suspend_all().await;
         if cycle == WARM_UP.min(cycles / 2) {
-            resumes.before = Left::by(&emulator)?;
+            resumes.before = Remaining::by(&emulator)?;
         }
         if cycle % 2 == 0 {
-            resumes.direct.add(direct.bare().await?);
+            resumes.direct.add(direct.connect_plain().await?);
         } else {
-            resumes.pooled.add(pooled.bare().await?);
+            resumes.pooled.add(pooled.connect_plain().await?);
         }
     }
     bar.finish_and_clear();
     emulator.suspend_all().await;
-    resumes.after = Left::by(&emulator)?;
+    resumes.after = Remaining::by(&emulator)?;
     for wake in &emulator.witnesses()[0].wakes {
         resumes.start.add(wake.start);
     }
@@ -69,14 +69,14 @@ async fn resumes(cycles: usize) -> Result<Figures, BoxError> {
     Ok(resumes.figures())
 }
 
-/// What suspends and resumes took and left.
+/// The times of suspends and resumes, and what they left.
 #[derive(Default)]
 struct Resumes {
     start: Samples,
     direct: Samples,
     pooled: Samples,
-    before: Left,
-    after: Left,
+    before: Remaining,
+    after: Remaining,
 }
 
 impl Resumes {
@@ -95,7 +95,7 @@ impl Resumes {
     }
 
     fn figures(&self) -> Figures {
-        let gained = |of: fn(&Left) -> usize| count(of(&self.after)) - count(of(&self.before));
+        let gained = |of: fn(&Remaining) -> usize| count(of(&self.after)) - count(of(&self.before));
         let start = self.start.at(0.5);
         vec![
             ("start_median_ms", start),
@@ -109,16 +109,16 @@ impl Resumes {
     }
 }
 
-/// What is there while the compute sleeps.
+/// The things that are there while the compute sleeps.
 #[derive(Debug, Default)]
-struct Left {
+struct Remaining {
     descriptors: usize,
     threads: usize,
     processes: usize,
     files: usize,
 }
 
-impl Left {
+impl Remaining {
     fn by(emulator: &Emulator) -> Result<Self, BoxError> {
         Ok(Self {
             descriptors: fs::read_dir("/proc/self/fd")?.count(),
@@ -150,7 +150,7 @@ fn files_in(folder: &Path) -> usize {
 }
 
 /// Many computes awake at once, and their end.
-async fn many() -> Result<Figures, BoxError> {
+async fn measure_many_computes() -> Result<Figures, BoxError> {
     let emulator = Emulator::start().await?;
     let neon = client(&emulator)?;
     let bar = support::progress(COMPUTES);

@@ -1,9 +1,10 @@
-//! What it takes to get a database: the first access to a tenant that has none, and a thousand tenants made ready.
+//! The time and the calls that a database takes: the first access to a tenant that has none, and a thousand tenants
+//! made ready.
 //!
 //! The catalog is a Postgres of its own, through a socket. The emulator answers each call of the API after 100 ms. Neon
-//! starts the compute of a new project at once. Here the first connection does: the emulator takes longer for it, mostly
-//! to copy files, than a call takes, so that one question for the operations would not find them finished; and a thousand
-//! computes awake are more memory than this machine has.
+//! starts the compute of a new project at once. Here the first connection does: the emulator takes longer for it,
+//! mostly to copy files, than a call takes, so that one question for the operations would not find them finished; and a
+//! thousand computes awake are more memory than this machine has.
 //!
 //! - A *first access* is `get` and a query on a tenant that nobody has seen, with the default settings. The *floor* is
 //!   the least that any code needs for it, without a catalog: a creation, one question for the operations, which finds
@@ -18,20 +19,20 @@
 //! first accesses, in some five minutes. With few of them the limit's allowance for what comes at once is much of the
 //! whole, and the throughput more than the limit. Prints tables, and writes `target/figures/provisioning.json`.
 
-#[path = "provisioning/bare.rs"]
-mod bare;
+#[path = "provisioning/baseline.rs"]
+mod baseline;
+#[path = "provisioning/counting_catalog.rs"]
+mod counting_catalog;
 #[path = "provisioning/first_access.rs"]
 mod first_access;
 #[path = "provisioning/fleet.rs"]
 mod fleet;
 #[path = "provisioning/lookups.rs"]
 mod lookups;
-#[path = "provisioning/records.rs"]
-mod records;
 #[path = "provisioning/report.rs"]
 mod report;
-#[path = "provisioning/scene.rs"]
-mod scene;
+#[path = "provisioning/setup.rs"]
+mod setup;
 mod support;
 
 use tenantry::BoxError;

@@ -5,15 +5,15 @@ use tokio::time::Instant;
 
 use super::{
     client::Client,
-    scene::{Compute, Scene},
     setting::Setting,
+    setup::{Compute, Setup},
     support::{self, Samples},
 };
 
 /// Connections that are open when the compute goes to sleep.
 const IDLE: u16 = 4;
 
-/// What was measured with a single caller.
+/// The measurements with a single caller.
 pub(crate) struct Alone {
     pub(crate) settings: Vec<InSetting>,
     /// Postgres by itself; none at Neon.
@@ -22,7 +22,7 @@ pub(crate) struct Alone {
     pub(crate) stop: Samples,
 }
 
-/// What was measured in one setting.
+/// The measurements in one setting.
 pub(crate) struct InSetting {
     pub(crate) setting: Setting,
     pub(crate) floor: Samples,
@@ -30,23 +30,23 @@ pub(crate) struct InSetting {
     pub(crate) clients: Vec<OfClient>,
 }
 
-/// What was measured with one client.
+/// The measurements with one client.
 pub(crate) struct OfClient {
     pub(crate) name: &'static str,
     pub(crate) took: Samples,
     pub(crate) errors: u32,
 }
 
-pub(crate) async fn run(scene: &Scene, samples: usize) -> Result<Alone, BoxError> {
-    let compute = &scene.computes[0];
+pub(crate) async fn run(setup: &Setup, samples: usize) -> Result<Alone, BoxError> {
+    let compute = &setup.computes[0];
     let mut stop = Samples::default();
     let mut settings = Vec::new();
-    for setting in scene.settings(samples) {
+    for setting in setup.settings(samples) {
         let rounds = setting.rounds(samples);
-        settings.push(in_setting(scene, compute, setting, rounds, &mut stop).await?);
+        settings.push(in_setting(setup, compute, setting, rounds, &mut stop).await?);
     }
     let mut start = Samples::default();
-    let seen = scene.witness(compute).into_iter();
+    let seen = setup.witness(compute).into_iter();
     start.extend(seen.flat_map(|it| it.wakes).map(|wake| wake.start));
     Ok(Alone {
         settings,
@@ -56,14 +56,15 @@ pub(crate) async fn run(scene: &Scene, samples: usize) -> Result<Alone, BoxError
 }
 
 async fn in_setting(
-    scene: &Scene,
+    setup: &Setup,
     compute: &Compute,
     setting: Setting,
     rounds: usize,
     stop: &mut Samples,
 ) -> Result<InSetting, BoxError> {
-    let target = scene.target(compute, setting)?;
-    let clients = Client::all(scene, compute, &target, IDLE)?;
+    let target = setup.target(compute, setting)?;
+    let service = setup.service().behind(setup.way(setting)?);
+    let clients = Client::all(&service, compute, &target, IDLE)?;
     let mut results = InSetting {
         setting,
         floor: Samples::default(),
@@ -72,15 +73,15 @@ async fn in_setting(
     let bar = support::progress(rounds);
     for round in 0..rounds {
         bar.inc(1);
-        stop.add(scene.suspend(compute).await?);
-        results.floor.add(target.bare().await?);
+        stop.add(setup.suspend(compute).await?);
+        results.floor.add(target.connect_plain().await?);
         // The pools, which are there to compare with, in every second round where there are many.
-        let all = round % 2 == 0 || scene.emulator().is_none();
+        let all = round % 2 == 0 || setup.emulator().is_none();
         let present = if all { clients.len() } else { 1 };
         for (client, result) in clients.iter().zip(&mut results.clients).take(present) {
             client.open(IDLE).await?;
-            stop.add(scene.suspend(compute).await?);
-            client.notice().await?;
+            stop.add(setup.suspend(compute).await?);
+            client.wait_until_closed().await?;
             result.turn(client).await;
         }
     }
@@ -99,7 +100,7 @@ impl OfClient {
 
     async fn turn(&mut self, client: &Client) {
         let start = Instant::now();
-        match client.ask().await {
+        match client.query_one().await {
             Ok(()) => self.took.add(start.elapsed()),
             Err(_) => self.errors += 1,
         }

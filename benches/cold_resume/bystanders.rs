@@ -8,22 +8,22 @@ use tokio::time::sleep;
 use super::{
     client::{Client, router},
     herd::{CALLERS, POOL_SIZE, all_at_once},
-    scene::{Compute, Scene, until},
     setting::Setting,
+    setup::{Compute, Setup, until},
     support::{self, Samples},
 };
 
-/// How long the wake is silent.
+/// The time for which the wake is silent.
 const SILENCE: Duration = Duration::from_secs(2);
 /// The other tenants, and their callers at once.
 const TENANTS: usize = 10;
-const EACH: u16 = 10;
-/// How often in a row they come, in the calm and in the silence.
-const TIMES: usize = 20;
+const CALLERS_PER_TENANT: u16 = 10;
+/// The times in a row that they come, in the calm and in the silence.
+const REPEATS: usize = 20;
 /// A herd stands in line after this long.
-const IN_LINE: Duration = Duration::from_millis(100);
+const QUEUE_TIME: Duration = Duration::from_millis(100);
 
-/// What was measured.
+/// The answers to bystanders.
 #[derive(Default)]
 pub(crate) struct Bystanders {
     pub(crate) calm: Samples,
@@ -33,17 +33,19 @@ pub(crate) struct Bystanders {
 }
 
 pub(crate) async fn run(samples: usize) -> Result<Bystanders, BoxError> {
-    let scene = Scene::emulated(1 + TENANTS).await?;
-    let clients = clients(&scene)?;
+    let setup = Setup::emulated(1 + TENANTS).await?;
+    let clients = clients(&setup)?;
     let [sleeper, others @ ..] = &clients[..] else {
         return Err("nobody is there".into());
     };
     for other in others {
-        other.open(EACH).await?;
+        other.open(CALLERS_PER_TENANT).await?;
     }
-    let callers = others.iter().flat_map(|it| vec![it.clone(); EACH.into()]);
+    let callers = others
+        .iter()
+        .flat_map(|it| vec![it.clone(); CALLERS_PER_TENANT.into()]);
     let callers: Vec<_> = callers.collect();
-    for _ in 0..TIMES {
+    for _ in 0..REPEATS {
         all_at_once(callers.clone(), &mut Samples::default()).await?; // their poolers have all they need
     }
     let rounds = (samples / 30).max(1);
@@ -51,54 +53,54 @@ pub(crate) async fn run(samples: usize) -> Result<Bystanders, BoxError> {
     let bar = support::progress(rounds);
     for _ in 0..rounds {
         bar.inc(1);
-        results.round(&scene, sleeper, &callers).await?;
+        results.round(&setup, sleeper, &callers).await?;
     }
     bar.finish_and_clear();
     Ok(results)
 }
 
 /// One router for all tenants; the first is the one that will sleep.
-fn clients(scene: &Scene) -> Result<Vec<Client>, BoxError> {
+fn clients(setup: &Setup) -> Result<Vec<Client>, BoxError> {
     let mut tenants = HashMap::new();
-    for compute in &scene.computes {
-        let target = scene.target(compute, Setting::QUICK)?;
+    for compute in &setup.computes {
+        let target = setup.target(compute, Setting::NO_DELAY)?;
         tenants.insert(TenantId::parse(&compute.endpoint_id)?, target.endpoint());
     }
-    let router = router(scene, tenants, POOL_SIZE)?;
+    let router = router(setup.service(), tenants, POOL_SIZE)?;
     let client = |it: &Compute| {
         let tenant = TenantId::parse(&it.endpoint_id)?;
         Ok(Client::Tenantry(router.clone(), tenant))
     };
-    scene.computes.iter().map(client).collect()
+    setup.computes.iter().map(client).collect()
 }
 
 impl Bystanders {
     async fn round(
         &mut self,
-        scene: &Scene,
+        setup: &Setup,
         sleeper: &Client,
         callers: &[Client],
     ) -> Result<(), BoxError> {
-        let compute = &scene.computes[0];
-        let emulator = scene.emulator().ok_or("only an emulator is silent")?;
+        let compute = &setup.computes[0];
+        let emulator = setup.emulator().ok_or("only an emulator is silent")?;
         emulator.set_wake_delay_of(&compute.endpoint_id, SILENCE);
         sleeper.open(POOL_SIZE).await?;
-        scene.suspend(compute).await?;
-        sleep(IN_LINE).await; // its connections' ends are noticed
-        for _ in 0..TIMES {
+        setup.suspend(compute).await?;
+        sleep(QUEUE_TIME).await; // its connections' ends are noticed
+        for _ in 0..REPEATS {
             self.errors += all_at_once(callers.to_vec(), &mut self.calm).await?;
         }
 
-        let attempts = || scene.witness(compute).map(|it| it.auth_attempts.len());
+        let attempts = || setup.witness(compute).map(|it| it.auth_attempts.len());
         let before = attempts();
         let waiting = vec![sleeper.clone(); CALLERS];
         let herd = tokio::spawn(async move { all_at_once(waiting, &mut Samples::default()).await });
         until(|| attempts() > before).await?;
-        sleep(IN_LINE).await;
-        for _ in 0..TIMES {
+        sleep(QUEUE_TIME).await;
+        for _ in 0..REPEATS {
             self.errors += all_at_once(callers.to_vec(), &mut self.waking).await?;
         }
-        if scene.witness(compute).is_some_and(|it| it.is_awake) {
+        if setup.witness(compute).is_some_and(|it| it.is_awake) {
             return Err("the silence was too short for all bystanders".into());
         }
         self.errors += herd.await??;

@@ -1,4 +1,4 @@
-//! Who is compared: what a server reaches its database with.
+//! The clients that are compared, by which a server reaches its database.
 
 use std::collections::HashMap;
 
@@ -8,7 +8,8 @@ use sqlx::PgPool;
 use tenantry::{BoxError, Endpoint, TenantId, TenantRouter, deadpool_postgres};
 
 use super::{
-    scene::{Compute, Scene, until},
+    neon_service::NeonService,
+    setup::{Compute, until},
     support::{QUERY, Target},
 };
 
@@ -21,9 +22,9 @@ pub(crate) enum Client {
 }
 
 impl Client {
-    /// All that are compared, for one endpoint. The first is ours.
+    /// All that are compared, for one endpoint behind `service`. The first is ours.
     pub(crate) fn all(
-        scene: &Scene,
+        service: &NeonService,
         compute: &Compute,
         target: &Target,
         pool_size: u16,
@@ -31,9 +32,9 @@ impl Client {
         let tenant = TenantId::parse(&compute.endpoint_id)?;
         let tenants = HashMap::from([(tenant.clone(), target.endpoint())]);
         Ok([
-            Self::Tenantry(router(scene, tenants, pool_size)?, tenant),
+            Self::Tenantry(router(service, tenants, pool_size)?, tenant),
             Self::Deadpool(target.deadpool(pool_size)?),
-            Self::Sqlx(target.sqlx(scene.site().roots(), pool_size)?),
+            Self::Sqlx(target.sqlx(service.roots(), pool_size)?),
         ])
     }
 
@@ -46,7 +47,7 @@ impl Client {
     }
 
     /// Takes a connection, asks for one row, gives it back.
-    pub(crate) async fn ask(&self) -> Result<(), BoxError> {
+    pub(crate) async fn query_one(&self) -> Result<(), BoxError> {
         match self {
             Self::Tenantry(router, tenant) => {
                 let client = router.get(tenant).await?;
@@ -99,7 +100,7 @@ impl Client {
 
     /// Waits until it has seen all its connections close: what is compared is the wake. sqlx looks only when it needs
     /// one. A router has to have no other tenants.
-    pub(crate) async fn notice(&self) -> Result<(), BoxError> {
+    pub(crate) async fn wait_until_closed(&self) -> Result<(), BoxError> {
         match self {
             Self::Tenantry(router, _) => until(|| router.status().connections == 0).await,
             Self::Deadpool(pool) => until(|| all_closed(pool)).await,
@@ -120,7 +121,7 @@ fn all_closed(pool: &Pool) -> bool {
 
 /// A router for tenants that have the ids of their endpoints.
 pub(crate) fn router(
-    scene: &Scene,
+    service: &NeonService,
     tenants: HashMap<TenantId, Endpoint>,
     pool_size: u16,
 ) -> Result<TenantRouter, BoxError> {
@@ -129,5 +130,5 @@ pub(crate) fn router(
         async move { Ok(endpoint) }
     };
     let router = TenantRouter::builder(lookup).pool_size(pool_size.into());
-    Ok(scene.site().router(router)?.build()?)
+    Ok(service.router(router)?.build()?)
 }

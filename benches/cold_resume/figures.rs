@@ -1,6 +1,7 @@
 //! The measurements as names and numbers. The plain names are of the usual wake, pooled host, direct TLS.
 
 use super::{
+    alone::Alone,
     bystanders::Bystanders,
     herd::{self, Herd},
     report::{Report, over},
@@ -8,21 +9,38 @@ use super::{
 
 impl Report {
     pub(crate) fn figures(&self) -> Vec<(String, f64)> {
-        let mut figures = self.alone_figures();
+        let mut figures: Vec<_> = self.alone.iter().flat_map(Alone::figures).collect();
         figures.extend(self.herd_figures());
         figures.extend(self.bystanders.iter().flat_map(Bystanders::figures));
+        figures.extend(self.relay_figures());
+        figures.retain(|(_, value)| !value.is_nan());
         figures
     }
 
-    fn alone_figures(&self) -> Vec<(String, f64)> {
+    fn herd_figures(&self) -> Vec<(String, f64)> {
+        self.herds
+            .iter()
+            .flat_map(herd::InSetting::figures)
+            .collect()
+    }
+
+    fn relay_figures(&self) -> impl Iterator<Item = (String, f64)> {
+        self.relays.iter().flat_map(|(round_trip, took)| {
+            [("median_ms", 0.5), ("p99_ms", 0.99)].map(|(what, share)| {
+                let name = format!("relay_rtt_{}ms_{what}", round_trip.as_millis());
+                (name, took.at(share))
+            })
+        })
+    }
+}
+
+impl Alone {
+    fn figures(&self) -> Vec<(String, f64)> {
         let mut figures = vec![
-            (
-                "compute_start_median_ms".to_owned(),
-                self.alone.start.at(0.5),
-            ),
-            ("compute_stop_median_ms".to_owned(), self.alone.stop.at(0.5)),
+            ("compute_start_median_ms".to_owned(), self.start.at(0.5)),
+            ("compute_stop_median_ms".to_owned(), self.stop.at(0.5)),
         ];
-        for it in &self.alone.settings {
+        for it in &self.settings {
             let [ours, deadpool, sqlx] = &it.clients[..] else {
                 continue;
             };
@@ -48,13 +66,6 @@ impl Report {
         }
         figures
     }
-
-    fn herd_figures(&self) -> Vec<(String, f64)> {
-        self.herds
-            .iter()
-            .flat_map(herd::InSetting::figures)
-            .collect()
-    }
 }
 
 impl herd::InSetting {
@@ -68,9 +79,14 @@ impl herd::InSetting {
             [
                 ("p99_ms", it.asleep.at(0.99)),
                 ("awake_p99_ms", it.awake.at(0.99)),
-                ("p99_over_awake", self.over_awake(it)),
+                ("p99_over_deadpool", self.over_deadpool(it)),
+                ("p99_over_awake", Self::over_awake(it)),
+                (
+                    "p99_over_awake_pooler_warm",
+                    Self::over_awake_pooler_warm(it),
+                ),
                 ("warm_p99_ms", it.warm.at(0.99)),
-                ("p99_over_warm", self.over_warm(it)),
+                ("p99_over_warm", Self::over_warm(it)),
                 ("auth_attempts", it.auth_attempts.map_or(f64::NAN, count)),
                 ("errors", f64::from(it.errors)),
             ]

@@ -7,9 +7,9 @@ use tokio::time::Instant;
 
 use super::{
     client::Client,
-    scene::{Compute, Scene},
     setting::Setting,
-    support::{self, Samples},
+    setup::{Compute, Setup},
+    support::{self, Samples, Target, median},
 };
 
 /// Callers at once.
@@ -17,7 +17,7 @@ pub(crate) const CALLERS: usize = 1000;
 /// Connections of one tenant.
 pub(crate) const POOL_SIZE: u16 = 16;
 
-/// What was measured in one setting.
+/// The measurements in one setting.
 pub(crate) struct InSetting {
     pub(crate) setting: Setting,
     /// A single caller's, in the same rounds.
@@ -26,10 +26,10 @@ pub(crate) struct InSetting {
     pub(crate) herds: Vec<Herd>,
 }
 
-/// What was measured with one client.
+/// The measurements with one client.
 pub(crate) struct Herd {
     pub(crate) name: &'static str,
-    pub(crate) rounds: usize,
+    pub(crate) rounds: Vec<Round>,
     pub(crate) asleep: Samples,
     pub(crate) awake: Samples,
     pub(crate) warm: Samples,
@@ -38,30 +38,55 @@ pub(crate) struct Herd {
     pub(crate) errors: u32,
 }
 
-pub(crate) async fn run(scene: &Scene, samples: usize) -> Result<Vec<InSetting>, BoxError> {
-    let mut settings = Vec::new();
-    for setting in scene.settings(samples) {
-        settings.push(in_setting(scene, setting, setting.herds(samples)).await?);
-    }
-    Ok(settings)
+/// The waits of the slowest of one round, in milliseconds.
+pub(crate) struct Round {
+    floor: f64,
+    asleep: f64,
+    /// With a pooler that has just been started, as after a wake.
+    awake: f64,
+    /// With a pooler that has all its connections.
+    awake_pooler_warm: f64,
+    warm: f64,
 }
 
-async fn in_setting(scene: &Scene, setting: Setting, rounds: usize) -> Result<InSetting, BoxError> {
-    let compute = &scene.computes[0];
-    let target = scene.target(compute, setting)?;
-    let clients = Client::all(scene, compute, &target, POOL_SIZE)?;
+pub(crate) async fn run(
+    setup: &Setup,
+    settings: Vec<Setting>,
+    samples: usize,
+) -> Result<Vec<InSetting>, BoxError> {
+    let mut measured = Vec::new();
+    for setting in settings {
+        measured.push(in_setting(setup, setting, setting.herds(samples)).await?);
+    }
+    Ok(measured)
+}
+
+async fn in_setting(setup: &Setup, setting: Setting, rounds: usize) -> Result<InSetting, BoxError> {
+    let compute = &setup.computes[0];
+    let target = setup.target(compute, setting)?;
+    let service = setup.service().behind(setup.way(setting)?);
+    let clients = Client::all(&service, compute, &target, POOL_SIZE)?;
+    let place = Place {
+        setup,
+        compute,
+        target: &target,
+        setting,
+    };
     let mut results = InSetting {
         setting,
         floor: Samples::default(),
         herds: clients.iter().map(Herd::of).collect(),
     };
     let bar = support::progress(rounds);
-    for _ in 0..rounds {
+    for round in 0..rounds {
         bar.inc(1);
-        scene.suspend(compute).await?;
-        results.floor.add(target.bare().await?);
-        for (client, herd) in clients.iter().zip(&mut results.herds) {
-            herd.round(scene, compute, client).await?;
+        setup.suspend(compute).await?;
+        let floor = target.connect_plain().await?;
+        results.floor.add(floor);
+        // Each comes first as often as the others.
+        for who in (0..clients.len()).map(|it| (round + it) % clients.len()) {
+            let herd = &mut results.herds[who];
+            herd.round(&place, &clients[who], floor).await?;
         }
     }
     bar.finish_and_clear();
@@ -69,23 +94,45 @@ async fn in_setting(scene: &Scene, setting: Setting, rounds: usize) -> Result<In
 }
 
 impl InSetting {
-    /// What the slowest wait besides the wake, in terms of what they wait without one. Nothing else differs: in both
-    /// cases there are no connections when they come.
-    pub(crate) fn over_awake(&self, herd: &Herd) -> f64 {
-        (herd.asleep.at(0.99) - self.floor.at(0.5)) / herd.awake.at(0.99)
+    /// The time that the slowest wait besides the wake, in terms of what they wait without one. Nothing else differs:
+    /// in both cases there are no connections when they come, and the pooler has just been started.
+    pub(crate) fn over_awake(herd: &Herd) -> f64 {
+        herd.ratio(|it| (it.asleep - it.floor) / it.awake)
+    }
+
+    /// The same in terms of what they wait where the pooler has all its connections already; not a number if that was
+    /// not measured.
+    pub(crate) fn over_awake_pooler_warm(herd: &Herd) -> f64 {
+        herd.ratio(|it| (it.asleep - it.floor) / it.awake_pooler_warm)
     }
 
     /// The same in terms of what they wait where all connections are open already.
-    pub(crate) fn over_warm(&self, herd: &Herd) -> f64 {
-        (herd.asleep.at(0.99) - self.floor.at(0.5)) / herd.warm.at(0.99)
+    pub(crate) fn over_warm(herd: &Herd) -> f64 {
+        herd.ratio(|it| (it.asleep - it.floor) / it.warm)
     }
+
+    /// The time that the slowest wait, wake and all, in terms of what they wait in plain pools of deadpool-postgres.
+    pub(crate) fn over_deadpool(&self, herd: &Herd) -> f64 {
+        let deadpool = self.herds.iter().find(|it| it.name == "deadpool-postgres");
+        let others = deadpool.map_or(&[][..], |it| &it.rounds);
+        let rounds = herd.rounds.iter().zip(others);
+        median(rounds.map(|(it, other)| it.asleep / other.asleep))
+    }
+}
+
+/// The place that a herd comes to.
+struct Place<'a> {
+    setup: &'a Setup,
+    compute: &'a Compute,
+    target: &'a Target,
+    setting: Setting,
 }
 
 impl Herd {
     fn of(client: &Client) -> Self {
         Self {
             name: client.name(),
-            rounds: 0,
+            rounds: Vec::new(),
             asleep: Samples::default(),
             awake: Samples::default(),
             warm: Samples::default(),
@@ -96,26 +143,53 @@ impl Herd {
 
     async fn round(
         &mut self,
-        scene: &Scene,
-        compute: &Compute,
+        place: &Place<'_>,
         client: &Client,
+        floor: Duration,
     ) -> Result<(), BoxError> {
-        self.rounds += 1;
+        let (setup, compute) = (place.setup, place.compute);
         client.open(POOL_SIZE).await?;
-        scene.suspend(compute).await?;
-        client.notice().await?;
+        setup.suspend(compute).await?;
+        client.wait_until_closed().await?;
         let slept = Instant::now();
-        self.errors += all_at_once(vec![client.clone(); CALLERS], &mut self.asleep).await?;
-        let seen = scene.witness(compute);
+        let asleep = self.turn(client).await?;
+        let seen = setup.witness(compute);
         let attempts = seen.map(|it| attempts_until_up(&it, slept)).transpose()?;
         self.auth_attempts = self.auth_attempts.max(attempts);
 
         client.open(POOL_SIZE).await?;
         client.close(POOL_SIZE).await?;
-        self.errors += all_at_once(vec![client.clone(); CALLERS], &mut self.awake).await?;
+        setup.cool(compute, place.target).await?;
+        let awake = self.turn(client).await?;
         client.open(POOL_SIZE).await?;
-        self.errors += all_at_once(vec![client.clone(); CALLERS], &mut self.warm).await?;
+        let warm = self.turn(client).await?;
+        let mut awake_pooler_warm = Samples::default();
+        if !place.setting.has_network() {
+            client.close(POOL_SIZE).await?;
+            awake_pooler_warm = self.turn(client).await?;
+        }
+        self.rounds.push(Round {
+            floor: floor.as_secs_f64() * 1e3,
+            asleep: asleep.at(0.99),
+            awake: awake.at(0.99),
+            awake_pooler_warm: awake_pooler_warm.at(0.99),
+            warm: warm.at(0.99),
+        });
+        self.asleep.merge(&asleep);
+        self.awake.merge(&awake);
+        self.warm.merge(&warm);
         Ok(())
+    }
+
+    async fn turn(&mut self, client: &Client) -> Result<Samples, BoxError> {
+        let mut answered = Samples::default();
+        self.errors += all_at_once(vec![client.clone(); CALLERS], &mut answered).await?;
+        Ok(answered)
+    }
+
+    /// The median of what `of` makes of each round.
+    fn ratio(&self, of: fn(&Round) -> f64) -> f64 {
+        median(self.rounds.iter().map(of))
     }
 }
 
@@ -125,7 +199,7 @@ pub(crate) async fn all_at_once(
     answered: &mut Samples,
 ) -> Result<u32, BoxError> {
     let start = Instant::now();
-    let one = |caller: Client| async move { caller.ask().await.map(|()| start.elapsed()) };
+    let one = |caller: Client| async move { caller.query_one().await.map(|()| start.elapsed()) };
     let tasks: Vec<_> = callers
         .into_iter()
         .map(|caller| tokio::spawn(one(caller)))

@@ -1,6 +1,6 @@
-//! What was measured, as tables.
+//! The measurements as tables.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use tenantry::BoxError;
 
@@ -14,24 +14,28 @@ use super::{
 
 /// Everything that was measured.
 pub(crate) struct Report {
-    pub(crate) alone: Alone,
+    /// `true` if it was measured on an emulator.
+    pub(crate) emulated: bool,
+    /// A single caller, unless only herds were wanted.
+    pub(crate) alone: Option<Alone>,
     pub(crate) herds: Vec<herd::InSetting>,
+    /// The time of a byte through each relay, by the round trip that it has to make up.
+    pub(crate) relays: Vec<(Duration, Samples)>,
     /// Only an emulator is silent when it is told so.
     pub(crate) bystanders: Option<Bystanders>,
 }
 
 impl Report {
     pub(crate) fn print(&self) {
-        let emulated = self.bystanders.is_some();
-        let host = if emulated { ", pooled host" } else { "" };
-        println!("\nA single caller on a suspended tenant{host}\n");
-        self.alone_table().print();
-        let Alone { start, stop, .. } = &self.alone;
-        let (start, stop) = (start.ms(0.5), stop.ms(0.5));
-        if emulated {
-            println!("\nPostgres itself, at the median: start {start}, stop {stop}");
-        } else {
-            println!("\nA suspend by the API, at the median: {stop}");
+        for (round_trip, took) in &self.relays {
+            let (round_trip, times) = (round_trip.as_millis(), [took.ms(0.5), took.ms(0.99)]);
+            println!(
+                "A relay of {round_trip} ms: median {}, p99 {}",
+                times[0], times[1]
+            );
+        }
+        if let Some(alone) = &self.alone {
+            self.print_alone(alone);
         }
         println!("\n1,000 callers at once on a suspended tenant, then awake; pool of 16\n");
         self.herd_table().print();
@@ -41,16 +45,28 @@ impl Report {
         }
     }
 
+    fn print_alone(&self, alone: &Alone) {
+        let host = if self.emulated { ", pooled host" } else { "" };
+        println!("\nA single caller on a suspended tenant{host}\n");
+        self.alone_table(alone).print();
+        let (start, stop) = (alone.start.ms(0.5), alone.stop.ms(0.5));
+        if self.emulated {
+            println!("\nPostgres itself, at the median: start {start}, stop {stop}");
+        } else {
+            println!("\nA suspend by the API, at the median: {stop}");
+        }
+    }
+
     /// The head of the first column.
     const fn about(&self) -> &'static str {
-        if self.bystanders.is_some() {
+        if self.emulated {
             "wake, TLS, who"
         } else {
             "host, TLS, who"
         }
     }
 
-    fn alone_table(&self) -> Table {
+    fn alone_table(&self, alone: &Alone) -> Table {
         let mut table = Table::new(&[
             self.about(),
             "rounds",
@@ -61,7 +77,7 @@ impl Report {
             "p99 over",
             "errors",
         ]);
-        for it in &self.alone.settings {
+        for it in &alone.settings {
             let clients = it.clients.iter().map(|of| (of.name, &of.took, of.errors));
             let all = std::iter::once(("floor", &it.floor, 0)).chain(clients);
             for (name, took, errors) in all {
@@ -87,6 +103,7 @@ impl Report {
             "floor",
             "median",
             "p99",
+            "over deadpool",
             "awake median",
             "awake p99",
             "over awake",
@@ -99,15 +116,16 @@ impl Report {
             for it in &here.herds {
                 table.row(&[
                     &described(here.setting, it.name),
-                    &it.rounds.to_string(),
+                    &it.rounds.len().to_string(),
                     &here.floor.ms(0.5),
                     &it.asleep.ms(0.5),
                     &it.asleep.ms(0.99),
+                    &format!("{:.3}", here.over_deadpool(it)),
                     &it.awake.ms(0.5),
                     &it.awake.ms(0.99),
-                    &format!("{:.3}", here.over_awake(it)),
+                    &format!("{:.3}", herd::InSetting::over_awake(it)),
                     &it.warm.ms(0.99),
-                    &format!("{:.3}", here.over_warm(it)),
+                    &format!("{:.3}", herd::InSetting::over_warm(it)),
                     &it.auth_attempts.map_or("?".to_owned(), |it| it.to_string()),
                     &it.errors.to_string(),
                 ]);
@@ -138,7 +156,7 @@ impl Bystanders {
     }
 }
 
-/// How many times as long as `floor` it took, at one share of both.
+/// The time it took in terms of `floor`, at one share of both.
 pub(crate) fn over(it: &Samples, floor: &Samples, share: f64) -> f64 {
     it.at(share) / floor.at(share)
 }

@@ -1,50 +1,37 @@
-//! Whom the callers ask for: ids of 36 letters, drawn before anything is measured.
+//! The tenants of the calls: ids of 36 letters, drawn before anything is measured.
 
 use std::ops::Range;
 
-use crate::chance::Chance;
+use crate::rng::{Rng, Zipf};
 
 /// Letters of an id, as of a UUID's.
 const LETTERS: usize = 36;
 
 /// Calls that are drawn; they are gone through again and again.
-const DRAWN: usize = 1 << 18;
+const DRAW_COUNT: usize = 1 << 18;
 
 /// A prime, by which neighbours in rank are no neighbours in memory.
 const STRIDE: usize = 7919;
 
-/// Whom calls ask for, one after the other.
+/// The tenants of the calls, one after the other.
 ///
 /// The ids lie in a row, as if each had just been read from a request: what is measured begins with it at hand.
-pub(crate) struct Draws {
+pub(crate) struct DrawnIds {
     tenants: Vec<usize>,
     ids: String,
 }
 
-impl Draws {
-    /// Everybody among the first `tenants` equally often.
+impl DrawnIds {
+    /// Each of the first `tenants` equally often.
     pub(crate) fn uniform(tenants: usize) -> Self {
-        let mut chance = Chance(1);
-        Self::of((0..DRAWN).map(|_| chance.below(tenants)))
+        let mut rng = Rng(1);
+        Self::of((0..DRAW_COUNT).map(|_| rng.below(tenants)))
     }
 
     /// Those among the first `tenants` by Zipf's law with exponent 1: the second of them half as often as the first.
     pub(crate) fn zipf(tenants: usize) -> Self {
-        #[allow(clippy::cast_precision_loss, reason = "a small count")]
-        let weights = (1..=tenants).map(|rank| 1.0 / rank as f64);
-        let sums: Vec<f64> = weights
-            .scan(0.0, |sum, weight| {
-                *sum += weight;
-                Some(*sum)
-            })
-            .collect();
-        let mut chance = Chance(2);
-        let all = sums.last().copied().unwrap_or_default();
-        Self::of((0..DRAWN).map(|_| {
-            let at = chance.share() * all;
-            let rank = sums.partition_point(|sum| *sum < at).min(tenants - 1);
-            (rank * STRIDE) % tenants
-        }))
+        let (places, mut rng) = (Zipf::new(tenants), Rng(2));
+        Self::of((0..DRAW_COUNT).map(|_| places.draw(&mut rng) * STRIDE % tenants))
     }
 
     fn of(tenants: impl Iterator<Item = usize>) -> Self {
@@ -55,7 +42,7 @@ impl Draws {
 
     /// So many calls, those after the first `from`.
     pub(crate) fn calls(&self, from: usize, count: usize) -> impl Iterator<Item = (usize, &str)> {
-        let numbers = (from..from + count).map(|n| n % DRAWN);
+        let numbers = (from..from + count).map(|n| n % DRAW_COUNT);
         numbers.map(|n| (self.tenants[n], &self.ids[Self::place(n)]))
     }
 
@@ -66,8 +53,8 @@ impl Draws {
 
 /// The id of a tenant, in the form of a UUID.
 pub(crate) fn id(tenant: usize) -> String {
-    let mut chance = Chance(tenant as u64);
-    let (a, b) = (chance.next(), chance.next());
+    let mut rng = Rng(tenant as u64);
+    let (a, b) = (rng.next(), rng.next());
     format!(
         "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
         a >> 32,

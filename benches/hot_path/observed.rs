@@ -1,6 +1,7 @@
 //! `get` with metrics and tracing on, beside `get` without.
 //!
-//! What is installed holds for a whole process, so each way has one of its own, which takes a turn when it is told to.
+//! A recorder and a subscriber hold for a whole process, so each way has one of its own, which takes a turn when it is
+//! told to.
 
 use std::{
     env,
@@ -22,29 +23,29 @@ use tracing::{Event, Subscriber, span};
 
 use crate::{
     backend::Backend,
-    ids::Draws,
-    rounds::{Callers, Compared, one_turn},
-    subjects::{Ours, router},
+    ids::DrawnIds,
+    rounds::{Callers, Comparison, one_turn},
+    subjects::{TenantryRouter, router},
 };
 
 /// Tells a process that it is one of those, and which.
-const WAY: &str = "OBSERVED";
+const MODE_VARIABLE: &str = "OBSERVED";
 /// Tenants, each with an idle connection.
 const TENANTS: usize = 1_000;
 const ROUNDS: usize = 61;
 const WARM_UP: usize = 5;
 
 /// A process that takes turns. Its end is that of its input.
-struct Turns {
+struct MeasuringProcess {
     child: Child,
     go: ChildStdin,
     took: BufReader<ChildStdout>,
 }
 
-impl Turns {
-    fn begin(way: &str) -> Result<Self, BoxError> {
+impl MeasuringProcess {
+    fn start(way: &str) -> Result<Self, BoxError> {
         let mut child = Command::new(env::current_exe()?)
-            .env(WAY, way)
+            .env(MODE_VARIABLE, way)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
@@ -55,7 +56,7 @@ impl Turns {
     }
 
     /// Nanoseconds per call.
-    fn take(&mut self) -> Result<f64, BoxError> {
+    fn run_turn(&mut self) -> Result<f64, BoxError> {
         writeln!(self.go)?;
         let mut line = String::new();
         self.took.read_line(&mut line)?;
@@ -72,17 +73,21 @@ impl Turns {
     }
 }
 
-/// Measures a subscriber that wants nothing, or takes everything and drops it, each with a recorder that drops everything.
-pub(crate) fn compare(way: &str) -> Result<Compared, BoxError> {
-    let (mut plain, mut observed) = (Turns::begin("not")?, Turns::begin(way)?);
+/// Measures a subscriber that wants nothing, or takes everything and drops it, each with a recorder that drops
+/// everything.
+pub(crate) fn compare(way: &str) -> Result<Comparison, BoxError> {
+    let (mut plain, mut observed) = (
+        MeasuringProcess::start("not")?,
+        MeasuringProcess::start(way)?,
+    );
     let (mut first, mut second) = (Vec::new(), Vec::new());
     for round in 0..WARM_UP + ROUNDS {
         let (a, b) = if round % 2 == 0 {
-            let a = plain.take()?;
-            (a, observed.take()?)
+            let a = plain.run_turn()?;
+            (a, observed.run_turn()?)
         } else {
-            let b = observed.take()?;
-            (plain.take()?, b)
+            let b = observed.run_turn()?;
+            (plain.run_turn()?, b)
         };
         if round >= WARM_UP {
             first.push(a);
@@ -91,18 +96,18 @@ pub(crate) fn compare(way: &str) -> Result<Compared, BoxError> {
     }
     plain.end()?;
     observed.end()?;
-    Ok(Compared::new(first, second))
+    Ok(Comparison::new(first, second))
 }
 
 /// Takes turns, if this is a process that is to; says whether it was.
 pub(crate) fn serve() -> Result<bool, BoxError> {
-    let Ok(way) = env::var(WAY) else {
+    let Ok(way) = env::var(MODE_VARIABLE) else {
         return Ok(false);
     };
     if way != "not" {
         let takes = way == "takes";
-        tracing::subscriber::set_global_default(Dropping { takes })?;
-        metrics::set_global_recorder(Dropped)?;
+        tracing::subscriber::set_global_default(NoopSubscriber { takes })?;
+        metrics::set_global_recorder(NoopRecorder)?;
     }
     let runtime = Builder::new_multi_thread()
         .worker_threads(2)
@@ -110,7 +115,10 @@ pub(crate) fn serve() -> Result<bool, BoxError> {
         .build()?;
     let backend = Backend::default();
     let ours = runtime.block_on(router(&backend, TENANTS, TENANTS))?;
-    let (ours, draws) = (Arc::new(Ours(ours)), Arc::new(Draws::uniform(TENANTS)));
+    let (ours, draws) = (
+        Arc::new(TenantryRouter(ours)),
+        Arc::new(DrawnIds::uniform(TENANTS)),
+    );
     for (round, go) in stdin().lines().enumerate() {
         go?;
         let took = one_turn(runtime.handle(), Callers::Threads(1), &draws, round, &ours)?;
@@ -126,11 +134,11 @@ pub(crate) fn serve() -> Result<bool, BoxError> {
 static SPANS: AtomicU64 = AtomicU64::new(0);
 
 /// A subscriber that drops everything: it wants none of it, or takes it first.
-struct Dropping {
+struct NoopSubscriber {
     takes: bool,
 }
 
-impl Subscriber for Dropping {
+impl Subscriber for NoopSubscriber {
     fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
         self.takes
     }
@@ -152,9 +160,9 @@ impl Subscriber for Dropping {
 }
 
 /// A recorder of metrics that drops everything, though its handles are called.
-struct Dropped;
+struct NoopRecorder;
 
-impl Recorder for Dropped {
+impl Recorder for NoopRecorder {
     fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
 
     fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
@@ -174,13 +182,13 @@ impl Recorder for Dropped {
     }
 }
 
-impl CounterFn for Dropped {
+impl CounterFn for NoopRecorder {
     fn increment(&self, _: u64) {}
 
     fn absolute(&self, _: u64) {}
 }
 
-impl GaugeFn for Dropped {
+impl GaugeFn for NoopRecorder {
     fn increment(&self, _: f64) {}
 
     fn decrement(&self, _: f64) {}
@@ -188,6 +196,6 @@ impl GaugeFn for Dropped {
     fn set(&self, _: f64) {}
 }
 
-impl HistogramFn for Dropped {
+impl HistogramFn for NoopRecorder {
     fn record(&self, _: f64) {}
 }

@@ -1,25 +1,30 @@
-//! What was measured, as a table and as figures.
+//! The measurements as a table and as figures.
 
 use tenantry::BoxError;
 
 use crate::{
-    rounds::Compared,
+    rounds::Comparison,
     support::{Table, write_figures},
 };
 
 /// Everything that was measured.
 #[derive(Default)]
 pub(crate) struct Report {
-    compared: Vec<(String, String, Compared)>,
-    /// Allocations of one call.
-    pub(crate) allocations: f64,
+    compared: Vec<(String, String, Comparison)>,
+    /// Counts, which are compared with nothing: allocations, instructions, round trips.
+    counted: Vec<(String, f64)>,
 }
 
 impl Report {
     /// Adds to the figure `name` what was measured in one way.
-    pub(crate) fn add(&mut self, name: &str, how: &str, compared: Compared) {
+    pub(crate) fn add(&mut self, name: &str, how: &str, compared: Comparison) {
         self.compared
             .push((name.to_owned(), how.to_owned(), compared));
+    }
+
+    /// Adds figures that are no ratios.
+    pub(crate) fn count(&mut self, figures: impl IntoIterator<Item = (String, f64)>) {
+        self.counted.extend(figures);
     }
 
     pub(crate) fn print(&self) {
@@ -62,12 +67,12 @@ impl Report {
         let mut figures: Vec<(String, f64)> = Vec::new();
         for (name, _, compared) in &self.compared {
             let ratio = compared.ratio();
-            match figures.last_mut() {
-                Some((last, worst)) if last == name => *worst = worst.max(ratio),
-                _ => figures.push((name.clone(), ratio)),
+            match figures.iter_mut().find(|(it, _)| it == name) {
+                Some((_, worst)) => *worst = worst.max(ratio),
+                None => figures.push((name.clone(), ratio)),
             }
         }
-        figures.push(("get_allocations".to_owned(), self.allocations));
+        figures.extend(self.counted.iter().cloned());
         figures
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use tenantry::BoxError;
 use tokio::{runtime::Handle, task::yield_now, time::Instant};
 
-use crate::{ids::Draws, subjects::Subject};
+use crate::{ids::DrawnIds, subjects::ConnectionSource};
 
 /// Rounds of a comparison; in each of them both take a turn.
 const ROUNDS: usize = 61;
@@ -17,19 +17,19 @@ const WARM_UP: usize = 5;
 /// Calls of a turn, of each caller.
 const CALLS: usize = 20_000;
 
-/// Who calls, and how.
+/// The callers, and the way in which they call.
 #[derive(Clone, Copy)]
 pub(crate) enum Callers {
     /// So many threads, each with a caller of its own.
     Threads(usize),
     /// So many tasks on the runtime's workers.
-    Tasks(usize, Manners),
+    Tasks(usize, Yielding),
 }
 
-/// When a task lets others go on.
+/// The moment at which a task lets others go on.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Manners {
-    /// When it must wait.
+pub(crate) enum Yielding {
+    /// As soon as it must wait.
     Straight,
     /// After each call.
     Between,
@@ -37,8 +37,8 @@ pub(crate) enum Manners {
     Holding,
 }
 
-/// What two have taken, per call.
-pub(crate) struct Compared {
+/// The times of two, per call.
+pub(crate) struct Comparison {
     /// Nanoseconds of the first, at the median.
     pub(crate) plain: f64,
     /// Nanoseconds of the second.
@@ -47,8 +47,8 @@ pub(crate) struct Compared {
     ratios: Vec<f64>,
 }
 
-impl Compared {
-    /// What two have taken in each round.
+impl Comparison {
+    /// The times of two in each round.
     pub(crate) fn new(plain: Vec<f64>, ours: Vec<f64>) -> Self {
         let pairs = plain.iter().zip(&ours);
         let mut ratios: Vec<_> = pairs.map(|(plain, ours)| ours / plain).collect();
@@ -75,14 +75,14 @@ impl Compared {
 pub(crate) fn compare(
     runtime: &Handle,
     callers: Callers,
-    draws: &Arc<Draws>,
-    plain: &Arc<impl Subject>,
-    ours: &Arc<impl Subject>,
-) -> Result<Compared, BoxError> {
+    draws: &Arc<DrawnIds>,
+    plain: &Arc<impl ConnectionSource>,
+    ours: &Arc<impl ConnectionSource>,
+) -> Result<Comparison, BoxError> {
     let (mut first, mut second) = (Vec::new(), Vec::new());
     for round in 0..WARM_UP + ROUNDS {
         let from = round * CALLS;
-        // Whoever comes second finds the machine as the other has left it.
+        // The second one finds the machine as the other has left it.
         let (a, b) = if round % 2 == 0 {
             let a = turn(runtime, callers, draws, from, plain)?;
             (a, turn(runtime, callers, draws, from, ours)?)
@@ -95,16 +95,16 @@ pub(crate) fn compare(
             second.push(b);
         }
     }
-    Ok(Compared::new(first, second))
+    Ok(Comparison::new(first, second))
 }
 
 /// Turn number `round` of `subject` alone.
 pub(crate) fn one_turn(
     runtime: &Handle,
     callers: Callers,
-    draws: &Arc<Draws>,
+    draws: &Arc<DrawnIds>,
     round: usize,
-    subject: &Arc<impl Subject>,
+    subject: &Arc<impl ConnectionSource>,
 ) -> Result<f64, BoxError> {
     turn(runtime, callers, draws, round * CALLS, subject)
 }
@@ -118,9 +118,9 @@ fn median(mut of: Vec<f64>) -> f64 {
 fn turn(
     runtime: &Handle,
     callers: Callers,
-    draws: &Arc<Draws>,
+    draws: &Arc<DrawnIds>,
     from: usize,
-    subject: &Arc<impl Subject>,
+    subject: &Arc<impl ConnectionSource>,
 ) -> Result<f64, BoxError> {
     match callers {
         Callers::Threads(count) => Ok(on_threads(runtime, count, draws, from, subject)),
@@ -131,9 +131,9 @@ fn turn(
 fn on_threads(
     runtime: &Handle,
     count: usize,
-    draws: &Draws,
+    draws: &DrawnIds,
     from: usize,
-    subject: &Arc<impl Subject>,
+    subject: &Arc<impl ConnectionSource>,
 ) -> f64 {
     let start = Barrier::new(count);
     let call = |caller: usize| {
@@ -161,10 +161,10 @@ fn on_threads(
 fn on_tasks(
     runtime: &Handle,
     count: usize,
-    manners: Manners,
-    draws: &Arc<Draws>,
+    manners: Yielding,
+    draws: &Arc<DrawnIds>,
     from: usize,
-    subject: &Arc<impl Subject>,
+    subject: &Arc<impl ConnectionSource>,
 ) -> Result<f64, BoxError> {
     runtime.block_on(async {
         let began = Instant::now();
@@ -174,11 +174,11 @@ fn on_tasks(
                 tokio::spawn(async move {
                     for (tenant, id) in draws.calls(from, CALLS) {
                         let held = black_box(subject.get(tenant, id).await);
-                        if matches!(manners, Manners::Holding) {
+                        if matches!(manners, Yielding::Holding) {
                             yield_now().await;
                         }
                         drop(held);
-                        if matches!(manners, Manners::Between) {
+                        if matches!(manners, Yielding::Between) {
                             yield_now().await;
                         }
                     }

@@ -2,8 +2,8 @@
 //! PgBouncer in front of the same Postgres, which is what stands between many tenants and their databases today.
 //!
 //! All three reach the server's socket by a pipe inside the process and a task that moves its bytes, because a router
-//! opens no sockets in folders. One thread does everything, and the servers run on the same processor, so that no figure
-//! is about where the kernel puts them: that makes more than a factor of two.
+//! opens no sockets in folders. One thread does everything, and the servers run on the same processor, so that no
+//! figure is about where the kernel puts them: that makes more than a factor of two.
 
 use std::{io, time::Duration};
 
@@ -20,9 +20,9 @@ use tokio::{
     time::Instant,
 };
 
-use crate::rounds::Compared;
+use crate::rounds::Comparison;
 
-/// What is asked, and how often in a turn.
+/// The query, and how often it is asked in a turn.
 const QUERY: &str = "SELECT 1";
 const QUERIES: u32 = 300;
 /// Rounds in which each of the three takes a turn, and those before that are not counted.
@@ -32,7 +32,7 @@ const PIPE: usize = 16 * 1024;
 const TENANT: &str = "acme";
 
 /// The router beside a bare client, and beside a bare client through PgBouncer.
-pub(crate) fn run() -> Result<(Compared, Compared), BoxError> {
+pub(crate) fn run() -> Result<(Comparison, Comparison), BoxError> {
     let mut here = CpuSet::new();
     here.set(0);
     sched_setaffinity(None, &here)?; // inherited by all that is started from here
@@ -60,8 +60,8 @@ pub(crate) fn run() -> Result<(Compared, Compared), BoxError> {
         let [bare, ours, behind] = turns;
         router.close().await;
         Ok((
-            Compared::new(bare, ours.clone()),
-            Compared::new(behind, ours),
+            Comparison::new(bare, ours.clone()),
+            Comparison::new(behind, ours),
         ))
     })
 }
@@ -86,7 +86,7 @@ async fn by_router(router: &TenantRouter) -> Result<Duration, BoxError> {
 async fn client(config: &Config) -> Result<Client, BoxError> {
     let (client, connection) = config.connect_raw(stream(config).await?, NoTls).await?;
     tokio::spawn(async move {
-        let _ = connection.await; // whoever asks on it hears of its end
+        let _ = connection.await; // a query on it fails when it has ended
     });
     Ok(client)
 }

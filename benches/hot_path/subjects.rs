@@ -1,14 +1,24 @@
-//! Who is measured: each takes a connection out and puts it back.
+//! The subjects that are measured: each takes a connection out and puts it back.
 
-use std::{future::Future, hint::black_box, sync::Arc, time::Duration};
+use std::{
+    collections::hash_map::RandomState,
+    future::Future,
+    hint::black_box,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
+use dashmap::DashMap;
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod};
 use moka::{policy::EvictionPolicy, sync::Cache};
 use tenantry::{
     BoxError, TenantHandle, TenantRouter, deadpool_postgres,
     tokio_postgres::{Client, Config, Error},
 };
-use tokio::{task::JoinHandle, time::timeout};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, timeout},
+};
 
 use crate::{backend::Backend, ids::id};
 
@@ -19,21 +29,21 @@ pub(crate) const POOL_SIZE: usize = 4;
 const LONG: Duration = Duration::from_secs(6 * 3600);
 
 /// Longest wait for a connection, as an app server has it.
-const PATIENCE: Duration = Duration::from_secs(20);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Something that lends connections.
-pub(crate) trait Subject: Send + Sync + 'static {
-    /// What is held while a connection is out.
-    type Held: Send;
+pub(crate) trait ConnectionSource: Send + Sync + 'static {
+    /// The guard that is held while a connection is out.
+    type Guard: Send;
 
     /// Takes a connection of a tenant, whose number and id are given.
-    fn get(&self, tenant: usize, id: &str) -> impl Future<Output = Self::Held> + Send;
+    fn get(&self, tenant: usize, id: &str) -> impl Future<Output = Self::Guard> + Send;
 }
 
-/// What app servers put together today: a cache of pools, and one limit in time over the pool's own `get`.
-pub(crate) struct Plain(Cache<String, Pool>);
+/// The composition of today's app servers: a cache of pools, and one limit in time over the pool's own `get`.
+pub(crate) struct PoolCache(Cache<String, Pool>);
 
-impl Plain {
+impl PoolCache {
     pub(crate) fn new(pools: &[Pool]) -> Self {
         let cache = Cache::builder()
             .max_capacity(2 * pools.len() as u64)
@@ -49,34 +59,103 @@ impl Plain {
     }
 }
 
-impl Subject for Plain {
-    type Held = deadpool_postgres::Object;
+impl ConnectionSource for PoolCache {
+    type Guard = deadpool_postgres::Object;
 
-    async fn get(&self, _: usize, id: &str) -> Self::Held {
+    async fn get(&self, _: usize, id: &str) -> Self::Guard {
         let pool = self.0.get(id).expect("nothing is evicted");
-        let got = timeout(PATIENCE, pool.get()).await;
+        let got = timeout(WAIT_TIMEOUT, pool.get()).await;
         got.expect("at hand").expect("open")
+    }
+}
+
+/// The least that finds a connection by an id and lends it: a concurrent map, one lock each way, one `Arc`, one clock.
+pub(crate) struct Floor(DashMap<String, Arc<Idle>>);
+
+/// The idle connections of one tenant; a number stands for a connection.
+type Idle = Mutex<Vec<Box<u64>>>;
+
+/// As many as the router's own index has.
+const SHARDS: usize = 64;
+
+impl Floor {
+    /// Each of so many tenants with one connection.
+    pub(crate) fn new(tenants: usize) -> Self {
+        let map = DashMap::with_hasher_and_shard_amount(RandomState::new(), SHARDS);
+        for tenant in 0..tenants {
+            map.insert(id(tenant), Arc::default());
+        }
+        let floor = Self(map);
+        floor
+            .0
+            .iter()
+            .for_each(|idle| give_back(&idle, Box::new(0)));
+        floor
+    }
+
+    /// One tenant with as many connections as a pool may have.
+    pub(crate) fn of_one() -> Self {
+        let floor = Self::new(1);
+        for idle in &floor.0 {
+            (1..POOL_SIZE as u64).for_each(|number| give_back(&idle, Box::new(number)));
+        }
+        floor
+    }
+}
+
+fn give_back(idle: &Idle, connection: Box<u64>) {
+    let mut idle = idle.lock().unwrap_or_else(PoisonError::into_inner);
+    idle.push(connection);
+}
+
+/// A connection of the floor that is out.
+pub(crate) struct Lent {
+    idle: Arc<Idle>,
+    connection: Option<Box<u64>>,
+    _since: Instant,
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            give_back(&self.idle, connection);
+        }
+    }
+}
+
+impl ConnectionSource for Floor {
+    type Guard = Lent;
+
+    async fn get(&self, _: usize, id: &str) -> Self::Guard {
+        let idle = Arc::clone(&*self.0.get(id).expect("nothing is evicted"));
+        let since = Instant::now();
+        let connection = idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        Lent {
+            idle,
+            connection,
+            _since: since,
+        }
     }
 }
 
 /// deadpool's pools by themselves.
 pub(crate) struct Deadpool(pub(crate) Vec<Pool>);
 
-impl Subject for Deadpool {
-    type Held = deadpool_postgres::Object;
+impl ConnectionSource for Deadpool {
+    type Guard = deadpool_postgres::Object;
 
-    async fn get(&self, tenant: usize, _: &str) -> Self::Held {
+    async fn get(&self, tenant: usize, _: &str) -> Self::Guard {
         self.0[tenant].get().await.expect("open")
     }
 }
 
 /// The router.
-pub(crate) struct Ours(pub(crate) TenantRouter);
+pub(crate) struct TenantryRouter(pub(crate) TenantRouter);
 
-impl Subject for Ours {
-    type Held = tenantry::TenantClient;
+impl ConnectionSource for TenantryRouter {
+    type Guard = tenantry::TenantClient;
 
-    async fn get(&self, _: usize, id: &str) -> Self::Held {
+    async fn get(&self, _: usize, id: &str) -> Self::Guard {
         self.0.get(id).await.expect("open")
     }
 }
@@ -91,10 +170,10 @@ impl Handles {
     }
 }
 
-impl Subject for Handles {
-    type Held = tenantry::TenantClient;
+impl ConnectionSource for Handles {
+    type Guard = tenantry::TenantClient;
 
-    async fn get(&self, tenant: usize, _: &str) -> Self::Held {
+    async fn get(&self, tenant: usize, _: &str) -> Self::Guard {
         self.0[tenant].get().await.expect("open")
     }
 }
@@ -106,7 +185,7 @@ pub(crate) async fn pools(backend: &Backend, tenants: usize) -> Result<Vec<Pool>
         let config = ManagerConfig {
             recycling_method: RecyclingMethod::Fast,
         };
-        let pipes = Pipes(backend.clone());
+        let pipes = PipeConnector(backend.clone());
         let manager = Manager::from_connect(Config::new(), pipes, config);
         let pool = Pool::builder(manager).max_size(POOL_SIZE).build()?;
         drop(pool.get().await?);
@@ -127,7 +206,7 @@ pub(crate) async fn router(
         std::future::ready(Ok(known.then(|| Backend::endpoint(tenant.as_str()))))
     });
     let router = backend
-        .at(builder)
+        .configure(builder)
         .max_pools(2 * tenants as u64)
         .max_connections(2 * tenants * POOL_SIZE)
         .pool_size(POOL_SIZE)
@@ -142,7 +221,7 @@ pub(crate) async fn router(
 }
 
 /// Has as many connections opened as a pool may have.
-pub(crate) async fn fill(subject: &impl Subject) {
+pub(crate) async fn fill(subject: &impl ConnectionSource) {
     let id = id(0);
     let mut held = Vec::new();
     for _ in 0..POOL_SIZE {
@@ -152,12 +231,12 @@ pub(crate) async fn fill(subject: &impl Subject) {
 }
 
 /// Opens pipes for deadpool.
-struct Pipes(Backend);
+struct PipeConnector(Backend);
 
 type Connected<'a> =
     std::pin::Pin<Box<dyn Future<Output = Result<(Client, JoinHandle<()>), Error>> + Send + 'a>>;
 
-impl deadpool_postgres::Connect for Pipes {
+impl deadpool_postgres::Connect for PipeConnector {
     fn connect(&self, _: &Config) -> Connected<'_> {
         Box::pin(self.0.connect())
     }

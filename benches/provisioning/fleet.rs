@@ -7,9 +7,9 @@ use tenantry::BoxError;
 use tokio::time::Instant;
 
 use crate::{
+    counting_catalog::Calls,
     lookups::{self, Lookups},
-    records::Calls,
-    scene::Scene,
+    setup::Setup,
     support,
 };
 
@@ -29,11 +29,11 @@ pub(crate) struct Provisioned {
 
 /// Provisions `tenants`, then looks them up.
 pub(crate) async fn run(tenants: usize) -> Result<(Provisioned, Lookups), BoxError> {
-    let scene = Scene::new().await?;
-    let fleet = scene.router.fleet().ok_or("no fleet")?;
+    let setup = Setup::new().await?;
+    let fleet = setup.router.fleet().ok_or("no fleet")?;
     // Opens the connections to the catalog, and makes its tables.
     fleet.record("tenant-0").await?;
-    scene.records.take();
+    setup.counting_catalog.take();
     let bar = support::progress(tenants);
     let start = Instant::now();
     stream::iter(0..tenants)
@@ -49,27 +49,27 @@ pub(crate) async fn run(tenants: usize) -> Result<(Provisioned, Lookups), BoxErr
     let provisioned = Provisioned {
         tenants,
         took,
-        creations: scene.emulator.requests("POST /projects"),
-        questions: scene.emulator.requests("GET /projects/{id}/operations"),
-        calls: scene.emulator.requests(""),
-        refused: scene.emulator.refused_requests(),
-        catalog: scene.records.take(),
+        creations: setup.emulator.requests("POST /projects"),
+        questions: setup.emulator.requests("GET /projects/{id}/operations"),
+        calls: setup.emulator.requests(""),
+        refused: setup.emulator.refused_requests(),
+        catalog: setup.counting_catalog.take(),
     };
-    provisioned.check(&scene)?;
-    let lookups = lookups::run(&scene.records, tenants).await?;
-    scene.router.close().await;
+    provisioned.check(&setup)?;
+    let lookups = lookups::run(&setup.counting_catalog, tenants).await?;
+    setup.router.close().await;
     Ok((provisioned, lookups))
 }
 
 impl Provisioned {
-    /// What the figure stands on: two calls for each tenant, none refused, nothing woken.
-    fn check(&self, scene: &Scene) -> Result<(), BoxError> {
+    /// Checks what the figure stands on: two calls for each tenant, none refused, nothing woken.
+    fn check(&self, setup: &Setup) -> Result<(), BoxError> {
         let tenants = self.tenants as u64;
         let calls = [self.creations, self.questions, self.calls, self.refused];
         if calls != [tenants, tenants, 2 * tenants, 0] {
             return Err(format!("creations, questions, calls, refused: {calls:?}").into());
         }
-        let wakes: usize = scene
+        let wakes: usize = setup
             .emulator
             .witnesses()
             .iter()

@@ -1,4 +1,4 @@
-//! What a catalog in Postgres answers, and how fast.
+//! Look-ups in a catalog in Postgres, and their times.
 
 use std::{num::Wrapping, time::Duration};
 
@@ -7,7 +7,7 @@ use tenantry::{BoxError, Lookup, TenantId};
 use tokio::time::Instant;
 
 use crate::{
-    records::Counted,
+    counting_catalog::CountingCatalog,
     support::{self, Samples},
 };
 
@@ -31,19 +31,22 @@ impl Lookups {
 }
 
 /// Looks `tenants` up in an order that no cache of the catalog's likes.
-pub(crate) async fn run(records: &Counted, tenants: usize) -> Result<Lookups, BoxError> {
+pub(crate) async fn run(
+    counting_catalog: &CountingCatalog,
+    tenants: usize,
+) -> Result<Lookups, BoxError> {
     let order = (0..LOOKUPS).map(|n| (Wrapping(n) * Wrapping(7919)).0 % tenants);
     let bar = support::progress(2 * LOOKUPS);
     let mut took = Vec::new();
     for n in order.clone() {
         let start = Instant::now();
-        look_up(records, n).await?;
+        look_up(counting_catalog, n).await?;
         took.push(start.elapsed());
         bar.inc(1);
     }
     let start = Instant::now();
     stream::iter(order)
-        .map(|n| look_up(records, n))
+        .map(|n| look_up(counting_catalog, n))
         .buffer_unordered(CALLERS)
         .try_for_each(|()| async {
             bar.inc(1);
@@ -60,9 +63,9 @@ pub(crate) async fn run(records: &Counted, tenants: usize) -> Result<Lookups, Bo
     })
 }
 
-async fn look_up(records: &Counted, n: usize) -> Result<(), BoxError> {
+async fn look_up(counting_catalog: &CountingCatalog, n: usize) -> Result<(), BoxError> {
     let tenant = TenantId::parse(&format!("tenant-{n}"))?;
-    let found = records.lookup(&tenant).await?;
+    let found = counting_catalog.lookup(&tenant).await?;
     found
         .map(drop)
         .ok_or_else(|| "a tenant is not found".into())

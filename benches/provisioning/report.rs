@@ -1,4 +1,4 @@
-//! What was measured, as tables and as figures.
+//! The measurements as tables and as figures.
 
 use tenantry::BoxError;
 

@@ -26,7 +26,7 @@ const SETTLE: Duration = Duration::from_millis(100);
 /// Milliseconds of the processor's time that the process takes in one second in which nothing happens but waiting: the
 /// median of all rounds.
 pub(crate) async fn run() -> Result<f64, BoxError> {
-    let (backend, router) = scene()?;
+    let (backend, router) = setup()?;
     let mut held: Vec<TenantClient> = Vec::with_capacity(HOLDING);
     for tenant in 0..HOLDING {
         held.push(router.get(&format!("holds-{tenant}")).await?);
@@ -41,9 +41,9 @@ pub(crate) async fn run() -> Result<f64, BoxError> {
     }
     let mut rounds = Vec::new();
     for _ in 0..ROUNDS {
-        let (cpu, began) = (cpu(), Instant::now());
+        let (cpu, began) = (process_cpu_time(), Instant::now());
         sleep(ROUND).await;
-        let used = self::cpu().saturating_sub(cpu);
+        let used = process_cpu_time().saturating_sub(cpu);
         rounds.push(1e3 * used.as_secs_f64() / began.elapsed().as_secs_f64());
     }
     if router.status().budget_waiting != WAITING as u64 || backend.opened() != HOLDING as u64 {
@@ -56,13 +56,13 @@ pub(crate) async fn run() -> Result<f64, BoxError> {
     Ok(median(rounds.into_iter()))
 }
 
-fn scene() -> Result<(Backend, TenantRouter), BoxError> {
+fn setup() -> Result<(Backend, TenantRouter), BoxError> {
     let backend = Backend::default();
     let lookup = |tenant: TenantId| {
         let endpoint = Backend::endpoint(tenant.as_str());
         std::future::ready(Ok(Some(endpoint)))
     };
-    let builder = backend.at(TenantRouter::builder(lookup));
+    let builder = backend.configure(TenantRouter::builder(lookup));
     let builder = builder
         .max_pools(2 * WAITING as u64)
         .max_connections(HOLDING);
@@ -73,7 +73,7 @@ fn scene() -> Result<(Backend, TenantRouter), BoxError> {
 }
 
 /// The processor's time that this process has had.
-fn cpu() -> Duration {
+pub(crate) fn process_cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     Duration::try_from(time).unwrap_or_default()
 }

@@ -9,8 +9,8 @@ use tenantry::{
     control_plane::{Database, Found, Order, Progress},
 };
 
-/// The embedded catalog, but that ids are not shared with it: each answer has its own, as from a catalog that is reached
-/// through a socket. Clones are the same catalog.
+/// The embedded catalog, but that ids are not shared with it: each answer has its own, as from a catalog that is
+/// reached through a socket. Clones are the same catalog.
 #[derive(Clone, Default)]
 pub(crate) struct UnsharedCatalog(Arc<Memory>);
 
@@ -27,7 +27,7 @@ impl UnsharedCatalog {
     async fn publish(&self, tenant: &TenantId) -> Result<(), BoxError> {
         let leased = self.0.lease(tenant, "bench", Duration::from_secs(60));
         let Leased::Granted(lease, mut record) = leased.await? else {
-            return Err("somebody else has the lease".into());
+            return Err("another owner has the lease".into());
         };
         record.placement = Some(Placement::new(tenant.as_str()));
         record.endpoint = Some(endpoint(tenant.as_str()));
@@ -39,7 +39,7 @@ impl UnsharedCatalog {
     }
 }
 
-/// Where `tenant` lives: names as long as Neon's.
+/// The endpoint of `tenant`: names as long as Neon's.
 pub(crate) fn endpoint(tenant: &str) -> Endpoint {
     let (word, place) = (&tenant[..8], "us-east-2.aws.neon.tech");
     Endpoint::neon(
@@ -53,7 +53,7 @@ pub(crate) fn endpoint(tenant: &str) -> Endpoint {
 }
 
 /// `record`, sharing nothing with the catalog.
-fn apart(mut record: Record) -> Result<Record, BoxError> {
+fn unshared(mut record: Record) -> Result<Record, BoxError> {
     record.tenant = TenantId::parse(record.tenant.as_str())?;
     Ok(record)
 }
@@ -70,7 +70,7 @@ impl Catalog for UnsharedCatalog {
     }
 
     async fn find(&self, tenant: &TenantId) -> Result<Option<Record>, BoxError> {
-        self.0.find(tenant).await?.map(apart).transpose()
+        self.0.find(tenant).await?.map(unshared).transpose()
     }
 
     async fn lease(
@@ -97,7 +97,7 @@ impl Catalog for UnsharedCatalog {
 
     async fn list(&self, after: Option<&TenantId>, limit: usize) -> Result<Vec<Record>, BoxError> {
         let listed = self.0.list(after, limit).await?;
-        listed.into_iter().map(apart).collect()
+        listed.into_iter().map(unshared).collect()
     }
 
     async fn changes(&self, since: Option<u64>, limit: usize) -> Result<Changes, BoxError> {
@@ -105,28 +105,28 @@ impl Catalog for UnsharedCatalog {
     }
 }
 
-/// A control plane without databases. All tenants have theirs, so whoever asks it makes the run fail.
-pub(crate) struct NeverAsked;
+/// A control plane without databases. All tenants have theirs, so any call of it fails the run.
+pub(crate) struct UnusedControlPlane;
 
-impl ControlPlane for NeverAsked {
+impl ControlPlane for UnusedControlPlane {
     async fn find(&self, _: &str, _: &Progress) -> Result<Vec<Found>, Error> {
-        Err(asked())
+        Err(unexpected_call())
     }
 
     async fn list(&self, _: &str, _: &Progress) -> Result<Vec<Found>, Error> {
-        Err(asked())
+        Err(unexpected_call())
     }
 
     async fn tags(&self, _: &str, _: &Progress) -> Result<Option<BTreeMap<String, String>>, Error> {
-        Err(asked())
+        Err(unexpected_call())
     }
 
     async fn create(&self, _: &Order, _: &Progress) -> Result<Database, Error> {
-        Err(asked())
+        Err(unexpected_call())
     }
 
     async fn ready(&self, _: &str, _: &Progress) -> Result<(), Error> {
-        Err(asked())
+        Err(unexpected_call())
     }
 
     async fn database(
@@ -135,18 +135,18 @@ impl ControlPlane for NeverAsked {
         _: Option<&Login>,
         _: &Progress,
     ) -> Result<Option<Database>, Error> {
-        Err(asked())
+        Err(unexpected_call())
     }
 
     async fn delete(&self, _: &str, _: &Progress) -> Result<(), Error> {
-        Err(asked())
+        Err(unexpected_call())
     }
 
     async fn recover(&self, _: &str, _: &Progress) -> Result<(), Error> {
-        Err(asked())
+        Err(unexpected_call())
     }
 }
 
-fn asked() -> Error {
+fn unexpected_call() -> Error {
     Error::new(ErrorKind::Refused, "the control plane was asked")
 }

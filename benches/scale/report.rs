@@ -1,10 +1,10 @@
-//! What was measured, as tables and as figures.
+//! The measurements as tables and as figures.
 
 use tenantry::BoxError;
 
 use crate::{
-    kept::Kept,
-    scene::Scene,
+    kept::MemoryCost,
+    setup::Setup,
     spread::median,
     support::{Table, write_figures},
     traffic::Round,
@@ -12,12 +12,14 @@ use crate::{
 
 /// Everything that was measured.
 pub(crate) struct Report {
-    pub(crate) scenes: Vec<Scene>,
-    /// Of each scene.
+    pub(crate) setups: Vec<Setup>,
+    /// Of each setup.
     pub(crate) rounds: Vec<Vec<Round>>,
-    pub(crate) kept: Kept,
+    pub(crate) kept: MemoryCost,
     /// Milliseconds of CPU time in a second in which tenants wait at the bound.
     pub(crate) bound: f64,
+    /// The figures of a million tenants.
+    pub(crate) million: Vec<(String, f64)>,
     pub(crate) clock: f64,
 }
 
@@ -28,8 +30,8 @@ impl Report {
         let means = ["hit mean", "map mean"];
         let mut calls = Table::new(&[&rates[..], &times[..], &means[..]].concat());
         let mut knowing = Table::new(&["known", "preload", "per tenant", "heap", "resident"]);
-        for (scene, rounds) in self.scenes.iter().zip(&self.rounds) {
-            let known = scene.known().to_string();
+        for (setup, rounds) in self.setups.iter().zip(&self.rounds) {
+            let known = setup.known().to_string();
             let ns = |of: fn(&Round) -> f64| format!("{:.0} ns", over(rounds, of));
             let us = |of: fn(&Round) -> f64| format!("{:.1} us", over(rounds, of) / 1e3);
             calls.row(&[
@@ -45,10 +47,10 @@ impl Report {
             ]);
             knowing.row(&[
                 &known,
-                &format!("{:.1} ms", scene.preload.ms()),
-                &format!("{:.2} us", 1e3 * scene.preload.ms() / scene.known()),
-                &format!("{:.0} B", scene.heap()),
-                &format!("{:.0} B", scene.resident()),
+                &format!("{:.1} ms", setup.preload.ms()),
+                &format!("{:.2} us", 1e3 * setup.preload.ms() / setup.known()),
+                &format!("{:.0} B", setup.heap()),
+                &format!("{:.0} B", setup.resident()),
             ]);
         }
         println!(
@@ -58,7 +60,17 @@ impl Report {
         calls.print();
         println!("\nKnowing where tenants live\n");
         knowing.print();
-        let Kept {
+        self.print_costs();
+        println!(
+            "\nA hit grows by {:.0} ns and a map by {:.0} ns: {:.2}",
+            self.growth(hit),
+            self.growth(map),
+            self.growth(hit) / self.growth(map)
+        );
+    }
+
+    fn print_costs(&self) {
+        let MemoryCost {
             pool,
             connection,
             bare,
@@ -74,22 +86,20 @@ impl Report {
             "\n10,000 tenants that wait for one of 500 connections take {:.1} ms of CPU time a second.",
             self.bound
         );
-        println!(
-            "\nA hit grows by {:.0} ns and a map by {:.0} ns: {:.2}",
-            self.growth(hit),
-            self.growth(map),
-            self.growth(hit) / self.growth(map)
-        );
+        println!();
+        for (name, value) in &self.million {
+            println!("{name} {value:.3}");
+        }
     }
 
     pub(crate) fn write(&self) -> Result<(), BoxError> {
-        let Kept {
+        let MemoryCost {
             pool,
             connection,
             bare,
             session,
         } = &self.kept;
-        let last = self.scenes.last().ok_or("no scene")?;
+        let last = self.setups.last().ok_or("no scene")?;
         let mut figures: Vec<(String, f64)> = [
             ("growth_over_hashmap", self.growth(hit) / self.growth(map)),
             (
@@ -104,19 +114,21 @@ impl Report {
             ("bytes_per_pooled_tenant", *pool),
             ("bytes_per_connected_tenant", *connection),
             ("bytes_per_bare_connection", *bare),
+            ("bytes_over_bare_connection", connection - bare),
             ("bytes_per_scripted_session", *session),
             ("budget_cpu_10k_waiting", self.bound),
         ]
         .map(|(name, value)| (name.to_owned(), value))
         .into();
-        for (scene, rounds) in self.scenes.iter().zip(&self.rounds) {
-            figures.extend(of_one(scene, rounds));
+        for (setup, rounds) in self.setups.iter().zip(&self.rounds) {
+            figures.extend(of_one(setup, rounds));
         }
+        figures.extend(self.million.iter().cloned());
         write_figures("scale", &figures)
     }
 
-    /// By how much `of` is greater with the most tenants than with the fewest, in nanoseconds: the median of all rounds,
-    /// each compared within itself.
+    /// By how much `of` is greater with the most tenants than with the fewest, in nanoseconds: the median of all
+    /// rounds, each compared within itself.
     fn growth(&self, of: fn(&Round) -> f64) -> f64 {
         let (Some(fewest), Some(most)) = (self.rounds.first(), self.rounds.last()) else {
             return f64::NAN;
@@ -144,8 +156,8 @@ fn over(rounds: &[Round], of: fn(&Round) -> f64) -> f64 {
 }
 
 /// The figures of one number of tenants.
-fn of_one(scene: &Scene, rounds: &[Round]) -> impl Iterator<Item = (String, f64)> {
-    let known = scene.known();
+fn of_one(setup: &Setup, rounds: &[Round]) -> impl Iterator<Item = (String, f64)> {
+    let known = setup.known();
     let figures = [
         ("hit_rate", over(rounds, |it| it.hit_rate)),
         (
@@ -159,8 +171,8 @@ fn of_one(scene: &Scene, rounds: &[Round]) -> impl Iterator<Item = (String, f64)
         ("miss_p99_us", over(rounds, |it| it.misses.p99) / 1e3),
         ("hashmap_mean_ns", over(rounds, map)),
         ("hashmap_p50_ns", over(rounds, |it| it.map.p50)),
-        ("preload_ms", scene.preload.ms()),
-        ("preload_us_per_tenant", 1e3 * scene.preload.ms() / known),
+        ("preload_ms", setup.preload.ms()),
+        ("preload_us_per_tenant", 1e3 * setup.preload.ms() / known),
     ];
     figures
         .into_iter()

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// The share of the times that is in the mean. The rest is what the machine did meanwhile, or work of the cache that came
-/// due: far longer, and now in one round and then in the other.
+/// The share of the times that is in the mean. The rest is what the machine did at the same time, or work of the cache
+/// that came due: far longer, and now in one round and then in the other.
 const IN_MEAN: f64 = 0.95;
 
 /// In nanoseconds.

@@ -5,14 +5,14 @@ use std::{hint::black_box, time::Duration};
 use tenantry::BoxError;
 use tokio::time::Instant;
 
-use crate::{scene::Scene, spread::Spread, support};
+use crate::{setup::Setup, spread::Spread, support};
 
 /// Calls of `get` in one round of one router.
 const CALLS: usize = 30_000;
 /// Rounds that are measured. One more comes first, which fills the caches.
 const ROUNDS: usize = 21;
 
-/// What one router's calls of one round came to.
+/// The calls of one router in one round.
 pub(crate) struct Round {
     pub(crate) hits: Spread,
     pub(crate) misses: Spread,
@@ -22,13 +22,13 @@ pub(crate) struct Round {
     pub(crate) evictions_per_1000: f64,
 }
 
-/// All rounds of each of `scenes`, which take turns.
-pub(crate) async fn run(scenes: &[Scene]) -> Result<Vec<Vec<Round>>, BoxError> {
-    let mut rounds: Vec<Vec<Round>> = scenes.iter().map(|_| Vec::new()).collect();
-    let bar = support::progress((ROUNDS + 1) * scenes.len());
+/// All rounds of each of `setups`, which take turns.
+pub(crate) async fn run(setups: &[Setup]) -> Result<Vec<Vec<Round>>, BoxError> {
+    let mut rounds: Vec<Vec<Round>> = setups.iter().map(|_| Vec::new()).collect();
+    let bar = support::progress((ROUNDS + 1) * setups.len());
     for number in 0..=ROUNDS {
-        for (scene, rounds) in scenes.iter().zip(&mut rounds) {
-            let round = Round::of(scene, number as u64).await?;
+        for (setup, rounds) in setups.iter().zip(&mut rounds) {
+            let round = Round::of(setup, number as u64).await?;
             if number > 0 {
                 rounds.push(round);
             }
@@ -39,30 +39,30 @@ pub(crate) async fn run(scenes: &[Scene]) -> Result<Vec<Vec<Round>>, BoxError> {
     Ok(rounds)
 }
 
-/// What reading the clock adds to each time that is measured here: the median.
-pub(crate) fn clock() -> f64 {
+/// The time that reading the clock adds to each time that is measured here: the median.
+pub(crate) fn clock_overhead() -> f64 {
     let took = (0..CALLS).map(|_| Instant::now().elapsed());
     Spread::of(took.collect()).p50
 }
 
 impl Round {
-    async fn of(scene: &Scene, number: u64) -> Result<Self, BoxError> {
-        let draws = scene.tenants.draws(number, CALLS);
+    async fn of(setup: &Setup, number: u64) -> Result<Self, BoxError> {
+        let draws = setup.tenants.draws(number, CALLS);
         let mut times = Times::default();
-        let before = scene.router.status();
+        let before = setup.router.status();
         for (at, &ours) in draws.iter().enumerate() {
             // The map gets the same tenants half a round later, and both take turns in going first: neither finds what
             // the other has just brought into the processor's cache.
             let others = draws[(at + CALLS / 2) % CALLS];
             if at % 2 == 0 {
-                times.look_up(scene, others);
-                times.get(scene, ours).await?;
+                times.look_up(setup, others);
+                times.get(setup, ours).await?;
             } else {
-                times.get(scene, ours).await?;
-                times.look_up(scene, others);
+                times.get(setup, ours).await?;
+                times.look_up(setup, others);
             }
         }
-        let after = scene.router.status();
+        let after = setup.router.status();
         let (reused, hits) = (after.gets_warm - before.gets_warm, times.hits.len());
         if reused != hits as u64 {
             let message = format!("{hits} opened nothing, but {reused} were reused");
@@ -78,7 +78,7 @@ impl Round {
     }
 }
 
-/// How long each call took.
+/// The times of each call.
 #[derive(Default)]
 struct Times {
     id: String,
@@ -89,13 +89,13 @@ struct Times {
 
 impl Times {
     /// Gets a connection and gives it back. It is a hit if the backend has seen no new stream.
-    async fn get(&mut self, scene: &Scene, tenant: usize) -> Result<(), BoxError> {
-        self.hear_of(scene, tenant);
-        let opened = scene.backend.opened();
+    async fn get(&mut self, setup: &Setup, tenant: usize) -> Result<(), BoxError> {
+        self.copy_id(setup, tenant);
+        let opened = setup.backend.opened();
         let start = Instant::now();
-        drop(scene.router.get(&self.id).await?);
+        drop(setup.router.get(&self.id).await?);
         let took = start.elapsed();
-        if scene.backend.opened() == opened {
+        if setup.backend.opened() == opened {
             self.hits.push(took);
         } else {
             self.misses.push(took);
@@ -103,17 +103,17 @@ impl Times {
         Ok(())
     }
 
-    fn look_up(&mut self, scene: &Scene, tenant: usize) {
-        self.hear_of(scene, tenant);
+    fn look_up(&mut self, setup: &Setup, tenant: usize) {
+        self.copy_id(setup, tenant);
         let start = Instant::now();
-        drop(black_box(scene.map.get(&self.id).cloned()));
+        drop(black_box(setup.map.get(&self.id).cloned()));
         self.map.push(start.elapsed());
     }
 
     /// Copies the id, as if it had just been read from a request.
-    fn hear_of(&mut self, scene: &Scene, tenant: usize) {
+    fn copy_id(&mut self, setup: &Setup, tenant: usize) {
         self.id.clear();
-        self.id.push_str(&scene.tenants.ids[tenant]);
+        self.id.push_str(&setup.tenants.ids[tenant]);
     }
 }
 

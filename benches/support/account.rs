@@ -16,10 +16,10 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 
-use super::site::Site;
+use super::neon_service::NeonService;
 
 /// Longest wait for the end of what goes on when a run is stopped.
-const LAST_WORDS: Duration = Duration::from_secs(90);
+const STOP_TIMEOUT: Duration = Duration::from_secs(90);
 /// Longest time in which a deletion is tried again.
 const DELETION: Duration = Duration::from_secs(120);
 /// Longest search for a project whose creation had no answer.
@@ -29,7 +29,7 @@ const WAIT: Duration = Duration::from_secs(2);
 
 /// The projects that one run has created.
 pub(crate) struct Account {
-    pub(crate) site: Site,
+    pub(crate) service: NeonService,
     /// The prefix of the names of all such runs' projects.
     kind: &'static str,
     /// The prefix of the names of this run's projects; no other run has it.
@@ -56,10 +56,10 @@ pub(crate) struct Budget {
 
 impl Account {
     /// Nothing is created yet. Names begin with `kind`.
-    pub(crate) fn new(site: Site, kind: &'static str, budget: Budget) -> Arc<Self> {
+    pub(crate) fn new(service: NeonService, kind: &'static str, budget: Budget) -> Arc<Self> {
         let id = uuid::Uuid::new_v4().simple().to_string();
         Arc::new(Self {
-            site,
+            service,
             kind,
             tag: format!("{kind}-{}", &id[..12]),
             budget,
@@ -121,7 +121,7 @@ impl Account {
         let mut task = tokio::spawn(work);
         let stopped = tokio::select! {
             done = &mut task => Ok(done),
-            signal = stop.told() => Err(format!("stopped by {signal}")),
+            signal = stop.wait() => Err(format!("stopped by {signal}")),
             () = sleep(self.budget.time) => Err(format!("stopped: the {} are over", minutes(self.budget.time))),
         };
         let ended = match stopped {
@@ -129,7 +129,7 @@ impl Account {
             Err(why) => {
                 say(&format!("{why}; projects are deleted first"));
                 task.abort();
-                drop(timeout(LAST_WORDS, task).await);
+                drop(timeout(STOP_TIMEOUT, task).await);
                 Err(why.into())
             }
         };
@@ -145,7 +145,7 @@ impl Account {
     /// Tells of projects that a run before this one has left: a process that is killed deletes nothing. Also shows,
     /// before anything is created, whether the API takes the key.
     async fn leftovers(&self) -> Result<(), BoxError> {
-        for project in self.site.neon.projects_like(self.kind).await? {
+        for project in self.service.neon.projects_like(self.kind).await? {
             say(&format!(
                 "found    project {} ({}) of another run; delete it by hand if that has ended",
                 project.id, project.name
@@ -156,7 +156,7 @@ impl Account {
 
     async fn delete_all(&self) -> Result<(), BoxError> {
         self.creations.close();
-        drop(timeout(LAST_WORDS, self.creations.wait()).await);
+        drop(timeout(STOP_TIMEOUT, self.creations.wait()).await);
         let mut ids = self.created().ids.clone();
         if self.created().begun > ids.len() {
             ids.extend(self.unanswered().await);
@@ -167,7 +167,7 @@ impl Account {
                 Ok(()) => say(&format!("deleted  project {id}")),
                 Err(err) => left.push(format!(
                     "project {id} is NOT deleted ({}); delete it by hand",
-                    chain(&*err)
+                    error_chain(&*err)
                 )),
             }
         }
@@ -182,11 +182,11 @@ impl Account {
         say("looking for a project whose creation had no answer");
         let start = Instant::now();
         loop {
-            match self.site.neon.projects_like(&self.tag).await {
+            match self.service.neon.projects_like(&self.tag).await {
                 Ok(found) if found.is_empty() && start.elapsed() < SEARCH => {}
                 Ok(found) => return found.into_iter().map(|it| it.id).collect(),
                 Err(err) => {
-                    say(&format!("cannot look for it: {}", chain(&err)));
+                    say(&format!("cannot look for it: {}", error_chain(&err)));
                     return Vec::new();
                 }
             }
@@ -197,13 +197,16 @@ impl Account {
     async fn delete(&self, id: &str) -> Result<(), BoxError> {
         let start = Instant::now();
         loop {
-            match self.site.neon.delete_project(id).await {
+            match self.service.neon.delete_project(id).await {
                 Ok(_) => return Ok(()),
                 Err(err) if err.kind() == ErrorKind::NotFound => return Ok(()), // gone already
                 Err(err) if err.kind() == ErrorKind::Refused || start.elapsed() > DELETION => {
                     return Err(err.into());
                 }
-                Err(err) => say(&format!("deleting project {id}: {}; again", chain(&err))),
+                Err(err) => say(&format!(
+                    "deleting project {id}: {}; again",
+                    error_chain(&err)
+                )),
             }
             sleep(WAIT).await;
         }
@@ -229,7 +232,7 @@ impl Stop {
     }
 
     /// The name of the first that comes.
-    async fn told(&mut self) -> &'static str {
+    async fn wait(&mut self) -> &'static str {
         let each = self.0.iter_mut().map(|(name, signal)| {
             Box::pin(async move {
                 if signal.recv().await.is_none() {
@@ -249,7 +252,7 @@ pub(crate) fn say(line: &str) {
 }
 
 /// An error and what it comes from.
-pub(crate) fn chain(err: &(dyn Error + 'static)) -> String {
+pub(crate) fn error_chain(err: &(dyn Error + 'static)) -> String {
     let mut text = err.to_string();
     let mut source = err.source();
     while let Some(cause) = source {

@@ -1,4 +1,4 @@
-//! A Postgres at the other end of pipes inside the process: it lets anybody in, and answers whatever it is asked with
+//! A Postgres at the other end of pipes inside the process: it accepts every login, and answers every query with
 //! one row that holds the number 1.
 //!
 //! For figures that must not depend on sockets, and for more connections than there may be open files. Its pipes and
@@ -43,13 +43,13 @@ struct Counts {
 
 #[allow(dead_code, reason = "not every benchmark asks for everything")]
 impl Backend {
-    /// Where `tenant` lives here: at a host and in a database of its own name, and never asleep.
+    /// The endpoint of `tenant` here: at a host and in a database of its own name, and never asleep.
     pub(crate) fn endpoint(tenant: &str) -> Endpoint {
         Endpoint::postgres(tenant, tenant, "app", "secret").without_tls()
     }
 
     /// `builder`, pointed here.
-    pub(crate) fn at(&self, builder: RouterBuilder) -> RouterBuilder {
+    pub(crate) fn configure(&self, builder: RouterBuilder) -> RouterBuilder {
         let backend = self.clone();
         builder.open_streams(move |_, _| std::future::ready(Ok(backend.open())))
     }
@@ -61,7 +61,7 @@ impl Backend {
             pipe: near,
             input: Vec::new(),
             output: Vec::new(),
-            place: Place::new(&self.0),
+            place: OpenStream::new(&self.0),
         };
         tokio::spawn(session.run());
         far
@@ -76,12 +76,12 @@ impl Backend {
             .ssl_mode(SslMode::Disable);
         let (client, connection) = config.connect_raw(self.open(), NoTls).await?;
         let task = tokio::spawn(async move {
-            let _ = connection.await; // whoever asks on it hears of its end
+            let _ = connection.await; // a query on it fails when it has ended
         });
         Ok((client, task))
     }
 
-    /// Streams opened so far, by whomever.
+    /// Streams opened so far.
     pub(crate) fn opened(&self) -> u64 {
         self.0.opened.load(Relaxed)
     }
@@ -93,9 +93,9 @@ impl Backend {
 }
 
 /// A stream that is open. Its drop says that it is not any more.
-struct Place(Arc<Counts>);
+struct OpenStream(Arc<Counts>);
 
-impl Place {
+impl OpenStream {
     fn new(counts: &Arc<Counts>) -> Self {
         counts.opened.fetch_add(1, Relaxed);
         counts.open.fetch_add(1, Relaxed);
@@ -103,7 +103,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for OpenStream {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Relaxed);
     }
@@ -114,7 +114,7 @@ struct Session {
     pipe: DuplexStream,
     input: Vec<u8>,
     output: Vec<u8>,
-    place: Place,
+    place: OpenStream,
 }
 
 impl Session {

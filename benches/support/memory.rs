@@ -1,4 +1,4 @@
-//! What this process has allocated. A benchmark that has this module counts every allocation, on all threads.
+//! The allocations of this process. A benchmark that has this module counts every allocation, on all threads.
 
 use std::alloc::System;
 
@@ -8,15 +8,15 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 /// Counts what is allocated from now on.
-pub(crate) struct Counted(Region<'static, System>);
+pub(crate) struct AllocationCounter(Region<'static, System>);
 
 #[allow(dead_code, reason = "not every benchmark counts both")]
-impl Counted {
+impl AllocationCounter {
     pub(crate) fn new() -> Self {
         Self(Region::new(ALLOCATOR))
     }
 
-    /// How often memory was asked for, or for more of it.
+    /// The times that memory was asked for, or more of it.
     pub(crate) fn allocations(&self) -> usize {
         let change = self.0.change();
         change.allocations + change.reallocations

@@ -1,5 +1,6 @@
-//! What all benchmarks share: samples, a table, the file of figures, and a compute to ask.
+//! The parts that all benchmarks share: samples, a table, the file of figures, and a compute to ask.
 
+pub(crate) mod relay;
 mod target;
 
 #[allow(
@@ -9,8 +10,9 @@ mod target;
 pub(crate) use target::{QUERY, Target, tls};
 
 use std::{
-    fs,
+    env, fs,
     path::{Path, PathBuf},
+    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -38,6 +40,12 @@ impl Samples {
         self.milliseconds.sort_by(f64::total_cmp);
     }
 
+    /// Adds all of `other`.
+    pub(crate) fn merge(&mut self, other: &Self) {
+        self.milliseconds.extend(&other.milliseconds);
+        self.milliseconds.sort_by(f64::total_cmp);
+    }
+
     pub(crate) const fn count(&self) -> usize {
         self.milliseconds.len()
     }
@@ -57,6 +65,14 @@ impl Samples {
     pub(crate) fn ms(&self, share: f64) -> String {
         format!("{:.1} ms", self.at(share))
     }
+}
+
+/// The one in the middle; not a number if there is none.
+#[allow(dead_code, reason = "not every benchmark compares round by round")]
+pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<_> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// A table whose columns are as wide as they must be.
@@ -89,7 +105,7 @@ impl Table {
     }
 }
 
-/// Says how far a long run is, where somebody watches.
+/// Shows the progress of a long run on a terminal.
 pub(crate) fn progress(samples: usize) -> ProgressBar {
     let style = ProgressStyle::with_template("{bar:40} {pos} of {len}, {eta} left");
     let bar = ProgressBar::new(samples as u64);
@@ -120,6 +136,29 @@ pub(crate) fn write_figures_to(
         serde_json::to_string_pretty(&pairs)?,
     )?;
     Ok(())
+}
+
+/// Runs this benchmark with other arguments in a process of its own, in whose memory nothing was used and freed before.
+/// Returns the last line that it prints, which is JSON.
+#[allow(dead_code, reason = "not every benchmark needs that")]
+pub(crate) fn run_apart(arguments: &[&str]) -> Result<serde_json::Value, BoxError> {
+    let mut process = Command::new(env::current_exe()?);
+    let output = process.args(arguments).stderr(Stdio::inherit()).output()?;
+    if !output.status.success() {
+        return Err(format!("{arguments:?}: {}", output.status).into());
+    }
+    let printed = String::from_utf8(output.stdout)?;
+    let line = printed.lines().next_back().unwrap_or_default();
+    Ok(serde_json::from_str(line)?)
+}
+
+/// Bytes of a process that are in memory: of this one, if it is `"self"`.
+#[allow(dead_code, reason = "not every benchmark asks for it")]
+pub(crate) fn resident(process: &str) -> Result<i64, BoxError> {
+    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let number = line.and_then(|line| line.trim().strip_suffix(" kB"));
+    Ok(number.ok_or("no VmRSS")?.parse::<i64>()? * 1024)
 }
 
 /// `target/figures`, where what was measured is written.

@@ -20,17 +20,17 @@ use tenantry::{
 use tokio::{net::TcpStream, time::Instant};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-/// What is asked.
+/// The query.
 #[allow(dead_code, reason = "not every benchmark asks a compute")]
 pub(crate) const QUERY: &str = "SELECT 1";
 
 const PORT: u16 = 5432;
 /// Longest wait of a plain pool for a connection, as Neon's documentation advises.
-const PATIENCE: Duration = Duration::from_secs(15);
+const POOL_TIMEOUT: Duration = Duration::from_secs(15);
 /// Time after which a plain pool closes an idle connection: before Neon suspends its compute.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(240);
 
-/// The database that everybody asks, and how bare code reaches it.
+/// The database that all clients ask, and how bare code reaches it.
 pub(crate) struct Target {
     host: String,
     password: String,
@@ -109,7 +109,7 @@ impl Target {
 
     /// The least that any code needs: a socket, a login, a query.
     #[allow(dead_code, reason = "not every benchmark connects by itself")]
-    pub(crate) async fn bare(&self) -> Result<Duration, BoxError> {
+    pub(crate) async fn connect_plain(&self) -> Result<Duration, BoxError> {
         let (config, mut tls) = (self.config(), self.tls.clone());
         let start = Instant::now();
         let stream = match self.address {
@@ -131,7 +131,7 @@ impl Target {
 #[allow(dead_code, reason = "not every benchmark compares itself with others")]
 impl Target {
     /// The same, with the request for TLS before it begins.
-    pub(crate) fn asking_for_tls(self) -> Self {
+    pub(crate) fn connect_requesting_tls(self) -> Self {
         Self {
             negotiation: SslNegotiation::Postgres,
             ..self
@@ -160,8 +160,8 @@ impl Target {
         let manager = Manager::from_config(config, self.tls.clone(), recycling);
         let pool = Pool::builder(manager)
             .max_size(size.into())
-            .wait_timeout(Some(PATIENCE))
-            .create_timeout(Some(PATIENCE))
+            .wait_timeout(Some(POOL_TIMEOUT))
+            .create_timeout(Some(POOL_TIMEOUT))
             .runtime(Runtime::Tokio1);
         Ok(pool.build()?)
     }
@@ -186,13 +186,13 @@ impl Target {
         let pool = PgPoolOptions::new()
             .max_connections(size.into())
             .min_connections(0)
-            .acquire_timeout(PATIENCE)
+            .acquire_timeout(POOL_TIMEOUT)
             .idle_timeout(IDLE_TIMEOUT);
         Ok(pool.connect_lazy_with(options))
     }
 }
 
-/// What a client of the emulator's proxy needs to begin TLS.
+/// The settings with which a client of the emulator's proxy begins TLS.
 pub(crate) fn tls(emulator: &Emulator) -> Result<MakeRustlsConnect, BoxError> {
     let mut roots = RootCertStore::empty();
     roots.add(emulator.root_certificate())?;

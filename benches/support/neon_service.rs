@@ -1,5 +1,5 @@
-//! The place of Neon: its API, the hosts of its computes, and the certificates that are trusted there. For benchmarks and
-//! checks that run on Neon itself, or on an emulator in its place.
+//! The place of Neon: its API, the hosts of its computes, and the certificates that are trusted there. For benchmarks
+//! and checks that run on Neon itself, or on an emulator in its place.
 
 use std::{env, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -29,7 +29,8 @@ const PORT: u16 = 5432;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Neon, or an emulator in its place.
-pub(crate) struct Site {
+#[derive(Clone)]
+pub(crate) struct NeonService {
     pub(crate) neon: Neon,
     pub(crate) api_url: String,
     api_key: Secret,
@@ -42,7 +43,7 @@ pub(crate) struct Site {
 }
 
 #[allow(dead_code, reason = "a benchmark does not ask for everything")]
-impl Site {
+impl NeonService {
     /// By the variables of [`TenantRouter::from_env`](tenantry::TenantRouter::from_env) (`NEON_API_KEY`, `NEON_ORG_ID`,
     /// `NEON_REGION`) and three more that put something else in Neon's place: `NEON_API_URL`, `NEON_PROXY` (the address
     /// of all computes' hosts) and `NEON_ROOT_CERTIFICATES` (a PEM file, trusted besides Mozilla's roots).
@@ -53,7 +54,7 @@ impl Site {
         let proxy = variable("NEON_PROXY").map(|it| it.parse()).transpose();
         let roots = variable("NEON_ROOT_CERTIFICATES").map(PathBuf::from);
         let roots = roots.map(std::fs::read).transpose();
-        let site = Self {
+        let service = Self {
             api_url: variable("NEON_API_URL").unwrap_or_else(|| API_URL.to_owned()),
             org_id: variable("NEON_ORG_ID"),
             region: variable("NEON_REGION"),
@@ -62,16 +63,16 @@ impl Site {
             neon: Neon::builder(key.clone()).build()?,
             api_key: key.into(),
         };
-        let mut neon = Neon::builder(site.api_key.clone()).base_url(&site.api_url);
-        if let Some(org_id) = &site.org_id {
+        let mut neon = Neon::builder(service.api_key.clone()).base_url(&service.api_url);
+        if let Some(org_id) = &service.org_id {
             neon = neon.org_id(org_id);
         }
-        for root in site.extra_roots()? {
+        for root in service.extra_roots()? {
             neon = neon.root_certificate(root);
         }
         Ok(Self {
             neon: neon.build()?,
-            ..site
+            ..service
         })
     }
 
@@ -87,6 +88,14 @@ impl Site {
             roots: Some(std::fs::read(emulator.root_certificate_file())?),
             proxy: Some(emulator.proxy_address()),
         })
+    }
+
+    /// The same, with all hosts at another address.
+    pub(crate) fn behind(&self, proxy: Option<SocketAddr>) -> Self {
+        Self {
+            proxy,
+            ..self.clone()
+        }
     }
 
     /// The plan of a new project: the smallest compute, so that its cost is known.
@@ -150,7 +159,7 @@ impl Site {
             builder = builder.root_certificate(root);
         }
         Ok(match self.proxy {
-            Some(proxy) => builder.resolve(At(proxy)),
+            Some(proxy) => builder.resolve(FixedResolver(proxy)),
             None => builder,
         })
     }
@@ -180,9 +189,9 @@ pub(crate) type Session = (Client, JoinHandle<Result<(), PostgresError>>);
 
 /// All hosts at one address.
 #[derive(Clone, Copy, Debug)]
-struct At(SocketAddr);
+struct FixedResolver(SocketAddr);
 
-impl Resolve for At {
+impl Resolve for FixedResolver {
     async fn resolve(&self, _: &str, _: u16) -> io::Result<Vec<SocketAddr>> {
         Ok(vec![self.0])
     }

@@ -11,15 +11,15 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use crate::support::{Target, tls};
 
 /// Bare code, with what it keeps from one tenant to the next.
-pub(crate) struct Bare<'a> {
+pub(crate) struct Baseline<'a> {
     emulator: &'a Emulator,
     http: reqwest::Client,
     tls: MakeRustlsConnect,
 }
 
-impl<'a> Bare<'a> {
+impl<'a> Baseline<'a> {
     pub(crate) fn new(emulator: &'a Emulator) -> Result<Self, BoxError> {
-        // The client wants one, also where nothing is encrypted. There is one already in a second scene.
+        // The client wants one, also where nothing is encrypted. There is one already in a second setup.
         let _ = aws_lc_rs::default_provider().install_default();
         Ok(Self {
             emulator,
@@ -46,7 +46,7 @@ impl<'a> Bare<'a> {
         let (host, password) = (text(&at["pooler_host"])?, text(&at["password"])?);
         let target = Target::at(self.emulator, host, password, self.tls.clone()).await?;
         let calls = start.elapsed();
-        Ok(calls + target.bare().await?)
+        Ok(calls + target.connect_plain().await?)
     }
 
     async fn send(&self, request: reqwest::RequestBuilder) -> Result<Value, BoxError> {

@@ -1,6 +1,11 @@
 //! Computes that sleep and wake: an emulator's, or one at Neon.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use tenantry::{
     BoxError,
@@ -10,14 +15,17 @@ use tenantry::{
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
-    account::{Account, chain, say},
+    account::{Account, error_chain, say},
+    neon_service::NeonService,
     setting::Setting,
-    site::Site,
-    support::Target,
+    support::{
+        Target,
+        relay::{Relay, Server},
+    },
 };
 
 /// Longest wait for what should be so in milliseconds.
-const PATIENCE: Duration = Duration::from_secs(10);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for a compute of Neon's to be asleep after it was suspended.
 const SUSPEND: Duration = Duration::from_secs(60);
 /// Tries of a suspend at Neon, and the wait between two of them.
@@ -25,13 +33,15 @@ const TRIES: u32 = 3;
 const WAIT: Duration = Duration::from_secs(1);
 
 /// A place to measure, and its computes.
-pub(crate) struct Scene {
-    place: Place,
+pub(crate) struct Setup {
+    provider: Provider,
     pub(crate) computes: Vec<Compute>,
+    /// The networks before the proxy, by their round trips.
+    relays: Mutex<BTreeMap<Duration, Relay>>,
 }
 
-enum Place {
-    Emulator(Box<(Emulator, Site)>),
+enum Provider {
+    Emulator(Box<(Emulator, NeonService)>),
     Neon(Arc<Account>),
 }
 
@@ -44,27 +54,31 @@ pub(crate) struct Compute {
     password: String,
 }
 
-impl Scene {
+impl Setup {
     /// An emulator with some computes.
     pub(crate) async fn emulated(computes: usize) -> Result<Self, BoxError> {
         let emulator = Emulator::start().await?;
-        let site = Site::of(&emulator)?;
+        let service = NeonService::of(&emulator)?;
         let mut created = Vec::new();
         for n in 0..computes {
             let wanted = CreateProject::new(format!("bench-{n}"));
-            let project = site.neon.create_project(&wanted).await?;
-            site.neon.wait_for_operations(&project.project.id).await?;
+            let project = service.neon.create_project(&wanted).await?;
+            service
+                .neon
+                .wait_for_operations(&project.project.id)
+                .await?;
             created.push(Compute::of(&project)?);
         }
         Ok(Self {
-            place: Place::Emulator(Box::new((emulator, site))),
+            provider: Provider::Emulator(Box::new((emulator, service))),
             computes: created,
+            relays: Mutex::default(),
         })
     }
 
     /// A project at Neon.
     pub(crate) async fn at_neon(account: &Arc<Account>) -> Result<Self, BoxError> {
-        let (neon, plan) = (account.site.neon.clone(), account.site.plan());
+        let (neon, plan) = (account.service.neon.clone(), account.service.plan());
         let creation = account.create(|name| async move {
             let mut wanted = CreateProject::new(name);
             wanted.plan = plan;
@@ -73,34 +87,35 @@ impl Scene {
         });
         let created = creation.await?;
         let project_id = &created.project.id;
-        account.site.neon.wait_for_operations(project_id).await?;
+        account.service.neon.wait_for_operations(project_id).await?;
         say(&format!("measuring in {}", created.project.region_id));
         Ok(Self {
             computes: vec![Compute::of(&created)?],
-            place: Place::Neon(Arc::clone(account)),
+            provider: Provider::Neon(Arc::clone(account)),
+            relays: Mutex::default(),
         })
     }
 
-    pub(crate) fn site(&self) -> &Site {
-        match &self.place {
-            Place::Emulator(it) => &it.1,
-            Place::Neon(account) => &account.site,
+    pub(crate) fn service(&self) -> &NeonService {
+        match &self.provider {
+            Provider::Emulator(it) => &it.1,
+            Provider::Neon(account) => &account.service,
         }
     }
 
     /// The emulator, if it is one.
     pub(crate) fn emulator(&self) -> Option<&Emulator> {
-        match &self.place {
-            Place::Emulator(it) => Some(&it.0),
-            Place::Neon(_) => None,
+        match &self.provider {
+            Provider::Emulator(it) => Some(&it.0),
+            Provider::Neon(_) => None,
         }
     }
 
     /// The settings that are measured here.
     pub(crate) fn settings(&self, samples: usize) -> Vec<Setting> {
-        match &self.place {
-            Place::Emulator(_) => Setting::emulated(samples),
-            Place::Neon(_) => Setting::at_neon(),
+        match &self.provider {
+            Provider::Emulator(_) => Setting::emulated(samples),
+            Provider::Neon(_) => Setting::at_neon(),
         }
     }
 
@@ -114,13 +129,45 @@ impl Scene {
         } else {
             &compute.host
         };
-        let site = self.site();
-        let target = Target::new(host, &compute.password, site.proxy(), site.tls()?);
+        let service = self.service();
+        let way = self.way(setting)?;
+        let target = Target::new(host, &compute.password, way, service.tls()?);
         Ok(if setting.direct_tls {
             target
         } else {
-            target.asking_for_tls()
+            target.connect_requesting_tls()
         })
+    }
+
+    /// The address of all hosts, behind the setting's network; `None` where a name server knows them.
+    pub(crate) fn way(&self, setting: Setting) -> Result<Option<SocketAddr>, BoxError> {
+        let proxy = self.service().proxy();
+        let Some(server) = proxy.filter(|_| setting.has_network()) else {
+            return Ok(proxy);
+        };
+        let mut relays = self.relays.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(relay) = relays.get(&setting.round_trip) {
+            return Ok(Some(relay.address()));
+        }
+        let relay = Relay::to(Server::Tcp(server), setting.round_trip)?;
+        let address = relay.address();
+        relays.insert(setting.round_trip, relay);
+        Ok(Some(address))
+    }
+
+    /// Has the pooler of an awake compute as a wake leaves it: just started, with one connection to Postgres. At Neon
+    /// nothing can be done to it.
+    pub(crate) async fn cool(&self, compute: &Compute, target: &Target) -> Result<(), BoxError> {
+        if self.emulator().is_none() {
+            return Ok(());
+        }
+        let service = self.service();
+        let mut url = reqwest::Url::parse(&service.api_url)?;
+        let endpoint = &compute.endpoint_id;
+        url.set_path(&format!("/_emulator/endpoints/{endpoint}/kill_pooler"));
+        let answer = service.http()?.post(url).bearer_auth(service.key()).send();
+        answer.await?.error_for_status()?;
+        target.connect_plain().await.map(drop)
     }
 
     /// The emulator's record of `compute`; there is none at Neon.
@@ -154,7 +201,7 @@ impl Scene {
                 Ok(Ok(())) => return Ok(start.elapsed()),
                 Ok(Err(err)) if tries == TRIES => return Err(err),
                 Err(_) if tries == TRIES => return Err("a compute does not go to sleep".into()),
-                Ok(Err(err)) => say(&format!("suspending: {}; again", chain(&*err))),
+                Ok(Err(err)) => say(&format!("suspending: {}; again", error_chain(&*err))),
                 Err(_) => say("a compute does not go to sleep; again"),
             }
             sleep(WAIT).await;
@@ -167,7 +214,7 @@ impl Scene {
             endpoint_id: endpoint,
             ..
         } = compute;
-        let neon = &self.site().neon;
+        let neon = &self.service().neon;
         neon.suspend_project_endpoint(project, endpoint).await?;
         neon.wait_for_operations(project).await?;
         while neon
@@ -209,5 +256,5 @@ pub(crate) async fn until(mut so: impl FnMut() -> bool) -> Result<(), BoxError> 
             sleep(Duration::from_millis(1)).await;
         }
     };
-    Ok(timeout(PATIENCE, waiting).await?)
+    Ok(timeout(WAIT_TIMEOUT, waiting).await?)
 }

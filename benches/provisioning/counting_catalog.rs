@@ -8,21 +8,21 @@ use std::{
 
 use tenantry::{
     BoxError, Catalog, Endpoint, Lookup, Namespace, TenantId,
-    catalog::{AfterWrite, Changes, Lease, Leased, Postgres, Record},
+    catalog::{AfterWrite, Changes, FoundRecord, Lease, Leased, Postgres, Record},
 };
 use tokio::time::Instant;
 
-/// What each kind of call took.
+/// The times of each kind of call.
 pub(crate) type Calls = BTreeMap<&'static str, Vec<Duration>>;
 
 /// A catalog whose calls are counted. Clones share the count.
 #[derive(Clone)]
-pub(crate) struct Counted {
+pub(crate) struct CountingCatalog {
     postgres: Postgres,
     calls: Arc<Mutex<Calls>>,
 }
 
-impl Counted {
+impl CountingCatalog {
     pub(crate) fn new(postgres: Postgres) -> Self {
         Self {
             postgres,
@@ -30,7 +30,7 @@ impl Counted {
         }
     }
 
-    /// What was counted since this was asked last.
+    /// The calls since this was asked last.
     pub(crate) fn take(&self) -> Calls {
         std::mem::take(&mut *self.calls.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -44,19 +44,24 @@ impl Counted {
     }
 }
 
-impl Lookup for Counted {
+impl Lookup for CountingCatalog {
     async fn lookup(&self, tenant: &TenantId) -> Result<Option<Endpoint>, BoxError> {
         self.count("lookup", self.postgres.lookup(tenant)).await
     }
 }
 
-impl Catalog for Counted {
+impl Catalog for CountingCatalog {
     fn bind(&self, namespace: &Namespace, with_passwords: bool) -> Result<(), BoxError> {
         self.postgres.bind(namespace, with_passwords)
     }
 
     async fn find(&self, tenant: &TenantId) -> Result<Option<Record>, BoxError> {
         self.count("find", self.postgres.find(tenant)).await
+    }
+
+    async fn find_many(&self, tenants: &[TenantId]) -> Result<Vec<FoundRecord>, BoxError> {
+        self.count("find_many", self.postgres.find_many(tenants))
+            .await
     }
 
     async fn lease(

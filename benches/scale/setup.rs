@@ -1,26 +1,27 @@
 //! A router that knows so many tenants.
 
-use std::{collections::HashMap, fs, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tenantry::{BoxError, Endpoint, Provisioner, RouterBuilder, TenantRouter};
 use tokio::time::{Instant, sleep};
 
 use crate::{
     backend::Backend,
-    catalog::{self, NeverAsked, UnsharedCatalog},
-    memory::Counted,
+    catalog::{self, UnsharedCatalog, UnusedControlPlane},
+    memory::AllocationCounter,
+    support::resident,
     tenants::Tenants,
 };
 
-/// How often preloading is measured.
+/// Preloads that are measured.
 const PRELOADS: usize = 3;
-/// Long enough for a connection to be used again in this run, whatever the other routers take meanwhile: closing and
+/// Long enough for a connection to be used again in this run, whatever the other routers take until then: closing and
 /// verifying what lies idle is not what is measured.
 const LONG: Duration = Duration::from_secs(3600);
 /// Enough for the tasks of a router that was closed to end.
 const SETTLE: Duration = Duration::from_millis(100);
 
-pub(crate) struct Scene {
+pub(crate) struct Setup {
     pub(crate) tenants: Tenants,
     pub(crate) backend: Backend,
     pub(crate) router: TenantRouter,
@@ -29,7 +30,7 @@ pub(crate) struct Scene {
     pub(crate) preload: Preload,
 }
 
-/// What it took to know all tenants.
+/// The time and the memory that it took to know all tenants.
 pub(crate) struct Preload {
     pub(crate) took: Duration,
     /// Bytes of live allocations, and resident ones.
@@ -37,7 +38,7 @@ pub(crate) struct Preload {
     pub(crate) resident: i64,
 }
 
-impl Scene {
+impl Setup {
     pub(crate) async fn new(
         known: usize,
         settings: impl Fn(RouterBuilder) -> RouterBuilder,
@@ -46,15 +47,15 @@ impl Scene {
         let catalog = UnsharedCatalog::of(&tenants.ids).await?;
         let backend = Backend::default();
         let build = || {
-            let provisioner = Provisioner::new(catalog.clone(), NeverAsked, "bench");
+            let provisioner = Provisioner::new(catalog.clone(), UnusedControlPlane, "bench");
             let builder = TenantRouter::provisioning(provisioner);
             let builder = builder.idle_after(LONG).verify_after(LONG);
-            settings(backend.at(builder)).build()
+            settings(backend.configure(builder)).build()
         };
         let router = build()?;
-        let (heap, resident_before) = (Counted::new(), resident()?);
+        let (heap, resident_before) = (AllocationCounter::new(), resident("self")?);
         let first = preload(&router, known).await?;
-        let (heap, resident) = (heap.bytes_live(), resident()? - resident_before);
+        let (heap, resident) = (heap.bytes_live(), resident("self")? - resident_before);
         let mut took = vec![first];
         while took.len() < PRELOADS {
             let another = build()?;
@@ -81,7 +82,7 @@ impl Scene {
 }
 
 #[allow(clippy::cast_precision_loss, reason = "bytes of this machine's memory")]
-impl Scene {
+impl Setup {
     pub(crate) fn known(&self) -> f64 {
         self.tenants.ids.len() as f64
     }
@@ -111,12 +112,4 @@ async fn preload(router: &TenantRouter, known: usize) -> Result<Duration, BoxErr
         return Err(format!("{remembered} of {known} tenants are remembered").into());
     }
     Ok(took)
-}
-
-/// Bytes of this process that are in memory.
-fn resident() -> Result<i64, BoxError> {
-    let status = fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let number = line.and_then(|line| line.trim().strip_suffix(" kB"));
-    Ok(number.ok_or("no VmRSS")?.parse::<i64>()? * 1024)
 }

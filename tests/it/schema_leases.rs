@@ -293,7 +293,7 @@ async fn moved_tenant_is_migrated_where_it_lives_now(is_remembered: bool) {
     databases
         .change_record("acme", |record| {
             let endpoint = record.endpoint.as_mut().unwrap();
-            endpoint.database = "elsewhere".to_owned();
+            "elsewhere".clone_into(&mut endpoint.database);
             record.schema = SchemaState::default();
         })
         .await;

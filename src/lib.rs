@@ -50,7 +50,7 @@ pub use router::settings::Settings;
 pub use router::warm::Warm;
 #[doc(hidden)]
 pub use schema::Moment;
-pub use schema::{AppliedStep, Baseline, Migrated, MigrationClient, Schema};
+pub use schema::{AppliedStep, Baseline, Migrated, MigrationClient, OnAccess, Schema};
 pub use telemetry::status::{Status, WakeCount};
 #[cfg(feature = "axum")]
 pub use web::extract::{Tenant, Tenants};

@@ -26,7 +26,13 @@ mod wake_waiters;
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, atomic::Ordering::Relaxed},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock,
+        atomic::{
+            AtomicU8,
+            Ordering::{Acquire, Relaxed, Release},
+        },
+    },
 };
 
 use tokio::{
@@ -39,6 +45,7 @@ use crate::{
     connection::Connection,
     limits::callers::Line,
     model::{endpoint::Endpoint, tenant::TenantId},
+    schema::Standing,
     sync::lock,
 };
 
@@ -55,6 +62,8 @@ pub(crate) use state::{State, Wake};
 pub(crate) struct Pool {
     pub(crate) shared: Arc<Shared>,
     clearing: StatementClearing,
+    /// A [`Standing`] as a number: no idle connection is lent while the schema is too old.
+    standing: AtomicU8,
     // Guards everything that changes. Never held across an await, nor while a connection is dropped.
     state: Mutex<State>,
     pub(crate) tenant: TenantId,
@@ -76,8 +85,20 @@ impl Pool {
             state: Mutex::new(State::new(endpoint)),
             changed: Notify::new(),
             clearing: StatementClearing::default(),
+            standing: AtomicU8::new(Standing::Current as u8),
             callers: Line::new(),
         })
+    }
+
+    /// Returns the tenant's schema, compared with this program's.
+    #[inline]
+    pub(crate) fn standing(&self) -> Standing {
+        Standing::from_number(self.standing.load(Acquire))
+    }
+
+    /// Sets the tenant's schema, compared with this program's.
+    pub(crate) fn set_standing(&self, standing: Standing) {
+        self.standing.store(standing as u8, Release);
     }
 
     /// Returns the permits for direct connections.

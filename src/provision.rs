@@ -12,7 +12,7 @@ mod import;
 mod job;
 mod lease_guard;
 mod lookup;
-mod migrate;
+pub(crate) mod migrate;
 pub(crate) mod ownership;
 mod policy;
 mod prepare;

@@ -120,6 +120,9 @@ impl Inner {
             catalog.entries.mark_untrusted(tenant);
         }
         self.flights.mark_stale(tenant);
+        if let Some(migrator) = &self.migrator {
+            migrator.forget_failure(tenant);
+        }
         self.pools.evict(tenant.as_str())
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! The run knows neither pool nor catalog. It gets its sessions from an implementation of [`OpenSession`].
 
+mod access;
 mod adopt;
 mod builder;
 mod checked;
@@ -17,12 +18,14 @@ mod state;
 mod statements;
 mod step;
 
+pub use access::OnAccess;
 pub use builder::{Baseline, Schema};
 pub use client::MigrationClient;
 pub use migrated::{AppliedStep, Migrated};
 pub use session::Moment;
 pub use state::{SchemaFailure, SchemaState};
 
+pub(crate) use access::Standing;
 pub(crate) use adopt::prepare_history;
 pub(crate) use checked::CheckedSchema;
 pub(crate) use runner::run;

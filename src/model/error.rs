@@ -132,6 +132,9 @@ pub enum SchemaFault {
     Diverged,
     /// A step failed.
     Failed,
+    /// The database is older than the program needs, and accesses do not migrate it
+    /// ([`OnAccess::Refuse`](crate::OnAccess::Refuse)).
+    TooOld,
 }
 
 /// The part of a call that was running. The variants are in the order in which the stages happen.

@@ -22,6 +22,7 @@ use crate::{
     connection::Connection,
     model::{endpoint::Endpoint, error::Error, tenant::TenantId},
     provision::source::FoundEndpoint,
+    schema::Standing,
     sync::{
         clock::Moment,
         lock,
@@ -137,7 +138,8 @@ impl PoolCache {
         let mut state = pool.state_of_idle();
         let is_report_due = state.note_use(now, self.epoch());
         // If the sweep is late, the runtime was not driven for a while, and must first notice which sockets have ended.
-        let connection = if pace.is_sweep_overdue(now) {
+        let is_too_old = pool.standing() == Standing::TooOld;
+        let connection = if is_too_old || pace.is_sweep_overdue(now) {
             None
         } else {
             state.reuse(self.shared.verify_after, now)
@@ -174,6 +176,7 @@ impl PoolCache {
     pub(crate) fn insert(&self, tenant: &TenantId, found: FoundEndpoint) -> Arc<Pool> {
         let pool = self.live_or_new(tenant, Arc::clone(&found.endpoint));
         pool.set_endpoint(found.endpoint, found.is_authoritative);
+        pool.set_standing(found.standing); // before the pool can be found in the cache
         if found.created {
             pool.notify_changed(); // a refusal of the tenant's earlier database does not hold for the new one
         }

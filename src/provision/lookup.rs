@@ -15,6 +15,7 @@ use crate::{
         error::{Error, ErrorKind, Stage},
         tenant::TenantId,
     },
+    schema::Standing,
     sync::progress::Progress,
     telemetry::stats::count,
 };
@@ -80,6 +81,21 @@ impl ProvisionEngine {
             }
             (Err(err), _) => Err(err),
         }
+    }
+
+    /// Returns the standing of the schema in `record`.
+    pub(super) fn standing_of(&self, record: &Record) -> Standing {
+        let schema = self.schema.as_ref();
+        schema.map_or(Standing::Current, |it| it.standing(&record.schema))
+    }
+
+    /// Returns the standing of the schema of `tenant`, by the tenant's entry.
+    pub(crate) fn standing(&self, tenant: &TenantId) -> Standing {
+        let Some(schema) = &self.schema else {
+            return Standing::Current;
+        };
+        let known = self.catalog.entries.standing(tenant);
+        known.unwrap_or_else(|| schema.unknown_standing())
     }
 
     /// Returns whether the database of `tenant` was begun and not finished, by the catalog's last answer.
@@ -237,8 +253,9 @@ impl ProvisionEngine {
         match checked {
             Ok(endpoint) => {
                 let generation = Some(record.generation);
-                let entries = &self.catalog.entries;
-                let newest = entries.insert_known(tenant, asked_at, generation, &endpoint);
+                let (entries, standing) = (&self.catalog.entries, self.standing_of(&record));
+                let newest =
+                    entries.insert_known(tenant, asked_at, generation, &endpoint, standing);
                 (
                     RecordAnswer::Outcome(Ok(LookupOutcome::At(endpoint))),
                     newest,
@@ -278,8 +295,9 @@ impl ProvisionEngine {
         match read.unwrap_or_else(|_| Err(progress.timed_out())) {
             Ok(endpoint) => {
                 let (endpoint, generation) = (Arc::new(endpoint), Some(record.generation));
-                let entries = &self.catalog.entries;
-                let newest = entries.insert_known(tenant, asked_at, generation, &endpoint);
+                let (entries, standing) = (&self.catalog.entries, self.standing_of(record));
+                let newest =
+                    entries.insert_known(tenant, asked_at, generation, &endpoint, standing);
                 (Ok(LookupOutcome::At(endpoint)), newest)
             }
             Err(err) => {
@@ -329,9 +347,10 @@ impl ProvisionEngine {
             entries, refresh, ..
         } = &*self.catalog;
         let endpoint = Arc::new(published.endpoint);
-        if !entries.insert_known(tenant, published.known_at, None, &endpoint) {
+        let (known_at, standing) = (published.known_at, Standing::Current); // all steps ran before it was published
+        if !entries.insert_known(tenant, known_at, None, &endpoint, standing) {
             // A change was reported since: most probably this process's own.
-            entries.insert_stale(tenant, &endpoint);
+            entries.insert_stale(tenant, &endpoint, standing);
             refresh.push(tenant);
         }
         endpoint
@@ -369,13 +388,15 @@ impl ProvisionEngine {
         let last = page.last().map(|record| record.tenant.clone());
         let mut remembered = 0;
         for record in page {
-            let (tenant, generation) = (record.tenant.clone(), record.generation);
+            let (tenant, generation) = (record.tenant.clone(), Some(record.generation));
+            let standing = self.standing_of(&record);
             let Some(endpoint) = record.into_served() else {
                 continue;
             };
             // A record without a password would take a call of the control plane.
             if !endpoint.password.expose().is_empty() && endpoint.check().is_ok() {
-                let newest = entries.insert_known(&tenant, asked_at, Some(generation), &endpoint);
+                let newest =
+                    entries.insert_known(&tenant, asked_at, generation, &endpoint, standing);
                 remembered += u64::from(newest);
             }
         }

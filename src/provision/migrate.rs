@@ -21,7 +21,7 @@ use crate::{
         error::{Error, ErrorKind},
         tenant::TenantId,
     },
-    schema::{self, CheckedSchema, Journal, Migrated, OpenSession, Ran, RunError, Terms},
+    schema::{self, CheckedSchema, Journal, Migrated, OpenSession, Ran, RunError, Standing, Terms},
     sync::{lock, progress::Progress, retry::backoff},
     telemetry::stats::Stats,
 };
@@ -29,17 +29,43 @@ use crate::{
 /// Suggested wait for a tenant whose database is still being created.
 const UNFINISHED_FOR: Duration = Duration::from_secs(1);
 
+/// The outcome of a migration.
+#[derive(Clone, Debug)]
+pub(crate) enum MigrationOutcome {
+    /// The tenant's schema is in this standing. An error is the failure of a step, now or before.
+    Ended {
+        result: Result<Migrated, Error>,
+        standing: Standing,
+    },
+    /// The tenant's database is elsewhere now: look it up again.
+    Moved,
+}
+
+impl MigrationOutcome {
+    fn done(migrated: Migrated) -> Self {
+        Self::Ended {
+            result: Ok(migrated),
+            standing: Standing::Current,
+        }
+    }
+
+    fn failed(err: Error, standing: Standing) -> Self {
+        let result = Err(err);
+        Self::Ended { result, standing }
+    }
+}
+
 /// The work that is left for a tenant.
 enum Due {
     Migration,
     Nothing(Migrated),
+    /// A step has failed, and is not tried again yet.
+    HeldBack(Error, Standing),
 }
 
 /// The outcome of one try.
 enum TryOutcome {
-    Done(Migrated),
-    /// The tenant's database is elsewhere now.
-    Moved,
+    Ended(MigrationOutcome),
     /// Another process holds the lease, for this much longer unless it renews the lease.
     Busy(Duration),
     /// The lease was lost during the work. Read the record again.
@@ -48,7 +74,7 @@ enum TryOutcome {
 
 impl ProvisionEngine {
     /// Brings the database of `tenant` to `schema`, unless the catalog says that it is there already. `open` opens
-    /// sessions on the tenant's database. Returns `None` if that is elsewhere now.
+    /// sessions on the tenant's database.
     ///
     /// # Cancel safety
     /// Dropping the future closes the session and gives the lease back. The next call continues from there.
@@ -58,12 +84,11 @@ impl ProvisionEngine {
         schema: &CheckedSchema,
         open: &dyn OpenSession,
         progress: &Progress,
-    ) -> Result<Option<Migrated>, Error> {
+    ) -> Result<MigrationOutcome, Error> {
         let mut waits = backoff(FIRST_WAIT, LONGEST_WAIT);
         loop {
             let busy_for = match self.try_migrate(tenant, schema, open, progress).await? {
-                TryOutcome::Done(migrated) => return Ok(Some(migrated)),
-                TryOutcome::Moved => return Ok(None),
+                TryOutcome::Ended(outcome) => return Ok(outcome),
                 TryOutcome::Busy(left) => left,
                 TryOutcome::Again => Duration::ZERO,
             };
@@ -101,8 +126,8 @@ impl ProvisionEngine {
     ) -> Result<TryOutcome, Error> {
         let known = self.record(tenant, progress).await?;
         let known = known.ok_or_else(lost_record)?;
-        if let Due::Nothing(migrated) = due(&known, schema, progress)? {
-            return Ok(TryOutcome::Done(migrated));
+        if let Some(outcome) = due(&known, schema, progress)?.outcome() {
+            return Ok(TryOutcome::Ended(outcome));
         }
         if let Some(left) = known.leased_for {
             return Ok(TryOutcome::Busy(left));
@@ -111,11 +136,11 @@ impl ProvisionEngine {
             Taken::Lease(lease, record) => (lease, *record),
             Taken::HeldFor(left) => return Ok(TryOutcome::Busy(left)),
         };
-        if let Due::Nothing(migrated) = due(&record, schema, progress)? {
-            return Ok(TryOutcome::Done(migrated));
+        if let Some(outcome) = due(&record, schema, progress)?.outcome() {
+            return Ok(TryOutcome::Ended(outcome));
         }
         if self.is_outdated(tenant, &record) {
-            return Ok(TryOutcome::Moved);
+            return Ok(TryOutcome::Ended(MigrationOutcome::Moved));
         }
         let migration = Migration {
             engine: self,
@@ -138,19 +163,34 @@ impl ProvisionEngine {
     }
 }
 
-/// Returns the work that is left for the tenant of `record`. A migration that is held back is an error.
+impl Due {
+    /// Returns the outcome if there is nothing to be done now.
+    fn outcome(self) -> Option<MigrationOutcome> {
+        match self {
+            Self::Migration => None,
+            Self::Nothing(migrated) => Some(MigrationOutcome::done(migrated)),
+            Self::HeldBack(err, standing) => Some(MigrationOutcome::failed(err, standing)),
+        }
+    }
+}
+
+/// Returns the work that is left for the tenant of `record`, or an error if its state forbids any.
 fn due(record: &Record, schema: &CheckedSchema, progress: &Progress) -> Result<Due, Error> {
     let refusal = match record.state {
         State::Ready if schema.is_current(&record.schema) => {
             let (version, took) = (record.schema.version, progress.elapsed());
             return Ok(Due::Nothing(Migrated::nothing(version, took)));
         }
-        State::Ready => schema.held_back(&record.schema),
-        State::Claimed | State::Creating | State::Preparing => Some(unfinished()),
-        State::Held => Some(held()),
-        State::Deleting | State::Deleted => Some(deleted()),
+        State::Ready => {
+            let held_back = schema.held_back(&record.schema);
+            let standing = || schema.standing(&record.schema);
+            return Ok(held_back.map_or(Due::Migration, |err| Due::HeldBack(err, standing())));
+        }
+        State::Claimed | State::Creating | State::Preparing => unfinished(),
+        State::Held => held(),
+        State::Deleting | State::Deleted => deleted(),
     };
-    refusal.map_or(Ok(Due::Migration), Err)
+    Err(refusal)
 }
 
 /// A migration under the tenant's lease.
@@ -176,21 +216,26 @@ impl Migration<'_> {
                 open,
                 known: &known,
                 journal: Some(&self),
+                only_reads: false,
             };
             Ok(schema::run(schema, self.tenant, terms, self.progress).await)
         };
         let outcome = match self.lease.run(work).await {
             Ok(Ok(Ran { migrated, state })) => {
                 lock(&self.record).schema = state;
-                Ok(TryOutcome::Done(migrated))
+                MigrationOutcome::done(migrated)
             }
-            Ok(Err(RunError::Failed(failed))) => Err(failed.record(&mut lock(&self.record).schema)),
-            Ok(Err(RunError::Moved)) => return Ok(TryOutcome::Moved),
+            Ok(Err(RunError::Failed(failed))) => {
+                let state = &mut lock(&self.record).schema;
+                let err = failed.record(state);
+                MigrationOutcome::failed(err, schema.standing(state))
+            }
+            Ok(Err(RunError::Moved)) => return Ok(TryOutcome::Ended(MigrationOutcome::Moved)),
             Ok(Err(RunError::Later(err))) | Err(LeaseError::Failed(err)) => return Err(err),
             Err(LeaseError::Lost) => return Ok(TryOutcome::Again),
         };
         self.write_outcome().await;
-        outcome
+        Ok(TryOutcome::Ended(outcome))
     }
 
     /// Writes the record for the last time. The outcome stands without that, as the history has it.

@@ -211,6 +211,7 @@ impl Preparation<'_> {
             open: self,
             known,
             journal: Some(self),
+            only_reads: false,
         };
         // A caller that runs out of time waits for a creation, whatever part of it is running.
         let progress = Progress::new(Stage::Migrate, self.progress.remaining());

@@ -55,7 +55,8 @@ impl ProvisionEngine {
             generation = None;
         }
         let entries = &self.catalog.entries;
-        entries.insert_known(tenant, known_at, generation, &endpoint);
+        let standing = self.standing_of(&record);
+        entries.insert_known(tenant, known_at, generation, &endpoint, standing);
         Ok(Some(endpoint))
     }
 

@@ -16,6 +16,7 @@ use crate::{
         error::{BoxError, Error, ErrorKind, Stage},
         tenant::TenantId,
     },
+    schema::{CheckedSchema, Standing},
     sync::progress::Progress,
     telemetry::stats::{Stats, count},
 };
@@ -44,6 +45,8 @@ pub(crate) enum OnMissing {
 pub(crate) struct AppLookup {
     lookup: Box<dyn AnyLookup>,
     limit: LookupLimit,
+    /// The standing of a tenant that was looked up: the application's own table does not say more.
+    standing: Standing,
 }
 
 /// A tenant's endpoint, and how reliable it is.
@@ -55,12 +58,21 @@ pub(crate) struct FoundEndpoint {
     pub(crate) is_authoritative: bool,
     /// `true` if this call created or adopted the database.
     pub(crate) created: bool,
+    /// The schema of the tenant, compared with this program's.
+    pub(crate) standing: Standing,
 }
 
 impl AppLookup {
-    pub(crate) fn new(lookup: Box<dyn AnyLookup>, config: &Config) -> Self {
-        let limit = LookupLimit::new(config);
-        Self { lookup, limit }
+    pub(crate) fn new(
+        lookup: Box<dyn AnyLookup>,
+        config: &Config,
+        schema: Option<&CheckedSchema>,
+    ) -> Self {
+        Self {
+            lookup,
+            limit: LookupLimit::new(config),
+            standing: schema.map_or(Standing::Current, CheckedSchema::unknown_standing),
+        }
     }
 
     async fn lookup(&self, tenant: &TenantId) -> Result<Option<Arc<Endpoint>>, Error> {
@@ -85,7 +97,8 @@ impl Source {
             Self::Provisioning(engine) => (engine.lookup_cached(tenant).await, false),
         };
         let found = found.map_err(|err| err.with_stage(Stage::Lookup));
-        let (tenant, elapsed) = (tenant.as_str(), began.elapsed());
+        let (id, elapsed) = (tenant, began.elapsed());
+        let tenant = id.as_str();
         let code = found.as_ref().err().map(|err| err.kind().code());
         let is_known = found.as_ref().ok().map(Option::is_some);
         tracing::debug!(tenant, ?elapsed, known = is_known, code, "lookup");
@@ -97,6 +110,7 @@ impl Source {
             endpoint,
             is_authoritative,
             created: false,
+            standing: self.standing(id),
         }))
     }
 
@@ -160,6 +174,14 @@ impl Source {
         }
     }
 
+    /// Returns the standing of the schema of `tenant`, as far as it is known without its database.
+    fn standing(&self, tenant: &TenantId) -> Standing {
+        match self {
+            Self::Lookup(app) => app.standing,
+            Self::Provisioning(engine) => engine.standing(tenant),
+        }
+    }
+
     /// Returns the cached catalog; `None` if the application has its own table.
     pub(crate) fn catalog(&self) -> Option<&CachedCatalog> {
         match self {
@@ -207,6 +229,7 @@ async fn create(
         endpoint,
         is_authoritative: true,
         created: true,
+        standing: engine.standing(tenant),
     })
 }
 

@@ -218,7 +218,8 @@ impl RouterBuilder {
     }
 
     /// Sets the schema of the tenants' databases. Defaults to none. A router that provisions applies it to each new
-    /// database before that is served. [`migrate`](TenantRouter::migrate) applies it to the others; an access does not.
+    /// database before that is served. An access brings other databases up to date
+    /// ([`Schema::on_access`](crate::Schema::on_access)), and so does [`migrate`](TenantRouter::migrate).
     pub fn schema(mut self, schema: Schema) -> Self {
         self.schema = Some(schema);
         self
@@ -292,7 +293,9 @@ impl RouterBuilder {
         let dialer = Dialer::new(budget, Arc::clone(&config.resolve), self.pipes, tls);
         let dialer = Arc::new(dialer);
         let source = match self.source {
-            Unchecked::Lookup(lookup) => Source::Lookup(AppLookup::new(lookup, config)),
+            Unchecked::Lookup(lookup) => {
+                Source::Lookup(AppLookup::new(lookup, config, schema.as_deref()))
+            }
             Unchecked::Provisioner(provisioner) => {
                 let provisioning =
                     provisioner.check(Arc::clone(&dialer), &self.config, schema.clone())?;

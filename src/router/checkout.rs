@@ -221,10 +221,21 @@ impl Inner {
                     let found = found.insert(located?);
                     (&found.pool, found.created)
                 };
-                match serve(pool, created, until, timer).await {
+                let served = match self.bring_up_to_date(pool, until, timer).await {
+                    Ok(has_woken) => {
+                        let served = serve(pool, created, until, timer).await;
+                        served.map(|(it, path)| (it, path.after_migration(has_woken)))
+                    }
+                    Err(err) => Err(err),
+                };
+                match served {
                     // The tenant has moved, or its database is being made anew: look it up again.
                     Err(Unserved::Relocate(_)) if Instant::now() < until => {}
-                    served => return served.map_err(Unserved::into_error),
+                    Err(err) => return Err(err.into_error()),
+                    Ok(served) => {
+                        self.migrate_beside(pool);
+                        return Ok(served);
+                    }
                 }
             }
         };

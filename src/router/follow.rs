@@ -290,6 +290,7 @@ fn sync_pool(pools: &PoolCache, provisioning: &ProvisionEngine, tenant: &TenantI
         match entries.get(tenant) {
             Some(Entry::Known(known)) if !known.freshness.is_untrusted => {
                 pool.set_endpoint(Arc::clone(&known.endpoint), false);
+                pool.set_standing(known.freshness.standing);
                 if provisioning.agrees(tenant, &known.endpoint, asked_at) {
                     return; // otherwise the entry has changed since
                 }

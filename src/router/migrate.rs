@@ -1,15 +1,19 @@
 //! The migration of one tenant: a flight of its own, which callers wait for.
 
+mod on_access;
+
 use std::{
     ops::{Deref, DerefMut},
     sync::Arc,
+    time::Duration,
 };
 
 use futures_util::future::BoxFuture;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_postgres::Client;
 use tracing::{Instrument, Span, field::Empty};
 
+use self::on_access::Failures;
 use super::{Inner, TenantRouter};
 use crate::{
     client::direct::DirectClient,
@@ -18,11 +22,15 @@ use crate::{
         tenant::TenantId,
     },
     pool::{Pool, Unserved, shared::Shared},
-    provision::source::{OnMissing, Source},
-    schema::{
-        self, CheckedSchema, Migrated, OpenSession, Opened, Ran, RunError, SchemaState, Terms,
+    provision::{
+        migrate::MigrationOutcome,
+        source::{OnMissing, Source},
     },
-    sync::{progress::Progress, single_flight::SingleFlight},
+    schema::{
+        self, CheckedSchema, Migrated, OpenSession, Opened, Ran, RunError, SchemaState, Standing,
+        Terms,
+    },
+    sync::{progress::Progress, retry::backoff, single_flight::SingleFlight},
     telemetry::spans,
 };
 
@@ -31,18 +39,19 @@ pub(super) struct Migrator {
     schema: Arc<CheckedSchema>,
     /// The migrations in progress: one a tenant in this process. Over processes, the tenant's lease holds, or a lock in
     /// the tenant's database where there is no catalog.
-    running: SingleFlight<TenantId, Outcome>,
+    running: SingleFlight<(TenantId, Purpose), MigrationOutcome>,
+    failures: Failures,
 }
 
-/// The outcome of a migration's flight.
-#[derive(Clone)]
-enum Outcome {
-    Done(Arc<Migrated>),
-    /// The tenant must be looked up again.
-    Moved,
+/// The purpose of a session on a tenant's database.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+enum Purpose {
+    Migrate,
+    /// To find the standing of the schema in the history.
+    Read,
 }
 
-type Round = BoxFuture<'static, Result<Outcome, Error>>;
+type Round = BoxFuture<'static, Result<MigrationOutcome, Error>>;
 
 impl TenantRouter {
     /// Brings the schema of `tenant` up to date, and returns what was done. It wakes the tenant, unless the
@@ -109,6 +118,7 @@ impl Inner {
         }
         let until = Instant::now() + migrator.schema.timeout();
         let mut known = self.pools.find(tenant.as_str());
+        let mut pauses = backoff(Duration::from_millis(10), Duration::from_secs(1));
         loop {
             let pool = if let Some(pool) = known.take() {
                 pool
@@ -119,13 +129,13 @@ impl Inner {
                 let limit = self.shared.config.provision_timeout;
                 self.locate(tenant, OnMissing::AskPolicy, limit).await?.pool
             };
-            match migrator.join(&pool, until).await? {
-                Outcome::Done(migrated) => return Ok((*migrated).clone()),
-                // The next look-up asks the catalog, whatever the caches have.
-                Outcome::Moved if Instant::now() < until => {
-                    self.evict(tenant);
+            match migrator.join(&pool, Purpose::Migrate, until).await? {
+                MigrationOutcome::Ended { result, .. } => return result,
+                MigrationOutcome::Moved if Instant::now() < until => {
+                    self.evict(tenant); // so that the next look-up asks the catalog, whatever the caches have
+                    sleep(pauses.next().unwrap_or_default()).await;
                 }
-                Outcome::Moved => return Err(Unserved::relocate().into_error()),
+                MigrationOutcome::Moved => return Err(Unserved::relocate().into_error()),
             }
         }
     }
@@ -136,18 +146,30 @@ impl Migrator {
         Self {
             schema,
             running: SingleFlight::new(shared.runtime.clone()),
+            failures: Failures::default(),
         }
     }
 
     /// Joins the migration of the tenant of `pool`, or starts it.
-    async fn join(&self, pool: &Arc<Pool>, until: Instant) -> Result<Outcome, Error> {
+    async fn join(
+        &self,
+        pool: &Arc<Pool>,
+        purpose: Purpose,
+        until: Instant,
+    ) -> Result<MigrationOutcome, Error> {
         let left = until.saturating_duration_since(Instant::now());
-        let start = || self.flight_for(pool);
-        self.running.get_or_start(&pool.tenant, left, start).await
+        let (key, start) = ((pool.tenant.clone(), purpose), || {
+            self.flight_for(pool, purpose)
+        });
+        self.running.get_or_start(&key, left, start).await
     }
 
     /// Returns the progress and the work of a migration.
-    fn flight_for(&self, pool: &Arc<Pool>) -> (Progress, impl FnMut() -> Round + Send + 'static) {
+    fn flight_for(
+        &self,
+        pool: &Arc<Pool>,
+        purpose: Purpose,
+    ) -> (Progress, impl FnMut() -> Round + Send + 'static) {
         let progress = Progress::new(Stage::Migrate, self.schema.timeout());
         let name = pool.tenant.as_str();
         let span = spans::detached(tracing::debug_span!(
@@ -155,13 +177,16 @@ impl Migrator {
         ));
         let (schema, pool) = (Arc::clone(&self.schema), Arc::clone(pool));
         let (work_progress, job) = (progress.clone(), pool.shared.jobs.token());
+        let failures = self.failures.clone();
         let next_round = move || -> Round {
             let (schema, pool, job) = (Arc::clone(&schema), Arc::clone(&pool), job.clone());
             let (progress, recorded) = (work_progress.clone(), span.clone());
+            let failures = failures.clone();
             let work = async move {
                 let _job = job; // `close_within` waits for it
-                let result = migrate(&schema, pool, &progress).await;
+                let result = migrate(&schema, &pool, purpose, &progress).await;
                 record(&recorded, &result);
+                failures.note(&pool, &result);
                 result
             };
             Box::pin(work.instrument(span.clone()))
@@ -172,11 +197,12 @@ impl Migrator {
 
 async fn migrate(
     schema: &CheckedSchema,
-    pool: Arc<Pool>,
+    pool: &Arc<Pool>,
+    purpose: Purpose,
     progress: &Progress,
-) -> Result<Outcome, Error> {
+) -> Result<MigrationOutcome, Error> {
     let opener = PoolOpener {
-        pool: Arc::clone(&pool),
+        pool: Arc::clone(pool),
         deadline: progress.deadline(),
     };
     let work = async {
@@ -185,7 +211,9 @@ async fn migrate(
                 let migrating = engine.migrate(&pool.tenant, schema, &opener, progress);
                 migrating.await
             }
-            Source::Lookup(_) => migrate_unleased(schema, &pool.tenant, &opener, progress).await,
+            Source::Lookup(_) => {
+                migrate_unleased(schema, &pool.tenant, &opener, purpose, progress).await
+            }
         }
     };
     let ended = tokio::select! {
@@ -194,48 +222,61 @@ async fn migrate(
         ended = timeout_at(progress.deadline(), Box::pin(work)) => ended,
     };
     match ended {
-        Ok(Ok(Some(migrated))) => Ok(Outcome::Done(Arc::new(migrated))),
-        Ok(Ok(None)) => Ok(Outcome::Moved),
-        Ok(Err(err)) => Err(err),
+        Ok(ended) => ended,
         Err(_) => Err(progress.timed_out()),
     }
 }
 
 /// Migrates a tenant of which no catalog of the router's keeps a record. Over processes, only the lock in the database
-/// holds. Returns `None` if the database is elsewhere now.
+/// holds.
 async fn migrate_unleased(
     schema: &CheckedSchema,
     tenant: &TenantId,
     open: &dyn OpenSession,
+    purpose: Purpose,
     progress: &Progress,
-) -> Result<Option<Migrated>, Error> {
+) -> Result<MigrationOutcome, Error> {
     let known = SchemaState::default();
     let terms = Terms {
         open,
         known: &known,
         journal: None,
+        only_reads: purpose == Purpose::Read,
     };
-    match schema::run(schema, tenant, terms, progress).await {
-        Ok(Ran { migrated, .. }) => Ok(Some(migrated)),
-        Err(RunError::Moved) => Ok(None),
-        Err(RunError::Later(err)) => Err(err),
-        Err(RunError::Failed(failed)) => Err(failed.into_error()),
-    }
+    let (result, standing) = match schema::run(schema, tenant, terms, progress).await {
+        Ok(Ran { migrated, state }) => match schema.standing(&state) {
+            Standing::TooOld => (Err(schema.too_old()), Standing::TooOld),
+            standing => (Ok(migrated), standing),
+        },
+        Err(RunError::Moved) => return Ok(MigrationOutcome::Moved),
+        Err(RunError::Later(err)) => return Err(err),
+        Err(RunError::Failed(failed)) => {
+            let state = failed.state().cloned().unwrap_or_default();
+            (Err(failed.into_error()), schema.standing(&state))
+        }
+    };
+    Ok(MigrationOutcome::Ended { result, standing })
 }
 
-fn record(span: &Span, result: &Result<Outcome, Error>) {
+fn record(span: &Span, result: &Result<MigrationOutcome, Error>) {
     match result {
-        Ok(Outcome::Done(migrated)) => {
+        Ok(MigrationOutcome::Ended {
+            result: Ok(migrated),
+            ..
+        }) => {
             span.record("from", migrated.from);
             span.record("to", migrated.to);
             span.record("woke", migrated.woke);
             let is_current = migrated.steps.is_empty();
             span.record("outcome", if is_current { "current" } else { "migrated" });
         }
-        Ok(Outcome::Moved) => {
+        Ok(MigrationOutcome::Moved) => {
             span.record("outcome", "moved");
         }
-        Err(err) => {
+        Ok(MigrationOutcome::Ended {
+            result: Err(err), ..
+        })
+        | Err(err) => {
             span.record("outcome", err.kind().code());
         }
     }

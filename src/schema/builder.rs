@@ -3,6 +3,7 @@
 use std::{borrow::Cow, collections::BTreeMap, fmt, future::Future, path::Path, time::Duration};
 
 use super::{
+    access::OnAccess,
     checked::CheckedSchema,
     client::MigrationClient,
     files::{self, FileName},
@@ -54,6 +55,9 @@ pub struct Schema {
 pub(super) struct Settings {
     pub(super) baseline: Baseline,
     pub(super) out_of_order: bool,
+    /// The lowest version with which the program works; `None` for the latest.
+    pub(super) requires: Option<i64>,
+    pub(super) on_access: OnAccess,
     pub(super) lock_timeout: Duration,
     pub(super) statement_timeout: Duration,
     pub(super) timeout: Duration,
@@ -89,6 +93,8 @@ impl Schema {
             settings: Settings {
                 baseline: Baseline::Nothing,
                 out_of_order: false,
+                requires: None,
+                on_access: OnAccess::default(),
                 lock_timeout: Duration::from_secs(2),
                 statement_timeout: Duration::from_secs(300),
                 timeout: Duration::from_secs(3600),
@@ -261,6 +267,20 @@ impl Schema {
     /// divergence.
     pub fn out_of_order(mut self) -> Self {
         self.settings.out_of_order = true;
+        self
+    }
+
+    /// Sets the lowest version with which this program works; 0 if it works with a database that has no step yet.
+    /// Defaults to [`latest`](Self::latest). Lower it so that an access to a tenant that has not all steps yet need not
+    /// wait for the rest.
+    pub fn requires(mut self, version: i64) -> Self {
+        self.settings.requires = Some(version);
+        self
+    }
+
+    /// Sets the effect of an access on a tenant whose schema is not current. Defaults to [`OnAccess::Migrate`].
+    pub fn on_access(mut self, on_access: OnAccess) -> Self {
+        self.settings.on_access = on_access;
         self
     }
 

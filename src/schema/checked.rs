@@ -135,6 +135,14 @@ fn check(schema: Schema) -> Result<CheckedSchema, String> {
     {
         return Err(format!("`Baseline::At({version})` names no step"));
     }
+    let latest = steps.last().map_or(0, |step| step.version);
+    if let Some(version) = settings.requires
+        && !(0..=latest).contains(&version)
+    {
+        return Err(format!(
+            "`requires({version})` is not between 0 and the latest version, {latest}"
+        ));
+    }
     check_limits(&steps, &settings).map_err(|err| err.to_string())?;
     check_released(&steps, released.as_deref().unwrap_or_default())?;
     for step in &mut steps {

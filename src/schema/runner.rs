@@ -138,6 +138,10 @@ impl<'a> Run<'a> {
             self.from.get_or_insert(history.highest());
             return Ok(()); // without the lock: a current database needs none
         }
+        if self.terms.only_reads {
+            self.from.get_or_insert(history.highest());
+            return Ok(());
+        }
         self.lock(&session).await?;
         self.reach(Moment::Locked).await;
         let mut history = self.read_with_baseline(&session, baseline).await?;

@@ -26,6 +26,8 @@ pub(crate) struct Terms<'a> {
     pub(crate) known: &'a SchemaState,
     /// Set if the tenant's lease is held. Then an earlier holder of the lock has lost the right to it.
     pub(crate) journal: Option<&'a dyn Journal>,
+    /// `true` if nothing is to be changed.
+    pub(crate) only_reads: bool,
 }
 
 /// The result of a run.
@@ -64,6 +66,11 @@ impl RunError {
 }
 
 impl FailedRun {
+    /// Returns the state of the database, if it was read.
+    pub(crate) fn state(&self) -> Option<&SchemaState> {
+        self.state.as_ref()
+    }
+
     /// Returns the error.
     pub(crate) fn into_error(self) -> Error {
         self.failure.error

@@ -92,6 +92,15 @@ where
         }
     }
 
+    /// Starts a flight for `key` with `build`, unless there is one. Nothing waits for it.
+    pub(crate) fn start<W, Fut>(&self, key: &K, build: impl FnOnce() -> (Progress, W))
+    where
+        W: FnMut() -> Fut + Send + 'static,
+        Fut: Future<Output = Result<V, Error>> + Send + 'static,
+    {
+        drop(self.in_progress_or_new(key, build));
+    }
+
     /// Returns the flight in progress for `key`, or a new one in its own task.
     fn in_progress_or_new<W, Fut>(
         &self,

@@ -51,6 +51,14 @@ pub(crate) enum Path {
 }
 
 impl Path {
+    /// Returns the path of a call on which a migration came first, which woke the database if `has_woken`.
+    pub(crate) const fn after_migration(self, has_woken: bool) -> Self {
+        match self {
+            Self::Warm | Self::Reopened if has_woken => Self::Cold,
+            path => path,
+        }
+    }
+
     /// Returns the name in metrics and spans.
     pub(crate) const fn name(self) -> &'static str {
         match self {

@@ -78,6 +78,7 @@ mod retries;
 mod role_limit;
 mod runtimes;
 mod saas;
+mod schema_access;
 mod schema_births;
 mod schema_crashes;
 mod schema_leases;

@@ -25,6 +25,7 @@ use tokio::time::Instant;
 
 use crate::{
     model::{endpoint::Endpoint, error::Error, tenant::TenantId},
+    schema::Standing,
     sync::retry::chance,
 };
 
@@ -95,6 +96,13 @@ impl EntryCache {
         self.recorded.lock(tenant).peek().is_some() || self.unknown.contains_key(tenant)
     }
 
+    /// Returns the standing of `tenant`, if an endpoint of it is known.
+    pub(crate) fn standing(&self, tenant: &TenantId) -> Option<Standing> {
+        let mut locked = self.recorded.lock(tenant);
+        let known = locked.known()?;
+        Some(known.freshness(self.recorded.began).standing)
+    }
+
     /// Returns whether an endpoint of `tenant` is known, however old.
     pub(crate) fn is_known(&self, tenant: &TenantId) -> bool {
         self.recorded.lock(tenant).known().is_some()
@@ -135,27 +143,35 @@ impl EntryCache {
         asked_at: Stamp,
         generation: Option<u64>,
         endpoint: &Endpoint,
+        standing: Standing,
     ) -> bool {
         let mut locked = self.recorded.lock(tenant);
         let is_newest = self.is_newest(&locked, tenant, asked_at, generation);
         if is_newest {
             let expires = self.next_expiry();
-            self.store_known(&mut locked, tenant, generation, endpoint, expires);
+            self.store_known(
+                &mut locked,
+                tenant,
+                (generation, standing),
+                endpoint,
+                expires,
+            );
         }
         is_newest
     }
 
     /// Stores the endpoint of `tenant` as stale: its record has to be read again.
-    pub(crate) fn insert_stale(&self, tenant: &TenantId, endpoint: &Endpoint) {
+    pub(crate) fn insert_stale(&self, tenant: &TenantId, endpoint: &Endpoint, standing: Standing) {
         let mut locked = self.recorded.lock(tenant);
-        self.store_known(&mut locked, tenant, None, endpoint, Instant::now());
+        let now = Instant::now();
+        self.store_known(&mut locked, tenant, (None, standing), endpoint, now);
     }
 
     fn store_known(
         &self,
         locked: &mut Locked<'_>,
         tenant: &TenantId,
-        generation: Option<u64>,
+        (generation, standing): (Option<u64>, Standing),
         endpoint: &Endpoint,
         expires: Instant,
     ) {
@@ -165,6 +181,7 @@ impl EntryCache {
             expires,
             is_untrusted: false,
             is_missing: false,
+            standing,
         };
         let began = self.recorded.began;
         if let Some(known) = locked.known().filter(|it| it.is_at(endpoint)) {

@@ -33,11 +33,15 @@ pub(crate) enum ConnectionLoss {
     Unanswered,
 }
 
+/// The bytes that clients have sent.
+type Sent = Arc<Mutex<Vec<u8>>>;
+
 /// Leads to a catalog server.
 pub(crate) struct LossyProxy {
     url: String,
     loss: watch::Sender<ConnectionLoss>,
     opened: Arc<AtomicUsize>,
+    sent: Sent,
     tasks: Arc<Mutex<Vec<JoinHandle<()>>>>,
 }
 
@@ -54,12 +58,14 @@ impl LossyProxy {
         let (opened, tasks) = (Arc::<AtomicUsize>::default(), Arc::default());
         let (all, number): (Arc<Mutex<Vec<JoinHandle<()>>>>, _) = (tasks, Arc::clone(&opened));
         let tasks = Arc::clone(&all);
+        let sent = Sent::default();
+        let noted = Arc::clone(&sent);
         let accepting = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 number.fetch_add(1, Relaxed);
                 let mut seen = seen.clone();
                 seen.mark_unchanged();
-                let passing = pass(client, socket.clone(), seen);
+                let passing = pass(client, socket.clone(), seen, Arc::clone(&noted));
                 all.lock().unwrap().push(tokio::spawn(passing));
             }
         });
@@ -68,6 +74,7 @@ impl LossyProxy {
             url,
             loss,
             opened,
+            sent,
             tasks,
         }
     }
@@ -80,6 +87,11 @@ impl LossyProxy {
     /// Returns how many connections were opened so far.
     pub(crate) fn opened(&self) -> usize {
         self.opened.load(Relaxed)
+    }
+
+    /// Returns the bytes that clients have sent since the last call.
+    pub(crate) fn take_sent(&self) -> Vec<u8> {
+        std::mem::take(&mut self.sent.lock().unwrap())
     }
 
     /// Says what becomes of the connections that are open. Later ones pass.
@@ -97,15 +109,20 @@ impl Drop for LossyProxy {
 }
 
 /// Passes bytes on until the connection is doomed, and then does what its fate says.
-async fn pass(client: TcpStream, socket: PathBuf, mut loss: watch::Receiver<ConnectionLoss>) {
+async fn pass(
+    client: TcpStream,
+    socket: PathBuf,
+    mut loss: watch::Receiver<ConnectionLoss>,
+    sent: Sent,
+) {
     let server = UnixStream::connect(socket).await.unwrap();
     let ((mut from_client, mut to_client), (mut from_server, mut to_server)) =
         (client.into_split(), server.into_split());
     let reason = {
         let both = async {
             tokio::join!(
-                copy(&mut from_client, &mut to_server),
-                copy(&mut from_server, &mut to_client),
+                copy(&mut from_client, &mut to_server, Some(&sent)),
+                copy(&mut from_server, &mut to_client, None),
             )
         };
         tokio::select! {
@@ -122,7 +139,7 @@ async fn pass(client: TcpStream, socket: PathBuf, mut loss: watch::Receiver<Conn
         }
         Some(ConnectionLoss::Unanswered) => {
             tokio::select! {
-                () = copy(&mut from_client, &mut to_server) => {}
+                () = copy(&mut from_client, &mut to_server, None) => {}
                 _ = from_server.read(&mut bytes) => {}
             }
         }
@@ -132,10 +149,17 @@ async fn pass(client: TcpStream, socket: PathBuf, mut loss: watch::Receiver<Conn
     reset.unwrap();
 }
 
-/// Passes bytes on in one direction, until that ends.
-async fn copy(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + Unpin)) {
+/// Passes bytes on in one direction, until that ends, and keeps them in `sent`.
+async fn copy(
+    from: &mut (impl AsyncRead + Unpin),
+    to: &mut (impl AsyncWrite + Unpin),
+    sent: Option<&Sent>,
+) {
     let mut bytes = [0; 4096];
     while let Ok(read @ 1..) = from.read(&mut bytes).await {
+        if let Some(sent) = sent {
+            sent.lock().unwrap().extend_from_slice(&bytes[..read]);
+        }
         if to.write_all(&bytes[..read]).await.is_err() {
             return;
         }

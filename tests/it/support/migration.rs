@@ -76,8 +76,13 @@ impl Databases {
 
     /// A router of an application with these tenants in its catalog.
     pub(crate) fn leased_router(&self, schema: Schema) -> TenantRouter {
-        let builder = leased(&self.server.url(), |_| false);
+        let builder = self.leased_builder();
         builder.schema(schema).build().expect("router")
+    }
+
+    /// The same, to be built.
+    pub(crate) fn leased_builder(&self) -> RouterBuilder {
+        leased(&self.server.url(), |_| false)
     }
 
     /// The same, of a process to which no change is reported, and which remembers one tenant.

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use crate::model::{endpoint::Endpoint, error::Error};
+use crate::{
+    model::{endpoint::Endpoint, error::Error},
+    schema::Standing,
+};
 
 /// A moment in the order of events of this process. Later ones are greater.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -37,6 +40,8 @@ pub(crate) struct Freshness {
     pub(crate) is_untrusted: bool,
     /// `true` if the catalog no longer has a record of the tenant.
     pub(super) is_missing: bool,
+    /// The schema of the tenant, compared with this program's.
+    pub(crate) standing: Standing,
 }
 
 /// The reason for which a tenant cannot be served, as it was read at some time.

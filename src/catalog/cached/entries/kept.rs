@@ -11,6 +11,7 @@ use crate::{
         endpoint::{Endpoint, packed},
         tenant::TenantId,
     },
+    schema::Standing,
     sync::lru::Keyed,
 };
 
@@ -53,6 +54,8 @@ impl Keyed for Kept {
 const IS_UNTRUSTED: u8 = 1;
 const IS_MISSING: u8 = 1 << 1;
 const HAS_GENERATION: u8 = 1 << 2;
+/// The standing is above these flags.
+const STANDING_SHIFT: u32 = 3;
 
 /// The places of what precedes the id.
 const FLAGS: usize = 0;
@@ -101,6 +104,7 @@ impl PackedKnown {
             expires: began + Duration::from_nanos(self.number(EXPIRES)),
             is_untrusted: flags & IS_UNTRUSTED != 0,
             is_missing: flags & IS_MISSING != 0,
+            standing: Standing::from_number(flags >> STANDING_SHIFT),
         }
     }
 
@@ -112,11 +116,13 @@ impl PackedKnown {
             expires,
             is_untrusted,
             is_missing,
+            standing,
         } = freshness;
         let expires = expires.duration_since(began).as_nanos();
         let flags = (u8::from(is_untrusted) * IS_UNTRUSTED)
             | (u8::from(is_missing) * IS_MISSING)
-            | (u8::from(generation.is_some()) * HAS_GENERATION);
+            | (u8::from(generation.is_some()) * HAS_GENERATION)
+            | ((standing as u8) << STANDING_SHIFT);
         let bytes = self.0.expose_secret_mut();
         bytes[FLAGS] = flags;
         for (at, value) in [
@@ -180,6 +186,7 @@ mod tests {
             expires: began,
             is_untrusted: true,
             is_missing: false,
+            standing: Standing::Current,
         };
         let mut known = PackedKnown::new(&tenant, &endpoint, freshness, began);
         for generation in [None, Some(0), Some(u64::MAX)] {
@@ -187,6 +194,7 @@ mod tests {
             freshness.expires += Duration::from_nanos(1);
             freshness.is_missing = !freshness.is_missing;
             freshness.is_untrusted = !freshness.is_missing;
+            freshness.standing = Standing::from_number(freshness.standing as u8 + 1);
             known.set_freshness(freshness, began);
             assert_eq!(known.freshness(began), freshness);
             assert_eq!(known.endpoint(), endpoint);

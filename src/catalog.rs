@@ -16,7 +16,7 @@ use futures_util::future::join_all;
 pub use memory::Memory;
 pub use postgres::{Postgres, PostgresBuilder};
 pub use record::{
-    AfterWrite, Attempt, Changes, Lease, Leased, Placement, Record, SchemaTally, State,
+    AfterWrite, Attempt, Changes, Lease, Leased, Note, Placement, Record, SchemaTally, State,
 };
 
 pub use crate::schema::{SchemaFailure, SchemaState};
@@ -160,11 +160,38 @@ pub trait Catalog: Lookup {
         limit: usize,
     ) -> impl Future<Output = Result<Changes, BoxError>> + Send;
 
+    /// Returns the note with that name, if it was ever written. The router keeps there what all replicas must know and
+    /// no tenant's record has, such as the state of a campaign: a few texts of some kilobytes.
+    ///
+    /// Fails by default, and so does then what needs a note.
+    fn note(&self, name: &str) -> impl Future<Output = Result<Option<Note>, BoxError>> + Send {
+        let _ = name;
+        async { Err(no_notes()) }
+    }
+
+    /// Writes the note with that name in place of its version `replaces`; 0 stands for none. Returns `false`, and
+    /// writes nothing, if the note has another version.
+    fn write_note(
+        &self,
+        name: &str,
+        text: &str,
+        replaces: u64,
+    ) -> impl Future<Output = Result<bool, BoxError>> + Send {
+        let _ = (name, text, replaces);
+        async { Err(no_notes()) }
+    }
+
     /// Waits until [`changes`](Self::changes) may have news, or forever if the catalog cannot tell. It may return
     /// without news, and may miss some: the router also calls `changes` at intervals.
     fn changed(&self) -> impl Future<Output = ()> + Send {
         std::future::pending()
     }
+}
+
+fn no_notes() -> BoxError {
+    let message =
+        "this catalog keeps no notes; implement `Catalog::note` and `Catalog::write_note`";
+    CallError::rejected(message).into()
 }
 
 /// An error in the record of one tenant; the catalog itself is up.
@@ -321,6 +348,8 @@ pub(crate) trait AnyCatalog: Send + Sync {
     fn list<'a>(&'a self, after: Option<&'a TenantId>, limit: usize) -> Answer<'a, Vec<Record>>;
     fn tally(&self) -> Answer<'_, Vec<SchemaTally>>;
     fn changes(&self, since: Option<u64>, limit: usize) -> Answer<'_, Changes>;
+    fn note<'a>(&'a self, name: &'a str) -> Answer<'a, Option<Note>>;
+    fn write_note<'a>(&'a self, name: &'a str, text: &'a str, replaces: u64) -> Answer<'a, bool>;
     fn changed(&self) -> Answer<'_, ()>;
 }
 
@@ -369,6 +398,14 @@ impl<R: Catalog> AnyCatalog for R {
 
     fn changes(&self, since: Option<u64>, limit: usize) -> Answer<'_, Changes> {
         Box::pin(Catalog::changes(self, since, limit))
+    }
+
+    fn note<'a>(&'a self, name: &'a str) -> Answer<'a, Option<Note>> {
+        Box::pin(Catalog::note(self, name))
+    }
+
+    fn write_note<'a>(&'a self, name: &'a str, text: &'a str, replaces: u64) -> Answer<'a, bool> {
+        Box::pin(Catalog::write_note(self, name, text, replaces))
     }
 
     fn changed(&self) -> Answer<'_, ()> {

@@ -4,6 +4,7 @@
 //! Only a prepare hook and the steps of a schema wake a database, when it is created. (Neon itself starts the compute
 //! of a new project.)
 
+mod campaign;
 mod compare;
 mod for_each;
 mod reconcile;
@@ -33,7 +34,10 @@ pub use reconcile::Reconcile;
 pub use report::{Finding, Outcome, Report, Trouble};
 pub use schema::{PendingStep, TenantSchema};
 
-pub use crate::provision::Provisioned;
+pub use crate::{
+    provision::Provisioned,
+    router::campaign::{Campaign, CampaignState, CampaignStatus, FailedTenant},
+};
 
 /// Time between a tombstone and the deletion of the database, in which other processes close their connections to it.
 const DRAIN: Duration = Duration::from_secs(5);

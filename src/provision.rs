@@ -101,6 +101,12 @@ pub(crate) struct Settings {
     waiting_creations: u32,
 }
 
+impl Settings {
+    pub(crate) fn lease_time(&self) -> Duration {
+        self.lease_time
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {

@@ -2,6 +2,7 @@
 
 pub(crate) mod builder;
 mod cached_statements;
+pub(crate) mod campaign;
 mod checkout;
 mod close;
 mod direct;
@@ -18,7 +19,7 @@ pub(crate) mod warm;
 
 use std::{fmt, sync::Arc};
 
-use self::{builder::RouterBuilder, locate::FlightOutcome, migrate::Migrator};
+use self::{builder::RouterBuilder, campaign::Campaigns, locate::FlightOutcome, migrate::Migrator};
 use crate::{
     catalog::lookup::Lookup,
     client::TenantClient,
@@ -43,6 +44,7 @@ pub(crate) struct Inner {
     flights: SingleFlight<TenantId, FlightOutcome>,
     /// `None` if the router has no schema.
     migrator: Option<Migrator>,
+    campaigns: Arc<Campaigns>,
     pub(crate) shared: Arc<Shared>,
 }
 
@@ -71,8 +73,10 @@ impl TenantRouter {
             pools,
             flights,
             migrator,
+            campaigns: Arc::new(Campaigns::new()),
             shared,
         });
+        campaign::start(&inner);
         #[cfg(feature = "metrics")]
         crate::router::status::start(&inner);
         Self { inner }

@@ -30,7 +30,7 @@ use operation::Operation;
 use super::{
     AnyCatalog, CallError, FoundRecord, InvalidRecord,
     lookup::Answer,
-    record::{AfterWrite, Changes, Lease, Leased, Record, SchemaTally, State},
+    record::{AfterWrite, Changes, Lease, Leased, Note, Record, SchemaTally, State},
 };
 use crate::{
     model::{
@@ -204,6 +204,25 @@ impl CachedCatalog {
     pub(crate) async fn tally(&self) -> Result<Vec<SchemaTally>, Error> {
         self.call(Operation::Tally, NO_TENANT, |catalog| catalog.tally())
             .await
+    }
+
+    /// Reads the note with that name.
+    pub(crate) async fn note(&self, name: &str) -> Result<Option<Note>, Error> {
+        self.call(Operation::Note, NO_TENANT, |catalog| catalog.note(name))
+            .await
+    }
+
+    /// Writes a note in place of its version `replaces`. Returns `false` if it has another version.
+    pub(crate) async fn write_note(
+        &self,
+        name: &str,
+        text: &str,
+        replaces: u64,
+    ) -> Result<bool, Error> {
+        self.call(Operation::WriteNote, NO_TENANT, |catalog| {
+            catalog.write_note(name, text, replaces)
+        })
+        .await
     }
 
     /// Reads at most `limit` of the tenants whose records were written after version `since`.

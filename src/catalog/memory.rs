@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::{
     Catalog, InvalidRecord,
     lookup::Lookup,
-    record::{AfterWrite, Attempt, Changes, Lease, Leased, Record, State},
+    record::{AfterWrite, Attempt, Changes, Lease, Leased, Note, Record, State},
 };
 use crate::{
     model::{
@@ -44,6 +44,8 @@ struct Known {
     owners: HashMap<String, TenantId>,
     /// Version of the last write.
     version: u64,
+    /// Text, version and time of the last write of each note.
+    notes: HashMap<String, (String, u64, Instant)>,
 }
 
 #[derive(Debug)]
@@ -251,6 +253,22 @@ impl Catalog for Memory {
             .take(limit)
             .map(|(_, entry)| entry.record())
             .collect())
+    }
+
+    async fn note(&self, name: &str) -> Result<Option<Note>, BoxError> {
+        let known = lock(&self.known);
+        let note = known.notes.get(name);
+        Ok(note.map(|(text, version, at)| Note::new(text, *version, at.elapsed())))
+    }
+
+    async fn write_note(&self, name: &str, text: &str, replaces: u64) -> Result<bool, BoxError> {
+        let notes = &mut lock(&self.known).notes;
+        let is_next = notes.get(name).map_or(0, |it| it.1) == replaces;
+        if is_next {
+            let note = (text.to_owned(), replaces + 1, Instant::now());
+            notes.insert(name.to_owned(), note);
+        }
+        Ok(is_next)
     }
 
     async fn changes(&self, since: Option<u64>, limit: usize) -> Result<Changes, BoxError> {

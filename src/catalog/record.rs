@@ -282,6 +282,26 @@ impl SchemaTally {
     }
 }
 
+/// A short text of the router's own that all replicas share, such as the state of a campaign.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct Note {
+    /// The text.
+    pub text: String,
+    /// Number of times that the note was written; a write replaces one version of it.
+    pub version: u64,
+    /// Time since the last write, by the catalog's clock.
+    pub age: Duration,
+}
+
+impl Note {
+    /// Creates a note, for implementors.
+    pub fn new(text: impl Into<String>, version: u64, age: Duration) -> Self {
+        let text = text.into();
+        Self { text, version, age }
+    }
+}
+
 /// The right to change one tenant's record, for a limited time.
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]

@@ -10,6 +10,7 @@
 
 mod ids;
 mod leases;
+mod notes;
 mod reading;
 mod schema;
 mod written;
@@ -140,6 +141,8 @@ async fn of_schemas<R: Catalog>(stage: &mut impl AsyncFnMut() -> Stage<R>) {
     .await;
     let it = stage().await;
     named("counts tenants", schema::tally(&it)).await;
+    let it = stage().await;
+    named("keeps notes", notes::notes(&it)).await;
 }
 
 async fn named(name: &str, case: impl Future<Output = Outcome>) {

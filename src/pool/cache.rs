@@ -344,6 +344,7 @@ mod tests {
             endpoint: Arc::new(endpoint),
             is_authoritative: false,
             created: false,
+            standing: Standing::Current,
         }
     }
 

@@ -92,8 +92,7 @@ impl TenantRouter {
             shared, migrator, ..
         } = &*self.inner;
         let Some(migrator) = migrator else {
-            let message = "the router has no schema; set one with `RouterBuilder::schema`";
-            return Err(Error::new(ErrorKind::Misused, message));
+            return Err(no_schema());
         };
         let tenant = TenantId::parse(tenant.as_ref()).map_err(Error::from);
         let tenant = tenant.inspect_err(|err| shared.stats.broke(err))?;
@@ -141,7 +140,31 @@ impl Inner {
     }
 }
 
+impl Inner {
+    /// Migrates `tenant` for a campaign.
+    pub(super) async fn migrate_for_campaign(&self, tenant: &TenantId) -> Result<Migrated, Error> {
+        let Some(migrator) = &self.migrator else {
+            return Err(no_schema());
+        };
+        tokio::select! {
+            biased;
+            () = self.shared.life.terminated() => Err(Error::closed()),
+            migrated = self.migrate(tenant, migrator) => migrated,
+        }
+    }
+}
+
+/// Returns the error for a router without a schema.
+pub(super) fn no_schema() -> Error {
+    let message = "the router has no schema; set one with `RouterBuilder::schema`";
+    Error::new(ErrorKind::Misused, message)
+}
+
 impl Migrator {
+    pub(super) fn schema(&self) -> &CheckedSchema {
+        &self.schema
+    }
+
     pub(super) fn new(schema: Arc<CheckedSchema>, shared: &Shared) -> Self {
         Self {
             schema,

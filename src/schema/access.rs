@@ -82,7 +82,10 @@ impl CheckedSchema {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        Standing::{Behind, Current, TooOld},
+        *,
+    };
     use crate::schema::Schema;
 
     fn schema() -> Schema {
@@ -104,7 +107,6 @@ mod tests {
             };
             [0, 1, 2, 3, 4].map(at)
         };
-        use Standing::{Behind, Current, TooOld};
         let all = [TooOld, TooOld, TooOld, Current, Current];
         assert_eq!(standings(schema()), all);
         assert_eq!(standings(schema().on_access(OnAccess::Refuse)), all);

@@ -25,7 +25,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// The number of a kind of call, below [`KINDS`].
 pub(crate) type Kind = usize;
 /// Largest number of kinds of calls.
-pub(super) const KINDS: usize = 8;
+pub(crate) const KINDS: usize = 16;
 
 /// Lets all calls pass until one fails. From then on one call at a time passes, at growing intervals, until one
 /// succeeds.

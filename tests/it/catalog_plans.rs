@@ -36,6 +36,12 @@ const CASES: &[(&str, &str, &str)] = &[
         "'test', 't25000', 'one', 1",
     ),
     ("changes", "text, bigint, bigint", "'test', 49000, 501"),
+    ("note", "text, text", "'test', 'campaign'"),
+    (
+        "write_note",
+        "text, text, text, bigint",
+        "'test', 'campaign', '{}', 1",
+    ),
     (
         "reseal",
         "text, text, text[], bytea[], bytea[], bytea[]",

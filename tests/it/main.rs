@@ -80,6 +80,7 @@ mod runtimes;
 mod saas;
 mod schema_access;
 mod schema_births;
+mod schema_campaigns;
 mod schema_crashes;
 mod schema_leases;
 mod schema_retries;

@@ -1,5 +1,12 @@
 //! The calls of a catalog, by kind: each has its own metric, and reads have another breaker than writes.
 
+use crate::sync::circuit_breaker::KINDS;
+
+const _: () = assert!(
+    Operation::ALL.len() <= KINDS,
+    "the breaker counts fewer kinds of calls"
+);
+
 /// A kind of call.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Operation {
@@ -11,10 +18,12 @@ pub(super) enum Operation {
     List,
     Tally,
     Changes,
+    Note,
+    WriteNote,
 }
 
 impl Operation {
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 10] = [
         Self::Find,
         Self::FindMany,
         Self::Lease,
@@ -23,6 +32,8 @@ impl Operation {
         Self::List,
         Self::Tally,
         Self::Changes,
+        Self::Note,
+        Self::WriteNote,
     ];
 
     pub(super) const fn name(self) -> &'static str {
@@ -35,13 +46,17 @@ impl Operation {
             Self::List => "list",
             Self::Tally => "tally",
             Self::Changes => "changes",
+            Self::Note => "note",
+            Self::WriteNote => "write_note",
         }
     }
 
     pub(super) const fn writes(self) -> bool {
         match self {
-            Self::Lease | Self::Write | Self::Release => true,
-            Self::Find | Self::FindMany | Self::List | Self::Tally | Self::Changes => false,
+            Self::Lease | Self::Write | Self::Release | Self::WriteNote => true,
+            Self::Find | Self::FindMany | Self::List | Self::Tally | Self::Changes | Self::Note => {
+                false
+            }
         }
     }
 

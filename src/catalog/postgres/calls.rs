@@ -14,7 +14,7 @@ use crate::{
     catalog::{
         Catalog, FoundRecord, InvalidRecord,
         lookup::Lookup,
-        record::{AfterWrite, Changes, Lease, Leased, Record, SchemaTally, State},
+        record::{AfterWrite, Changes, Lease, Leased, Note, Record, SchemaTally, State},
     },
     model::{
         endpoint::Endpoint,
@@ -215,6 +215,31 @@ impl Catalog for Postgres {
         ];
         let rows = self.ask(&self.statements().changes, &params).await?;
         changes(&rows, since, limit)
+    }
+
+    async fn note(&self, name: &str) -> Result<Option<Note>, BoxError> {
+        let namespace = self.namespace()?.as_str();
+        let params: [Param<'_>; 2] = [(&namespace, Type::TEXT), (&name, Type::TEXT)];
+        let rows = self.ask(&self.statements().note, &params).await?;
+        let read = |row| {
+            let age = Duration::from_micros(count(row::get(row, "age")?));
+            let text: String = row::get(row, "text")?;
+            Ok(Note::new(text, count(row::get(row, "version")?), age))
+        };
+        rows.first().map(read).transpose()
+    }
+
+    async fn write_note(&self, name: &str, text: &str, replaces: u64) -> Result<bool, BoxError> {
+        let namespace = self.namespace()?.as_str();
+        let replaces = i64::try_from(replaces).unwrap_or(i64::MAX);
+        let params: [Param<'_>; 4] = [
+            (&namespace, Type::TEXT),
+            (&name, Type::TEXT),
+            (&text, Type::TEXT),
+            (&replaces, Type::INT8),
+        ];
+        let rows = self.ask(&self.statements().write_note, &params).await?;
+        Ok(!rows.is_empty())
     }
 
     async fn changed(&self) {

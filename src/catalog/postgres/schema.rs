@@ -92,6 +92,17 @@ COMMENT ON COLUMN {schema}.tenants.schema_version IS 'of the tenant''s database;
 COMMENT ON COLUMN {schema}.tenants.schema_failed_at IS 'the first failure of the step; NULL if none has failed';
 COMMENT ON COLUMN {schema}.tenants.schema_retry_at IS 'when the step is tried again; NULL is not by itself';
 ",
+    r#"
+CREATE TABLE {schema}.notes (
+    namespace text COLLATE "C" NOT NULL,
+    name text COLLATE "C" NOT NULL,
+    text text NOT NULL,
+    version bigint NOT NULL,
+    written_at timestamptz NOT NULL,
+    PRIMARY KEY (namespace, name)
+);
+COMMENT ON TABLE {schema}.notes IS 'what all replicas share beside the tenants, such as the state of a campaign';
+"#,
 ];
 
 /// The tables in one schema.

@@ -16,6 +16,8 @@ pub(super) struct Statements {
     pub(super) write: String,
     pub(super) release: String,
     pub(super) changes: String,
+    pub(super) note: String,
+    pub(super) write_note: String,
     pub(super) unsealed_so_far: String,
     pub(super) reseal: String,
 }
@@ -56,6 +58,20 @@ impl Statements {
                  ) t ON true
                  ORDER BY t.version"
             ),
+            note: format!(
+                "SELECT text, version, (extract(epoch FROM clock_timestamp() - written_at) * 1000000)::bigint AS age
+                 FROM {place}.notes WHERE namespace = $1 AND name = $2"
+            ),
+            // Of two writers in place of one version, the second waits for the row and finds the next version.
+            write_note: format!(
+                "INSERT INTO {place}.notes AS n (namespace, name, text, version, written_at)
+                 SELECT $1, $2, $3, $4 + 1, clock_timestamp()
+                 WHERE $4 = 0 OR EXISTS (SELECT FROM {place}.notes WHERE namespace = $1 AND name = $2)
+                 ON CONFLICT (namespace, name) DO UPDATE
+                 SET text = excluded.text, version = excluded.version, written_at = clock_timestamp()
+                 WHERE n.version = $4
+                 RETURNING n.version"
+            ),
             unsealed_so_far: format!(
                 "SELECT {READ} FROM {place}.tenants t
                  WHERE namespace = $1 AND tenant > $2 AND credential IS NOT NULL AND key_id IS DISTINCT FROM $3
@@ -85,6 +101,8 @@ impl Statements {
             write,
             release,
             changes,
+            note,
+            write_note,
             unsealed_so_far,
             reseal,
         } = self;
@@ -97,6 +115,8 @@ impl Statements {
             ("write", write),
             ("release", release),
             ("changes", changes),
+            ("note", note),
+            ("write_note", write_note),
             ("unsealed_so_far", unsealed_so_far),
             ("reseal", reseal),
         ]

@@ -1,0 +1,99 @@
+//! The state of a campaign, as the catalog keeps it.
+
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+use super::plan::Campaign;
+
+/// Most tenants whose failure a campaign names.
+const MOST_NAMED: usize = 100;
+
+/// The state of a campaign.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum CampaignState {
+    /// It goes on.
+    Running,
+    /// It was paused. Migrations that had begun have ended or are ending.
+    Paused,
+    /// Too many tenants have failed.
+    Stopped,
+    /// Each tenant that it was to migrate is migrated, has failed, or could not be reached in several tries.
+    Done,
+    /// It was cancelled.
+    Cancelled,
+}
+
+/// A tenant on which a step has failed in a campaign.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct FailedTenant {
+    /// The tenant.
+    pub tenant: String,
+    /// The error's text.
+    pub error: String,
+}
+
+/// The progress of a campaign. The process that runs it writes it to the catalog every few seconds: after a kill, the
+/// counts may lack the last of them.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct CampaignStatus {
+    /// The version to which tenants are migrated.
+    pub target: i64,
+    /// The state.
+    pub state: CampaignState,
+    /// The settings.
+    pub campaign: Campaign,
+    /// The number of the present wave, from 1 on; the canaries are the first one.
+    pub wave: usize,
+    /// The number of waves.
+    pub waves: usize,
+    /// Time left of the pause after the wave, if it is in one.
+    pub soaks_for: Option<Duration>,
+    /// Tenants that were migrated in it.
+    pub migrated: u64,
+    /// Wakes by the campaign, with those that may have failed.
+    pub woken: u64,
+    /// Tenants on which a step has failed in it.
+    pub failed: u64,
+    /// Tenants that could not be reached in this wave yet.
+    pub unreached: u64,
+    /// The first 100 of those in `failed`.
+    pub failures: Vec<FailedTenant>,
+    /// The router that runs it; empty if none does.
+    pub(super) owner: String,
+}
+
+impl CampaignStatus {
+    pub(crate) fn new(campaign: Campaign, target: i64) -> Self {
+        Self {
+            target,
+            state: CampaignState::Running,
+            wave: 1,
+            waves: campaign.wave_count(),
+            campaign,
+            soaks_for: None,
+            migrated: 0,
+            woken: 0,
+            failed: 0,
+            unreached: 0,
+            failures: Vec::new(),
+            owner: String::new(),
+        }
+    }
+
+    /// Returns whether it runs or may be resumed.
+    pub fn is_open(&self) -> bool {
+        matches!(self.state, CampaignState::Running | CampaignState::Paused)
+    }
+
+    pub(super) fn note_failed(&mut self, tenant: &str, error: String) {
+        self.failed += 1;
+        if self.failures.len() < MOST_NAMED {
+            let tenant = tenant.to_owned();
+            self.failures.push(FailedTenant { tenant, error });
+        }
+    }
+}

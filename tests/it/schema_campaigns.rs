@@ -1,0 +1,313 @@
+//! Campaigns: the migration of a fleet in waves, at a pace, by one process at a time.
+
+use std::collections::BTreeSet;
+
+use tenantry::{
+    ErrorKind, Fleet, Schema, SchemaFault, TenantRouter,
+    fleet::{Campaign, CampaignState, CampaignStatus},
+};
+use tokio::{
+    runtime::Runtime,
+    sync::oneshot,
+    time::{Duration, Instant, sleep, timeout},
+};
+
+use crate::support::{Databases, LONG, column, query_text};
+
+fn counted(latest: i64) -> Schema {
+    let first = "CREATE TABLE log (step int); INSERT INTO log VALUES (1)";
+    let schema = Schema::new().step(1, "log", first);
+    (2..=latest).fold(schema, |schema, version| {
+        let sql = format!("INSERT INTO log VALUES ({version})");
+        schema.step(version, "more", sql)
+    })
+}
+
+/// Its second step fails where there is no table `fit`.
+fn particular() -> Schema {
+    counted(1).step(2, "particular", "INSERT INTO fit VALUES (1)")
+}
+
+fn names(count: usize) -> Vec<String> {
+    (0..count).map(|n| format!("t{n:02}")).collect()
+}
+
+async fn databases(count: usize) -> Databases {
+    let names = names(count);
+    Databases::recorded(&names.iter().map(String::as_str).collect::<Vec<_>>()).await
+}
+
+/// As fast as it goes, over all tenants, in one wave.
+fn quick() -> Campaign {
+    Campaign::new()
+        .waves([100])
+        .wakes_per_hour(u32::MAX)
+        .awake_at_once(1000)
+        .dormant(true)
+}
+
+fn fleet(router: &TenantRouter) -> Fleet {
+    router.fleet().expect("a fleet")
+}
+
+/// A router that looks for campaigns often.
+fn router(databases: &Databases, schema: Schema) -> TenantRouter {
+    let builder = databases.leased_builder();
+    let builder = builder.catalog_poll(Duration::from_millis(200));
+    builder.schema(schema).build().expect("router")
+}
+
+async fn ended(fleet: &Fleet) -> CampaignStatus {
+    let waited = timeout(4 * LONG, fleet.wait_for_campaign(|_| ()));
+    waited.await.expect("it ends").expect("a campaign")
+}
+
+/// The tenants whose record has that version.
+async fn at_version(databases: &Databases, count: usize, version: i64) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for name in names(count) {
+        if databases.record(&name).await.schema.version == version {
+            found.insert(name);
+        }
+    }
+    found
+}
+
+/// Waits until a tenant of those has that version.
+async fn until_some_at(databases: &Databases, count: usize, version: i64) {
+    let began = Instant::now();
+    while at_version(databases, count, version).await.is_empty() {
+        assert!(began.elapsed() < 4 * LONG, "no tenant is migrated");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_campaign_migrates_all_and_the_canaries_first() {
+    let databases = databases(12).await;
+    let router = router(&databases, counted(3));
+    let campaign = Campaign::new()
+        .canaries(["t05"])
+        .waves([10, 50, 100])
+        .soak(Duration::from_millis(50))
+        .wakes_per_hour(u32::MAX)
+        .awake_at_once(1000)
+        .dormant(true);
+    let begun = fleet(&router).migrate(campaign).await.unwrap();
+    assert_eq!((begun.state, begun.target), (CampaignState::Running, 3));
+    let ended = ended(&fleet(&router)).await;
+    assert_eq!(ended.state, CampaignState::Done);
+    assert_eq!((ended.wave, ended.waves), (4, 4));
+    let counts = (ended.migrated, ended.woken, ended.failed, ended.unreached);
+    assert_eq!(counts, (12, 12, 0, 0));
+    let mut times = Vec::new();
+    for name in names(12) {
+        let client = databases.session(&name).await;
+        let steps = "SELECT string_agg(step::text, ' ' ORDER BY step) FROM log";
+        assert_eq!(column(&client, steps).await, ["1 2 3"]);
+        let at = "SELECT extract(epoch FROM max(applied_at)) FROM tenantry.schema_history";
+        let at: f64 = column(&client, at).await[0].parse().unwrap();
+        times.push((at, name));
+    }
+    times.sort_by(|a, b| a.0.total_cmp(&b.0));
+    assert_eq!(times[0].1, "t05");
+    assert_eq!(at_version(&databases, 12, 3).await.len(), 12);
+    assert_eq!(router.status().wakes_by_request.started, 0);
+}
+
+#[tokio::test]
+async fn tenants_that_nobody_uses_stay_asleep_until_they_are_used() {
+    let databases = databases(6).await;
+    let old = router(&databases, counted(1));
+    for tenant in names(6) {
+        old.migrate(&tenant).await.unwrap();
+    }
+    let router = router(&databases, counted(2).requires(1));
+    drop(router.get("t03").await.unwrap());
+    let campaign = Campaign::new().waves([100]);
+    fleet(&router).migrate(campaign).await.unwrap();
+    let ended = ended(&fleet(&router)).await;
+    assert_eq!(ended.state, CampaignState::Done);
+    let migrated = at_version(&databases, 6, 2).await;
+    assert_eq!(migrated, BTreeSet::from(["t03".to_owned()]));
+    assert_eq!(ended.woken, 0, "it was awake anyway");
+    drop(router.get("t04").await.unwrap());
+    let began = Instant::now();
+    while at_version(&databases, 6, 2).await.len() < 2 {
+        assert!(began.elapsed() < 4 * LONG);
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn one_tenant_that_fails_keeps_no_other_and_too_many_stop_it() {
+    let databases = databases(10).await;
+    for name in names(10).iter().filter(|it| *it != "t07") {
+        let client = databases.session(name).await;
+        client
+            .batch_execute("CREATE TABLE fit (a int)")
+            .await
+            .unwrap();
+    }
+    let router = router(&databases, particular());
+    fleet(&router).migrate(quick()).await.unwrap();
+    let first = ended(&fleet(&router)).await;
+    assert_eq!((first.state, first.failed), (CampaignState::Done, 1));
+    assert_eq!(first.woken, 10, "also the one that has failed");
+    assert_eq!(first.failures[0].tenant, "t07");
+    assert!(first.failures[0].error.contains("step 2"), "{first:?}");
+    assert_eq!(at_version(&databases, 10, 2).await.len(), 9);
+    let failure = databases.record("t07").await.schema.failure.unwrap();
+    assert_eq!(failure.code.as_deref(), Some("42P01"));
+
+    let next = router_with_step_three(&databases);
+    let campaign = quick().stop_after(3).concurrency(1);
+    fleet(&next).migrate(campaign).await.unwrap();
+    let stopped = ended(&fleet(&next)).await;
+    assert_eq!((stopped.state, stopped.failed), (CampaignState::Stopped, 3));
+    let err = fleet(&next).pause_campaign().await.unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::Conflict, "{err:?}");
+    let err = next.get(&stopped.failures[0].tenant).await.unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::Schema(SchemaFault::Failed));
+}
+
+/// No tenant is fit for its third step.
+fn router_with_step_three(databases: &Databases) -> TenantRouter {
+    let sql = "INSERT INTO nowhere VALUES (1)";
+    router(databases, particular().step(3, "nowhere", sql))
+}
+
+#[tokio::test]
+async fn another_process_goes_on_where_one_was_killed() {
+    let databases = std::sync::Arc::new(databases(8).await);
+    let (begun, is_begun) = oneshot::channel();
+    let (killed, is_killed) = oneshot::channel::<()>();
+    let own = std::sync::Arc::clone(&databases);
+    let first = std::thread::spawn(move || {
+        let runtime = Runtime::new().unwrap();
+        let router = runtime.block_on(async {
+            let slow = counted(2).step(3, "slow", "SELECT pg_sleep(0.4)");
+            let router = router(&own, slow);
+            let campaign = quick().concurrency(1);
+            fleet(&router).migrate(campaign).await.unwrap();
+            router
+        });
+        begun.send(()).unwrap();
+        is_killed.blocking_recv().unwrap();
+        runtime.shutdown_background(); // nothing is given back, as after a kill
+        std::mem::forget(router);
+    });
+    is_begun.await.unwrap();
+    until_some_at(&databases, 8, 3).await;
+    killed.send(()).unwrap();
+    let other = counted(2).step(3, "slow", "SELECT pg_sleep(0.4)");
+    let second = router(&databases, other);
+    let ended = ended(&fleet(&second)).await;
+    first.join().unwrap();
+    assert_eq!((ended.state, ended.failed), (CampaignState::Done, 0));
+    assert_eq!(at_version(&databases, 8, 3).await.len(), 8);
+    for name in names(8) {
+        let client = databases.session(&name).await;
+        let steps = "SELECT string_agg(step::text, ' ' ORDER BY step) FROM log";
+        assert_eq!(column(&client, steps).await, ["1 2"], "{name}");
+    }
+    assert!(second.status().wakes_by_migration.started < 8, "it went on");
+}
+
+#[tokio::test]
+async fn a_campaign_is_paused_and_resumed_by_any_process() {
+    let databases = databases(10).await;
+    let slow = || counted(1).step(2, "slow", "SELECT pg_sleep(0.2)");
+    let (one, other) = (router(&databases, slow()), router(&databases, slow()));
+    fleet(&one).migrate(quick().concurrency(1)).await.unwrap();
+    until_some_at(&databases, 10, 2).await;
+    let paused = fleet(&other).pause_campaign().await.unwrap();
+    assert_eq!(paused.state, CampaignState::Paused);
+    // The process that runs it notices, and what it has begun ends.
+    let mut before = at_version(&databases, 10, 2).await.len();
+    let still = async {
+        loop {
+            sleep(Duration::from_millis(1500)).await;
+            let now = at_version(&databases, 10, 2).await.len();
+            if now == before {
+                return now;
+            }
+            before = now;
+        }
+    };
+    let at_pause = timeout(4 * LONG, still).await.expect("it pauses");
+    assert!(at_pause < 10, "{at_pause}");
+    fleet(&other).resume_campaign().await.unwrap();
+    let ended = ended(&fleet(&one)).await;
+    assert_eq!((ended.state, ended.failed), (CampaignState::Done, 0));
+    assert_eq!(at_version(&databases, 10, 2).await.len(), 10);
+}
+
+#[tokio::test]
+async fn wakes_keep_to_the_pace() {
+    let databases = databases(12).await;
+    let router = router(&databases, counted(1));
+    let began = Instant::now();
+    let campaign = quick().wakes_per_hour(5 * 3600);
+    fleet(&router).migrate(campaign).await.unwrap();
+    let ended = ended(&fleet(&router)).await;
+    assert_eq!((ended.state, ended.woken), (CampaignState::Done, 12));
+    let least = Duration::from_millis(200) * 11;
+    assert!(began.elapsed() >= least, "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn there_is_one_campaign_and_a_newer_target_replaces_it() {
+    let databases = databases(3).await;
+    let one = router(&databases, counted(1));
+    let err = fleet(&one).pause_campaign().await.unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::NotFound, "{err:?}");
+    assert_eq!(fleet(&one).campaign().await.unwrap(), None);
+    // Long in its first pause.
+    let slow = quick().waves([1, 100]).soak(Duration::from_secs(3600));
+    fleet(&one).migrate(slow).await.unwrap();
+    let err = fleet(&one).migrate(quick()).await.unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::Conflict, "{err:?}");
+    let newer = router(&databases, counted(2));
+    fleet(&newer).migrate(quick()).await.unwrap();
+    let ended = ended(&fleet(&newer)).await;
+    assert_eq!((ended.state, ended.target), (CampaignState::Done, 2));
+    assert_eq!(at_version(&databases, 3, 2).await.len(), 3);
+    let cancelled = fleet(&newer).cancel_campaign().await.unwrap_err();
+    assert_eq!(cancelled.kind(), ErrorKind::Conflict, "it has ended");
+
+    let without = databases.leased_builder().build().unwrap();
+    let err = fleet(&without).migrate(quick()).await.unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::Misused, "{err:?}");
+    let client = newer.get("t00").await.unwrap();
+    assert_eq!(query_text(&client, "SELECT max(step) FROM log").await, "2");
+}
+
+#[tokio::test]
+async fn the_end_of_the_router_ends_its_part_in_a_campaign() {
+    let databases = databases(2).await;
+    let router = router(&databases, counted(1));
+    let slow = quick().waves([1, 100]).soak(Duration::from_secs(3600));
+    fleet(&router).migrate(slow).await.unwrap();
+    until_soaking(&fleet(&router)).await;
+    router.close_within(Duration::from_secs(1)).await;
+    drop(router);
+    let next = self::router(&databases, counted(1));
+    let status = fleet(&next).campaign().await.unwrap().unwrap();
+    assert_eq!(status.state, CampaignState::Running);
+    fleet(&next).cancel_campaign().await.unwrap();
+    let status = fleet(&next).campaign().await.unwrap().unwrap();
+    assert_eq!(status.state, CampaignState::Cancelled);
+}
+
+async fn until_soaking(fleet: &Fleet) {
+    let began = Instant::now();
+    loop {
+        let status = fleet.campaign().await.unwrap().unwrap();
+        if status.soaks_for.is_some() {
+            return;
+        }
+        assert!(began.elapsed() < 4 * LONG, "{status:?}");
+        sleep(Duration::from_millis(20)).await;
+    }
+}

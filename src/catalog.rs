@@ -16,7 +16,8 @@ use futures_util::future::join_all;
 pub use memory::Memory;
 pub use postgres::{Postgres, PostgresBuilder};
 pub use record::{
-    AfterWrite, Attempt, Changes, Lease, Leased, Note, Placement, Record, SchemaTally, State,
+    AfterWrite, Attempt, Changes, Lease, Leased, Note, Placement, Process, Record, SchemaTally,
+    State,
 };
 
 pub use crate::schema::{SchemaFailure, SchemaState};
@@ -181,6 +182,26 @@ pub trait Catalog: Lookup {
         async { Err(no_notes()) }
     }
 
+    /// Notes that a process is alive, in place of what is known of the process with its id. Processes that were not
+    /// heard of for a day may be forgotten.
+    ///
+    /// Fails by default, and so does a campaign that has to know the processes.
+    fn register(&self, process: &Process) -> impl Future<Output = Result<(), BoxError>> + Send {
+        let _ = process;
+        async { Err(no_processes()) }
+    }
+
+    /// Forgets the process with that id, which has ended.
+    fn deregister(&self, id: &str) -> impl Future<Output = Result<(), BoxError>> + Send {
+        let _ = id;
+        async { Err(no_processes()) }
+    }
+
+    /// Returns the processes that have registered, with the time since.
+    fn processes(&self) -> impl Future<Output = Result<Vec<Process>, BoxError>> + Send {
+        async { Err(no_processes()) }
+    }
+
     /// Waits until [`changes`](Self::changes) may have news, or forever if the catalog cannot tell. It may return
     /// without news, and may miss some: the router also calls `changes` at intervals.
     fn changed(&self) -> impl Future<Output = ()> + Send {
@@ -191,6 +212,11 @@ pub trait Catalog: Lookup {
 fn no_notes() -> BoxError {
     let message =
         "this catalog keeps no notes; implement `Catalog::note` and `Catalog::write_note`";
+    CallError::rejected(message).into()
+}
+
+fn no_processes() -> BoxError {
+    let message = "this catalog keeps no processes; implement `Catalog::register`, `deregister` and `processes`";
     CallError::rejected(message).into()
 }
 
@@ -350,6 +376,9 @@ pub(crate) trait AnyCatalog: Send + Sync {
     fn changes(&self, since: Option<u64>, limit: usize) -> Answer<'_, Changes>;
     fn note<'a>(&'a self, name: &'a str) -> Answer<'a, Option<Note>>;
     fn write_note<'a>(&'a self, name: &'a str, text: &'a str, replaces: u64) -> Answer<'a, bool>;
+    fn register<'a>(&'a self, process: &'a Process) -> Answer<'a, ()>;
+    fn deregister<'a>(&'a self, id: &'a str) -> Answer<'a, ()>;
+    fn processes(&self) -> Answer<'_, Vec<Process>>;
     fn changed(&self) -> Answer<'_, ()>;
 }
 
@@ -406,6 +435,18 @@ impl<R: Catalog> AnyCatalog for R {
 
     fn write_note<'a>(&'a self, name: &'a str, text: &'a str, replaces: u64) -> Answer<'a, bool> {
         Box::pin(Catalog::write_note(self, name, text, replaces))
+    }
+
+    fn register<'a>(&'a self, process: &'a Process) -> Answer<'a, ()> {
+        Box::pin(Catalog::register(self, process))
+    }
+
+    fn deregister<'a>(&'a self, id: &'a str) -> Answer<'a, ()> {
+        Box::pin(Catalog::deregister(self, id))
+    }
+
+    fn processes(&self) -> Answer<'_, Vec<Process>> {
+        Box::pin(Catalog::processes(self))
     }
 
     fn changed(&self) -> Answer<'_, ()> {

@@ -30,7 +30,7 @@ use operation::Operation;
 use super::{
     AnyCatalog, CallError, FoundRecord, InvalidRecord,
     lookup::Answer,
-    record::{AfterWrite, Changes, Lease, Leased, Note, Record, SchemaTally, State},
+    record::{AfterWrite, Changes, Lease, Leased, Note, Process, Record, SchemaTally, State},
 };
 use crate::{
     model::{
@@ -203,6 +203,28 @@ impl CachedCatalog {
     /// Counts the tenants by the states of their databases and schemas.
     pub(crate) async fn tally(&self) -> Result<Vec<SchemaTally>, Error> {
         self.call(Operation::Tally, NO_TENANT, |catalog| catalog.tally())
+            .await
+    }
+
+    /// Notes that a process is alive.
+    pub(crate) async fn register(&self, process: &Process) -> Result<(), Error> {
+        self.call(Operation::Register, NO_TENANT, |catalog| {
+            catalog.register(process)
+        })
+        .await
+    }
+
+    /// Forgets a process that has ended.
+    pub(crate) async fn deregister(&self, id: &str) -> Result<(), Error> {
+        self.call(Operation::Deregister, NO_TENANT, |catalog| {
+            catalog.deregister(id)
+        })
+        .await
+    }
+
+    /// Returns the processes that have registered.
+    pub(crate) async fn processes(&self) -> Result<Vec<Process>, Error> {
+        self.call(Operation::Processes, NO_TENANT, AnyCatalog::processes)
             .await
     }
 

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::{
     Catalog, InvalidRecord,
     lookup::Lookup,
-    record::{AfterWrite, Attempt, Changes, Lease, Leased, Note, Record, State},
+    record::{AfterWrite, Attempt, Changes, Lease, Leased, Note, Process, Record, State},
 };
 use crate::{
     model::{
@@ -23,6 +23,9 @@ use crate::{
     schema::SchemaFailure,
     sync::lock,
 };
+
+/// Time after which a process that was not heard of is forgotten.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(24 * 3600);
 
 /// A catalog in memory, for one process.
 ///
@@ -46,6 +49,8 @@ struct Known {
     version: u64,
     /// Text, version and time of the last write of each note.
     notes: HashMap<String, (String, u64, Instant)>,
+    /// The processes by their ids, and the times at which they were heard of.
+    processes: HashMap<String, (Process, Instant)>,
 }
 
 #[derive(Debug)]
@@ -253,6 +258,28 @@ impl Catalog for Memory {
             .take(limit)
             .map(|(_, entry)| entry.record())
             .collect())
+    }
+
+    async fn register(&self, process: &Process) -> Result<(), BoxError> {
+        let processes = &mut lock(&self.known).processes;
+        processes.retain(|_, (_, at)| at.elapsed() < FORGOTTEN_AFTER);
+        processes.insert(process.id.clone(), (process.clone(), Instant::now()));
+        Ok(())
+    }
+
+    async fn deregister(&self, id: &str) -> Result<(), BoxError> {
+        lock(&self.known).processes.remove(id);
+        Ok(())
+    }
+
+    async fn processes(&self) -> Result<Vec<Process>, BoxError> {
+        let known = lock(&self.known);
+        let processes = known.processes.values();
+        let aged = processes.map(|(process, at)| Process {
+            age: at.elapsed(),
+            ..process.clone()
+        });
+        Ok(aged.collect())
     }
 
     async fn note(&self, name: &str) -> Result<Option<Note>, BoxError> {

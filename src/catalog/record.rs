@@ -282,6 +282,32 @@ impl SchemaTally {
     }
 }
 
+/// A process that serves tenants, and the versions of their schemas that it works with.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct Process {
+    /// Identifies the router of the process.
+    pub id: String,
+    /// The lowest version that it works with.
+    pub requires: i64,
+    /// The highest version that it knows, but for steps that are held back.
+    pub latest: i64,
+    /// Time since it was heard of last, by the catalog's clock. Ignored by [`register`](super::Catalog::register).
+    pub age: Duration,
+}
+
+impl Process {
+    /// Creates a process, for implementors.
+    pub fn new(id: impl Into<String>, requires: i64, latest: i64, age: Duration) -> Self {
+        Self {
+            id: id.into(),
+            requires,
+            latest,
+            age,
+        }
+    }
+}
+
 /// A short text of the router's own that all replicas share, such as the state of a campaign.
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]

@@ -11,6 +11,7 @@
 mod ids;
 mod leases;
 mod notes;
+mod processes;
 mod reading;
 mod schema;
 mod written;
@@ -143,6 +144,8 @@ async fn of_schemas<R: Catalog>(stage: &mut impl AsyncFnMut() -> Stage<R>) {
     named("counts tenants", schema::tally(&it)).await;
     let it = stage().await;
     named("keeps notes", notes::notes(&it)).await;
+    let it = stage().await;
+    named("keeps processes", processes::processes(&it)).await;
 }
 
 async fn named(name: &str, case: impl Future<Output = Outcome>) {

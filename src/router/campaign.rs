@@ -4,10 +4,11 @@
 mod note;
 mod pace;
 mod plan;
+mod processes;
 mod sweep;
 
 use std::{
-    sync::{Arc, Weak},
+    sync::{Arc, Weak, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -21,6 +22,7 @@ use super::{Inner, migrate::no_schema};
 use crate::{
     model::error::{Error, ErrorKind},
     provision::{ProvisionEngine, source::Source},
+    schema::CheckedSchema,
     sync::{retry::chance, supervise::supervise},
 };
 
@@ -39,6 +41,8 @@ pub(crate) struct Campaigns {
     /// Notified when this process has begun or resumed a campaign.
     begun: Notify,
     pace: Pace,
+    /// `true` once the process has registered.
+    is_registered: AtomicBool,
 }
 
 impl Campaigns {
@@ -47,11 +51,12 @@ impl Campaigns {
             id: uuid::Uuid::new_v4().to_string(),
             begun: Notify::new(),
             pace: Pace::default(),
+            is_registered: AtomicBool::new(false),
         }
     }
 }
 
-/// Starts the task that runs campaigns, if the router has a schema and a catalog.
+/// Starts the tasks that run campaigns and register the process, if the router has a schema and a catalog.
 pub(super) fn start(inner: &Arc<Inner>) {
     let has_catalog = inner.shared.source.catalog().is_some();
     if has_catalog && inner.migrator.is_some() {
@@ -63,10 +68,11 @@ pub(super) fn start(inner: &Arc<Inner>) {
         );
         runtime.spawn(async move {
             let work = supervise("campaign", || run(weak.clone(), &campaigns, poll));
+            let heartbeat = supervise("registration", || processes::keep_registered(weak.clone()));
             tokio::select! {
                 biased;
                 () = life.terminated() => {}
-                () = work => {}
+                ((), ()) = async { tokio::join!(work, heartbeat) } => {}
             }
         });
     }
@@ -102,19 +108,31 @@ async fn run(router: Weak<Inner>, campaigns: &Campaigns, poll: Option<Duration>)
 }
 
 impl Inner {
-    /// Returns the engine and the target of campaigns.
-    fn engine_and_target(&self) -> Result<(&ProvisionEngine, i64), Error> {
+    /// Returns the engine and the schema of campaigns.
+    fn engine_and_schema(&self) -> Result<(&ProvisionEngine, &Arc<CheckedSchema>), Error> {
         match (&self.shared.source, &self.migrator) {
-            (Source::Provisioning(engine), Some(migrator)) => {
-                Ok((engine, migrator.schema().latest()))
-            }
+            (Source::Provisioning(engine), Some(migrator)) => Ok((engine, migrator.schema())),
             _ => Err(no_schema()),
         }
     }
 
+    /// Returns the schema with the steps that `campaign` applies.
+    fn schema_for(&self, campaign: &Campaign) -> Result<Arc<CheckedSchema>, Error> {
+        let (_, schema) = self.engine_and_schema()?;
+        let Some(version) = campaign.contract else {
+            return Ok(Arc::clone(schema));
+        };
+        schema.up_to_contract(version).ok_or_else(|| {
+            let message = format!(
+                "the campaign names step {version}, but the router's schema marks no step of that version with `contract`"
+            );
+            Error::new(ErrorKind::Misused, message)
+        })
+    }
+
     /// Returns the campaign in the catalog, and the version and the age of its note.
     async fn read_campaign(&self) -> Result<Option<(CampaignStatus, u64, Duration)>, Error> {
-        let (engine, _) = self.engine_and_target()?;
+        let (engine, _) = self.engine_and_schema()?;
         let Some(note) = engine.catalog.note(NOTE).await? else {
             return Ok(None);
         };
@@ -126,7 +144,7 @@ impl Inner {
     }
 
     async fn write_campaign(&self, status: &CampaignStatus, replaces: u64) -> Result<bool, Error> {
-        let (engine, _) = self.engine_and_target()?;
+        let (engine, _) = self.engine_and_schema()?;
         let text = serde_json::to_string(status).map_err(|err| {
             Error::new(ErrorKind::Internal, "a campaign cannot be written").with_source(err)
         })?;
@@ -141,7 +159,8 @@ impl Inner {
     /// Begins `campaign`. It replaces one that has ended, or that had a lower target.
     pub(crate) async fn begin_campaign(&self, campaign: Campaign) -> Result<CampaignStatus, Error> {
         campaign.check()?;
-        let (_, target) = self.engine_and_target()?;
+        let target = self.schema_for(&campaign)?.latest();
+        self.check_processes(&campaign).await?;
         let status = CampaignStatus::new(campaign, target);
         for _ in 0..MOST_TRIES {
             let replaces = match self.read_campaign().await? {
@@ -181,6 +200,7 @@ impl Inner {
             }
             if status.state == CampaignState::Stopped {
                 (status.failed, status.failures) = (0, Vec::new());
+                status.reason = None;
             }
             status.state = to;
             status.owner.clear();
@@ -195,14 +215,26 @@ impl Inner {
 
     /// Takes over the campaign in the catalog, if it is for this program and no other process runs it.
     async fn try_take_over(&self) -> Result<Option<Sweep>, Error> {
-        let (engine, target) = self.engine_and_target()?;
+        let (engine, _) = self.engine_and_schema()?;
         let Some((mut status, version, age)) = self.read_campaign().await? else {
             return Ok(None);
+        };
+        let schema = self.schema_for(&status.campaign).ok();
+        let Some(schema) = schema.filter(|it| it.latest() == status.target) else {
+            return Ok(None); // for another release
         };
         let lease_time = engine.settings.lease_time();
         let (id, owner) = (&self.campaigns.id, &status.owner);
         let is_free = owner.is_empty() || owner == id || age > lease_time;
-        if status.state != CampaignState::Running || status.target != target || !is_free {
+        if status.state != CampaignState::Running || !is_free {
+            return Ok(None);
+        }
+        if let Err(err) = self.check_processes(&status.campaign).await {
+            if err.kind() != ErrorKind::Conflict {
+                return Err(err);
+            }
+            (status.state, status.reason) = (CampaignState::Stopped, Some(err.to_string()));
+            self.write_campaign(&status, version).await?;
             return Ok(None);
         }
         if !owner.is_empty() {
@@ -212,7 +244,7 @@ impl Inner {
         status.unreached = 0;
         let is_taken = self.write_campaign(&status, version).await?;
         let began = Instant::now();
-        Ok(is_taken.then(|| Sweep::new(status, lease_time / 4, began)))
+        Ok(is_taken.then(|| Sweep::new(status, schema, lease_time / 4, began)))
     }
 }
 

@@ -69,6 +69,7 @@ impl Inner {
         shared.attempts.close();
         let all = async {
             tokio::join!(
+                self.deregister(until),
                 shared.jobs.wait(),
                 shared.attempts.wait(),
                 shared.connections.wait(),

@@ -47,6 +47,8 @@ pub(super) struct Migrator {
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 enum Purpose {
     Migrate,
+    /// To apply also the steps up to this version, which a campaign has named.
+    Contract(i64),
     /// To find the standing of the schema in the history.
     Read,
 }
@@ -99,7 +101,7 @@ impl TenantRouter {
         let migrated = tokio::select! {
             biased;
             () = shared.life.terminated() => Err(Error::closed()),
-            migrated = self.inner.migrate(&tenant, migrator) => migrated,
+            migrated = self.inner.migrate(&tenant, migrator, Purpose::Migrate) => migrated,
         };
         let migrated = migrated.map_err(|err| err.with_tenant(&tenant));
         if let Err(err) = &migrated {
@@ -111,7 +113,12 @@ impl TenantRouter {
 }
 
 impl Inner {
-    async fn migrate(&self, tenant: &TenantId, migrator: &Migrator) -> Result<Migrated, Error> {
+    async fn migrate(
+        &self,
+        tenant: &TenantId,
+        migrator: &Migrator,
+        purpose: Purpose,
+    ) -> Result<Migrated, Error> {
         if self.shared.life.is_stopping() {
             return Err(Error::closed());
         }
@@ -128,7 +135,7 @@ impl Inner {
                 let limit = self.shared.config.provision_timeout;
                 self.locate(tenant, OnMissing::AskPolicy, limit).await?.pool
             };
-            match migrator.join(&pool, Purpose::Migrate, until).await? {
+            match migrator.join(&pool, purpose, until).await? {
                 MigrationOutcome::Ended { result, .. } => return result,
                 MigrationOutcome::Moved if Instant::now() < until => {
                     self.evict(tenant); // so that the next look-up asks the catalog, whatever the caches have
@@ -141,15 +148,20 @@ impl Inner {
 }
 
 impl Inner {
-    /// Migrates `tenant` for a campaign.
-    pub(super) async fn migrate_for_campaign(&self, tenant: &TenantId) -> Result<Migrated, Error> {
+    /// Migrates `tenant` for a campaign, which may name the last step.
+    pub(super) async fn migrate_for_campaign(
+        &self,
+        tenant: &TenantId,
+        contract: Option<i64>,
+    ) -> Result<Migrated, Error> {
         let Some(migrator) = &self.migrator else {
             return Err(no_schema());
         };
+        let purpose = contract.map_or(Purpose::Migrate, Purpose::Contract);
         tokio::select! {
             biased;
             () = self.shared.life.terminated() => Err(Error::closed()),
-            migrated = self.migrate(tenant, migrator) => migrated,
+            migrated = self.migrate(tenant, migrator, purpose) => migrated,
         }
     }
 }
@@ -161,7 +173,7 @@ pub(super) fn no_schema() -> Error {
 }
 
 impl Migrator {
-    pub(super) fn schema(&self) -> &CheckedSchema {
+    pub(super) fn schema(&self) -> &Arc<CheckedSchema> {
         &self.schema
     }
 
@@ -198,7 +210,12 @@ impl Migrator {
         let span = spans::detached(tracing::debug_span!(
             parent: None, "migrate", tenant = name, from = Empty, to = Empty, woke = Empty, outcome = Empty
         ));
-        let (schema, pool) = (Arc::clone(&self.schema), Arc::clone(pool));
+        let schema = match purpose {
+            Purpose::Contract(version) => self.schema.up_to_contract(version),
+            Purpose::Migrate | Purpose::Read => None,
+        };
+        let schema = schema.unwrap_or_else(|| Arc::clone(&self.schema));
+        let pool = Arc::clone(pool);
         let (work_progress, job) = (progress.clone(), pool.shared.jobs.token());
         let failures = self.failures.clone();
         let next_round = move || -> Round {

@@ -49,8 +49,9 @@ impl CheckedSchema {
     }
 
     /// Returns the lowest version with which the program works.
-    pub(super) fn required(&self) -> i64 {
-        self.settings.requires.unwrap_or_else(|| self.latest())
+    pub(crate) fn required(&self) -> i64 {
+        let requires = self.settings.requires;
+        requires.unwrap_or_else(|| self.before_contract())
     }
 
     /// Returns the standing of a tenant in `state`, as far as accesses are concerned.

@@ -8,7 +8,7 @@ use super::{
     client::MigrationClient,
     files::{self, FileName},
     session::{Moment, Moments},
-    step::{Step, Work, to_hex},
+    step::{Step, Work, latest, to_hex},
 };
 use crate::model::{config::InvalidConfig, error::BoxError, tenant::TenantId};
 
@@ -220,6 +220,29 @@ impl Schema {
         self.of_last("outside_transaction", |step| step.outside = true)
     }
 
+    /// Holds the step that was added last back, because it takes away what earlier releases of the application need,
+    /// such as a column. No access and no [`migrate`](crate::TenantRouter::migrate) applies it, nor is a new database
+    /// born with it: only a campaign that [names it](crate::fleet::Campaign::contract) does, once every process
+    /// [requires](Self::requires) the step before it.
+    ///
+    /// Only steps of this kind may follow it. When its campaign has ended, remove `contract` in your next release:
+    /// then the step reaches the tenants that were not visited.
+    ///
+    /// ```
+    /// # use tenantry::Schema;
+    /// let schema = Schema::new()
+    ///     .step(1, "notes", "CREATE TABLE notes (text text, day text)")
+    ///     .step(2, "date", "ALTER TABLE notes ADD COLUMN date date")
+    ///     .step(3, "drop day", "ALTER TABLE notes DROP COLUMN day")
+    ///     .contract();
+    /// schema.check()?;
+    /// assert_eq!(schema.latest(), 2);
+    /// # Ok::<_, tenantry::InvalidConfig>(())
+    /// ```
+    pub fn contract(self) -> Self {
+        self.of_last("contract", |step| step.contract = true)
+    }
+
     /// Sets the longest wait for a lock of the step that was added last, in place of
     /// [`lock_timeout`](Self::lock_timeout); `None` for no limit.
     pub fn step_lock_timeout(self, limit: impl Into<Option<Duration>>) -> Self {
@@ -322,13 +345,9 @@ impl Schema {
         self.steps.iter().map(line).collect()
     }
 
-    /// Returns the highest version, or 0 if there is no step.
+    /// Returns the highest version, but for steps that are [held back](Self::contract); 0 if there is no step.
     pub fn latest(&self) -> i64 {
-        self.steps
-            .iter()
-            .map(|step| step.version)
-            .max()
-            .unwrap_or(0)
+        latest(&self.steps)
     }
 
     /// Calls `reach` at each moment of a migration and waits for it, for tests that stop a process there.
@@ -390,6 +409,7 @@ fn step_of(
     let markers = files::parse_markers(&text).map_err(|why| format!("the file {file:?}: {why}"))?;
     Ok(Step {
         outside: markers.outside,
+        contract: markers.contract,
         lock_timeout: markers.lock_timeout,
         statement_timeout: markers.statement_timeout,
         accepted: markers.accepted,

@@ -8,7 +8,7 @@ use super::{
     builder::{Baseline, Schema, Settings},
     state::{SchemaFailure, SchemaState},
     statements,
-    step::{Step, Work, first_bytes, from_hex},
+    step::{Step, Work, first_bytes, from_hex, latest},
 };
 use crate::model::{
     config::{InvalidConfig, check_limit},
@@ -19,10 +19,12 @@ use crate::model::{
 const LONGEST_NAME: usize = 200;
 
 /// A [`Schema`] that has passed its checks.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct CheckedSchema {
     /// At least one, by ascending versions.
     pub(super) steps: Vec<Step>,
+    /// The highest version that is applied.
+    latest: i64,
     pub(super) settings: Settings,
 }
 
@@ -39,14 +41,30 @@ impl CheckedSchema {
         self.settings.timeout
     }
 
-    /// Returns the highest version.
+    /// Returns the highest version that is applied.
     pub(crate) fn latest(&self) -> i64 {
-        self.steps.last().map_or(0, |step| step.version)
+        self.latest
     }
 
-    /// Returns version and name of each step.
+    /// Returns the version before the first step that a campaign has to name.
+    pub(crate) fn before_contract(&self) -> i64 {
+        latest(&self.steps)
+    }
+
+    /// Returns the schema that also applies the steps up to `version`, which a campaign has to name; `None` if
+    /// `version` is no such step.
+    pub(crate) fn up_to_contract(&self, version: i64) -> Option<Arc<Self>> {
+        self.find(version).filter(|step| step.contract)?;
+        let latest = version;
+        Some(Arc::new(Self {
+            latest,
+            ..self.clone()
+        }))
+    }
+
+    /// Returns version and name of each step that is applied.
     pub(crate) fn steps(&self) -> impl Iterator<Item = (i64, &str)> {
-        let steps = self.steps.iter();
+        let steps = self.steps.iter().filter(|it| it.version <= self.latest);
         steps.map(|step| (step.version, step.name.as_str()))
     }
 
@@ -135,7 +153,8 @@ fn check(schema: Schema) -> Result<CheckedSchema, String> {
     {
         return Err(format!("`Baseline::At({version})` names no step"));
     }
-    let latest = steps.last().map_or(0, |step| step.version);
+    check_contract(&steps)?;
+    let latest = latest(&steps);
     if let Some(version) = settings.requires
         && !(0..=latest).contains(&version)
     {
@@ -148,7 +167,32 @@ fn check(schema: Schema) -> Result<CheckedSchema, String> {
     for step in &mut steps {
         step.revision = revision(step, &settings);
     }
-    Ok(CheckedSchema { steps, settings })
+    Ok(CheckedSchema {
+        steps,
+        latest,
+        settings,
+    })
+}
+
+/// Checks that the steps that are held back are the last ones.
+fn check_contract(steps: &[Step]) -> Result<(), String> {
+    let Some(first) = steps.iter().position(|step| step.contract) else {
+        return Ok(());
+    };
+    if first == 0 {
+        return Err(format!(
+            "{} is the first one, so it takes nothing away; remove `contract`",
+            named(&steps[first])
+        ));
+    }
+    match steps[first..].iter().find(|step| !step.contract) {
+        None => Ok(()),
+        Some(after) => Err(format!(
+            "{} comes after {}, which is held back; once the campaign of that step has ended, remove `contract` from it",
+            named(after),
+            named(&steps[first])
+        )),
+    }
 }
 
 /// Returns the revision of a step.
@@ -326,6 +370,15 @@ mod tests {
                 "step_statement_timeout of step 1",
             ),
             (one().timeout(day), "timeout"),
+            (one().contract(), "is the first one"),
+            (
+                one().step(2, "u", TABLE).contract().step(3, "v", TABLE),
+                "step 3 (\"v\") comes after step 2 (\"u\")",
+            ),
+            (
+                one().step(2, "u", TABLE).contract().requires(2),
+                "the latest version, 1",
+            ),
             (one().released("nonsense"), "`to_lock` did not write"),
             (one().files([("notes.sql", TABLE)]), "notes.sql"),
             (one().files([("2_x.down.sql", TABLE)]), "not there"),

@@ -21,6 +21,7 @@ pub(super) enum FileName {
 #[derive(Debug, Default, Eq, PartialEq)]
 pub(super) struct Markers {
     pub(super) outside: bool,
+    pub(super) contract: bool,
     pub(super) accepted: Vec<Checksum>,
     pub(super) lock_timeout: Option<Option<Duration>>,
     pub(super) statement_timeout: Option<Option<Duration>>,
@@ -94,6 +95,7 @@ fn read_marker(marker: &str, markers: &mut Markers) -> Result<(), String> {
     let value = value.trim();
     match word {
         "outside-transaction" if value.is_empty() => markers.outside = true,
+        "contract" if value.is_empty() => markers.contract = true,
         "accept" => markers.accepted.push(from_hex(value).ok_or_else(|| {
             format!("the marker {marker:?} needs a checksum of 64 hexadecimal digits")
         })?),
@@ -101,8 +103,8 @@ fn read_marker(marker: &str, markers: &mut Markers) -> Result<(), String> {
         "statement-timeout" => markers.statement_timeout = Some(read_limit(marker, value)?),
         _ => {
             return Err(format!(
-                "the marker {marker:?} is not known; there are outside-transaction, accept CHECKSUM, lock-timeout TIME \
-                 and statement-timeout TIME"
+                "the marker {marker:?} is not known; there are outside-transaction, contract, accept CHECKSUM, \
+                 lock-timeout TIME and statement-timeout TIME"
             ));
         }
     }
@@ -194,10 +196,11 @@ mod tests {
         let hex = "ab".repeat(32);
         let sql = format!(
             "\n-- a comment\n--no-transaction\n-- tenantry: accept {hex}\n-- tenantry: statement-timeout 30min\n\
-             -- tenantry: lock-timeout none\nSELECT 1;\n-- tenantry: nonsense"
+             -- tenantry: lock-timeout none\n-- tenantry: contract\nSELECT 1;\n-- tenantry: nonsense"
         );
         let markers = Markers {
             outside: true,
+            contract: true,
             accepted: vec![[0xab; 32]],
             lock_timeout: Some(None),
             statement_timeout: Some(Some(Duration::from_secs(1800))),
@@ -210,7 +213,7 @@ mod tests {
         for wrong in [
             "accept ab",
             "lock-timeout soon",
-            "contract",
+            "contract soon",
             "outside-transaction now",
         ] {
             let err = parse_markers(&format!("-- tenantry: {wrong}\nSELECT 1")).unwrap_err();

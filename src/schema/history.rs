@@ -91,6 +91,13 @@ impl History {
         marks.fold(0, |digest, mark| digest ^ mark)
     }
 
+    /// Returns the highest applied version of the steps that a campaign has to name; 0 for none.
+    pub(super) fn contracted(&self, schema: &CheckedSchema) -> i64 {
+        let steps = schema.steps.iter().filter(|it| it.contract);
+        let applied = steps.map(|it| it.version).filter(|it| self.has(*it));
+        applied.max().unwrap_or(0)
+    }
+
     /// Returns the steps up to `version` that are not recorded as applied.
     pub(super) fn missing_up_to<'a>(
         &self,
@@ -118,6 +125,7 @@ impl History {
                 None if step.version < highest && !schema.settings.out_of_order => {
                     return Err(late(step, highest));
                 }
+                None if step.version > schema.latest() => {} // a campaign has to name it
                 None => pending.push(step),
             }
         }

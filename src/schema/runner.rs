@@ -182,7 +182,7 @@ impl<'a> Run<'a> {
         let latest = self.schema.latest();
         self.state = Some(SchemaState {
             version: history.highest(),
-            contracted: known.contracted,
+            contracted: known.contracted.max(history.contracted(self.schema)),
             digest: history.digest(self.schema),
             baseline: known.baseline.filter(|version| {
                 // A step of a newer release is recorded by that release.

@@ -22,8 +22,8 @@ pub struct SchemaState {
     /// The highest applied version; 0 if there is none, or if it is not known. Then the history is read before the next
     /// step.
     pub version: i64,
-    /// The highest applied version of a step that earlier releases of the application cannot live with; 0 if there is
-    /// none. This release has no such steps.
+    /// The highest applied version of a step that [earlier releases](crate::Schema::contract) of the application cannot
+    /// live with; 0 if there is none.
     pub contracted: i64,
     /// The combined marks of the applied steps. By it a process notices that its steps are not those that were applied.
     pub digest: i64,

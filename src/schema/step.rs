@@ -29,6 +29,8 @@ pub(super) struct Step {
     pub(super) revision: i64,
     /// `true` if the step runs outside of a transaction.
     pub(super) outside: bool,
+    /// `true` if the step takes away what earlier releases of the application need.
+    pub(super) contract: bool,
     /// The step's own limits; the schema's hold if there is none.
     pub(super) lock_timeout: Option<Option<Duration>>,
     pub(super) statement_timeout: Option<Option<Duration>>,
@@ -61,6 +63,7 @@ impl Step {
             mark: mark(version, &checksum),
             revision: 0,
             outside: false,
+            contract: false,
             lock_timeout: None,
             statement_timeout: None,
             accepted: Vec::new(),
@@ -80,6 +83,12 @@ impl Work {
     {
         Self::Code(Arc::new(move |client| Box::pin(work(client))))
     }
+}
+
+/// Returns the highest version of the steps that are not held back; 0 if there is none.
+pub(super) fn latest(steps: &[Step]) -> i64 {
+    let open = steps.iter().filter(|step| !step.contract);
+    open.map(|step| step.version).max().unwrap_or(0)
 }
 
 /// Returns the mark of a step that was applied with `checksum`.

@@ -43,6 +43,13 @@ const CASES: &[(&str, &str, &str)] = &[
         "'test', 'campaign', '{}', 1",
     ),
     (
+        "register",
+        "text, text, bigint, bigint",
+        "'test', 'a', 1, 2",
+    ),
+    ("deregister", "text, text", "'test', 'a'"),
+    ("processes", "text", "'test'"),
+    (
         "reseal",
         "text, text, text[], bytea[], bytea[], bytea[]",
         "'test', 'k', '{t1,t2}', '{a,b}', '{c,d}', '{e,f}'",

@@ -81,6 +81,7 @@ mod saas;
 mod schema_access;
 mod schema_births;
 mod schema_campaigns;
+mod schema_contract;
 mod schema_crashes;
 mod schema_leases;
 mod schema_retries;

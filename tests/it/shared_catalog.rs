@@ -97,7 +97,7 @@ async fn a_ceiling_survives_what_an_older_release_writes_beside_a_newer_one() {
                        OR attname LIKE 'schema\\_%' AND attname <> 'schema_version')";
     let added = column(&older, added).await.remove(0);
     let restored = format!(
-        "ALTER TABLE tenantry.tenants {added}; DROP TABLE tenantry.notes; DELETE FROM tenantry.migrations WHERE version > 1"
+        "ALTER TABLE tenantry.tenants {added}; DROP TABLE tenantry.notes, tenantry.processes; DELETE FROM tenantry.migrations WHERE version > 1"
     );
     older.batch_execute(&restored).await.unwrap();
     let err = catalog.find(&tenant("acme")).await.unwrap_err();

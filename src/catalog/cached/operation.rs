@@ -20,10 +20,13 @@ pub(super) enum Operation {
     Changes,
     Note,
     WriteNote,
+    Register,
+    Deregister,
+    Processes,
 }
 
 impl Operation {
-    pub(super) const ALL: [Self; 10] = [
+    pub(super) const ALL: [Self; 13] = [
         Self::Find,
         Self::FindMany,
         Self::Lease,
@@ -34,6 +37,9 @@ impl Operation {
         Self::Changes,
         Self::Note,
         Self::WriteNote,
+        Self::Register,
+        Self::Deregister,
+        Self::Processes,
     ];
 
     pub(super) const fn name(self) -> &'static str {
@@ -48,15 +54,27 @@ impl Operation {
             Self::Changes => "changes",
             Self::Note => "note",
             Self::WriteNote => "write_note",
+            Self::Register => "register",
+            Self::Deregister => "deregister",
+            Self::Processes => "processes",
         }
     }
 
     pub(super) const fn writes(self) -> bool {
         match self {
-            Self::Lease | Self::Write | Self::Release | Self::WriteNote => true,
-            Self::Find | Self::FindMany | Self::List | Self::Tally | Self::Changes | Self::Note => {
-                false
-            }
+            Self::Lease
+            | Self::Write
+            | Self::Release
+            | Self::WriteNote
+            | Self::Register
+            | Self::Deregister => true,
+            Self::Find
+            | Self::FindMany
+            | Self::List
+            | Self::Tally
+            | Self::Changes
+            | Self::Note
+            | Self::Processes => false,
         }
     }
 

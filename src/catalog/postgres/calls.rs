@@ -14,7 +14,7 @@ use crate::{
     catalog::{
         Catalog, FoundRecord, InvalidRecord,
         lookup::Lookup,
-        record::{AfterWrite, Changes, Lease, Leased, Note, Record, SchemaTally, State},
+        record::{AfterWrite, Changes, Lease, Leased, Note, Process, Record, SchemaTally, State},
     },
     model::{
         endpoint::Endpoint,
@@ -215,6 +215,38 @@ impl Catalog for Postgres {
         ];
         let rows = self.ask(&self.statements().changes, &params).await?;
         changes(&rows, since, limit)
+    }
+
+    async fn register(&self, process: &Process) -> Result<(), BoxError> {
+        let namespace = self.namespace()?.as_str();
+        let params: [Param<'_>; 4] = [
+            (&namespace, Type::TEXT),
+            (&process.id, Type::TEXT),
+            (&process.requires, Type::INT8),
+            (&process.latest, Type::INT8),
+        ];
+        self.ask(&self.statements().register, &params).await?;
+        Ok(())
+    }
+
+    async fn deregister(&self, id: &str) -> Result<(), BoxError> {
+        let namespace = self.namespace()?.as_str();
+        let params: [Param<'_>; 2] = [(&namespace, Type::TEXT), (&id, Type::TEXT)];
+        self.ask(&self.statements().deregister, &params).await?;
+        Ok(())
+    }
+
+    async fn processes(&self) -> Result<Vec<Process>, BoxError> {
+        let namespace = self.namespace()?.as_str();
+        let params: [Param<'_>; 1] = [(&namespace, Type::TEXT)];
+        let rows = self.ask(&self.statements().processes, &params).await?;
+        let read = |row| {
+            let age = Duration::from_micros(count(row::get(row, "age")?));
+            let (requires, latest) = (row::get(row, "requires")?, row::get(row, "latest")?);
+            let id: String = row::get(row, "id")?;
+            Ok(Process::new(id, requires, latest, age))
+        };
+        rows.iter().map(read).collect()
     }
 
     async fn note(&self, name: &str) -> Result<Option<Note>, BoxError> {

@@ -102,6 +102,15 @@ CREATE TABLE {schema}.notes (
     PRIMARY KEY (namespace, name)
 );
 COMMENT ON TABLE {schema}.notes IS 'what all replicas share beside the tenants, such as the state of a campaign';
+CREATE TABLE {schema}.processes (
+    namespace text COLLATE "C" NOT NULL,
+    id text COLLATE "C" NOT NULL,
+    requires bigint NOT NULL,
+    latest bigint NOT NULL,
+    seen_at timestamptz NOT NULL,
+    PRIMARY KEY (namespace, id)
+);
+COMMENT ON TABLE {schema}.processes IS 'the routers that have a schema, and the versions that they work with';
 "#,
 ];
 

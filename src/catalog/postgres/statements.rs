@@ -18,6 +18,9 @@ pub(super) struct Statements {
     pub(super) changes: String,
     pub(super) note: String,
     pub(super) write_note: String,
+    pub(super) register: String,
+    pub(super) deregister: String,
+    pub(super) processes: String,
     pub(super) unsealed_so_far: String,
     pub(super) reseal: String,
 }
@@ -72,6 +75,31 @@ impl Statements {
                  WHERE n.version = $4
                  RETURNING n.version"
             ),
+            // A new process takes the row of one that has ended, so that no role needs the right to delete.
+            register: format!(
+                "WITH ended AS (
+                     SELECT id FROM {place}.processes
+                     WHERE namespace = $1 AND seen_at < clock_timestamp() - interval '1 day'
+                     AND NOT EXISTS (SELECT FROM {place}.processes WHERE namespace = $1 AND id = $2)
+                     LIMIT 1 FOR UPDATE SKIP LOCKED
+                 ), taken AS (
+                     UPDATE {place}.processes p
+                     SET id = $2, requires = $3, latest = $4, seen_at = clock_timestamp()
+                     FROM ended WHERE p.namespace = $1 AND p.id = ended.id
+                     RETURNING p.id
+                 )
+                 INSERT INTO {place}.processes (namespace, id, requires, latest, seen_at)
+                 SELECT $1, $2, $3, $4, clock_timestamp() WHERE NOT EXISTS (SELECT FROM taken)
+                 ON CONFLICT (namespace, id) DO UPDATE
+                 SET requires = excluded.requires, latest = excluded.latest, seen_at = excluded.seen_at"
+            ),
+            deregister: format!(
+                "UPDATE {place}.processes SET seen_at = '-infinity' WHERE namespace = $1 AND id = $2"
+            ),
+            processes: format!(
+                "SELECT id, requires, latest, (extract(epoch FROM clock_timestamp() - seen_at) * 1000000)::bigint AS age
+                 FROM {place}.processes WHERE namespace = $1 AND seen_at > clock_timestamp() - interval '1 day'"
+            ),
             unsealed_so_far: format!(
                 "SELECT {READ} FROM {place}.tenants t
                  WHERE namespace = $1 AND tenant > $2 AND credential IS NOT NULL AND key_id IS DISTINCT FROM $3
@@ -103,6 +131,9 @@ impl Statements {
             changes,
             note,
             write_note,
+            register,
+            deregister,
+            processes,
             unsealed_so_far,
             reseal,
         } = self;
@@ -117,6 +148,9 @@ impl Statements {
             ("changes", changes),
             ("note", note),
             ("write_note", write_note),
+            ("register", register),
+            ("deregister", deregister),
+            ("processes", processes),
             ("unsealed_so_far", unsealed_so_far),
             ("reseal", reseal),
         ]

@@ -17,7 +17,8 @@ pub enum CampaignState {
     Running,
     /// It was paused. Migrations that had begun have ended or are ending.
     Paused,
-    /// Too many tenants have failed.
+    /// Too many tenants have failed, or a process is alive that must not be. [`reason`](CampaignStatus::reason) has the
+    /// cause.
     Stopped,
     /// Each tenant that it was to migrate is migrated, has failed, or could not be reached in several tries.
     Done,
@@ -62,6 +63,9 @@ pub struct CampaignStatus {
     pub unreached: u64,
     /// The first 100 of those in `failed`.
     pub failures: Vec<FailedTenant>,
+    /// The cause, if it has stopped.
+    #[serde(default)]
+    pub reason: Option<String>,
     /// The router that runs it; empty if none does.
     pub(super) owner: String,
 }
@@ -80,6 +84,7 @@ impl CampaignStatus {
             failed: 0,
             unreached: 0,
             failures: Vec::new(),
+            reason: None,
             owner: String::new(),
         }
     }

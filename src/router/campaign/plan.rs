@@ -39,6 +39,8 @@ pub struct Campaign {
     pub(super) stop_after: u64,
     stop_share: Option<f64>,
     pub(super) dormant: bool,
+    #[serde(default)]
+    pub(super) contract: Option<i64>,
 }
 
 /// Ended migrations before a share of failures means something.
@@ -56,6 +58,7 @@ impl Default for Campaign {
             stop_after: 5,
             stop_share: None,
             dormant: false,
+            contract: None,
         }
     }
 }
@@ -122,6 +125,18 @@ impl Campaign {
     /// Wakes also the tenants that this process has not used lately. Defaults to `false`: they are migrated on access.
     pub fn dormant(mut self, includes: bool) -> Self {
         self.dormant = includes;
+        self
+    }
+
+    /// Names the step of that version, which [takes away](crate::Schema::contract) what earlier releases need: the
+    /// campaign applies all steps up to it. Defaults to none. It begins only if no process is alive that
+    /// [requires](crate::Schema::requires) less than the version before the first such step, and stops when one turns
+    /// up. The steps still reach dormant tenants only if [`dormant`](Self::dormant) is set.
+    ///
+    /// A process with a schema registers in the catalog every 30 seconds. One that was killed counts as alive for 5
+    /// minutes. Processes without a schema are not known.
+    pub fn contract(mut self, version: i64) -> Self {
+        self.contract = Some(version);
         self
     }
 

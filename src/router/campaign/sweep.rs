@@ -23,7 +23,7 @@ use crate::{
         tenant::TenantId,
     },
     router::Inner,
-    schema::Migrated,
+    schema::{CheckedSchema, Migrated},
     sync::lock,
 };
 
@@ -41,6 +41,8 @@ const DEFAULT_WINDOW: Duration = Duration::from_secs(300);
 /// The run of a campaign in this process.
 pub(super) struct Sweep {
     campaign: Campaign,
+    /// The steps that it applies.
+    schema: Arc<CheckedSchema>,
     // Locked to read it or to count.
     status: Arc<Mutex<CampaignStatus>>,
     heartbeat: Duration,
@@ -52,10 +54,16 @@ pub(super) struct Sweep {
 struct Gone;
 
 impl Sweep {
-    pub(super) fn new(status: CampaignStatus, heartbeat: Duration, now: Instant) -> Self {
+    pub(super) fn new(
+        status: CampaignStatus,
+        schema: Arc<CheckedSchema>,
+        heartbeat: Duration,
+        now: Instant,
+    ) -> Self {
         let soaks_until = status.soaks_for.map(|left| now + left);
         Self {
             campaign: status.campaign.clone(),
+            schema,
             status: Arc::new(Mutex::new(status)),
             heartbeat,
             soaks_until: Mutex::new(soaks_until),
@@ -68,7 +76,7 @@ impl Sweep {
         tracing::info!(target_version = target, "a campaign runs in this process");
         let ended = tokio::select! {
             biased;
-            () = self.keep_up(router, campaigns) => None,
+            stopped = self.keep_up(router, campaigns) => stopped,
             ended = self.sweep(router, campaigns) => ended.ok(),
         };
         let Some(state) = ended else {
@@ -86,14 +94,18 @@ impl Sweep {
         tracing::info!(target_version = target, ?state, "a campaign has ended");
     }
 
-    /// Writes the progress at intervals. Returns when the campaign is no longer this process's to run.
-    async fn keep_up(&self, router: &Weak<Inner>, campaigns: &Campaigns) {
+    /// Writes the progress at intervals. Returns when the campaign must stop, or is no longer this process's to run.
+    async fn keep_up(&self, router: &Weak<Inner>, campaigns: &Campaigns) -> Option<CampaignState> {
         loop {
             let begun = campaigns.begun.notified();
             let _ = timeout(self.heartbeat, begun).await;
             match self.write(router).await {
                 Ok(true) => {}
-                Ok(false) => return,
+                Ok(false) => return None,
+                Err(err) if err.kind() == ErrorKind::Conflict => {
+                    lock(&self.status).reason = Some(err.to_string());
+                    return Some(CampaignState::Stopped);
+                }
                 Err(err) => tracing::debug!(%err, "cannot write the progress of a campaign"),
             }
         }
@@ -112,6 +124,7 @@ impl Sweep {
             if present.state != CampaignState::Running || present.owner != status.owner {
                 return Ok(false);
             }
+            inner.check_processes(&self.campaign).await?;
             let until = *lock(&self.soaks_until);
             status.soaks_for = until.map(|until| until.saturating_duration_since(Instant::now()));
             if inner.write_campaign(&status, version).await? {
@@ -136,6 +149,9 @@ impl Sweep {
                 continue;
             }
             if self.sweep_wave(wave - 1, router, campaigns).await? == CampaignState::Stopped {
+                let mut status = lock(&self.status);
+                let reason = format!("{} tenants have failed", status.failed);
+                status.reason = Some(reason);
                 return Ok(CampaignState::Stopped);
             }
             if wave >= self.campaign.wave_count() {
@@ -257,7 +273,7 @@ impl<'a> Pass<'a> {
         for few in tenants.chunks(PAGE) {
             let records = loop {
                 let inner = self.router.upgrade().ok_or(Gone)?;
-                let (engine, _) = inner.engine_and_target().map_err(|_| Gone)?;
+                let (engine, _) = inner.engine_and_schema().map_err(|_| Gone)?;
                 match engine.catalog.read_records(few).await {
                     Ok(records) => break records,
                     Err(err) => rest_after(&err).await,
@@ -279,7 +295,7 @@ impl<'a> Pass<'a> {
     ) -> Result<Option<TenantId>, Gone> {
         let page = loop {
             let inner = self.router.upgrade().ok_or(Gone)?;
-            let (engine, _) = inner.engine_and_target().map_err(|_| Gone)?;
+            let (engine, _) = inner.engine_and_schema().map_err(|_| Gone)?;
             match engine.catalog.list(after, PAGE).await {
                 Ok(page) => break page,
                 Err(err) => rest_after(&err).await,
@@ -299,13 +315,10 @@ impl<'a> Pass<'a> {
             if self.sweep.is_too_much() {
                 return Ok(());
             }
-            let is_due = {
-                let inner = self.router.upgrade().ok_or(Gone)?;
-                let schema = inner.migrator.as_ref().ok_or(Gone)?.schema();
-                record.state == State::Ready
-                    && !schema.is_current(&record.schema)
-                    && schema.held_back(&record.schema).is_none()
-            };
+            let schema = &self.sweep.schema;
+            let is_due = record.state == State::Ready
+                && !schema.is_current(&record.schema)
+                && schema.held_back(&record.schema).is_none();
             if is_due {
                 self.admit(record).await?;
             }
@@ -338,9 +351,9 @@ impl<'a> Pass<'a> {
         let inner = self.router.upgrade().ok_or(Gone)?;
         let window = record.endpoint.as_ref().and_then(|it| it.suspend_window);
         let window = window.unwrap_or(DEFAULT_WINDOW);
-        let tenant = record.tenant;
+        let (tenant, contract) = (record.tenant, self.sweep.campaign.contract);
         self.running.push(Box::pin(async move {
-            let result = inner.migrate_for_campaign(&tenant).await;
+            let result = inner.migrate_for_campaign(&tenant, contract).await;
             // After an error, it may be awake.
             let woke = place.is_some() && result.as_ref().map_or(true, |it| it.woke);
             if let (Some(place), true) = (place, woke) {

@@ -36,7 +36,7 @@ pub use schema::{PendingStep, TenantSchema};
 
 pub use crate::{
     provision::Provisioned,
-    router::campaign::{Campaign, CampaignState, CampaignStatus, FailedTenant},
+    router::campaign::{Campaign, CampaignState, CampaignStatus, Estimate, FailedTenant},
 };
 
 /// Time between a tombstone and the deletion of the database, in which other processes close their connections to it.

@@ -8,7 +8,7 @@ use tokio::time::sleep;
 use super::Fleet;
 use crate::{
     model::error::Error,
-    router::campaign::{Campaign, CampaignState, CampaignStatus, no_campaign},
+    router::campaign::{Campaign, CampaignState, CampaignStatus, Estimate, no_campaign},
 };
 
 /// Interval at which `wait_for_campaign` reads the campaign's progress.
@@ -44,6 +44,30 @@ impl Fleet {
     pub async fn migrate(&self, campaign: Campaign) -> Result<CampaignStatus, Error> {
         self.check_running()?;
         self.inner.begin_campaign(campaign).await
+    }
+
+    /// Counts the work of `campaign` before it is begun: the tenants by version, the wakes, their price, and the time.
+    /// It reads the whole catalog, 500 records with each call, and wakes no database.
+    ///
+    /// ```no_run
+    /// use tenantry::fleet::Campaign;
+    ///
+    /// # async fn f(fleet: tenantry::Fleet) -> Result<(), tenantry::Error> {
+    /// let estimate = fleet.estimate(&Campaign::new().dormant(true)).await?;
+    /// println!("{} tenants, {} wakes, ${:.2}, at least {:?}",
+    ///     estimate.due, estimate.wakes, estimate.cost(0.106), estimate.takes);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// `ErrorKind::Misused` if the router has no schema, or for settings that cannot work; errors of the catalog, and
+    /// `ErrorKind::Closed`.
+    ///
+    /// # Cancel safety
+    /// The call only reads.
+    pub async fn estimate(&self, campaign: &Campaign) -> Result<Estimate, Error> {
+        self.check_running()?;
+        self.inner.estimate_campaign(campaign).await
     }
 
     /// Returns the campaign that was begun last, or `None` if there was none.

@@ -1,6 +1,7 @@
 //! Campaigns: the migration of a whole fleet, by one process at a time. The catalog has its state, so another process
 //! goes on if that one ends.
 
+mod estimate;
 mod note;
 mod pace;
 mod plan;
@@ -26,6 +27,7 @@ use crate::{
     sync::{retry::chance, supervise::supervise},
 };
 
+pub use estimate::Estimate;
 pub use note::{CampaignState, CampaignStatus, FailedTenant};
 pub use plan::Campaign;
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use tenantry::{
-    ErrorKind, Fleet, Schema, SchemaFault, TenantRouter,
+    ErrorKind, Fleet, OnAccess, Schema, SchemaFault, TenantRouter,
     fleet::{Campaign, CampaignState, CampaignStatus},
 };
 use tokio::{
@@ -137,6 +137,38 @@ async fn tenants_that_nobody_uses_stay_asleep_until_they_are_used() {
         assert!(began.elapsed() < 4 * LONG);
         sleep(Duration::from_millis(5)).await;
     }
+}
+
+#[tokio::test]
+async fn the_size_of_a_campaign_is_counted_and_wakes_nobody() {
+    let databases = databases(10).await;
+    let old = router(&databases, counted(1));
+    for tenant in &names(10)[..4] {
+        old.migrate(tenant).await.unwrap();
+    }
+    let router = router(
+        &databases,
+        counted(2).requires(1).on_access(OnAccess::Serve),
+    );
+    drop(router.get("t03").await.unwrap());
+    let careful = Campaign::new().canaries(["t05"]).waves([100]);
+    let estimate = fleet(&router).estimate(&careful).await.unwrap();
+    let versions: Vec<_> = estimate.versions.iter().map(|(a, b)| (*a, *b)).collect();
+    assert_eq!((estimate.target, versions), (2, vec![(0, 6), (1, 4)]));
+    let counts = (estimate.due, estimate.wakes, estimate.left_asleep);
+    assert_eq!(counts, (2, 1, 8), "the one that is awake, and the canary");
+    assert_eq!(estimate.takes, Duration::from_secs(600 + 15));
+
+    // Nine wakes, one every 6 s; a window of 5 minutes each, two beside each other.
+    let all = careful.dormant(true).awake_at_once(2);
+    let estimate = fleet(&router).estimate(&all).await.unwrap();
+    assert_eq!((estimate.due, estimate.wakes), (10, 9));
+    assert_eq!(estimate.takes, Duration::from_secs(600 + 150 + 8 * 150));
+    let hours = 9.0 * 0.25 * 300.0 / 3600.0;
+    assert!((estimate.compute_unit_hours - hours).abs() < 1e-9);
+    assert!((estimate.cost(0.106) - hours * 0.106).abs() < 1e-9);
+    assert_eq!(router.status().wakes_by_migration.started, 0);
+    assert_eq!(fleet(&router).campaign().await.unwrap(), None);
 }
 
 #[tokio::test]

@@ -7,6 +7,9 @@ use tokio::time::{Instant, sleep_until};
 use super::plan::Campaign;
 use crate::sync::lock;
 
+/// Time for which a woken database counts as awake if its endpoint does not say.
+pub(super) const DEFAULT_WINDOW: Duration = Duration::from_secs(300);
+
 /// The wakes of a campaign so far. One value serves all campaigns of a process, so that a pause frees no budget.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
@@ -68,7 +71,7 @@ impl Pace {
     }
 }
 
-fn step(campaign: &Campaign) -> Duration {
+pub(super) fn step(campaign: &Campaign) -> Duration {
     Duration::from_secs(3600) / campaign.wakes_per_hour.max(1)
 }
 

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::{
     Campaigns,
     note::{CampaignState, CampaignStatus},
-    pace::{Pace, Place},
+    pace::{DEFAULT_WINDOW, Pace, Place},
     plan::Campaign,
 };
 use crate::{
@@ -35,8 +35,6 @@ const PASSES: u32 = 3;
 const PAUSE: Duration = Duration::from_secs(10);
 /// Interval at which a wake waits for the callers' own.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// Time for which a woken database counts as awake if its endpoint does not say.
-const DEFAULT_WINDOW: Duration = Duration::from_secs(300);
 
 /// The run of a campaign in this process.
 pub(super) struct Sweep {

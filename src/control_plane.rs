@@ -104,6 +104,18 @@ pub trait ControlPlane: Send + Sync + 'static {
         }
     }
 
+    /// Suspends a database, whose connections end, and waits until it sleeps; its next connection wakes it. Succeeds if
+    /// there is no such database. The default does nothing, so that the database sleeps once its suspend window has
+    /// passed.
+    fn suspend(
+        &self,
+        placement: &Placement,
+        progress: &Progress,
+    ) -> impl Future<Output = Result<(), Error>> + Send {
+        let _ = (placement, progress);
+        std::future::ready(Ok(()))
+    }
+
     /// Deletes a database, and verifies that it is gone. Succeeds if it is gone already.
     fn delete(
         &self,
@@ -213,6 +225,7 @@ pub(crate) trait AnyControlPlane: Send + Sync {
         login: &'a Login,
         progress: &'a Progress,
     ) -> Reply<'a, Option<Secret>>;
+    fn suspend<'a>(&'a self, placement: &'a Placement, progress: &'a Progress) -> Reply<'a, ()>;
     fn delete<'a>(&'a self, id: &'a str, progress: &'a Progress) -> Reply<'a, ()>;
     fn recover<'a>(&'a self, id: &'a str, progress: &'a Progress) -> Reply<'a, ()>;
 }
@@ -258,6 +271,10 @@ impl<C: ControlPlane> AnyControlPlane for C {
         progress: &'a Progress,
     ) -> Reply<'a, Option<Secret>> {
         Box::pin(ControlPlane::password(self, placement, login, progress))
+    }
+
+    fn suspend<'a>(&'a self, placement: &'a Placement, progress: &'a Progress) -> Reply<'a, ()> {
+        Box::pin(ControlPlane::suspend(self, placement, progress))
     }
 
     fn delete<'a>(&'a self, id: &'a str, progress: &'a Progress) -> Reply<'a, ()> {

@@ -158,6 +158,18 @@ impl ControlPlane for Neon {
         unless_gone(password.await)
     }
 
+    async fn suspend(&self, placement: &Placement, progress: &Progress) -> Result<(), Error> {
+        let (neon, project) = (self.within(progress), &placement.project);
+        let Some(endpoint) = &placement.endpoint else {
+            return Ok(());
+        };
+        let suspended = neon.suspend_project_endpoint(project, endpoint).await;
+        if unless_gone(suspended)?.is_some() {
+            unless_gone(neon.wait_for_operations(project).await)?;
+        }
+        Ok(())
+    }
+
     async fn delete(&self, id: &str, progress: &Progress) -> Result<(), Error> {
         let neon = self.within(progress);
         let waits = backoff(Duration::from_millis(250), Duration::from_secs(5));

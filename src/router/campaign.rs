@@ -6,6 +6,7 @@ mod note;
 mod pace;
 mod plan;
 mod processes;
+mod sleep;
 mod sweep;
 
 use std::{

@@ -40,6 +40,8 @@ pub struct Campaign {
     stop_share: Option<f64>,
     pub(super) dormant: bool,
     #[serde(default)]
+    pub(super) sleep_again: bool,
+    #[serde(default)]
     pub(super) contract: Option<i64>,
 }
 
@@ -58,6 +60,7 @@ impl Default for Campaign {
             stop_after: 5,
             stop_share: None,
             dormant: false,
+            sleep_again: false,
             contract: None,
         }
     }
@@ -125,6 +128,14 @@ impl Campaign {
     /// Wakes also the tenants that this process has not used lately. Defaults to `false`: they are migrated on access.
     pub fn dormant(mut self, includes: bool) -> Self {
         self.dormant = includes;
+        self
+    }
+
+    /// Suspends a database again that the campaign has woken, if it has no other session. Defaults to `false`: it
+    /// sleeps once its suspend window has passed, which Neon bills. A caller whose login falls between the look and the
+    /// suspension waits for another wake.
+    pub fn sleep_again(mut self, suspends: bool) -> Self {
+        self.sleep_again = suspends;
         self
     }
 

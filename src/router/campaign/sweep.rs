@@ -349,12 +349,18 @@ impl<'a> Pass<'a> {
         let inner = self.router.upgrade().ok_or(Gone)?;
         let window = record.endpoint.as_ref().and_then(|it| it.suspend_window);
         let window = window.unwrap_or(DEFAULT_WINDOW);
-        let (tenant, contract) = (record.tenant, self.sweep.campaign.contract);
+        let (tenant, placement) = (record.tenant, record.placement);
+        let campaign = &self.sweep.campaign;
+        let (contract, sleep_again) = (campaign.contract, campaign.sleep_again);
         self.running.push(Box::pin(async move {
             let result = inner.migrate_for_campaign(&tenant, contract).await;
             // After an error, it may be awake.
             let woke = place.is_some() && result.as_ref().map_or(true, |it| it.woke);
-            if let (Some(place), true) = (place, woke) {
+            let sleeps = match &placement {
+                Some(at) if woke && sleep_again => inner.put_to_sleep(&tenant, at).await,
+                _ => false,
+            };
+            if let (Some(place), true) = (place, woke && !sleeps) {
                 place.stays_awake_for(window);
             }
             Ended {

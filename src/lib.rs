@@ -44,14 +44,16 @@ pub use provision::Failpoint;
 pub use provision::{Decision, PrepareClient, Provisioner};
 pub use router::TenantRouter;
 pub use router::builder::RouterBuilder;
-pub use router::explain::{Explanation, NextGet, PoolState, PriorWake, RefusalState, Remembered};
+pub use router::explain::{
+    Explanation, NextGet, PoolState, PriorWake, RefusalState, Remembered, SchemaPosition,
+};
 pub use router::handle::TenantHandle;
 pub use router::settings::Settings;
 pub use router::warm::Warm;
 #[doc(hidden)]
 pub use schema::Moment;
 pub use schema::{AppliedStep, Baseline, Migrated, MigrationClient, OnAccess, Schema};
-pub use telemetry::status::{Status, WakeCount};
+pub use telemetry::status::{CampaignCount, Status, TenantsBehind, WakeCount};
 #[cfg(feature = "axum")]
 pub use web::extract::{Tenant, Tenants};
 #[cfg(any(feature = "axum", feature = "tower"))]

@@ -44,7 +44,7 @@ pub(crate) struct Inner {
     flights: SingleFlight<TenantId, FlightOutcome>,
     /// `None` if the router has no schema.
     migrator: Option<Migrator>,
-    campaigns: Arc<Campaigns>,
+    pub(crate) campaigns: Arc<Campaigns>,
     pub(crate) shared: Arc<Shared>,
 }
 

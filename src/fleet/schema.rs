@@ -64,7 +64,8 @@ impl Fleet {
     }
 
     /// Counts the tenants by the states of their databases and schemas, in the order of the versions. The catalog reads
-    /// all its records for this: call it at a deploy or every few minutes, not in a request.
+    /// all its records for this: call it at a deploy or every few minutes, not in a request. The metrics
+    /// `tenantry.schema.tenants` have the last answer.
     ///
     /// ```no_run
     /// # async fn f(fleet: tenantry::Fleet) -> Result<(), tenantry::Error> {
@@ -84,6 +85,9 @@ impl Fleet {
             return Err(Error::closed());
         }
         let mut counts = self.provisioning().catalog.tally().await?;
+        if let Some(schema) = self.provisioning().schema.as_deref() {
+            self.inner.campaigns.note_versions(&counts, schema);
+        }
         counts.sort_by_key(|it| (it.version, it.state.as_str(), it.failed, it.quarantined));
         Ok(counts)
     }

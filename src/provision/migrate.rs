@@ -36,6 +36,8 @@ pub(crate) enum MigrationOutcome {
     Ended {
         result: Result<Migrated, Error>,
         standing: Standing,
+        /// `true` if nothing was tried, because the failure is not due again.
+        held_back: bool,
     },
     /// The tenant's database is elsewhere now: look it up again.
     Moved,
@@ -46,12 +48,16 @@ impl MigrationOutcome {
         Self::Ended {
             result: Ok(migrated),
             standing: Standing::Current,
+            held_back: false,
         }
     }
 
-    fn failed(err: Error, standing: Standing) -> Self {
-        let result = Err(err);
-        Self::Ended { result, standing }
+    fn failed(err: Error, standing: Standing, held_back: bool) -> Self {
+        Self::Ended {
+            result: Err(err),
+            standing,
+            held_back,
+        }
     }
 }
 
@@ -169,7 +175,7 @@ impl Due {
         match self {
             Self::Migration => None,
             Self::Nothing(migrated) => Some(MigrationOutcome::done(migrated)),
-            Self::HeldBack(err, standing) => Some(MigrationOutcome::failed(err, standing)),
+            Self::HeldBack(err, standing) => Some(MigrationOutcome::failed(err, standing, true)),
         }
     }
 }
@@ -228,7 +234,7 @@ impl Migration<'_> {
             Ok(Err(RunError::Failed(failed))) => {
                 let state = &mut lock(&self.record).schema;
                 let err = failed.record(state);
-                MigrationOutcome::failed(err, schema.standing(state))
+                MigrationOutcome::failed(err, schema.standing(state), false)
             }
             Ok(Err(RunError::Moved)) => return Ok(TryOutcome::Ended(MigrationOutcome::Moved)),
             Ok(Err(RunError::Later(err))) | Err(LeaseError::Failed(err)) => return Err(err),

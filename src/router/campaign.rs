@@ -10,7 +10,7 @@ mod sleep;
 mod sweep;
 
 use std::{
-    sync::{Arc, Weak, atomic::AtomicBool},
+    sync::{Arc, Mutex, Weak, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -22,10 +22,12 @@ use tokio::{
 use self::{pace::Pace, sweep::Sweep};
 use super::{Inner, migrate::no_schema};
 use crate::{
+    catalog::{SchemaTally, State},
     model::error::{Error, ErrorKind},
     provision::{ProvisionEngine, source::Source},
     schema::CheckedSchema,
-    sync::{retry::chance, supervise::supervise},
+    sync::{lock, retry::chance, supervise::supervise},
+    telemetry::status::{Status, TenantsBehind},
 };
 
 pub use estimate::Estimate;
@@ -46,6 +48,10 @@ pub(crate) struct Campaigns {
     pace: Pace,
     /// `true` once the process has registered.
     is_registered: AtomicBool,
+    /// The campaign that this process runs. Locked to read or replace it.
+    running: Mutex<Option<Arc<Mutex<CampaignStatus>>>>,
+    /// The tenants that lack steps, when they were counted last. Locked to read or replace it.
+    behind: Mutex<TenantsBehind>,
 }
 
 impl Campaigns {
@@ -55,7 +61,36 @@ impl Campaigns {
             begun: Notify::new(),
             pace: Pace::default(),
             is_registered: AtomicBool::new(false),
+            running: Mutex::default(),
+            behind: Mutex::default(),
         }
+    }
+
+    /// Writes the progress of this process's campaign into `status`, and the tenants that lack steps.
+    pub(super) fn fill(&self, status: &mut Status) {
+        status.behind = *lock(&self.behind);
+        if let Some(running) = &*lock(&self.running) {
+            status.campaign = lock(running).count();
+        }
+    }
+
+    /// Notes the tenants that lack steps of `schema`.
+    pub(crate) fn note_versions(&self, tallies: &[SchemaTally], schema: &CheckedSchema) {
+        let mut behind = TenantsBehind::default();
+        for tally in tallies.iter().filter(|it| it.state == State::Ready) {
+            let lacking = match tally.version {
+                0 => usize::MAX, // not known, or none
+                version => schema.steps().filter(|step| step.0 > version).count(),
+            };
+            *match lacking {
+                0 => &mut behind.none,
+                1 => &mut behind.one,
+                2..=5 => &mut behind.two_to_five,
+                _ => &mut behind.more,
+            } += tally.tenants;
+            behind.failed += if tally.failed { tally.tenants } else { 0 };
+        }
+        *lock(&self.behind) = behind;
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::{Inner, TenantRouter, handle::TenantHandle};
+use super::{Inner, TenantRouter, handle::TenantHandle, migrate::Migrator};
 use crate::{
     catalog::cached::{Denial, Entry},
     connection::status::health::Health,
@@ -18,6 +18,7 @@ use crate::{
     },
     pool::{Pool, State, Wake},
     provision::source::{OnMissing, Source},
+    schema::{OnAccess, Standing},
     telemetry::status::seconds,
 };
 
@@ -38,6 +39,8 @@ pub struct Explanation {
     pub flight: Option<&'static str>,
     /// The refusal that still holds.
     pub refusal: Option<RefusalState>,
+    /// The tenant's schema, if the router has one and the tenant has a pool.
+    pub schema: Option<SchemaPosition>,
     /// The tenant's connections, if it has a pool.
     pub pool: Option<PoolState>,
     /// The last wakes, at most 4, newest first. The pool remembers them until it has left the cache and is no longer in
@@ -68,6 +71,8 @@ pub enum NextGet {
     LookUp,
     /// Waits for a look-up or a creation that is under way.
     JoinLookUp,
+    /// Migrates the tenant's schema, which is too old for this program, or waits until that is done.
+    Migrate,
     /// Returns the error that is remembered.
     Refuse,
     /// Returns `ErrorKind::Closed`.
@@ -111,6 +116,24 @@ pub struct RefusalState {
     /// Time for which the refusal still holds, unless the tenant is [evicted](TenantRouter::evict).
     #[serde(rename = "left_seconds", serialize_with = "seconds")]
     pub left: Duration,
+}
+
+/// A tenant's schema, as far as this process knows it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct SchemaPosition {
+    /// The lowest version that this program works with.
+    pub requires: i64,
+    /// The highest version that this program applies on access.
+    pub latest: i64,
+    /// `current`: an access does nothing. `behind`: the program works with it, and migrates it beside its callers.
+    /// `too_old`: it must be migrated first.
+    pub standing: &'static str,
+    /// The version of the step that this process applies now. 0 while a migration wakes the database or waits.
+    pub step: Option<i64>,
+    /// The last failure, with the step, if it is not long ago. [`Fleet::schema_of`](crate::Fleet::schema_of) has it
+    /// from the catalog.
+    pub failure: Option<String>,
 }
 
 /// A tenant's connections.
@@ -200,7 +223,14 @@ impl Inner {
             NextGet::Closed
         } else {
             match (&pool, &state) {
-                (Some(pool), Some(state)) if !state.retired => next_of(pool, state, refused),
+                (Some(pool), Some(state)) if !state.retired => {
+                    let schema = self.migrator.as_ref().map(Migrator::schema);
+                    match (pool.standing(), schema.map(|it| it.on_access())) {
+                        (Standing::TooOld, Some(OnAccess::Refuse)) => NextGet::Refuse,
+                        (Standing::TooOld, _) => NextGet::Migrate,
+                        _ => next_of(pool, state, refused),
+                    }
+                }
                 _ if flight.is_some() => NextGet::JoinLookUp,
                 _ if matches!(catalog, Remembered::Denied(_)) => NextGet::Refuse,
                 _ if catalog == Remembered::NoSuchTenant && !may_create => NextGet::Refuse,
@@ -217,6 +247,10 @@ impl Inner {
                 code: refusal.kind().code(),
                 message: refusal.error().to_string(),
                 left: refusal.until().saturating_duration_since(Instant::now()),
+            }),
+            schema: pool.as_ref().and_then(|pool| {
+                let migrator = self.migrator.as_ref()?;
+                Some(migrator.position(tenant, pool.standing()))
             }),
             wakes: wakes.into_iter().flatten().map(PriorWake::new).collect(),
             pool: pool

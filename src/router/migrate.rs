@@ -14,7 +14,7 @@ use tokio_postgres::Client;
 use tracing::{Instrument, Span, field::Empty};
 
 use self::on_access::Failures;
-use super::{Inner, TenantRouter};
+use super::{Inner, TenantRouter, explain::SchemaPosition};
 use crate::{
     client::direct::DirectClient,
     model::{
@@ -31,7 +31,10 @@ use crate::{
         Terms,
     },
     sync::{progress::Progress, retry::backoff, single_flight::SingleFlight},
-    telemetry::spans,
+    telemetry::{
+        spans,
+        stats::{Stats, count},
+    },
 };
 
 /// Migrates tenants by the router's schema.
@@ -177,6 +180,19 @@ impl Migrator {
         &self.schema
     }
 
+    /// Returns the position of the schema of `tenant`, whose pool has it in `standing`.
+    pub(super) fn position(&self, tenant: &TenantId, standing: Standing) -> SchemaPosition {
+        let flight = self.running.progress(&(tenant.clone(), Purpose::Migrate));
+        let failure = self.failures.of(tenant);
+        SchemaPosition {
+            requires: self.schema.required(),
+            latest: self.schema.latest(),
+            standing: standing.name(),
+            step: flight.map(|it| it.schema_step().unwrap_or(0)),
+            failure: failure.map(|err| err.to_string()),
+        }
+    }
+
     pub(super) fn new(schema: Arc<CheckedSchema>, shared: &Shared) -> Self {
         Self {
             schema,
@@ -226,6 +242,7 @@ impl Migrator {
                 let _job = job; // `close_within` waits for it
                 let result = migrate(&schema, &pool, purpose, &progress).await;
                 record(&recorded, &result);
+                count_end(&pool.shared.stats, &result);
                 failures.note(&pool, &result);
                 result
             };
@@ -295,7 +312,25 @@ async fn migrate_unleased(
             (Err(failed.into_error()), schema.standing(&state))
         }
     };
-    Ok(MigrationOutcome::Ended { result, standing })
+    Ok(MigrationOutcome::Ended {
+        result,
+        standing,
+        held_back: false,
+    })
+}
+
+fn count_end(stats: &Stats, result: &Result<MigrationOutcome, Error>) {
+    match result {
+        Ok(MigrationOutcome::Ended { result: Ok(it), .. }) if !it.steps.is_empty() => {
+            count(&stats.schema_migrated);
+        }
+        Ok(MigrationOutcome::Ended {
+            result: Err(_),
+            held_back: false,
+            ..
+        }) => count(&stats.schema_failed),
+        _ => {}
+    }
 }
 
 fn record(span: &Span, result: &Result<MigrationOutcome, Error>) {

@@ -47,6 +47,7 @@ impl Inner {
             gets_warm,
             ..shared.stats.snapshot()
         };
+        self.campaigns.fill(&mut status);
         if let Some(catalog) = shared.source.catalog() {
             catalog.stats.fill(&mut status);
         }

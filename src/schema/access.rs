@@ -33,6 +33,15 @@ pub(crate) enum Standing {
 }
 
 impl Standing {
+    /// Returns the name in explanations.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Current => "current",
+            Self::Behind => "behind",
+            Self::TooOld => "too_old",
+        }
+    }
+
     /// Returns the standing with that number, the last one for a number that is none.
     pub(crate) const fn from_number(number: u8) -> Self {
         match number {

@@ -242,6 +242,7 @@ impl<'a> Run<'a> {
     async fn apply(&mut self, session: Session, step: &'a Step) -> Result<Session, Stop> {
         let began = Instant::now();
         self.in_doubt = Some((step, began));
+        self.progress.enter_schema_step(Some(step.version));
         set_up(&session, sql::RESET).await?;
         let session = match &step.work {
             Work::Sql(sql) if step.outside => {
@@ -261,6 +262,7 @@ impl<'a> Run<'a> {
 
     fn note_applied(&mut self, step: &Step, began: Instant) {
         self.in_doubt = None;
+        self.progress.enter_schema_step(None);
         self.to = self.to.max(step.version);
         let (tenant, version, took) = (self.tenant.as_str(), step.version, began.elapsed());
         tracing::debug!(tenant, version, name = step.name, elapsed = ?took, "step");

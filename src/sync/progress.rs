@@ -46,6 +46,8 @@ pub struct Progress {
 #[derive(Debug)]
 struct Seen {
     stage: Stage,
+    /// Version of the schema's step in progress.
+    schema_step: Option<i64>,
     last_failure: Option<Noted>,
     /// Reason for which the result of the work must not be used, if there is one.
     stale: Option<Stale>,
@@ -66,6 +68,7 @@ impl Progress {
         let started = Instant::now();
         let seen = Arc::new(Mutex::new(Seen {
             stage,
+            schema_step: None,
             last_failure: None,
             stale: None,
         }));
@@ -113,6 +116,16 @@ impl Progress {
     /// Notes that `stage` begins.
     pub fn enter(&self, stage: Stage) {
         self.seen().stage = stage;
+    }
+
+    /// Returns the schema's step in progress, if there is one.
+    pub(crate) fn schema_step(&self) -> Option<i64> {
+        self.seen().schema_step
+    }
+
+    /// Notes that a step of the schema begins, or that none is in progress.
+    pub(crate) fn enter_schema_step(&self, version: Option<i64>) {
+        self.seen().schema_step = version;
     }
 
     /// Returns the stage that was entered last.

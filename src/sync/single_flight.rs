@@ -160,6 +160,11 @@ where
         lock(&self.table).get(key).map(|it| it.progress.stage())
     }
 
+    /// Returns the progress of the flight for `key`, if there is one.
+    pub(crate) fn progress(&self, key: &K) -> Option<Progress> {
+        lock(&self.table).get(key).map(|it| it.progress.clone())
+    }
+
     /// Marks the result of the flight for `key` as possibly out of date: the flight does its work again.
     pub(crate) fn mark_stale(&self, key: &K) {
         if let Some(flight) = lock(&self.table).get(key) {

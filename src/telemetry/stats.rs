@@ -58,6 +58,8 @@ pub(crate) struct Counts {
     pub(crate) closed_for_others: AtomicU64,
     pub(crate) overloaded: AtomicU64,
     pub(crate) transactions_repeated: AtomicU64,
+    pub(crate) schema_migrated: AtomicU64,
+    pub(crate) schema_failed: AtomicU64,
     wakes_by_request: WakeCounters,
     wakes_by_warm: WakeCounters,
     wakes_by_hint: WakeCounters,
@@ -214,6 +216,8 @@ impl Stats {
             evicted: self.evicted.load(Relaxed),
             refused: self.refused.load(Relaxed),
             transactions_repeated: self.transactions_repeated.load(Relaxed),
+            schema_migrated: self.schema_migrated.load(Relaxed),
+            schema_failed: self.schema_failed.load(Relaxed),
             ..Status::default()
         }
     }

@@ -17,6 +17,41 @@ pub struct WakeCount {
     pub total_time: Duration,
 }
 
+/// The tenants by the number of steps that their schemas lack. Counted by the last call of
+/// [`Fleet::schema_versions`](crate::Fleet::schema_versions).
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct TenantsBehind {
+    /// Tenants that lack no step.
+    pub none: u64,
+    /// Tenants that lack one.
+    pub one: u64,
+    /// Tenants that lack 2 to 5.
+    pub two_to_five: u64,
+    /// Tenants that lack more, or whose version is not known.
+    pub more: u64,
+    /// Tenants of any of these whose last migration has failed.
+    pub failed: u64,
+}
+
+/// The campaign that this process runs.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct CampaignCount {
+    /// The number of the present wave, from 1 on.
+    pub wave: u64,
+    /// The number of waves.
+    pub waves: u64,
+    /// Tenants that were migrated in it.
+    pub migrated: u64,
+    /// Tenants on which a step has failed in it.
+    pub failed: u64,
+    /// Tenants that could not be reached in this wave yet.
+    pub unreached: u64,
+    /// Wakes by the campaign, with those that may have failed.
+    pub woken: u64,
+}
+
 /// A snapshot of a router's state, and of its counters since it was built. Returned by
 /// [`TenantRouter::status`](crate::TenantRouter::status), which sends nothing to any tenant's database.
 ///
@@ -101,6 +136,14 @@ pub struct Status {
     pub refused: u64,
     /// Times a `read` or `transaction` was run again.
     pub transactions_repeated: u64,
+    /// Migrations of a tenant's schema that have applied a step. New databases do not count.
+    pub schema_migrated: u64,
+    /// Migrations that ended because a step failed, or because a database has other steps.
+    pub schema_failed: u64,
+    /// The tenants by the number of steps that they lack; all zero before the first call of `schema_versions`.
+    pub behind: TenantsBehind,
+    /// The campaign that this process runs; all zero if it runs none.
+    pub campaign: CampaignCount,
     /// Calls of the catalog, of any kind. This field and the following ones are counted only by a router that
     /// provisions.
     pub catalog_calls: u64,

@@ -2,7 +2,7 @@
 
 use futures_util::future::join_all;
 use tenantry::{
-    ErrorKind, OnAccess, Schema, SchemaFault, Stage, TenantRouter, tokio_postgres::Client,
+    ErrorKind, NextGet, OnAccess, Schema, SchemaFault, Stage, TenantRouter, tokio_postgres::Client,
 };
 use tokio::time::{Duration, Instant, sleep};
 
@@ -325,4 +325,42 @@ async fn a_version_that_was_forgotten_is_read_before_the_next_caller_is_served()
         sleep(Duration::from_millis(5)).await;
     }
     assert_eq!(log(&client).await, "1 2");
+}
+
+#[tokio::test]
+async fn the_step_at_which_a_tenant_stands_is_explained() {
+    let databases = Databases::recorded(&["acme", "globex"]).await;
+    databases.router(counted(1)).migrate("acme").await.unwrap();
+    let router = databases.leased_router(counted(2).lock_timeout(4 * LONG));
+    assert_eq!(router.explain("acme").unwrap().schema, None);
+    let holder = databases.session("acme").await;
+    holder.batch_execute(HOLD).await.unwrap();
+    let call = tokio::spawn({
+        let router = router.clone();
+        async move { log_by(&router, "acme").await }
+    });
+    let position = || router.explain("acme").unwrap().schema;
+    let began = Instant::now();
+    while position().is_none_or(|it| it.step != Some(2)) {
+        assert!(began.elapsed() < 4 * LONG, "{:?}", position());
+        sleep(Duration::from_millis(5)).await;
+    }
+    let known = router.explain("acme").unwrap();
+    assert_eq!(known.next, NextGet::Migrate);
+    let text = known.to_string();
+    let expected =
+        "schema: too old, or not known; requires 2, latest is 2; step 2 is being applied";
+    assert!(text.contains(expected), "{text}");
+    holder.batch_execute("ROLLBACK").await.unwrap();
+    assert_eq!(call.await.unwrap(), "1 2");
+    let known = router.explain("acme").unwrap();
+    let schema = known.schema.unwrap();
+    assert_eq!((schema.standing, schema.step), ("current", None));
+    assert_eq!((known.next, schema.failure), (NextGet::Reuse, None));
+
+    let failing = databases.leased_router(broken(2));
+    failing.get("globex").await.unwrap_err();
+    let failure = failing.explain("globex").unwrap().schema.unwrap().failure;
+    let failure = failure.expect("the failure is remembered");
+    assert!(failure.contains("step 2 (\"broken\")"), "{failure}");
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use tenantry::{
-    ErrorKind, Fleet, OnAccess, Provisioner, Schema, SchemaFault, TenantRouter,
+    CampaignCount, ErrorKind, Fleet, OnAccess, Provisioner, Schema, SchemaFault, TenantRouter,
     emulator::CatalogServer,
     fleet::{Campaign, CampaignState, CampaignStatus},
 };
@@ -196,6 +196,19 @@ async fn one_tenant_that_fails_keeps_no_other_and_too_many_stop_it() {
     let failure = databases.record("t07").await.schema.failure.unwrap();
     assert_eq!(failure.code.as_deref(), Some("42P01"));
 
+    fleet(&router).schema_versions().await.unwrap();
+    let status = router.status();
+    assert_eq!((status.schema_migrated, status.schema_failed), (9, 1));
+    let behind = status.behind;
+    let lacking = [
+        behind.none,
+        behind.one,
+        behind.two_to_five + behind.more,
+        behind.failed,
+    ];
+    assert_eq!(lacking, [9, 1, 0, 1]);
+    assert_eq!(status.campaign, CampaignCount::default(), "it has ended");
+
     let next = router_with_step_three(&databases);
     let campaign = quick().stop_after(3).concurrency(1);
     fleet(&next).migrate(campaign).await.unwrap();
@@ -326,6 +339,8 @@ async fn the_end_of_the_router_ends_its_part_in_a_campaign() {
     let slow = quick().waves([1, 100]).soak(Duration::from_secs(3600));
     fleet(&router).migrate(slow).await.unwrap();
     until_soaking(&fleet(&router)).await;
+    let running = router.status().campaign;
+    assert_eq!((running.wave, running.waves), (1, 2));
     router.close_within(Duration::from_secs(1)).await;
     drop(router);
     let next = self::router(&databases, counted(1));

@@ -49,50 +49,13 @@ impl Statements {
                 "UPDATE {place}.tenants SET lease_owner = NULL, lease_until = NULL
                  WHERE namespace = $1 AND tenant = $2 AND lease_owner = $3 AND token = $4"
             ),
-            // Each write has a version of its own, so a limit never splits a version. The time at which the server was
-            // started identifies it, and every role may read that time.
-            changes: format!(
-                "SELECT n.version AS present, t.tenant, t.version,
-                        (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint AS incarnation
-                 FROM (SELECT coalesce((SELECT version FROM {place}.namespaces WHERE namespace = $1), 0)) AS n (version)
-                 LEFT JOIN LATERAL (
-                     SELECT tenant, version FROM {place}.tenants
-                     WHERE namespace = $1 AND version > $2 ORDER BY version LIMIT $3
-                 ) t ON true
-                 ORDER BY t.version"
-            ),
+            changes: changes(&place),
             note: format!(
                 "SELECT text, version, (extract(epoch FROM clock_timestamp() - written_at) * 1000000)::bigint AS age
                  FROM {place}.notes WHERE namespace = $1 AND name = $2"
             ),
-            // Of two writers in place of one version, the second waits for the row and finds the next version.
-            write_note: format!(
-                "INSERT INTO {place}.notes AS n (namespace, name, text, version, written_at)
-                 SELECT $1, $2, $3, $4 + 1, clock_timestamp()
-                 WHERE $4 = 0 OR EXISTS (SELECT FROM {place}.notes WHERE namespace = $1 AND name = $2)
-                 ON CONFLICT (namespace, name) DO UPDATE
-                 SET text = excluded.text, version = excluded.version, written_at = clock_timestamp()
-                 WHERE n.version = $4
-                 RETURNING n.version"
-            ),
-            // A new process takes the row of one that has ended, so that no role needs the right to delete.
-            register: format!(
-                "WITH ended AS (
-                     SELECT id FROM {place}.processes
-                     WHERE namespace = $1 AND seen_at < clock_timestamp() - interval '1 day'
-                     AND NOT EXISTS (SELECT FROM {place}.processes WHERE namespace = $1 AND id = $2)
-                     LIMIT 1 FOR UPDATE SKIP LOCKED
-                 ), taken AS (
-                     UPDATE {place}.processes p
-                     SET id = $2, requires = $3, latest = $4, seen_at = clock_timestamp()
-                     FROM ended WHERE p.namespace = $1 AND p.id = ended.id
-                     RETURNING p.id
-                 )
-                 INSERT INTO {place}.processes (namespace, id, requires, latest, seen_at)
-                 SELECT $1, $2, $3, $4, clock_timestamp() WHERE NOT EXISTS (SELECT FROM taken)
-                 ON CONFLICT (namespace, id) DO UPDATE
-                 SET requires = excluded.requires, latest = excluded.latest, seen_at = excluded.seen_at"
-            ),
+            write_note: write_note(&place),
+            register: register(&place),
             deregister: format!(
                 "UPDATE {place}.processes SET seen_at = '-infinity' WHERE namespace = $1 AND id = $2"
             ),
@@ -155,6 +118,61 @@ impl Statements {
             ("reseal", reseal),
         ]
     }
+}
+
+/// Returns the statement that reads the changes: `$1` namespace, `$2` version, `$3` limit.
+///
+/// Each write has a version of its own, so a limit never splits a version. The time at which the server was started
+/// identifies it, and every role may read that time.
+fn changes(place: &str) -> String {
+    format!(
+        "SELECT n.version AS present, t.tenant, t.version,
+                (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint AS incarnation
+         FROM (SELECT coalesce((SELECT version FROM {place}.namespaces WHERE namespace = $1), 0)) AS n (version)
+         LEFT JOIN LATERAL (
+             SELECT tenant, version FROM {place}.tenants
+             WHERE namespace = $1 AND version > $2 ORDER BY version LIMIT $3
+         ) t ON true
+         ORDER BY t.version"
+    )
+}
+
+/// Returns the statement that replaces a note: `$1` namespace, `$2` name, `$3` text, `$4` the version in its place.
+///
+/// Of two writers in place of one version, the second waits for the row and finds the next version.
+fn write_note(place: &str) -> String {
+    format!(
+        "INSERT INTO {place}.notes AS n (namespace, name, text, version, written_at)
+         SELECT $1, $2, $3, $4 + 1, clock_timestamp()
+         WHERE $4 = 0 OR EXISTS (SELECT FROM {place}.notes WHERE namespace = $1 AND name = $2)
+         ON CONFLICT (namespace, name) DO UPDATE
+         SET text = excluded.text, version = excluded.version, written_at = clock_timestamp()
+         WHERE n.version = $4
+         RETURNING n.version"
+    )
+}
+
+/// Returns the statement that notes a process: `$1` namespace, `$2` id, `$3` and `$4` its versions.
+///
+/// A new process takes the row of one that has ended, so that no role needs the right to delete.
+fn register(place: &str) -> String {
+    format!(
+        "WITH ended AS (
+             SELECT id FROM {place}.processes
+             WHERE namespace = $1 AND seen_at < clock_timestamp() - interval '1 day'
+             AND NOT EXISTS (SELECT FROM {place}.processes WHERE namespace = $1 AND id = $2)
+             LIMIT 1 FOR UPDATE SKIP LOCKED
+         ), taken AS (
+             UPDATE {place}.processes p
+             SET id = $2, requires = $3, latest = $4, seen_at = clock_timestamp()
+             FROM ended WHERE p.namespace = $1 AND p.id = ended.id
+             RETURNING p.id
+         )
+         INSERT INTO {place}.processes (namespace, id, requires, latest, seen_at)
+         SELECT $1, $2, $3, $4, clock_timestamp() WHERE NOT EXISTS (SELECT FROM taken)
+         ON CONFLICT (namespace, id) DO UPDATE
+         SET requires = excluded.requires, latest = excluded.latest, seen_at = excluded.seen_at"
+    )
 }
 
 /// Returns the statement that grants a lease: `$1` namespace, `$2` tenant, `$3` owner, `$4` microseconds.

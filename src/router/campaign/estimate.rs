@@ -61,6 +61,7 @@ struct Count<'a> {
 }
 
 /// The use of a tenant in this process.
+#[derive(Clone, Copy)]
 enum Use {
     Awake,
     Recent,

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 use super::plan::Campaign;
+use crate::telemetry::status::CampaignCount;
 
 /// Most tenants whose failure a campaign names.
 const MOST_NAMED: usize = 100;
@@ -92,6 +93,18 @@ impl CampaignStatus {
     /// Returns whether it runs or may be resumed.
     pub fn is_open(&self) -> bool {
         matches!(self.state, CampaignState::Running | CampaignState::Paused)
+    }
+
+    /// Returns the counts, for the metrics.
+    pub(super) fn count(&self) -> CampaignCount {
+        CampaignCount {
+            wave: self.wave as u64,
+            waves: self.waves as u64,
+            migrated: self.migrated,
+            failed: self.failed,
+            unreached: self.unreached,
+            woken: self.woken,
+        }
     }
 
     pub(super) fn note_failed(&mut self, tenant: &str, error: String) {

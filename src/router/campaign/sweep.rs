@@ -51,6 +51,22 @@ pub(super) struct Sweep {
 /// The router is gone.
 struct Gone;
 
+/// Shows the progress of a campaign in the metrics, until it is dropped.
+struct Running<'a>(&'a Campaigns);
+
+impl<'a> Running<'a> {
+    fn new(status: &Arc<Mutex<CampaignStatus>>, campaigns: &'a Campaigns) -> Self {
+        *lock(&campaigns.running) = Some(Arc::clone(status));
+        Self(campaigns)
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        *lock(&self.0.running) = None;
+    }
+}
+
 impl Sweep {
     pub(super) fn new(
         status: CampaignStatus,
@@ -72,11 +88,13 @@ impl Sweep {
     pub(super) async fn run(self, router: &Weak<Inner>, campaigns: &Campaigns) {
         let target = lock(&self.status).target;
         tracing::info!(target_version = target, "a campaign runs in this process");
+        let running = Running::new(&self.status, campaigns);
         let ended = tokio::select! {
             biased;
             stopped = self.keep_up(router, campaigns) => stopped,
             ended = self.sweep(router, campaigns) => ended.ok(),
         };
+        drop(running);
         let Some(state) = ended else {
             return;
         };

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Explanation, NextGet, PoolState, PriorWake, RefusalState, Remembered};
+use super::{Explanation, NextGet, PoolState, PriorWake, RefusalState, Remembered, SchemaPosition};
 
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -19,6 +19,9 @@ impl fmt::Display for Explanation {
                 left,
             } = refusal;
             writeln!(f, "refused for {left:.1?} more: {code}: {message}")?;
+        }
+        if let Some(schema) = &self.schema {
+            writeln!(f, "schema: {schema}")?;
         }
         match &self.pool {
             Some(pool) => writeln!(f, "pool: {pool}")?,
@@ -52,6 +55,7 @@ impl fmt::Display for NextGet {
             Self::JoinWake => "waits for the wake under way",
             Self::LookUp => "looks the tenant up, creates its database if that is allowed, and wakes it",
             Self::JoinLookUp => "waits for the lookup or creation under way",
+            Self::Migrate => "migrates the schema, which is too old for this program, or waits for that",
             Self::Refuse => "returns a remembered error at once",
             Self::Closed => "returns an error, because the router is closed",
         })
@@ -69,6 +73,29 @@ impl fmt::Display for Remembered {
             Self::Unfinished => f.write_str("its database is being created"),
             Self::Denied(code) => write!(f, "must not be used: {code}"),
         }
+    }
+}
+
+impl fmt::Display for SchemaPosition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            requires, latest, ..
+        } = self;
+        f.write_str(match self.standing {
+            "current" => "current",
+            "behind" => "behind",
+            _ => "too old, or not known",
+        })?;
+        write!(f, "; requires {requires}, latest is {latest}")?;
+        match self.step {
+            None => {}
+            Some(0) => f.write_str("; a migration is under way")?,
+            Some(step) => write!(f, "; step {step} is being applied")?,
+        }
+        if let Some(failure) = &self.failure {
+            write!(f, "; failed: {failure}")?;
+        }
+        Ok(())
     }
 }
 

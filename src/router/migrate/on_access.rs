@@ -89,7 +89,9 @@ impl Migrator {
         loop {
             let err = match self.join(pool, purpose, until).await {
                 Ok(MigrationOutcome::Moved) => return Err(Unserved::relocate()),
-                Ok(MigrationOutcome::Ended { result, standing }) => {
+                Ok(MigrationOutcome::Ended {
+                    result, standing, ..
+                }) => {
                     return match result {
                         Ok(migrated) => Ok(migrated.woke),
                         Err(_) if standing != Standing::TooOld => Ok(false), // the steps that it needs are there
@@ -127,7 +129,7 @@ impl Default for Failures {
 
 impl Failures {
     /// Returns the error of the last migration of `tenant`, if that has failed a short while ago.
-    fn of(&self, tenant: &TenantId) -> Option<Error> {
+    pub(super) fn of(&self, tenant: &TenantId) -> Option<Error> {
         let failure = self.0.get(tenant)?;
         (Instant::now() < failure.until).then(|| failure.noted.error())
     }
@@ -136,7 +138,9 @@ impl Failures {
     pub(super) fn note(&self, pool: &Pool, ended: &Result<MigrationOutcome, Error>) {
         let err = match ended {
             Ok(MigrationOutcome::Moved) => return,
-            Ok(MigrationOutcome::Ended { result, standing }) => {
+            Ok(MigrationOutcome::Ended {
+                result, standing, ..
+            }) => {
                 pool.set_standing(*standing);
                 result.as_ref().err()
             }

@@ -127,6 +127,34 @@ pub(super) const METRICS: &[Metric] = &[
         "tenantry.transactions.repeated",
         "Times a read or a transaction was run again.",
     ),
+    counter(
+        "tenantry.schema.migrations",
+        "Migrations of a tenant's schema, by outcome.",
+    ),
+    gauge(
+        "tenantry.schema.tenants",
+        "Tenants by the number of steps that they lack, when schema_versions was called last.",
+    ),
+    gauge(
+        "tenantry.schema.tenants.failed",
+        "Tenants whose last migration has failed, when schema_versions was called last.",
+    ),
+    gauge(
+        "tenantry.campaign.wave",
+        "Present wave of the campaign that this process runs.",
+    ),
+    gauge(
+        "tenantry.campaign.waves",
+        "Number of waves of the campaign that this process runs.",
+    ),
+    gauge(
+        "tenantry.campaign.tenants",
+        "Tenants that the campaign has visited, by outcome.",
+    ),
+    gauge(
+        "tenantry.campaign.wakes",
+        "Wakes by the campaign that this process runs.",
+    ),
     counter("tenantry.lookups", "Times a tenant was looked up."),
     counter(
         "tenantry.endpoints.moved",
@@ -259,6 +287,16 @@ pub(super) const COUNTERS: &[(&str, Labels, CountOf)] = &[
     ("tenantry.transactions.repeated", &[], |it| {
         it.transactions_repeated
     }),
+    (
+        "tenantry.schema.migrations",
+        &[("outcome", "migrated")],
+        |it| it.schema_migrated,
+    ),
+    (
+        "tenantry.schema.migrations",
+        &[("outcome", "failed")],
+        |it| it.schema_failed,
+    ),
     ("tenantry.lookups", &[], |it| it.lookups),
     ("tenantry.endpoints.moved", &[], |it| it.moved),
     ("tenantry.databases.created", &[], |it| it.provisioned),
@@ -295,6 +333,43 @@ pub(super) const GAUGES: &[(&str, Labels, ValueOf)] = &[
     ("tenantry.budget.used", &[], |it| number(it.budget_used)),
     ("tenantry.budget.waiting", &[], |it| {
         number(it.budget_waiting)
+    }),
+    ("tenantry.schema.tenants", &[("behind", "0")], |it| {
+        number(it.behind.none)
+    }),
+    ("tenantry.schema.tenants", &[("behind", "1")], |it| {
+        number(it.behind.one)
+    }),
+    ("tenantry.schema.tenants", &[("behind", "2_to_5")], |it| {
+        number(it.behind.two_to_five)
+    }),
+    ("tenantry.schema.tenants", &[("behind", "more")], |it| {
+        number(it.behind.more)
+    }),
+    ("tenantry.schema.tenants.failed", &[], |it| {
+        number(it.behind.failed)
+    }),
+    ("tenantry.campaign.wave", &[], |it| number(it.campaign.wave)),
+    ("tenantry.campaign.waves", &[], |it| {
+        number(it.campaign.waves)
+    }),
+    (
+        "tenantry.campaign.tenants",
+        &[("outcome", "migrated")],
+        |it| number(it.campaign.migrated),
+    ),
+    (
+        "tenantry.campaign.tenants",
+        &[("outcome", "failed")],
+        |it| number(it.campaign.failed),
+    ),
+    (
+        "tenantry.campaign.tenants",
+        &[("outcome", "unreached")],
+        |it| number(it.campaign.unreached),
+    ),
+    ("tenantry.campaign.wakes", &[], |it| {
+        number(it.campaign.woken)
     }),
     ("tenantry.catalog.staleness", &[], |it| {
         it.catalog_staleness.as_secs_f64()

@@ -5,14 +5,19 @@
 
 mod neon;
 
-use std::{collections::BTreeMap, future::Future, pin::Pin, time::SystemTime};
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    pin::Pin,
+    time::{Duration, SystemTime},
+};
 
 pub use crate::sync::progress::Progress;
 use crate::{
     catalog::Placement,
     model::{
         endpoint::{Endpoint, Login},
-        error::Error,
+        error::{Error, ErrorKind},
         plan::Plan,
         secret::Secret,
     },
@@ -113,6 +118,32 @@ pub trait ControlPlane: Send + Sync + 'static {
         progress: &Progress,
     ) -> impl Future<Output = Result<(), Error>> + Send {
         let _ = (placement, progress);
+        std::future::ready(Ok(()))
+    }
+
+    /// Creates a copy of a database as it is now, to try something on, and waits until it takes connections. It deletes
+    /// itself after `lifetime`. Returns where the copy is, and the credential of `login` there; `None` if there is no
+    /// such database. Fails by default.
+    fn copy(
+        &self,
+        original: &Placement,
+        login: &Login,
+        lifetime: Duration,
+        progress: &Progress,
+    ) -> impl Future<Output = Result<Option<Database>, Error>> + Send {
+        let _ = (original, login, lifetime, progress);
+        let message =
+            "this control plane makes no copies of databases, so nothing can be rehearsed";
+        std::future::ready(Err(Error::new(ErrorKind::Refused, message)))
+    }
+
+    /// Deletes a [copy](Self::copy), and never another database. Succeeds if it is gone already.
+    fn delete_copy(
+        &self,
+        copy: &Placement,
+        progress: &Progress,
+    ) -> impl Future<Output = Result<(), Error>> + Send {
+        let _ = (copy, progress);
         std::future::ready(Ok(()))
     }
 
@@ -226,6 +257,14 @@ pub(crate) trait AnyControlPlane: Send + Sync {
         progress: &'a Progress,
     ) -> Reply<'a, Option<Secret>>;
     fn suspend<'a>(&'a self, placement: &'a Placement, progress: &'a Progress) -> Reply<'a, ()>;
+    fn copy<'a>(
+        &'a self,
+        original: &'a Placement,
+        login: &'a Login,
+        lifetime: Duration,
+        progress: &'a Progress,
+    ) -> Reply<'a, Option<Database>>;
+    fn delete_copy<'a>(&'a self, copy: &'a Placement, progress: &'a Progress) -> Reply<'a, ()>;
     fn delete<'a>(&'a self, id: &'a str, progress: &'a Progress) -> Reply<'a, ()>;
     fn recover<'a>(&'a self, id: &'a str, progress: &'a Progress) -> Reply<'a, ()>;
 }
@@ -275,6 +314,22 @@ impl<C: ControlPlane> AnyControlPlane for C {
 
     fn suspend<'a>(&'a self, placement: &'a Placement, progress: &'a Progress) -> Reply<'a, ()> {
         Box::pin(ControlPlane::suspend(self, placement, progress))
+    }
+
+    fn copy<'a>(
+        &'a self,
+        original: &'a Placement,
+        login: &'a Login,
+        lifetime: Duration,
+        progress: &'a Progress,
+    ) -> Reply<'a, Option<Database>> {
+        Box::pin(ControlPlane::copy(
+            self, original, login, lifetime, progress,
+        ))
+    }
+
+    fn delete_copy<'a>(&'a self, copy: &'a Placement, progress: &'a Progress) -> Reply<'a, ()> {
+        Box::pin(ControlPlane::delete_copy(self, copy, progress))
     }
 
     fn delete<'a>(&'a self, id: &'a str, progress: &'a Progress) -> Reply<'a, ()> {

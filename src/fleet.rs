@@ -8,6 +8,7 @@ mod campaign;
 mod compare;
 mod for_each;
 mod reconcile;
+mod rehearse;
 mod report;
 mod schema;
 
@@ -31,6 +32,7 @@ use crate::{
 
 pub use for_each::{ForEach, Listing, Visit, Visits};
 pub use reconcile::Reconcile;
+pub use rehearse::Rehearsed;
 pub use report::{Finding, Outcome, Report, Trouble};
 pub use schema::{PendingStep, TenantSchema};
 

@@ -18,6 +18,7 @@ mod policy;
 mod prepare;
 mod provisioned;
 mod refresh;
+mod rehearse;
 mod resume;
 mod search;
 pub(crate) mod source;

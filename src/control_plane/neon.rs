@@ -1,6 +1,9 @@
 //! Neon as a control plane: each tenant's database is a project of its own.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
 
 use tokio::time::Instant;
 
@@ -20,6 +23,8 @@ use crate::{
     },
 };
 
+/// The beginning of the name of each branch that is a copy.
+const COPY: &str = "tenantry-rehearsal-";
 /// Longest wait for the list of regions. Without an answer every region passes, and a wrong one fails at creation.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -168,6 +173,52 @@ impl ControlPlane for Neon {
             unless_gone(neon.wait_for_operations(project).await)?;
         }
         Ok(())
+    }
+
+    async fn copy(
+        &self,
+        original: &Placement,
+        login: &Login,
+        lifetime: Duration,
+        progress: &Progress,
+    ) -> Result<Option<Database>, Error> {
+        let (neon, project) = (self.within(progress), &original.project);
+        let name = format!("{COPY}{}", uuid::Uuid::new_v4());
+        let mut branch = neon::CreateBranch::new(name);
+        branch.parent_id.clone_from(&original.branch);
+        branch.expires_at = Some(SystemTime::now() + lifetime);
+        let created = neon.create_project_branch(project, &branch).await;
+        let Some(created) = unless_gone(created)? else {
+            return Ok(None);
+        };
+        neon.wait_for_operations(project).await?;
+        let Some(compute) = created.endpoints.first() else {
+            let message = "neon created a branch without a compute";
+            return Err(Error::new(ErrorKind::ControlPlane, message));
+        };
+        let login = Some((login.database.as_str(), login.role.as_str()));
+        let endpoint = neon.credentials(project, compute, login).await?;
+        let placement = Placement {
+            branch: Some(created.branch.id),
+            endpoint: Some(compute.id.clone()),
+            ..original.clone()
+        };
+        Ok(Some(Database::new(placement, endpoint)))
+    }
+
+    async fn delete_copy(&self, copy: &Placement, progress: &Progress) -> Result<(), Error> {
+        let (neon, project) = (self.within(progress), &copy.project);
+        let Some(id) = &copy.branch else {
+            return Ok(());
+        };
+        let Some(branch) = unless_gone(neon.get_project_branch(project, id).await)? else {
+            return Ok(());
+        };
+        if branch.default || !branch.name.starts_with(COPY) {
+            let message = "a branch is not deleted, because it is no copy of tenantry's";
+            return Err(Error::new(ErrorKind::Refused, message));
+        }
+        neon.delete_project_branch(project, id).await.map(drop)
     }
 
     async fn delete(&self, id: &str, progress: &Progress) -> Result<(), Error> {

@@ -137,7 +137,7 @@ impl Fleet {
         self.change(&open, CampaignState::Cancelled).await
     }
 
-    fn check_running(&self) -> Result<(), Error> {
+    pub(super) fn check_running(&self) -> Result<(), Error> {
         if self.inner.shared.life.is_stopping() {
             Err(Error::closed())
         } else {

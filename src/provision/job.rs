@@ -273,8 +273,8 @@ impl ProvisionJob<'_> {
         let done = Box::pin(work).await;
         Ok(match done {
             Ok(None) => Ok(()),
-            Ok(Some(state)) => {
-                record.schema = state;
+            Ok(Some(ran)) => {
+                record.schema = ran.state;
                 Ok(())
             }
             Err(RunError::Failed(failed)) => {

@@ -161,8 +161,8 @@ pub(super) struct Connections {
 }
 
 impl Preparation<'_> {
-    /// Runs the hook and then the schema's steps, of which `known` has the state. Returns the state afterwards if there
-    /// is a schema. No other process prepares the database at the same time: the session of an earlier one is ended
+    /// Runs the hook and then the schema's steps, of which `known` has the state. Returns the outcome if there is a
+    /// schema. No other process prepares the database at the same time: the session of an earlier one is ended
     /// first.
     ///
     /// # Cancel safety
@@ -172,7 +172,7 @@ impl Preparation<'_> {
         hook: Option<&Hook>,
         schema: Option<&CheckedSchema>,
         known: &SchemaState,
-    ) -> Result<Option<SchemaState>, RunError> {
+    ) -> Result<Option<Ran>, RunError> {
         let client = self.dial().await.map_err(RunError::Later)?;
         let prepared = self.run_on(client, hook, schema, known).await;
         let tasks = std::mem::take(&mut *lock(&self.connections.tasks));
@@ -189,7 +189,7 @@ impl Preparation<'_> {
         hook: Option<&Hook>,
         schema: Option<&CheckedSchema>,
         known: &SchemaState,
-    ) -> Result<Option<SchemaState>, RunError> {
+    ) -> Result<Option<Ran>, RunError> {
         let shut_out = shut_others_out(&client).await;
         shut_out.map_err(RunError::Later)?;
         if let Some(schema) = schema {
@@ -215,8 +215,8 @@ impl Preparation<'_> {
         };
         // A caller that runs out of time waits for a creation, whatever part of it is running.
         let progress = Progress::new(Stage::Migrate, self.progress.remaining());
-        let Ran { state, .. } = schema::run(schema, self.tenant, terms, &progress).await?;
-        Ok(Some(state))
+        let ran = schema::run(schema, self.tenant, terms, &progress).await?;
+        Ok(Some(ran))
     }
 
     async fn dial(&self) -> Result<Box<Client>, Error> {

@@ -168,6 +168,15 @@ impl Inner {
         })
     }
 
+    /// Returns the schema with the steps that `campaign` applies, after its checks.
+    pub(crate) fn schema_for_rehearsal(
+        &self,
+        campaign: &Campaign,
+    ) -> Result<Arc<CheckedSchema>, Error> {
+        campaign.check()?;
+        self.schema_for(campaign)
+    }
+
     /// Returns the campaign in the catalog, and the version and the age of its note.
     async fn read_campaign(&self) -> Result<Option<(CampaignStatus, u64, Duration)>, Error> {
         let (engine, _) = self.engine_and_schema()?;

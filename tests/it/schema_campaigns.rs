@@ -3,9 +3,13 @@
 use std::collections::BTreeSet;
 
 use tenantry::{
-    CampaignCount, ErrorKind, Fleet, OnAccess, Provisioner, Schema, SchemaFault, TenantRouter,
+    CampaignCount, ControlPlane, ErrorKind, Fleet, OnAccess, Provisioner, Schema, SchemaFault,
+    Stage, TenantRouter,
+    catalog::Placement,
+    control_plane::Progress,
     emulator::CatalogServer,
     fleet::{Campaign, CampaignState, CampaignStatus},
+    neon::CreateBranch,
 };
 use tokio::{
     runtime::Runtime,
@@ -398,4 +402,79 @@ async fn a_database_that_the_campaign_has_woken_sleeps_again_if_nobody_uses_it()
     held.simple_query("SELECT 1").await.expect("it is not cut");
     let client = new.get("acme").await.expect("it is woken again");
     assert_eq!(query_text(&client, "SELECT max(step) FROM log").await, "2");
+}
+
+#[tokio::test]
+async fn a_rehearsal_shows_failures_on_copies_and_leaves_the_tenants_alone() {
+    let (env, server) = (TestEnv::new().await, CatalogServer::start().await.unwrap());
+    let router = |schema: Schema| {
+        let catalog = catalog_builder(&server).build().unwrap();
+        let provisioner = Provisioner::new(catalog, env.neon(), "test").on_first_access();
+        let builder = env.configure(TenantRouter::provisioning(provisioner));
+        builder.schema(schema).build().unwrap()
+    };
+    let old = router(counted(1));
+    let tenants = ["acme", "globex", "initech"];
+    for tenant in tenants {
+        let client = retry_timeouts(|| old.get(tenant)).await;
+        if tenant != "globex" {
+            client
+                .execute("CREATE TABLE fit (a int)", &[])
+                .await
+                .unwrap();
+        }
+    }
+    assert!(old.close_within(LONG).await);
+    for tenant in tenants {
+        env.suspend(tenant).await;
+    }
+
+    let new = router(particular());
+    let one = fleet(&new).rehearse(&Campaign::new(), 1).await.unwrap();
+    assert_eq!(one.len(), 1);
+    let mut all = fleet(&new).rehearse(&Campaign::new(), 10).await.unwrap();
+    all.sort_by(|a, b| a.tenant.cmp(&b.tenant));
+    let [acme, globex, initech] = &all[..] else {
+        panic!("{all:?}")
+    };
+    for rehearsed in [acme, initech] {
+        let migrated = rehearsed.result.as_ref().unwrap();
+        let steps: Vec<_> = migrated.steps.iter().map(|it| it.version).collect();
+        assert_eq!((migrated.from, steps), (1, vec![2]));
+    }
+    let err = globex.result.as_ref().unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::Schema(SchemaFault::Failed));
+    assert!(err.to_string().contains("step 2"), "{err}");
+
+    for tenant in tenants {
+        let project = env.projects(tenant);
+        let awake: Vec<_> = project.iter().filter(|it| it.is_awake).collect();
+        assert_eq!(awake.len(), 0, "{tenant}");
+        let id = &project[0].project_id;
+        let branches = env.neon().list_project_branches(id).await.unwrap();
+        assert_eq!(branches.len(), 1, "the copy is deleted");
+        let known = fleet(&new).schema_of(tenant).await.unwrap();
+        assert_eq!((known.version, known.failure), (Some(1), None));
+    }
+}
+
+#[tokio::test]
+async fn only_a_copy_is_deleted_as_one() {
+    let env = TestEnv::new().await;
+    let created = env.project().await;
+    let neon = env.neon();
+    let project = &created.project.id;
+    let default = neon.list_project_branches(project).await.unwrap().remove(0);
+    let wanted = CreateBranch::new("own");
+    let own = neon.create_project_branch(project, &wanted).await;
+    let own = own.unwrap().branch;
+    neon.wait_for_operations(project).await.unwrap();
+    for branch in [&default.id, &own.id] {
+        let mut placement = Placement::new(project);
+        placement.branch = Some(branch.clone());
+        let progress = Progress::new(Stage::Provision, LONG);
+        let err = neon.delete_copy(&placement, &progress).await.unwrap_err();
+        assert_eq!(err.kind(), ErrorKind::Refused, "{err:?}");
+    }
+    assert_eq!(neon.list_project_branches(project).await.unwrap().len(), 2);
 }

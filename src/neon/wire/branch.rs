@@ -1,6 +1,6 @@
 //! Branches.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::SystemTime};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -16,6 +16,8 @@ pub struct CreateBranch {
     pub name: String,
     /// The branch whose data it starts with; `None` for the default branch.
     pub parent_id: Option<String>,
+    /// Time at which Neon deletes the branch, at most 30 days from now; `None` for never.
+    pub expires_at: Option<SystemTime>,
     /// Annotations of the branch, at most 50.
     pub annotations: BTreeMap<String, String>,
     /// Size and sleep of its compute. The rest of a plan applies to a project, and is not used here.
@@ -30,6 +32,7 @@ impl CreateBranch {
         Self {
             name: name.into(),
             parent_id: None,
+            expires_at: None,
             annotations: BTreeMap::new(),
             plan: Plan::default(),
             with_endpoint: true,
@@ -40,6 +43,9 @@ impl CreateBranch {
         let mut branch = json!({ "name": self.name });
         if let Some(parent_id) = &self.parent_id {
             branch["parent_id"] = json!(parent_id);
+        }
+        if let Some(at) = self.expires_at {
+            branch["expires_at"] = json!(humantime::format_rfc3339_seconds(at).to_string());
         }
         let mut body = json!({ "branch": branch });
         if self.with_endpoint {

@@ -38,7 +38,7 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use serde::Serialize;
 use tenantry::{
     BoxError, Error, ErrorKind, Explanation, Identify, InvalidConfig, KeyRing, Neon, Provisioner,
-    Settings, Status, Tenant, TenantRouter, Tenants, WarmLayer,
+    Schema, Settings, Status, Tenant, TenantRouter, Tenants, WarmLayer,
     catalog::{Memory, Postgres},
     emulator::Emulator,
 };
@@ -182,7 +182,7 @@ async fn router() -> Result<(TenantRouter, Option<Emulator>), BoxError> {
             // After a restart the catalog is empty. A tenant that signs up again gets its database and notes back.
             None => Provisioner::new(Memory::new(), neon, namespace),
         };
-        let router = TenantRouter::provisioning(with_tables(provisioner));
+        let router = TenantRouter::provisioning(provisioner).schema(schema());
         return Ok((router.settings(&Settings::from_env()?).build()?, None));
     }
     let emulator = Emulator::builder()
@@ -198,24 +198,27 @@ pub(crate) fn router_on(emulator: &Emulator) -> Result<TenantRouter, BoxError> {
     let neon = Neon::builder(emulator.api_key())
         .base_url(emulator.api_url())
         .build()?;
-    let provisioner = with_tables(Provisioner::new(Memory::new(), neon, "notes"));
+    let provisioner = Provisioner::new(Memory::new(), neon, "notes");
     let router = TenantRouter::provisioning(provisioner)
+        .schema(schema())
         .resolve(emulator.resolver())
         .root_certificate(emulator.root_certificate());
     Ok(router.build()?)
 }
 
-/// Creates the notes table in each new database before its first use. By default only a sign-up creates a database.
-fn with_tables(provisioner: Provisioner) -> Provisioner {
-    provisioner.prepare(|database| async move {
-        database
-            .batch_execute(
-                "CREATE TABLE IF NOT EXISTS notes
-                 (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, text text NOT NULL)",
-            )
-            .await?;
-        Ok(())
-    })
+/// The schema of each tenant's database. A new database has it before its first use, and an older one gets what it
+/// lacks at its next request. By default only a sign-up creates a database.
+fn schema() -> Schema {
+    let notes = "CREATE TABLE IF NOT EXISTS notes
+                 (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, text text NOT NULL)";
+    Schema::new()
+        .step(1, "notes", notes)
+        .step(
+            2,
+            "time of a note",
+            "ALTER TABLE notes ADD COLUMN at timestamptz DEFAULT now()",
+        )
+        .requires(1) // no handler needs the time yet, so no request waits for step 2
 }
 
 /// The state that the handlers share.

@@ -175,6 +175,12 @@ async fn the_size_of_a_campaign_is_counted_and_wakes_nobody() {
     let hours = 9.0 * 0.25 * 300.0 / 3600.0;
     assert!((estimate.compute_unit_hours - hours).abs() < 1e-9);
     assert!((estimate.cost(0.106) - hours * 0.106).abs() < 1e-9);
+    let quick = fleet(&router)
+        .estimate(&all.sleep_again(true))
+        .await
+        .unwrap();
+    assert_eq!(quick.takes, Duration::from_secs(600 + 6 + 8 * 6));
+    assert!(quick.compute_unit_hours < estimate.compute_unit_hours / 20.0);
     assert_eq!(router.status().wakes_by_migration.started, 0);
     assert_eq!(fleet(&router).campaign().await.unwrap(), None);
 }

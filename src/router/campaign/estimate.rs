@@ -15,6 +15,8 @@ use crate::{
 
 /// Records per call of the catalog.
 const PAGE: usize = 500;
+/// Time for which a database is awake that is suspended after its steps.
+const SHORT_WINDOW: Duration = Duration::from_secs(10);
 /// Compute units of a database that a campaign wakes: Neon's smallest compute.
 const COMPUTE_UNITS: f64 = 0.25;
 
@@ -36,7 +38,8 @@ pub struct Estimate {
     /// Tenants that lack steps and whose last failure is not due again.
     pub held_back: u64,
     /// Hours of compute units for the wakes: each keeps the smallest compute (0.25 units) awake for the endpoint's
-    /// suspend window. A larger smallest size of your own multiplies this.
+    /// suspend window, or for 10 seconds with [`sleep_again`](Campaign::sleep_again). A larger smallest size of your
+    /// own multiplies this.
     pub compute_unit_hours: f64,
     /// Time that the pauses and the pace take at least. The steps come on top.
     pub takes: Duration,
@@ -139,7 +142,11 @@ impl<'a> Count<'a> {
 
     fn add_wake(&mut self, record: &Record, is_canary: bool) {
         let window = record.endpoint.as_ref().and_then(|it| it.suspend_window);
-        let window = window.unwrap_or(DEFAULT_WINDOW);
+        let window = if self.campaign.sleep_again {
+            SHORT_WINDOW
+        } else {
+            window.unwrap_or(DEFAULT_WINDOW)
+        };
         self.estimate.wakes += 1;
         self.estimate.compute_unit_hours += COMPUTE_UNITS * window.as_secs_f64() / 3600.0;
         let includes = |wave: &usize| self.campaign.includes(*wave, &record.tenant);

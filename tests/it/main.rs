@@ -85,6 +85,7 @@ mod schema_contract;
 mod schema_crashes;
 mod schema_leases;
 mod schema_retries;
+mod schema_rollout;
 mod schema_runs;
 mod sealed;
 mod secrets;

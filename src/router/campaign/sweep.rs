@@ -397,7 +397,7 @@ impl<'a> Pass<'a> {
         let acquired = async {
             loop {
                 let inner = router.upgrade().ok_or(Gone)?;
-                let is_busy = inner.shared.dialer.budget.only_reserve_left();
+                let is_busy = inner.shared.dialer.budget.waiting() > 0;
                 drop(inner);
                 if !is_busy {
                     return Ok(pace.acquire(campaign).await);

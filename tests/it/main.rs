@@ -84,6 +84,7 @@ mod schema_campaigns;
 mod schema_contract;
 mod schema_crashes;
 mod schema_leases;
+mod schema_pace;
 mod schema_retries;
 mod schema_rollout;
 mod schema_runs;

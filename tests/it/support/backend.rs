@@ -43,8 +43,19 @@ struct Inner {
     disconnect: Notify,
     counts: watch::Sender<Counts>,
     last_pid: AtomicI32,
+    /// The steps of tenants' schemas, in the order in which they were applied.
+    steps: Mutex<Vec<AppliedStep>>,
     /// Notified when a client asks to cancel the query of the session with that number.
     cancel_signals: Mutex<HashMap<i32, Arc<Notify>>>,
+}
+
+/// A step of a schema that was applied to a tenant's database.
+#[derive(Clone, Debug)]
+pub(crate) struct AppliedStep {
+    pub(crate) tenant: String,
+    pub(crate) version: i64,
+    checksum: String,
+    pub(crate) at: Instant,
 }
 
 /// The counts of what has happened so far.
@@ -249,6 +260,39 @@ impl Backend {
         self.update_counts(|counts| counts.cancels += 1);
         if let Some(cancel_signal) = self.0.cancel_signals.lock().unwrap().get(&pid) {
             cancel_signal.notify_waiters();
+        }
+    }
+
+    /// Returns the steps of schemas that were applied, in order.
+    pub(crate) fn steps(&self) -> Vec<AppliedStep> {
+        self.0.steps.lock().unwrap().clone()
+    }
+
+    /// Returns the answer to a statement of a migration, and remembers a step that it records.
+    pub(super) fn answer_migration(&self, tenant: &str, sql: &str) -> Option<String> {
+        let mut steps = self.0.steps.lock().unwrap();
+        if let Some((_, values)) = sql.split_once("INSERT INTO tenantry.schema_history") {
+            let (_, values) = values.split_once("SELECT ")?;
+            let (version, values) = values.split_once(',')?;
+            let (_, checksum) = values.split_once("decode('")?;
+            steps.push(AppliedStep {
+                tenant: tenant.to_owned(),
+                version: version.parse().ok()?,
+                checksum: checksum.split('\'').next()?.to_owned(),
+                at: Instant::now(),
+            });
+            return None;
+        }
+        let is_true = ["pg_try_advisory_lock", "to_regnamespace"];
+        if sql.contains("FROM tenantry.schema_history") {
+            let own = steps.iter().filter(|it| it.tenant == tenant);
+            let rows = own.map(|it| format!("{}:{}:1", it.version, it.checksum));
+            Some(rows.collect::<Vec<_>>().join(","))
+        } else if is_true.iter().any(|it| sql.contains(it)) {
+            Some("true".to_owned())
+        } else {
+            sql.contains("SELECT txid_current()")
+                .then(|| "1".to_owned())
         }
     }
 

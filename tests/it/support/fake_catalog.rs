@@ -13,7 +13,8 @@ use std::{
 use tenantry::{
     BoxError, Catalog, Endpoint, Lookup, Namespace, TenantClient, TenantId, TenantRouter,
     catalog::{
-        AfterWrite, Changes, InvalidRecord, Lease, Leased, Memory, Placement, Record, State,
+        AfterWrite, Changes, InvalidRecord, Lease, Leased, Memory, Note, Placement, Process,
+        Record, State,
     },
 };
 use tokio::{sync::watch, time::sleep};
@@ -311,6 +312,21 @@ impl Catalog for FakeCatalog {
         };
         changes.version -= offset;
         Ok(changes)
+    }
+
+    async fn note(&self, name: &str) -> Result<Option<Note>, BoxError> {
+        self.pass_gate().await?;
+        self.shared.memory.note(name).await
+    }
+
+    async fn write_note(&self, name: &str, text: &str, replaces: u64) -> Result<bool, BoxError> {
+        self.pass_gate().await?;
+        self.shared.memory.write_note(name, text, replaces).await
+    }
+
+    async fn register(&self, process: &Process) -> Result<(), BoxError> {
+        self.pass_gate().await?;
+        self.shared.memory.register(process).await
     }
 
     async fn changed(&self) {

@@ -12,12 +12,12 @@ use tenantry::{
     BoxError, Endpoint, Neon, Resolve, deadpool_postgres,
     emulator::{Emulator, Witness},
     tokio_postgres::{
-        Config,
+        self, Client, Config,
         config::{SslMode, SslNegotiation},
         tls::MakeTlsConnect,
     },
 };
-use tokio::{net::TcpStream, time::Instant};
+use tokio::{net::TcpStream, task::JoinHandle, time::Instant};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 /// The query.
@@ -29,6 +29,9 @@ const PORT: u16 = 5432;
 const POOL_TIMEOUT: Duration = Duration::from_secs(15);
 /// Time after which a plain pool closes an idle connection: before Neon suspends its compute.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(240);
+
+/// The task of a connection.
+pub(crate) type Task = JoinHandle<Result<(), tokio_postgres::Error>>;
 
 /// The database that all clients ask, and how bare code reaches it.
 pub(crate) struct Target {
@@ -110,8 +113,19 @@ impl Target {
     /// The least that any code needs: a socket, a login, a query.
     #[allow(dead_code, reason = "not every benchmark connects by itself")]
     pub(crate) async fn connect_plain(&self) -> Result<Duration, BoxError> {
-        let (config, mut tls) = (self.config(), self.tls.clone());
         let start = Instant::now();
+        let (client, task) = self.open().await?;
+        client.query_typed(QUERY, &[]).await?;
+        let took = start.elapsed();
+        drop(client);
+        task.await??;
+        Ok(took)
+    }
+
+    /// A socket and a login. The task moves the bytes until the client is dropped.
+    #[allow(dead_code, reason = "not every benchmark connects by itself")]
+    pub(crate) async fn open(&self) -> Result<(Client, Task), BoxError> {
+        let (config, mut tls) = (self.config(), self.tls.clone());
         let stream = match self.address {
             Some(address) => TcpStream::connect(address).await?,
             None => TcpStream::connect((&*self.host, PORT)).await?,
@@ -119,12 +133,7 @@ impl Target {
         stream.set_nodelay(true)?;
         let tls = MakeTlsConnect::<TcpStream>::make_tls_connect(&mut tls, &self.host)?;
         let (client, connection) = config.connect_raw(stream, tls).await?;
-        let task = tokio::spawn(connection);
-        client.query_typed(QUERY, &[]).await?;
-        let took = start.elapsed();
-        drop(client);
-        task.await??;
-        Ok(took)
+        Ok((client, tokio::spawn(connection)))
     }
 }
 

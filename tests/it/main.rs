@@ -83,6 +83,7 @@ mod schema_births;
 mod schema_campaigns;
 mod schema_contract;
 mod schema_crashes;
+mod schema_kills;
 mod schema_leases;
 mod schema_pace;
 mod schema_retries;

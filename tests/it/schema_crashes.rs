@@ -41,6 +41,7 @@ fn schema(name: &str) -> Schema {
         "counted" => counted(),
         "slow commit" => Schema::new().step(1, "slow", SLOW_COMMIT),
         "indexed" => indexed(),
+        "killed" => crate::schema_kills::schema(),
         _ => panic!("no such schema: {name}"),
     }
 }

@@ -1,8 +1,16 @@
 //! Databases of tenants on one plain Postgres, which an application's own look-up or a catalog names, and processes
 //! that migrate them.
 
-use std::{env, process::Stdio, time::Duration};
+use std::{
+    collections::HashMap,
+    env,
+    fmt::Debug,
+    process::Stdio,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
+use futures_util::future::join_all;
 use rustix::process::{Pid, Signal, kill_process};
 use tenantry::{
     Catalog, Endpoint, Moment, RouterBuilder, Schema, TenantId, TenantRouter,
@@ -11,7 +19,7 @@ use tenantry::{
 };
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
-    process::{Child, Command},
+    process::{Child, ChildStdout, Command},
     time::timeout,
 };
 use url::Url;
@@ -22,12 +30,16 @@ use super::{
 
 /// The time of a lease, which a killed process leaves behind.
 const LEASE_TIME: Duration = Duration::from_millis(2500);
-/// Names what a process that migrates is to do: the server's URL, the catalog's if there is one, the tenant, the
+/// Names what a process that migrates is to do: the server's URL, the catalog's if there is one, the tenants, the
 /// schema, and the moment to stay at.
 const SETTINGS: &str = "TENANTRY_TEST_MIGRATION";
 /// The test that is such a process where [`SETTINGS`] are given.
 const MIGRATION_TEST: &str = "schema_crashes::a_process_migrates";
 const OUTPUT_PREFIX: &str = "migration: ";
+/// In place of a moment: each tenant stays at the one that it is named after.
+const AS_NAMED: &str = "as named";
+/// The tenant that does not stay there. Its process says when the first COMMIT is about to be sent.
+pub(crate) const COMMITTING: &str = "committing";
 
 /// Returns a schema, one step of which builds an index. Each step writes its number, so that a step that ran twice is
 /// seen twice.
@@ -82,12 +94,12 @@ impl Databases {
 
     /// The same, to be built.
     pub(crate) fn leased_builder(&self) -> RouterBuilder {
-        leased(&self.server.url(), |_| false)
+        leased(&self.server.url(), Stay::at(""))
     }
 
     /// The same, of a process to which no change is reported, and which remembers one tenant.
     pub(crate) fn uninformed_router(&self, schema: Schema) -> TenantRouter {
-        let builder = leased(&self.server.url(), |_| false)
+        let builder = leased(&self.server.url(), Stay::at(""))
             .catalog_poll(None)
             .known_tenants(1);
         builder.schema(schema).build().expect("router")
@@ -145,6 +157,13 @@ impl Databases {
         self.start(&self.server.url(), schema, tenant, moment)
     }
 
+    /// Starts a process that migrates all `tenants` at once with the catalog. Each stays at the moment or failpoint that
+    /// [`Stay::named`] says if `stays`.
+    pub(crate) fn process_of_many(&self, schema: &str, tenants: &[String], stays: bool) -> Process {
+        let moment = if stays { AS_NAMED } else { "" };
+        self.start(&self.server.url(), schema, &tenants.join(","), moment)
+    }
+
     fn start(&self, catalog: &str, schema: &str, tenant: &str, moment: &str) -> Process {
         let settings = [self.way.url(), catalog, tenant, schema, moment].join("\n");
         let mut child = Command::new(env::current_exe().unwrap())
@@ -155,30 +174,51 @@ impl Databases {
             .spawn()
             .expect("a process");
         let output = BufReader::new(child.stdout.take().unwrap());
-        Process { child, output }
+        Process {
+            child,
+            lines: Some(Lines(output)),
+        }
     }
 }
 
 /// A process that migrates.
 pub(crate) struct Process {
     child: Child,
-    output: BufReader<tokio::process::ChildStdout>,
+    lines: Option<Lines>,
+}
+
+/// The lines that a process says.
+pub(crate) struct Lines(BufReader<ChildStdout>);
+
+impl Lines {
+    /// Returns the next one, or `None` once the process has ended.
+    ///
+    /// # Cancel safety
+    /// Dropping the future may lose a line.
+    pub(crate) async fn next(&mut self) -> Option<String> {
+        let mut line = String::new();
+        while self.0.read_line(&mut line).await.unwrap() > 0 {
+            if let Some((_, said)) = line.split_once(OUTPUT_PREFIX) {
+                return Some(said.trim().to_owned());
+            }
+            line.clear();
+        }
+        None
+    }
 }
 
 impl Process {
     /// Returns what it says next: the moment at which it stays, or the outcome.
     pub(crate) async fn says(&mut self) -> String {
-        let said = async {
-            let mut line = String::new();
-            while self.output.read_line(&mut line).await.unwrap() > 0 {
-                if let Some((_, said)) = line.split_once(OUTPUT_PREFIX) {
-                    return said.trim().to_owned();
-                }
-                line.clear();
-            }
-            "nothing".to_owned()
-        };
-        timeout(4 * LONG, said).await.expect("a process is silent")
+        let lines = self.lines.as_mut().expect("its lines are read elsewhere");
+        let said = timeout(4 * LONG, lines.next()).await;
+        let said = said.expect("a process is silent");
+        said.unwrap_or_else(|| "nothing".to_owned())
+    }
+
+    /// Returns all that it will say.
+    pub(crate) fn lines(&mut self) -> Lines {
+        self.lines.take().expect("its lines are read elsewhere")
     }
 
     /// Makes it stand still, or lets it go on.
@@ -199,34 +239,96 @@ pub(crate) async fn run_as_migration(schema: impl Fn(&str) -> Schema) -> bool {
         return false;
     };
     let settings: Vec<_> = settings.split('\n').collect();
-    let [url, catalog, tenant, name, stay] = settings[..] else {
+    let [url, catalog, tenants, name, moment] = settings[..] else {
         panic!("settings: {settings:?}");
     };
-    let (stay, moment) = (stay.to_owned(), stay.to_owned());
-    let schema = schema(name).at_each_moment(move |at, _| stay_at(&format!("{at:?}"), &moment));
+    let stay = Stay::at(moment);
+    let stays = Arc::clone(&stay);
+    let schema = schema(name).at_each_moment(move |at, tenant| stays.reach(&at, &tenant));
     let router = match catalog {
         "" => router(url, schema),
-        catalog => {
-            let builder = leased(catalog, move |at| at == stay);
-            builder.schema(schema).build().expect("router")
-        }
+        catalog => leased(catalog, stay)
+            .schema(schema)
+            .build()
+            .expect("router"),
     };
-    match router.migrate(tenant).await {
-        Ok(migrated) => println!("{OUTPUT_PREFIX}{} to {}", migrated.from, migrated.to),
-        Err(err) => println!("{OUTPUT_PREFIX}{err:?}"),
-    }
+    let is_one = !tenants.contains(',');
+    let calls = tenants.split(',').map(async |tenant| {
+        let outcome = match router.migrate(tenant).await {
+            Ok(migrated) => format!("{} to {}", migrated.from, migrated.to),
+            Err(err) => format!("{err:?}"),
+        };
+        say(tenant, &outcome, is_one);
+    });
+    join_all(calls).await;
     true
 }
 
-/// Says that the process has come to `at`, and stays there, if that is where it is to stay.
-fn stay_at(at: &str, stay: &str) -> impl Future<Output = ()> + Send + use<> {
-    let said = (at == stay).then(|| format!("{OUTPUT_PREFIX}{at}"));
-    async move {
-        if let Some(said) = said {
-            println!("{said}");
-            std::future::pending::<()>().await;
+/// Says something of a tenant, whose name is left out if it is the only one.
+fn say(tenant: &str, what: &str, is_one: bool) {
+    if is_one {
+        println!("{OUTPUT_PREFIX}{what}");
+    } else {
+        println!("{OUTPUT_PREFIX}{tenant} {what}");
+    }
+}
+
+/// The moment or failpoint at which a process stays.
+struct Stay {
+    at: String,
+    /// How often each tenant has come to each of them.
+    reached: Mutex<HashMap<String, u32>>,
+}
+
+impl Stay {
+    fn at(at: &str) -> Arc<Self> {
+        Arc::new(Self {
+            at: at.to_owned(),
+            reached: Mutex::default(),
+        })
+    }
+
+    /// Says that the process has come to `at` with `tenant`, and stays there, if that is where it is to stay.
+    fn reach(&self, at: &dyn Debug, tenant: &TenantId) -> impl Future<Output = ()> + Send + use<> {
+        let (at, tenant) = (format!("{at:?}"), tenant.as_str());
+        let stays = if self.at == AS_NAMED {
+            self.reach_as_named(&at, tenant)
+        } else {
+            let stays = self.at == at;
+            if stays {
+                say(tenant, &at, true);
+            }
+            stays
+        };
+        async move {
+            if stays {
+                std::future::pending::<()>().await;
+            }
         }
     }
+
+    fn reach_as_named(&self, at: &str, tenant: &str) -> bool {
+        let named = {
+            let mut reached = self.reached.lock().unwrap();
+            let times = reached.entry(format!("{tenant} {at}")).or_default();
+            *times += 1;
+            Self::named(at, *times)
+        };
+        if tenant == named || (tenant == COMMITTING && at == "StepWritten") {
+            say(tenant, "stays", false);
+        }
+        tenant == named
+    }
+
+    /// The name of a tenant that stays at a moment when it comes to it for the time of that number, from 1 on.
+    fn named(at: &str, times: u32) -> String {
+        format!("{}{times}", at.to_lowercase())
+    }
+}
+
+/// The name of a tenant that stays at a moment or failpoint when it comes to it for the time of that number.
+pub(crate) fn staying_at(at: &dyn Debug, times: u32) -> String {
+    Stay::named(&format!("{at:?}"), times)
 }
 
 /// A router whose look-up finds each tenant in the database of its name.
@@ -240,19 +342,11 @@ fn router(url: &str, schema: Schema) -> TenantRouter {
     router.schema(schema).build().expect("router")
 }
 
-/// A router with the catalog at `url`, which stays at a failpoint if `stays` says so.
-fn leased(url: &str, stays: impl Fn(&str) -> bool + Send + Sync + 'static) -> RouterBuilder {
+/// A router with the catalog at `url`, which stays where `stay` says.
+fn leased(url: &str, stay: Arc<Stay>) -> RouterBuilder {
     let provisioner = FakeControlPlane::provisioner(&Backend::default(), catalog_at(url));
     let provisioner = provisioner.lease_time(LEASE_TIME);
-    let provisioner = provisioner.at_each_step(move |at, _| {
-        let at = format!("{at:?}");
-        let stay = if stays(&at) {
-            at.clone()
-        } else {
-            String::new()
-        };
-        stay_at(&at, &stay)
-    });
+    let provisioner = provisioner.at_each_step(move |at, tenant| stay.reach(&at, &tenant));
     TenantRouter::provisioning(provisioner).get_timeout(LONG)
 }
 

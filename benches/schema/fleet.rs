@@ -24,7 +24,7 @@ const ONE_AWAKE_OF: usize = 10;
 const UNITS: f64 = 0.25;
 const LONGEST: Duration = Duration::from_secs(600);
 
-/// What one way to migrate the fleet has cost.
+/// The cost of one way to migrate the fleet.
 struct Phase {
     name: &'static str,
     /// The figures' prefix.

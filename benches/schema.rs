@@ -5,9 +5,9 @@
 //!
 //! - *On access*: the tenant sleeps and lacks one step. tenantry does `get` and a query with default settings: it takes
 //!   the tenant's lease, wakes the database past the pooler, reads the history, locks, applies and records the step,
-//!   and logs in through the pooler. *Bare* code does the same by hand without a catalog or a lease: `connect_raw` to the
-//!   direct host, a lock, the versions, one transaction of the step and its row, `connect_raw` to the pooled host, a
-//!   query. Both wake the same computes in turns; `on_access_over_bare` is the ratio of the medians.
+//!   and logs in through the pooler. *Bare* code does the same by hand without a catalog or a lease: `connect_raw` to
+//!   the direct host, a lock, the versions, one transaction of the step and its row, `connect_raw` to the pooled host,
+//!   a query. They take turns; `on_access_over_bare` is the ratio of the medians.
 //! - *The fleet*: 300 tenants, of which a tenth is awake. A *plain loop* calls `migrate` for each of them, 8 at a time.
 //!   A *campaign* without a limit of its pace does the same and lets each database sleep again. A *default campaign*
 //!   migrates those that are awake, and leaves the rest to their next access. A database of the emulator's sleeps after

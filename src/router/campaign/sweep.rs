@@ -166,7 +166,8 @@ impl Sweep {
             }
             if self.sweep_wave(wave - 1, router, campaigns).await? == CampaignState::Stopped {
                 let mut status = lock(&self.status);
-                let reason = format!("{} tenants have failed", status.failed);
+                let ending = if status.failed == 1 { " has" } else { "s have" };
+                let reason = format!("{} tenant{ending} failed", status.failed);
                 status.reason = Some(reason);
                 return Ok(CampaignState::Stopped);
             }

@@ -73,10 +73,10 @@ impl<'a> Processes<'a> {
         let number = self.told.len();
         let databases = self.databases;
         let mut process = databases.process_of_many("killed", &self.tenants, stays);
-        let (mut lines, says) = (process.lines(), self.says.clone());
+        let (mut lines, report) = (process.lines(), self.says.clone());
         tokio::spawn(async move {
             while let Some(line) = lines.next().await {
-                let _ = says.send((number, line)); // the test may be over
+                let _ = report.send((number, line)); // the test may be over
             }
         });
         self.living.insert(number, process);

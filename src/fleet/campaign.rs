@@ -36,8 +36,11 @@ impl Fleet {
     /// ```
     ///
     /// # Errors
-    /// `ErrorKind::Misused` if the router has no schema, or for settings that cannot work; `ErrorKind::Conflict` if a
-    /// campaign to this version or a higher one is open; errors of the catalog, and `ErrorKind::Closed`.
+    /// - `ErrorKind::Misused` if the router has no schema, or for settings that cannot work.
+    /// - `ErrorKind::UnknownTenant` for a canary without a database.
+    /// - `ErrorKind::Conflict` if a campaign to this version or a higher one is open, or if a process is alive that
+    ///   does not require the version before the step that the campaign [names](Campaign::contract).
+    /// - Errors of the catalog, and `ErrorKind::Closed`.
     ///
     /// # Cancel safety
     /// Dropping the future may leave the campaign begun or not.

@@ -207,6 +207,7 @@ impl Inner {
     pub(crate) async fn begin_campaign(&self, campaign: Campaign) -> Result<CampaignStatus, Error> {
         campaign.check()?;
         let target = self.schema_for(&campaign)?.latest();
+        self.check_canaries(&campaign).await?;
         self.check_processes(&campaign).await?;
         let status = CampaignStatus::new(campaign, target);
         for _ in 0..MOST_TRIES {
@@ -223,6 +224,23 @@ impl Inner {
             }
         }
         Err(changed_by_others())
+    }
+
+    /// Returns an error if the catalog does not know a canary: its wave would pass without it.
+    async fn check_canaries(&self, campaign: &Campaign) -> Result<(), Error> {
+        let (engine, _) = self.engine_and_schema()?;
+        let Some(canaries) = campaign.canaries_of(0) else {
+            return Ok(());
+        };
+        let records = engine.catalog.read_records(&canaries).await?;
+        for (canary, record) in canaries.iter().zip(records) {
+            if record?.is_none_or(|it| it.state != State::Ready) {
+                let message =
+                    "a canary of the campaign has no database that is served; name another one";
+                return Err(Error::new(ErrorKind::UnknownTenant, message).with_tenant(canary));
+            }
+        }
+        Ok(())
     }
 
     /// Brings the campaign from one of the states `from` into `to`.

@@ -321,6 +321,10 @@ async fn there_is_one_campaign_and_a_newer_target_replaces_it() {
     let one = router(&databases, counted(1));
     let err = fleet(&one).pause_campaign().await.unwrap_err();
     assert_eq!(err.kind(), ErrorKind::NotFound, "{err:?}");
+    let wrong = quick().canaries(["t00", "nobody"]);
+    let err = fleet(&one).migrate(wrong).await.unwrap_err();
+    assert_eq!(err.kind(), ErrorKind::UnknownTenant, "{err:?}");
+    assert!(format!("{err:?}").contains("nobody"), "{err:?}");
     assert_eq!(fleet(&one).campaign().await.unwrap(), None);
     // Long in its first pause.
     let slow = quick().waves([1, 100]).soak(Duration::from_secs(3600));

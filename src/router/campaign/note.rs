@@ -9,6 +9,9 @@ use crate::telemetry::status::CampaignCount;
 /// Most tenants whose failure a campaign names.
 const MOST_NAMED: usize = 100;
 
+/// Longest text of a failure, in characters. The catalog keeps all of them in one note.
+const LONGEST_ERROR: usize = 400;
+
 /// The state of a campaign.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -33,7 +36,7 @@ pub enum CampaignState {
 pub struct FailedTenant {
     /// The tenant.
     pub tenant: String,
-    /// The error's text.
+    /// The error's text, at most 400 characters of it.
     pub error: String,
 }
 
@@ -107,10 +110,11 @@ impl CampaignStatus {
         }
     }
 
-    pub(super) fn note_failed(&mut self, tenant: &str, error: String) {
+    pub(super) fn note_failed(&mut self, tenant: &str, error: &str) {
         self.failed += 1;
         if self.failures.len() < MOST_NAMED {
             let tenant = tenant.to_owned();
+            let error = error.chars().take(LONGEST_ERROR).collect();
             self.failures.push(FailedTenant { tenant, error });
         }
     }

@@ -218,7 +218,7 @@ impl Sweep {
         match result {
             Ok(migrated) => status.migrated += u64::from(!migrated.steps.is_empty()),
             Err(err) if matches!(err.kind(), ErrorKind::Schema(_)) => {
-                status.note_failed(tenant.as_str(), err.to_string());
+                status.note_failed(tenant.as_str(), &err.to_string());
             }
             // They are no longer to be served, or another one's to mend.
             Err(err) if matches!(err.kind(), ErrorKind::Held | ErrorKind::Deleted) => {}

@@ -13,12 +13,17 @@
 //!   migrates those that are awake, and leaves the rest to their next access. A database of the emulator's sleeps after
 //!   5 s without use here, in place of Neon's 300 s: so multiply what the plain loop costs by 60. CU-seconds are the
 //!   times awake that began with a wake in that phase, by the smallest compute (0.25 units).
+//! - *Bystanders* call eight other tenants all the time, in turns while the campaign is paused and while it wakes two
+//!   tenants a second. `bystanders_p99_over_calm` is the median of the turns' ratios. Both the callers and the Postgres
+//!   processes that start share two cores.
 //!
 //! `cargo bench --bench schema [-- ROUNDS]`, of which there are 100 unless told otherwise, and three times as many
-//! tenants, in some five minutes. Prints tables, and writes `target/figures/schema.json`.
+//! tenants, in some eight minutes. Prints tables, and writes `target/figures/schema.json`.
 
 #[path = "schema/bare.rs"]
 mod bare;
+#[path = "schema/bystanders.rs"]
+mod bystanders;
 #[path = "schema/fleet.rs"]
 mod fleet;
 #[path = "schema/on_access.rs"]
@@ -42,6 +47,8 @@ async fn main() -> Result<(), BoxError> {
     on_access.print();
     let fleet = fleet::run(rounds * TENANTS_PER_ROUND).await?;
     fleet.print();
-    let figures = [on_access.figures(), fleet.figures()].concat();
+    let bystanders = bystanders::run().await?;
+    bystanders.print();
+    let figures = [on_access.figures(), fleet.figures(), bystanders.figures()].concat();
     support::write_figures("schema", &figures)
 }

@@ -130,7 +130,8 @@ async fn sweep(router: &TenantRouter, campaign: Campaign) -> Result<(), BoxError
     }
 }
 
-async fn for_all(
+/// Visits all tenants, some at a time.
+pub(crate) async fn for_all(
     names: &[String],
     visit: impl AsyncFn(&str) -> Result<(), tenantry::Error>,
 ) -> Result<(), BoxError> {

@@ -60,6 +60,8 @@ enum NextTry {
 pub(super) struct Connector<'a> {
     pub(super) pool: &'a Arc<Pool>,
     pub(super) route: Route,
+    /// `true` if the connection counts as the tenant's own in the budget, so that it comes first if it is the only one.
+    pub(super) is_owned: bool,
     pub(super) progress: &'a Progress,
     /// The instant from which on the silence of the login in progress shows that the compute is starting.
     pub(super) silent_from: Mutex<Option<Instant>>,
@@ -223,7 +225,7 @@ impl Connector<'_> {
     /// Returns a permit for one more connection, or `None` if no caller of this tenant waits for one any more.
     pub(super) async fn permit(&self) -> Result<Option<Permit>, Error> {
         let dialer = &self.pool.shared.dialer;
-        let owner = (self.route == Route::Pooled).then(|| self.pool.as_owner());
+        let owner = self.is_owned.then(|| self.pool.as_owner());
         let mut permit = pin!(dialer.permit(owner.as_ref(), self.progress));
         if let Some(permit) = permit.as_mut().now_or_never() {
             return permit.map(Some);
@@ -238,7 +240,7 @@ impl Connector<'_> {
                 // The budget also notifies `changed`, by `Owner::reconsider`, if no caller waits any more.
                 () = self.pool.changed.notified() => {}
             }
-            if owner.is_some() && !self.pool.state().is_wanted() {
+            if self.route == Route::Pooled && !self.pool.state().is_wanted() {
                 return Ok(None);
             }
         }

@@ -39,6 +39,12 @@ impl Drop for DirectWake {
     }
 }
 
+/// Returns whether a direct connection that is opened for `reason` counts as the tenant's own. Callers may wait for a
+/// migration, and a tenant that holds nothing must not wait behind all that do.
+fn is_owned(reason: Reason) -> bool {
+    reason == Reason::Migration
+}
+
 impl Pool {
     /// Opens a direct connection for a caller that waits until `until`. If the database is asleep, this login is the
     /// wake, unless another login is in progress. A wake counts with `reason`. Returns whether there was one.
@@ -52,6 +58,7 @@ impl Pool {
         let opening = Connector {
             pool: self,
             route: Route::Direct,
+            is_owned: is_owned(reason),
             progress: &progress,
             silent_from: Mutex::default(),
         };
@@ -110,6 +117,7 @@ impl Pool {
         let opening = Connector {
             pool: self,
             route: Route::Direct,
+            is_owned: is_owned(reason),
             progress: &progress,
             silent_from: Mutex::default(),
         };

@@ -80,6 +80,7 @@ mod runtimes;
 mod saas;
 mod schema_access;
 mod schema_births;
+mod schema_bystanders;
 mod schema_campaigns;
 mod schema_contract;
 mod schema_crashes;

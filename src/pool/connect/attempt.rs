@@ -158,6 +158,7 @@ impl Attempt {
         Connector {
             pool: &self.pool,
             route: Route::Pooled,
+            is_owned: true,
             progress,
             silent_from: Mutex::default(),
         }

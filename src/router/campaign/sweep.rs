@@ -35,6 +35,8 @@ const PASSES: u32 = 3;
 const PAUSE: Duration = Duration::from_secs(10);
 /// Interval at which a wake waits for the callers' own.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Longest wait for these, so that a campaign also ends in a process that is always busy.
+const LONGEST_DEFERENCE: Duration = Duration::from_secs(10);
 
 /// The run of a campaign in this process.
 pub(super) struct Sweep {
@@ -391,16 +393,17 @@ impl<'a> Pass<'a> {
         Ok(())
     }
 
-    /// Waits until another database may be woken, and notes the ends of migrations meanwhile. The callers' own wakes
-    /// come first.
+    /// Waits until another database may be woken, and notes the ends of migrations until then. The callers' own wakes
+    /// come first. Idle connections that fill the budget are no reason to wait.
     async fn place(&mut self) -> Result<Place<'a>, Gone> {
         let (router, pace, campaign) = (self.router, self.pace, &self.sweep.campaign);
+        let defers_until = Instant::now() + LONGEST_DEFERENCE;
         let acquired = async {
             loop {
                 let inner = router.upgrade().ok_or(Gone)?;
-                let is_busy = inner.shared.dialer.budget.waiting() > 0;
+                let is_busy = inner.shared.dialer.budget.some_have_none();
                 drop(inner);
-                if !is_busy {
+                if !is_busy || Instant::now() >= defers_until {
                     return Ok(pace.acquire(campaign).await);
                 }
                 sleep(LOOK_AGAIN).await;

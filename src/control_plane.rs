@@ -70,9 +70,8 @@ pub trait ControlPlane: Send + Sync + 'static {
     ///
     /// An error of a [transient](crate::ErrorKind::is_transient) kind means that a database may have been created. The
     /// caller then looks for it, and creates no other until it must have turned up. An error of any other kind means
-    /// that none was created, so that the next access orders one again.
-    /// [`ErrorKind::Timeout`](crate::ErrorKind::Timeout) is such a kind: the time ran out before anything could be
-    /// ordered, or every attempt was refused.
+    /// that none was created, so that the next access orders one again. [`ErrorKind::Timeout`] is such a kind: the time
+    /// ran out before anything could be ordered, or every attempt was refused.
     fn create(
         &self,
         order: &Order,

@@ -296,6 +296,11 @@ async fn a_campaign_is_paused_and_resumed_by_any_process() {
     };
     let at_pause = timeout(4 * LONG, still).await.expect("it pauses");
     assert!(at_pause < 10, "{at_pause}");
+    let status = fleet(&other).campaign().await.unwrap().unwrap();
+    assert_eq!(status.state, CampaignState::Paused);
+    // One may have been under way when the process noticed.
+    let counted = usize::try_from(status.migrated).unwrap();
+    assert!((at_pause - 1..=at_pause).contains(&counted), "{status:?}");
     fleet(&other).resume_campaign().await.unwrap();
     let ended = ended(&fleet(&one)).await;
     assert_eq!((ended.state, ended.failed), (CampaignState::Done, 0));

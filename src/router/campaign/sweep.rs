@@ -139,14 +139,20 @@ impl Sweep {
                 return Ok(false);
             };
             let mut status = lock(&self.status).clone();
-            if present.state != CampaignState::Running || present.owner != status.owner {
-                return Ok(false);
-            }
-            inner.check_processes(&self.campaign).await?;
             let until = *lock(&self.soaks_until);
             status.soaks_for = until.map(|until| until.saturating_duration_since(Instant::now()));
+            let is_ours = present.state == CampaignState::Running && present.owner == status.owner;
+            if !is_ours && (!present.owner.is_empty() || present.target != status.target) {
+                return Ok(false);
+            }
+            if !is_ours {
+                // An operator has changed the state; the counts are this process's.
+                (status.state, status.owner) = (present.state, String::new());
+            } else if status.state == CampaignState::Running {
+                inner.check_processes(&self.campaign).await?;
+            }
             if inner.write_campaign(&status, version).await? {
-                return Ok(true);
+                return Ok(is_ours);
             }
         }
     }

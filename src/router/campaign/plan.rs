@@ -11,8 +11,9 @@ use crate::model::{
 
 /// The migration of all tenants to this program's schema, at a pace that you set.
 ///
-/// The tenants whose databases are awake come first and cost no wake, then those that this process has used lately.
-/// Others stay asleep, and are migrated [on access](crate::OnAccess), unless [`dormant`](Self::dormant) is set.
+/// The tenants whose databases are awake come first and cost no wake, then those that the process which runs the
+/// campaign has used lately. Others stay as they are, and are migrated [on access](crate::OnAccess), unless
+/// [`dormant`](Self::dormant) is set.
 ///
 /// ```
 /// use std::time::Duration;

@@ -112,6 +112,9 @@ impl Fleet {
     /// # Errors
     /// `ErrorKind::NotFound` if there is no campaign, `ErrorKind::Conflict` if it has ended, and those of
     /// [`campaign`](Self::campaign).
+    ///
+    /// # Cancel safety
+    /// Dropping the future may leave the state changed or not.
     pub async fn pause_campaign(&self) -> Result<CampaignStatus, Error> {
         self.change(&[CampaignState::Running], CampaignState::Paused)
             .await
@@ -122,6 +125,9 @@ impl Fleet {
     ///
     /// # Errors
     /// Those of [`pause_campaign`](Self::pause_campaign).
+    ///
+    /// # Cancel safety
+    /// Dropping the future may leave the state changed or not.
     pub async fn resume_campaign(&self) -> Result<CampaignStatus, Error> {
         let from = [CampaignState::Paused, CampaignState::Stopped];
         self.change(&from, CampaignState::Running).await
@@ -131,6 +137,9 @@ impl Fleet {
     ///
     /// # Errors
     /// Those of [`pause_campaign`](Self::pause_campaign).
+    ///
+    /// # Cancel safety
+    /// Dropping the future may leave the state changed or not.
     pub async fn cancel_campaign(&self) -> Result<CampaignStatus, Error> {
         let open = [
             CampaignState::Running,

@@ -370,6 +370,24 @@ async fn the_end_of_the_router_ends_its_part_in_a_campaign() {
     assert_eq!(status.state, CampaignState::Cancelled);
 }
 
+#[tokio::test]
+async fn a_campaign_that_follows_a_cancelled_one_keeps_its_own_settings_and_counts() {
+    let databases = databases(3).await;
+    let router = router(&databases, counted(1));
+    let slow = || quick().waves([1, 100]).soak(Duration::from_secs(3600));
+    fleet(&router)
+        .migrate(slow().canaries(["t00"]))
+        .await
+        .unwrap();
+    until_soaking(&fleet(&router)).await;
+    // At once, so that the process still runs the first one when the second one is begun.
+    fleet(&router).cancel_campaign().await.unwrap();
+    fleet(&router).migrate(quick()).await.unwrap();
+    let ended = ended(&fleet(&router)).await;
+    assert_eq!((ended.state, ended.waves), (CampaignState::Done, 1));
+    assert_eq!(ended.migrated, 2, "one was migrated in the first campaign");
+}
+
 async fn until_soaking(fleet: &Fleet) {
     let began = Instant::now();
     loop {

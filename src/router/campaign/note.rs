@@ -70,6 +70,9 @@ pub struct CampaignStatus {
     /// The cause, if it has stopped.
     #[serde(default)]
     pub reason: Option<String>,
+    /// Identifies this campaign, among others to the same version.
+    #[serde(default)]
+    pub(super) id: String,
     /// The router that runs it; empty if none does.
     pub(super) owner: String,
 }
@@ -89,6 +92,7 @@ impl CampaignStatus {
             unreached: 0,
             failures: Vec::new(),
             reason: None,
+            id: uuid::Uuid::new_v4().to_string(),
             owner: String::new(),
         }
     }

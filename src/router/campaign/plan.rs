@@ -49,6 +49,9 @@ pub struct Campaign {
 /// Ended migrations before a share of failures means something.
 const ENOUGH_FOR_SHARE: u64 = 20;
 
+/// Longest pause after a wave.
+const LONGEST_SOAK: Duration = Duration::from_secs(30 * 24 * 3600);
+
 impl Default for Campaign {
     fn default() -> Self {
         Self {
@@ -87,6 +90,7 @@ impl Campaign {
     }
 
     /// Sets the pause after each wave but the last, in which you can look at your metrics. Defaults to 10 minutes.
+    /// At most 30 days.
     pub fn soak(mut self, pause: Duration) -> Self {
         self.soak = pause;
         self
@@ -160,6 +164,8 @@ impl Campaign {
         } else if self.wakes_per_hour == 0 || self.awake_at_once == 0 || self.concurrency == 0 {
             "wakes_per_hour, awake_at_once and concurrency of a campaign must be more than 0"
                 .to_owned()
+        } else if self.soak > LONGEST_SOAK {
+            "the soak of a campaign must be at most 30 days".to_owned()
         } else if self.stop_after == 0
             || self.stop_share.is_some_and(|it| !(0.0..=1.0).contains(&it))
         {
@@ -249,6 +255,7 @@ mod tests {
             Campaign::new().awake_at_once(0),
             Campaign::new().concurrency(0),
             Campaign::new().stop_after(0),
+            Campaign::new().soak(Duration::MAX),
             Campaign::new().stop_at_share(1.5),
             Campaign::new().canaries([""]),
         ] {

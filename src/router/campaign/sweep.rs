@@ -141,8 +141,10 @@ impl Sweep {
             let mut status = lock(&self.status).clone();
             let until = *lock(&self.soaks_until);
             status.soaks_for = until.map(|until| until.saturating_duration_since(Instant::now()));
-            let is_ours = present.state == CampaignState::Running && present.owner == status.owner;
-            if !is_ours && (!present.owner.is_empty() || present.target != status.target) {
+            let is_ours = present.id == status.id
+                && present.state == CampaignState::Running
+                && present.owner == status.owner;
+            if !is_ours && (!present.owner.is_empty() || present.id != status.id) {
                 return Ok(false);
             }
             if !is_ours {

@@ -276,7 +276,7 @@ fn say(tenant: &str, what: &str, is_one: bool) {
 /// The moment or failpoint at which a process stays.
 struct Stay {
     at: String,
-    /// How often each tenant has come to each of them.
+    /// Number of times that each tenant has come to each of them.
     reached: Mutex<HashMap<String, u32>>,
 }
 

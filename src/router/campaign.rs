@@ -302,9 +302,11 @@ impl Inner {
             self.write_campaign(&status, version).await?;
             return Ok(None);
         }
-        if !owner.is_empty() {
-            self.campaigns.pace.wait_a_step(&status.campaign); // the earlier process may have woken one just now
+        if status.woken > 0 || !owner.is_empty() {
+            // The earlier process may have woken one just now.
+            self.campaigns.pace.wait_a_step(&status.campaign);
         }
+        self.campaigns.pace.expect_awake(status.awake);
         status.owner.clone_from(id);
         status.unreached = 0;
         let is_taken = self.write_campaign(&status, version).await?;

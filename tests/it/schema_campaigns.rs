@@ -371,21 +371,27 @@ async fn the_end_of_the_router_ends_its_part_in_a_campaign() {
 }
 
 #[tokio::test]
-async fn a_campaign_that_follows_a_cancelled_one_keeps_its_own_settings_and_counts() {
+async fn a_process_takes_no_other_campaign_to_the_same_version_for_its_own() {
     let databases = databases(3).await;
     let router = router(&databases, counted(1));
-    let slow = || quick().waves([1, 100]).soak(Duration::from_secs(3600));
-    fleet(&router)
-        .migrate(slow().canaries(["t00"]))
-        .await
-        .unwrap();
+    let slow = quick().waves([1, 100]).soak(Duration::from_secs(3600));
+    let first = slow.canaries(["t00"]);
+    fleet(&router).migrate(first).await.unwrap();
     until_soaking(&fleet(&router)).await;
-    // At once, so that the process still runs the first one when the second one is begun.
-    fleet(&router).cancel_campaign().await.unwrap();
-    fleet(&router).migrate(quick()).await.unwrap();
+    // As another process would cancel it and begin the next one, before this one notices.
+    let next =
+        r#"{"owner": "", "id": "next", "wave": 1, "waves": 1, "migrated": 0, "soaks_for": null}"#;
+    let begin = format!(
+        "UPDATE tenantry.notes SET version = version + 1, written_at = now(), text = (text::jsonb || '{next}'
+         || jsonb_build_object('campaign', text::jsonb->'campaign' || '{{\"canaries\": [], \"waves\": [100]}}'))::text"
+    );
+    let catalog = databases.catalog_session().await;
+    catalog.batch_execute(&begin).await.unwrap();
     let ended = ended(&fleet(&router)).await;
     assert_eq!((ended.state, ended.waves), (CampaignState::Done, 1));
     assert_eq!(ended.migrated, 2, "one was migrated in the first campaign");
+    let id = column(&catalog, "SELECT text::jsonb->>'id' FROM tenantry.notes").await;
+    assert_eq!(id, ["next"]);
 }
 
 async fn until_soaking(fleet: &Fleet) {

@@ -61,6 +61,9 @@ pub struct CampaignStatus {
     pub migrated: u64,
     /// Wakes by the campaign, with those that may have failed.
     pub woken: u64,
+    /// Databases that are awake by its wakes, as far as is known: each counts until its suspend window has passed.
+    #[serde(default)]
+    pub awake: usize,
     /// Tenants on which a step has failed in it.
     pub failed: u64,
     /// Tenants that could not be reached in this wave yet.
@@ -88,6 +91,7 @@ impl CampaignStatus {
             soaks_for: None,
             migrated: 0,
             woken: 0,
+            awake: 0,
             failed: 0,
             unreached: 0,
             failures: Vec::new(),

@@ -10,6 +10,9 @@ use crate::sync::lock;
 /// Time for which a woken database counts as awake if its endpoint does not say.
 pub(super) const DEFAULT_WINDOW: Duration = Duration::from_secs(300);
 
+/// Longest time for which a database counts as awake.
+const LONGEST_WINDOW: Duration = Duration::from_secs(7 * 24 * 3600);
+
 /// The wakes of a campaign so far. One value serves all campaigns of a process, so that a pause frees no budget.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
@@ -27,9 +30,13 @@ struct State {
     awake: Vec<Instant>,
 }
 
-/// The place of one database that is being woken. Dropping it frees the place at once.
+/// The place of one database that is being woken. Unless it is freed, the database counts as awake for `window` after
+/// the drop: the work may have been given up after the wake.
 #[derive(Debug)]
-pub(super) struct Place<'a>(Option<&'a Pace>);
+pub(super) struct Place<'a> {
+    pace: &'a Pace,
+    window: Option<Duration>,
+}
 
 impl Pace {
     /// Lets no wake begin before a step of the pace has passed, because another process may have begun one just now.
@@ -39,14 +46,33 @@ impl Pace {
         state.next = state.next.max(Some(next));
     }
 
-    /// Waits until another database may be woken.
+    /// Returns the number of databases that count as awake.
+    pub(super) fn awake(&self) -> usize {
+        let (now, state) = (Instant::now(), lock(&self.state));
+        state.waking + state.awake.iter().filter(|until| **until > now).count()
+    }
+
+    /// Counts at least so many databases as awake, because another process has woken them.
+    pub(super) fn expect_awake(&self, count: usize) {
+        let missing = count.saturating_sub(self.awake());
+        let until = Instant::now() + DEFAULT_WINDOW;
+        let more = std::iter::repeat_n(until, missing);
+        lock(&self.state).awake.extend(more);
+    }
+
+    /// Waits until another database may be woken, which stays awake for `window` after its migration.
     ///
     /// # Cancel safety
     /// Dropping the future gives up the turn.
-    pub(super) async fn acquire(&self, campaign: &Campaign) -> Place<'_> {
+    pub(super) async fn acquire(&self, campaign: &Campaign, window: Duration) -> Place<'_> {
         loop {
             match self.try_acquire(campaign) {
-                Ok(()) => return Place(Some(self)),
+                Ok(()) => {
+                    return Place {
+                        pace: self,
+                        window: Some(window.min(LONGEST_WINDOW)),
+                    };
+                }
                 Err(at) => sleep_until(at).await,
             }
         }
@@ -76,21 +102,18 @@ pub(super) fn step(campaign: &Campaign) -> Duration {
 }
 
 impl Place<'_> {
-    /// Notes that the database was woken, and stays awake for `window` from now on.
-    pub(super) fn stays_awake_for(mut self, window: Duration) {
-        if let Some(pace) = self.0.take() {
-            let mut state = lock(&pace.state);
-            state.waking -= 1;
-            state.awake.push(Instant::now() + window);
-        }
+    /// Frees the place at once, because the database sleeps.
+    pub(super) fn free(mut self) {
+        self.window = None;
     }
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        if let Some(pace) = self.0 {
-            lock(&pace.state).waking -= 1;
-        }
+        let mut state = lock(&self.pace.state);
+        state.waking -= 1;
+        let until = self.window.map(|window| Instant::now() + window);
+        state.awake.extend(until);
     }
 }
 
@@ -106,9 +129,8 @@ mod tests {
         let pace = Pace::default();
         let (began, mut at) = (Instant::now(), Vec::new());
         for _ in 0..1000 {
-            let woken = pace.acquire(&campaign).await;
+            drop(pace.acquire(&campaign, WINDOW).await);
             at.push(began.elapsed());
-            woken.stays_awake_for(WINDOW);
         }
         let hour = Duration::from_secs(3600);
         for (n, first) in at.iter().enumerate() {
@@ -126,11 +148,32 @@ mod tests {
         let pace = Pace::default();
         let began = Instant::now();
         for _ in 0..10 {
-            drop(pace.acquire(&campaign).await);
+            pace.acquire(&campaign, WINDOW).await.free();
         }
         assert_eq!(began.elapsed(), Duration::from_secs(9));
         pace.wait_a_step(&campaign);
-        drop(pace.acquire(&campaign).await);
-        assert_eq!(began.elapsed(), Duration::from_secs(10));
+        drop(pace.acquire(&campaign, WINDOW).await);
+        assert_eq!(
+            (began.elapsed(), pace.awake()),
+            (Duration::from_secs(10), 1)
+        );
+        pace.expect_awake(1);
+        drop(pace.acquire(&campaign, WINDOW).await);
+        assert_eq!(
+            began.elapsed(),
+            Duration::from_secs(310),
+            "it was counted once"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_another_process_has_woken_counts_as_awake() {
+        let campaign = Campaign::new().wakes_per_hour(u32::MAX).awake_at_once(3);
+        let (pace, began) = (Pace::default(), Instant::now());
+        pace.expect_awake(2);
+        drop(pace.acquire(&campaign, WINDOW).await);
+        assert_eq!((pace.awake(), began.elapsed() < WINDOW), (3, true));
+        drop(pace.acquire(&campaign, WINDOW).await);
+        assert!(began.elapsed() >= WINDOW);
     }
 }

@@ -140,6 +140,7 @@ impl Sweep {
             };
             let mut status = lock(&self.status).clone();
             let until = *lock(&self.soaks_until);
+            status.awake = inner.campaigns.pace.awake();
             status.soaks_for = until.map(|until| until.saturating_duration_since(Instant::now()));
             let is_ours = present.id == status.id
                 && present.state == CampaignState::Running
@@ -363,12 +364,14 @@ impl<'a> Pass<'a> {
             let pool = inner.pools.live(record.tenant.as_str());
             pool.is_some_and(|pool| pool.is_up_or_waking())
         };
+        let window = record.endpoint.as_ref().and_then(|it| it.suspend_window);
         let place = if is_awake {
             None
         } else {
-            Some(self.place().await?)
+            Some(self.place(window.unwrap_or(DEFAULT_WINDOW)).await?)
         };
         if self.sweep.is_too_much() {
+            place.into_iter().for_each(Place::free);
             return Ok(()); // by those that ended while this one waited
         }
         // Without others that hold the router, nobody can use what is migrated.
@@ -376,8 +379,6 @@ impl<'a> Pass<'a> {
             return Err(Gone);
         }
         let inner = self.router.upgrade().ok_or(Gone)?;
-        let window = record.endpoint.as_ref().and_then(|it| it.suspend_window);
-        let window = window.unwrap_or(DEFAULT_WINDOW);
         let (tenant, placement) = (record.tenant, record.placement);
         let campaign = &self.sweep.campaign;
         let (contract, sleep_again) = (campaign.contract, campaign.sleep_again);
@@ -389,8 +390,8 @@ impl<'a> Pass<'a> {
                 Some(at) if woke && sleep_again => inner.put_to_sleep(&tenant, at).await,
                 _ => false,
             };
-            if let (Some(place), true) = (place, woke && !sleeps) {
-                place.stays_awake_for(window);
+            if let (Some(place), true) = (place, sleeps || !woke) {
+                place.free();
             }
             Ended {
                 tenant,
@@ -403,7 +404,7 @@ impl<'a> Pass<'a> {
 
     /// Waits until another database may be woken, and notes the ends of migrations until then. The callers' own wakes
     /// come first. Idle connections that fill the budget are no reason to wait.
-    async fn place(&mut self) -> Result<Place<'a>, Gone> {
+    async fn place(&mut self, window: Duration) -> Result<Place<'a>, Gone> {
         let (router, pace, campaign) = (self.router, self.pace, &self.sweep.campaign);
         let defers_until = Instant::now() + LONGEST_DEFERENCE;
         let acquired = async {
@@ -412,7 +413,7 @@ impl<'a> Pass<'a> {
                 let is_busy = inner.shared.dialer.budget.some_have_none();
                 drop(inner);
                 if !is_busy || Instant::now() >= defers_until {
-                    return Ok(pace.acquire(campaign).await);
+                    return Ok(pace.acquire(campaign, window).await);
                 }
                 sleep(LOOK_AGAIN).await;
             }

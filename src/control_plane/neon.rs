@@ -12,7 +12,7 @@ use crate::{
     catalog::Placement,
     model::{
         endpoint::{DEFAULT_SUSPEND_WINDOW, Endpoint, Login},
-        error::{Error, ErrorKind},
+        error::{Error, ErrorKind, Stage},
         plan::Plan,
         secret::Secret,
     },
@@ -25,6 +25,8 @@ use crate::{
 
 /// The beginning of the name of each branch that is a copy.
 const COPY: &str = "tenantry-rehearsal-";
+/// Longest time to delete a copy that cannot be used.
+const CLEAN_UP: Duration = Duration::from_secs(10);
 /// Longest wait for the list of regions. Without an answer every region passes, and a wrong one fails at creation.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -191,19 +193,29 @@ impl ControlPlane for Neon {
         let Some(created) = unless_gone(created)? else {
             return Ok(None);
         };
-        neon.wait_for_operations(project).await?;
-        let Some(compute) = created.endpoints.first() else {
-            let message = "neon created a branch without a compute";
-            return Err(Error::new(ErrorKind::ControlPlane, message));
-        };
-        let login = Some((login.database.as_str(), login.role.as_str()));
-        let endpoint = neon.credentials(project, compute, login).await?;
         let placement = Placement {
             branch: Some(created.branch.id),
-            endpoint: Some(compute.id.clone()),
+            endpoint: created.endpoints.first().map(|it| it.id.clone()),
             ..original.clone()
         };
-        Ok(Some(Database::new(placement, endpoint)))
+        let reached = async {
+            neon.wait_for_operations(project).await?;
+            let compute = created.endpoints.first().ok_or_else(|| {
+                let message = "neon created a branch without a compute";
+                Error::new(ErrorKind::ControlPlane, message)
+            })?;
+            let login = Some((login.database.as_str(), login.role.as_str()));
+            neon.credentials(project, compute, login).await
+        };
+        match reached.await {
+            Ok(endpoint) => Ok(Some(Database::new(placement, endpoint))),
+            Err(err) => {
+                // Nobody knows of the branch but this call. If it stays, it deletes itself after `lifetime`.
+                let in_time = Progress::new(Stage::Provision, CLEAN_UP);
+                let _ = self.delete_copy(&placement, &in_time).await;
+                Err(err)
+            }
+        }
     }
 
     async fn delete_copy(&self, copy: &Placement, progress: &Progress) -> Result<(), Error> {

@@ -211,7 +211,8 @@ impl RouterBuilder {
 
     /// Sets how often the catalog is asked for the changes of other processes, up to a tenth more or less by chance;
     /// `None` for never. Defaults to 30 seconds, also if the catalog announces changes by itself, because an
-    /// announcement may get lost. One call serves all tenants.
+    /// announcement may get lost. One call serves all tenants. A router with a [schema](Self::schema) also registers
+    /// there every 30 seconds, whatever this setting is.
     pub fn catalog_poll(mut self, interval: impl Into<Option<Duration>>) -> Self {
         self.config.catalog_poll = interval.into();
         self

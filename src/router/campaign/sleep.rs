@@ -19,9 +19,10 @@ use crate::{
 
 /// Longest time for the suspension of one database.
 const TIMEOUT: Duration = Duration::from_secs(20);
-/// Every other session on the database. A role without further rights sees that they exist.
+/// Every other session on the compute, in whatever database, but for Neon's own. A role without further rights sees
+/// that they exist.
 const OTHERS: &str = "SELECT count(*) FROM pg_stat_activity \
-                      WHERE datname = current_database() AND pid <> pg_backend_pid()";
+                      WHERE datname IS NOT NULL AND usename <> 'cloud_admin' AND pid <> pg_backend_pid()";
 
 impl Inner {
     /// Suspends the database of `tenant` if it has no other session. Returns whether it did so.

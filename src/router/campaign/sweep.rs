@@ -302,9 +302,9 @@ impl<'a> Pass<'a> {
             let records = loop {
                 let inner = self.router.upgrade().ok_or(Gone)?;
                 let (engine, _) = inner.engine_and_schema().map_err(|_| Gone)?;
-                match engine.catalog.read_records(few).await {
+                match self.beside(engine.catalog.read_records(few)).await {
                     Ok(records) => break records,
-                    Err(err) => rest_after(&err).await,
+                    Err(err) => self.beside(rest_after(&err)).await,
                 }
             };
             let found = records.into_iter().filter_map(|it| it.ok().flatten());
@@ -324,9 +324,9 @@ impl<'a> Pass<'a> {
         let page = loop {
             let inner = self.router.upgrade().ok_or(Gone)?;
             let (engine, _) = inner.engine_and_schema().map_err(|_| Gone)?;
-            match engine.catalog.list(after, PAGE).await {
+            match self.beside(engine.catalog.list(after, PAGE)).await {
                 Ok(page) => break page,
-                Err(err) => rest_after(&err).await,
+                Err(err) => self.beside(rest_after(&err)).await,
             }
         };
         let last = page.last().map(|record| record.tenant.clone());
@@ -418,12 +418,17 @@ impl<'a> Pass<'a> {
                 sleep(LOOK_AGAIN).await;
             }
         };
-        let mut acquired = pin!(acquired);
+        self.beside(acquired).await
+    }
+
+    /// Waits for `work`, and notes the ends of migrations until then.
+    async fn beside<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
         loop {
             tokio::select! {
                 biased;
                 Some(ended) = self.running.next() => self.sweep.note(ended),
-                granted = &mut acquired => return granted,
+                done = &mut work => return done,
             }
         }
     }

@@ -161,6 +161,12 @@ pub trait Catalog: Lookup {
         limit: usize,
     ) -> impl Future<Output = Result<Changes, BoxError>> + Send;
 
+    /// Returns whether the catalog keeps [notes](Self::note) and [processes](Self::register). Without them there are no
+    /// campaigns, and the router makes no such calls. Defaults to `false`.
+    fn keeps_notes(&self) -> bool {
+        false
+    }
+
     /// Returns the note with that name, if it was ever written. The router keeps there what all replicas must know and
     /// no tenant's record has, such as the state of a campaign: a few texts of some kilobytes.
     ///
@@ -211,7 +217,7 @@ pub trait Catalog: Lookup {
 
 fn no_notes() -> BoxError {
     let message =
-        "this catalog keeps no notes; implement `Catalog::note` and `Catalog::write_note`";
+        "this catalog keeps no notes; implement `Catalog::keeps_notes`, `note` and `write_note`";
     CallError::rejected(message).into()
 }
 
@@ -374,6 +380,7 @@ pub(crate) trait AnyCatalog: Send + Sync {
     fn list<'a>(&'a self, after: Option<&'a TenantId>, limit: usize) -> Answer<'a, Vec<Record>>;
     fn tally(&self) -> Answer<'_, Vec<SchemaTally>>;
     fn changes(&self, since: Option<u64>, limit: usize) -> Answer<'_, Changes>;
+    fn keeps_notes(&self) -> bool;
     fn note<'a>(&'a self, name: &'a str) -> Answer<'a, Option<Note>>;
     fn write_note<'a>(&'a self, name: &'a str, text: &'a str, replaces: u64) -> Answer<'a, bool>;
     fn register<'a>(&'a self, process: &'a Process) -> Answer<'a, ()>;
@@ -427,6 +434,10 @@ impl<R: Catalog> AnyCatalog for R {
 
     fn changes(&self, since: Option<u64>, limit: usize) -> Answer<'_, Changes> {
         Box::pin(Catalog::changes(self, since, limit))
+    }
+
+    fn keeps_notes(&self) -> bool {
+        Catalog::keeps_notes(self)
     }
 
     fn note<'a>(&'a self, name: &'a str) -> Answer<'a, Option<Note>> {

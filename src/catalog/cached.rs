@@ -206,6 +206,11 @@ impl CachedCatalog {
             .await
     }
 
+    /// Returns whether the catalog keeps notes and processes.
+    pub(crate) fn keeps_notes(&self) -> bool {
+        self.catalog.keeps_notes()
+    }
+
     /// Notes that a process is alive.
     pub(crate) async fn register(&self, process: &Process) -> Result<(), Error> {
         self.call(Operation::Register, NO_TENANT, |catalog| {

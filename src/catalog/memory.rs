@@ -260,6 +260,10 @@ impl Catalog for Memory {
             .collect())
     }
 
+    fn keeps_notes(&self) -> bool {
+        true
+    }
+
     async fn register(&self, process: &Process) -> Result<(), BoxError> {
         let processes = &mut lock(&self.known).processes;
         processes.retain(|_, (_, at)| at.elapsed() < FORGOTTEN_AFTER);

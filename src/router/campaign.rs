@@ -22,7 +22,7 @@ use tokio::{
 use self::{pace::Pace, sweep::Sweep};
 use super::{Inner, migrate::no_schema};
 use crate::{
-    catalog::{SchemaTally, State},
+    catalog::{SchemaTally, State, cached::CachedCatalog},
     model::error::{Error, ErrorKind},
     provision::{ProvisionEngine, source::Source},
     schema::CheckedSchema,
@@ -96,8 +96,12 @@ impl Campaigns {
 
 /// Starts the tasks that run campaigns and register the process, if the router has a schema and a catalog.
 pub(super) fn start(inner: &Arc<Inner>) {
-    let has_catalog = inner.shared.source.catalog().is_some();
-    if has_catalog && inner.migrator.is_some() {
+    let keeps_notes = inner
+        .shared
+        .source
+        .catalog()
+        .map(CachedCatalog::keeps_notes);
+    if keeps_notes == Some(true) && inner.migrator.is_some() {
         let runtime = inner.shared.runtime.clone();
         let (weak, campaigns) = (Arc::downgrade(inner), Arc::clone(&inner.campaigns));
         let (life, poll) = (

@@ -6,9 +6,9 @@ use tenantry::{
     Fleet, OnAccess, Schema, TenantRouter,
     fleet::{Campaign, CampaignState, CampaignStatus},
 };
-use tokio::time::{Duration, Instant};
+use tokio::time::{Duration, Instant, sleep};
 
-use crate::support::{Backend, FakeCatalog, FakeControlPlane};
+use crate::support::{Backend, FakeCatalog, FakeControlPlane, FaultyCatalog};
 
 const TENANTS: usize = 1000;
 const AWAKE: usize = 20;
@@ -140,4 +140,17 @@ async fn a_share_of_failures_stops_a_campaign() {
     let visited = ended.migrated + ended.failed;
     assert!((20..100).contains(&visited), "{visited}");
     assert!(ended.reason.is_some_and(|it| it.contains("1 tenant")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_catalog_without_notes_is_not_asked_for_any() {
+    let (backend, catalog) = (Backend::default(), FakeCatalog::new());
+    let without = FaultyCatalog::new(&catalog);
+    let provisioner = FakeControlPlane::provisioner(&backend, without);
+    let builder = backend.configure(TenantRouter::provisioning(provisioner));
+    let router = builder.schema(schema()).build().unwrap();
+    sleep(HOUR).await;
+    assert_eq!(router.status().catalog_failures, 0);
+    let err = fleet(&router).migrate(Campaign::new()).await.unwrap_err();
+    assert!(format!("{err:?}").contains("keeps no notes"), "{err:?}");
 }

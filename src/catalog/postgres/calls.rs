@@ -217,6 +217,10 @@ impl Catalog for Postgres {
         changes(&rows, since, limit)
     }
 
+    fn keeps_notes(&self) -> bool {
+        true
+    }
+
     async fn register(&self, process: &Process) -> Result<(), BoxError> {
         let namespace = self.namespace()?.as_str();
         let params: [Param<'_>; 4] = [

@@ -314,6 +314,10 @@ impl Catalog for FakeCatalog {
         Ok(changes)
     }
 
+    fn keeps_notes(&self) -> bool {
+        true
+    }
+
     async fn note(&self, name: &str) -> Result<Option<Note>, BoxError> {
         self.pass_gate().await?;
         self.shared.memory.note(name).await

@@ -4,6 +4,7 @@
 mod estimate;
 mod note;
 mod pace;
+mod pass;
 mod plan;
 mod processes;
 mod sleep;

@@ -6,7 +6,7 @@ use tenantry::{
 };
 use tokio::time::{Duration, Instant, sleep};
 
-use crate::support::{Databases, LONG, column, query_text};
+use crate::support::{Databases, LONG, column, counted_to, query_text};
 
 const LOG: &str = "SELECT string_agg(step::text, ' ' ORDER BY step) FROM log";
 /// The end of a connection.
@@ -14,19 +14,9 @@ const GOODBYE: &[u8] = b"X\0\0\0\x04";
 /// Makes the next step on the table wait.
 const HOLD: &str = "BEGIN; LOCK TABLE log IN SHARE MODE";
 
-/// Each step writes its number, so that a step that ran twice is seen twice.
-fn counted(latest: i64) -> Schema {
-    let first = "CREATE TABLE log (step int); INSERT INTO log VALUES (1)";
-    let schema = Schema::new().step(1, "log", first);
-    (2..=latest).fold(schema, |schema, version| {
-        let sql = format!("INSERT INTO log VALUES ({version})");
-        schema.step(version, "more", sql)
-    })
-}
-
 /// Its last step fails until there is a table `mended`.
 fn broken(latest: i64) -> Schema {
-    counted(latest - 1).step(latest, "broken", "INSERT INTO mended VALUES (1)")
+    counted_to(latest - 1).step(latest, "broken", "INSERT INTO mended VALUES (1)")
 }
 
 /// A router with the catalog, and one whose look-up is all it has.
@@ -59,12 +49,12 @@ async fn until_log_is(client: &Client, steps: &str) {
 async fn nobody_gets_a_connection_to_a_tenant_that_is_too_old() {
     let databases = Databases::recorded(&["acme", "globex"]).await;
     databases
-        .leased_router(counted(1))
+        .leased_router(counted_to(1))
         .migrate("acme")
         .await
         .unwrap();
     let routers: Vec<_> = (0..3)
-        .map(|_| databases.leased_router(counted(3)))
+        .map(|_| databases.leased_router(counted_to(3)))
         .collect();
     let calls = (0..60).map(|n| {
         let (router, tenant) = (routers[n % 3].clone(), ["acme", "globex"][n % 2]);
@@ -86,13 +76,13 @@ async fn nobody_gets_a_connection_to_a_tenant_that_is_too_old() {
 #[tokio::test]
 async fn without_a_catalog_the_first_access_reads_the_history() {
     let databases = Databases::of(&["acme"]).await;
-    let router = databases.router(counted(2));
+    let router = databases.router(counted_to(2));
     let calls = join_all((0..10).map(|_| log_by(&router, "acme"))).await;
     assert!(calls.iter().all(|it| it == "1 2"), "{calls:?}");
-    let newer = databases.router(counted(3));
+    let newer = databases.router(counted_to(3));
     assert_eq!(log_by(&newer, "acme").await, "1 2 3");
     let opened = databases.way.opened();
-    let next = databases.router(counted(3));
+    let next = databases.router(counted_to(3));
     assert_eq!(log_by(&next, "acme").await, "1 2 3");
     assert_eq!(databases.way.opened(), opened + 2, "one for the history");
     assert_eq!(log_by(&next, "acme").await, "1 2 3");
@@ -103,13 +93,13 @@ async fn without_a_catalog_the_first_access_reads_the_history() {
 async fn a_tenant_that_is_only_behind_is_served_at_once_and_migrated_beside() {
     let databases = Databases::recorded(&["acme"]).await;
     databases
-        .leased_router(counted(1))
+        .leased_router(counted_to(1))
         .migrate("acme")
         .await
         .unwrap();
     let client = databases.session("acme").await;
     client.batch_execute(HOLD).await.unwrap();
-    let router = databases.leased_router(counted(3).requires(1).lock_timeout(LONG));
+    let router = databases.leased_router(counted_to(3).requires(1).lock_timeout(LONG));
     assert_eq!(log_by(&router, "acme").await, "1");
     assert_eq!(log_by(&router, "acme").await, "1");
     client.batch_execute("COMMIT").await.unwrap();
@@ -123,9 +113,9 @@ async fn a_tenant_that_is_only_behind_is_served_at_once_and_migrated_beside() {
 #[tokio::test]
 async fn a_process_of_the_last_release_goes_on_beside_one_of_the_next() {
     let databases = Databases::recorded(&["acme"]).await;
-    let old = databases.leased_router(counted(2));
+    let old = databases.leased_router(counted_to(2));
     assert_eq!(log_by(&old, "acme").await, "1 2");
-    let new = databases.leased_router(counted(3));
+    let new = databases.leased_router(counted_to(3));
     assert_eq!(log_by(&new, "acme").await, "1 2 3");
     old.evict("acme");
     assert_eq!(log_by(&old, "acme").await, "1 2 3");
@@ -136,13 +126,13 @@ async fn a_process_of_the_last_release_goes_on_beside_one_of_the_next() {
 async fn a_current_tenant_costs_the_same_bytes_as_one_without_a_schema() {
     let databases = Databases::recorded(&["acme"]).await;
     databases
-        .leased_router(counted(3))
+        .leased_router(counted_to(3))
         .migrate("acme")
         .await
         .unwrap();
     let mut sent = Vec::new();
     let plain = databases.leased_builder().build().expect("router");
-    for router in [plain, databases.leased_router(counted(3))] {
+    for router in [plain, databases.leased_router(counted_to(3))] {
         databases.way.take_sent();
         let opened = databases.way.opened();
         assert_eq!(log_by(&router, "acme").await, "1 2 3");
@@ -159,14 +149,14 @@ async fn a_current_tenant_costs_the_same_bytes_as_one_without_a_schema() {
 async fn callers_wait_to_their_own_deadlines_and_the_migration_goes_on() {
     let databases = Databases::recorded(&["acme"]).await;
     databases
-        .leased_router(counted(1))
+        .leased_router(counted_to(1))
         .migrate("acme")
         .await
         .unwrap();
     let client = databases.session("acme").await;
     client.batch_execute(HOLD).await.unwrap();
     let builder = databases.leased_builder();
-    let builder = builder.schema(counted(2).lock_timeout(LONG));
+    let builder = builder.schema(counted_to(2).lock_timeout(LONG));
     let builder = builder.get_timeout(Duration::from_millis(300));
     let router = builder.build().unwrap();
     let err = router.get("acme").await.unwrap_err();
@@ -257,7 +247,7 @@ async fn without_a_catalog_a_failed_step_is_not_tried_by_each_access() {
 #[tokio::test]
 async fn accesses_refuse_what_is_too_old_if_they_are_told_to() {
     let databases = Databases::recorded(&["acme"]).await;
-    let routers = both(&databases, || counted(2).on_access(OnAccess::Refuse));
+    let routers = both(&databases, || counted_to(2).on_access(OnAccess::Refuse));
     for router in &routers {
         let err = router.get("acme").await.unwrap_err();
         assert_eq!(
@@ -280,7 +270,7 @@ async fn accesses_refuse_what_is_too_old_if_they_are_told_to() {
 #[tokio::test]
 async fn accesses_serve_whatever_there_is_if_they_are_told_to() {
     let databases = Databases::recorded(&["acme"]).await;
-    for router in both(&databases, || counted(2).on_access(OnAccess::Serve)) {
+    for router in both(&databases, || counted_to(2).on_access(OnAccess::Serve)) {
         let client = router.get("acme").await.unwrap();
         let is_there = query_text(&client, "SELECT to_regclass('log') IS NULL").await;
         assert_eq!(is_there, "t");
@@ -291,7 +281,7 @@ async fn accesses_serve_whatever_there_is_if_they_are_told_to() {
 #[tokio::test]
 async fn a_connection_that_a_hint_or_a_warm_up_opened_is_not_lent_before_the_migration() {
     let databases = Databases::recorded(&["acme", "globex"]).await;
-    let router = databases.leased_router(counted(2));
+    let router = databases.leased_router(counted_to(2));
     assert!(router.hint("acme"));
     crate::support::eventually("a connection is open", || databases.way.opened() > 0).await;
     assert_eq!(log_by(&router, "acme").await, "1 2");
@@ -304,7 +294,7 @@ async fn a_connection_that_a_hint_or_a_warm_up_opened_is_not_lent_before_the_mig
 #[tokio::test]
 async fn a_version_that_was_forgotten_is_read_before_the_next_caller_is_served() {
     let databases = Databases::recorded(&["acme"]).await;
-    let router = databases.leased_router(counted(2));
+    let router = databases.leased_router(counted_to(2));
     assert_eq!(log_by(&router, "acme").await, "1 2");
     // As after a restore: the database is that of a time before the steps.
     let client = databases.session("acme").await;
@@ -330,8 +320,12 @@ async fn a_version_that_was_forgotten_is_read_before_the_next_caller_is_served()
 #[tokio::test]
 async fn the_step_at_which_a_tenant_stands_is_explained() {
     let databases = Databases::recorded(&["acme", "globex"]).await;
-    databases.router(counted(1)).migrate("acme").await.unwrap();
-    let router = databases.leased_router(counted(2).lock_timeout(4 * LONG));
+    databases
+        .router(counted_to(1))
+        .migrate("acme")
+        .await
+        .unwrap();
+    let router = databases.leased_router(counted_to(2).lock_timeout(4 * LONG));
     assert_eq!(router.explain("acme").unwrap().schema, None);
     let holder = databases.session("acme").await;
     holder.batch_execute(HOLD).await.unwrap();

@@ -18,21 +18,12 @@ use tokio::{
 };
 
 use crate::support::{
-    Databases, LONG, TestEnv, catalog_builder, column, query_text, retry_timeouts,
+    Databases, LONG, TestEnv, catalog_builder, column, counted_to, query_text, retry_timeouts,
 };
-
-fn counted(latest: i64) -> Schema {
-    let first = "CREATE TABLE log (step int); INSERT INTO log VALUES (1)";
-    let schema = Schema::new().step(1, "log", first);
-    (2..=latest).fold(schema, |schema, version| {
-        let sql = format!("INSERT INTO log VALUES ({version})");
-        schema.step(version, "more", sql)
-    })
-}
 
 /// Its second step fails where there is no table `fit`.
 fn particular() -> Schema {
-    counted(1).step(2, "particular", "INSERT INTO fit VALUES (1)")
+    counted_to(1).step(2, "particular", "INSERT INTO fit VALUES (1)")
 }
 
 fn names(count: usize) -> Vec<String> {
@@ -92,7 +83,7 @@ async fn until_some_at(databases: &Databases, count: usize, version: i64) {
 #[tokio::test]
 async fn a_campaign_migrates_all_and_the_canaries_first() {
     let databases = databases(12).await;
-    let router = router(&databases, counted(3));
+    let router = router(&databases, counted_to(3));
     let campaign = Campaign::new()
         .canaries(["t11", "t10"])
         .waves([10, 50, 100])
@@ -126,11 +117,11 @@ async fn a_campaign_migrates_all_and_the_canaries_first() {
 #[tokio::test]
 async fn tenants_that_nobody_uses_stay_asleep_until_they_are_used() {
     let databases = databases(6).await;
-    let old = router(&databases, counted(1));
+    let old = router(&databases, counted_to(1));
     for tenant in names(6) {
         old.migrate(&tenant).await.unwrap();
     }
-    let router = router(&databases, counted(2).requires(1));
+    let router = router(&databases, counted_to(2).requires(1));
     drop(router.get("t03").await.unwrap());
     let campaign = Campaign::new().waves([100]);
     fleet(&router).migrate(campaign).await.unwrap();
@@ -150,13 +141,13 @@ async fn tenants_that_nobody_uses_stay_asleep_until_they_are_used() {
 #[tokio::test]
 async fn the_size_of_a_campaign_is_counted_and_wakes_nobody() {
     let databases = databases(10).await;
-    let old = router(&databases, counted(1));
+    let old = router(&databases, counted_to(1));
     for tenant in &names(10)[..4] {
         old.migrate(tenant).await.unwrap();
     }
     let router = router(
         &databases,
-        counted(2).requires(1).on_access(OnAccess::Serve),
+        counted_to(2).requires(1).on_access(OnAccess::Serve),
     );
     drop(router.get("t03").await.unwrap());
     let careful = Campaign::new().canaries(["t05"]).waves([100]);
@@ -245,7 +236,7 @@ async fn another_process_goes_on_where_one_was_killed() {
     let first = std::thread::spawn(move || {
         let runtime = Runtime::new().unwrap();
         let router = runtime.block_on(async {
-            let slow = counted(2).step(3, "slow", "SELECT pg_sleep(0.4)");
+            let slow = counted_to(2).step(3, "slow", "SELECT pg_sleep(0.4)");
             let router = router(&own, slow);
             let campaign = quick().concurrency(1);
             fleet(&router).migrate(campaign).await.unwrap();
@@ -259,7 +250,7 @@ async fn another_process_goes_on_where_one_was_killed() {
     is_begun.await.unwrap();
     until_some_at(&databases, 8, 3).await;
     killed.send(()).unwrap();
-    let other = counted(2).step(3, "slow", "SELECT pg_sleep(0.4)");
+    let other = counted_to(2).step(3, "slow", "SELECT pg_sleep(0.4)");
     let second = router(&databases, other);
     let ended = ended(&fleet(&second)).await;
     first.join().unwrap();
@@ -276,7 +267,7 @@ async fn another_process_goes_on_where_one_was_killed() {
 #[tokio::test]
 async fn a_campaign_is_paused_and_resumed_by_any_process() {
     let databases = databases(10).await;
-    let slow = || counted(1).step(2, "slow", "SELECT pg_sleep(0.2)");
+    let slow = || counted_to(1).step(2, "slow", "SELECT pg_sleep(0.2)");
     let (one, other) = (router(&databases, slow()), router(&databases, slow()));
     fleet(&one).migrate(quick().concurrency(1)).await.unwrap();
     until_some_at(&databases, 10, 2).await;
@@ -310,7 +301,7 @@ async fn a_campaign_is_paused_and_resumed_by_any_process() {
 #[tokio::test]
 async fn wakes_keep_to_the_pace() {
     let databases = databases(12).await;
-    let router = router(&databases, counted(1));
+    let router = router(&databases, counted_to(1));
     let began = Instant::now();
     let campaign = quick().wakes_per_hour(5 * 3600);
     fleet(&router).migrate(campaign).await.unwrap();
@@ -323,7 +314,7 @@ async fn wakes_keep_to_the_pace() {
 #[tokio::test]
 async fn there_is_one_campaign_and_a_newer_target_replaces_it() {
     let databases = databases(3).await;
-    let one = router(&databases, counted(1));
+    let one = router(&databases, counted_to(1));
     let err = fleet(&one).pause_campaign().await.unwrap_err();
     assert_eq!(err.kind(), ErrorKind::NotFound, "{err:?}");
     let wrong = quick().canaries(["t00", "nobody"]);
@@ -336,7 +327,7 @@ async fn there_is_one_campaign_and_a_newer_target_replaces_it() {
     fleet(&one).migrate(slow).await.unwrap();
     let err = fleet(&one).migrate(quick()).await.unwrap_err();
     assert_eq!(err.kind(), ErrorKind::Conflict, "{err:?}");
-    let newer = router(&databases, counted(2));
+    let newer = router(&databases, counted_to(2));
     fleet(&newer).migrate(quick()).await.unwrap();
     let ended = ended(&fleet(&newer)).await;
     assert_eq!((ended.state, ended.target), (CampaignState::Done, 2));
@@ -354,7 +345,7 @@ async fn there_is_one_campaign_and_a_newer_target_replaces_it() {
 #[tokio::test]
 async fn the_end_of_the_router_ends_its_part_in_a_campaign() {
     let databases = databases(2).await;
-    let router = router(&databases, counted(1));
+    let router = router(&databases, counted_to(1));
     let slow = quick().waves([1, 100]).soak(Duration::from_secs(3600));
     fleet(&router).migrate(slow).await.unwrap();
     until_soaking(&fleet(&router)).await;
@@ -362,7 +353,7 @@ async fn the_end_of_the_router_ends_its_part_in_a_campaign() {
     assert_eq!((running.wave, running.waves), (1, 2));
     router.close_within(Duration::from_secs(1)).await;
     drop(router);
-    let next = self::router(&databases, counted(1));
+    let next = self::router(&databases, counted_to(1));
     let status = fleet(&next).campaign().await.unwrap().unwrap();
     assert_eq!(status.state, CampaignState::Running);
     fleet(&next).cancel_campaign().await.unwrap();
@@ -373,7 +364,7 @@ async fn the_end_of_the_router_ends_its_part_in_a_campaign() {
 #[tokio::test]
 async fn a_process_takes_no_other_campaign_to_the_same_version_for_its_own() {
     let databases = databases(3).await;
-    let router = router(&databases, counted(1));
+    let router = router(&databases, counted_to(1));
     let slow = quick().waves([1, 100]).soak(Duration::from_secs(3600));
     let first = slow.canaries(["t00"]);
     fleet(&router).migrate(first).await.unwrap();
@@ -420,7 +411,7 @@ async fn a_database_that_the_campaign_has_woken_sleeps_again_if_nobody_uses_it()
         }
     };
     let tenants = ["acme", "globex", "used"];
-    let old = router(Some(counted(1)));
+    let old = router(Some(counted_to(1)));
     for tenant in tenants {
         drop(retry_timeouts(|| old.get(tenant)).await);
     }
@@ -431,7 +422,7 @@ async fn a_database_that_the_campaign_has_woken_sleeps_again_if_nobody_uses_it()
     let bystander = router(None);
     let held = bystander.direct("used").await.unwrap();
 
-    let new = router(Some(counted(2)));
+    let new = router(Some(counted_to(2)));
     let campaign = quick().sleep_again(true);
     fleet(&new).migrate(campaign).await.unwrap();
     let ended = ended(&fleet(&new)).await;
@@ -452,7 +443,7 @@ async fn a_rehearsal_shows_failures_on_copies_and_leaves_the_tenants_alone() {
         let builder = env.configure(TenantRouter::provisioning(provisioner));
         builder.schema(schema).build().unwrap()
     };
-    let old = router(counted(1));
+    let old = router(counted_to(1));
     let tenants = ["acme", "globex", "initech"];
     for tenant in tenants {
         let client = retry_timeouts(|| old.get(tenant)).await;

@@ -3,28 +3,12 @@
 use futures_util::future::join_all;
 use rustix::process::Signal;
 use tenantry::{
-    ErrorKind, Failpoint, Migrated, Moment, Schema, SchemaFault, catalog::SchemaState,
+    ErrorKind, Failpoint, Migrated, Moment, SchemaFault, catalog::SchemaState,
     tokio_postgres::Client,
 };
 use tokio::time::{Duration, timeout};
 
-use crate::support::{Databases, LONG, column};
-
-/// Each step writes its number, so that a step that ran twice is seen twice.
-fn counted(latest: i64) -> Schema {
-    let schema = Schema::new().step(
-        1,
-        "log",
-        "CREATE TABLE log (step int); INSERT INTO log VALUES (1)",
-    );
-    (2..=latest).fold(schema, |schema, version| {
-        schema.step(
-            version,
-            "more",
-            format!("INSERT INTO log VALUES ({version})"),
-        )
-    })
-}
+use crate::support::{Databases, LONG, column, counted_to};
 
 fn versions(migrated: &Migrated) -> Vec<i64> {
     migrated.steps.iter().map(|step| step.version).collect()
@@ -48,8 +32,8 @@ async fn replicas_killed_at_each_point_leave_one_state_in_the_database_and_in_th
     let databases =
         Databases::recorded(&tenants.iter().map(String::as_str).collect::<Vec<_>>()).await;
     let others = [
-        databases.leased_router(counted(3)),
-        databases.leased_router(counted(3)),
+        databases.leased_router(counted_to(3)),
+        databases.leased_router(counted_to(3)),
     ];
     let kills = points.iter().zip(&tenants).map(async |(point, tenant)| {
         let mut victim = databases.leased_process("counted", tenant, point);
@@ -86,7 +70,7 @@ async fn a_process_that_stands_still_in_a_step_is_overtaken_and_does_nothing_aft
     let mut victim = databases.leased_process("counted", "acme", "StepWritten");
     assert_eq!(victim.says().await, "StepWritten");
     victim.signal(Signal::STOP);
-    let router = databases.leased_router(counted(3));
+    let router = databases.leased_router(counted_to(3));
     let migrated = timeout(LONG, router.migrate("acme"))
         .await
         .expect("it is overtaken");
@@ -102,7 +86,7 @@ async fn a_process_that_stands_still_in_a_step_is_overtaken_and_does_nothing_aft
 async fn replicas_that_wait_for_the_lease_open_no_session_and_run_nothing() {
     let databases = Databases::recorded(&["acme"]).await;
     let routers: Vec<_> = (0..4)
-        .map(|_| databases.leased_router(counted(3)))
+        .map(|_| databases.leased_router(counted_to(3)))
         .collect();
     let calls = routers
         .iter()
@@ -117,10 +101,14 @@ async fn replicas_that_wait_for_the_lease_open_no_session_and_run_nothing() {
 #[tokio::test]
 async fn the_history_wins_over_a_catalog_that_is_behind_or_was_told_to_forget() {
     let databases = Databases::recorded(&["acme", "globex"]).await;
-    let router = databases.leased_router(counted(3));
+    let router = databases.leased_router(counted_to(3));
     // The database is ahead: another application's router has migrated it, or the catalog was restored.
     for known in [0, 2, 3] {
-        databases.router(counted(3)).migrate("acme").await.unwrap();
+        databases
+            .router(counted_to(3))
+            .migrate("acme")
+            .await
+            .unwrap();
         databases
             .change_record("acme", |record| record.schema.version = known)
             .await;
@@ -137,7 +125,7 @@ async fn the_history_wins_over_a_catalog_that_is_behind_or_was_told_to_forget() 
     router.migrate("acme").await.unwrap();
     let current = databases.record("acme").await.schema;
     databases
-        .router(counted(1))
+        .router(counted_to(1))
         .migrate("globex")
         .await
         .unwrap();
@@ -160,7 +148,7 @@ async fn the_history_wins_over_a_catalog_that_is_behind_or_was_told_to_forget() 
 #[tokio::test]
 async fn a_failure_is_kept_with_step_and_code_and_no_data_until_the_step_changes() {
     let databases = Databases::recorded(&["acme", "coded"]).await;
-    let failing = |sql: &'static str| counted(2).step(3, "broken", sql);
+    let failing = |sql: &'static str| counted_to(2).step(3, "broken", sql);
     let router = databases.leased_router(failing("INSERT INTO log VALUES ('hunter2')"));
     let fleet = router.fleet().unwrap();
     let err = router.migrate("acme").await.unwrap_err();
@@ -189,7 +177,7 @@ async fn a_failure_is_kept_with_step_and_code_and_no_data_until_the_step_changes
     router.migrate("acme").await.unwrap_err();
     assert!(databases.way.opened() > opened);
 
-    let coded = counted(1).run(2, "code", |_| async {
+    let coded = counted_to(1).run(2, "code", |_| async {
         Err("the password is hunter2".into())
     });
     databases
@@ -221,9 +209,9 @@ async fn a_failure_is_kept_with_step_and_code_and_no_data_until_the_step_changes
 #[tokio::test]
 async fn an_edited_step_is_found_in_a_current_tenant_and_concerns_that_release_alone() {
     let databases = Databases::recorded(&["acme"]).await;
-    let router = databases.leased_router(counted(2));
+    let router = databases.leased_router(counted_to(2));
     router.migrate("acme").await.unwrap();
-    let edited = || counted(1).step(2, "more", "INSERT INTO log VALUES (22)");
+    let edited = || counted_to(1).step(2, "more", "INSERT INTO log VALUES (22)");
     let err = databases
         .leased_router(edited())
         .migrate("acme")
@@ -238,7 +226,7 @@ async fn an_edited_step_is_found_in_a_current_tenant_and_concerns_that_release_a
     let failure = databases.record("acme").await.schema.failure.unwrap();
     assert!(failure.diverged && failure.step == 2, "{failure:?}");
     assert!(router.migrate("acme").await.unwrap().steps.is_empty());
-    let lock = counted(2).to_lock();
+    let lock = counted_to(2).to_lock();
     let checksum = lock.lines().nth(1).unwrap().split(' ').nth(1).unwrap();
     let accepted = databases.leased_router(edited().accept(2, checksum));
     assert!(accepted.migrate("acme").await.unwrap().steps.is_empty());
@@ -255,7 +243,7 @@ async fn steps_up_to_a_baseline_are_recorded_and_not_run() {
         .batch_execute("CREATE TABLE log (step int)")
         .await
         .unwrap();
-    let router = databases.leased_router(counted(3));
+    let router = databases.leased_router(counted_to(3));
     let fleet = router.fleet().unwrap();
     let err = fleet.baseline("acme", 7).await.unwrap_err();
     assert_eq!(err.kind(), ErrorKind::Misused, "{err:?}");
@@ -263,7 +251,7 @@ async fn steps_up_to_a_baseline_are_recorded_and_not_run() {
     let known = fleet.schema_of("acme").await.unwrap();
     assert_eq!((known.version, known.baseline), (Some(2), Some(2)));
     // An older release records what it knows of it, and leaves the rest to the newer one.
-    let older = databases.leased_router(counted(1));
+    let older = databases.leased_router(counted_to(1));
     older.fleet().unwrap().forget_schema("acme").await.unwrap();
     assert!(older.migrate("acme").await.unwrap().steps.is_empty());
     assert_eq!(databases.record("acme").await.schema.baseline, Some(2));
@@ -285,7 +273,7 @@ async fn a_tenant_that_has_moved_is_migrated_where_it_lives_now() {
 /// `is_remembered`: the router still has the tenant's former place in memory, and not only in the tenant's pool.
 async fn moved_tenant_is_migrated_where_it_lives_now(is_remembered: bool) {
     let databases = Databases::recorded(&["acme", "elsewhere", "globex"]).await;
-    let router = databases.uninformed_router(counted(3));
+    let router = databases.uninformed_router(counted_to(3));
     router.migrate("acme").await.unwrap();
     if !is_remembered {
         router.migrate("globex").await.unwrap();

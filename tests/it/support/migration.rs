@@ -59,6 +59,16 @@ pub(crate) fn counted() -> Schema {
         .step(3, "three", "INSERT INTO log VALUES (3)")
 }
 
+/// A schema of so many steps, in transactions. Each step writes its number, so that a step that ran twice is seen twice.
+pub(crate) fn counted_to(latest: i64) -> Schema {
+    let first = "CREATE TABLE log (step int); INSERT INTO log VALUES (1)";
+    let schema = Schema::new().step(1, "log", first);
+    (2..=latest).fold(schema, |schema, version| {
+        let sql = format!("INSERT INTO log VALUES ({version})");
+        schema.step(version, "more", sql)
+    })
+}
+
 /// One database for each tenant.
 pub(crate) struct Databases {
     server: CatalogServer,

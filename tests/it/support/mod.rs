@@ -37,7 +37,9 @@ pub(crate) use faulty_catalog::{CatalogFault, FaultyCatalog};
 pub(crate) use gate::{Failure, Gate, Step};
 pub(crate) use gateway::{Gateway, folder};
 pub(crate) use lossy_proxy::{ConnectionLoss, LossyProxy};
-pub(crate) use migration::{COMMITTING, Databases, Process, counted, run_as_migration, staying_at};
+pub(crate) use migration::{
+    COMMITTING, Databases, Process, counted, counted_to, run_as_migration, staying_at,
+};
 pub(crate) use project::{Project, only_error};
 pub(crate) use raw::{CloseKind, Message, RawClient};
 pub(crate) use relay::{FixedResolver, Relay};

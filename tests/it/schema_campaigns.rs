@@ -1,10 +1,10 @@
 //! Campaigns: the migration of a fleet in waves, at a pace, by one process at a time.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, future::ready};
 
 use tenantry::{
     CampaignCount, ControlPlane, ErrorKind, Fleet, OnAccess, Provisioner, Schema, SchemaFault,
-    Stage, TenantRouter,
+    Stage, TenantId, TenantRouter,
     catalog::Placement,
     control_plane::Progress,
     emulator::CatalogServer,
@@ -420,7 +420,15 @@ async fn a_database_that_the_campaign_has_woken_sleeps_again_if_nobody_uses_it()
         env.suspend(tenant).await;
     }
     let bystander = router(None);
-    let held = bystander.direct("used").await.unwrap();
+    let own = bystander.direct("used").await.unwrap();
+    own.batch_execute("CREATE DATABASE other").await.unwrap();
+    drop(own);
+    // The session of another user, in another database of the same compute.
+    let mut endpoint = env.endpoint(&env.witness("used")).await;
+    endpoint.database = "other".to_owned();
+    let other = TenantRouter::builder(move |_: TenantId| ready(Ok(Some(endpoint.clone()))));
+    let other = env.configure(other).build().unwrap();
+    let held = other.direct("used").await.unwrap();
 
     let new = router(Some(counted_to(2)));
     let campaign = quick().sleep_again(true);

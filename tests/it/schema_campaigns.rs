@@ -3,11 +3,11 @@
 use std::{collections::BTreeSet, future::ready};
 
 use tenantry::{
-    CampaignCount, ControlPlane, ErrorKind, Fleet, OnAccess, Provisioner, Schema, SchemaFault,
-    Stage, TenantId, TenantRouter,
+    CampaignCount, ControlPlane, ErrorKind, Fleet, Login, OnAccess, Provisioner, Schema,
+    SchemaFault, Stage, TenantId, TenantRouter,
     catalog::Placement,
     control_plane::Progress,
-    emulator::CatalogServer,
+    emulator::{ApiFault, CatalogServer},
     fleet::{Campaign, CampaignState, CampaignStatus},
     neon::CreateBranch,
 };
@@ -494,6 +494,27 @@ async fn a_rehearsal_shows_failures_on_copies_and_leaves_the_tenants_alone() {
         let known = fleet(&new).schema_of(tenant).await.unwrap();
         assert_eq!((known.version, known.failure), (Some(1), None));
     }
+}
+
+#[tokio::test]
+async fn a_copy_that_cannot_be_reached_is_deleted() {
+    let env = TestEnv::new().await;
+    let created = env.project().await;
+    let (neon, project) = (env.neon(), &created.project.id);
+    let route = format!("GET /projects/{project}/connection_uri");
+    env.emulator.fail_api(&route, ApiFault::Status(403), 1);
+    let before = env.emulator.requests("DELETE");
+    let progress = Progress::new(Stage::Provision, LONG);
+    let (placement, login) = (
+        Placement::new(project),
+        Login::new("neondb", "neondb_owner"),
+    );
+    let lifetime = Duration::from_secs(3600);
+    let copied = neon.copy(&placement, &login, lifetime, &progress).await;
+    assert!(copied.is_err(), "{copied:?}");
+    assert_eq!(env.emulator.requests("DELETE"), before + 1);
+    let branches = neon.list_project_branches(project).await.unwrap();
+    assert_eq!(branches.len(), 1, "{branches:?}");
 }
 
 #[tokio::test]
